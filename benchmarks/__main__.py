@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import tyro
 
 from benchmarks import plan, render
+from benchmarks.harness import Report
 from labelstore.console import Console, run_command
 from labelstore.errors import InputError
 from labelstore.spec import Json
@@ -19,8 +21,13 @@ class Claim(Protocol):
 
     __doc__: str | None
 
-    def run(self) -> dict[str, Json]:
-        """Measure; the result as a JSON object."""
+    def run(self, report: Report, *, quick: bool = False) -> dict[str, Json]:
+        """Measure, reporting each figure as it comes; the summary, with ``kept`` where something is promised.
+
+        Args:
+            report: takes a line for every contender and metric.
+            quick: the same at toy size, in seconds.
+        """
 
 
 CLAIMS: dict[str, Claim] = {"plan": plan, "render": render}
@@ -40,6 +47,10 @@ class RunConfig:
 
     name: tyro.conf.Positional[str]
     """Name of the claim, from `list`."""
+    out: Path | None = None
+    """Folder for NAME.jsonl, one line for each figure and the summary last, and for plots."""
+    quick: bool = False
+    """The same at toy size, in seconds."""
     json: bool = False
     """Print the summary as one JSON object on standard output and all else on standard error."""
 
@@ -60,9 +71,11 @@ def main() -> int:
             return 0
         if config.name not in CLAIMS:
             raise InputError(f"claim: expected one of {', '.join(CLAIMS)}, found {config.name!r}")
-        values = CLAIMS[config.name].run()
+        report = Report(config.name, config.out)
+        values = CLAIMS[config.name].run(report, quick=config.quick)
+        report.end(values)
         console.summary(values, lines(values))
-        return 0 if values["kept"] else 1
+        return 0 if values.get("kept", True) else 1
 
     return run_command("benchmarks", command)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -52,6 +53,46 @@ def interleave(candidates: Mapping[str, Callable[[], object]], rounds: int = 5) 
                 cpu[name].append(time.process_time() - cpu_start)
                 wall[name].append(time.perf_counter() - wall_start)
     return Timing(wall, cpu)
+
+
+class Report:
+    """What a measurement found, line by line as it goes: in ``FOLDER/NAME.jsonl`` where a folder is given.
+
+    Args:
+        name: of the claim.
+        folder: where files go; None keeps nothing.
+    """
+
+    def __init__(self, name: str, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._file = None if folder is None else folder / f"{name}.jsonl"
+        if self._file:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.write_text("")
+
+    def add(self, contender: str, metric: str, values: float | Sequence[float], unit: str) -> None:
+        """One line: the median, smallest and largest of the values of all rounds, or one value."""
+        rounds = [values] if isinstance(values, int | float) else list(values)
+        self._write(
+            {
+                "contender": contender,
+                "metric": metric,
+                "value": median(rounds),
+                "unit": unit,
+                "rounds": len(rounds),
+                "min": min(rounds),
+                "max": max(rounds),
+            }
+        )
+
+    def end(self, summary: Mapping[str, Json]) -> None:
+        """The last line."""
+        self._write({"summary": dict(summary)})
+
+    def _write(self, line: Mapping[str, Json]) -> None:
+        if self._file:
+            with self._file.open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 def machine() -> dict[str, Json]:

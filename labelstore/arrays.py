@@ -9,21 +9,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from labelstore import codecs
 from labelstore.blocks import BlockGrid, BlockIndex
-from labelstore.encodings import make_encoding
+from labelstore.encodings import CodeArray, Codec, make_encoding
 from labelstore.errors import InputError
-from labelstore.spec import Identity, Json
+from labelstore.spec import BlockShape, Identity, Json
 
 CHUNK_BYTES = 512 << 10
 IMAGE_CHUNK = 16_384
 AUDIT_ROWS = 64
 AUDIT_BLOCK = BlockIndex(0, 0)
-BLOSC = {"cname": "zstd", "clevel": 5, "shuffle": "shuffle"}
+CODE_CHUNK = (16, 2048)  # codes and rows of an inner chunk of planar codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class ArrayLayout:
         shape: shape of the array; 0 for the growing axis ``view``.
         shard: shape of a shard.
         chunk: shape of an inner chunk; divides the shard.
-        packed: whether inner chunks are compressed (Blosc: byte shuffle, zstd); a CRC-32C follows either way.
+        codec: how inner chunks are compressed; a CRC-32C follows either way.
     """
 
     name: str
@@ -48,7 +49,7 @@ class ArrayLayout:
     shape: tuple[int, ...]
     shard: tuple[int, ...]
     chunk: tuple[int, ...]
-    packed: bool = False
+    codec: Codec = "raw"
 
     @property
     def chunk_bytes(self) -> int:
@@ -81,14 +82,11 @@ class ArrayLayout:
     def metadata(self, views: int = 0) -> bytes:
         """The array's zarr.json when the store has ``views`` views."""
         shape = [views if axis == "view" else size for axis, size in zip(self.axes, self.shape, strict=True)]
-        itemsize = np.dtype(self.dtype).itemsize
-        little = {"name": "bytes", "configuration": {"endian": "little"}}
-        stored = little if itemsize > 1 else {"name": "bytes"}  # one byte has no order
-        blosc = {"name": "blosc", "configuration": {"typesize": itemsize, **BLOSC, "blocksize": self.chunk_bytes}}
         crc = {"name": "crc32c"}
+        little = {"name": "bytes", "configuration": {"endian": "little"}}
         sharding = {
             "chunk_shape": list(self.chunk),
-            "codecs": [stored, blosc, crc] if self.packed else [stored, crc],
+            "codecs": codecs.metadata(self.codec, np.dtype(self.dtype).itemsize, self.chunk_bytes),
             "index_codecs": [little, crc],
             "index_location": "end",
         }
@@ -143,31 +141,10 @@ class StoreLayout:
         """The arrays of a store with this identity."""
         images, columns, block = identity.images, identity.columns, BlockGrid.of(identity).shape
         kept = min(AUDIT_ROWS, images, block.positions)
-        codes = make_encoding(str(identity.encoding.get("name"))).arrays
-        row_bytes = columns * np.dtype(codes[0].dtype).itemsize
-        views, positions = chunk_rows(block.views, block.positions, row_bytes)
-        labels = ArrayLayout(
-            name="",
-            dtype="",
-            fill=0,
-            axes=("view", "position", "class"),
-            shape=(0, images, columns),
-            shard=(block.views, block.positions, columns),
-            chunk=(views, positions, columns),
-        )
-        side = replace(
-            labels,
-            axes=("view", "position"),
-            shape=(0, images),
-            shard=(block.views, block.positions),
-            chunk=(block.views, block.positions),
-        )
+        encoding = make_encoding(identity.encoding, columns)
         count = len(identity.crop_columns)
         return cls(
-            codes=tuple(
-                replace(labels if code.per_class else side, name=code.name, dtype=code.dtype, fill=code.fill)
-                for code in codes
-            ),
+            codes=tuple(_codes(code, images, block) for code in encoding.arrays),
             rows=ArrayLayout(
                 name="rows",
                 dtype="uint16",
@@ -176,7 +153,7 @@ class StoreLayout:
                 shape=(0, count, images),
                 shard=(block.views, count, block.positions),
                 chunk=(block.views, 1, block.positions),
-                packed=True,
+                codec="shuffle",
             ),
             digest=_whole("images/digest", "uint8", ("image", "byte"), (images, 32), IMAGE_CHUNK),
             target=_whole("images/target", "uint32", ("image",), (images,), IMAGE_CHUNK),
@@ -210,12 +187,45 @@ class StoreLayout:
         return (*self.blocks, *self.audit) if block == AUDIT_BLOCK else self.blocks
 
 
-def chunk_rows(views: int, positions: int, row_bytes: int) -> tuple[int, int]:
-    """Views and positions of an inner chunk of labels: divisors of the block, near 512 KiB.
+def _codes(code: CodeArray, images: int, block: BlockShape) -> ArrayLayout:
+    """The array of some codes."""
+    views, positions, itemsize = block.views, block.positions, np.dtype(code.dtype).itemsize
+    if code.width is None:
+        whole = (views, positions)
+        return ArrayLayout(
+            code.name, code.dtype, code.fill, ("view", "position"), (0, images), whole, whole, code.codec
+        )
+    if code.planar:
+        rows = chunk_rows(views, positions, CODE_CHUNK[1])
+        return ArrayLayout(
+            code.name,
+            code.dtype,
+            code.fill,
+            axes=("view", "component", "position"),
+            shape=(0, code.width, images),
+            shard=(views, code.width, positions),
+            chunk=(rows[0], CODE_CHUNK[0], rows[1]),
+            codec=code.codec,
+        )
+    rows = chunk_rows(views, positions, CHUNK_BYTES // (code.width * itemsize))
+    return ArrayLayout(
+        code.name,
+        code.dtype,
+        code.fill,
+        axes=("view", "position", "class"),
+        shape=(0, images, code.width),
+        shard=(views, positions, code.width),
+        chunk=(*rows, code.width),
+        codec=code.codec,
+    )
+
+
+def chunk_rows(views: int, positions: int, wanted: int) -> tuple[int, int]:
+    """Views and positions of an inner chunk: divisors of the block, near ``wanted`` rows together.
 
     A chunk spans several views only where it spans all positions of the block.
     """
-    wanted = max(CHUNK_BYTES // row_bytes, 1)
+    wanted = max(wanted, 1)
     run = divisor_nearest(positions, wanted)
     return (divisor_nearest(views, max(wanted // positions, 1)) if run == positions else 1), run
 

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from labelstore.arrays import ArrayLayout, StoreLayout
 from labelstore.blocks import BlockGrid, BlockIndex
-from labelstore.columns import IMAGE_COLUMNS
+from labelstore.columns import IMAGE_COLUMNS, CropRows
+from labelstore.encodings import Pairs
 from labelstore.errors import InputError
 from labelstore.seals import Marker
 from labelstore.shards import Shard
@@ -98,6 +99,21 @@ class Reader:
             rows = self._rows.get(block, partial(self._read_rows, block))
             out[:, chosen] = rows[view - self._grid.views(block)[0]][:, inside]
         return out
+
+    def pairs(self, view: int, positions: Int64Array) -> Pairs:
+        """Which images the crops at ``positions`` show ``[n]``."""
+        own, partners = np.empty((2, len(positions)), np.int64)
+        weights = np.ones(len(positions))
+        identity = self._identity
+        for block, chosen, inside in self._by_block(view, positions):
+            values = self._rows.get(block, partial(self._read_rows, block))[view - self._grid.views(block)[0]]
+            rows = CropRows(identity.crop_columns, values)
+            images, crops = rows.image, rows.take(inside)
+            own[chosen] = partners[chosen] = crops.image
+            if rows.mixed:
+                partners[chosen] = images[inside // identity.group * identity.group + crops.column("partner")]
+                weights[chosen] = crops.weights(identity.size)
+        return Pairs(own, partners, weights)
 
     def positions_of(self, view: int, images: Int64Array) -> Int64Array:
         """Positions of the crops of ``images`` in a view, int64 ``[n]``."""

@@ -14,17 +14,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numcodecs.blosc
 import numpy as np
 import numpy.typing as npt
 
-from labelstore import disk
-from labelstore.arrays import BLOSC, ArrayLayout
+from labelstore import codecs, disk
+from labelstore.arrays import ArrayLayout
 from labelstore.errors import DamagedError
 
 CRC_BYTES = 4
 ABSENT = np.uint64(2**64 - 1)
-BLOSC_HEADER = 16
 
 Array = npt.NDArray[Any]
 
@@ -36,7 +34,7 @@ def encode_shard(layout: ArrayLayout, values: Array) -> bytes:
     parts: list[bytes] = []
     offset = 0
     for place in np.ndindex(*present):
-        data = _encode_chunk(layout, _padded_chunk(layout, values, place))
+        data = codecs.compress(layout.codec, _padded_chunk(layout, values, place))
         crc = disk.crc32c(data).to_bytes(CRC_BYTES, "little")
         parts += [data, crc]
         index[place] = offset, len(data) + CRC_BYTES
@@ -47,7 +45,7 @@ def encode_shard(layout: ArrayLayout, values: Array) -> bytes:
 
 def largest_shard(layout: ArrayLayout, extent: tuple[int, ...]) -> int:
     """No shard that holds ``extent`` has more bytes than this; a raw one has exactly as many."""
-    chunk = layout.chunk_bytes + CRC_BYTES + (BLOSC_HEADER if layout.packed else 0)
+    chunk = codecs.largest(layout.codec, layout.chunk_bytes) + CRC_BYTES
     return math.prod(_present(layout, extent)) * chunk + _index_bytes(layout)
 
 
@@ -127,7 +125,7 @@ class Shard:
         starts = np.concatenate([[0], np.cumsum(lengths)])
         if not np.array_equal(index[..., 0].reshape(-1), starts[:-1]) or starts[-1] != end or lengths.min() < CRC_BYTES:
             raise self._damaged("its inner chunks are not one after another in row-major order")
-        if not self.layout.packed and not np.all(lengths == self.layout.chunk_bytes + CRC_BYTES):
+        if self.layout.codec == "raw" and not np.all(lengths == self.layout.chunk_bytes + CRC_BYTES):
             raise self._damaged("its inner chunks have another size than the array's")
         return index
 
@@ -162,13 +160,11 @@ class Shard:
     def _chunk(self, place: tuple[int, ...]) -> Array:
         """The values of an inner chunk."""
         body = self._body(place)
-        if self.layout.packed:
-            # Blosc takes the size of what it allocates from this field of its header.
-            size = int.from_bytes(body[4:8].tobytes(), "little")
-            if len(body) < BLOSC_HEADER or size != self.layout.chunk_bytes:
-                raise self._damaged(f"inner chunk {list(place)} unpacks to another size than the array's")
-            body = np.frombuffer(numcodecs.blosc.decompress(body), np.uint8)
-        return body.view(np.dtype(self.layout.dtype).newbyteorder("<")).reshape(self.layout.chunk)
+        dtype = np.dtype(self.layout.dtype).newbyteorder("<")
+        try:
+            return codecs.decompress(self.layout.codec, body, dtype, self.layout.chunk)
+        except (ValueError, RuntimeError) as error:
+            raise self._damaged(f"inner chunk {list(place)} does not unpack to the array's chunk: {error}") from error
 
     def _damaged(self, what: str) -> DamagedError:
         return DamagedError(
@@ -195,18 +191,3 @@ def _padded_chunk(layout: ArrayLayout, values: Array, place: tuple[int, ...]) ->
     chunk = np.full(layout.chunk, float("nan") if layout.fill == "NaN" else layout.fill, dtype)
     chunk[tuple(slice(0, size) for size in part.shape)] = part
     return chunk
-
-
-def _encode_chunk(layout: ArrayLayout, chunk: Array) -> bytes:
-    if not layout.packed:
-        return chunk.tobytes()
-    # One Blosc block a chunk: with several, threads would write them in the order in which they finish.
-    packed: bytes = numcodecs.blosc.compress(
-        chunk,
-        str(BLOSC["cname"]).encode(),
-        BLOSC["clevel"],
-        numcodecs.blosc.SHUFFLE,
-        layout.chunk_bytes,
-        chunk.itemsize,
-    )
-    return packed

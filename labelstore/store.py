@@ -17,7 +17,7 @@ from labelstore import lease as leases
 from labelstore.arrays import AUDIT_BLOCK, ArrayLayout, StoreLayout
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.columns import CropRows
-from labelstore.encodings import Encoding, make_encoding
+from labelstore.encodings import Encoding, Pairs, make_encoding
 from labelstore.errors import FormatError, InputError, LeaseError, NotStoredError
 from labelstore.reading import Int64Array, Reader, require_indexes
 from labelstore.records import AuditRows, BlockData, LabelBatch
@@ -46,7 +46,7 @@ class LabelStore:
 
     def __init__(self, path: Path, identity: Identity, state: State, *, follow: bool = False) -> None:
         self.path, self.identity, self.state, self.follow = path, identity, state, follow
-        self.encoding: Encoding = make_encoding(str(identity.encoding.get("name")))
+        self.encoding: Encoding = make_encoding(identity.encoding, identity.columns)
         self._grid, self._layout = BlockGrid.of(identity), StoreLayout.of(identity)
         self._reader = Reader(path, identity, self._marker)
         self._seals: list[Seal] = []
@@ -271,7 +271,8 @@ class LabelStore:
         """
         index = self._index(view, positions)
         rows = CropRows(self.identity.crop_columns, self._reader.rows(view, index))
-        logits = self.encoding.decode(self._reader.codes(view, index))
+        pairs = self._reader.pairs(view, index) if self.encoding.predictive else Pairs.unmixed(rows.image)
+        logits = self.encoding.decode(self._reader.codes(view, index), pairs)
         return LabelBatch(view, index, rows, logits, self.targets[rows.image])
 
     def read_images(self, view: int, images: slice | npt.ArrayLike) -> LabelBatch:
@@ -283,6 +284,10 @@ class LabelStore:
     def codes(self, view: int, positions: slice | npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
         """Codes of the labels as they are stored, one array ``[n, ...]`` for each array of the encoding."""
         return self._reader.codes(view, self._index(view, positions))
+
+    def pairs(self, view: int, positions: slice | npt.ArrayLike) -> Pairs:
+        """Which two images each crop shows, and the weight of the first ``[n]``."""
+        return self._reader.pairs(view, self._index(view, positions))
 
     def audit(self) -> AuditRows:
         """The first crops of view 0, whole, with their float16 logits."""

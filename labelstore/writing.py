@@ -10,7 +10,7 @@ import numpy.typing as npt
 from labelstore.arrays import AUDIT_BLOCK, StoreLayout
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.columns import IMAGE_COLUMNS, CropRows
-from labelstore.encodings import make_encoding
+from labelstore.encodings import Pairs, make_encoding
 from labelstore.errors import InputError
 from labelstore.fidelity import ROWS, gift_fidelity, summarize
 from labelstore.records import AuditRows, BlockData
@@ -41,7 +41,7 @@ def require_block_data(identity: Identity, block: BlockIndex, data: BlockData) -
             _require(block, array.name, rows, array.dtype, array.shape)
         _require_finite(data.audit.logits[None], MAX_FLOAT16, 0, 0)
     start = grid.positions(block)[0]
-    _require_finite(data.logits, make_encoding(str(identity.encoding["name"])).limit, grid.views(block)[0], start)
+    _require_finite(data.logits, make_encoding(identity.encoding, identity.columns).limit, grid.views(block)[0], start)
     low, high = (data.rows[:, identity.crop_columns.index(name)] for name in IMAGE_COLUMNS)
     images = low + (high.astype(np.uint32) << np.uint32(16))
     if images.max() >= identity.images:
@@ -51,7 +51,11 @@ def require_block_data(identity: Identity, block: BlockIndex, data: BlockData) -
 def encode_block(identity: Identity, block: BlockIndex, data: BlockData) -> dict[str, bytes]:
     """The bytes of a block's shards, by array."""
     layout = StoreLayout.of(identity)
-    codes = make_encoding(str(identity.encoding["name"])).encode(data.logits)
+    encoding = make_encoding(identity.encoding, identity.columns)
+    codes = encoding.encode(data.logits, pairs_of(identity, data.rows))
+    for array in encoding.arrays:
+        if array.planar:
+            codes[array.name] = np.moveaxis(codes[array.name], -1, 1)
     values = {**codes, layout.rows.name: data.rows}
     if data.audit is not None:
         values |= {array.name: rows for array, rows in zip(layout.audit, _arrays(data.audit), strict=True)}
@@ -60,15 +64,24 @@ def encode_block(identity: Identity, block: BlockIndex, data: BlockData) -> dict
 
 def fidelity_of(identity: Identity, data: BlockData, targets: npt.NDArray[np.int64]) -> Json:
     """Fidelity of the encoding over the first rows of the first view of a block, mixed and unmixed apart."""
-    encoding = make_encoding(str(identity.encoding["name"]))
+    encoding = make_encoding(identity.encoding, identity.columns)
     exact = data.logits[0, :ROWS]
-    decoded = encoding.decode(encoding.encode(exact))
-    rows = CropRows(identity.crop_columns, data.rows[0])
-    own = targets[rows.image]
-    partners = own[rows.partners(identity.group)] if rows.mixed else own
-    weights = rows.weights(identity.size)[:ROWS]
-    cosines = gift_fidelity(exact, decoded, own[:ROWS], partners[:ROWS], weights)
+    pairs = pairs_of(identity, data.rows[:1]).take((0, slice(ROWS)))
+    decoded = encoding.decode(encoding.encode(exact, pairs), pairs)
+    cosines = gift_fidelity(exact, decoded, targets[pairs.images], targets[pairs.partners], pairs.weights)
+    weights = pairs.weights
     return {"unmixed": summarize(cosines[weights == 1]), "mixed": summarize(cosines[weights < 1])}
+
+
+def pairs_of(identity: Identity, rows: npt.NDArray[np.uint16]) -> Pairs:
+    """Which images the crops of a block show; rows of whole groups, uint16 ``[v, K, p]`` -> ``[v, p]``."""
+    each = []
+    for values in rows:
+        crops = CropRows(identity.crop_columns, values)
+        images = crops.image.astype(np.int64)
+        partners = images[crops.partners(identity.group)] if crops.mixed else images
+        each.append((images, partners, crops.weights(identity.size).astype(np.float64)))
+    return Pairs(*map(np.stack, zip(*each, strict=True)))
 
 
 def _arrays(audit: AuditRows) -> tuple[npt.NDArray[Any], ...]:

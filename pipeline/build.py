@@ -78,7 +78,7 @@ def prepare(config: BuildConfig, console: Console) -> Work:
         engine=teacher.engine,
         plan=spec.to_json(),
         crop_columns=spec.columns,
-        encoding=make_encoding(config.encoding).to_json(),
+        encoding=make_encoding({"name": config.encoding}, teacher.columns).to_json(),
         renderer=renderer.id,
         block=BlockShape.choose(len(manifest), teacher.columns, spec.group),
     )

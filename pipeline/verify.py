@@ -155,4 +155,5 @@ def compare_labels(source: Source, teacher: Teacher, console: Console) -> dict[s
 def equal_codes(store: LabelStore, logits: npt.NDArray[np.float32], count: int) -> float:
     """Share of codes of the first rows of view 0 that encoding ``logits`` gives again."""
     stored = store.codes(0, slice(0, count))["labels"]
-    return float(np.mean(store.encoding.encode(logits)["labels"] == stored))
+    codes = store.encoding.encode(logits, store.pairs(0, slice(0, count)))["labels"]
+    return float(np.mean(codes == stored))

@@ -1,23 +1,39 @@
 """How labels become codes: one file an encoding, one line in the table.
 
-An encoding turns logits ``[..., C]`` into one or two arrays of codes and back. ``labels`` holds one code a class
-and is stored raw, so that single rows can be read straight from the file.
+An encoding turns logits ``[..., C]`` into one or two arrays of codes and back; the first is called ``labels``.
 """
 
 from __future__ import annotations
 
-from labelstore.encodings.base import CodeArray, Codes, Encoding, Logits
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from labelstore.encodings.base import CodeArray, Codec, Codes, Encoding, Logits, Pairs
 from labelstore.encodings.float16 import Float16
 from labelstore.encodings.int8 import Int8
-from labelstore.errors import InputError
+from labelstore.errors import FormatError, InputError
+from labelstore.spec import Json
 
-__all__ = ["ENCODINGS", "CodeArray", "Codes", "Encoding", "Logits", "make_encoding"]
+__all__ = ["ENCODINGS", "CodeArray", "Codec", "Codes", "Encoding", "Logits", "Pairs", "make_encoding"]
 
-ENCODINGS: dict[str, type[Encoding]] = {"int8": Int8, "float16": Float16}
+ENCODINGS: dict[str, Callable[..., Encoding]] = {"int8": Int8, "float16": Float16}
 
 
-def make_encoding(name: str) -> Encoding:
-    """The encoding called ``name``."""
+def make_encoding(parameters: Mapping[str, Json], columns: int) -> Encoding:
+    """The encoding that a store's identity describes.
+
+    Args:
+        parameters: its ``name``, and what else its ``to_json`` gives.
+        columns: columns C of a label.
+
+    Raises:
+        InputError: when there is none of that name, or a parameter is out of its range.
+    """
+    options: dict[str, Any] = dict(parameters)
+    name = options.pop("name", None)
     if name not in ENCODINGS:
         raise InputError(f"label encoding: expected one of {', '.join(ENCODINGS)}, found {name!r}")
-    return ENCODINGS[name]()
+    try:
+        return ENCODINGS[name](columns, **options)
+    except TypeError as error:
+        raise FormatError(f"label encoding {name}: {error}; a newer version may know this parameter") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,31 @@ from labelstore.spec import Json
 
 Logits = npt.NDArray[np.float32]
 Codes = Mapping[str, npt.NDArray[Any]]
+Codec = Literal["raw", "shuffle", "bitshuffle", "pcodec"]
+
+
+class Pairs(NamedTuple):
+    """Which two images each crop shows; all three of the same shape ``[...]``.
+
+    Attributes:
+        images: index of the crop's own image, int64.
+        partners: index of the image that is mixed into it, int64; any where the weight is 1.
+        weights: weight of the crop's own image, float64.
+    """
+
+    images: npt.NDArray[np.int64]
+    partners: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float64]
+
+    @classmethod
+    def unmixed(cls, images: npt.NDArray[np.integer[Any]]) -> Pairs:
+        """Crops that show one image each."""
+        own = images.astype(np.int64)
+        return cls(own, own, np.ones(own.shape))
+
+    def take(self, part: Any) -> Pairs:
+        """The pairs at ``part``."""
+        return Pairs(self.images[part], self.partners[part], self.weights[part])
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +47,18 @@ class CodeArray:
     Attributes:
         name: its name in the store.
         dtype: a numpy dtype name.
-        fill: what a row that was never written reads as; never a code of a real label.
-        per_class: ``[V, N, C]`` when true, else ``[V, N]``.
+        fill: what a row that was never written reads as.
+        width: codes of a row; None where a row has one code and no axis of its own.
+        codec: how its inner chunks are compressed.
+        planar: stored as ``[V, width, N]`` in chunks of a few codes of many rows, else ``[V, N, width]``.
     """
 
     name: str
     dtype: str
     fill: int | str
-    per_class: bool
+    width: int | None
+    codec: Codec
+    planar: bool = False
 
 
 class Encoding(Protocol):
@@ -38,21 +67,24 @@ class Encoding(Protocol):
     Attributes:
         arrays: the arrays of codes; the first is ``labels``.
         limit: the largest magnitude that a logit may have.
+        predictive: whether codes depend on the pairs; where they do not, any pairs will do.
     """
 
     @property
     def arrays(self) -> tuple[CodeArray, ...]: ...  # noqa: D102
     @property
     def limit(self) -> float: ...  # noqa: D102
+    @property
+    def predictive(self) -> bool: ...  # noqa: D102
 
     def to_json(self) -> dict[str, Json]:
         """Name and parameters, as the store's identity keeps them."""
         ...
 
-    def encode(self, logits: Logits) -> dict[str, npt.NDArray[Any]]:
-        """Codes of float32 ``[..., C]`` within the limit: one array for each of ``arrays``."""
+    def encode(self, logits: Logits, pairs: Pairs) -> dict[str, npt.NDArray[Any]]:
+        """Codes of float32 ``[..., C]`` within the limit: for each of ``arrays`` ``[...]`` or ``[..., r]``."""
         ...
 
-    def decode(self, codes: Codes) -> Logits:
+    def decode(self, codes: Codes, pairs: Pairs) -> Logits:
         """Logits of codes, float32 ``[..., C]``."""
         ...

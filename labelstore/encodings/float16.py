@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from labelstore.encodings.base import CodeArray, Codes, Logits
+from labelstore.encodings.base import CodeArray, Codes, Logits, Pairs
 from labelstore.spec import Json
 
 
 class Float16:
-    """``labels`` float16 ``[..., C]``."""
+    """``labels`` float16 ``[..., C]``.
 
-    arrays = (CodeArray("labels", "float16", "NaN", per_class=True),)
+    Args:
+        columns: C.
+        codec: ``raw``, whose rows are read straight from the file, or ``zstd``.
+    """
+
     limit = 65504.0
+    predictive = False
+
+    def __init__(self, columns: int, codec: Literal["raw", "zstd"] = "raw") -> None:
+        self.codec = codec
+        self.arrays = (CodeArray("labels", "float16", "NaN", columns, "raw" if codec == "raw" else "shuffle"),)
 
     def to_json(self) -> dict[str, Json]:
-        """Name, no parameters."""
-        return {"name": "float16"}
+        """Name, and codec where it is not ``raw``."""
+        named: dict[str, Json] = {"name": "float16"}
+        return named if self.codec == "raw" else {**named, "codec": self.codec}
 
-    def encode(self, logits: Logits) -> dict[str, npt.NDArray[Any]]:
+    def encode(self, logits: Logits, pairs: Pairs) -> dict[str, npt.NDArray[Any]]:  # noqa: ARG002
         """Round to nearest."""
         return {"labels": logits.astype(np.float16)}
 
-    def decode(self, codes: Codes) -> Logits:
+    def decode(self, codes: Codes, pairs: Pairs) -> Logits:  # noqa: ARG002
         """Exact."""
         return codes["labels"].astype(np.float32)

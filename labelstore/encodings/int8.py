@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from labelstore.encodings.base import CodeArray, Codes, Logits
+from labelstore.encodings.base import CodeArray, Codec, Codes, Logits, Pairs
 from labelstore.spec import Json
 
 ROWS_AT_ONCE = 1024  # what fits the processor's cache at C = 1000; four times faster than all rows at once
 
 
 class Int8:
-    """``scales`` = max|x| / 127 in float32, ``labels`` = rint(x / scale) int8; a zero row has scale 0."""
+    """``scales`` = max|x| / 127 in float32, ``labels`` = rint(x / scale) int8; a zero row has scale 0.
 
-    arrays = (
-        CodeArray("labels", "int8", -128, per_class=True),
-        CodeArray("scales", "float32", "NaN", per_class=False),
-    )
+    Args:
+        columns: C.
+        codec: ``raw``, whose rows are read straight from the file, or ``zstd``.
+    """
+
     limit = 1e38  # 127 times the rounded scale must still be a float32
+    predictive = False
+
+    def __init__(self, columns: int, codec: Literal["raw", "zstd"] = "raw") -> None:
+        self.codec = codec
+        packed: Codec = "raw" if codec == "raw" else "shuffle"
+        self.arrays = (
+            CodeArray("labels", "int8", -128, columns, packed),
+            CodeArray("scales", "float32", "NaN", None, packed),
+        )
 
     def to_json(self) -> dict[str, Json]:
-        """Name, no parameters."""
-        return {"name": "int8"}
+        """Name, and codec where it is not ``raw``."""
+        named: dict[str, Json] = {"name": "int8"}
+        return named if self.codec == "raw" else {**named, "codec": self.codec}
 
-    def encode(self, logits: Logits) -> dict[str, npt.NDArray[Any]]:
+    def encode(self, logits: Logits, pairs: Pairs) -> dict[str, npt.NDArray[Any]]:  # noqa: ARG002
         """Scale each row to its largest magnitude and round."""
         rows = logits.reshape(-1, logits.shape[-1])
         codes = np.empty(rows.shape, np.int8)
@@ -40,7 +51,7 @@ class Int8:
             scales[start : start + ROWS_AT_ONCE] = scale
         return {"labels": codes.reshape(logits.shape), "scales": scales.reshape(logits.shape[:-1])}
 
-    def decode(self, codes: Codes) -> Logits:
+    def decode(self, codes: Codes, pairs: Pairs) -> Logits:  # noqa: ARG002
         """Code times scale."""
         logits: Logits = np.multiply(codes["labels"], codes["scales"][..., None], dtype=np.float32)
         return logits
