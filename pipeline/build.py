@@ -78,7 +78,7 @@ def prepare(config: BuildConfig, console: Console) -> Work:
         engine=teacher.engine,
         plan=spec.to_json(),
         crop_columns=spec.columns,
-        encoding=make_encoding({"name": config.encoding}, teacher.columns).to_json(),
+        encoding=make_encoding(config.encoding_parameters(), teacher.columns).to_json(),
         renderer=renderer.id,
         block=BlockShape.choose(len(manifest), teacher.columns, spec.group),
     )
@@ -186,7 +186,7 @@ def require_same_identity(stored: Identity, given: Identity) -> None:
         "images": "give the images that the store was made of, or another --store",
         "teacher": "give the teacher that the store was made with, or another --store",
         "plan": "give the crop, mix, size and seed flags of the store, or another --store",
-        "label encoding": "give the store's --encoding, or another --store",
+        "label encoding": "give the store's --encoding, --codec, --fidelity or --step, or another --store",
     }
     parts: dict[str, tuple[str, ...]] = {
         "images": ("images", "classes", "skipped", "manifest"),

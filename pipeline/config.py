@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from labelstore.encodings import CodecName, EncodingName, encoding_parameters
 from labelstore.errors import InputError
+from labelstore.spec import Json
 from pipeline.plan import PlanSpec
 from pipeline.teacher import TeacherSpec
 
@@ -67,8 +69,14 @@ class BuildConfig:
     """Positions that mix with each other and share one weight or box; 128 when left out."""
     seed: int = 0
     """Seed of the plan: orders, boxes, flips, mixes."""
-    encoding: Literal["int8", "float16"] = "int8"
+    encoding: EncodingName = "int8"
     """How labels are stored: int8 is C + 4 bytes a label, float16 2 C."""
+    codec: CodecName | None = None
+    """How codes are compressed; int8 and float16 take raw, which is their own, or zstd."""
+    fidelity: float | None = None
+    """transform: mean cosine between the GIFT targets of the exact and the stored labels, to be reached."""
+    step: float | None = None
+    """transform: its quantiser's step, instead of --fidelity."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the teacher."""
     device: str = "cpu"
@@ -101,6 +109,7 @@ class BuildConfig:
         for name, value in (("views", self.views), ("threads", self.threads), ("batch", self.batch)):
             if value is not None and value < 1:
                 raise InputError(f"--{name}: expected at least 1, found {value}")
+        self.encoding_parameters()
         if self.store.resolve().is_relative_to(self.images.resolve()):
             raise InputError(f"--store {self.store}: lies in the image folder {self.images}; give a folder beside it")
 
@@ -120,6 +129,10 @@ class BuildConfig:
             alpha=self.alpha,
             group=self.group if self.group is not None else (DEFAULT_GROUP if self.mix != "none" else 1),
         )
+
+    def encoding_parameters(self) -> dict[str, Json]:
+        """The label encoding's part of the flags."""
+        return encoding_parameters(self.encoding, codec=self.codec, fidelity=self.fidelity, step=self.step)
 
     def teacher_spec(self) -> TeacherSpec:
         """The teacher's part of the flags."""

@@ -9,12 +9,25 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from labelstore.encodings.base import CodeArray, Codec, Codes, Encoding, Logits, Pairs
+from labelstore.encodings.flags import CodecName, EncodingName, encoding_parameters
 from labelstore.encodings.float16 import Float16
 from labelstore.encodings.int8 import Int8
 from labelstore.errors import FormatError, InputError
 from labelstore.spec import Json
 
-__all__ = ["ENCODINGS", "CodeArray", "Codec", "Codes", "Encoding", "Logits", "Pairs", "make_encoding"]
+__all__ = [
+    "ENCODINGS",
+    "CodeArray",
+    "Codec",
+    "CodecName",
+    "Codes",
+    "Encoding",
+    "EncodingName",
+    "Logits",
+    "Pairs",
+    "encoding_parameters",
+    "make_encoding",
+]
 
 ENCODINGS: dict[str, Callable[..., Encoding]] = {"int8": Int8, "float16": Float16}
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from labelstore.errors import InputError
 from labelstore.spec import Json
 
 Logits = npt.NDArray[np.float32]
@@ -65,11 +66,14 @@ class Encoding(Protocol):
     """Turns logits into codes and back, row by row.
 
     Attributes:
+        codec: how its codes are compressed, as ``--codec`` names it.
         arrays: the arrays of codes; the first is ``labels``.
         limit: the largest magnitude that a logit may have.
         predictive: whether codes depend on the pairs; where they do not, any pairs will do.
     """
 
+    @property
+    def codec(self) -> str: ...  # noqa: D102
     @property
     def arrays(self) -> tuple[CodeArray, ...]: ...  # noqa: D102
     @property
@@ -88,3 +92,9 @@ class Encoding(Protocol):
     def decode(self, codes: Codes, pairs: Pairs) -> Logits:
         """Logits of codes, float32 ``[..., C]``."""
         ...
+
+
+def require_codec(name: str, codec: str, codecs: tuple[str, ...]) -> None:
+    """Refuse a codec that the encoding called ``name`` does not come with."""
+    if codec not in codecs:
+        raise InputError(f"codec of {name}: expected {' or '.join(codecs)}, found {codec!r}")

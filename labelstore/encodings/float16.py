@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from labelstore.encodings.base import CodeArray, Codes, Logits, Pairs
+from labelstore.encodings.base import CodeArray, Codes, Logits, Pairs, require_codec
 from labelstore.spec import Json
 
 
@@ -23,6 +23,7 @@ class Float16:
     predictive = False
 
     def __init__(self, columns: int, codec: Literal["raw", "zstd"] = "raw") -> None:
+        require_codec("float16", codec, ("raw", "zstd"))
         self.codec = codec
         self.arrays = (CodeArray("labels", "float16", "NaN", columns, "raw" if codec == "raw" else "shuffle"),)
 

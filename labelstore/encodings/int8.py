@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from labelstore.encodings.base import CodeArray, Codec, Codes, Logits, Pairs
+from labelstore.encodings.base import CodeArray, Codec, Codes, Logits, Pairs, require_codec
 from labelstore.spec import Json
 
 ROWS_AT_ONCE = 1024  # what fits the processor's cache at C = 1000; four times faster than all rows at once
@@ -25,6 +25,7 @@ class Int8:
     predictive = False
 
     def __init__(self, columns: int, codec: Literal["raw", "zstd"] = "raw") -> None:
+        require_codec("int8", codec, ("raw", "zstd"))
         self.codec = codec
         packed: Codec = "raw" if codec == "raw" else "shuffle"
         self.arrays = (

@@ -1,0 +1,43 @@
+"""The flags that choose an encoding."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from labelstore.encodings import ENCODINGS, EncodingName, encoding_parameters, make_encoding
+from labelstore.errors import InputError
+
+
+def test_every_encoding_can_be_asked_for() -> None:
+    assert set(get_args(EncodingName)) == set(ENCODINGS)
+
+
+@pytest.mark.parametrize("name", ["int8", "float16"])
+def test_the_codec_of_an_encodings_own_is_not_named(name: str) -> None:
+    assert make_encoding(encoding_parameters(name, codec="raw"), 3).to_json() == {"name": name}
+    assert make_encoding(encoding_parameters(name, codec="zstd"), 3).to_json() == {"name": name, "codec": "zstd"}
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("transform", {"fidelity": 0.9, "step": 1.0}, "found both"),
+        ("int8", {"fidelity": 0.9}, "--fidelity: belongs to --encoding transform"),
+        ("float16", {"step": 0.5}, "--step: belongs to --encoding transform"),
+        ("transform", {"fidelity": 1.0}, "above 0 and below 1, found 1.0"),
+        ("transform", {"step": 0.0}, "above 0, found 0.0"),
+        ("transform", {"step": float("nan")}, "found nan"),
+        ("int8", {"codec": "pcodec"}, "expected raw or zstd, found 'pcodec'"),
+        ("int4", {}, "found 'int4'"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(name: str, flags: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_encoding(encoding_parameters(name, **flags), 100)
+
+
+def test_numbers_are_handed_on() -> None:
+    assert encoding_parameters("transform", fidelity=0.95) == {"name": "transform", "fidelity": 0.95}
+    assert encoding_parameters("transform", codec="zstd", step=2) == {"name": "transform", "codec": "zstd", "step": 2}
