@@ -57,6 +57,11 @@ class ArrayLayout:
         return math.prod(self.chunk) * np.dtype(self.dtype).itemsize
 
     @property
+    def planar(self) -> bool:
+        """Whether the codes of a row lie apart, as ``[view, component, position]``."""
+        return self.axes[1:2] == ("component",)
+
+    @property
     def grid(self) -> tuple[int, ...]:
         """Inner chunks of a shard along each axis."""
         return tuple(shard // chunk for shard, chunk in zip(self.shard, self.chunk, strict=True))

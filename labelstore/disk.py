@@ -54,9 +54,9 @@ def read_file(path: Path, limit: int) -> bytes:
         return file.read()
 
 
-def read_pieces(path: Path) -> Iterator[npt.NDArray[np.uint8]]:
-    """The bytes of a file in pieces, each in the place of the one before."""
-    buffer = np.empty(READ_BYTES, np.uint8)
+def read_pieces(path: Path, size: int = READ_BYTES) -> Iterator[npt.NDArray[np.uint8]]:
+    """The bytes of a file in pieces of ``size``, each in the place of the one before."""
+    buffer = np.empty(size, np.uint8)
     with os.fdopen(open_file(path), "rb", buffering=0) as file:
         while count := file.readinto(buffer.data):
             yield buffer[:count]

@@ -1,7 +1,8 @@
 """Labels and rows of any positions of a view, straight from the mapped shards.
 
-Runs of positions and single rows go the same way: raw codes are gathered from the maps, and the columns of a block
-are unpacked once and kept for a while. Every cache has a stated limit; all of it may be used from several threads.
+Runs of positions and single rows go the same way: raw codes are gathered from the maps; the columns of a block, and
+compressed codes in units of some 2,048 positions, are unpacked once and kept for a while. Every cache has a stated
+limit; all of it may be used from several threads.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -27,6 +29,8 @@ from labelstore.spec import Identity
 
 # A map holds a descriptor, of which a process has 1,024 by default.
 MAX_MAPS = 256
+# Compressed codes of 65,536 positions, in which a view is played again, fit up to 4 KiB of codes a row.
+MAX_CODE_BYTES = 512 << 20
 MAX_ROW_BYTES = 64 << 20
 MAX_ORDER_BYTES = 64 << 20
 
@@ -37,6 +41,8 @@ T = TypeVar("T")
 class Cache(Generic[T]):
     """The values used last, within a limit on their summed cost; the newest is always kept.
 
+    A value is made once, by whoever asks first; those who ask meanwhile wait for it, and nobody else waits.
+
     Args:
         limit: the largest sum of costs.
         cost: what a value costs.
@@ -44,21 +50,39 @@ class Cache(Generic[T]):
 
     def __init__(self, limit: int, cost: Callable[[T], int]) -> None:
         self._limit, self._cost = limit, cost
-        self._values: OrderedDict[Hashable, T] = OrderedDict()
+        self._values: OrderedDict[Hashable, Future[T]] = OrderedDict()
         self._total = 0
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """The value of ``key``, made when it is not here."""
         with self._lock:
-            if key in self._values:
+            future = self._values.get(key)
+            first = future is None
+            if future is None:
+                future = self._values[key] = Future()
+            else:
                 self._values.move_to_end(key)
-                return self._values[key]
-            value = self._values[key] = make()
+        if first:
+            self._make(key, future, make)
+        return future.result()
+
+    def _make(self, key: Hashable, future: Future[T], make: Callable[[], T]) -> None:
+        try:
+            value = make()
+        except BaseException as error:
+            with self._lock:
+                del self._values[key]
+            future.set_exception(error)
+            return
+        with self._lock:
+            future.set_result(value)  # from here on it counts, and may be dropped
             self._total += self._cost(value)
-            while self._total > self._limit and len(self._values) > 1:
-                self._total -= self._cost(self._values.popitem(last=False)[1])
-            return value
+            self._values.move_to_end(key)
+            for old in [old for old, known in self._values.items() if known.done()][:-1]:
+                if self._total <= self._limit:
+                    return
+                self._total -= self._cost(self._values.pop(old).result())
 
 
 class Reader:
@@ -68,29 +92,55 @@ class Reader:
         root: folder of the store.
         identity: the store's identity.
         marker: gives the marker of a block, or raises when the block cannot be read.
+        components: gives how many codes a row of a planar array really has; its width when None.
+        map_bytes: the largest sum of mapped shards, their last ones.
     """
 
-    def __init__(self, root: Path, identity: Identity, marker: Callable[[BlockIndex], Marker]) -> None:
-        self._root, self._identity, self._marker = root, identity, marker
+    def __init__(
+        self,
+        root: Path,
+        identity: Identity,
+        marker: Callable[[BlockIndex], Marker],
+        *,
+        components: Callable[[], int] | None = None,
+        map_bytes: int | None = None,
+    ) -> None:
+        self._root, self._identity, self._marker, self._components = root, identity, marker, components
         self._grid, self._layout = BlockGrid.of(identity), StoreLayout.of(identity)
-        self._maps: Cache[Shard] = Cache(MAX_MAPS, lambda _: 1)
+        if map_bytes is None:
+            self._maps: Cache[Shard] = Cache(MAX_MAPS, lambda _: 1)
+        else:
+            self._maps = Cache(map_bytes, lambda shard: shard.nbytes)
+        self._units: Cache[npt.NDArray[Any]] = Cache(MAX_CODE_BYTES, lambda unit: unit.nbytes)
         self._rows: Cache[npt.NDArray[np.uint16]] = Cache(MAX_ROW_BYTES, lambda rows: rows.nbytes)
         self._orders: Cache[npt.NDArray[np.uint32]] = Cache(MAX_ORDER_BYTES, lambda order: order.nbytes)
 
     def codes(self, view: int, positions: Int64Array) -> dict[str, npt.NDArray[Any]]:
         """Codes of the labels at ``positions``, one array ``[n, ...]`` for each array of the encoding."""
+        parts = self._by_block(view, positions)
         out: dict[str, npt.NDArray[Any]] = {}
         for layout in self._layout.codes:
-            codes = np.empty((len(positions), *layout.shape[2:]), layout.dtype)
-            for block, chosen, inside in self._by_block(view, positions):
-                shard = self._maps.get((block, layout.name), partial(self.shard, layout, block))
-                rows = shard.take(view - self._grid.views(block)[0], inside)
-                if isinstance(chosen, slice):
-                    codes = rows
-                else:
-                    codes[chosen] = rows
-            out[layout.name] = codes
+            found = [self._take(layout, block, view, inside) for block, _, inside in parts]
+            if len(parts) == 1:
+                out[layout.name] = found[0]
+                continue
+            codes = out[layout.name] = np.empty((len(positions), *self._width(layout)), layout.dtype)
+            for (_, chosen, _), rows in zip(parts, found, strict=True):
+                codes[chosen] = rows
         return out
+
+    def warm(self, block: BlockIndex) -> int:
+        """Bring what a block holds into memory, encoded and checked; returns its bytes."""
+        shards = [self._map(layout, block) for layout in self._layout.codes]
+        for shard in shards:
+            shard.warm()
+        self._rows.get(block, partial(self._read_rows, block))
+        return sum(shard.nbytes for shard in shards)
+
+    def blocks(self, view: int, positions: Int64Array) -> list[BlockIndex]:
+        """The blocks that positions of a view lie in."""
+        i = view // self._identity.block.views
+        return [BlockIndex(i, j) for j in np.unique(positions // self._identity.block.positions).tolist()]
 
     def rows(self, view: int, positions: Int64Array) -> npt.NDArray[np.uint16]:
         """Columns of the crops at ``positions``, uint16 ``[K, n]``."""
@@ -123,7 +173,36 @@ class Reader:
         """A shard, proven to be there with the size it was published with."""
         entry = self._marker(block).shards[layout.name]
         path = self._root / layout.file(block)
-        return Shard(layout, layout.extent(self._grid.extent(block)), path, entry.bytes)
+        extent = self._grid.extent(block)
+        if layout.planar:
+            extent |= {"component": self._width(layout)[0]}
+        return Shard(layout, layout.extent(extent), path, entry.bytes)
+
+    def _map(self, layout: ArrayLayout, block: BlockIndex) -> Shard:
+        return self._maps.get((block, layout.name), partial(self.shard, layout, block))
+
+    def _width(self, layout: ArrayLayout) -> tuple[int, ...]:
+        """Shape of the codes of a row."""
+        if layout.planar:
+            return (layout.shape[1] if self._components is None else self._components(),)
+        return layout.shape[2:]
+
+    def _take(self, layout: ArrayLayout, block: BlockIndex, view: int, inside: Int64Array) -> npt.NDArray[Any]:
+        """Codes ``[n, ...]`` of one view at places in a block."""
+        at = view - self._grid.views(block)[0]
+        if layout.codec == "raw":
+            return self._map(layout, block).take(at, inside)
+        head, at = divmod(at, layout.chunk[0])
+        runs, places = np.divmod(inside, layout.chunk[-1 if layout.planar else 1])
+        codes = np.empty((len(inside), *self._width(layout)), layout.dtype)
+        for run in np.unique(runs).tolist():
+            unit = self._units.get((block, layout.name, head, run), partial(self._unit, layout, block, head, run))
+            chosen = runs == run
+            codes[chosen] = unit[at, places[chosen]]
+        return codes
+
+    def _unit(self, layout: ArrayLayout, block: BlockIndex, head: int, run: int) -> npt.NDArray[Any]:
+        return self._map(layout, block).unit(head, run)
 
     def _read_rows(self, block: BlockIndex) -> npt.NDArray[np.uint16]:
         """All crop rows of a block, uint16 ``[v, K, p]``."""
@@ -133,12 +212,13 @@ class Reader:
         self, view: int, positions: Int64Array
     ) -> list[tuple[BlockIndex, slice | npt.NDArray[np.bool_], Int64Array]]:
         """The blocks that positions lie in: (block, which of the positions, their places in the block)."""
-        i = view // self._identity.block.views
-        runs, inside = np.divmod(positions, self._identity.block.positions)
-        found = np.unique(runs)
+        shape = self._identity.block
+        found = self.blocks(view, positions)
         if len(found) == 1:
-            return [(BlockIndex(i, int(found[0])), slice(None), inside)]
-        return [(BlockIndex(i, int(j)), runs == j, inside[runs == j]) for j in found]
+            return [(found[0], slice(None), positions - found[0].j * shape.positions)]
+        runs, inside = np.divmod(positions, shape.positions)
+        chosen = [runs == block.j for block in found]
+        return [(block, which, inside[which]) for block, which in zip(found, chosen, strict=True)]
 
     def _places(self, view: int) -> npt.NDArray[np.uint32]:
         """Position of every image in a view, uint32 ``[N]``; reads the image columns alone."""

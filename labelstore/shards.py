@@ -2,8 +2,8 @@
 
 Each inner chunk is followed by its CRC-32C. The index holds offset and length of every chunk, uint64, in row-major
 order of the grid, and ends in a CRC-32C of its own. Chunks that lie wholly beyond the edge of the array are left
-out, as zarr does; the last one inside is padded with the fill value. Chunks come in row-major order too, so that
-the place of a row in a raw shard is arithmetic.
+out, as zarr does, and so are the groups of components that nothing uses; the last one inside is padded with the
+fill value. Chunks come in row-major order too, so that the place of a row in a raw shard is arithmetic.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from labelstore.arrays import ArrayLayout
 from labelstore.errors import DamagedError
 
 CRC_BYTES = 4
+WARM_BYTES = 2 << 20  # what stays in the processor's cache while a file is read for the sake of its pages
 ABSENT = np.uint64(2**64 - 1)
 
 Array = npt.NDArray[Any]
@@ -69,15 +70,58 @@ class Shard:
         self._present = _present(layout, extent)
         self._index = self._read_index()
         self._checked = np.zeros(self._present, bool)
+        self._whole = False  # whether all chunks are checked
+        self._row = math.prod(layout.chunk[2:]) * np.dtype(layout.dtype).itemsize
+        # Rows of a raw shard by the byte that they begin at: they overlap, but none reaches beyond the file.
+        count = len(self._data) - self._row + 1 if layout.codec == "raw" else 0
+        self._rows = np.ndarray((count,), f"V{self._row}", self._data, strides=(1,))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file."""
+        return len(self._data)
 
     def take(self, view: int, positions: npt.NDArray[np.int64]) -> Array:
         """Rows of one view of a raw shard with axes (view, position, ...): ``[n, ...]``, copied."""
-        run = self.layout.chunk[1]
-        in_chunk, of_run = np.divmod(view, self.layout.chunk[0]), np.divmod(positions, run)
-        for place in np.unique(of_run[0]):
-            self._check(int(in_chunk[0]), int(place))
-        rows: Array = self._rows()[in_chunk[0], of_run[0], in_chunk[1], of_run[1]]
+        views, run = self.layout.chunk[:2]
+        head, inside = divmod(view, views)
+        of_run = positions // run
+        if not self._whole:
+            for place in np.unique(of_run).tolist():
+                self._check(head, place)
+        # A chunk and its CRC are longer than its rows: from one run to the next that much is added.
+        step = self.layout.chunk_bytes + CRC_BYTES
+        first = head * self._present[1] * step + inside * run * self._row
+        rows = self._rows[of_run * (step - run * self._row) + (positions * self._row + first)]
+        dtype = np.dtype(self.layout.dtype).newbyteorder("<")
+        return np.ndarray((len(positions), *self.extent[2:]), dtype, rows)
+
+    def unit(self, head: int, run: int) -> Array:
+        """The rows of an inner chunk, or of a column of them where codes are planar: ``[views, positions, ...]``.
+
+        Args:
+            head: which chunk along the views.
+            run: which one along the positions; rows beyond the end of the view hold the fill value.
+        """
+        if not self.layout.planar:
+            return self._chunk((head, run, *(0 for _ in self._present[2:])))
+        views, width, positions = self.layout.chunk
+        rows = np.empty((views, positions, self.extent[1]), self.layout.dtype)
+        for group in range(self._present[1]):
+            part = rows[:, :, group * width : (group + 1) * width]
+            part[...] = self._chunk((head, group, run))[:, : part.shape[2]].swapaxes(1, 2)
         return rows
+
+    def warm(self) -> None:
+        """Bring the file into memory and check all of it, at the rate of sequential reads.
+
+        Reading lets other threads run, as waiting for a page of the map would not.
+        """
+        for _ in disk.read_pieces(self._path, WARM_BYTES):
+            pass
+        for place in np.ndindex(*self._present):
+            self._body(place)
+        self._whole = True
 
     def read(self, *heads: int) -> Array:
         """All that the shard holds, or what its inner chunk(s) at grid place ``heads`` hold along the first axes.
@@ -123,23 +167,12 @@ class Shard:
         index = whole[tuple(slice(0, count) for count in self._present)].astype(np.int64)
         lengths = index[..., 1].reshape(-1)
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        if not np.array_equal(index[..., 0].reshape(-1), starts[:-1]) or starts[-1] != end or lengths.min() < CRC_BYTES:
+        in_order = np.array_equal(index[..., 0].reshape(-1), starts[:-1]) and starts[-1] == end
+        if not in_order or lengths.min(initial=CRC_BYTES) < CRC_BYTES:
             raise self._damaged("its inner chunks are not one after another in row-major order")
         if self.layout.codec == "raw" and not np.all(lengths == self.layout.chunk_bytes + CRC_BYTES):
             raise self._damaged("its inner chunks have another size than the array's")
         return index
-
-    def _rows(self) -> Array:
-        """The chunks of a raw shard in place, ``[*present[:2], *chunk]``."""
-        dtype = np.dtype(self.layout.dtype).newbyteorder("<")
-        step = self.layout.chunk_bytes + CRC_BYTES
-        inner = np.empty(0, dtype).itemsize * np.cumprod([1, *self.layout.chunk[:0:-1]])[::-1]
-        return np.ndarray(
-            (*self._present[:2], *self.layout.chunk),
-            dtype,
-            buffer=self._data,
-            strides=(self._present[1] * step, step, *map(int, inner)),
-        )
 
     def _body(self, place: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         """Bytes of an inner chunk without its CRC, checked against it."""
@@ -156,6 +189,7 @@ class Shard:
         place = (*head, *(0 for _ in range(len(self._present) - len(head))))
         if not self._checked[place]:
             self._body(place)
+            self._whole = bool(self._checked.all())
 
     def _chunk(self, place: tuple[int, ...]) -> Array:
         """The values of an inner chunk."""

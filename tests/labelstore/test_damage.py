@@ -131,7 +131,7 @@ def test_a_checked_chunk_is_not_checked_again(store: Path) -> None:
     opened = LabelStore.open(store)
     opened.read(0, [0])
     reader: Reader = opened._reader
-    (shard,) = (value for key, value in reader._maps._values.items() if key[1] == "labels")
+    (shard,) = (value.result() for key, value in reader._maps._values.items() if key[1] == "labels")
     assert shard._checked.sum() == 1
 
 
