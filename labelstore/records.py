@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from labelstore.columns import CropRows
+from labelstore.encodings import Codes
 
 
 class AuditRows(NamedTuple):
@@ -32,12 +33,16 @@ class BlockData:
         rows: columns of the crops, uint16 ``[v, K, p]``.
         pixels_digest: BLAKE2b-64 of the pixels of the first positions of its first view, hex.
         audit: with the first block, and only with it.
+        codes: of the logits, where they are known already; encoded here when None.
+        version: which of the store's versions made it; the last one when None.
     """
 
     logits: npt.NDArray[np.float32]
     rows: npt.NDArray[np.uint16]
     pixels_digest: str
     audit: AuditRows | None = None
+    codes: Codes | None = None
+    version: int | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from labelstore.root import ROOT, make_skeleton, read_root, require_images, requ
 from labelstore.seals import Marker, Seal, marker_file, read_marker, read_seal, seal_document, seal_file
 from labelstore.shards import Shard
 from labelstore.space import require_free_space, store_bytes
-from labelstore.spec import Identity, Json, State, first_difference
+from labelstore.spec import Identity, Json, State, first_difference, require_same
 from labelstore.writing import encode_block, fidelity_of, require_block_data
 
 __all__ = ["AuditRows", "BlockData", "LabelBatch", "LabelStore", "require_free_space", "store_bytes"]
@@ -83,6 +83,7 @@ class LabelStore:
         image_digests: npt.NDArray[np.uint8],
         targets: npt.NDArray[np.integer[Any]],
         views: int,
+        versions: Sequence[Mapping[str, Json]] | None = None,
     ) -> LabelStore:
         """Make an empty store that wants ``views`` views, rounded up to whole blocks.
 
@@ -92,6 +93,7 @@ class LabelStore:
             image_digests: SHA-256 of each image, uint8 ``[N, 32]``.
             targets: hard label of each image ``[N]``.
             views: at least 1.
+            versions: what made the views to come, where that is not the identity's engine and renderer alone.
 
         Raises:
             InputError: when the folder holds something else, or the arrays do not fit the identity.
@@ -106,7 +108,7 @@ class LabelStore:
             "renderer": dict(identity.renderer),
         }
         target = BlockGrid.of(identity).whole_views(views)
-        state = State(views_target=target, views_sealed=0, versions=(version,))
+        state = State(views_target=target, views_sealed=0, versions=tuple(versions or (version,)))
         disk.make_folder(root)
         with leases.hold(root):
             make_skeleton(root, identity, state, image_digests, targets)
@@ -191,9 +193,24 @@ class LabelStore:
             "renderer": dict(renderer) if renderer is not None else last["renderer"],
         }
         same = {**version, "first_view": last["first_view"]}
-        if missing and first_difference(dict(last), same):
+        named = engine is not None or renderer is not None
+        if named and missing and first_difference(dict(last), same):
             self._set_state(dataclasses.replace(wanted, versions=(*versions, version)))
         return target
+
+    def carry_versions(self, versions: Sequence[Mapping[str, Json]]) -> None:
+        """Take over the versions of a store from which blocks come.
+
+        Raises:
+            MismatchError: when the versions that are here already do not begin them.
+        """
+        self._require_lease()
+        ours: list[Json] = [dict(version) for version in self.state.versions]
+        theirs: list[Json] = [dict(version) for version in versions]
+        common = min(len(ours), len(theirs))
+        require_same("origin of the views", ours[:common], theirs[:common], "give another folder to write to")
+        if len(theirs) > common:
+            self._set_state(dataclasses.replace(self.state, versions=tuple(versions)))
 
     def write(self, block: BlockIndex, data: BlockData) -> None:
         """Publish a block: its shards, then its marker.
@@ -220,7 +237,7 @@ class LabelStore:
             block=block,
             shards={array.name: entries[array.file(block)] for array in arrays},
             pixels=data.pixels_digest,
-            version=len(self.state.versions) - 1,
+            version=len(self.state.versions) - 1 if data.version is None else data.version,
             fidelity=fidelity,
         )
         publish.publish(self.path, {marker_file(block): documents.encode(marker.to_json(self._grid))})
@@ -306,7 +323,11 @@ class LabelStore:
 
     def version(self, block: BlockIndex) -> Mapping[str, Json]:
         """The engine and renderer that made a block."""
-        return self.state.versions[self._marker(block).version]
+        return self.state.versions[self.version_index(block)]
+
+    def version_index(self, block: BlockIndex) -> int:
+        """Which of the state's versions made a block."""
+        return self._marker(block).version
 
     def bytes_per_label(self) -> dict[str, float]:
         """Measured bytes a label: ``labels``, ``columns`` and ``side``; zeros before the first block."""

@@ -41,7 +41,12 @@ def require_block_data(identity: Identity, block: BlockIndex, data: BlockData) -
             _require(block, array.name, rows, array.dtype, array.shape)
         _require_finite(data.audit.logits[None], MAX_FLOAT16, 0, 0)
     start = grid.positions(block)[0]
-    _require_finite(data.logits, make_encoding(identity.encoding, identity.columns).limit, grid.views(block)[0], start)
+    encoding = make_encoding(identity.encoding, identity.columns)
+    _require_finite(data.logits, encoding.limit, grid.views(block)[0], start)
+    for name, codes in (data.codes or {}).items():
+        (kind,) = (kind for kind in encoding.arrays if kind.name == name)
+        shape = (count, run) if kind.width is None else (count, run, kind.width)
+        _require(block, f"codes {name}", codes, kind.dtype, shape)
     low, high = (data.rows[:, identity.crop_columns.index(name)] for name in IMAGE_COLUMNS)
     images = low + (high.astype(np.uint32) << np.uint32(16))
     if images.max() >= identity.images:
@@ -52,7 +57,7 @@ def encode_block(identity: Identity, block: BlockIndex, data: BlockData) -> dict
     """The bytes of a block's shards, by array."""
     layout = StoreLayout.of(identity)
     encoding = make_encoding(identity.encoding, identity.columns)
-    codes = encoding.encode(data.logits, pairs_of(identity, data.rows))
+    codes = dict(data.codes or encoding.encode(data.logits, pairs_of(identity, data.rows)))
     for array in encoding.arrays:
         if array.planar:
             codes[array.name] = np.moveaxis(codes[array.name], -1, 1)
@@ -67,7 +72,8 @@ def fidelity_of(identity: Identity, data: BlockData, targets: npt.NDArray[np.int
     encoding = make_encoding(identity.encoding, identity.columns)
     exact = data.logits[0, :ROWS]
     pairs = pairs_of(identity, data.rows[:1]).take((0, slice(ROWS)))
-    decoded = encoding.decode(encoding.encode(exact, pairs), pairs)
+    known = {name: codes[0, :ROWS] for name, codes in (data.codes or {}).items()}
+    decoded = encoding.decode(known or encoding.encode(exact, pairs), pairs)
     cosines = gift_fidelity(exact, decoded, targets[pairs.images], targets[pairs.partners], pairs.weights)
     weights = pairs.weights
     return {"unmixed": summarize(cosines[weights == 1]), "mixed": summarize(cosines[weights < 1])}

@@ -1,0 +1,143 @@
+"""A store made from another one without its teacher: the same crops, their labels in another encoding."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from labelstore.arrays import AUDIT_BLOCK
+from labelstore.blocks import BlockGrid, BlockIndex
+from labelstore.encodings import make_encoding
+from labelstore.errors import InputError, NotStoredError
+from labelstore.records import BlockData
+from labelstore.space import require_free_space, store_bytes
+from labelstore.spec import Identity, Json, require_same
+from labelstore.store import LabelStore
+
+
+def convert(
+    source: LabelStore,
+    path: Path,
+    parameters: Mapping[str, Json],
+    *,
+    views: int | None = None,
+    take_over: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> LabelStore:
+    """Write the sealed views of ``source`` into a store of another encoding, block by block.
+
+    Crop rows, image digests, targets, audit rows, pixel digests and versions are carried over as they are; labels are
+    decoded and encoded again, or, where the codec alone is another, their codes carried over too. Each version says
+    under ``converted_from`` what it was made from, and fidelity is measured against that. Killing it loses the block
+    in hand; running it again continues to the same bytes, and converts the views that were added to ``source``.
+
+    Args:
+        source: the store to read.
+        path: folder of the store to make, to resume or to extend.
+        parameters: of the encoding, as ``make_encoding`` takes them.
+        views: the first views to convert, rounded up to whole blocks; all that are sealed when None.
+        take_over: take the lease of a conversion on another host that is known to be dead.
+        progress: called with blocks done and blocks in all.
+
+    Raises:
+        NotStoredError: when ``source`` has too few sealed views.
+        InputError: when ``path`` is another store, or holds something else.
+    """
+    if path.resolve().is_relative_to(source.path.resolve()):
+        raise InputError(f"{path}: lies in the store that it would be made from; give a folder beside it")
+    stop = views_to_convert(source, views)
+    encoding = make_encoding(parameters, source.identity.columns)
+    versions = converted_versions(source, stop)
+    store = open_for(path, source, replace(source.identity, encoding=encoding.to_json()), stop, versions)
+    try:
+        with store.lease(take_over=take_over):
+            store.carry_versions(versions)
+            store.raise_target(stop)
+            missing = [block for block in store.missing() if store.views(block)[1] <= stop]
+            for done, block in enumerate(missing):
+                store.write(block, converted_block(source, store, block))
+                if progress:
+                    progress(done + 1, len(missing))
+            if not store.missing():
+                store.seal()
+    except InputError:
+        if store.empty:  # nothing is lost, and the next conversion may be to another encoding
+            shutil.rmtree(store.path)
+        raise
+    return store
+
+
+def views_to_convert(source: LabelStore, views: int | None) -> int:
+    """How many views to convert: whole blocks, all of them sealed."""
+    sealed = source.state.views_sealed
+    wanted = sealed if views is None else BlockGrid.of(source.identity).whole_views(views)
+    if not 0 < wanted <= sealed:
+        raise NotStoredError(
+            f"{source.path}: {sealed} of {source.state.views_target} views are sealed, expected at least "
+            f"{max(wanted, 1)}; finish its build, or ask for fewer --views"
+        )
+    return wanted
+
+
+def converted_versions(source: LabelStore, stop: int) -> list[dict[str, Json]]:
+    """The versions that made the first ``stop`` views of ``source``, each with what it is converted from."""
+    last = max(source.version_index(block) for block in BlockGrid.of(source.identity).blocks(0, stop))
+    origin: dict[str, Json] = {"encoding": dict(source.identity.encoding), "fidelity": source.fidelity}
+    return [
+        {
+            **version,
+            "converted_from": origin
+            | ({"converted_from": version["converted_from"]} if "converted_from" in version else {}),
+        }
+        for version in source.state.versions[: last + 1]
+    ]
+
+
+def open_for(
+    path: Path, source: LabelStore, identity: Identity, views: int, versions: list[dict[str, Json]]
+) -> LabelStore:
+    """The store to write: a new one, or the one that is there when it has the identity that a new one would have."""
+    grid = BlockGrid.of(identity)
+    if not LabelStore.exists(path):
+        require_free_space(path, store_bytes(identity, views))
+        return LabelStore.create(
+            path,
+            identity,
+            image_digests=source.image_digests,
+            targets=source.targets,
+            views=views,
+            versions=versions,
+        )
+    store = LabelStore.open(path)
+    require_same("store", store.identity.to_json(), identity.to_json(), "give another folder to write to")
+    unfinished = -(-len(store.missing()) // grid.runs) * identity.block.views
+    require_free_space(path, store_bytes(identity, unfinished + max(views - store.state.views_target, 0)))
+    return store
+
+
+def converted_block(source: LabelStore, store: LabelStore, block: BlockIndex) -> BlockData:
+    """A block of ``source`` as ``store`` takes it."""
+    positions = slice(*source.positions(block))
+    views = range(*source.views(block))
+    batches = [source.read(view, positions) for view in views]
+    codes = None
+    if same_but_codec(source.identity.encoding, store.identity.encoding):
+        each = [source.codes(view, positions) for view in views]
+        codes = {array.name: np.stack([codes[array.name] for codes in each]) for array in store.encoding.arrays}
+    return BlockData(
+        logits=np.stack([batch.logits for batch in batches]),
+        rows=np.stack([batch.rows.values for batch in batches]),
+        pixels_digest=source.pixels_digest(block),
+        audit=source.audit() if block == AUDIT_BLOCK else None,
+        codes=codes,
+        version=source.version_index(block),
+    )
+
+
+def same_but_codec(ours: Mapping[str, Json], theirs: Mapping[str, Json]) -> bool:
+    """Whether two encodings make the same codes and only compress them in another way."""
+    return {**ours, "codec": None} == {**theirs, "codec": None}
