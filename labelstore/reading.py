@@ -67,6 +67,12 @@ class Cache(Generic[T]):
             self._make(key, future, make)
         return future.result()
 
+    def drop(self, key: Hashable) -> None:
+        """Forget the value of ``key``."""
+        with self._lock:
+            if key in self._values and self._values[key].done():
+                self._total -= self._cost(self._values.pop(key).result())
+
     def _make(self, key: Hashable, future: Future[T], make: Callable[[], T]) -> None:
         try:
             value = make()
@@ -129,13 +135,21 @@ class Reader:
                 codes[chosen] = rows
         return out
 
-    def warm(self, block: BlockIndex) -> int:
-        """Bring what a block holds into memory, encoded and checked; returns its bytes."""
-        shards = [self._map(layout, block) for layout in self._layout.codes]
-        for shard in shards:
-            shard.warm()
+    def warm(self, block: BlockIndex) -> None:
+        """Bring the codes of a block into memory, encoded and checked, and its columns."""
+        for layout in self._layout.codes:
+            self._map(layout, block).warm()
         self._rows.get(block, partial(self._read_rows, block))
-        return sum(shard.nbytes for shard in shards)
+
+    def drop(self, block: BlockIndex) -> None:
+        """Let go of the maps of a block."""
+        for layout in self._layout.codes:
+            self._maps.drop((block, layout.name))
+
+    def block_bytes(self, block: BlockIndex) -> int:
+        """Bytes of the codes of a block, encoded."""
+        shards = self._marker(block).shards
+        return sum(shards[layout.name].bytes for layout in self._layout.codes)
 
     def blocks(self, view: int, positions: Int64Array) -> list[BlockIndex]:
         """The blocks that positions of a view lie in."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from labelstore.seals import Marker, Seal, marker_file, read_marker, read_seal, 
 from labelstore.shards import Shard
 from labelstore.space import require_free_space, store_bytes
 from labelstore.spec import Identity, Json, State, first_difference, require_same
+from labelstore.streaming import STREAM_BYTES, Request, stream
 from labelstore.writing import encode_block, fidelity_of, require_block_data
 
 __all__ = ["AuditRows", "BlockData", "LabelBatch", "LabelStore", "require_free_space", "store_bytes"]
@@ -48,7 +49,7 @@ class LabelStore:
         self.path, self.identity, self.state, self.follow = path, identity, state, follow
         self.encoding: Encoding = make_encoding(identity.encoding, identity.columns)
         self._grid, self._layout = BlockGrid.of(identity), StoreLayout.of(identity)
-        self._reader = Reader(path, identity, self._marker)
+        self._reader = self._new_reader()
         self._seals: list[Seal] = []
         self._lease: leases.Lease | None = None
 
@@ -286,11 +287,32 @@ class LabelStore:
             NotStoredError: when the view is not there (yet).
             DamagedError: when what is on disk is not what was published.
         """
-        index = self._index(view, positions)
-        rows = CropRows(self.identity.crop_columns, self._reader.rows(view, index))
-        pairs = self._reader.pairs(view, index) if self.encoding.predictive else Pairs.unmixed(rows.image)
-        logits = self.encoding.decode(self._reader.codes(view, index), pairs)
-        return LabelBatch(view, index, rows, logits, self.targets[rows.image])
+        return self._batch(self._reader, view, positions)
+
+    def stream(self, requests: Iterable[Request], *, budget_bytes: int = STREAM_BYTES) -> Iterator[LabelBatch]:
+        """Labels and crop rows of many (view, positions), in the order of the requests, read ahead by a thread.
+
+        Args:
+            requests: taken ahead, in the thread.
+            budget_bytes: the most bytes of encoded blocks that are ahead or in use.
+
+        Raises:
+            NotStoredError: as :meth:`read` does, when the turn of the request comes.
+            DamagedError: likewise.
+        """
+        reader = self._new_reader(map_bytes=budget_bytes)
+        return stream(requests, reader, self._index, partial(self._batch, reader), budget_bytes)
+
+    def stream_codes(
+        self, requests: Iterable[Request], *, budget_bytes: int = STREAM_BYTES
+    ) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        """What :meth:`codes` gives for many (view, positions), read ahead as :meth:`stream` does."""
+        reader = self._new_reader(map_bytes=budget_bytes)
+
+        def read(view: int, positions: slice | npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
+            return reader.codes(view, self._index(view, positions))
+
+        return stream(requests, reader, self._index, read, budget_bytes)
 
     def read_images(self, view: int, images: slice | npt.ArrayLike) -> LabelBatch:
         """Labels and crop rows of some images in a view, in the order of ``images``."""
@@ -360,6 +382,16 @@ class LabelStore:
     def __repr__(self) -> str:
         state = self.state
         return f"LabelStore({str(self.path)!r}, {state.views_sealed} of {state.views_target} views sealed)"
+
+    def _new_reader(self, map_bytes: int | None = None) -> Reader:
+        return Reader(self.path, self.identity, self._marker, map_bytes=map_bytes)
+
+    def _batch(self, reader: Reader, view: int, positions: slice | npt.ArrayLike) -> LabelBatch:
+        index = self._index(view, positions)
+        rows = CropRows(self.identity.crop_columns, reader.rows(view, index))
+        pairs = reader.pairs(view, index) if self.encoding.predictive else Pairs.unmixed(rows.image)
+        logits = self.encoding.decode(reader.codes(view, index), pairs)
+        return LabelBatch(view, index, rows, logits, self.targets[rows.image])
 
     def _whole(self, array: ArrayLayout, size: int | None = None) -> npt.NDArray[Any]:
         return Shard(array, array.shape, self.path / array.file(), size).read()
