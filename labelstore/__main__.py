@@ -1,19 +1,23 @@
-"""`python -m labelstore info | check`."""
+"""`python -m labelstore info | check | convert | export`."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
 from labelstore.check import check
 from labelstore.console import Console, byte_count, run_command
-from labelstore.spec import FORMAT, Json
+from labelstore.convert import convert
+from labelstore.encodings import CodecName, EncodingName, encoding_parameters
+from labelstore.errors import InputError
+from labelstore.export import export
+from labelstore.info import in_words, info, lines
+from labelstore.spec import Json
 from labelstore.store import LabelStore
 
 
@@ -23,6 +27,8 @@ class InfoConfig:
 
     store: tyro.conf.Positional[Path]
     """Folder of the store."""
+    weights: Path | None = None
+    """File of the teacher's weights: its size is given beside the labels'."""
     json: bool = False
     """Print the summary as one JSON object on standard output and all else on standard error."""
 
@@ -37,43 +43,78 @@ class CheckConfig:
     """Print the summary as one JSON object on standard output and all else on standard error."""
 
 
-def info(store: LabelStore) -> dict[str, Json]:
-    """Everything that a store says of itself, as JSON; nothing that changes a result is left out."""
-    identity, state = store.identity, store.state
-    return {
-        "format": FORMAT,
-        "images": identity.images,
-        "views": state.views_sealed,
-        "views_target": state.views_target,
-        "missing_blocks": len(store.missing()),
-        "classes": len(identity.classes),
-        "columns": identity.columns,
-        "size": identity.size,
-        "encoding": dict(identity.encoding),
-        "complete": store.complete,
-        "bytes_per_label": dict(store.bytes_per_label()),
-        "fidelity": store.fidelity,
-        "content": "logits, one label a crop, made after mixing; no temperature, no softmax",
-        "class_order": list(identity.classes),
-        "skipped": list(identity.skipped),
-        "seed": identity.seed,
-        "plan": dict(identity.plan),
-        "block": {"views": identity.block.views, "positions": identity.block.positions},
-        "manifest": identity.manifest,
-        "teacher": dict(identity.teacher),
-        "engine": dict(identity.engine),
-        "renderer": dict(identity.renderer),
-        "versions": [dict(version) for version in state.versions],
-    }
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Make a store of another encoding from the sealed views of a store, without its teacher.
+
+    Typing the same command again resumes a stopped conversion, or converts the views added since.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """Folder of the store to read."""
+    destination: tyro.conf.Positional[Path]
+    """Folder of the store to make, resume or extend."""
+    encoding: EncodingName
+    """How labels are stored: int8 is C + 4 bytes a label, float16 2 C."""
+    codec: CodecName | None = None
+    """How codes are compressed; int8 and float16 take raw, which is their own, or zstd."""
+    fidelity: float | None = None
+    """transform: mean cosine between the GIFT targets of the read and the stored labels, to be reached."""
+    step: float | None = None
+    """transform: its quantiser's step, instead of --fidelity."""
+    views: int | None = None
+    """Convert the first views, rounded up to whole blocks; all that are sealed when left out."""
+    take_over: bool = False
+    """Take the lease of a conversion on another host that is known to be dead."""
+    json: bool = False
+    """Print the summary as one JSON object on standard output and all else on standard error."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no conversion can have."""
+        if self.views is not None and self.views < 1:
+            raise InputError(f"--views: expected at least 1, found {self.views}")
+
+    def encoding_parameters(self) -> dict[str, Json]:
+        """The label encoding's part of the flags."""
+        return encoding_parameters(self.encoding, codec=self.codec, fidelity=self.fidelity, step=self.step)
 
 
-def lines(values: Mapping[str, Any]) -> list[str]:
-    """The values as one line a fact; long lists are cut, `--json` has them whole."""
-    shown = []
-    for name, value in values.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        shown.append(f"{name:<16} {text if len(text) <= 400 else text[:400] + ' ...'}")
-    return shown
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write labels as float16 logits or probabilities in one .npy file, [V, N, C], or [N, C] with --view."""
+
+    store: tyro.conf.Positional[Path]
+    """Folder of the store."""
+    out: tyro.conf.Positional[Path]
+    """File to write; must not exist."""
+    view: int | None = None
+    """Write this view alone."""
+    views: int | None = None
+    """Write the first views; all that are sealed when neither flag is given."""
+    order: Literal["image", "stored"] = "image"
+    """Row n of a view is image n in manifest order, or position n as stored."""
+    probabilities: bool = False
+    """Write softmax(logits / temperature) instead of logits."""
+    temperature: float | None = None
+    """Temperature of --probabilities (1)."""
+    json: bool = False
+    """Print the summary as one JSON object on standard output and all else on standard error."""
+
+    def __post_init__(self) -> None:
+        """Refuse flags that do not go together."""
+        if self.view is not None and self.views is not None:
+            raise InputError("--view and --views: expected one of them, found both")
+        if self.views is not None and self.views < 1:
+            raise InputError(f"--views: expected at least 1, found {self.views}")
+        if self.temperature is not None and not self.probabilities:
+            raise InputError("--temperature: belongs to --probabilities; logits have none")
+
+
+def info_command(config: InfoConfig, console: Console) -> int:
+    """Say what a store is made of."""
+    values = info(LabelStore.open(config.store), config.weights)
+    console.summary(values, "\n".join(lines(values)))
+    return 0
 
 
 def check_command(config: CheckConfig, console: Console) -> int:
@@ -99,23 +140,85 @@ def check_command(config: CheckConfig, console: Console) -> int:
     return 0 if report.ok else 1
 
 
+def convert_command(config: ConvertConfig, console: Console) -> int:
+    """Convert a store and say what became of its labels."""
+    source = LabelStore.open(config.source)
+    with console.progress("blocks", 1, "blocks") as progress:
+        store = convert(
+            source,
+            config.destination,
+            config.encoding_parameters(),
+            views=config.views,
+            take_over=config.take_over,
+            progress=progress.reach,
+        )
+    before, after = source.bytes_per_label(), store.bytes_per_label()
+    console.summary(
+        {
+            "store": str(config.destination),
+            "images": store.identity.images,
+            "views": store.state.views_sealed,
+            "complete": store.complete,
+            "bytes_per_label": dict(after),
+            "bytes_per_label_before": dict(before),
+            "fidelity": store.fidelity,
+            "converted_from": store.state.versions[0].get("converted_from"),
+        },
+        f"{config.destination}: {store.identity.images:,} images x {store.state.views_sealed:,} views sealed; "
+        f"{sum(after.values()):.1f} B a label instead of {sum(before.values()):.1f}; against the labels of "
+        f"{config.source}, fidelity {in_words(store.fidelity)}",
+    )
+    return 0
+
+
+def export_command(config: ExportConfig, console: Console) -> int:
+    """Export labels and say what was written."""
+    views = config.view if config.views is None else range(config.views)
+    softmax = 1.0 if config.temperature is None else config.temperature
+    temperature = softmax if config.probabilities else None
+    with console.progress("views", 1, "views") as progress:
+        shape = export(
+            LabelStore.open(config.store),
+            config.out,
+            views=views,
+            order=config.order,
+            temperature=temperature,
+            progress=progress.reach,
+        )
+    content = "logits" if temperature is None else f"probabilities at temperature {temperature:g}"
+    console.summary(
+        {
+            "out": str(config.out),
+            "shape": list(shape),
+            "dtype": "float16",
+            "content": content,
+            "order": config.order,
+            "bytes": config.out.stat().st_size,
+        },
+        f"{config.out}: {content} of {list(shape)}, float16, {byte_count(config.out.stat().st_size)}; rows in "
+        f"{'image' if config.order == 'image' else 'stored'} order",
+    )
+    return 0
+
+
+COMMANDS: dict[str, tuple[Any, Callable[[Any, Console], int]]] = {
+    "info": (InfoConfig, info_command),
+    "check": (CheckConfig, check_command),
+    "convert": (ConvertConfig, convert_command),
+    "export": (ExportConfig, export_command),
+}
+
+
 def main() -> int:
     """Run the command that the arguments name."""
     config: Any = tyro.extras.subcommand_cli_from_dict(
-        {"info": InfoConfig, "check": CheckConfig},
+        {name: kind for name, (kind, _) in COMMANDS.items()},
         prog="python -m labelstore",
-        description="Look at a label store.",
+        description="Look at a label store, convert it, export its labels.",
     )
+    (command,) = (command for kind, command in COMMANDS.values() if isinstance(config, kind))
     console = Console(as_json=config.json)
-
-    def command() -> int:
-        if isinstance(config, InfoConfig):
-            values = info(LabelStore.open(config.store))
-            console.summary(values, "\n".join(lines(values)))
-            return 0
-        return check_command(config, console)
-
-    return run_command("labelstore", command)
+    return run_command("labelstore", lambda: command(config, console), resumes=isinstance(config, ConvertConfig))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,6 @@ def require_free_space(path: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
-            f"{path}: the store needs up to {needed:,} bytes, the file system of {folder} has {free:,} free; "
-            f"free {needed - free:,} bytes, ask for fewer --views, or give another --store"
+            f"{path}: needs up to {needed:,} bytes, the file system of {folder} has {free:,} free; "
+            f"free {needed - free:,} bytes, ask for fewer --views, or write to another place"
         )

@@ -1,0 +1,122 @@
+"""Labels for other tools: float16 logits or probabilities in one .npy file."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from labelstore import disk
+from labelstore.encodings import Logits
+from labelstore.errors import InputError, NotStoredError
+from labelstore.reading import require_indexes
+from labelstore.space import require_free_space
+from labelstore.store import LabelStore
+
+MAX_FLOAT16 = float(np.finfo(np.float16).max)
+HEADER_BYTES = 4 << 10
+BYTES_AT_ONCE = 64 << 20  # of float32 logits
+
+
+def export(
+    store: LabelStore,
+    out: Path,
+    *,
+    views: int | range | None = None,
+    order: Literal["image", "stored"] = "image",
+    temperature: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[int, ...]:
+    """Write the labels of some views as float16; the file appears under its name when it is whole.
+
+    Args:
+        store: the store.
+        out: the file; must not exist.
+        views: one sealed view, a range of them, or all that are when None.
+        order: of the rows of a view: by image, as the manifest has them, or by position, as they are stored.
+        temperature: write ``softmax(logits / temperature)`` instead of the logits.
+        progress: called with views done and views in all.
+
+    Returns:
+        The shape of what was written: ``[N, C]`` of one view, else ``[V, N, C]``.
+
+    Raises:
+        InputError: when the file exists, the space for it does not, or a logit is too large for float16.
+    """
+    sealed = store.state.views_sealed
+    if not sealed:
+        raise NotStoredError(f"{store.path}: no view is sealed yet; finish its build first")
+    chosen = range(sealed) if views is None else range(views, views + 1) if isinstance(views, int) else views
+    require_indexes("views", np.array(chosen, np.int64), sealed)
+    if temperature is not None and not (np.isfinite(temperature) and temperature > 0):
+        raise InputError(f"--temperature: expected a number above 0, found {temperature}")
+    view_shape = (store.identity.images, store.identity.columns)
+    shape = view_shape if isinstance(views, int) else (len(chosen), *view_shape)
+    require_absent(out)
+    require_free_space(out, math.prod(shape) * 2 + HEADER_BYTES)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        array = open_array(partial, shape)
+        each = array.reshape(len(chosen), *view_shape)
+        for done, view in enumerate(chosen):
+            write_view(store, view, each[done], order, temperature)
+            if progress:
+                progress(done + 1, len(chosen))
+        array.flush()
+        disk.sync_file(partial)
+        require_absent(out)
+        disk.replace(partial, out)
+    finally:
+        disk.unlink(partial)
+    return shape
+
+
+def open_array(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float16]]:
+    """A new .npy file, mapped. Its blocks are taken at once: a disk that fills up must not end in a bus error."""
+    array: np.memmap[Any, np.dtype[np.float16]]
+    array = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+    return array
+
+
+def write_view(
+    store: LabelStore, view: int, out: npt.NDArray[Any], order: Literal["image", "stored"], temperature: float | None
+) -> None:
+    """Write the labels of a view to ``out`` ``[N, C]``, a run of positions at a time."""
+    step = max(BYTES_AT_ONCE // (4 * store.identity.columns), 1)
+    for start in range(0, len(out), step):
+        labels = store.read(view, slice(start, start + step))
+        values = labels.logits if temperature is None else probabilities(labels.logits, temperature)
+        if np.abs(values).max() > MAX_FLOAT16:
+            row, column = (int(place) for place in np.argwhere(np.abs(values) > MAX_FLOAT16)[0])
+            raise InputError(
+                f"{store.path}: view {view}, image {labels.rows.image[row]}, column {column}: expected a logit of at "
+                f"most {MAX_FLOAT16:g}, found {values[row, column]:g}; export --probabilities"
+            )
+        out[labels.rows.image if order == "image" else slice(start, start + step)] = values
+
+
+def probabilities(logits: Logits, temperature: float) -> Logits:
+    """``softmax(logits / temperature)``, float32 ``[n, C]``."""
+    powers = np.exp((logits - logits.max(axis=1, keepdims=True)) / np.float32(temperature))
+    shares: Logits = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
+def require_absent(out: Path) -> None:
+    """Refuse to write over a file, or into a folder that is not there."""
+    if out.suffix != ".npy":
+        raise InputError(f"{out}: expected a name that ends in .npy")
+    if os.path.lexists(out):
+        raise InputError(f"{out}: exists already; move it away or give another name")
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: expected a folder {out.parent}, found none; make it first")
