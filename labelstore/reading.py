@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from labelstore import disk
 from labelstore.arrays import ArrayLayout, StoreLayout
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.columns import IMAGE_COLUMNS, CropRows
@@ -135,11 +136,10 @@ class Reader:
                 codes[chosen] = rows
         return out
 
-    def warm(self, block: BlockIndex) -> None:
-        """Bring the codes of a block into memory, encoded and checked, and its columns."""
-        for layout in self._layout.codes:
-            self._map(layout, block).warm()
-        self._rows.get(block, partial(self._read_rows, block))
+    def read_ahead(self, block: BlockIndex) -> None:
+        """Have the system read the shards of a block; nothing is checked, and nothing kept here."""
+        for layout in self._layout.blocks:
+            disk.read_ahead(self._root / layout.file(block))
 
     def drop(self, block: BlockIndex) -> None:
         """Let go of the maps of a block."""

@@ -22,7 +22,6 @@ from labelstore.arrays import ArrayLayout
 from labelstore.errors import DamagedError
 
 CRC_BYTES = 4
-WARM_BYTES = 2 << 20  # what stays in the processor's cache while a file is read for the sake of its pages
 ABSENT = np.uint64(2**64 - 1)
 
 Array = npt.NDArray[Any]
@@ -111,17 +110,6 @@ class Shard:
             part = rows[:, :, group * width : (group + 1) * width]
             part[...] = self._chunk((head, group, run))[:, : part.shape[2]].swapaxes(1, 2)
         return rows
-
-    def warm(self) -> None:
-        """Bring the file into memory and check all of it, at the rate of sequential reads.
-
-        Reading lets other threads run, as waiting for a page of the map would not.
-        """
-        for _ in disk.read_pieces(self._path, WARM_BYTES):
-            pass
-        for place in np.ndindex(*self._present):
-            self._body(place)
-        self._whole = True
 
     def read(self, *heads: int) -> Array:
         """All that the shard holds, or what its inner chunk(s) at grid place ``heads`` hold along the first axes.

@@ -1,16 +1,16 @@
-"""Answers in the order of their requests, while a thread reads ahead: blocks come into memory encoded and checked.
+"""Answers in the order of their requests, while the blocks of the next ones come into memory, encoded.
 
-What the thread does not manage to bring is read when it is asked for, and so is what is damaged or not yet written:
-an error is met by the request that it belongs to. At most a budget of encoded blocks and waiting requests is held.
+Reading a shard ahead is one call that needs neither Python nor a copy: the system fills the very pages that the
+shard's map shows. It runs in threads only because it waits. All else happens where the answers are taken, errors
+too: what cannot be read ahead is met by the request that it belongs to.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy.typing as npt
@@ -20,140 +20,136 @@ from labelstore.errors import GiftwrapError
 from labelstore.reading import Int64Array, Reader
 
 STREAM_BYTES = 256 << 20
-MAX_WAITING = 4096
+MAX_WAITING = 4096  # requests
+THREADS = 2  # one reads while the other waits for its turn to say that it has
 
-Request = tuple[int, slice | npt.ArrayLike]
+Positions = slice | npt.ArrayLike
+Request = tuple[int, Positions]
 T = TypeVar("T")
 
 
 def stream(
     requests: Iterable[Request],
     reader: Reader,
-    index: Callable[[int, slice | npt.ArrayLike], Int64Array],
-    read: Callable[[int, slice | npt.ArrayLike], T],
+    index: Callable[[int, Positions], Int64Array],
+    read: Callable[[int, Positions], T],
     budget: int,
 ) -> Iterator[T]:
-    """The answer to each request (view, positions); ending the iteration ends the thread.
+    """The answer to each request (view, positions), in order; the iteration may end early.
 
     Args:
-        requests: taken ahead, in a thread.
-        reader: keeps the maps of what is brought; no other stream's.
+        requests: taken ahead of the answers, so they must not wait for these.
+        reader: holds the maps of what is ahead; no other stream's.
         index: positions of a request as integers, or an error.
         read: answers a request.
-        budget: the most bytes of encoded blocks and of waiting requests.
+        budget: the most bytes of encoded blocks, and of positions, that are ahead or in use. Of a request for more,
+            and of a block that is larger, the rest is read when its turn comes.
     """
-    ahead = _Ahead(requests, reader, index, budget)
-    try:
-        while request := ahead.next():
-            yield read(*request)
-    finally:
-        ahead.stop()
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="giftwrap-stream") as pool:
+        ahead = _Ahead(requests, reader, index, budget, pool)
+        try:
+            while entry := ahead.first():
+                yield read(*entry.request)
+                ahead.done()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @dataclass(slots=True)
 class _Entry:
-    """A request and the blocks that are in memory for it."""
+    """A request, its positions as integers where they are good, and the blocks that these lie in."""
 
     request: Request
     nbytes: int
-    blocks: list[BlockIndex] = field(default_factory=list)
+    blocks: dict[BlockIndex, int]
+
+
+@dataclass(slots=True)
+class _Held:
+    """A block that is in memory, or comes."""
+
+    nbytes: int
+    ready: Future[None]
+    uses: int = 0  # by waiting requests
 
 
 class _Ahead:
-    """Requests whose blocks are in memory, in order; one thread brings them, one takes them."""
+    """Requests whose blocks are in memory, or come."""
 
     def __init__(
         self,
         requests: Iterable[Request],
         reader: Reader,
-        index: Callable[[int, slice | npt.ArrayLike], Int64Array],
+        index: Callable[[int, Positions], Int64Array],
         budget: int,
+        pool: ThreadPoolExecutor,
     ) -> None:
-        self._requests, self._reader, self._index, self._budget = requests, reader, index, budget
+        self._reader, self._index, self._budget, self._pool = reader, index, budget, pool
+        self._entries = map(self._entry, requests)
         self._waiting: deque[_Entry] = deque()
-        self._current: _Entry | None = None
-        self._uses: Counter[BlockIndex] = Counter()  # by the waiting requests and the current one
-        self._sizes: dict[BlockIndex, int] = {}
-        self._held = 0
-        self._ended = self._stopped = False
-        self._error: BaseException | None = None
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, daemon=True, name="giftwrap-stream")
-        self._thread.start()
+        self._next: _Entry | None = None  # taken already, and no room for it yet
+        self._held: dict[BlockIndex, _Held] = {}
+        self._bytes = 0
+        self._end: Exception | None = None
 
-    def next(self) -> Request | None:
-        """The next request, or None after the last; what the one before it needed may go."""
-        with self._changed:
-            self._release()
-            self._changed.wait_for(lambda: self._waiting or self._ended)
-            if self._waiting:
-                self._current = self._waiting.popleft()
-                return self._current.request
-        if self._error:
-            raise self._error
+    def first(self) -> _Entry | None:
+        """The first entry that is not done, once its blocks are there; None when all are.
+
+        Raises:
+            Exception: what the iterable of requests raised, after the last request that it gave.
+        """
+        self._fill()
+        if self._waiting:
+            for block in self._waiting[0].blocks:
+                if held := self._held.get(block):
+                    held.ready.exception()  # waits; what failed here fails again when it is read
+            return self._waiting[0]
+        if self._end and not isinstance(self._end, StopIteration):
+            raise self._end
         return None
 
-    def stop(self) -> None:
-        """End the thread; the block that it is reading is the last."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-        self._thread.join()
-
-    def _release(self) -> None:
-        if not (entry := self._current):
-            return
-        self._current = None
-        self._held -= entry.nbytes
+    def done(self) -> None:
+        """Let go of the first entry, and of the blocks that no other one needs."""
+        entry = self._waiting.popleft()
+        self._bytes -= entry.nbytes
         for block in entry.blocks:
-            self._uses[block] -= 1
-            if not self._uses[block]:
-                del self._uses[block]
-                self._held -= self._sizes.pop(block)
-                self._reader.drop(block)
-        self._changed.notify_all()
+            if held := self._held.get(block):
+                held.uses -= 1
+                if not held.uses:
+                    self._bytes -= self._held.pop(block).nbytes
+                    self._reader.drop(block)
 
-    def _work(self) -> None:
+    def _fill(self) -> None:
+        """Take requests while there is room for what they need; at least one."""
+        while len(self._waiting) < MAX_WAITING and not self._end:
+            try:
+                entry = self._next = self._next or next(self._entries)
+            except Exception as error:
+                self._end = error
+                return
+            wanted = sum(size for block, size in entry.blocks.items() if block not in self._held) + entry.nbytes
+            if self._waiting and self._bytes + wanted > self._budget:
+                return
+            self._add(entry)
+            self._next = None
+
+    def _add(self, entry: _Entry) -> None:
+        self._waiting.append(entry)
+        self._bytes += entry.nbytes
+        for block, size in list(entry.blocks.items()):
+            if block not in self._held:
+                if self._bytes + size > self._budget:
+                    del entry.blocks[block]
+                    continue
+                self._held[block] = _Held(size, self._pool.submit(self._reader.read_ahead, block))
+                self._bytes += size
+            self._held[block].uses += 1
+
+    def _entry(self, request: Request) -> _Entry:
+        view, positions = request
         try:
-            for view, positions in self._requests:
-                self._add(view, positions)
-                if self._stopped:
-                    return
-        except BaseException as error:
-            self._error = error
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-
-    def _add(self, view: int, positions: slice | npt.ArrayLike) -> None:
-        entry = _Entry((view, positions), int(getattr(positions, "nbytes", 0)))
-        with suppress(GiftwrapError):
-            for block in self._reader.blocks(view, self._index(view, positions)):
-                self._bring(entry, block)
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopped or len(self._waiting) < MAX_WAITING)
-            self._waiting.append(entry)
-            self._held += entry.nbytes
-            self._changed.notify_all()
-
-    def _bring(self, entry: _Entry, block: BlockIndex) -> None:
-        """Have a block in memory for a request, once there is room for it; one that never fits is left out."""
-        size = self._reader.block_bytes(block)
-        with self._changed:
-            here = block in self._uses
-            if not here:
-                self._changed.wait_for(lambda: self._stopped or self._fits(size) or not self._in_use())
-                if self._stopped or not self._fits(size):
-                    return
-                self._sizes[block] = size
-                self._held += size
-            self._uses[block] += 1
-            entry.blocks.append(block)
-        if not here:
-            self._reader.warm(block)
-
-    def _fits(self, size: int) -> bool:
-        return self._held + size <= self._budget
-
-    def _in_use(self) -> bool:
-        return bool(self._waiting or self._current)
+            index = self._index(view, positions)
+            blocks = {block: self._reader.block_bytes(block) for block in self._reader.blocks(view, index)}
+        except GiftwrapError:
+            return _Entry(request, 0, {})
+        return _Entry((view, index), index.nbytes, blocks)
