@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from labelstore.arrays import AUDIT_BLOCK
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.columns import CropRows
 from labelstore.console import Console, byte_count, duration
@@ -26,7 +27,9 @@ from pipeline.plan import Plan
 from pipeline.render import Renderer, make_renderer
 from pipeline.render.audit import DIGEST_POSITIONS, pixels_digest
 from pipeline.render.stream import stream
+from pipeline.source import Source
 from pipeline.teacher import Teacher, make_teacher
+from pipeline.verify import require_same_labels
 
 AUDIT_CROPS = 64
 PROBE_BATCHES = 3
@@ -125,7 +128,7 @@ def build(config: BuildConfig, console: Console) -> Mapping[str, Json]:
 def write(config: BuildConfig, work: Work, store: LabelStore, console: Console) -> Mapping[str, Json]:
     """Write and seal what is missing, under the store's lease."""
     with closing(work.renderer), store.lease(take_over=config.take_over):
-        require_same_engine(config, store, work.identity)
+        require_same_engine(config, store, work, console)
         views = store.raise_target(config.views, engine=work.teacher.engine, renderer=work.renderer.id)
         whole = BlockGrid.of(work.identity).whole_views(config.views)
         if whole != config.views:
@@ -167,17 +170,23 @@ def views_to_write(store: LabelStore, views: int) -> int:
     return unfinished + max(views - store.state.views_target, 0)
 
 
-def require_same_engine(config: BuildConfig, store: LabelStore, identity: Identity) -> None:
-    """Refuse to write views by another engine or renderer than the last, unless that is wanted."""
+def require_same_engine(config: BuildConfig, store: LabelStore, work: Work, console: Console) -> None:
+    """Refuse to write views by another engine or renderer than the last, unless that is wanted and gives the same."""
     last = store.state.versions[-1]
-    ours: dict[str, Json] = {"engine": dict(identity.engine), "renderer": dict(identity.renderer)}
+    ours: dict[str, Json] = {"engine": dict(work.identity.engine), "renderer": dict(work.identity.renderer)}
     theirs: dict[str, Json] = {name: last[name] for name in ours}
     found = first_difference(theirs, ours)
-    if found and not config.allow_engine_change and views_to_write(store, config.views):
+    if not found or not views_to_write(store, config.views):
+        return
+    if not config.allow_engine_change:
         raise MismatchError(
             f"another engine at {found[0]}: the store has {found[1]!r}, this run has {found[2]!r}; run where "
             f"the store was begun, or say --allow-engine-change, which the store records for the views to come"
         )
+    if AUDIT_BLOCK not in store.missing():
+        follower = LabelStore.open(store.path, follow=True)  # the audit rows are there before their views are sealed
+        source = Source(follower, work.manifest, work.plan.spec, work.renderer)
+        require_same_labels(source, work.teacher, console)
 
 
 def require_same_identity(stored: Identity, given: Identity) -> None:
@@ -259,7 +268,7 @@ def dry_run(config: BuildConfig, work: Work, console: Console) -> Mapping[str, J
     if LabelStore.exists(config.store):
         store = LabelStore.open(config.store)
         require_same_identity(store.identity, identity)
-        require_same_engine(config, store, identity)
+        require_same_engine(config, store, work, console)
         views = views_to_write(store, views)
     size = store_bytes(identity, views)
     require_free_space(config.store, size)

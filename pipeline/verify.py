@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from labelstore.console import Console
 from labelstore.errors import MismatchError
@@ -114,39 +115,87 @@ def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Tea
     return teacher
 
 
+@dataclass(frozen=True, eq=False)
+class AuditErrors:
+    """How far a teacher's logits of the audit crops are from those that are stored.
+
+    Attributes:
+        logits: the teacher's, float32 ``[a, C]``.
+        maximum: the largest error.
+        mean: the mean error.
+        band: the largest error that another order of summation explains.
+    """
+
+    logits: npt.NDArray[np.float32]
+    maximum: float
+    mean: float
+    band: float
+
+    @property
+    def within(self) -> bool:
+        """Whether the errors lie within the band."""
+        return self.maximum <= self.band
+
+
+def audit_errors(store: LabelStore, teacher: Teacher, crops: Tensor) -> AuditErrors:
+    """Label the audit crops, uint8 ``[a, S, S, 3]``, and compare with the stored float16 logits."""
+    logits = np.concatenate([teacher.logits(part).numpy() for part in torch.split(crops, teacher.batch)])
+    stored = store.audit().logits.astype(np.float32)
+    errors = np.abs(logits - stored)
+    share = max(MAX_RELATIVE_ERROR[str(engine["dtype"])] for engine in (store.identity.engine, teacher.engine))
+    return AuditErrors(logits, float(errors.max()), float(errors.mean()), share * float(np.abs(stored).max()))
+
+
+def require_same_labels(source: Source, teacher: Teacher, console: Console) -> None:
+    """Refuse to go on with a renderer and an engine that do not give the audit rows again.
+
+    The crops are held against the stored ones by P2's band, and the teacher's logits of the stored crops against the
+    stored logits, so that neither hides the other.
+
+    Raises:
+        MismatchError: names the difference.
+    """
+    pixels = check_pixels(source)
+    errors = audit_errors(source.store, teacher, torch.from_numpy(source.store.audit().crops))
+    if not errors.within:
+        raise MismatchError(
+            f"another engine gives other labels: expected errors of at most {errors.band:.2e} against the audit rows, "
+            f"found {errors.maximum:.2e} (mean {errors.mean:.2e}); the store has {dict(source.store.identity.engine)}, "
+            f"this run has {dict(teacher.engine)}; build on where the store was begun, or make another --store"
+        )
+    console.line(
+        f"another engine: pixels of {pixels.crops} stored crops differ by {pixels.max_difference} levels at most, "
+        f"labels by {errors.maximum:.2e} (band {errors.band:.2e})"
+    )
+
+
 def compare_labels(source: Source, teacher: Teacher, console: Console) -> dict[str, Json]:
     """The teacher's logits of the audit crops against the float16 logits and the codes that are stored."""
     store = source.store
-    audit = store.audit().logits
-    count = len(audit)
-    crops = source.crops(0, 0, count)
-    ours = np.concatenate([teacher.logits(part).numpy() for part in torch.split(crops, teacher.batch)])
-    stored = audit.astype(np.float32)
-    errors = np.abs(ours - stored)
-    scale = float(np.abs(stored).max())
-    band = MAX_RELATIVE_ERROR[str(store.identity.engine["dtype"])] * scale
+    count = len(store.audit().logits)
+    errors = audit_errors(store, teacher, source.crops(0, 0, count))
     group = store.identity.group
     labels = store.read(0, slice(0, min(-(-count // group) * group, store.identity.images)))  # whole groups
     partners = labels.rows.partners(group)[:count] if labels.rows.mixed else np.arange(count)
     fidelity = gift_fidelity(
-        ours,
+        errors.logits,
         labels.logits[:count],
         labels.targets[:count],
         labels.targets[partners],
         labels.rows.weights(store.identity.size)[:count],
     )
-    equal = equal_codes(store, ours, count)
-    ok = float(errors.max()) <= band and float(fidelity.mean()) >= MIN_FIDELITY
+    equal = equal_codes(store, errors.logits, count)
+    ok = errors.within and float(fidelity.mean()) >= MIN_FIDELITY
     console.line(
-        f"labels: largest error {errors.max():.2e} and mean {errors.mean():.2e} against {count} audit rows "
-        f"(band {band:.2e}), {100 * equal:.2f} % of codes equal, fidelity {fidelity.mean():.5f} "
+        f"labels: largest error {errors.maximum:.2e} and mean {errors.mean:.2e} against {count} audit rows "
+        f"(band {errors.band:.2e}), {100 * equal:.2f} % of codes equal, fidelity {fidelity.mean():.5f} "
         f"(at least {MIN_FIDELITY})"
     )
     return {
         "ok": ok,
-        "max_error": float(errors.max()),
-        "mean_error": float(errors.mean()),
-        "max_error_band": band,
+        "max_error": errors.maximum,
+        "mean_error": errors.mean,
+        "max_error_band": errors.band,
         "equal_codes": equal,
         "fidelity": float(fidelity.mean()),
     }
