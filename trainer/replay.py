@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from labelstore.errors import InputError, NotStoredError
-from labelstore.store import LabelStore
+from labelstore.store import LabelBatch, LabelStore
 from pipeline.manifest import Manifest
 from pipeline.render.normalise import normalise
 from pipeline.source import PixelReport, Source, check_pixels, open_source
 from trainer.order import Order
 
+LABEL_BYTES = 256 << 20  # of encoded labels, read ahead of the crops that they belong to
 READ_AHEAD = 2  # batches waiting, as uint8, while one more is rendered
 T = TypeVar("T")
 
@@ -210,15 +211,15 @@ class Replay:
     def _groups(self, epoch: int, start: int) -> Iterator[TrainBatch]:
         """Whole groups from ``start`` on, about a batch at a time; a group cut by ``start`` loses its head."""
         images, group = self.store.identity.images, self.store.identity.group
-        step = -(-self.batch_size // group) * group
-        for first in range(start // group * group, images, step):
-            chunk = self._render(epoch, first, min(first + step, images))
-            yield chunk[max(start - first, 0) :]
+        step, view = -(-self.batch_size // group) * group, self.order.view(epoch)
+        firsts = range(start // group * group, images, step)
+        requests = ((view, self.order.positions(epoch, first, min(first + step, images))) for first in firsts)
+        # Blocks come ahead of the crops that are rendered, within LABEL_BYTES.
+        for first, labels in zip(firsts, self.store.stream(requests, budget_bytes=LABEL_BYTES), strict=True):
+            yield self._render(labels)[max(start - first, 0) :]
 
-    def _render(self, epoch: int, start: int, stop: int) -> TrainBatch:
-        """Whole groups of the epoch's order, with pixels as uint8 ``[n, S, S, 3]``."""
-        view = self.order.view(epoch)
-        labels = self.store.read(view, self.order.positions(epoch, start, stop))
+    def _render(self, labels: LabelBatch) -> TrainBatch:
+        """Crops of whole groups beside their labels, with pixels as uint8 ``[n, S, S, 3]``."""
         identity, rows = self.store.identity, labels.rows
         targets = torch.from_numpy(labels.targets)
         partners = rows.partners(identity.group) if rows.mixed else slice(None)
@@ -229,7 +230,7 @@ class Replay:
             targets2=targets[partners],
             lam=torch.from_numpy(rows.weights(identity.size)),
             index=torch.from_numpy(rows.image.astype("int64")),
-            view=torch.full((len(rows),), view),
+            view=torch.full((len(rows),), labels.view),
             position=torch.from_numpy(labels.positions),
         )
 
