@@ -19,6 +19,7 @@ from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.columns import CropRows
 from labelstore.encodings import Encoding, Pairs, make_encoding
 from labelstore.errors import FormatError, InputError, LeaseError, NotStoredError
+from labelstore.queueing import Queue
 from labelstore.reading import Int64Array, Reader, require_indexes
 from labelstore.records import AuditRows, BlockData, LabelBatch
 from labelstore.root import ROOT, make_skeleton, read_root, require_images, require_own, root_document
@@ -242,6 +243,17 @@ class LabelStore:
             fidelity=fidelity,
         )
         publish.publish(self.path, {marker_file(block): documents.encode(marker.to_json(self._grid))})
+
+    def writer(self, depth: int = 1) -> Queue[[BlockIndex, BlockData]]:
+        """Publish blocks in a thread: ``with store.writer() as write: write(block, data)``.
+
+        Errors of :meth:`write` are raised by the next call or when the writer is left; leaving it by an exception
+        publishes the block in hand and none of those that wait.
+
+        Args:
+            depth: blocks that wait, at most; one more is being written.
+        """
+        return Queue(self.write, depth)
 
     def seal(self) -> None:
         """Seal the views asked for: write their table, then raise ``views_sealed``.

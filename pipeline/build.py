@@ -17,6 +17,7 @@ from labelstore.columns import CropRows
 from labelstore.console import Console, byte_count, duration
 from labelstore.encodings import make_encoding
 from labelstore.errors import InputError, MismatchError
+from labelstore.queueing import Queue
 from labelstore.spec import BlockShape, Identity, Json, first_difference, require_same
 from labelstore.store import AuditRows, BlockData, LabelStore, require_free_space, store_bytes
 from pipeline.class_order import agreement
@@ -33,6 +34,7 @@ from pipeline.verify import require_same_labels
 
 AUDIT_CROPS = 64
 PROBE_BATCHES = 3
+QUEUED_BLOCKS = 1  # waiting to be written, while one is written and one is made: three blocks of float32 in memory
 
 
 @dataclass(frozen=True)
@@ -212,15 +214,18 @@ def fill(store: LabelStore, work: Work, console: Console) -> tuple[float, int]:
     """Write every missing block; returns the seconds taken and the crops labelled."""
     missing = store.missing()
     start, crops = time.monotonic(), 0
-    with console.progress("blocks", len(missing), "blocks") as progress:
+
+    def publish(block: BlockIndex, data: BlockData) -> None:
+        nonlocal crops
+        store.write(block, data)
+        crops += data.logits.shape[0] * data.logits.shape[1]
+        if block == missing[0]:
+            report_agreement(work, data, console)
+        progress.advance(note=f"{crops / (time.monotonic() - start):,.0f} crops/s")
+
+    with console.progress("blocks", len(missing), "blocks") as progress, Queue(publish, QUEUED_BLOCKS) as write_block:
         for block in missing:
-            data = label_block(store, work, block)
-            store.write(block, data)
-            rows = data.logits.shape[0] * data.logits.shape[1]
-            crops += rows
-            if block == missing[0]:
-                report_agreement(work, data, console)
-            progress.advance(note=f"{crops / (time.monotonic() - start):,.0f} crops/s")
+            write_block(block, label_block(store, work, block))
     return time.monotonic() - start, crops
 
 
