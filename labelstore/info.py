@@ -95,6 +95,8 @@ def lines(values: Mapping[str, Any]) -> list[str]:
         "format",
     )  # fmt: skip
     told |= {name.replace("_", " "): json.dumps(values[name]) for name in rest}
+    if len(values["versions"]) == 1:  # engine and renderer say it all
+        del told["versions"]
     cut = {name: text if len(text) <= MAX_LINE else text[:MAX_LINE] + " ..." for name, text in told.items() if text}
     return [f"{name:<16} {text}" for name, text in cut.items()]
 

@@ -37,6 +37,9 @@ def test_commands_and_loop_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [shlex.split(command)[2:4] for command in commands] == [
         ["pipeline", "build"],
         ["trainer", "train"],
+        ["labelstore", "convert"],
+        ["labelstore", "info"],
+        ["labelstore", "export"],
         ["trainer", "evaluate"],
     ]
     for command in commands:
@@ -54,7 +57,13 @@ def test_nothing_is_left_to_fill_in() -> None:
 
 
 def test_every_flag_is_in_the_readme_or_its_help() -> None:
-    for package, command in (("pipeline", "build"), ("trainer", "train")):
+    for package, command in (
+        ("pipeline", "build"),
+        ("trainer", "train"),
+        ("labelstore", "info"),
+        ("labelstore", "convert"),
+        ("labelstore", "export"),
+    ):
         text = giftwrap(package, command, "--help").out
         flags = set(re.findall(r"--[a-z][a-z-]*", text)) - {"--help"}
         named = {flag for flag in flags if re.search(rf"{flag}(?![a-z-])", README) or flag.startswith("--no-")}
