@@ -1,0 +1,256 @@
+"""Predictive transform coding: every label, tens of times smaller than float16, at a fidelity that the user chooses.
+
+A label ``x`` of a crop that shows image i with weight w, and image j with the rest, becomes codes as follows::
+
+    y = B (x - center)                            its KLT: rows of B are components, by falling variance
+    p = w m_i + (1 - w) m_j                       the prediction: mean labels of the images, in the same basis
+    q = sign(e) round(|e|)                        codes, of e = (y - p) / (step scale)
+
+The step grows with the length of the label, since fidelity is a cosine: ``scale`` is ``|x| / reference`` in quarter
+octaves, and is stored beside the codes. Cells are moved outwards where that saves more bytes than it costs fidelity,
+by as much as is fitted for each component; a code stands for the centroid of its cell. Logits, center and basis are
+integers of a fixed unit, so that ``y`` is exact in float64: codes do not depend on threads, order or device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from labelstore.encodings.base import CodeArray, Codes, Logits, Pairs
+from labelstore.errors import InputError, NotStoredError
+from labelstore.spec import Json
+
+GROUP = 16  # neighbouring components that are compressed together
+MAX_EXACT = 4096  # classes; of more, only MAX_COMPONENTS components are made
+MAX_COMPONENTS = 1024
+MIN_COLUMNS = 64  # with fewer, int8 is about as small
+DEFAULT_FIDELITY = 0.98
+
+BASIS_UNIT = 2.0**-15
+UNITS_A_STEP = 64
+MAX_UNITS = 2**23  # of a logit: its product with a component stays below 2**53 for 2**20 classes
+MEANS_A_STEP = 2  # means are quantised finer than labels, since every label of an image is predicted from them
+MAX_SCALE = 4  # quarter octaves: the step is at most doubled or halved
+SCALES = np.array([2 ** (k / 4) for k in range(-MAX_SCALE, MAX_SCALE + 1)], np.float32)
+MAX_CODE = 32767
+ROWS_AT_ONCE = 1024
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+Int16Array = npt.NDArray[np.int16]
+F = TypeVar("F", np.float32, np.float64)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Calibration:
+    """What is fitted once for a store, and published before its first label.
+
+    Attributes:
+        step: of the codes of a label of length ``reference``, in logits.
+        reference: the length of a label whose scale is 1.
+        centroids: how far the values of a cell lie outside its middle, on average, in steps: of codes 1, and above.
+        center: what is taken off every label, in units, int32 ``[C]``.
+        basis: components, in 1 / 2**15, int16 ``[r, C]``; a multiple of 16 of them.
+        cells: where codes begin, in steps, float32 ``[r, 2]``: the smallest magnitude that becomes 1, and by how much
+            cells above are moved outwards.
+        means: codes of the mean labels of all images, int16 ``[N, r]``.
+        fidelity: mean fidelity of the labels that the step was chosen by.
+    """
+
+    step: float
+    reference: float
+    centroids: tuple[float, float]
+    center: npt.NDArray[np.int32]
+    basis: Int16Array
+    cells: Float32Array
+    means: Int16Array
+    fidelity: float
+    projection: Float64Array = field(init=False, repr=False)
+    synthesis: Float32Array = field(init=False, repr=False)
+    points: Float32Array = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Make the tables that labels are coded with."""
+        codes = np.arange(-MAX_CODE - 1, MAX_CODE + 1)
+        shift = np.where(np.abs(codes) > 1, self.centroids[1], np.where(codes == 0, 0.0, self.centroids[0]))
+        points = np.fft.ifftshift(self.step * (codes + np.sign(codes) * shift))
+        for name, table in (
+            ("projection", np.ascontiguousarray(self.basis.T, np.float64)),
+            ("synthesis", self.basis.astype(np.float32) * np.float32(BASIS_UNIT)),
+            ("points", points.astype(np.float32)),
+        ):
+            object.__setattr__(self, name, table)
+
+    @property
+    def unit(self) -> float:
+        """The unit of logits and center: a power of two near 1/64 of the step."""
+        return unit_of(self.step)
+
+    @property
+    def mean_step(self) -> float:
+        """The step of the codes of the means."""
+        return self.step / MEANS_A_STEP
+
+    @property
+    def components(self) -> int:
+        """Number r of components."""
+        return len(self.basis)
+
+    def coefficients(self, logits: Logits) -> Float64Array:
+        """Logits ``[n, C]`` in the basis, float64 ``[n, r]``, exact for logits rounded to units."""
+        units = np.rint(logits / self.unit, dtype=np.float64) - self.center
+        scaled: Float64Array = units @ self.projection
+        scaled *= self.unit * BASIS_UNIT
+        return scaled
+
+    def prediction(self, pairs: Pairs, dtype: type[F] = np.float64) -> npt.NDArray[F]:  # type: ignore[assignment]
+        """Predicted coefficients of crops ``[n, r]``; codes are made with float64."""
+        step = dtype(self.mean_step)
+        own: npt.NDArray[F] = self.means[pairs.images].astype(dtype)
+        own *= step
+        mixed = np.flatnonzero(pairs.weights != 1)
+        if len(mixed):
+            weight = pairs.weights[mixed, None].astype(dtype)
+            own[mixed] = weight * own[mixed] + (1 - weight) * (self.means[pairs.partners[mixed]].astype(dtype) * step)
+        return own
+
+    def rest(self, logits: Logits, pairs: Pairs, scales: npt.NDArray[np.uint8]) -> Float64Array:
+        """What the prediction leaves of labels, in steps, float64 ``[n, r]``."""
+        rest = self.coefficients(logits) - self.prediction(pairs)
+        rest /= self.step * SCALES[scales, None].astype(np.float64)
+        return rest
+
+    def scales(self, logits: Logits) -> npt.NDArray[np.uint8]:
+        """Index into ``SCALES`` of each label, uint8 ``[n]``: its length in quarter octaves around ``reference``."""
+        lengths = np.sqrt(np.einsum("nc,nc->n", logits, logits, dtype=np.float64))
+        octaves = np.log2(np.maximum(lengths, np.finfo(np.float64).tiny) / self.reference)
+        return (np.clip(np.rint(4 * octaves), -MAX_SCALE, MAX_SCALE) + MAX_SCALE).astype(np.uint8)
+
+
+def unit_of(step: float) -> float:
+    """The power of two at or below 1/64 of a step."""
+    return float(2.0 ** np.floor(np.log2(step / UNITS_A_STEP)))
+
+
+def quantise(values: Float64Array, cells: Float32Array) -> Float64Array:
+    """Codes of values ``[n, r]`` in steps."""
+    magnitudes = np.abs(values)
+    codes = np.floor(magnitudes + (0.5 - cells[:, 1].astype(np.float64)))
+    np.maximum(codes, 1, out=codes)
+    codes[magnitudes < cells[:, 0]] = 0
+    return np.copysign(codes, values, out=codes)
+
+
+class Transform:
+    """``labels`` int16 ``[..., r]``, ``scales`` uint8 ``[...]``.
+
+    Args:
+        columns: C.
+        codec: ``pcodec``, or ``zstd``, which keeps to Zarr's core codecs at some 20 % more bytes.
+        fidelity: that the step is chosen to reach, unless ``step`` is given; 0.98 when both are left out.
+        step: in logits.
+        calibration: what was fitted; None before that.
+    """
+
+    predictive = True
+
+    def __init__(
+        self,
+        columns: int,
+        codec: Literal["pcodec", "zstd"] = "pcodec",
+        fidelity: float | None = None,
+        step: float | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        if columns < MIN_COLUMNS:
+            raise InputError(
+                f"label encoding transform: expected labels of at least {MIN_COLUMNS} columns, found {columns}; "
+                f"int8 is small enough there: --encoding int8"
+            )
+        if codec not in ("pcodec", "zstd"):
+            raise InputError(f"label encoding transform: expected codec pcodec or zstd, found {codec!r}")
+        if fidelity is not None and step is not None:
+            raise InputError("label encoding transform: expected a fidelity or a step, found both")
+        if step is None and fidelity is None:
+            fidelity = DEFAULT_FIDELITY
+        if fidelity is not None and not 0.5 <= fidelity <= 0.9999:
+            raise InputError(f"label encoding transform: expected a fidelity of 0.5 to 0.9999, found {fidelity}")
+        if step is not None and not 1e-6 <= step <= 1e6:
+            raise InputError(f"label encoding transform: expected a step of 1e-6 to 1e6 logits, found {step}")
+        self.columns, self.codec, self.fidelity, self.step = columns, codec, fidelity, step
+        self._calibration = calibration
+        most = columns if columns <= MAX_EXACT else MAX_COMPONENTS
+        self.width = -(-most // GROUP) * GROUP
+        packed: Literal["pcodec", "bitshuffle"] = "pcodec" if codec == "pcodec" else "bitshuffle"
+        self.arrays = (
+            CodeArray("labels", "int16", 0, self.width, packed, planar=True),
+            CodeArray("scales", "uint8", 255, None, "shuffle"),
+        )
+
+    def calibrated(self, calibration: Calibration) -> Transform:
+        """The same encoding, ready to code."""
+        return Transform(self.columns, self.codec, self.fidelity, self.step, calibration)
+
+    @property
+    def calibration(self) -> Calibration:
+        """What was fitted; NotStoredError before that."""
+        if self._calibration is None:
+            raise NotStoredError("label encoding transform: not calibrated yet; continue the build")
+        return self._calibration
+
+    @property
+    def limit(self) -> float:
+        """The largest magnitude of a logit: what the fixed unit holds."""
+        return 1e30 if self._calibration is None else self._calibration.unit * MAX_UNITS
+
+    def to_json(self) -> dict[str, Json]:
+        """Name, what the step is chosen by, and codec where it is not ``pcodec``."""
+        chosen: dict[str, Json] = {"fidelity": self.fidelity} if self.step is None else {"step": self.step}
+        named: dict[str, Json] = {"name": "transform", **chosen}
+        return named if self.codec == "pcodec" else {**named, "codec": self.codec}
+
+    def encode(self, logits: Logits, pairs: Pairs) -> dict[str, npt.NDArray[Any]]:
+        """Rotate what the prediction leaves, and quantise it.
+
+        Raises:
+            InputError: when a label lies further from its prediction than codes reach.
+        """
+        calibration = self.calibration
+        rows, flat = logits.reshape(-1, self.columns), Pairs(*(part.reshape(-1) for part in pairs))
+        codes = np.empty((len(rows), calibration.components), np.int16)
+        scales = np.empty(len(rows), np.uint8)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            scales[part] = calibration.scales(rows[part])
+            found = quantise(calibration.rest(rows[part], flat.take(part), scales[part]), calibration.cells)
+            far = np.flatnonzero(np.abs(found).max(axis=1) > MAX_CODE)
+            if len(far):
+                raise InputError(
+                    f"label {start + far[0]} of {len(rows)}: lies {np.abs(found[far[0]]).max():.3g} steps from its "
+                    f"prediction, codes reach {MAX_CODE}; the calibration crops were of another kind: look at the "
+                    f"teacher, or use --encoding int8"
+                )
+            codes[part] = found
+        lead = logits.shape[:-1]
+        return {"labels": codes.reshape(*lead, -1), "scales": scales.reshape(lead)}
+
+    def decode(self, codes: Codes, pairs: Pairs) -> Logits:
+        """Centroids, plus the prediction, times the basis: one matrix product."""
+        calibration = self.calibration
+        lead = codes["scales"].shape
+        rows, scales = codes["labels"].reshape(-1, calibration.components), codes["scales"].reshape(-1)
+        flat = Pairs(*(part.reshape(-1) for part in pairs))
+        center = (calibration.center * calibration.unit).astype(np.float32)
+        logits = np.empty((len(rows), self.columns), np.float32)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            values = calibration.points[rows[part].view(np.uint16)]
+            values *= SCALES[scales[part], None]
+            values += calibration.prediction(flat.take(part), np.float32)
+            np.matmul(values, calibration.synthesis, out=logits[part])
+            logits[part] += center
+        return logits.reshape(*lead, self.columns)
