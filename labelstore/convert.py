@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from labelstore.arrays import AUDIT_BLOCK
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.encodings import make_encoding
 from labelstore.errors import InputError, NotStoredError
-from labelstore.records import BlockData
+from labelstore.records import BlockData, LabelBatch
 from labelstore.space import require_free_space, store_bytes
 from labelstore.spec import Identity, Json, require_same
 from labelstore.store import LabelStore
@@ -58,10 +59,13 @@ def convert(
             store.carry_versions(versions)
             store.raise_target(stop)
             missing = [block for block in store.missing() if store.views(block)[1] <= stop]
-            for done, block in enumerate(missing):
-                store.write(block, converted_block(source, store, block))
-                if progress:
-                    progress(done + 1, len(missing))
+            requests = ((view, slice(*store.positions(b))) for b in missing for view in range(*store.views(b)))
+            labels = source.stream(requests)
+            with store.writer() as write:
+                for done, block in enumerate(missing):
+                    write(block, converted_block(source, store, block, labels))
+                    if progress:
+                        progress(done + 1, len(missing))
             if not store.missing():
                 store.seal()
     except InputError:
@@ -119,14 +123,15 @@ def open_for(
     return store
 
 
-def converted_block(source: LabelStore, store: LabelStore, block: BlockIndex) -> BlockData:
-    """A block of ``source`` as ``store`` takes it."""
-    positions = slice(*source.positions(block))
+def converted_block(
+    source: LabelStore, store: LabelStore, block: BlockIndex, labels: Iterator[LabelBatch]
+) -> BlockData:
+    """A block of ``source`` as ``store`` takes it; ``labels`` come view by view."""
     views = range(*source.views(block))
-    batches = [source.read(view, positions) for view in views]
+    batches = list(islice(labels, len(views)))
     codes = None
     if same_but_codec(source.identity.encoding, store.identity.encoding):
-        each = [source.codes(view, positions) for view in views]
+        each = [source.codes(view, slice(*source.positions(block))) for view in views]
         codes = {array.name: np.stack([codes[array.name] for codes in each]) for array in store.encoding.arrays}
     return BlockData(
         logits=np.stack([batch.logits for batch in batches]),
