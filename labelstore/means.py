@@ -7,7 +7,9 @@ row an image, two entries a crop. Unmixed crops alone make them diagonal, and th
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ from labelstore.encodings import Logits, Pairs
 from labelstore.errors import InputError
 
 ROWS_AT_ONCE = 2048  # rows whose logits stay in the processor's cache
-BUDGET = 1 << 30  # bytes for what the solver works in
+BUDGET = 1 << 30
 STEPS = 64
 TOLERANCE = 1e-6  # of the residual's length: what float32 sums resolve
 
@@ -41,18 +43,25 @@ class _Shown(NamedTuple):
 
 
 def least_squares_means(
-    blocks: Iterable[tuple[Pairs, Logits]], images: int, columns: int, *, budget: int = BUDGET
+    blocks: Iterable[tuple[Pairs, Logits]],
+    images: int,
+    columns: int,
+    *,
+    budget: int = BUDGET,
+    folder: Path | None = None,
 ) -> Float32Array:
     """Fit the mean labels by preconditioned conjugate gradients.
 
-    Logits are seen once, block by block. Kept are the sums, which become the result (4 N C bytes), the pairs
-    (12 bytes a crop), and ``budget`` bytes in which as many columns as fit are solved at once.
+    Logits are seen once, block by block. Kept are the sums, which become the result (4 N C bytes; beyond the budget
+    they lie in a file without a name), the pairs (12 bytes a crop), and as many columns as are solved at once within
+    the budget.
 
     Args:
         blocks: pairs ``[...]`` and logits ``[..., C]`` of some crops.
         images: number of images N.
         columns: columns C of a label.
-        budget: bytes, at least 16 N.
+        budget: bytes for the sums, and again for what the solver works in (at least 16 N).
+        folder: where there is room for such a file; the system's place for temporary files when None.
 
     Returns:
         float32 ``[N, C]``. What the crops leave open, such as an image that none of them shows, is as near to the
@@ -61,7 +70,7 @@ def least_squares_means(
     Raises:
         InputError: when there is no crop.
     """
-    sums = np.zeros((images, columns), np.float32)
+    sums = _zeros((images, columns), budget, folder)
     total, count = np.zeros(columns), 0
     kept: list[_Shown] = []
     for pairs, logits in blocks:
@@ -82,6 +91,14 @@ def least_squares_means(
         residual = sums[:, part] - weight[:, None] * center[part]
         sums[:, part] = center[part] + _solve(kept, diagonal, residual)
     return sums
+
+
+def _zeros(shape: tuple[int, int], budget: int, folder: Path | None) -> Float32Array:
+    """Zeros in memory, or in a file that is gone when they are."""
+    if 4 * shape[0] * shape[1] <= budget:
+        return np.zeros(shape, np.float32)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, np.float32, "w+", shape=shape)
 
 
 def _solve(kept: list[_Shown], diagonal: Float32Array, residual: Float32Array) -> Float32Array:
