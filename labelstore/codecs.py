@@ -48,10 +48,11 @@ def metadata(codec: Codec, itemsize: int, chunk_bytes: int) -> list[dict[str, An
     return [stored, {"name": "blosc", "configuration": blosc}, crc]
 
 
-def compress(codec: Codec, chunk: Array) -> bytes:
-    """The bytes of a chunk, little-endian and contiguous."""
+def compress(codec: Codec, chunk: Array) -> bytes | npt.NDArray[np.uint8]:
+    """The bytes of a chunk, little-endian and contiguous; raw ones where they are."""
     if codec == "raw":
-        return chunk.tobytes()
+        plain: npt.NDArray[np.uint8] = chunk.reshape(-1).view(np.uint8)
+        return plain
     if codec == "pcodec":
         packed: bytes = _pcodec.encode(chunk.reshape(-1))
         return packed

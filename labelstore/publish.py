@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +50,13 @@ def publish(root: Path, files: Mapping[str, bytes]) -> dict[str, FileEntry]:
         LeaseError: when one of the names is taken.
         DamagedError: when a file does not read back as it was written.
     """
-    entries = {}
+    with ThreadPoolExecutor(1) as pool:  # the digest takes as long as the disk
+        entries = {name: pool.submit(describe, [data]) for name, data in files.items()}
+        _publish(root, files)
+    return {name: entry.result() for name, entry in entries.items()}
+
+
+def _publish(root: Path, files: Mapping[str, bytes]) -> None:
     for name, data in files.items():
         temporary = _stage(root, name, data)
         try:
@@ -65,10 +72,8 @@ def publish(root: Path, files: Mapping[str, bytes]) -> dict[str, FileEntry]:
                 f"build the store on a local file system that has them and copy it when it is finished"
             ) from error
         disk.unlink(temporary)
-        entries[name] = describe([data])
     for folder in dict.fromkeys((root / name).parent for name in files):
         disk.sync_folder(folder)
-    return entries
 
 
 def replace(root: Path, name: str, data: bytes) -> None:

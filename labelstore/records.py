@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from labelstore.columns import CropRows
 from labelstore.encodings import Codes
+from labelstore.spec import Json
 
 
 class AuditRows(NamedTuple):
@@ -43,6 +44,22 @@ class BlockData:
     audit: AuditRows | None = None
     codes: Codes | None = None
     version: int | None = None
+
+
+class EncodedBlock(NamedTuple):
+    """What one block publishes.
+
+    Attributes:
+        files: the bytes of its shards, by array.
+        pixels: as ``BlockData.pixels_digest``.
+        version: which of the store's versions made it.
+        fidelity: of the encoding, with the first block.
+    """
+
+    files: dict[str, bytes]
+    pixels: str
+    version: int
+    fidelity: Json
 
 
 @dataclass(frozen=True, eq=False, slots=True)

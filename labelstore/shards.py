@@ -31,12 +31,12 @@ def encode_shard(layout: ArrayLayout, values: Array) -> bytes:
     """The bytes of the shard that holds ``values``, which may end before the shard does."""
     present = _present(layout, values.shape)
     index = np.full((*layout.grid, 2), ABSENT, "<u8")
-    parts: list[bytes] = []
+    parts: list[bytes | memoryview] = []
     offset = 0
     for place in np.ndindex(*present):
         data = codecs.compress(layout.codec, _padded_chunk(layout, values, place))
         crc = disk.crc32c(data).to_bytes(CRC_BYTES, "little")
-        parts += [data, crc]
+        parts += [data if isinstance(data, bytes) else data.data, crc]
         index[place] = offset, len(data) + CRC_BYTES
         offset += len(data) + CRC_BYTES
     table = index.tobytes()
