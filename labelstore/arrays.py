@@ -16,7 +16,7 @@ import numpy as np
 
 from labelstore import codecs
 from labelstore.blocks import BlockGrid, BlockIndex
-from labelstore.encodings import CodeArray, Codec, make_encoding
+from labelstore.encodings import CodeArray, Codec, Encoding, make_encoding
 from labelstore.errors import InputError
 from labelstore.spec import BlockShape, Identity, Json
 
@@ -24,7 +24,7 @@ CHUNK_BYTES = 512 << 10
 IMAGE_CHUNK = 16_384
 AUDIT_ROWS = 64
 AUDIT_BLOCK = BlockIndex(0, 0)
-CODE_CHUNK = (16, 2048)  # codes and rows of an inner chunk of planar codes
+CODE_CHUNK = (16, 4096)  # codes and rows of an inner chunk of planar codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,7 @@ class StoreLayout:
         target: hard label of each image.
         audit_pixels: the first crops of view 0.
         audit_logits: their logits.
+        calibration: what a fitted encoding reads besides codes; empty where it needs nothing.
     """
 
     codes: tuple[ArrayLayout, ...]
@@ -140,6 +141,7 @@ class StoreLayout:
     target: ArrayLayout
     audit_pixels: ArrayLayout
     audit_logits: ArrayLayout
+    calibration: tuple[ArrayLayout, ...] = ()
 
     @classmethod
     def of(cls, identity: Identity) -> StoreLayout:
@@ -170,6 +172,7 @@ class StoreLayout:
                 1,
             ),
             audit_logits=_whole("audit/logits", "float16", ("crop", "class"), (kept, columns), kept),
+            calibration=_calibration(encoding, columns, images) if encoding.predictive else (),
         )
 
     @property
@@ -185,7 +188,7 @@ class StoreLayout:
     @property
     def all(self) -> tuple[ArrayLayout, ...]:
         """Every array."""
-        return (*self.blocks, self.digest, self.target, *self.audit)
+        return (*self.blocks, self.digest, self.target, *self.audit, *self.calibration)
 
     def of_block(self, block: BlockIndex) -> tuple[ArrayLayout, ...]:
         """The arrays of which ``block`` publishes a shard."""
@@ -223,6 +226,35 @@ def _codes(code: CodeArray, images: int, block: BlockShape) -> ArrayLayout:
         chunk=(*rows, code.width),
         codec=code.codec,
     )
+
+
+def _calibration(encoding: Encoding, columns: int, images: int) -> tuple[ArrayLayout, ...]:
+    """The arrays of the calibration of a planar encoding, one shard each."""
+    (codes,) = (code for code in encoding.arrays if code.planar)
+    width, group, run = codes.width or 0, CODE_CHUNK[0], min(CODE_CHUNK[1], images)
+    basis = ArrayLayout(
+        "calibration/basis",
+        "int16",
+        0,
+        axes=("component", "class"),
+        shape=(width, columns),
+        shard=(width, columns),
+        chunk=(group, columns),
+        codec=codes.codec,
+    )
+    means = ArrayLayout(
+        "calibration/means",
+        "int16",
+        0,
+        axes=("component", "image"),
+        shape=(width, images),
+        shard=(width, -(-images // run) * run),
+        chunk=(group, run),
+        codec=codes.codec,
+    )
+    center = _whole("calibration/center", "int32", ("class",), (columns,), columns)
+    cells = _whole("calibration/cells", "float32", ("component", "bound"), (width, 2), group)
+    return basis, center, cells, means
 
 
 def chunk_rows(views: int, positions: int, wanted: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.errors import DamagedError
 from labelstore.lease import LEASE
 from labelstore.publish import FileEntry
-from labelstore.root import GROUPS, ROOT
+from labelstore.root import ROOT, groups
 from labelstore.seals import Seal, marker_file, read_marker, read_seal, seal_file
 from labelstore.shards import Shard
 from labelstore.store import LabelStore
@@ -105,7 +105,7 @@ class _Check:
             views = self._store.state.views_target
             if data is not None and not any(data == array.metadata(v) for v in self._views_ahead(file, data, views)):
                 self._damaged.append(Damage(file, "is not the metadata that follows from the store's identity"))
-        for group in GROUPS:
+        for group in groups(self._layout):
             self._compare(f"{group}/{ROOT}", publish.describe([group_metadata({})]))
 
     def _views_ahead(self, file: str, data: bytes, views: int) -> list[int]:

@@ -18,8 +18,12 @@ from labelstore.shards import encode_shard
 from labelstore.spec import FORMAT, Identity, Json, State
 
 ROOT = "zarr.json"
-GROUPS = ("images", "audit")
 FOLDERS = ("markers", "seals")
+
+
+def groups(layout: StoreLayout) -> list[str]:
+    """The zarr groups of a store, below its root."""
+    return sorted({array.name.rpartition("/")[0] for array in layout.all} - {""})
 
 
 def root_document(identity: Identity, state: State) -> bytes:
@@ -77,13 +81,13 @@ def make_skeleton(
     for name in _top_names(layout):
         shutil.rmtree(root / name, ignore_errors=True)
     files = {f"{array.name}/{ROOT}": array.metadata(state.views_target) for array in layout.all}
-    files |= {f"{group}/{ROOT}": group_metadata({}) for group in GROUPS}
+    files |= {f"{group}/{ROOT}": group_metadata({}) for group in groups(layout)}
     files[layout.digest.file()] = encode_shard(layout.digest, digests)
     files[layout.target.file()] = encode_shard(layout.target, targets.astype(np.uint32))
     for folder in sorted({*FOLDERS, *(str(Path(name).parent) for name in files)}):
         disk.make_folder(root / folder)
     publish(root, files)
-    for folder in (*GROUPS, "", ".."):
+    for folder in (*groups(layout), "", ".."):
         disk.sync_folder(root / folder)
     publish(root, {ROOT: root_document(identity, state)})
 

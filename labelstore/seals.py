@@ -36,6 +36,7 @@ class Marker:
         pixels: BLAKE2b-64 of the pixels of its first positions, hex.
         version: which of the state's versions made it.
         fidelity: of the encoding, kept by the first block.
+        calibration: digest of the calibration that its labels are coded with, where there is one.
     """
 
     block: BlockIndex
@@ -43,6 +44,7 @@ class Marker:
     pixels: str
     version: int
     fidelity: Json = None
+    calibration: str | None = None
 
     def to_json(self, grid: BlockGrid) -> dict[str, Json]:
         """As the JSON object of its file."""
@@ -54,6 +56,8 @@ class Marker:
             "pixels": self.pixels,
             "version": self.version,
         }
+        if self.calibration is not None:
+            plain["calibration"] = self.calibration
         return plain | {"fidelity": self.fidelity} if self.block == AUDIT_BLOCK else plain
 
 
@@ -85,6 +89,7 @@ def read_marker(root: Path, layout: StoreLayout, block: BlockIndex) -> Marker | 
             pixels=data["pixels"],
             version=data["version"],
             fidelity=data.get("fidelity"),
+            calibration=data.get("calibration"),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path}: is not a marker ({error!r})") from error
@@ -124,6 +129,7 @@ class Seal:
         version: version that made each block, int64 ``[blocks]``.
         audit: what is known of the audit shards; empty unless ``first`` is 0.
         fidelity: as the first block's marker has it.
+        calibration: as all markers have it.
     """
 
     first: int
@@ -133,6 +139,7 @@ class Seal:
     version: npt.NDArray[np.int64]
     audit: Mapping[str, FileEntry]
     fidelity: Json
+    calibration: str | None
 
     def marker(self, block: BlockIndex, at: int) -> Marker:
         """What the marker of ``block``, the ``at``-th here, said."""
@@ -144,6 +151,7 @@ class Seal:
             pixels=self.pixels[at],
             version=int(self.version[at]),
             fidelity=self.fidelity if first else None,
+            calibration=self.calibration,
         )
 
 
@@ -165,6 +173,8 @@ def seal_document(identity: Identity, state: State, markers: Sequence[Marker], v
     if first.block == AUDIT_BLOCK:
         plain["audit"] = {name: dict(entry._asdict()) for name, entry in first.shards.items() if name not in names}
         plain["fidelity"] = first.fidelity
+    if first.calibration is not None:
+        plain["calibration"] = first.calibration
     return documents.encode(plain)
 
 
@@ -212,4 +222,5 @@ def _parse_seal(data: dict[str, Any]) -> Seal:
         version=np.array(data["version"], np.int64),
         audit={name: FileEntry(**entry) for name, entry in data.get("audit", {}).items()},
         fidelity=data.get("fidelity"),
+        calibration=data.get("calibration"),
     )

@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from labelstore import calibration as calibrations
 from labelstore import disk, documents, publish
 from labelstore import lease as leases
 from labelstore.arrays import AUDIT_BLOCK, ArrayLayout, StoreLayout
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.columns import CropRows
 from labelstore.encodings import Encoding, Pairs, make_encoding
-from labelstore.errors import FormatError, InputError, LeaseError, NotStoredError
+from labelstore.encodings.transform import Calibration, Transform
+from labelstore.errors import DamagedError, FormatError, InputError, LeaseError, NotStoredError
 from labelstore.queueing import Queue
 from labelstore.reading import Int64Array, Reader, require_indexes
-from labelstore.records import AuditRows, BlockData, LabelBatch
+from labelstore.records import AuditRows, BlockData, EncodedBlock, LabelBatch
 from labelstore.root import ROOT, make_skeleton, read_root, require_images, require_own, root_document
 from labelstore.seals import Marker, Seal, marker_file, read_marker, read_seal, seal_document, seal_file
 from labelstore.shards import Shard
@@ -43,16 +45,43 @@ class LabelStore:
         identity: what it is made of; never changes.
         state: views asked for, views sealed, versions; as of opening, or of this object's last change.
         follow: whether views above ``views_sealed`` may be read where their markers are there.
-        encoding: turns logits into codes and back.
     """
 
     def __init__(self, path: Path, identity: Identity, state: State, *, follow: bool = False) -> None:
         self.path, self.identity, self.state, self.follow = path, identity, state, follow
-        self.encoding: Encoding = make_encoding(identity.encoding, identity.columns)
+        self._encoding: Encoding = make_encoding(identity.encoding, identity.columns)
+        self._calibration: calibrations.Published | None = None
         self._grid, self._layout = BlockGrid.of(identity), StoreLayout.of(identity)
         self._reader = self._new_reader()
         self._seals: list[Seal] = []
         self._lease: leases.Lease | None = None
+
+    @property
+    def encoding(self) -> Encoding:
+        """Turns logits into codes and back; calibrated as soon as the store is."""
+        if self._encoding.predictive and self._calibration is None:
+            published = calibrations.find(self.path, self._layout)
+            if published is not None and isinstance(self._encoding, Transform):
+                self._encoding = self._encoding.calibrated(calibrations.read(self.path, self._layout, published))
+                self._calibration = published
+        return self._encoding
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether labels can be encoded: at once, or since the encoding was calibrated."""
+        return not self.encoding.predictive or self._calibration is not None
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Publish what the encoding was fitted to, once, before the first block.
+
+        Raises:
+            InputError: when the encoding takes none, or has one already.
+            LeaseError: when this process does not hold the store.
+        """
+        leases.require_held(self.path, self._require_lease())
+        if self.calibrated or not self._encoding.predictive:
+            raise InputError(f"{self.path}: is calibrated already; a calibration is never fitted again")
+        calibrations.publish(self.path, self._layout, calibration)
 
     @staticmethod
     def exists(path: Path | str) -> bool:
@@ -147,7 +176,8 @@ class LabelStore:
     @property
     def empty(self) -> bool:
         """Whether no block was ever published and no build holds the store."""
-        return not any((self.path / "markers").iterdir()) and not (self.path / leases.LEASE).exists()
+        markers = {path.name for path in (self.path / "markers").iterdir()}
+        return markers <= {Path(calibrations.FILE).name} and not (self.path / leases.LEASE).exists()
 
     def views(self, block: BlockIndex) -> tuple[int, int]:
         """First view of a block, and the one after its last."""
@@ -221,39 +251,25 @@ class LabelStore:
             InputError: when the block is not missing, or the data is not a block: shapes, NaN, Inf, image indexes.
             LeaseError: when this process does not hold the store.
         """
-        held = self._require_lease()
-        if not (self.state.views_sealed <= self.views(block)[0] < self.state.views_target and self._in_run(block)):
-            raise InputError(f"block {block} is not one of the blocks to be written: see missing()")
-        if (self.path / marker_file(block)).exists():
-            raise InputError(f"block {block} is published already; a block is never written twice")
-        require_block_data(self.identity, block, data)
-        files = encode_block(self.identity, block, data)
-        first = block == AUDIT_BLOCK
-        fidelity = fidelity_of(self.identity, data, self.targets) if first else None
-        leases.require_held(self.path, held)
-        arrays = self._layout.of_block(block)
-        for array in arrays:
-            disk.unlink(self.path / array.file(block))
-        entries = publish.publish(self.path, {array.file(block): files[array.name] for array in arrays})
-        marker = Marker(
-            block=block,
-            shards={array.name: entries[array.file(block)] for array in arrays},
-            pixels=data.pixels_digest,
-            version=len(self.state.versions) - 1 if data.version is None else data.version,
-            fidelity=fidelity,
-        )
-        publish.publish(self.path, {marker_file(block): documents.encode(marker.to_json(self._grid))})
+        self._publish(block, self._prepare(block, data))
 
-    def writer(self, depth: int = 1) -> Queue[[BlockIndex, BlockData]]:
-        """Publish blocks in a thread: ``with store.writer() as write: write(block, data)``.
+    @contextmanager
+    def writer(self, depth: int = 1) -> Iterator[Queue[[BlockIndex, BlockData]]]:
+        """Publish blocks behind queues: ``with store.writer() as write: write(block, data)``.
 
-        Errors of :meth:`write` are raised by the next call or when the writer is left; leaving it by an exception
-        publishes the block in hand and none of those that wait.
+        One thread encodes, another one writes. Errors of :meth:`write` are raised by the next call or when the writer
+        is left; leaving it by an exception publishes the block in hand and none of those that wait.
 
         Args:
-            depth: blocks that wait, at most; one more is being written.
+            depth: blocks that wait to be encoded, at most; one more waits to be written.
         """
-        return Queue(self.write, depth)
+        with Queue(self._publish, 1) as publish_encoded:
+
+            def prepare(block: BlockIndex, data: BlockData) -> None:
+                publish_encoded(block, self._prepare(block, data))
+
+            with Queue(prepare, depth) as write:
+                yield write
 
     def seal(self) -> None:
         """Seal the views asked for: write their table, then raise ``views_sealed``.
@@ -281,9 +297,10 @@ class LabelStore:
             for path in sorted((self.path / array.name).glob("c.*")):
                 if array.block(path.name) in missing:
                     disk.unlink(path)
-        if AUDIT_BLOCK in missing:
-            for array in self._layout.audit:
-                disk.unlink(self.path / array.file())
+        loose = list(self._layout.audit) if AUDIT_BLOCK in missing else []
+        loose += self._layout.calibration if not self.calibrated else ()
+        for array in loose:
+            disk.unlink(self.path / array.file())
         for path in sorted((self.path / "seals").glob("*.json")):
             if path.stem.isdecimal() and int(path.stem) > self.state.views_sealed:
                 disk.unlink(path)
@@ -395,8 +412,50 @@ class LabelStore:
         state = self.state
         return f"LabelStore({str(self.path)!r}, {state.views_sealed} of {state.views_target} views sealed)"
 
+    def _prepare(self, block: BlockIndex, data: BlockData) -> EncodedBlock:
+        """A block as it will be published; nothing is written."""
+        self._require_writable(block)
+        require_block_data(self.identity, self.encoding, block, data)
+        return EncodedBlock(
+            files=encode_block(self.identity, self.encoding, block, data),
+            pixels=data.pixels_digest,
+            version=len(self.state.versions) - 1 if data.version is None else data.version,
+            fidelity=fidelity_of(self.identity, self.encoding, data, self.targets) if block == AUDIT_BLOCK else None,
+        )
+
+    def _publish(self, block: BlockIndex, encoded: EncodedBlock) -> None:
+        held = self._require_lease()
+        self._require_writable(block)
+        leases.require_held(self.path, held)
+        arrays = self._layout.of_block(block)
+        for array in arrays:
+            disk.unlink(self.path / array.file(block))
+        entries = publish.publish(self.path, {array.file(block): encoded.files[array.name] for array in arrays})
+        marker = Marker(
+            block=block,
+            shards={array.name: entries[array.file(block)] for array in arrays},
+            pixels=encoded.pixels,
+            version=encoded.version,
+            fidelity=encoded.fidelity,
+            calibration=self._calibration.digest if self._calibration else None,
+        )
+        publish.publish(self.path, {marker_file(block): documents.encode(marker.to_json(self._grid))})
+
+    def _require_writable(self, block: BlockIndex) -> None:
+        self._require_lease()
+        if not (self.state.views_sealed <= self.views(block)[0] < self.state.views_target and self._in_run(block)):
+            raise InputError(f"block {block} is not one of the blocks to be written: see missing()")
+        if (self.path / marker_file(block)).exists():
+            raise InputError(f"block {block} is published already; a block is never written twice")
+
     def _new_reader(self, map_bytes: int | None = None) -> Reader:
-        return Reader(self.path, self.identity, self._marker, map_bytes=map_bytes)
+        return Reader(self.path, self.identity, self._marker, components=self._components, map_bytes=map_bytes)
+
+    def _components(self) -> int:
+        """Codes of a row of the calibrated encoding."""
+        if not self.calibrated or self._calibration is None:
+            raise NotStoredError(f"{self.path}: is not calibrated yet; continue the build")
+        return self._calibration.components
 
     def _batch(self, reader: Reader, view: int, positions: slice | npt.ArrayLike) -> LabelBatch:
         index = self._index(view, positions)
@@ -427,6 +486,11 @@ class LabelStore:
 
     def _marker(self, block: BlockIndex) -> Marker:
         if marker := self._find_marker(block):
+            if self.calibrated and self._calibration and marker.calibration != self._calibration.digest:
+                raise DamagedError(
+                    f"{self.path}: block {block} was coded with calibration {marker.calibration}, "
+                    f"{calibrations.FILE} is {self._calibration.digest}; restore it from a copy of the store"
+                )
             return marker
         raise NotStoredError(f"{self.path}: block {block} is not written yet; continue the build")
 

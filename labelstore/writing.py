@@ -10,7 +10,7 @@ import numpy.typing as npt
 from labelstore.arrays import AUDIT_BLOCK, StoreLayout
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.columns import IMAGE_COLUMNS, CropRows
-from labelstore.encodings import Pairs, make_encoding
+from labelstore.encodings import Encoding, Pairs
 from labelstore.errors import InputError
 from labelstore.fidelity import ROWS, gift_fidelity, summarize
 from labelstore.records import AuditRows, BlockData
@@ -21,7 +21,7 @@ from labelstore.spec import Identity, Json
 MAX_FLOAT16 = 65504.0
 
 
-def require_block_data(identity: Identity, block: BlockIndex, data: BlockData) -> None:
+def require_block_data(identity: Identity, encoding: Encoding, block: BlockIndex, data: BlockData) -> None:
     """Refuse data that is not a block of this store.
 
     Raises:
@@ -41,11 +41,10 @@ def require_block_data(identity: Identity, block: BlockIndex, data: BlockData) -
             _require(block, array.name, rows, array.dtype, array.shape)
         _require_finite(data.audit.logits[None], MAX_FLOAT16, 0, 0)
     start = grid.positions(block)[0]
-    encoding = make_encoding(identity.encoding, identity.columns)
     _require_finite(data.logits, encoding.limit, grid.views(block)[0], start)
     for name, codes in (data.codes or {}).items():
         (kind,) = (kind for kind in encoding.arrays if kind.name == name)
-        shape = (count, run) if kind.width is None else (count, run, kind.width)
+        shape = (count, run) if kind.width is None else (count, run, codes.shape[-1] if kind.planar else kind.width)
         _require(block, f"codes {name}", codes, kind.dtype, shape)
     low, high = (data.rows[:, identity.crop_columns.index(name)] for name in IMAGE_COLUMNS)
     images = low + (high.astype(np.uint32) << np.uint32(16))
@@ -53,10 +52,9 @@ def require_block_data(identity: Identity, block: BlockIndex, data: BlockData) -
         raise InputError(f"block {block}: image index: expected below {identity.images}, found {images.max()}")
 
 
-def encode_block(identity: Identity, block: BlockIndex, data: BlockData) -> dict[str, bytes]:
+def encode_block(identity: Identity, encoding: Encoding, block: BlockIndex, data: BlockData) -> dict[str, bytes]:
     """The bytes of a block's shards, by array."""
     layout = StoreLayout.of(identity)
-    encoding = make_encoding(identity.encoding, identity.columns)
     codes = dict(data.codes or encoding.encode(data.logits, pairs_of(identity, data.rows)))
     for array in encoding.arrays:
         if array.planar:
@@ -67,9 +65,8 @@ def encode_block(identity: Identity, block: BlockIndex, data: BlockData) -> dict
     return {array.name: encode_shard(array, values[array.name]) for array in layout.of_block(block)}
 
 
-def fidelity_of(identity: Identity, data: BlockData, targets: npt.NDArray[np.int64]) -> Json:
+def fidelity_of(identity: Identity, encoding: Encoding, data: BlockData, targets: npt.NDArray[np.int64]) -> Json:
     """Fidelity of the encoding over the first rows of the first view of a block, mixed and unmixed apart."""
-    encoding = make_encoding(identity.encoding, identity.columns)
     exact = data.logits[0, :ROWS]
     pairs = pairs_of(identity, data.rows[:1]).take((0, slice(ROWS)))
     known = {name: codes[0, :ROWS] for name, codes in (data.codes or {}).items()}

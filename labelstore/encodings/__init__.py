@@ -12,6 +12,7 @@ from labelstore.encodings.base import CodeArray, Codec, Codes, Encoding, Logits,
 from labelstore.encodings.flags import CodecName, EncodingName, encoding_parameters
 from labelstore.encodings.float16 import Float16
 from labelstore.encodings.int8 import Int8
+from labelstore.encodings.transform import Transform
 from labelstore.errors import FormatError, InputError
 from labelstore.spec import Json
 
@@ -29,7 +30,7 @@ __all__ = [
     "make_encoding",
 ]
 
-ENCODINGS: dict[str, Callable[..., Encoding]] = {"int8": Int8, "float16": Float16}
+ENCODINGS: dict[str, Callable[..., Encoding]] = {"int8": Int8, "float16": Float16, "transform": Transform}
 
 
 def make_encoding(parameters: Mapping[str, Json], columns: int) -> Encoding:

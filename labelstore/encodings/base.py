@@ -40,6 +40,10 @@ class Pairs(NamedTuple):
         """The pairs at ``part``."""
         return Pairs(self.images[part], self.partners[part], self.weights[part])
 
+    def flat(self) -> Pairs:
+        """The same pairs ``[n]``."""
+        return Pairs(self.images.reshape(-1), self.partners.reshape(-1), self.weights.reshape(-1))
+
 
 @dataclass(frozen=True, slots=True)
 class CodeArray:

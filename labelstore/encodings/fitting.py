@@ -31,6 +31,7 @@ SMALLEST_STEP = 2.0**-7  # times the root mean square of a component
 OVERSAMPLING = 32
 POWER_ITERATIONS = 2
 CELL_ROUNDS = 2
+MAX_INSIDE = 4096  # fitted rows that cells and centroids are taken from
 PLAIN_CELLS = np.array([[0.5, 0.0]], np.float32)
 
 Float32Array = npt.NDArray[np.float32]
@@ -103,7 +104,7 @@ class _Fitter:
         search: Sample,
         targets: npt.NDArray[np.integer],
     ) -> None:
-        self._encoding, self._means, self._fitted, self._search = encoding, means, fitted, search
+        self._encoding, self._means, self._search = encoding, means, search
         self._targets = targets
         lengths = np.sqrt(np.einsum("nc,nc->n", fitted.logits, fitted.logits, dtype=np.float64))
         self._reference = max(float(np.median(lengths)), 1e-6)
@@ -113,6 +114,8 @@ class _Fitter:
         centred = fitted.logits - self._center.astype(np.float32)
         spread = np.clip(lengths / self._reference, 0.5, 2).astype(np.float32)[:, None]
         rest = (centred - predicted) / spread
+        every = slice(None, None, -(-len(fitted.logits) // MAX_INSIDE))
+        self._inside = Sample(fitted.logits[every], fitted.pairs.take(every))
         self._basis = _klt(rest, encoding.width, means - self._level.astype(np.float32))
         self._rms = max(float(np.sqrt(np.square(rest, dtype=np.float64).mean())), 1e-12)
         projection = self._basis.T.astype(np.float64) * BASIS_UNIT
@@ -154,7 +157,7 @@ class _Fitter:
         )
         fit = Fit(calibration, self._level, self._gains)
         calibration = fit.with_means(fit.code(self._means))
-        inside, search = (_rest(calibration, sample) for sample in (self._fitted, self._search))
+        inside, search = (_rest(calibration, sample) for sample in (self._inside, self._search))
         cells = PLAIN_CELLS
         for _ in range(CELL_ROUNDS):
             cells = _cells(quantise(inside, cells))

@@ -128,7 +128,8 @@ class Calibration:
         """Index into ``SCALES`` of each label, uint8 ``[n]``: its length in quarter octaves around ``reference``."""
         lengths = np.sqrt(np.einsum("nc,nc->n", logits, logits, dtype=np.float64))
         octaves = np.log2(np.maximum(lengths, np.finfo(np.float64).tiny) / self.reference)
-        return (np.clip(np.rint(4 * octaves), -MAX_SCALE, MAX_SCALE) + MAX_SCALE).astype(np.uint8)
+        scales: npt.NDArray[np.uint8] = (np.clip(np.rint(4 * octaves), -MAX_SCALE, MAX_SCALE) + MAX_SCALE).astype("u1")
+        return scales
 
 
 def unit_of(step: float) -> float:
@@ -220,7 +221,7 @@ class Transform:
             InputError: when a label lies further from its prediction than codes reach.
         """
         calibration = self.calibration
-        rows, flat = logits.reshape(-1, self.columns), Pairs(*(part.reshape(-1) for part in pairs))
+        rows, flat = logits.reshape(-1, self.columns), pairs.flat()
         codes = np.empty((len(rows), calibration.components), np.int16)
         scales = np.empty(len(rows), np.uint8)
         for start in range(0, len(rows), ROWS_AT_ONCE):
@@ -243,7 +244,7 @@ class Transform:
         calibration = self.calibration
         lead = codes["scales"].shape
         rows, scales = codes["labels"].reshape(-1, calibration.components), codes["scales"].reshape(-1)
-        flat = Pairs(*(part.reshape(-1) for part in pairs))
+        flat = pairs.flat()
         center = (calibration.center * calibration.unit).astype(np.float32)
         logits = np.empty((len(rows), self.columns), np.float32)
         for start in range(0, len(rows), ROWS_AT_ONCE):

@@ -1,0 +1,107 @@
+"""The calibration of a store: what its encoding was fitted to, published once, before the first block (P6)."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from labelstore import disk, documents
+from labelstore import publish as publishing
+from labelstore.arrays import StoreLayout
+from labelstore.encodings.transform import Calibration
+from labelstore.errors import DamagedError
+from labelstore.publish import FileEntry
+from labelstore.shards import Shard, encode_shard
+from labelstore.spec import Json
+
+FILE = "markers/calibration.json"
+
+
+class Published(NamedTuple):
+    """What is known of a published calibration.
+
+    Attributes:
+        digest: BLAKE2b-64 of its marker, hex: what blocks and seals know it by.
+        numbers: step, reference, centroids, components, fidelity.
+        shards: what is known of each of its shards, by array.
+    """
+
+    digest: str
+    numbers: dict[str, Any]
+    shards: dict[str, FileEntry]
+
+    @property
+    def components(self) -> int:
+        """Codes of a row."""
+        return int(self.numbers["components"])
+
+
+def publish(root: Path, layout: StoreLayout, calibration: Calibration) -> None:
+    """Publish a calibration: its shards, then its marker. What a stopped one left is replaced."""
+    files = {}
+    for array in layout.calibration:
+        values = getattr(calibration, array.name.rpartition("/")[2])
+        files[array.file()] = encode_shard(array, values.T if array.name.endswith("means") else values)
+        disk.unlink(root / array.file())
+    entries = publishing.publish(root, files)
+    document: dict[str, Json] = {
+        "step": calibration.step,
+        "reference": calibration.reference,
+        "centroids": list(calibration.centroids),
+        "components": calibration.components,
+        "fidelity": calibration.fidelity,
+        "shards": {array.name: dict(entries[array.file()]._asdict()) for array in layout.calibration},
+    }
+    publishing.publish(root, {FILE: documents.encode(document)})
+
+
+def find(root: Path, layout: StoreLayout) -> Published | None:
+    """The marker of a store's calibration; None before there is one.
+
+    Raises:
+        DamagedError: when it is not what was published.
+    """
+    path = root / FILE
+    try:
+        numbers = documents.read(path)
+    except FileNotFoundError:
+        return None
+    try:
+        shards = {name: FileEntry(**entry) for name, entry in numbers.pop("shards").items()}
+        names = {array.name for array in layout.calibration}
+        width = layout.codes[0].shape[1]
+        right = set(shards) == names and 0 < int(numbers["components"]) <= width and len(numbers["centroids"]) == 2
+        finite = np.isfinite([numbers["step"], numbers["reference"], *numbers["centroids"], numbers["fidelity"]]).all()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedError(f"{path}: is not the marker of a calibration ({error!r})") from error
+    if not (right and finite and numbers["step"] > 0 and numbers["reference"] > 0):
+        raise DamagedError(f"{path}: is not the marker of a calibration of this store")
+    digest = hashlib.blake2b(documents.compact(numbers | {"shards": shards}), digest_size=8).hexdigest()
+    return Published(digest, numbers, shards)
+
+
+def read(root: Path, layout: StoreLayout, published: Published) -> Calibration:
+    """A published calibration.
+
+    Raises:
+        DamagedError: when a shard of it is not what was published.
+    """
+    values = {}
+    for array in layout.calibration:
+        extent = array.extent({"component": published.components})
+        shard = Shard(array, extent, root / array.file(), published.shards[array.name].bytes)
+        values[array.name.rpartition("/")[2]] = shard.read()
+    numbers = published.numbers
+    return Calibration(
+        step=float(numbers["step"]),
+        reference=float(numbers["reference"]),
+        centroids=(float(numbers["centroids"][0]), float(numbers["centroids"][1])),
+        fidelity=float(numbers["fidelity"]),
+        center=values["center"],
+        basis=values["basis"],
+        cells=values["cells"],
+        means=np.ascontiguousarray(values["means"].T),
+    )
