@@ -71,7 +71,7 @@ class LabelBatch:
         positions: int64 ``[n]``.
         rows: what made each crop.
         logits: the teacher's, decoded, float32 ``[n, C]``.
-        targets: hard label of each crop's own image, int64 ``[n]``.
+        targets: hard label of each crop's own image, as a column of ``logits``, int64 ``[n]``.
     """
 
     view: int

@@ -46,7 +46,7 @@ def refit(source: LabelStore, encoding: Transform, views: int, folder: Path | No
     sample, shown = _sample(source, for_fit)
     edge = len(sample.logits) * SEARCH_SHARE // (SEARCH_SHARE + 1)
     fitted, search = (Sample(sample.logits[p], sample.pairs.take(p)) for p in (slice(edge), slice(edge, None)))
-    found = fit(encoding, means[shown], fitted, search, source.targets[shown])
+    found = fit(encoding, means[shown], fitted, search, source.target_columns[shown])
     step = max(READ_BYTES // (4 * columns), 1)
     codes = [found.code(means[start : start + step]) for start in range(0, images, step)]
     return found.with_means(np.concatenate(codes))

@@ -53,6 +53,7 @@ class Identity:
         encoding: name and parameters of the label encoding.
         renderer: what makes the pixels' bytes.
         block: the block shape.
+        class_columns: the column of each class in a label, where labels keep others too; empty: column k is class k.
     """
 
     images: int
@@ -70,6 +71,7 @@ class Identity:
     encoding: Mapping[str, Json]
     renderer: Mapping[str, Json]
     block: BlockShape
+    class_columns: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a store."""
@@ -79,20 +81,38 @@ class Identity:
                 raise InputError(f"{name}: expected at least 1, found {value!r}")
         if self.block.positions % self.group and self.block.positions < self.images:
             raise InputError(f"block of {self.block.positions} positions: expected whole groups of {self.group}")
+        chosen = self.class_columns
+        if chosen and (len(chosen) != len(self.classes) or len({*chosen} & {*range(self.columns)}) != len(chosen)):
+            raise InputError(
+                f"class_columns: expected another column below {self.columns} for each of {len(self.classes)} classes, "
+                f"found {list(chosen)}"
+            )
+
+    @property
+    def label_columns(self) -> tuple[int, ...]:
+        """The column of each class in a label, in target order."""
+        return self.class_columns or tuple(range(len(self.classes)))
+
+    @property
+    def column_names(self) -> dict[int, str]:
+        """The class of each column that has one."""
+        return dict(zip(self.label_columns, self.classes, strict=True))
 
     def to_json(self) -> dict[str, Json]:
         """As the JSON object stored under ``identity``."""
         plain = asdict(self)
-        for name in ("classes", "skipped", "crop_columns"):
+        for name in ("classes", "skipped", "crop_columns", "class_columns"):
             plain[name] = list(plain[name])
+        if not self.class_columns:
+            del plain["class_columns"]
         return plain
 
     @classmethod
     def from_json(cls, data: Mapping[str, object]) -> Identity:
         """From the JSON object stored under ``identity``."""
         try:
-            fields = dict(data)
-            for name in ("classes", "skipped", "crop_columns"):
+            fields = {"class_columns": (), **data}
+            for name in ("classes", "skipped", "crop_columns", "class_columns"):
                 fields[name] = tuple(fields[name])  # type: ignore[arg-type]
             fields["block"] = BlockShape(**fields["block"])  # type: ignore[arg-type]
             return cls(**fields)  # type: ignore[arg-type]

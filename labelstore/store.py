@@ -397,8 +397,13 @@ class LabelStore:
 
     @cached_property
     def targets(self) -> Int64Array:
-        """Hard label of each image, int64 ``[N]``."""
+        """Hard label of each image: the index of its class, int64 ``[N]``."""
         return self._whole(self._layout.target).astype(np.int64)
+
+    @cached_property
+    def target_columns(self) -> Int64Array:
+        """Hard label of each image as a column of the labels, int64 ``[N]``."""
+        return np.array(self.identity.label_columns, np.int64)[self.targets]
 
     @property
     def image_digests(self) -> npt.NDArray[np.uint8]:
@@ -416,11 +421,12 @@ class LabelStore:
         """A block as it will be published; nothing is written."""
         self._require_writable(block)
         require_block_data(self.identity, self.encoding, block, data)
+        first = block == AUDIT_BLOCK
         return EncodedBlock(
             files=encode_block(self.identity, self.encoding, block, data),
             pixels=data.pixels_digest,
             version=len(self.state.versions) - 1 if data.version is None else data.version,
-            fidelity=fidelity_of(self.identity, self.encoding, data, self.targets) if block == AUDIT_BLOCK else None,
+            fidelity=fidelity_of(self.identity, self.encoding, data, self.target_columns) if first else None,
         )
 
     def _publish(self, block: BlockIndex, encoded: EncodedBlock) -> None:
@@ -462,7 +468,7 @@ class LabelStore:
         rows = CropRows(self.identity.crop_columns, reader.rows(view, index))
         pairs = reader.pairs(view, index) if self.encoding.predictive else Pairs.unmixed(rows.image)
         logits = self.encoding.decode(reader.codes(view, index), pairs)
-        return LabelBatch(view, index, rows, logits, self.targets[rows.image])
+        return LabelBatch(view, index, rows, logits, self.target_columns[rows.image])
 
     def _whole(self, array: ArrayLayout, size: int | None = None) -> npt.NDArray[Any]:
         return Shard(array, array.shape, self.path / array.file(), size).read()
