@@ -13,8 +13,10 @@ import numpy as np
 from labelstore.arrays import AUDIT_BLOCK
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.encodings import make_encoding
+from labelstore.encodings.transform import Calibration, Transform
 from labelstore.errors import InputError, NotStoredError
 from labelstore.records import BlockData, LabelBatch
+from labelstore.refit import refit
 from labelstore.space import require_free_space, store_bytes
 from labelstore.spec import Identity, Json, require_same
 from labelstore.store import LabelStore
@@ -58,6 +60,8 @@ def convert(
         with store.lease(take_over=take_over):
             store.carry_versions(versions)
             store.raise_target(stop)
+            if isinstance(store.encoding, Transform) and not store.calibrated:
+                store.calibrate(calibration_for(source, store.encoding, stop, path))
             missing = [block for block in store.missing() if store.views(block)[1] <= stop]
             requests = ((view, slice(*store.positions(b))) for b in missing for view in range(*store.views(b)))
             labels = source.stream(requests)
@@ -141,6 +145,14 @@ def converted_block(
         codes=codes,
         version=source.version_index(block),
     )
+
+
+def calibration_for(source: LabelStore, encoding: Transform, views: int, folder: Path) -> Calibration:
+    """The calibration of ``source`` where its codes are copied, else one that is fitted to its labels."""
+    own = source.encoding
+    if isinstance(own, Transform) and same_but_codec(own.to_json(), encoding.to_json()):
+        return own.calibration
+    return refit(source, encoding, views, folder)
 
 
 def same_but_codec(ours: Mapping[str, Json], theirs: Mapping[str, Json]) -> bool:

@@ -70,11 +70,11 @@ class BuildConfig:
     seed: int = 0
     """Seed of the plan: orders, boxes, flips, mixes."""
     encoding: EncodingName = "int8"
-    """How labels are stored: int8 is C + 4 bytes a label, float16 2 C."""
+    """How labels are stored: int8 is C + 4 bytes a label, float16 2 C, transform C / 20 to C / 9."""
     codec: CodecName | None = None
-    """How codes are compressed; int8 and float16 take raw, which is their own, or zstd."""
+    """How codes are compressed: int8, float16: raw (their own) or zstd; transform: pcodec (its own) or zstd."""
     fidelity: float | None = None
-    """transform: mean cosine between the GIFT targets of the exact and the stored labels, to be reached."""
+    """transform: mean cosine between the GIFT targets of the exact and the stored labels, to be reached (0.98)."""
     step: float | None = None
     """transform: its quantiser's step, instead of --fidelity."""
     dtype: Literal["float32", "bfloat16"] = "float32"

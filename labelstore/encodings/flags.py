@@ -8,7 +8,7 @@ from typing import Literal
 from labelstore.errors import InputError
 from labelstore.spec import Json
 
-EncodingName = Literal["int8", "float16"]
+EncodingName = Literal["int8", "float16", "transform"]
 CodecName = Literal["raw", "zstd", "pcodec"]
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labelstore import CropRows, LabelStore
+from labelstore import CropRows, LabelStore, check, disk
+from labelstore.convert import convert
 from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError
 from labelstore.fidelity import gift_fidelity
 from labelstore.refit import refit, share_views
-from tests.labelstore.making import Content, build, make_identity
+from tests.labelstore.making import Content, build, make_identity, tree
 
 COLUMNS = 64
 
@@ -66,3 +67,51 @@ def test_views_are_shared_out(images: int, views: int) -> None:
 def test_too_few_views_are_refused() -> None:
     with pytest.raises(InputError, match="at least 3 views"):
         share_views(2, 10)
+
+
+@pytest.mark.parametrize("codec", ["pcodec", "zstd"])
+@pytest.mark.parametrize("group", [1, 16])
+def test_a_store_is_converted_to_a_transform_and_on_to_its_other_codec(tmp_path: Path, group: int, codec: str) -> None:
+    wide = build(tmp_path / "wide", low_rank(group, 6), 6)
+    parameters = {"name": "transform", "codec": codec, "fidelity": 0.95}
+    small = convert(wide, tmp_path / "small", parameters)
+    assert check(small.path).ok
+    kind = "unmixed" if group == 1 else "mixed"
+    assert small.fidelity[kind]["mean"] == pytest.approx(0.95, abs=0.02)
+    labels, pairs = wide.read(5, slice(None)), wide.pairs(5, slice(None))
+    expected = small.encoding.decode(small.encoding.encode(labels.logits, pairs), pairs)
+    assert np.array_equal(small.read(5, slice(None)).logits, expected)
+    convert(wide, tmp_path / "again", parameters)
+    assert tree(tmp_path / "again") == tree(small.path)
+    other = convert(small, tmp_path / "other", {**parameters, "codec": "zstd" if codec == "pcodec" else "pcodec"})
+    assert check(other.path).ok
+    for view in range(6):
+        assert np.array_equal(other.read(view, slice(None)).logits, small.read(view, slice(None)).logits)
+    assert other.fidelity[kind]["mean"] == 1
+
+
+@pytest.mark.parametrize("kill_at", [2, 9, 14, 16, 19, 25])
+def test_a_stopped_calibration_is_made_again_and_a_finished_one_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
+) -> None:
+    wide = build(tmp_path / "wide", low_rank(1, 4), 4)
+    parameters = {"name": "transform", "fidelity": 0.95}
+    whole = convert(wide, tmp_path / "whole", parameters)
+    done = 0
+    link = disk.link
+
+    class KilledError(BaseException):
+        pass
+
+    def die(source: Path, target: Path) -> None:
+        nonlocal done
+        done += 1
+        if done == kill_at:
+            raise KilledError
+        link(source, target)
+
+    monkeypatch.setattr(disk, "link", die)
+    with pytest.raises(KilledError):
+        convert(wide, tmp_path / "small", parameters)
+    small = convert(wide, tmp_path / "small", parameters)
+    assert tree(small.path) == tree(whole.path)
