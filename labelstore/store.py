@@ -381,7 +381,10 @@ class LabelStore:
         return self._marker(block).version
 
     def bytes_per_label(self) -> dict[str, float]:
-        """Measured bytes a label: ``labels``, ``columns`` and ``side``; zeros before the first block."""
+        """Measured bytes a label: ``labels``, ``columns`` and ``side``; zeros before the first block.
+
+        ``side`` is what decoding takes besides: scales, and the calibration spread over the labels that are there.
+        """
         totals = dict.fromkeys((array.name for array in self._layout.blocks), 0)
         count = 0
         for seal in self._seals_down_to(0):
@@ -391,6 +394,8 @@ class LabelStore:
             if marker := self._find_marker(block):
                 totals = {name: total + marker.shards[name].bytes for name, total in totals.items()}
                 count += int(np.prod(list(self._grid.extent(block).values())))
+        if count and self.calibrated and self._calibration:
+            totals["calibration"] = sum(entry.bytes for entry in self._calibration.shards.values())
         each = {name: round(total / max(count, 1), 3) for name, total in totals.items()}
         side = sum(size for name, size in each.items() if name not in ("labels", "rows"))
         return {"labels": each["labels"], "columns": each["rows"], "side": side}

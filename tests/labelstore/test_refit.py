@@ -78,6 +78,10 @@ def test_a_store_is_converted_to_a_transform_and_on_to_its_other_codec(tmp_path:
     assert check(small.path).ok
     kind = "unmixed" if group == 1 else "mixed"
     assert small.fidelity[kind]["mean"] == pytest.approx(0.95, abs=0.02)
+    sizes = {
+        name: sum(f.stat().st_size for f in small.path.glob(f"{name}/c.*")) for name in ("scales", "calibration/*")
+    }
+    assert small.bytes_per_label()["side"] == pytest.approx(sum(sizes.values()) / (6 * 320), abs=2e-3)
     labels, pairs = wide.read(5, slice(None)), wide.pairs(5, slice(None))
     expected = small.encoding.decode(small.encoding.encode(labels.logits, pairs), pairs)
     assert np.array_equal(small.read(5, slice(None)).logits, expected)
