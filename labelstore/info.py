@@ -32,6 +32,7 @@ def info(store: LabelStore, weights: Path | None = None) -> dict[str, Json]:
         "missing_blocks": len(store.missing()),
         "classes": len(identity.classes),
         "columns": identity.columns,
+        "class_columns": list(identity.class_columns),
         "size": identity.size,
         "encoding": dict(identity.encoding),
         "codec": store.encoding.codec,
@@ -83,6 +84,7 @@ def lines(values: Mapping[str, Any]) -> list[str]:
         "views": f"{values['views']:,} of {values['views_target']:,} sealed"
         + (", complete" if values["complete"] else f", {values['missing_blocks']:,} blocks missing"),
         "labels": f"{values['columns']:,} columns: {values['content']}",
+        "class columns": json.dumps(values["class_columns"]) if values["class_columns"] else None,
         "encoding": ", ".join([encoding["name"], f"codec {values['codec']}", *asked]),
         "bytes a label": labels,
         "as float16": f"{wide['labels']:.1f} for labels: {wide['ratio']} times as many" if wide["ratio"] else None,

@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from labelstore.errors import InputError
 
+TEACHER_CLASSES, CLASS_COLUMNS = "--teacher-classes", "--class-columns"
 MIN_ROWS = 30  # fewer crops say nothing about the order of classes
 SHOWN = 100
 
 
 def select_columns(
-    selection: str, names: Sequence[str] | None, total: int, *, flag: str = "--teacher-classes"
+    selection: str, names: Sequence[str] | None, total: int, *, flag: str = TEACHER_CLASSES
 ) -> tuple[int, ...]:
     """Columns chosen by comma-separated indexes or class names, or by a file with one a line.
 
@@ -65,46 +66,55 @@ def _column(entry: str, names: Sequence[str] | None, total: int, flag: str) -> i
 
 
 def check_classes(
-    columns: int, names: Sequence[str] | None, folders: Sequence[str], *, flag: str = "--teacher-classes"
+    columns: Sequence[int],
+    names: Sequence[str] | None,
+    folders: Sequence[str],
+    *,
+    flags: tuple[str, ...] = (TEACHER_CLASSES, CLASS_COLUMNS),
 ) -> str | None:
-    """Refuse a network whose columns are not the class folders; a warning where that is doubtful.
+    """Refuse columns that are not those of the class folders; a warning where that is doubtful.
 
     Args:
-        columns: columns of the network, after selection.
-        names: their class names, where known.
+        columns: the columns of a network that are taken for the folders, in their order.
+        names: class names of all its columns, where known.
         folders: class folders in target order.
-        flag: the flag that selects columns, for messages.
+        flags: the flag that selects those columns, and the one that keeps the others too, for messages.
     """
     known = {name: column for column, name in enumerate(names or ())}
-    if columns != len(folders):
-        if known.keys() >= set(folders):
-            remedy = f"the folders are among its classes: {_selection(flag, known, folders)}"
+    all_known = known.keys() >= set(folders)
+    if len(columns) != len(folders):
+        if all_known:
+            remedy = f"the folders are among the network's classes: {_remedies(flags, known, folders)}"
         else:
-            remedy = f"select the {len(folders)} columns in the folders' order with {flag}"
+            remedy = f"name the {len(folders)} columns in the folders' order: {_remedies(flags, None, folders)}"
         raise InputError(
-            f"the network has {columns} columns, the image folder has {len(folders)} classes "
-            f"({', '.join(folders[:5])}{', ...' if len(folders) > 5 else ''}); {remedy}"
+            f"expected a column for each of the {len(folders)} class folders "
+            f"({', '.join(folders[:5])}{', ...' if len(folders) > 5 else ''}), found {len(columns)} columns; {remedy}"
         )
-    if names is None or tuple(names) == tuple(folders):
+    chosen = None if names is None else [names[column] for column in columns]
+    if chosen is None or chosen == list(folders):
         return None
-    shared = known.keys() & set(folders)
-    if not shared:  # other words for the same classes, as WordNet ids and English names
+    shared = {*chosen} & {*folders}
+    if not shared and not all_known:  # other words for the same classes, as WordNet ids and English names
         return None
-    first = next(i for i, (name, folder) in enumerate(zip(names, folders, strict=True)) if name != folder)
-    difference = f"column {first} of the network is {names[first]!r}, folder {first} is {folders[first]!r}"
-    if len(shared) == len(folders):
+    first = next(i for i, (name, folder) in enumerate(zip(chosen, folders, strict=True)) if name != folder)
+    difference = f"column {columns[first]} of the network is {chosen[first]!r}, folder {first} is {folders[first]!r}"
+    if all_known:
         raise InputError(
-            f"the classes of the network are in another order than the folders: {difference}; "
-            f"{_selection(flag, known, folders)}"
+            f"the classes of the network are others than the folders, or in another order: {difference}; "
+            f"{_remedies(flags[:1], known, folders)}"
         )
     return f"only {len(shared)} of the {len(folders)} folders are classes of the network: {difference}"
 
 
-def _selection(flag: str, known: dict[str, int], folders: Sequence[str]) -> str:
-    """The remedy: the flag that brings the columns into the order of the folders."""
-    if len(folders) > SHOWN:
-        return f"give {flag} a file with the folder names, one a line, in their order"
-    return f"give {flag} {','.join(str(known[folder]) for folder in folders)}"
+def _remedies(flags: tuple[str, ...], known: dict[str, int] | None, folders: Sequence[str]) -> str:
+    """What to give each flag: the columns of the folders in their order, where known."""
+    if known and len(folders) <= SHOWN:
+        selection = f" {','.join(str(known[folder]) for folder in folders)}"
+    else:
+        selection = " a file with the folder names, one a line, in their order" if known else ""
+    only, *both = (f"{flag}{selection}" for flag in flags)
+    return f"give {only} to keep these columns alone, or {both[0]} to keep all" if both else f"give {only}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +167,8 @@ def agreement(logits: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]
     if not warnings and rows >= MIN_ROWS and hits <= max(guessing, poor):
         warnings.append(
             "the teacher agrees with the folders hardly more often than chance: its classes may be in "
-            "another order (--teacher-classes, --class-order), or its normalisation another (--mean, --std)"
+            f"another order ({TEACHER_CLASSES}, {CLASS_COLUMNS}, --class-order), or its normalisation another "
+            "(--mean, --std)"
         )
     return Agreement(rows, 100 * hits / max(rows, 1), 100 * chance, "; ".join(warnings) or None)
 

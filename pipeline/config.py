@@ -43,6 +43,8 @@ class BuildConfig:
     """Keyword arguments of the teacher's constructor, as JSON."""
     teacher_classes: str | None = None
     """Columns of a wider teacher to keep: comma-separated indexes or class names, or a file with one a line."""
+    class_columns: str | None = None
+    """Keep all columns of a teacher wider than the folders: which of them are the folders', in the folders' order."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Channel means of the teacher's normalisation, of pixels in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
@@ -141,6 +143,7 @@ class BuildConfig:
             args=json_object("--teacher-args", self.teacher_args),
             weights=self.weights,
             classes=self.teacher_classes,
+            class_columns=self.class_columns,
             mean=self.mean,
             std=self.std,
             dtype=self.dtype,

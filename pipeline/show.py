@@ -79,12 +79,13 @@ def write_sheet(source: Source, config: ShowConfig) -> int:
 
 def captions(source: Source, labels: LabelBatch) -> list[list[str]]:
     """Four lines a crop: the target, then the teacher's top-3 with its confidence (softmax at T = 1)."""
-    classes = source.store.identity.classes
+    names = source.store.identity.column_names
     shown = []
     for target, image, logits in zip(labels.targets, labels.rows.image, labels.logits, strict=True):
         confidence = softmax(logits)
         best = np.argsort(-confidence, kind="stable")[:3]
-        shown.append([f"{classes[target]} #{image}"] + [f"{classes[int(b)]} {100 * confidence[b]:.1f} %" for b in best])
+        told = [f"{names.get(int(b), f'column {b}')} {100 * confidence[b]:.1f} %" for b in best]
+        shown.append([f"{names[int(target)]} #{image}", *told])
     return shown
 
 

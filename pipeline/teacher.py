@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from labelstore.errors import GiftwrapError, InputError
 from labelstore.spec import Json
-from pipeline.class_order import check_classes, select_columns
+from pipeline.class_order import CLASS_COLUMNS, TEACHER_CLASSES, check_classes, select_columns
 from pipeline.networks.load import library_version, load_network
 from pipeline.render.normalise import normalise
 
@@ -30,6 +30,7 @@ class TeacherSpec:
         args: keyword arguments of its constructor.
         weights: a file, ``torchvision:ENUM`` or ``timm:pretrained``.
         classes: columns to keep, as ``select_columns`` takes them; None keeps all.
+        class_columns: of those that are kept, the columns of the class folders, likewise; None where all are.
         mean: channel means of the pixels in [0, 1].
         std: channel standard deviations of the pixels in [0, 1].
         dtype: precision of weights and activations; float32 means float32, without TF32.
@@ -43,6 +44,7 @@ class TeacherSpec:
     weights: str
     args: Mapping[str, Json] = field(default_factory=dict)
     classes: str | None = None
+    class_columns: str | None = None
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -77,6 +79,7 @@ class Teacher:
         selected: columns of the network that are kept, in order; None keeps all.
         columns: number of columns C of a label.
         class_names: their class names, where known.
+        class_columns: the column of each class folder in a label; empty where folder k has column k.
         identity: what the teacher is (P3).
         engine: what makes its bytes (P4).
         warnings: what the user should look at before trusting the labels.
@@ -89,6 +92,7 @@ class Teacher:
     selected: tuple[int, ...] | None
     columns: int
     class_names: tuple[str, ...] | None
+    class_columns: tuple[int, ...]
     identity: Mapping[str, Json]
     engine: Mapping[str, Json]
     warnings: tuple[str, ...] = ()
@@ -143,14 +147,20 @@ def _forward(network: nn.Module, spec: TeacherSpec, pixels: Tensor) -> Tensor:
         return logits.float()
 
 
-def make_teacher(spec: TeacherSpec, *, size: int, classes: Sequence[str], flag: str = "--teacher-classes") -> Teacher:
+def make_teacher(
+    spec: TeacherSpec,
+    *,
+    size: int,
+    classes: Sequence[str],
+    flags: tuple[str, ...] = (TEACHER_CLASSES, CLASS_COLUMNS),
+) -> Teacher:
     """Load a teacher and check its columns against the class folders.
 
     Args:
         spec: which teacher, and how it is run.
         size: side S of the crops in pixels.
         classes: folder names in target order.
-        flag: the flag that selects columns, for messages.
+        flags: the flag that selects columns, and the one that keeps the others too, for messages.
     """
     device = _device(spec.device)
     if spec.threads is not None:
@@ -162,19 +172,24 @@ def make_teacher(spec: TeacherSpec, *, size: int, classes: Sequence[str], flag: 
     names = weights.class_names
     if names is not None and len(names) != total:
         raise InputError(f"weights {spec.weights} name {len(names)} classes, the network has {total} columns")
-    selected = None if spec.classes is None else select_columns(spec.classes, names, total, flag=flag)
-    if names is not None and selected is not None:
-        names = tuple(names[column] for column in selected)
-    columns = total if selected is None else len(selected)
-    warning = check_classes(columns, names, classes, flag=flag)
+    selected = None if spec.classes is None else select_columns(spec.classes, names, total, flag=flags[0])
+    kept = tuple(range(total)) if selected is None else selected
+    kept_names = None if names is None else tuple(names[column] for column in kept)
+    class_columns: tuple[int, ...] = ()
+    if spec.class_columns is None:
+        warning = check_classes(kept, names, classes, flags=flags[:1] if selected else flags)
+    else:
+        class_columns = select_columns(spec.class_columns, kept_names, len(kept), flag=CLASS_COLUMNS)
+        warning = check_classes(class_columns, kept_names, classes, flags=(CLASS_COLUMNS,))
     return Teacher(
         spec=spec,
         network=network,
         device=device,
         size=size,
         selected=selected,
-        columns=columns,
-        class_names=names,
+        columns=len(kept),
+        class_names=kept_names,
+        class_columns=class_columns,
         identity={
             "name": spec.name,
             "args": dict(sorted(spec.args.items())),

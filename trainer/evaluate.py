@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,11 +105,12 @@ def evaluate(
     batch: int = 128,
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: str = "cpu",
+    columns: Sequence[int] | None = None,
 ) -> EvalResult:
     """Top-1 and top-5 of a network in eval mode; its mode afterwards is what it was before.
 
     Args:
-        network: on ``device``, with one column a class.
+        network: on ``device``.
         images: test images.
         spec: how they are cut: the centre fit, nothing random, nothing mixed.
         renderer: made of ``images`` and ``spec``.
@@ -118,14 +119,16 @@ def evaluate(
         batch: images a batch.
         dtype: bfloat16 runs the network under autocast.
         device: where the network is.
+        columns: of the network, one a class; None takes all.
     """
+    kept = slice(None) if columns is None else list(columns)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def logits(pixels: Tensor) -> Tensor:
         inputs = normalise(pixels.to(device), mean, std, torch.float32, channels_last=True)
         with autocast, torch.inference_mode():
             output: Tensor = network(inputs)
-        return output
+        return output[:, kept]
 
     training = network.training
     network.eval()
@@ -177,7 +180,7 @@ def evaluate_command(config: EvaluateConfig, console: Console) -> EvalResult:
     keep_freed_memory()
     spec = PlanSpec(size=config.size, crop="center", resize=config.resize, interpolation=config.interpolation, flip=0)
     images = scan(config.images, class_order=config.class_order, digests=False)
-    network = make_teacher(config.network_spec(), size=config.size, classes=images.classes, flag="--classes")
+    network = make_teacher(config.network_spec(), size=config.size, classes=images.classes, flags=("--classes",))
     for warning in network.warnings:
         console.warn(warning)
     renderer = make_renderer(

@@ -73,9 +73,11 @@ class Run:
         return self.config.run
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names of the student's columns."""
-        return self.replay.store.identity.classes
+    def classes(self) -> list[str] | None:
+        """Class names of the student's columns, where all have one."""
+        identity = self.replay.store.identity
+        names = [name for _, name in sorted(identity.column_names.items())]
+        return names if len(names) == identity.columns else None
 
     def close(self) -> None:
         """Release the renderers."""
@@ -263,7 +265,8 @@ def autocast(config: TrainConfig) -> AbstractContextManager[Any]:
 
 def assess(run: Run, test: Test, epoch: int) -> dict[str, float]:
     """Evaluate the student on the test images, and keep its weights when they are the best so far."""
-    teacher: Any = run.replay.store.identity.teacher
+    identity = run.replay.store.identity
+    teacher: Any = identity.teacher
     result = evaluate(
         run.student,
         test.images,
@@ -273,6 +276,7 @@ def assess(run: Run, test: Test, epoch: int) -> dict[str, float]:
         std=tuple(teacher["std"]),
         dtype=run.config.dtype,
         device=run.config.device,
+        columns=identity.label_columns,
     )
     run.last = result
     if run.best is None or result.top1 > run.best.top1:

@@ -164,24 +164,51 @@ def test_networks_without_logits_are_refused(tmp_path: Path) -> None:
 
 
 def test_columns_must_be_the_folders(weights: Path) -> None:
-    with pytest.raises(InputError, match=r"5 columns.*2 classes \(fox, cat\).*--teacher-classes 3,0"):
+    both = "--teacher-classes 3,0 to keep these columns alone, or --class-columns 3,0 to keep all"
+    with pytest.raises(InputError, match=rf"2 class folders \(fox, cat\), found 5 columns.*{both}"):
         teacher_of(weights, ("fox", "cat"))
-    with pytest.raises(InputError, match=r"5 columns.*6 classes \(a, b, c, d, e, \.\.\.\).*the 6 columns"):
+    with pytest.raises(InputError, match=r"6 class folders \(a, b, c, d, e, \.\.\.\), found 5.*name the 6 columns"):
         teacher_of(weights, tuple("abcdef"))
-    with pytest.raises(InputError, match=r"column 1 of the network is 'dog', folder 1 is 'eel'.*0,2,1,3,4"):
+    with pytest.raises(InputError, match=r"column 1 of the network is 'dog', folder 1 is 'eel'.*0,2,1,3,4$"):
         teacher_of(weights, ("cat", "eel", "dog", "fox", "gnu"))
     teacher_of(weights, ("cat", "eel", "dog", "fox", "gnu"), classes="0,2,1,3,4")
     (warning,) = teacher_of(weights, ("cat", "dog", "eel", "fox", "hen")).warnings
     assert "only 4 of the 5 folders" in warning
     assert teacher_of(weights).warnings == ()
     assert teacher_of(weights, tuple("abcde")).warnings == ()
-    assert check_classes(5, None, tuple("abcde")) is None
+    assert check_classes(range(5), None, tuple("abcde")) is None
+
+
+def test_the_remedy_for_selected_columns_counts_as_the_selection_does(weights: Path) -> None:
+    for selection in ("0,3", "1,2"):  # the folders' columns in another order, and others
+        with pytest.raises(InputError, match=r"give --teacher-classes 3,0$"):
+            teacher_of(weights, ("fox", "cat"), classes=selection)
+    with pytest.raises(InputError, match=r"found 3 columns; .*give --teacher-classes 3,0$"):
+        teacher_of(weights, ("fox", "cat"), classes="0,1,2")
+    with pytest.raises(
+        InputError, match=r"column 2 of the network is 'cat', folder 1 is 'eel'; give --class-columns 0,1"
+    ):
+        teacher_of(weights, ("fox", "eel"), classes="3,2,0", class_columns="0,2")
+
+
+def test_class_columns_keep_the_others(weights: Path) -> None:
+    pixels = crops(4)
+    whole = teacher_of(weights).logits(pixels)
+    for selection in ("3,0", "fox,cat"):
+        teacher = teacher_of(weights, ("fox", "cat"), class_columns=selection)
+        assert torch.equal(teacher.logits(pixels), whole)
+        assert (teacher.columns, teacher.class_columns) == (5, (3, 0))
+        assert dict(teacher.identity) == dict(teacher_of(weights).identity)
+    some = teacher_of(weights, ("fox", "cat"), classes="4,3,0", class_columns="fox,cat")
+    assert torch.equal(some.logits(pixels), whole[:, [4, 3, 0]])
+    assert (some.columns, some.class_columns) == (3, (1, 2))
+    assert teacher_of(weights).class_columns == ()
 
 
 def test_many_classes_in_another_order_are_told_to_use_a_file() -> None:
     names = [f"class {i}" for i in range(200)]
     with pytest.raises(InputError, match="a file with the folder names"):
-        check_classes(200, names, names[::-1])
+        check_classes(range(200), names, names[::-1])
 
 
 @given(st.lists(st.integers(0, 999), min_size=1, max_size=1000, unique=True))
@@ -309,7 +336,7 @@ def mobilenet(data: Path, classes: Sequence[str], selection: str | None) -> Teac
 def test_imagenet_teacher_on_ten_columns(data: Path) -> None:
     files, targets, classes = first_of_each(data / "imagenette" / "val", 6)
     columns = "0,217,482,491,497,566,569,571,574,701"
-    with pytest.raises(InputError, match=r"1000 columns.*10 classes.*--teacher-classes"):
+    with pytest.raises(InputError, match=r"10 class folders.*1000 columns.*--teacher-classes"):
         mobilenet(data, classes, None)
     teacher = mobilenet(data, classes, columns)
     logits = label(teacher, [np.asarray(Image.open(file).convert("RGB")) for file in files])

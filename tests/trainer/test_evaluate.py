@@ -103,6 +103,17 @@ def test_top5_and_shares(images: Manifest) -> None:
     renderer.close()
 
 
+def test_columns_of_a_wider_network(images: Manifest) -> None:
+    """Class k has column 9 - k; the others are louder, and are not looked at."""
+    renderer = make_renderer(images, SPEC)
+    network = ByRed()
+    network.weight = nn.Parameter(torch.cat([torch.full((7, 3), 2.0), torch.eye(7).flip(1)], 1))
+    columns = [9 - label for label in range(7)]
+    result = evaluate(network, images, SPEC, renderer, mean=MEAN, std=STD, columns=columns)
+    assert result == EvalResult(images=35, top1=100.0, top5=100.0)
+    renderer.close()
+
+
 def test_bfloat16_runs_under_autocast(images: Manifest) -> None:
     renderer = make_renderer(images, SPEC)
     network = ByRed()
@@ -185,7 +196,7 @@ def test_the_command_names_its_own_flag(images: Manifest, weights_of_seven: Path
     flags = {"student": "convnet-d1", "student_args": '{"width": 4}', "weights": str(weights_of_seven), "size": 8}
     with pytest.raises(InputError, match=r"^--classes: index 9 of a network of 7 columns"):
         measure(**flags, images=images.root, classes="0,2,9")
-    with pytest.raises(InputError, match=r"2 columns.* 7 classes .*with --classes"):
+    with pytest.raises(InputError, match=r"7 class folders .*found 2 columns.*give --classes$"):
         measure(**flags, images=images.root, classes="0,2")
 
 
