@@ -16,10 +16,12 @@ from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.columns import CropRows
 from labelstore.console import Console, byte_count, duration
 from labelstore.encodings import make_encoding
+from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError, MismatchError
 from labelstore.queueing import Queue
 from labelstore.spec import BlockShape, Identity, Json, first_difference, require_same
 from labelstore.store import AuditRows, BlockData, LabelStore, require_free_space, store_bytes
+from pipeline.calibrate import Calibrator
 from pipeline.class_order import agreement
 from pipeline.config import BuildConfig
 from pipeline.manifest import Manifest, scan
@@ -86,6 +88,7 @@ def prepare(config: BuildConfig, console: Console) -> Work:
         encoding=make_encoding(config.encoding_parameters(), teacher.columns).to_json(),
         renderer=renderer.id,
         block=BlockShape.choose(len(manifest), teacher.columns, spec.group),
+        class_columns=teacher.class_columns,
     )
     return Work(manifest, plan, renderer, teacher, identity)
 
@@ -137,9 +140,17 @@ def write(config: BuildConfig, work: Work, store: LabelStore, console: Console) 
             console.line(f"views: {config.views} rounded up to {whole}, whole blocks of {work.identity.block.views}")
         if views > whole:
             console.line(f"views: the store has or wants {views} already; they are kept")
+        calibrate(store, work, console)
         seconds, crops = fill(store, work, console)
         store.seal()
     return summary(store, crops, seconds)
+
+
+def calibrate(store: LabelStore, work: Work, console: Console) -> None:
+    """Calibrate the store's encoding where it takes that and has not been."""
+    if not store.calibrated and isinstance(store.encoding, Transform):
+        calibrator = Calibrator(work.identity, work.plan, work.renderer, work.teacher, store.target_columns)
+        store.calibrate(calibrator.calibrate(store.encoding, console))
 
 
 def open_for(config: BuildConfig, work: Work) -> LabelStore:
@@ -201,13 +212,13 @@ def require_same_identity(stored: Identity, given: Identity) -> None:
     }
     parts: dict[str, tuple[str, ...]] = {
         "images": ("images", "classes", "skipped", "manifest"),
-        "teacher": ("columns", "teacher"),
+        "teacher": ("columns", "class_columns", "teacher"),
         "plan": ("size", "seed", "group", "plan", "crop_columns", "block"),
         "label encoding": ("encoding",),
     }
     ours, theirs = stored.to_json(), given.to_json()
     for what, names in parts.items():
-        require_same(what, {n: ours[n] for n in names}, {n: theirs[n] for n in names}, advice[what])
+        require_same(what, {n: ours.get(n) for n in names}, {n: theirs.get(n) for n in names}, advice[what])
 
 
 def fill(store: LabelStore, work: Work, console: Console) -> tuple[float, int]:
@@ -260,7 +271,8 @@ def report_agreement(work: Work, data: BlockData, console: Console) -> None:
     targets = work.manifest.targets[np.concatenate([view.image for view in rows])]
     # a crop that is mostly its partner's says nothing of its own folder
     own = np.concatenate([view.weights(work.identity.size) for view in rows]) > 0.5
-    report = agreement(data.logits.reshape(-1, data.logits.shape[-1])[own], targets[own], work.manifest.classes)
+    logits = data.logits.reshape(-1, data.logits.shape[-1])[:, list(work.identity.label_columns)]
+    report = agreement(logits[own], targets[own], work.manifest.classes)
     console.line(report.text)
     if report.warning:
         console.warn(report.warning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -180,6 +181,11 @@ class Plan:
         if self.spec.mix != "none" and len(images):
             values[crops:] = self._mixing(view, start, stop)
         return CropRows(self.spec.columns, values)
+
+    def unmixed(self, view: int, images: npt.NDArray[np.integer]) -> CropRows:
+        """The crop rows of some images of a view in the order of ``images``, without their mixing columns."""
+        columns = dataclasses.replace(self.spec, mix="none", group=1).columns
+        return CropRows(columns, self._crops(view, images.astype(np.uint32)).astype(np.uint16))
 
     def _draw_order(self, view: int) -> npt.NDArray[np.uint32]:
         order = draws.permutation(draws.key("order", self.spec.seed, view), self.images).astype(np.uint32)

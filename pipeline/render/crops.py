@@ -70,7 +70,7 @@ class CropRenderer:
         """The crops of n rows, after mixing.
 
         Args:
-            rows: n rows; whole groups when the plan mixes.
+            rows: n rows; whole groups where they are mixed.
 
         Returns:
             uint8 ``[n, S, S, 3]`` on the renderer's device.
@@ -94,7 +94,7 @@ class CropRenderer:
             except BaseException:  # Ctrl-C too: a batch in flight must not meet the next call
                 self._decoder.drop()
                 raise
-        return crops if spec.mix == "none" else MIXES[spec.mix].mix(crops, rows, spec.group)
+        return MIXES[spec.mix].mix(crops, rows, spec.group) if rows.mixed else crops
 
     def close(self) -> None:
         """Release threads and memory; the renderer cannot be used any more."""
