@@ -9,7 +9,7 @@ from typing import Protocol
 
 import tyro
 
-from benchmarks import plan, render
+from benchmarks import plan, read, render, write
 from benchmarks.harness import Report
 from labelstore.console import Console, run_command
 from labelstore.errors import InputError
@@ -30,7 +30,7 @@ class Claim(Protocol):
         """
 
 
-CLAIMS: dict[str, Claim] = {"plan": plan, "render": render}
+CLAIMS: dict[str, Claim] = {"plan": plan, "render": render, "read": read, "write": write}
 
 
 @dataclass(frozen=True, kw_only=True)
