@@ -18,6 +18,7 @@ import numpy.typing as npt
 from labelstore.errors import DamagedError
 
 READ_BYTES = 8 << 20
+MAX_PIECES = 1024  # that the system writes at once
 Bytes = bytes | npt.NDArray[Any]
 
 
@@ -70,12 +71,16 @@ def read_pieces(path: Path) -> Iterator[npt.NDArray[np.uint8]]:
             yield buffer[:count]
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file that must not exist yet."""
+def write_file(path: Path, *pieces: Bytes) -> None:
+    """Write a file that must not exist yet, piece by piece."""
     with path.open("xb", buffering=0) as file:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
+        views = [memoryview(piece if isinstance(piece, bytes) else piece.data) for piece in pieces if len(piece)]
+        while views:
+            count = os.writev(file.fileno(), views[:MAX_PIECES])
+            while views and count >= len(views[0]):
+                count -= len(views.pop(0))
+            if count:
+                views[0] = views[0][count:]
 
 
 def sync_file(path: Path) -> None:

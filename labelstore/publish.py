@@ -8,7 +8,7 @@ power failure.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -43,8 +43,11 @@ def describe(pieces: Iterable[disk.Bytes]) -> FileEntry:
     return FileEntry(size, crc, digest.hexdigest())
 
 
-def publish(root: Path, files: Mapping[str, bytes]) -> dict[str, FileEntry]:
-    """Publish files under their paths relative to the store ``root``; returns what is known of them.
+def publish(root: Path, files: Mapping[str, bytes | Sequence[disk.Bytes]]) -> dict[str, FileEntry]:
+    """Publish files, whole or in pieces, under their paths relative to the store ``root``.
+
+    Returns:
+        What is known of each.
 
     Raises:
         LeaseError: when one of the names is taken.
@@ -53,7 +56,7 @@ def publish(root: Path, files: Mapping[str, bytes]) -> dict[str, FileEntry]:
     folders = list(dict.fromkeys((root / name).parent for name in files))
     # Flushed together, files share the disk's waits; a digest takes as long as they do.
     with ThreadPoolExecutor(2 * len(files)) as pool:
-        entries = {name: pool.submit(describe, [data]) for name, data in files.items()}
+        entries = {name: pool.submit(describe, _pieces(data)) for name, data in files.items()}
         staged = {name: _stage(root, name, data) for name, data in files.items()}
         list(pool.map(disk.sync_file, staged.values()))
         for name, temporary in staged.items():
@@ -87,17 +90,23 @@ def replace(root: Path, name: str, data: bytes) -> None:
     disk.sync_folder((root / name).parent)
 
 
-def _stage(root: Path, name: str, data: bytes) -> Path:
+def _pieces(data: bytes | Sequence[disk.Bytes]) -> Sequence[disk.Bytes]:
+    return [data] if isinstance(data, bytes) else data
+
+
+def _stage(root: Path, name: str, data: bytes | Sequence[disk.Bytes]) -> Path:
     """Write a file aside and check it."""
     temporary = root / PARTIAL / name.replace("/", "~")
     disk.unlink(temporary)
-    disk.write_file(temporary, data)
-    found = 0
+    disk.write_file(temporary, *_pieces(data))
+    found = wanted = 0
+    for piece in _pieces(data):
+        wanted = disk.crc32c(piece, wanted)
     for piece in disk.read_pieces(temporary):
         found = disk.crc32c(piece, found)
-    if found != disk.crc32c(data):
+    if found != wanted:
         raise DamagedError(
-            f"{temporary}: wrote bytes with CRC-32C {disk.crc32c(data)}, read back {found}; "
+            f"{temporary}: wrote bytes with CRC-32C {wanted}, read back {found}; "
             f"check this disk and this machine's memory"
         )
     return temporary

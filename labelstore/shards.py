@@ -29,18 +29,23 @@ Array = npt.NDArray[Any]
 
 def encode_shard(layout: ArrayLayout, values: Array) -> bytes:
     """The bytes of the shard that holds ``values``, which may end before the shard does."""
+    return b"".join(piece if isinstance(piece, bytes) else piece.data for piece in shard_pieces(layout, values))
+
+
+def shard_pieces(layout: ArrayLayout, values: Array) -> list[disk.Bytes]:
+    """The bytes of a shard in pieces; those of a raw one lie in ``values`` itself."""
     present = _present(layout, values.shape)
     index = np.full((*layout.grid, 2), ABSENT, "<u8")
-    parts: list[bytes | memoryview] = []
+    pieces: list[disk.Bytes] = []
     offset = 0
     for place in np.ndindex(*present):
         data = codecs.compress(layout.codec, _padded_chunk(layout, values, place))
         crc = disk.crc32c(data).to_bytes(CRC_BYTES, "little")
-        parts += [data if isinstance(data, bytes) else data.data, crc]
+        pieces += [data, crc]
         index[place] = offset, len(data) + CRC_BYTES
         offset += len(data) + CRC_BYTES
     table = index.tobytes()
-    return b"".join([*parts, table, disk.crc32c(table).to_bytes(CRC_BYTES, "little")])
+    return [*pieces, table, disk.crc32c(table).to_bytes(CRC_BYTES, "little")]
 
 
 def largest_shard(layout: ArrayLayout, extent: tuple[int, ...]) -> int:

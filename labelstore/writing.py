@@ -10,12 +10,13 @@ import numpy.typing as npt
 from labelstore.arrays import AUDIT_BLOCK, StoreLayout
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.columns import IMAGE_COLUMNS, CropRows
+from labelstore.disk import Bytes
 from labelstore.encodings import Encoding, Pairs
 from labelstore.errors import InputError
 from labelstore.fidelity import ROWS, gift_fidelity, summarize
 from labelstore.records import AuditRows, BlockData
 from labelstore.seals import PIXELS_DIGEST
-from labelstore.shards import encode_shard
+from labelstore.shards import shard_pieces
 from labelstore.spec import Identity, Json
 
 MAX_FLOAT16 = 65504.0
@@ -52,8 +53,8 @@ def require_block_data(identity: Identity, encoding: Encoding, block: BlockIndex
         raise InputError(f"block {block}: image index: expected below {identity.images}, found {images.max()}")
 
 
-def encode_block(identity: Identity, encoding: Encoding, block: BlockIndex, data: BlockData) -> dict[str, bytes]:
-    """The bytes of a block's shards, by array."""
+def encode_block(identity: Identity, encoding: Encoding, block: BlockIndex, data: BlockData) -> dict[str, list[Bytes]]:
+    """The bytes of a block's shards in pieces, by array."""
     layout = StoreLayout.of(identity)
     codes = dict(data.codes or encoding.encode(data.logits, pairs_of(identity, data.rows)))
     for array in encoding.arrays:
@@ -62,7 +63,7 @@ def encode_block(identity: Identity, encoding: Encoding, block: BlockIndex, data
     values = {**codes, layout.rows.name: data.rows}
     if data.audit is not None:
         values |= {array.name: rows for array, rows in zip(layout.audit, _arrays(data.audit), strict=True)}
-    return {array.name: encode_shard(array, values[array.name]) for array in layout.of_block(block)}
+    return {array.name: shard_pieces(array, values[array.name]) for array in layout.of_block(block)}
 
 
 def fidelity_of(identity: Identity, encoding: Encoding, data: BlockData, targets: npt.NDArray[np.int64]) -> Json:

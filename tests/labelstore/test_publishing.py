@@ -132,10 +132,12 @@ def test_a_full_disk_at_any_step_loses_the_block_in_hand_and_nothing_else(
             taken: list[tuple[str, ...]] = record(monkeypatch, path)
             plain = disk.write_file
 
-            def full(file: Path, data: bytes, taken: list = taken, plain: Callable = plain, at: int = failing) -> None:
+            def full(
+                file: Path, *pieces: disk.Bytes, taken: list = taken, plain: Callable = plain, at: int = failing
+            ) -> None:
                 if sum(step[0] == "write_file" for step in taken) == at:
                     raise OSError(errno.ENOSPC, "No space left on device")
-                plain(file, data)
+                plain(file, *pieces)
 
             monkeypatch.setattr(disk, "write_file", full)
             with pytest.raises(OSError, match="No space left"):
@@ -155,8 +157,9 @@ def test_bytes_that_do_not_read_back_are_not_published(
     store = create(tmp_path / "s", content, 2)
     plain = disk.write_file
 
-    def flipped(path: Path, data: bytes) -> None:
-        plain(path, data[:-1] + bytes([data[-1] ^ 1]) if path.name.startswith("rows") else data)
+    def flipped(path: Path, *pieces: disk.Bytes) -> None:
+        *rest, last = pieces
+        plain(path, *rest, bytes([last[0] ^ 1]) + bytes(last[1:]) if path.name.startswith("rows") else last)
 
     with store.lease():
         monkeypatch.setattr(disk, "write_file", flipped)

@@ -130,11 +130,11 @@ def test_a_failing_disk_leaves_no_marker_without_data(
     store = create(tmp_path / "s", content, 4)
     real, left = disk.write_file, [7]
 
-    def fail(path: Path, data: bytes) -> None:
+    def fail(path: Path, *pieces: disk.Bytes) -> None:
         left[0] -= 1
         if not left[0]:
             raise OSError(28, "No space left on device")
-        real(path, data)
+        real(path, *pieces)
 
     with store.lease():
         monkeypatch.setattr(disk, "write_file", fail)
