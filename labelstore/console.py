@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TextIO
@@ -36,10 +36,10 @@ class Progress:
         self._start = self._spoke = time.monotonic()
         self._live = out.isatty()
 
-    def reach(self, done: int, total: int) -> None:
+    def reach(self, done: int, total: int, note: str = "") -> None:
         """Say that ``done`` of ``total`` is done, where the total is learnt on the way."""
         self._total = total
-        self.advance(done - self._done)
+        self.advance(done - self._done, note)
 
     def resume_at(self, done: int) -> None:
         """Count work of an earlier run as done; the rate is of this one."""
@@ -73,11 +73,17 @@ class Progress:
 
 
 class Console:
-    """Where a command writes: lines and progress, then one summary."""
+    """Where a command writes: lines and progress, then one summary.
 
-    def __init__(self, *, as_json: bool = False) -> None:
-        self.as_json = as_json
-        self._out = sys.stderr if as_json else sys.stdout
+    Args:
+        as_json: all but the summary goes to standard error.
+        silent: nothing goes anywhere; another process speaks for this one.
+    """
+
+    def __init__(self, *, as_json: bool = False, silent: bool = False) -> None:
+        self.as_json, self._silent = as_json, silent
+        spoken = sys.stderr if as_json else sys.stdout
+        self._out = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") if silent else spoken
 
     def line(self, text: str) -> None:
         """One line for people."""
@@ -85,7 +91,7 @@ class Console:
 
     def warn(self, text: str) -> None:
         """One warning, on standard error."""
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(f"warning: {text}", file=self._out if self._silent else sys.stderr, flush=True)
 
     @contextmanager
     def progress(self, name: str, total: int, unit: str) -> Iterator[Progress]:
@@ -98,7 +104,7 @@ class Console:
 
     def summary(self, values: Mapping[str, Json], text: str) -> None:
         """The last word: ``values`` as one JSON object with ``--json``, else ``text``."""
-        if self.as_json:
+        if self.as_json and not self._silent:
             print(json.dumps(dict(values)), flush=True)
         else:
             self.line(text)
@@ -125,13 +131,16 @@ def byte_count(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def run_command(package: str, command: Callable[[], int | None], *, resumes: bool = False) -> int:
+def run_command(
+    package: str, command: Callable[[], int | None], *, resumes: bool = False, python: Sequence[str] = (sys.executable,)
+) -> int:
     """Run a command and turn its end into an exit code.
 
     Args:
         package: the package whose ``python -m`` this is, for the line that says how to resume.
         command: the command; returns 0 or None when all is well, 1 when what it checked is not.
         resumes: whether typing the same command again continues the work.
+        python: what comes before ``-m``, for that line.
     """
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -151,7 +160,7 @@ def run_command(package: str, command: Callable[[], int | None], *, resumes: boo
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut off what is said here
         print("\nstopped; what was finished is kept", file=sys.stderr, flush=True)
         if resumes:
-            words = shlex.join([sys.executable, "-m", package, *sys.argv[1:]])
+            words = shlex.join([*python, "-m", package, *sys.argv[1:]])
             print(f"resume with: {words}", file=sys.stderr, flush=True)
         return 143 if isinstance(stopped, Stopped) else 130
     except OSError as error:

@@ -3,6 +3,9 @@
 ``lease.json`` names the build and its process. It is created exclusively, and replaced only when its process is
 known to be dead, or when the user says so. Looking and replacing happen under a lock of the store's folder, which
 the system lets go when a process dies, so two builds cannot both take over.
+
+Other processes of the same build share its lease. Each keeps a lock of the folder of temporaries for as long as it may
+write: a lease whose process is dead is taken over only when they are gone too.
 """
 
 from __future__ import annotations
@@ -86,10 +89,34 @@ def hold(root: Path, *, take_over: bool = False) -> Iterator[Lease]:
         yield lease
     finally:
         with _locked(root):
-            if read(root) == lease:
+            if read(root) == lease and not _shared(root):  # a lease that others share is left to outlive its process
                 clear_partial(root)
                 (root / PARTIAL).rmdir()
                 disk.unlink(root / LEASE)
+
+
+@contextmanager
+def share(root: Path, build: str) -> Iterator[Lease]:
+    """Write beside the process that holds the store, as another process of its build.
+
+    Args:
+        root: the store's folder.
+        build: id of the build, as the holder's lease names it.
+
+    Raises:
+        LeaseError: when that build does not hold the store, or its holder is gone.
+    """
+    with _locked(root):
+        lease = read(root)
+        if lease is None or lease.build != build or lease.elsewhere:
+            raise LeaseError(f"{root}: build {build} does not hold it, but {lease or 'nobody'}; start the build again")
+        require_held(root, lease)
+        descriptor = _open(root / PARTIAL)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    try:
+        yield lease
+    finally:
+        os.close(descriptor)
 
 
 def _acquire(root: Path, lease: Lease, *, take_over: bool) -> None:
@@ -98,6 +125,11 @@ def _acquire(root: Path, lease: Lease, *, take_over: bool) -> None:
         if held is not None:
             _require_free(root, held, take_over=take_over)
         disk.make_folder(root / PARTIAL)
+        if _shared(root):
+            raise LeaseError(
+                f"{root} is written by other processes of a build whose first one is gone ({held}); "
+                f"they end with the block in hand: wait for them or stop them"
+            )
         temporary = root / PARTIAL / LEASE
         disk.unlink(temporary)
         disk.write_file(temporary, documents.encode(dict(asdict(lease))))
@@ -122,9 +154,11 @@ def read(root: Path) -> Lease | None:
 
 
 def require_held(root: Path, lease: Lease) -> None:
-    """Raise LeaseError when the store's lease is not ``lease`` any more."""
+    """Raise LeaseError when the store's lease is not ``lease`` any more, or its process is gone."""
     if (held := read(root)) != lease:
         raise LeaseError(f"{root}: this build ({lease}) lost the store to {held or 'nobody'}; it must not write on")
+    if lease.pid != os.getpid() and lease.dead:
+        raise LeaseError(f"{root}: the process that holds it for this build ({lease}) is gone; run the build again")
 
 
 def clear_partial(root: Path) -> None:
@@ -146,12 +180,28 @@ def _require_free(root: Path, held: Lease, *, take_over: bool) -> None:
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    descriptor = os.open(root, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = _open(root)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+def _shared(root: Path) -> bool:
+    """Whether another process shares the store's lease; asked under the lock of the store's folder."""
+    descriptor = _open(root / PARTIAL)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _open(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _boot() -> str:

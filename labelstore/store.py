@@ -55,6 +55,7 @@ class LabelStore:
         self._reader = self._new_reader()
         self._seals: list[Seal] = []
         self._lease: leases.Lease | None = None
+        self._shares = False
 
     @property
     def encoding(self) -> Encoding:
@@ -163,6 +164,29 @@ class LabelStore:
                 yield self
             finally:
                 self._lease = None
+
+    @contextmanager
+    def share_lease(self, build: str) -> Iterator[LabelStore]:
+        """Write blocks beside the process that holds the store; all else, sealing too, is the holder's.
+
+        Args:
+            build: what the holder has as :attr:`build`.
+
+        Raises:
+            LeaseError: when that build does not hold the store, or its holder is gone.
+        """
+        with leases.share(self.path, build) as held:
+            self._lease, self._shares = held, True
+            try:
+                self.refresh()
+                yield self
+            finally:
+                self._lease, self._shares = None, False
+
+    @property
+    def build(self) -> str:
+        """Id of the build that holds the store by this object."""
+        return self._require_lease().build
 
     def refresh(self) -> None:
         """Read the state again."""
@@ -435,7 +459,7 @@ class LabelStore:
         )
 
     def _publish(self, block: BlockIndex, encoded: EncodedBlock) -> None:
-        held = self._require_lease()
+        held = self._require_lease(shared=True)
         self._require_writable(block)
         leases.require_held(self.path, held)
         arrays = self._layout.of_block(block)
@@ -453,7 +477,7 @@ class LabelStore:
         publish.publish(self.path, {marker_file(block): documents.encode(marker.to_json(self._grid))})
 
     def _require_writable(self, block: BlockIndex) -> None:
-        self._require_lease()
+        self._require_lease(shared=True)
         if not (self.state.views_sealed <= self.views(block)[0] < self.state.views_target and self._in_run(block)):
             raise InputError(f"block {block} is not one of the blocks to be written: see missing()")
         if (self.path / marker_file(block)).exists():
@@ -525,8 +549,8 @@ class LabelStore:
         self._seals = held
         return [seal for seal in held if seal.stop > view]
 
-    def _require_lease(self) -> leases.Lease:
-        if self._lease is None:
+    def _require_lease(self, *, shared: bool = False) -> leases.Lease:
+        if self._lease is None or (self._shares and not shared):
             raise LeaseError(f"{self.path}: writing needs the lease: `with store.lease(): ...`")
         return self._lease
 

@@ -11,6 +11,7 @@ from typing import Any
 import tyro
 
 from labelstore.console import Console, duration, run_command
+from pipeline import ranks
 from pipeline.build import build
 from pipeline.config import BuildConfig
 from pipeline.importing import import_tensors
@@ -54,13 +55,14 @@ def main() -> int:
             return 0
         return import_command(config, console)
 
-    return run_command("pipeline", command, resumes=isinstance(config, BuildConfig))
+    python = ranks.python()
+    return run_command("pipeline", command, resumes=isinstance(config, BuildConfig) and bool(python), python=python)
 
 
 def build_command(config: BuildConfig, console: Console) -> int:
     """Build and say what came out."""
     done = build(config, console)
-    if config.dry_run:
+    if config.dry_run or not done:
         return 0
     console.summary(done, say(done))
     return 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from pipeline.config import BuildConfig
 from pipeline.manifest import Manifest, scan
 from pipeline.memory import keep_freed_memory
 from pipeline.plan import Plan
+from pipeline.ranks import Ranks, join
 from pipeline.render import Renderer, make_renderer
 from pipeline.render.audit import DIGEST_POSITIONS, pixels_digest
 from pipeline.render.stream import stream
@@ -54,7 +57,7 @@ class Work:
         return views * self.identity.images
 
 
-def prepare(config: BuildConfig, console: Console) -> Work:
+def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
     """Check images, teacher and plan against each other.
 
     Raises:
@@ -64,7 +67,8 @@ def prepare(config: BuildConfig, console: Console) -> Work:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     spec = config.plan_spec()
-    manifest = read_images(config, console)
+    with ranks.first_alone():
+        manifest = read_images(config, console)
     plan = Plan(spec, manifest.heights, manifest.widths)
     teacher = make_teacher(config.teacher_spec(), size=config.size, classes=manifest.classes)
     for warning in teacher.warnings:
@@ -116,21 +120,26 @@ def read_images(config: BuildConfig, console: Console) -> Manifest:
 def build(config: BuildConfig, console: Console) -> Mapping[str, Json]:
     """Make, resume or extend the store; returns the summary.
 
-    Killing this at any instant loses the block in hand; running it again continues, to the same bytes (P4).
+    Killing this at any instant loses the block in hand; running it again continues, to the same bytes (P4). Under
+    torchrun, ranks share the work (P8); the summary is the first one's, others return nothing.
     """
-    work = prepare(config, console)
-    if config.dry_run:
-        return dry_run(config, work, console)
-    store = open_for(config, work)
-    try:
-        return write(config, work, store, console)
-    except InputError:
-        if store.empty:  # nothing is lost, and the next build may leave out what stopped this one
-            shutil.rmtree(store.path)
-        raise
+    with join() as ranks:
+        config, console = ranks.share(config), console if ranks.first else Console(silent=True)
+        if config.dry_run:
+            return dry_run(config, prepare(config, console, Ranks()), console) if ranks.first else {}
+        work = prepare(config, console, ranks)
+        if not ranks.first:
+            return write_share(config, work, console, ranks)
+        store = open_for(config, work)
+        try:
+            return write(config, work, store, console, ranks)
+        except InputError:
+            if store.empty:  # nothing is lost, and the next build may leave out what stopped this one
+                shutil.rmtree(store.path)
+            raise
 
 
-def write(config: BuildConfig, work: Work, store: LabelStore, console: Console) -> Mapping[str, Json]:
+def write(config: BuildConfig, work: Work, store: LabelStore, console: Console, ranks: Ranks) -> Mapping[str, Json]:
     """Write and seal what is missing, under the store's lease."""
     with closing(work.renderer), store.lease(take_over=config.take_over):
         require_same_engine(config, store, work, console)
@@ -141,9 +150,26 @@ def write(config: BuildConfig, work: Work, store: LabelStore, console: Console) 
         if views > whole:
             console.line(f"views: the store has or wants {views} already; they are kept")
         calibrate(store, work, console)
-        seconds, crops = fill(store, work, console)
+        missing = store.missing()
+        ranks.tell(
+            {"build": store.build, "missing": [list(block) for block in missing], "work": work.identity.to_json()}
+        )
+        seconds, crops = fill(store, work, missing, console, ranks)
         store.seal()
     return summary(store, crops, seconds)
+
+
+def write_share(config: BuildConfig, work: Work, console: Console, ranks: Ranks) -> Mapping[str, Json]:
+    """Write this rank's share of what the first rank found missing, under its lease."""
+    with closing(work.renderer):
+        said: Any = ranks.tell()
+        advice = "start all ranks with the same command, on devices of one model"
+        require_same(f"rank {ranks.rank}", said["work"], work.identity.to_json(), advice)
+        store = LabelStore.open(config.store)
+        with store.share_lease(said["build"]):
+            fill(store, work, [BlockIndex(*block) for block in said["missing"]], console, ranks)
+        ranks.wait()  # when the lease is let go
+    return {}
 
 
 def calibrate(store: LabelStore, work: Work, console: Console) -> None:
@@ -221,22 +247,35 @@ def require_same_identity(stored: Identity, given: Identity) -> None:
         require_same(what, {n: ours.get(n) for n in names}, {n: theirs.get(n) for n in names}, advice[what])
 
 
-def fill(store: LabelStore, work: Work, console: Console) -> tuple[float, int]:
-    """Write every missing block; returns the seconds taken and the crops labelled."""
-    missing = store.missing()
-    start, crops = time.monotonic(), 0
+def fill(
+    store: LabelStore, work: Work, missing: Sequence[BlockIndex], console: Console, ranks: Ranks
+) -> tuple[float, int]:
+    """Write this rank's share of the missing blocks; the first one stays until all are written.
+
+    Returns:
+        The seconds taken and the crops labelled, by all ranks.
+    """
+    start, written = time.monotonic(), 0
+    grid = BlockGrid.of(work.identity)
+    crops = sum(math.prod(grid.extent(block).values()) for block in missing)
 
     def publish(block: BlockIndex, data: BlockData) -> None:
-        nonlocal crops
+        nonlocal written
         store.write(block, data)
-        crops += data.logits.shape[0] * data.logits.shape[1]
         if block == missing[0]:
             report_agreement(work, data, console)
-        progress.advance(note=f"{crops / (time.monotonic() - start):,.0f} crops/s")
+        written = written + 1 if ranks.world == 1 else len(missing) - len(store.missing())
+        rate = crops * written / len(missing) / (time.monotonic() - start)
+        progress.reach(written, len(missing), note=f"{rate:,.0f} crops/s")
 
-    with console.progress("blocks", len(missing), "blocks") as progress, Queue(publish, QUEUED_BLOCKS) as write_block:
-        for block in missing:
-            write_block(block, label_block(store, work, block))
+    with console.progress("blocks", len(missing), "blocks") as progress:
+        with Queue(publish, QUEUED_BLOCKS) as write_block:
+            for block in ranks.own(missing):
+                write_block(block, label_block(store, work, block))
+        if ranks.first:
+            ranks.wait()
+            if written < len(missing):
+                progress.reach(len(missing), len(missing))
     return time.monotonic() - start, crops
 
 
