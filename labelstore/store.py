@@ -25,11 +25,13 @@ from labelstore.queueing import Queue
 from labelstore.reading import Int64Array, Reader, require_indexes
 from labelstore.records import AuditRows, BlockData, EncodedBlock, LabelBatch
 from labelstore.root import ROOT, make_skeleton, read_root, require_images, require_own, root_document
-from labelstore.seals import Marker, Seal, marker_file, read_marker, read_seal, seal_document, seal_file
+from labelstore.seals import Marker, marker_file, seal_document, seal_file
 from labelstore.shards import Shard
 from labelstore.space import require_free_space, store_bytes
 from labelstore.spec import Identity, Json, State, first_difference, require_same
 from labelstore.streaming import STREAM_BYTES, Request, stream
+from labelstore.sweeping import leftovers
+from labelstore.table import BlockTable
 from labelstore.writing import encode_block, fidelity_of, require_block_data
 
 __all__ = ["AuditRows", "BlockData", "LabelBatch", "LabelStore", "require_free_space", "store_bytes"]
@@ -53,7 +55,7 @@ class LabelStore:
         self._calibration: calibrations.Published | None = None
         self._grid, self._layout = BlockGrid.of(identity), StoreLayout.of(identity)
         self._reader = self._new_reader()
-        self._seals: list[Seal] = []
+        self._table = BlockTable(path, identity)
         self._lease: leases.Lease | None = None
         self._shares = False
 
@@ -281,13 +283,13 @@ class LabelStore:
     def writer(self, depth: int = 1) -> Iterator[Queue[[BlockIndex, BlockData]]]:
         """Publish blocks behind queues: ``with store.writer() as write: write(block, data)``.
 
-        One thread encodes, another one writes. Errors of :meth:`write` are raised by the next call or when the writer
-        is left; leaving it by an exception publishes the block in hand and none of those that wait.
+        One thread encodes, two others write. Errors of :meth:`write` are raised by the next call or when the writer
+        is left; leaving it by an exception publishes the blocks in hand and none of those that wait.
 
         Args:
             depth: blocks that wait to be encoded, at most; one more waits to be written.
         """
-        with Queue(self._publish, 1) as publish_encoded:
+        with Queue(self._publish, 1, threads=2) as publish_encoded:  # one has waits that the other may use
 
             def prepare(block: BlockIndex, data: BlockData) -> None:
                 publish_encoded(block, self._prepare(block, data))
@@ -316,18 +318,8 @@ class LabelStore:
         """Remove what a stopped build left: temporaries, shards without a marker, a seal that seals nothing."""
         self._require_lease()
         leases.clear_partial(self.path)
-        missing = set(self.missing())
-        for array in self._layout.blocks:
-            for path in sorted((self.path / array.name).glob("c.*")):
-                if array.block(path.name) in missing:
-                    disk.unlink(path)
-        loose = list(self._layout.audit) if AUDIT_BLOCK in missing else []
-        loose += self._layout.calibration if not self.calibrated else ()
-        for array in loose:
-            disk.unlink(self.path / array.file())
-        for path in sorted((self.path / "seals").glob("*.json")):
-            if path.stem.isdecimal() and int(path.stem) > self.state.views_sealed:
-                disk.unlink(path)
+        for file in leftovers(self.path, self._layout, self.state, set(self.missing()), calibrated=self.calibrated):
+            disk.unlink(file)
 
     def read(self, view: int, positions: slice | npt.ArrayLike) -> LabelBatch:
         """Labels and crop rows of some positions of a view.
@@ -389,7 +381,7 @@ class LabelStore:
     @property
     def fidelity(self) -> Json:
         """Fidelity of the encoding: rows, mean and 1st percentile, mixed and unmixed apart; None before block 0.0."""
-        marker = self._find_marker(AUDIT_BLOCK)
+        marker = self._table.marker(AUDIT_BLOCK, self.state)
         return marker.fidelity if marker else None
 
     def pixels_digest(self, block: BlockIndex) -> str:
@@ -409,15 +401,7 @@ class LabelStore:
 
         ``side`` is what decoding takes besides: scales, and the calibration spread over the labels that are there.
         """
-        totals = dict.fromkeys((array.name for array in self._layout.blocks), 0)
-        count = 0
-        for seal in self._seals_down_to(0):
-            totals = {name: total + int(seal.shards[name].bytes.sum()) for name, total in totals.items()}
-            count += (seal.stop - seal.first) * self.identity.images
-        for block in self._grid.blocks(self.state.views_sealed, self.state.views_target):
-            if marker := self._find_marker(block):
-                totals = {name: total + marker.shards[name].bytes for name, total in totals.items()}
-                count += int(np.prod(list(self._grid.extent(block).values())))
+        totals, count = self._table.bytes(self.state)
         if count and self.calibrated and self._calibration:
             totals["calibration"] = sum(entry.bytes for entry in self._calibration.shards.values())
         each = {name: round(total / max(count, 1), 3) for name, total in totals.items()}
@@ -520,7 +504,7 @@ class LabelStore:
             )
 
     def _marker(self, block: BlockIndex) -> Marker:
-        if marker := self._find_marker(block):
+        if marker := self._table.marker(block, self.state):
             if self.calibrated and self._calibration and marker.calibration != self._calibration.digest:
                 raise DamagedError(
                     f"{self.path}: block {block} was coded with calibration {marker.calibration}, "
@@ -528,26 +512,6 @@ class LabelStore:
                 )
             return marker
         raise NotStoredError(f"{self.path}: block {block} is not written yet; continue the build")
-
-    def _find_marker(self, block: BlockIndex) -> Marker | None:
-        """The marker of a block, from its seal where it is sealed."""
-        first = self.views(block)[0]
-        if not 0 <= first < self.state.views_sealed:
-            return read_marker(self.path, self._layout, block)
-        seal = self._seals_down_to(first)[-1]
-        return seal.marker(block, self._grid.ordinal(block, seal.first))
-
-    def _seals_down_to(self, view: int) -> list[Seal]:
-        """The seals from the last one down to the one that holds ``view``; read once."""
-        held = [seal for seal in self._seals if seal.stop <= self.state.views_sealed]
-        if self.state.views_sealed not in {seal.stop for seal in held}:
-            held = []
-        stop = held[-1].first if held else self.state.views_sealed
-        while stop > view:
-            held.append(read_seal(self.path, self.identity, stop))
-            stop = held[-1].first
-        self._seals = held
-        return [seal for seal in held if seal.stop > view]
 
     def _require_lease(self, *, shared: bool = False) -> leases.Lease:
         if self._lease is None or (self._shares and not shared):
