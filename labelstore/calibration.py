@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +9,9 @@ import numpy as np
 
 from labelstore import disk, documents
 from labelstore import publish as publishing
-from labelstore.arrays import StoreLayout
-from labelstore.encodings.transform import Calibration
-from labelstore.errors import DamagedError
+from labelstore.arrays import ArrayLayout, StoreLayout
+from labelstore.encodings.transform import GROUP, Calibration
+from labelstore.errors import DamagedError, InputError
 from labelstore.publish import FileEntry
 from labelstore.shards import Shard, encode_shard
 from labelstore.spec import Json
@@ -24,7 +23,7 @@ class Published(NamedTuple):
     """What is known of a published calibration.
 
     Attributes:
-        digest: BLAKE2b-64 of its marker, hex: what blocks and seals know it by.
+        digest: BLAKE2b-64 of the file of its marker, hex: what blocks and seals know it by.
         numbers: step, reference, centroids, components, fidelity.
         shards: what is known of each of its shards, by array.
     """
@@ -39,12 +38,30 @@ class Published(NamedTuple):
         return int(self.numbers["components"])
 
 
+def _name(array: ArrayLayout) -> str:
+    """The attribute of a calibration that an array holds."""
+    return array.name.rpartition("/")[2]
+
+
 def publish(root: Path, layout: StoreLayout, calibration: Calibration) -> None:
-    """Publish a calibration: its shards, then its marker. What a stopped one left is replaced."""
+    """Publish a calibration: its shards, then its marker. What a stopped one left is replaced.
+
+    Raises:
+        InputError: when it is not one of this store.
+    """
+    width, components = layout.codes[0].shape[1], calibration.components
+    if not 0 < components <= width or components % GROUP:
+        raise InputError(f"calibration: expected at most {width} components, a multiple of {GROUP}, found {components}")
     files = {}
     for array in layout.calibration:
-        values = getattr(calibration, array.name.rpartition("/")[2])
-        files[array.file()] = encode_shard(array, values.T if array.name.endswith("means") else values)
+        values = getattr(calibration, _name(array))
+        values = values.T if _name(array) == "means" else values
+        shape = array.extent({"component": components})
+        if values.dtype != array.dtype or values.shape != shape:
+            raise InputError(
+                f"{array.name}: expected {array.dtype} {list(shape)}, found {values.dtype} {list(values.shape)}"
+            )
+        files[array.file()] = encode_shard(array, values)
         disk.unlink(root / array.file())
     entries = publishing.publish(root, files)
     document: dict[str, Json] = {
@@ -69,31 +86,38 @@ def find(root: Path, layout: StoreLayout) -> Published | None:
         numbers = documents.read(path)
     except FileNotFoundError:
         return None
+    digest = publishing.describe([documents.encode(numbers)]).blake2b
     try:
         shards = {name: FileEntry(**entry) for name, entry in numbers.pop("shards").items()}
         names = {array.name for array in layout.calibration}
         width = layout.codes[0].shape[1]
-        right = set(shards) == names and 0 < int(numbers["components"]) <= width and len(numbers["centroids"]) == 2
+        right = set(shards) == names and 0 < numbers["components"] <= width and len(numbers["centroids"]) == 2
+        right = right and type(numbers["components"]) is int and numbers["components"] % GROUP == 0
         finite = np.isfinite([numbers["step"], numbers["reference"], *numbers["centroids"], numbers["fidelity"]]).all()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(f"{path}: is not the marker of a calibration ({error!r})") from error
     if not (right and finite and numbers["step"] > 0 and numbers["reference"] > 0):
         raise DamagedError(f"{path}: is not the marker of a calibration of this store")
-    digest = hashlib.blake2b(documents.compact(numbers | {"shards": shards}), digest_size=8).hexdigest()
     return Published(digest, numbers, shards)
 
 
 def read(root: Path, layout: StoreLayout, published: Published) -> Calibration:
     """A published calibration.
 
+    All labels hang on it, so that whole files are held against their digests: the CRC-32C of a chunk would take the
+    shard of another calibration for this one's.
+
     Raises:
         DamagedError: when a shard of it is not what was published.
     """
     values = {}
     for array in layout.calibration:
+        path, entry = root / array.file(), published.shards[array.name]
         extent = array.extent({"component": published.components})
-        shard = Shard(array, extent, root / array.file(), published.shards[array.name].bytes)
-        values[array.name.rpartition("/")[2]] = shard.read()
+        shard = Shard(array, extent, path, entry.bytes)
+        if publishing.describe(disk.read_pieces(path)).blake2b != entry.blake2b:
+            raise DamagedError(f"{path}: is not the shard that {FILE} names; restore it from a copy of the store")
+        values[_name(array)] = shard.read()
     numbers = published.numbers
     return Calibration(
         step=float(numbers["step"]),

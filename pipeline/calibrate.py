@@ -93,14 +93,17 @@ class Calibrator:
             left -= len(each[-1])
         pairs = [pairs_of(self._identity, rows.values[None]).flat() for rows in each]
         joined = Pairs(*(np.concatenate(column) for column in zip(*pairs, strict=True))).take(slice(count))
-        return self._label(each, group, progress)[:count], joined
+        logits = np.zeros((count, self._teacher.columns), np.float32)
+        self._add(logits, each, group, progress)
+        return logits, joined
 
     def _means(self, images: npt.NDArray[np.int64], progress: Progress) -> Float32Array:
         """Mean labels of MEAN_CROPS unmixed crops of some images, float32 ``[n, C]``."""
-        total = np.zeros((len(images), self._teacher.columns))
+        means = np.zeros((len(images), self._teacher.columns), np.float32)
         for view in range(FIRST_VIEW, FIRST_VIEW + MEAN_CROPS):
-            total += self._label([self._plan.unmixed(view, images)], 1, progress)
-        return (total / MEAN_CROPS).astype(np.float32)
+            self._add(means, [self._plan.unmixed(view, images)], 1, progress)
+        means /= MEAN_CROPS
+        return means
 
     def _code(
         self, found: Fit, shown: npt.NDArray[np.int64], means: Float32Array, progress: Progress
@@ -114,13 +117,14 @@ class Calibrator:
             codes[part] = found.code(self._means(part, progress))
         return codes
 
-    def _label(self, rows: Iterable[CropRows], group: int, progress: Progress) -> Float32Array:
-        """The teacher's logits for rows, float32 ``[n, C]``."""
-        logits = []
+    def _add(self, logits: Float32Array, rows: Iterable[CropRows], group: int, progress: Progress) -> None:
+        """Add the teacher's logits for the first n rows to ``logits``, float32 ``[n, C]``: no second array of them."""
+        done = 0
         for crops in stream(self._renderer, rows, self._teacher.batch, group):
-            logits.append(self._teacher.logits(crops).numpy())
+            place = logits[done : done + len(crops)]
+            place += self._teacher.logits(crops).numpy()[: len(place)]
+            done += len(crops)
             progress.advance(len(crops))
-        return np.concatenate(logits)
 
 
 def rows_to_fit(images: int, columns: int) -> tuple[int, int]:

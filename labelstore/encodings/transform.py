@@ -14,7 +14,9 @@ integers of a fixed unit, so that ``y`` is exact in float64: codes do not depend
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -36,6 +38,8 @@ MAX_UNITS = 2**23  # of a logit: its product with a component stays below 2**53 
 MEANS_A_STEP = 2  # means are quantised finer than labels, since every label of an image is predicted from them
 MAX_SCALE = 4  # quarter octaves: the step is at most doubled or halved
 SCALES = np.array([2 ** (k / 4) for k in range(-MAX_SCALE, MAX_SCALE + 1)], np.float32)
+# Squares of the lengths, in references, at which one scale ends and the next begins: midway between octaves' quarters.
+BOUNDS = np.array([2 ** ((k + 0.5) / 2) for k in range(-MAX_SCALE, MAX_SCALE)])
 MAX_CODE = 32767
 ROWS_AT_ONCE = 1024
 
@@ -69,21 +73,32 @@ class Calibration:
     cells: Float32Array
     means: Int16Array
     fidelity: float
-    projection: Float64Array = field(init=False, repr=False)
-    synthesis: Float32Array = field(init=False, repr=False)
-    points: Float32Array = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        """Make the tables that labels are coded with."""
-        codes = np.arange(-MAX_CODE - 1, MAX_CODE + 1)
+    @cached_property
+    def projection(self) -> Float64Array:
+        """The basis that labels are coded with, in 1 / 2**15, float64 ``[C, r]``."""
+        return np.ascontiguousarray(self.basis.T, np.float64)
+
+    @cached_property
+    def synthesis(self) -> Float32Array:
+        """The basis that labels are decoded with, float32 ``[r, C]``."""
+        table: Float32Array = self.basis.astype(np.float32)
+        table *= np.float32(BASIS_UNIT)
+        return table
+
+    @cached_property
+    def points(self) -> Float32Array:
+        """What codes stand for, in logits, float32 ``[65536]``: at the code as uint16."""
+        codes = np.arange(2**16).astype(np.uint16).view(np.int16).astype(np.float64)
         shift = np.where(np.abs(codes) > 1, self.centroids[1], np.where(codes == 0, 0.0, self.centroids[0]))
-        points = np.fft.ifftshift(self.step * (codes + np.sign(codes) * shift))
-        for name, table in (
-            ("projection", np.ascontiguousarray(self.basis.T, np.float64)),
-            ("synthesis", self.basis.astype(np.float32) * np.float32(BASIS_UNIT)),
-            ("points", points.astype(np.float32)),
-        ):
-            object.__setattr__(self, name, table)
+        points: Float32Array = (self.step * (codes + np.sign(codes) * shift)).astype(np.float32)
+        return points
+
+    @cached_property
+    def offset(self) -> Float32Array:
+        """The center in logits, float32 ``[C]``."""
+        offset: Float32Array = (self.center * self.unit).astype(np.float32)
+        return offset
 
     @property
     def unit(self) -> float:
@@ -102,7 +117,8 @@ class Calibration:
 
     def coefficients(self, logits: Logits) -> Float64Array:
         """Logits ``[n, C]`` in the basis, float64 ``[n, r]``, exact for logits rounded to units."""
-        units = np.rint(logits / self.unit, dtype=np.float64) - self.center
+        units = np.rint(logits / self.unit, dtype=np.float64)
+        units -= self.center
         scaled: Float64Array = units @ self.projection
         scaled *= self.unit * BASIS_UNIT
         return scaled
@@ -126,9 +142,8 @@ class Calibration:
 
     def scales(self, logits: Logits) -> npt.NDArray[np.uint8]:
         """Index into ``SCALES`` of each label, uint8 ``[n]``: its length in quarter octaves around ``reference``."""
-        lengths = np.sqrt(np.einsum("nc,nc->n", logits, logits, dtype=np.float64))
-        octaves = np.log2(np.maximum(lengths, np.finfo(np.float64).tiny) / self.reference)
-        scales: npt.NDArray[np.uint8] = (np.clip(np.rint(4 * octaves), -MAX_SCALE, MAX_SCALE) + MAX_SCALE).astype("u1")
+        squares = np.square(logits, dtype=np.float64).sum(axis=1)
+        scales: npt.NDArray[np.uint8] = np.searchsorted(BOUNDS * self.reference**2, squares).astype(np.uint8)
         return scales
 
 
@@ -154,7 +169,6 @@ class Transform:
         codec: ``pcodec``, or ``zstd``, which keeps to Zarr's core codecs at some 20 % more bytes.
         fidelity: that the step is chosen to reach, unless ``step`` is given; 0.98 when both are left out.
         step: in logits.
-        calibration: what was fitted; None before that.
     """
 
     predictive = True
@@ -165,7 +179,6 @@ class Transform:
         codec: Literal["pcodec", "zstd"] = "pcodec",
         fidelity: float | None = None,
         step: float | None = None,
-        calibration: Calibration | None = None,
     ) -> None:
         if columns < MIN_COLUMNS:
             raise InputError(
@@ -183,7 +196,7 @@ class Transform:
         if step is not None and not 1e-6 <= step <= 1e6:
             raise InputError(f"label encoding transform: expected a step of 1e-6 to 1e6 logits, found {step}")
         self.columns, self.codec, self.fidelity, self.step = columns, codec, fidelity, step
-        self._calibration = calibration
+        self._calibration: Calibration | None = None
         most = columns if columns <= MAX_EXACT else MAX_COMPONENTS
         self.width = -(-most // GROUP) * GROUP
         packed: Literal["pcodec", "bitshuffle"] = "pcodec" if codec == "pcodec" else "bitshuffle"
@@ -194,7 +207,9 @@ class Transform:
 
     def calibrated(self, calibration: Calibration) -> Transform:
         """The same encoding, ready to code."""
-        return Transform(self.columns, self.codec, self.fidelity, self.step, calibration)
+        ready = copy(self)
+        ready._calibration = calibration
+        return ready
 
     @property
     def calibration(self) -> Calibration:
@@ -230,10 +245,11 @@ class Transform:
             found = quantise(calibration.rest(rows[part], flat.take(part), scales[part]), calibration.cells)
             far = np.flatnonzero(np.abs(found).max(axis=1) > MAX_CODE)
             if len(far):
+                row = start + int(far[0])
                 raise InputError(
-                    f"label {start + far[0]} of {len(rows)}: lies {np.abs(found[far[0]]).max():.3g} steps from its "
-                    f"prediction, codes reach {MAX_CODE}; the calibration crops were of another kind: look at the "
-                    f"teacher, or use --encoding int8"
+                    f"label {row} of {len(rows)}, of image {flat.images[row]}: lies {np.abs(found[far[0]]).max():.3g} "
+                    f"steps from its prediction, codes reach {MAX_CODE}; the crops of the calibration were of another "
+                    f"kind: look at the teacher, or use --encoding int8"
                 )
             codes[part] = found
         lead = logits.shape[:-1]
@@ -245,7 +261,6 @@ class Transform:
         lead = codes["scales"].shape
         rows, scales = codes["labels"].reshape(-1, calibration.components), codes["scales"].reshape(-1)
         flat = pairs.flat()
-        center = (calibration.center * calibration.unit).astype(np.float32)
         logits = np.empty((len(rows), self.columns), np.float32)
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
@@ -253,5 +268,5 @@ class Transform:
             values *= SCALES[scales[part], None]
             values += calibration.prediction(flat.take(part), np.float32)
             np.matmul(values, calibration.synthesis, out=logits[part])
-            logits[part] += center
+            logits[part] += calibration.offset
         return logits.reshape(*lead, self.columns)
