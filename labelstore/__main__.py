@@ -17,6 +17,7 @@ from labelstore.encodings import CodecName, EncodingName, encoding_parameters
 from labelstore.errors import InputError
 from labelstore.export import export
 from labelstore.info import in_words, info, lines
+from labelstore.repair import RepairReport, repair
 from labelstore.spec import Json
 from labelstore.store import LabelStore
 
@@ -39,6 +40,10 @@ class CheckConfig:
 
     store: tyro.conf.Positional[Path]
     """Folder of the store."""
+    repair: bool = False
+    """Make again what follows from the rest of the store, and remove damaged blocks, for a build to fill just those."""
+    take_over: bool = False
+    """With --repair: take the lease of a build on another host that is known to be dead."""
     json: bool = False
     """Print the summary as one JSON object on standard output and all else on standard error."""
 
@@ -118,26 +123,63 @@ def info_command(config: InfoConfig, console: Console) -> int:
 
 
 def check_command(config: CheckConfig, console: Console) -> int:
-    """Check a store and name what is damaged."""
+    """Check a store, name what is damaged, and with --repair make it one that a build can finish."""
     with console.progress("blocks", 1, "blocks") as progress:
-        report = check(config.store, progress.reach)
-    damaged: list[Json] = [f"{damage.file}: {damage.why}" for damage in report.damaged]
-    for line in damaged:
-        console.line(f"damaged: {line}")
+        if config.repair:
+            repaired = repair(config.store, take_over=config.take_over, progress=progress.reach)
+            report = repaired.before
+        else:
+            repaired, report = None, check(config.store, progress.reach)
+    for damage in report.damaged:
+        console.line(f"damaged: {damage.file}: {damage.why}")
+    for path in report.unpublished:
+        console.line(f"unpublished: {path} has no marker: no reader sees it, the next build replaces it")
     for path in report.stray:
         console.warn(f"{path} does not belong to the store; it harms nothing")
-    console.summary(
-        {
-            "ok": report.ok,
-            "damaged": damaged,
-            "stray": list(report.stray),
-            "files": report.files,
-            "bytes": report.bytes,
-        },
-        f"{config.store}: {report.files:,} files, {byte_count(report.bytes)} read; "
-        f"{'every byte is the byte that was published' if report.ok else f'{len(damaged)} DAMAGED'}",
-    )
-    return 0 if report.ok else 1
+    values: dict[str, Json] = {
+        "ok": report.ok,
+        "damaged": [f"{damage.file}: {damage.why}" for damage in report.damaged],
+        "damaged_blocks": [str(block) for block in report.blocks],
+        "unpublished": list(report.unpublished),
+        "stray": list(report.stray),
+        "files": report.files,
+        "bytes": report.bytes,
+    }
+    found = "every byte is the byte that was published" if report.ok else f"{len(report.damaged)} DAMAGED"
+    text = f"{config.store}: {report.files:,} files, {byte_count(report.bytes)} read; {found}"
+    if repaired is None:
+        advice = "" if report.ok else "; run it again with --repair, then the build that made the store"
+        console.summary(values, text + advice)
+        return 0 if report.ok else 1
+    values |= {
+        "made_again": list(repaired.made_again),
+        "removed_blocks": [str(block) for block in repaired.removed],
+        "removed_calibration": repaired.calibration,
+        "unsealed_views": repaired.unsealed,
+        "needs_build": repaired.needs_build,
+        "left": list(repaired.left),
+    }
+    console.summary(values, "\n".join([text, *repair_lines(repaired)]))
+    return 1 if repaired.left else 0
+
+
+def repair_lines(repaired: RepairReport) -> list[str]:
+    """What a repair did, and what to do next."""
+    lines = []
+    if repaired.made_again:
+        lines.append(f"made again: {', '.join(repaired.made_again)}")
+    if repaired.removed:
+        lines.append(f"removed {len(repaired.removed)} damaged blocks: {', '.join(map(str, repaired.removed))}")
+    if repaired.calibration:
+        lines.append("removed the damaged calibration; a build makes it again, and refuses if its bytes are others")
+    if repaired.unsealed:
+        lines.append(f"{repaired.unsealed} views are not sealed until that is filled")
+    if repaired.needs_build:
+        lines.append(
+            "run the `python -m pipeline build` that made the store: it fills what is missing, and nothing else"
+        )
+    lines += [f"{file}: only a copy of the store has it; restore it from one" for file in repaired.left]
+    return lines
 
 
 def convert_command(config: ConvertConfig, console: Console) -> int:

@@ -6,30 +6,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy.typing as npt
 
-from labelstore import disk, documents, publish
+from labelstore import calibration, disk, documents, publish
 from labelstore.arrays import ArrayLayout, StoreLayout, group_metadata
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.errors import DamagedError
 from labelstore.lease import LEASE
-from labelstore.publish import FileEntry
+from labelstore.publish import PARTIAL, FileEntry
 from labelstore.root import ROOT, groups
 from labelstore.seals import Seal, marker_file, read_marker, read_seal, seal_file
 from labelstore.shards import Shard
 from labelstore.store import LabelStore
 
 T = TypeVar("T")
+Part: TypeAlias = Literal["root", "metadata", "images", "calibration", "seal"] | BlockIndex
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """One file that is not what was published."""
+    """One file that is not what was published.
+
+    Attributes:
+        file: its path in the store.
+        why: what was expected and found.
+        part: what it belongs to; for a block, which one.
+    """
 
     file: str
     why: str
+    part: Part = "root"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +46,22 @@ class CheckReport:
 
     Attributes:
         damaged: files that are not what was published, and why.
+        unpublished: shards without a marker, which no reader sees; the next build replaces them.
         stray: files that do not belong to the store; they harm nothing.
         files: number of files read.
         bytes: their bytes.
     """
 
     damaged: tuple[Damage, ...]
+    unpublished: tuple[str, ...]
     stray: tuple[str, ...]
     files: int
     bytes: int
+
+    @property
+    def blocks(self) -> list[BlockIndex]:
+        """The damaged blocks, in stored order."""
+        return sorted({damage.part for damage in self.damaged if isinstance(damage.part, BlockIndex)})
 
     @property
     def ok(self) -> bool:
@@ -67,7 +82,7 @@ def check(path: Path | str, progress: Callable[[int, int], None] | None = None) 
     try:
         store = LabelStore.open(path)
     except DamagedError as error:
-        return CheckReport((Damage(ROOT, str(error)),), (), 1, 0)
+        return CheckReport((Damage(ROOT, str(error)),), (), (), 1, 0)
     return _Check(store).run(progress or (lambda _done, _total: None))
 
 
@@ -79,20 +94,29 @@ class _Check:
         self._grid, self._layout = BlockGrid.of(store.identity), StoreLayout.of(store.identity)
         self._damaged: list[Damage] = []
         self._known = {ROOT, LEASE}
+        self._calibration: str | None = None
         self._files = self._bytes = 0
 
     def run(self, progress: Callable[[int, int], None]) -> CheckReport:
         self._metadata()
         for array in (self._layout.digest, self._layout.target):
-            self._try(array.file(), partial(self._read_whole, array))
+            self._try(array.file(), partial(self._read_whole, array), "images")
+        self._calibrated()
         seals = self._seals()
         blocks = list(self._grid.blocks(0, self._store.state.views_target))
         for done, block in enumerate(blocks):
             self._block(block, seals)
             progress(done + 1, len(blocks))
         names = (path.relative_to(self._root).as_posix() for path in self._root.rglob("*") if not path.is_dir())
-        stray = tuple(sorted(set(names) - self._known))
-        return CheckReport(tuple(self._damaged), stray, self._files, self._bytes)
+        others = sorted(name for name in set(names) - self._known if not name.startswith(f"{PARTIAL}/"))
+        unpublished = tuple(name for name in others if self._is_shard(name))
+        stray = tuple(name for name in others if name not in unpublished)
+        return CheckReport(tuple(self._damaged), unpublished, stray, self._files, self._bytes)
+
+    def _is_shard(self, name: str) -> bool:
+        """Whether a file is named as a shard that blocks or a calibration publish."""
+        folder, _, file = name.rpartition("/")
+        return any(array.name == folder and array.block(file) for array in self._layout.all)
 
     def _read_whole(self, array: ArrayLayout) -> npt.NDArray[Any]:
         return Shard(array, array.shape, self._root / array.file()).read()
@@ -101,12 +125,23 @@ class _Check:
         """The zarr.json files follow from the identity; only the number of views may be ahead of the state."""
         for array in self._layout.all:
             file = f"{array.name}/{ROOT}"
-            data = self._try(file, partial(disk.read_file, self._root / file, 1 << 20))
+            data = self._try(file, partial(disk.read_file, self._root / file, 1 << 20), "metadata")
             views = self._store.state.views_target
             if data is not None and not any(data == array.metadata(v) for v in self._views_ahead(file, data, views)):
-                self._damaged.append(Damage(file, "is not the metadata that follows from the store's identity"))
+                why = "is not the metadata that follows from the store's identity"
+                self._damaged.append(Damage(file, why, "metadata"))
         for group in groups(self._layout):
-            self._compare(f"{group}/{ROOT}", publish.describe([group_metadata({})]))
+            self._compare(f"{group}/{ROOT}", publish.describe([group_metadata({})]), "metadata")
+
+    def _calibrated(self) -> None:
+        """The marker of the calibration, where there is one, and the shards that it names."""
+        if not self._layout.calibration:
+            return
+        published = self._try(calibration.FILE, partial(calibration.find, self._root, self._layout), "calibration")
+        self._calibration = published.digest if published else None
+        for array in self._layout.calibration:
+            if published:
+                self._compare(array.file(), published.shards[array.name], "calibration")
 
     def _views_ahead(self, file: str, data: bytes, views: int) -> list[int]:
         """The state's views, and those that a stopped extension may have written already."""
@@ -121,7 +156,7 @@ class _Check:
         stop = self._store.state.views_sealed
         while stop > 0:
             file = seal_file(stop)
-            seal = self._try(file, partial(read_seal, self._root, self._store.identity, stop))
+            seal = self._try(file, partial(read_seal, self._root, self._store.identity, stop), "seal")
             if seal is None:
                 break
             seals.append(seal)
@@ -131,37 +166,42 @@ class _Check:
     def _block(self, block: BlockIndex, seals: list[Seal]) -> None:
         file, first = marker_file(block), self._grid.views(block)[0]
         before = len(self._damaged)
-        marker = self._try(file, partial(read_marker, self._root, self._layout, block))
+        marker = self._try(file, partial(read_marker, self._root, self._layout, block), block)
         sealed = next((seal for seal in seals if seal.first <= first < seal.stop), None)
         wanted = sealed.marker(block, self._grid.ordinal(block, sealed.first)) if sealed else marker
         if first < self._store.state.views_sealed and len(self._damaged) == before:
             if marker is None:
-                self._damaged.append(Damage(file, "is not there, though its block is sealed"))
+                self._damaged.append(Damage(file, "is not there, though its block is sealed", block))
             elif marker != wanted:
-                self._damaged.append(Damage(file, "says other than the seal of its block"))
-        if wanted is not None:
-            for array in self._layout.of_block(block):
-                self._compare(array.file(block), wanted.shards[array.name])
+                self._damaged.append(Damage(file, "says other than the seal of its block", block))
+        if wanted is None:
+            return
+        for array in self._layout.of_block(block):
+            self._compare(array.file(block), wanted.shards[array.name], block)
+        known = {damage.part for damage in self._damaged}
+        if wanted.calibration != self._calibration and "calibration" not in known:
+            why = f"is not the calibration {wanted.calibration} that block {block} was coded with"
+            self._damaged.append(Damage(calibration.FILE, why, "calibration"))
 
-    def _compare(self, file: str, wanted: FileEntry) -> None:
-        found = self._try(file, lambda: publish.describe(disk.read_pieces(self._root / file)))
+    def _compare(self, file: str, wanted: FileEntry, part: Part) -> None:
+        found = self._try(file, lambda: publish.describe(disk.read_pieces(self._root / file)), part)
         if found is None:
             return
         for name, expected, value in zip(wanted._fields, wanted, found, strict=True):
             if value != expected:
-                self._damaged.append(Damage(file, f"{name}: expected {expected}, found {value}"))
+                self._damaged.append(Damage(file, f"{name}: expected {expected}, found {value}", part))
                 return
 
-    def _try(self, file: str, read: Callable[[], T]) -> T | None:
+    def _try(self, file: str, read: Callable[[], T], part: Part) -> T | None:
         """What ``read`` makes of a file, or None with the damage noted."""
         self._known.add(file)
         try:
             value = read()
         except FileNotFoundError:
-            self._damaged.append(Damage(file, "is not there"))
+            self._damaged.append(Damage(file, "is not there", part))
             return None
         except (DamagedError, OSError) as error:
-            self._damaged.append(Damage(file, str(error)))
+            self._damaged.append(Damage(file, str(error), part))
             return None
         if value is not None:
             self._files += 1

@@ -314,11 +314,18 @@ class LabelStore:
         publish.publish(self.path, {seal_file(views[1]): seal_document(self.identity, self.state, markers, views)})
         self._set_state(dataclasses.replace(self.state, views_sealed=views[1]))
 
+    def unseal(self, views: int) -> None:
+        """Seal only the views below ``views``, the end of a seal: what comes above is checked, and sealed again."""
+        self._require_lease()
+        self._set_state(dataclasses.replace(self.state, views_sealed=views))
+        self.sweep()
+
     def sweep(self) -> None:
         """Remove what a stopped build left: temporaries, shards without a marker, a seal that seals nothing."""
         self._require_lease()
         leases.clear_partial(self.path)
-        for file in leftovers(self.path, self._layout, self.state, set(self.missing()), calibrated=self.calibrated):
+        calibrated = (self.path / calibrations.FILE).exists()  # damaged or not
+        for file in leftovers(self.path, self._layout, self.state, set(self.missing()), calibrated=calibrated):
             disk.unlink(file)
 
     def read(self, view: int, positions: slice | npt.ArrayLike) -> LabelBatch:

@@ -1,0 +1,130 @@
+"""Whatever is damaged, repair and build again give the bytes of before."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from making import Content, build, make_identity, tree
+from test_damage import HARM
+
+from labelstore import LabelStore, check
+from labelstore.blocks import BlockIndex
+from labelstore.errors import DamagedError, FormatError, LeaseError
+from labelstore.repair import repair
+
+VIEWS = 4
+
+
+@pytest.fixture(scope="module")
+def content() -> Content:
+    return Content(make_identity(block=(2, 4)), VIEWS)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, content: Content) -> Path:
+    path = tmp_path_factory.mktemp("store") / "s"
+    build(path, content, VIEWS)
+    return path
+
+
+@pytest.mark.parametrize("harm", ["a byte at 0.31", "cut short", "gone"])
+def test_any_file_is_repaired_or_named(tmp_path: Path, store: Path, content: Content, harm: str) -> None:
+    whole = tree(store)
+    for number, name in enumerate(file for file, kind in whole.items() if kind != "folder"):
+        path = tmp_path / str(number)
+        shutil.copytree(store, path)
+        HARM[harm](path / name)
+        if name == "zarr.json":
+            with pytest.raises((DamagedError, FormatError)):
+                repair(path)
+            continue
+        report = repair(path)
+        if name.startswith("images/") and not name.endswith("zarr.json"):
+            assert report.left == (name,)
+            assert not report.needs_build
+            continue
+        assert not report.left
+        assert not check(path).damaged
+        assert repair(path).before.ok
+        removed = [str(block) for block in report.removed]
+        build(path, content, VIEWS)
+        assert tree(path) == whole, name
+        if name.startswith(("markers/", "seals/")) or name.endswith("zarr.json"):
+            assert not removed, "what the store itself knows needs no build"
+            assert not report.needs_build
+        else:
+            assert len(removed) == 1
+
+
+def test_only_the_damaged_blocks_are_built_again(tmp_path: Path, store: Path, content: Content) -> None:
+    path = tmp_path / "s"
+    shutil.copytree(store, path)
+    for name in ("labels/c.0.1.0", "rows/c.1.0.2"):
+        HARM["a byte at 0.62"](path / name)
+    kept = (path / "labels/c.0.0.0").stat().st_ino
+    report = repair(path)
+    assert report.removed == (BlockIndex(0, 1), BlockIndex(1, 2))
+    assert report.unsealed == VIEWS
+    opened = LabelStore.open(path)
+    assert opened.missing() == [BlockIndex(0, 1), BlockIndex(1, 2)]
+    build(path, content, VIEWS)
+    assert tree(path) == tree(store)
+    assert (path / "labels/c.0.0.0").stat().st_ino == kept
+
+
+def test_views_below_the_damage_stay_sealed(tmp_path: Path, content: Content) -> None:
+    path = tmp_path / "s"
+    build(path, content, 2)
+    build(path, content, VIEWS)
+    whole = tree(path)
+    HARM["cut short"](path / "labels/c.1.1.0")
+    assert repair(path).unsealed == 2
+    opened = LabelStore.open(path)
+    assert opened.state.views_sealed == 2
+    assert opened.read(1, slice(None)).view == 1
+    build(path, content, VIEWS)
+    assert tree(path) == whole
+
+
+def test_a_lower_seal_takes_those_above_with_it(tmp_path: Path, content: Content) -> None:
+    path = tmp_path / "s"
+    build(path, content, 2)
+    build(path, content, VIEWS)
+    HARM["gone"](path / "seals/2.json")
+    report = repair(path)
+    assert (report.removed, report.unsealed, report.needs_build) == ((), 0, False)
+    assert report.made_again == ("seals/4.json",)
+    assert check(path).ok
+    assert LabelStore.open(path).state.views_sealed == VIEWS
+
+
+def test_a_marker_without_data_and_data_without_a_marker(tmp_path: Path, content: Content) -> None:
+    path = tmp_path / "s"
+    build(path, content, VIEWS, blocks=3)
+    (path / "labels/c.0.0.0").unlink()
+    (path / "markers/0.1.json").unlink()
+    (path / "notes.txt").write_text("mine")
+    report = check(path)
+    assert [str(block) for block in report.blocks] == ["0.0"]
+    assert report.unpublished == ("labels/c.0.1.0", "rows/c.0.0.1", "scales/c.0.1")
+    assert report.stray == ("notes.txt",)
+    assert repair(path).removed == (BlockIndex(0, 0),)
+    assert (path / "notes.txt").exists()
+    assert not (path / "labels/c.0.1.0").exists()
+    build(path, content, VIEWS)
+    (path / "notes.txt").unlink()
+    build(tmp_path / "whole", content, VIEWS)
+    assert tree(path) == tree(tmp_path / "whole")
+
+
+def test_a_held_store_is_not_repaired_and_a_broken_root_is_not_guessed(tmp_path: Path, store: Path) -> None:
+    path = tmp_path / "s"
+    shutil.copytree(store, path)
+    with LabelStore.open(path).lease(), pytest.raises(LeaseError, match="build"):
+        repair(path)
+    text = (path / "zarr.json").read_text()
+    (path / "zarr.json").write_text(text.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(DamagedError, match=r"zarr\.json: .*restore it from a copy"):
+        repair(path)
