@@ -1,39 +1,33 @@
-"""Work handed to threads through a bounded queue, so that a block is written while the next one is made."""
+"""Work handed to one thread through a bounded queue, so that a block is written while the next one is made."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, ParamSpec
 
-PATIENCE_S = 0.05
 P = ParamSpec("P")
 
 
 class Queue(Generic[P]):
-    """Calls of one function, begun in their order by threads; at most ``depth`` wait.
+    """Calls of one function, made in their order by a thread; at most ``depth`` wait while one is made.
 
-    A context manager: leaving it waits until all are made. Leaving it by an exception lets the calls in hand end and
+    A context manager: leaving it waits until all are made. Leaving it by an exception lets the call in hand end and
     abandons those that wait. An error ends the work: the next call, or leaving, raises it.
 
     Args:
         work: the function.
         depth: calls that wait; the next one waits for room.
-        threads: calls in hand, at most.
     """
 
-    def __init__(self, work: Callable[P, Any], depth: int, threads: int = 1) -> None:
+    def __init__(self, work: Callable[P, Any], depth: int) -> None:
         self._work = work
         self._calls: queue.Queue[Callable[[], Any] | None] = queue.Queue(depth)
         self._error: BaseException | None = None
         self._abandoned = False
-        self._threads = [
-            threading.Thread(target=self._run, daemon=True, name=f"giftwrap-queue-{number}")
-            for number in range(threads)
-        ]
+        self._thread = threading.Thread(target=self._run, daemon=True, name="giftwrap-queue")
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Hand in a call."""
@@ -41,8 +35,7 @@ class Queue(Generic[P]):
         self._calls.put(lambda: self._work(*args, **kwargs))
 
     def __enter__(self) -> Queue[P]:
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
         return self
 
     def __exit__(
@@ -59,11 +52,8 @@ class Queue(Generic[P]):
             self._raise()
 
     def _finish(self) -> None:
-        for thread in self._threads:
-            while thread.is_alive():  # begun again after Ctrl-C, this must not wait for room that nobody makes
-                with suppress(queue.Full):
-                    self._calls.put(None, timeout=PATIENCE_S)
-                thread.join(PATIENCE_S)
+        self._calls.put(None)
+        self._thread.join()
 
     def _raise(self) -> None:
         if error := self._error:
@@ -76,4 +66,4 @@ class Queue(Generic[P]):
             try:
                 call()
             except BaseException as error:
-                self._error = self._error or error
+                self._error = error

@@ -283,13 +283,13 @@ class LabelStore:
     def writer(self, depth: int = 1) -> Iterator[Queue[[BlockIndex, BlockData]]]:
         """Publish blocks behind queues: ``with store.writer() as write: write(block, data)``.
 
-        One thread encodes, two others write. Errors of :meth:`write` are raised by the next call or when the writer
-        is left; leaving it by an exception publishes the blocks in hand and none of those that wait.
+        One thread encodes, another one writes. Errors of :meth:`write` are raised by the next call or when the writer
+        is left; leaving it by an exception publishes the block in hand and none of those that wait.
 
         Args:
             depth: blocks that wait to be encoded, at most; one more waits to be written.
         """
-        with Queue(self._publish, 1, threads=2) as publish_encoded:  # one has waits that the other may use
+        with Queue(self._publish, 1) as publish_encoded:
 
             def prepare(block: BlockIndex, data: BlockData) -> None:
                 publish_encoded(block, self._prepare(block, data))

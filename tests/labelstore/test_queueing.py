@@ -48,7 +48,7 @@ def test_calls_are_made_in_order_by_one_thread_and_the_queue_is_bounded() -> Non
         assert late.is_alive()
         gate.release(4)
         late.join()
-    assert made == [(number, "giftwrap-queue-0") for number in range(4)]
+    assert made == [(number, "giftwrap-queue") for number in range(4)]
 
 
 def test_an_error_ends_the_work_and_reaches_the_next_call() -> None:
