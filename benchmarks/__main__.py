@@ -9,7 +9,7 @@ from typing import Protocol
 
 import tyro
 
-from benchmarks import plan, read, render, write
+from benchmarks import crash, plan, rate_distortion, read, render, write
 from benchmarks.harness import Report
 from labelstore.console import Console, run_command
 from labelstore.errors import InputError
@@ -30,7 +30,14 @@ class Claim(Protocol):
         """
 
 
-CLAIMS: dict[str, Claim] = {"plan": plan, "render": render, "read": read, "write": write}
+CLAIMS: dict[str, Claim] = {
+    "plan": plan,
+    "render": render,
+    "rate-distortion": rate_distortion,
+    "read": read,
+    "write": write,
+    "crash": crash,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
