@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from labelstore import AuditRows, BlockData, BlockIndex, BlockShape, Identity, LabelStore
-from labelstore.columns import CROP_COLUMNS
+from labelstore.columns import CROP_COLUMNS, CUTMIX_COLUMNS
 from labelstore.spec import Json
+from labelstore.writing import pairs_of
 
 SIZE = 16
 RANK = 400  # of what a crop adds to its image's label
@@ -23,18 +24,24 @@ class Drawn:
         images: N.
         columns: C.
         views: of every store that is made of them.
+        group: crops that are mixed with each other; 1 mixes none.
+        spread: length of a change over that of a mean; means then fall off over the same components as changes do.
     """
 
-    def __init__(self, images: int, columns: int, views: int) -> None:
-        self.images, self.columns, self.views = images, columns, views
+    def __init__(self, images: int, columns: int, views: int, *, group: int = 1, spread: float | None = None) -> None:
+        self.images, self.columns, self.views, self.group = images, columns, views, group
         rng = np.random.default_rng(0)
         self._means = rng.standard_normal((images, columns), np.float32)
-        rank = min(RANK, columns)
+        rank = min(RANK, columns) if spread is None else columns
         self._basis = (
             rng.standard_normal((rank, columns), np.float32) * np.geomspace(1, 0.02, rank, dtype="f4")[:, None]
         )
+        if spread is not None:
+            self._basis /= np.sqrt(np.square(self._basis).sum() / columns)
+            self._means = self._means[:, :rank] @ self._basis
+            self._basis *= np.float32(spread)
         self._targets = rng.integers(0, columns, images)
-        self._means[np.arange(images), self._targets] += 8
+        self._means[np.arange(images), self._targets] += 8 if spread is None else np.sqrt(columns) / 4
 
     def create(self, path: Path, encoding: dict[str, Json]) -> LabelStore:
         """An empty store."""
@@ -44,16 +51,16 @@ class Drawn:
             columns=self.columns,
             size=SIZE,
             seed=0,
-            group=1,
+            group=self.group,
             manifest="00",
             skipped=(),
             teacher={"name": "drawn"},
             engine={"name": "drawn"},
             plan={"crop": "resized"},
-            crop_columns=CROP_COLUMNS,
+            crop_columns=CROP_COLUMNS if self.group == 1 else (*CROP_COLUMNS, *CUTMIX_COLUMNS),
             encoding=encoding,
             renderer={"name": "none"},
-            block=BlockShape.choose(self.images, self.columns),
+            block=BlockShape.choose(self.images, self.columns, self.group),
         )
         digests = np.zeros((self.images, 32), np.uint8)
         return LabelStore.create(path, identity, image_digests=digests, targets=self._targets, views=self.views)
@@ -75,7 +82,11 @@ class Drawn:
         orders = [np.random.default_rng([1, view]).permutation(self.images)[start:stop] for view in views]
         rows = np.stack([self._rows(order, rng) for order in orders])
         changes = rng.standard_normal((len(views), stop - start, len(self._basis)), np.float32) @ self._basis
-        logits = changes + self._means[np.stack(orders)]
+        pairs = pairs_of(store.identity, rows)
+        weights = pairs.weights[..., None].astype(np.float32)
+        logits = changes + weights * self._means[pairs.images]
+        if self.group > 1:
+            logits += (1 - weights) * self._means[pairs.partners]
         kept = min(64, self.images, stop - start)
         pixels = np.zeros((kept, SIZE, SIZE, 3), np.uint8)
         return BlockData(
@@ -87,4 +98,10 @@ class Drawn:
 
     def _rows(self, order: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.uint16]:
         boxes = rng.integers(0, 224, (len(CROP_COLUMNS) - 3, len(order)))
-        return np.stack([order % 65_536, order // 65_536, *boxes, rng.integers(0, 2, len(order))]).astype(np.uint16)
+        rows = [order % 65_536, order // 65_536, *boxes, rng.integers(0, 2, len(order))]
+        if self.group > 1:
+            inside, groups = np.arange(len(order)) % self.group, np.arange(len(order)) // self.group
+            members = np.minimum(self.group, len(order) - groups * self.group)
+            top, left, height, width = rng.integers(0, SIZE // 2 + 1, (4, groups[-1] + 1))[:, groups]
+            rows += [(inside + 1) % members, top, left, height, width]
+        return np.stack(rows).astype(np.uint16)

@@ -1,0 +1,426 @@
+"""A transform holds a label of 1000 columns in at most 56 bytes at fidelity 0.95, and in 112 at 0.979.
+
+Bytes a label against fidelity, KL and top-1 agreement, of unmixed and of CutMix crops: every encoding of this store,
+the entropy of its codes, and what others store instead. Bytes are those of whole shards: codes and scales, with chunk
+index and checksums, without columns and calibration. All contenders meet the rows of the first block of a float16
+store; what they are fitted to comes from later views of it. float16 itself is what the others are held against.
+
+With the images and weights that GIFTWRAP_DATA names, labels are those of an ImageNet classifier for 224 px crops of
+1,000 photographs. The stores, float16 and transform, are made by `python -m pipeline build`, each with a calibration of
+its own, and stay in OUT, so that a second run takes no teacher. Without GIFTWRAP_DATA labels are drawn, and transform
+stores are converted from float16. Curves are coded in memory, with the calibration that a build would make: 12
+unmixed crops of each image for its mean, then rows to fit to, then rows that choose the step.
+
+``side_share`` is of a set of N = 10,000 images with V = 300 views, by the bytes of a store's files: (a mean, a digest
+and a target x N + marker and share of the seal x 300 blocks + basis, center, cells, audit rows and metadata once), over
+codes and scales x N V. The largest of all transform stores counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.commands import command
+from benchmarks.drawn import Drawn
+from benchmarks.harness import Report, machine
+from benchmarks.rivals import (
+    ProductQuantiser,
+    Stored,
+    agreement,
+    divergence,
+    entropy,
+    int4,
+    top_k_logits,
+    top_k_probabilities,
+)
+from benchmarks.study import TEACHER
+from labelstore import LabelStore, calibration, codecs
+from labelstore.arrays import StoreLayout
+from labelstore.convert import convert
+from labelstore.encodings import Codes, Encoding, Pairs, make_encoding
+from labelstore.encodings.fitting import Sample, fit
+from labelstore.encodings.transform import Transform
+from labelstore.errors import InputError
+from labelstore.fidelity import gift_fidelity
+from labelstore.shards import encode_shard
+from labelstore.spec import BlockShape, Identity, Json
+from pipeline.calibrate import MEAN_CROPS, rows_to_fit
+
+KINDS = ("unmixed", "CutMix")  # of crops: at 1, those that are mixed
+FIDELITIES = (0.9, 0.92, 0.935, 0.95, 0.965, 0.979, 0.98, 0.99)
+LARGEST = (5, 10, 25, 50, 100, 200)
+PARTS = (28, 56, 112)
+LEARN_VIEWS = 15  # to fit to and to search with
+SPREAD = 0.8  # of drawn labels: means alone are about as good as with real ones
+METRICS = {
+    "bytes": "B/label",
+    "fidelity": "cosine",
+    "KL at T = 1": "nats",
+    "KL at T = 20": "nats",
+    "top-1 agreement": "share",
+    "entropy": "B/label",
+}
+LARGE_IMAGES, LARGE_VIEWS = 10_000, 300  # the set that `side_share` speaks of: a block a view
+PROMISED_SIDE = 0.25
+TOLERANCE = 0.001  # by which the fidelity of other rows may miss the one that was asked for
+
+PICTURE = "rate-distortion.png"
+NO_PICTURE = "matplotlib is missing: pip install 'giftwrap[plot]'"
+
+Float32Array = npt.NDArray[np.float32]
+
+
+class Promise(NamedTuple):
+    """A transform store: the fidelity asked for, and the most bytes a label."""
+
+    mixed: bool
+    fidelity: float
+    bytes: float
+
+
+PROMISES = (Promise(False, 0.979, 112), Promise(False, 0.95, 56), Promise(True, 0.95, 64))
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Labels of one kind of crops.
+
+    Attributes:
+        mixed: whether they are CutMix crops.
+        identity: of the float16 store that they come from.
+        rows: the first block: what all contenders are measured on ``[v N]``.
+        fitted: rows of other views, that contenders are fitted to.
+        search: rows of yet other views, that steps are chosen by.
+        means: mean labels of all images, from unmixed crops of yet other views ``[N, C]``.
+        targets: label column of each image's class ``[N]``.
+    """
+
+    mixed: bool
+    identity: Identity
+    rows: Sample
+    fitted: Sample
+    search: Sample
+    means: Float32Array
+    targets: npt.NDArray[np.int64]
+
+    def predicted(self, pairs: Pairs) -> Float32Array:
+        """The mean labels of what crops show ``[n, C]``."""
+        weights = pairs.weights[:, None].astype(np.float32)
+        mixed: Float32Array = weights * self.means[pairs.images] + (1 - weights) * self.means[pairs.partners]
+        return mixed
+
+
+@dataclass(frozen=True)
+class Point:
+    """One contender at one rate: its family, which of them it is, and its figures by metric."""
+
+    mixed: bool
+    family: str
+    label: str
+    figures: Mapping[str, float]
+
+
+@dataclass
+class Board:
+    """Takes what contenders make of labels, judges it, and reports it as it comes."""
+
+    report: Report
+    points: list[Point] = field(default_factory=list)
+
+    def add(
+        self, case: Case, name: tuple[str, str], logits: Float32Array, size: float, bound: float | None = None
+    ) -> None:
+        """Judge labels ``[n, C]`` decoded from ``size`` bytes each, whose codes have an entropy of ``bound``.
+
+        Args:
+            case: whose rows they are.
+            name: the family, and which of it.
+            logits: the decoded labels.
+            size: bytes a label.
+            bound: bytes a label.
+        """
+        exact, pairs = case.rows.logits, case.rows.pairs
+        cosines = gift_fidelity(exact, logits, case.targets[pairs.images], case.targets[pairs.partners], pairs.weights)
+        figures = {
+            "bytes": size,
+            **({} if bound is None else {"entropy": bound}),
+            "fidelity": float(cosines.mean()),
+            "KL at T = 1": divergence(exact, logits, 1),
+            "KL at T = 20": divergence(exact, logits, 20),
+            "top-1 agreement": agreement(exact, logits),
+        }
+        self.keep(Point(case.mixed, *name, figures))
+
+    def keep(self, point: Point) -> None:
+        """Report what was judged."""
+        contender = f"{KINDS[point.mixed]}, {point.family} {point.label}".strip()
+        for metric, value in point.figures.items():
+            self.report.add(contender, metric, value, METRICS[metric])
+        told = ", ".join(f"{metric} {value:.4g}" for metric, value in point.figures.items())
+        print(f"{contender}: {told}", file=sys.stderr, flush=True)
+        self.points.append(point)
+
+
+def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
+    """Make the stores, measure every contender, draw; some 20 minutes on 2 cores, most of them the teacher's.
+
+    Args:
+        report: its folder keeps the stores and takes the picture.
+        quick: drawn labels of 64 columns, in seconds.
+    """
+    drawable = importlib.util.find_spec("matplotlib") is not None
+    if report.folder and not drawable:
+        print(f"no picture will be drawn: {NO_PICTURE}", file=sys.stderr, flush=True)
+    data = None if quick else os.environ.get("GIFTWRAP_DATA")
+    promises = PROMISES[1:] if quick else PROMISES
+    board = Board(report)
+    with tempfile.TemporaryDirectory(prefix="rate-distortion-") as temporary:
+        kept_in = report.folder / "stores" if report.folder else Path(temporary)
+        maker = Real(Path(data), kept_in) if data else Synthetic(Path(temporary), quick=quick)
+        print(f"labels: {maker.labels}; transform stores: {maker.how}", file=sys.stderr, flush=True)
+        sources = [maker.source(mixed=mixed) for mixed in (False, True)]
+        cases = [case_of(source, sources[0], mixed=bool(mixed)) for mixed, source in enumerate(sources)]
+        stores = [maker.transform(sources[promise.mixed], promise) for promise in promises]
+        found = [
+            measure_store(board, cases[promise.mixed], store, promise)
+            for promise, store in zip(promises, stores, strict=True)
+        ]
+        side = max(map(side_share, stores))
+    for case in cases:
+        measure_encodings(board, case, FIDELITIES[1::3] if quick else FIDELITIES)
+        measure_rivals(board, case, PARTS[:1] if quick else PARTS)
+    values: dict[str, Json] = {
+        "labels": maker.labels,
+        "stores": maker.how,
+        "transform": [*found],
+        "side_share": round(side, 4),
+    }
+    if data:
+        values["promised"] = {"transform": [promise._asdict() for promise in PROMISES], "side_share": PROMISED_SIDE}
+        values["kept"] = side <= PROMISED_SIDE and all(map(kept, promises, found))
+    if report.folder:
+        values["picture"] = draw(board.points, report.folder / PICTURE) if drawable else NO_PICTURE
+    return {**values, "machine": machine()}
+
+
+def kept(promise: Promise, found: Mapping[str, Any]) -> bool:
+    """Whether a store is as small as promised, at the fidelity asked for."""
+    return bool(found["bytes"] <= promise.bytes and found["fidelity"] >= promise.fidelity - TOLERANCE)
+
+
+def draw(points: Sequence[Point], path: Path) -> str:
+    """Draw the points; matplotlib takes a second to import, and need not be there."""
+    importlib.import_module("benchmarks.rate_plot").draw(points, path)
+    return str(path)
+
+
+def views_for(images: int, *, mixed: bool) -> int:
+    """Views of a float16 store: a block to measure on, others for means and to learn from."""
+    return BlockShape.choose(images, 1).views + LEARN_VIEWS + (0 if mixed else MEAN_CROPS)
+
+
+class Real:
+    """Stores of an ImageNet classifier's labels, built as users build them, or as an earlier run left them."""
+
+    labels = "those of MobileNetV2 for 224 px crops of 1,000 ImageNet photographs"
+    how = "built with the teacher"
+
+    def __init__(self, data: Path, folder: Path) -> None:
+        self._folder = folder
+        images, weights = data / "imagenet-samples", data / "models" / "imagenet-mobilenetv2_100.fp16.safetensors"
+        if missing := [str(path) for path in (images, weights) if not path.exists()]:
+            raise InputError(f"GIFTWRAP_DATA: expected {' and '.join(missing)}; unset it to measure drawn labels")
+        self._flags = ("--images", images, *TEACHER, "--weights", weights, "--size", 224, "--dtype", "bfloat16")
+
+    def source(self, *, mixed: bool) -> LabelStore:
+        """The float16 labels of one kind of crops."""
+        return self._build(KINDS[mixed], mixed, views_for(1_000, mixed=mixed), "float16")
+
+    def transform(self, source: LabelStore, promise: Promise) -> LabelStore:
+        """The first block of the same crops, in a transform."""
+        views, name = source.identity.block.views, f"{source.path.name}-{promise.fidelity}"
+        return self._build(name, promise.mixed, views, "transform", "--fidelity", promise.fidelity)
+
+    def _build(self, name: str, mixed: bool, views: int, encoding: str, *flags: object) -> LabelStore:
+        mix, store = ("--mix", "cutmix") if mixed else (), self._folder / name
+        with contextlib.redirect_stdout(sys.stderr):
+            command(
+                "pipeline", "build", *self._flags, *mix, "--views", views, "--encoding", encoding, *flags,
+                "--store", store,
+            )  # fmt: skip
+        return LabelStore.open(store)
+
+
+class Synthetic:
+    """Stores of drawn labels, and what they are converted to."""
+
+    labels = "drawn, with statistics like a classifier's; set GIFTWRAP_DATA for real ones"
+    how = "converted from float16"
+
+    def __init__(self, folder: Path, *, quick: bool) -> None:
+        self._folder, self._shape = folder, (256, 64) if quick else (1_000, 1_000)
+
+    def source(self, *, mixed: bool) -> LabelStore:
+        """The float16 labels of one kind of crops."""
+        views = views_for(self._shape[0], mixed=mixed)
+        drawn = Drawn(*self._shape, views, group=128 if mixed else 1, spread=SPREAD)
+        return drawn.store(self._folder / KINDS[mixed], {"name": "float16"})
+
+    def transform(self, source: LabelStore, promise: Promise) -> LabelStore:
+        """The same labels in a transform."""
+        path = self._folder / f"{source.path.name}-{promise.fidelity}"
+        return convert(source, path, {"name": "transform", "fidelity": promise.fidelity})
+
+
+def case_of(source: LabelStore, unmixed: LabelStore, *, mixed: bool) -> Case:
+    """The labels of a float16 store, shared out; mean labels come from the store of unmixed crops."""
+    block = source.identity.block.views
+    for_means = range(block, block + MEAN_CROPS)
+    to_learn = read(source, range(block if mixed else for_means.stop, source.state.views_sealed))
+    fitted, searched = rows_to_fit(source.identity.images, source.identity.columns)
+    searched = min(searched, len(to_learn.logits) // 5)
+    edge, stop = len(to_learn.logits) - searched, len(to_learn.logits)
+    head, tail = slice(max(edge - fitted, 0), edge), slice(edge, stop)
+    labels = read(unmixed, for_means)
+    means = np.zeros((source.identity.images, source.identity.columns))
+    np.add.at(means, labels.pairs.images, labels.logits)
+    return Case(
+        mixed=mixed,
+        identity=source.identity,
+        rows=read(source, range(block)),
+        fitted=Sample(to_learn.logits[head], to_learn.pairs.take(head)),
+        search=Sample(to_learn.logits[tail], to_learn.pairs.take(tail)),
+        means=(means / MEAN_CROPS).astype(np.float32),
+        targets=source.target_columns,
+    )
+
+
+def read(store: LabelStore, views: range) -> Sample:
+    """All labels of some views, one after another."""
+    logits = [store.read(view, slice(None)).logits for view in views]
+    pairs = [store.pairs(view, slice(None)) for view in views]
+    return Sample(np.concatenate(logits), Pairs(*map(np.concatenate, zip(*pairs, strict=True))))
+
+
+def measure_store(board: Board, case: Case, store: LabelStore, promise: Promise) -> dict[str, Json]:
+    """A transform store as its files are, and the fidelity that it records; its first block meets the case's rows."""
+    views = range(store.identity.block.views)
+    decoded = read(store, views)
+    if not all(map(np.array_equal, decoded.pairs, case.rows.pairs)):
+        raise RuntimeError(f"{store}: other crops than those of the float16 store")
+    codes = [store.codes(view, slice(None)) for view in views]
+    bound = bytes_at_least({name: np.concatenate([code[name] for code in codes]) for name in codes[0]})
+    size = sum(disk_bytes(store, "labels", "scales").values()) / (store.identity.images * store.state.views_sealed)
+    board.add(case, ("transform, store", str(promise.fidelity)), decoded.logits, size, bound)
+    fidelity: Any = store.fidelity
+    return {
+        "fidelity": fidelity["mixed" if promise.mixed else "unmixed"]["mean"],
+        "bytes": round(size, 2),
+        "entropy": round(bound, 2),
+        "mixed": promise.mixed,
+        "asked": promise.fidelity,
+    }
+
+
+def side_share(store: LabelStore) -> float:
+    """What a transform store holds besides labels and columns, over its labels, at the size of a large set."""
+    identity, state = store.identity, store.state
+    files = disk_bytes(store, "")
+    rows = identity.images * state.views_sealed
+    blocks = len(store.sealed_blocks())
+    a_label = a_mean = a_block = once = 0.0
+    for name, size in files.items():
+        folder = name.rpartition("/")[0]
+        if folder in ("labels", "scales") and not name.endswith(".json"):
+            a_label += size / rows
+        elif (folder == "calibration/means" or folder.startswith("images/")) and not name.endswith(".json"):
+            a_mean += size / identity.images
+        elif folder == "seals" or (folder == "markers" and name != calibration.FILE):
+            a_block += size / blocks
+        elif folder != "rows" or name.endswith(".json"):
+            once += size
+    side = a_mean * LARGE_IMAGES + a_block * LARGE_VIEWS + once
+    return side / (a_label * LARGE_IMAGES * LARGE_VIEWS)
+
+
+def disk_bytes(store: LabelStore, *folders: str) -> dict[str, int]:
+    """Size of each file in some folders of a store, by its path there."""
+    files = [path for folder in folders for path in (store.path / folder).rglob("*") if path.is_file()]
+    return {path.relative_to(store.path).as_posix(): path.stat().st_size for path in files}
+
+
+def measure_encodings(board: Board, case: Case, fidelities: Sequence[float]) -> None:
+    """Every encoding on offer, each with its codecs, coded in memory."""
+    logits, pairs = case.rows.logits, case.rows.pairs
+    for name in ("float16", "int8"):
+        for codec in ("raw", "zstd"):
+            encoding = make_encoding({"name": name, "codec": codec}, case.identity.columns)
+            codes = encoding.encode(logits, pairs)
+            board.add(case, (name, codec), encoding.decode(codes, pairs), shard_bytes(case, encoding, codes))
+    packed = sum(len(codecs.compress("pcodec", part)) for part in np.array_split(logits.astype(np.float16), 10))
+    board.add(case, ("float16", "pcodec"), logits, packed / len(logits))
+    for fidelity in fidelities:
+        ready = fitted_transform(case, fidelity)
+        codes = ready.encode(logits, pairs)
+        decoded, bound = ready.decode(codes, pairs), bytes_at_least(codes)
+        for codec in ("pcodec", "zstd"):
+            other = make_encoding({**ready.to_json(), "codec": codec}, case.identity.columns)
+            size = shard_bytes(case, other, codes)
+            board.add(case, (f"transform, {codec}", str(fidelity)), decoded, size, bound)
+
+
+def fitted_transform(case: Case, fidelity: float) -> Transform:
+    """A transform with the calibration that a build would make."""
+    encoding = Transform(case.identity.columns, fidelity=fidelity)
+    found = fit(encoding, case.means, case.fitted, case.search, case.targets)
+    return encoding.calibrated(found.with_means(found.code(case.means)))
+
+
+def shard_bytes(case: Case, encoding: Encoding, codes: Codes) -> float:
+    """Bytes a label of the shards of the case's block."""
+    layout = StoreLayout.of(replace(case.identity, encoding=encoding.to_json()))
+    views, images = case.identity.block.views, case.identity.images
+    total = 0
+    for array in layout.codes:
+        values = codes[array.name].reshape(views, images, *codes[array.name].shape[1:])
+        total += len(encode_shard(array, np.moveaxis(values, -1, 1) if array.planar else values))
+    return total / (views * images)
+
+
+def bytes_at_least(codes: Codes) -> float:
+    """Entropy of all codes of a label, in bytes."""
+    return sum(entropy(array.reshape(len(array), -1)) for array in codes.values())
+
+
+def measure_rivals(board: Board, case: Case, each_parts: Sequence[int]) -> None:
+    """What others store, and the mean labels alone."""
+    logits = case.rows.logits
+    columns, predicted = logits.shape[1], case.predicted(case.rows.pairs)
+    rivals = [("int4", "", int4(logits))]
+    for k in LARGEST:
+        rivals += [("top-k logits", str(k), top_k_logits(logits, k))] if k < columns else []
+        rivals += [("top-k probabilities", str(k), top_k_probabilities(logits, k))] if k < columns else []
+    rest = case.fitted.logits - case.predicted(case.fitted.pairs)
+    for parts in each_parts:
+        if parts < columns:
+            plain, residual = ProductQuantiser(case.fitted.logits, parts), ProductQuantiser(rest, parts)
+            after = residual.stored(logits - predicted)
+            rivals += [
+                ("product quantiser", str(parts), plain.stored(logits)),
+                ("product quantiser after means", str(parts), Stored(after.bytes, predicted + after.logits)),
+            ]
+    for family, label, stored in rivals:
+        board.add(case, (family, label), stored.logits, stored.bytes)
+    board.add(case, ("means alone", ""), predicted, 0)
