@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from making import Content, build, create, make_identity, tree
 from labelstore import BlockIndex, LabelStore, documents
 from labelstore import lease as leases
 from labelstore.errors import LeaseError
-from labelstore.lease import LEASE, Lease, hold
+from labelstore.lease import LEASE, Lease, hold, share
 
 
 def leave(root: Path, **changes: object) -> Lease:
@@ -141,6 +142,73 @@ def test_a_build_that_lost_its_lease_stops(tmp_path: Path) -> None:
             store.write(BlockIndex(0, 1), content.block(store, BlockIndex(0, 1)))
     assert leases.read(store.path) == other
     assert LabelStore.open(store.path).missing()[1] == BlockIndex(0, 1)
+
+
+def test_others_of_the_build_write_blocks_under_its_lease_and_do_nothing_else(tmp_path: Path) -> None:
+    content = Content(make_identity(), 2)
+    store, other = create(tmp_path / "s", content, 2), LabelStore.open(tmp_path / "s")
+    with store.lease():
+        with other.share_lease(store.build):
+            for number, block in enumerate(store.missing()):
+                (store, other)[number % 2].write(block, content.block(store, block))
+            for forbidden in (other.seal, other.sweep, lambda: other.raise_target(4)):
+                with pytest.raises(LeaseError, match="writing needs the lease"):
+                    forbidden()
+        store.seal()
+    build(tmp_path / "alone", content, 2)
+    assert tree(store.path) == tree(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(
+    ("left", "message"),
+    [
+        (None, r"build 0123 does not hold it, but nobody; start the build again"),
+        ({"build": "4567"}, r"build 0123 does not hold it, but build 4567, .*; start the build again"),
+        ({"build": "0123", "host": "far"}, r"build 0123 does not hold it, but build 0123, .* on far"),
+        ({"build": "0123", "pid": 2**22 + 1}, r"process that holds it for this build .* is gone; run the build again"),
+    ],
+)
+def test_a_lease_that_is_not_held_by_this_build_is_not_shared(left: dict | None, message: str, tmp_path: Path) -> None:
+    if left is not None:
+        leave(tmp_path, **left)
+    with pytest.raises(LeaseError, match=message), share(tmp_path, "0123"):
+        pass
+
+
+def test_those_that_share_a_lease_stop_with_its_holder_and_are_waited_for(tmp_path: Path) -> None:
+    content = Content(make_identity(), 2)
+    store = create(tmp_path / "s", content, 2)
+    root, block = store.path, store.missing()[0]
+    (root / leases.PARTIAL).mkdir()
+    spawn = multiprocessing.get_context("spawn")
+    held, go = spawn.Event(), spawn.Event()
+    holder = spawn.Process(target=hold_until_told, args=(root, held, go))
+    holder.start()
+    held.wait()
+    with store.share_lease(leases.read(root).build):
+        holder.kill()
+        holder.join()
+        before = tree(root)
+        with pytest.raises(LeaseError, match="is gone; run the build again"):
+            store.write(block, content.block(store, block))
+        with pytest.raises(LeaseError, match="other processes of a build whose first one is gone"), hold(root):
+            pass
+        assert tree(root) == before
+    with hold(root):
+        pass
+    assert LEASE not in tree(root)
+
+
+def test_a_holder_that_leaves_before_the_others_leaves_them_the_lease(tmp_path: Path) -> None:
+    store = create(tmp_path / "s", Content(make_identity(), 2), 2)
+    with ExitStack() as others:
+        with store.lease():
+            others.enter_context(share(store.path, store.build))
+        assert LEASE in tree(store.path)
+    leave(store.path, pid=finished_process())
+    with hold(store.path):
+        pass
+    assert LEASE not in tree(store.path)
 
 
 def test_an_unreadable_lease_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from labelstore.errors import InputError
+from pipeline.config import BuildConfig
+from pipeline.ranks import Ranks, join, python
+
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that names no rank."""
+    for name in PLACE:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def config(**changes: object) -> BuildConfig:
+    plain = {"images": Path("i"), "teacher": "t", "weights": "w", "size": 8, "views": 1, "store": Path("s")}
+    return BuildConfig(**{**plain, **changes})
+
+
+@pytest.mark.parametrize("found", [{}, {"RANK": "0", "WORLD_SIZE": "1"}, {"WORLD_SIZE": "3"}, {"RANK": "1"}])
+def test_alone_nothing_is_started(found: dict[str, str], place: pytest.MonkeyPatch) -> None:
+    for name, value in found.items():
+        place.setenv(name, value)
+    place.setitem(sys.modules, "torch.distributed", None)  # importing it fails
+    with join() as ranks, ranks.first_alone():
+        ranks.wait()
+        assert ranks.tell({"a": [1]}) == {"a": [1]}
+        assert ranks.own([3, 4]) == [3, 4]
+
+
+def test_ranks_own_every_block_once() -> None:
+    blocks = list(range(11))
+    owned = [Ranks(rank, 3).own(blocks) for rank in range(3)]
+    assert sorted(block for part in owned for block in part) == blocks
+    assert owned[0][0] == 0
+
+
+def test_ranks_share_cores_memory_and_gpus() -> None:
+    alone = config(threads=None, rehash=True)
+    assert Ranks().share(alone) == alone
+    cores = len(os.sched_getaffinity(0))
+    second = Ranks(1, 2).share(config(device="cuda", rehash=True, cache_gib=3.0))
+    assert (second.threads, second.device, second.cache_gib, second.rehash) == (
+        max(cores // 2, 1),
+        "cuda:1",
+        1.5,
+        False,
+    )
+    many = Ranks(0, 4 * cores).share(config(device="cuda:1", rehash=True))
+    assert (many.threads, many.device, many.rehash) == (1, "cuda:1", True)
+    assert Ranks(0, 2).share(config(threads=7)).threads == 7
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, "on several hosts, 2 of them on this one"),
+        ({"RANK": "one", "WORLD_SIZE": "4"}, "expected numbers, as torchrun sets them"),
+    ],
+)
+def test_other_places_are_refused(found: dict[str, str], message: str, place: pytest.MonkeyPatch) -> None:
+    for name, value in found.items():
+        place.setenv(name, value)
+    with pytest.raises(InputError, match=message), join():
+        pass
+
+
+def test_the_way_to_resume_is_said_once(place: pytest.MonkeyPatch) -> None:
+    assert python() == [sys.executable]
+    place.setenv("WORLD_SIZE", "3")
+    place.setenv("RANK", "0")
+    assert python() == ["torchrun", "--nproc-per-node=3"]
+    place.setenv("RANK", "1")
+    assert python() == []
