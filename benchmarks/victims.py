@@ -29,7 +29,7 @@ from pipeline.networks.weights import save_weights
 COLUMNS, CLASSES, SIDE = 64, 4, 8  # a transform takes 64 columns and more
 NETWORK: dict[str, Any] = {"width": 8, "norm": "batch"}
 STEPS = ("write_file", "sync_file", "sync_folder", "link", "replace", "unlink")
-STALL_S = 0.004  # before every step of the disk, so that publishing takes as long as labelling
+STALL_S = 0.01  # before every step of the disk, so that publishing takes as long as labelling
 POLL_S = 0.003
 MARKER = re.compile(r"markers/\d+\.\d+\.json")
 
