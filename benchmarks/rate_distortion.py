@@ -288,7 +288,8 @@ def case_of(source: LabelStore, unmixed: LabelStore, *, mixed: bool) -> Case:
     """The labels of a float16 store, shared out; mean labels come from the store of unmixed crops."""
     block = source.identity.block.views
     for_means = range(block, block + MEAN_CROPS)
-    to_learn = read(source, range(block if mixed else for_means.stop, source.state.views_sealed))
+    first = block if mixed else for_means.stop
+    to_learn = read(source, range(first, first + LEARN_VIEWS))
     fitted, searched = rows_to_fit(source.identity.images, source.identity.columns)
     searched = min(searched, len(to_learn.logits) // 5)
     edge, stop = len(to_learn.logits) - searched, len(to_learn.logits)

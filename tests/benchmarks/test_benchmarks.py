@@ -76,4 +76,4 @@ def test_claims_are_listed_and_unknown_ones_refused(
     assert run(monkeypatch, "list") == 0
     assert "at least 2 M crops/s" in capsys.readouterr().out
     assert run(monkeypatch, "run", "speed of light") == 2
-    assert "expected one of plan, render, read, write, found 'speed of light'" in capsys.readouterr().err
+    assert f"expected one of {', '.join(command.CLAIMS)}, found 'speed of light'" in capsys.readouterr().err
