@@ -18,7 +18,6 @@ codes and scales x N V. The largest of all transform stores counts.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import os
@@ -32,9 +31,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.commands import command
-from benchmarks.drawn import Drawn
 from benchmarks.harness import Report, machine
+from benchmarks.rate_labels import KINDS, Case, Real, Synthetic, case_of, read
 from benchmarks.rivals import (
     ProductQuantiser,
     Stored,
@@ -45,25 +43,18 @@ from benchmarks.rivals import (
     top_k_logits,
     top_k_probabilities,
 )
-from benchmarks.study import TEACHER
 from labelstore import LabelStore, calibration, codecs
 from labelstore.arrays import StoreLayout
-from labelstore.convert import convert
-from labelstore.encodings import Codes, Encoding, Pairs, make_encoding
-from labelstore.encodings.fitting import Sample, fit
+from labelstore.encodings import Codes, Encoding, make_encoding
+from labelstore.encodings.fitting import fit
 from labelstore.encodings.transform import Transform
-from labelstore.errors import InputError
 from labelstore.fidelity import gift_fidelity
 from labelstore.shards import encode_shard
-from labelstore.spec import BlockShape, Identity, Json
-from pipeline.calibrate import MEAN_CROPS, rows_to_fit
+from labelstore.spec import Json
 
-KINDS = ("unmixed", "CutMix")  # of crops: at 1, those that are mixed
 FIDELITIES = (0.9, 0.92, 0.935, 0.95, 0.965, 0.979, 0.98, 0.99)
 LARGEST = (5, 10, 25, 50, 100, 200)
 PARTS = (28, 56, 112)
-LEARN_VIEWS = 15  # to fit to and to search with
-SPREAD = 0.8  # of drawn labels: means alone are about as good as with real ones
 METRICS = {
     "bytes": "B/label",
     "fidelity": "cosine",
@@ -91,35 +82,6 @@ class Promise(NamedTuple):
 
 
 PROMISES = (Promise(False, 0.979, 112), Promise(False, 0.95, 56), Promise(True, 0.95, 64))
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """Labels of one kind of crops.
-
-    Attributes:
-        mixed: whether they are CutMix crops.
-        identity: of the float16 store that they come from.
-        rows: the first block: what all contenders are measured on ``[v N]``.
-        fitted: rows of other views, that contenders are fitted to.
-        search: rows of yet other views, that steps are chosen by.
-        means: mean labels of all images, from unmixed crops of yet other views ``[N, C]``.
-        targets: label column of each image's class ``[N]``.
-    """
-
-    mixed: bool
-    identity: Identity
-    rows: Sample
-    fitted: Sample
-    search: Sample
-    means: Float32Array
-    targets: npt.NDArray[np.int64]
-
-    def predicted(self, pairs: Pairs) -> Float32Array:
-        """The mean labels of what crops show ``[n, C]``."""
-        weights = pairs.weights[:, None].astype(np.float32)
-        mixed: Float32Array = weights * self.means[pairs.images] + (1 - weights) * self.means[pairs.partners]
-        return mixed
 
 
 @dataclass(frozen=True)
@@ -192,7 +154,7 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
         print(f"labels: {maker.labels}; transform stores: {maker.how}", file=sys.stderr, flush=True)
         sources = [maker.source(mixed=mixed) for mixed in (False, True)]
         cases = [case_of(source, sources[0], mixed=bool(mixed)) for mixed, source in enumerate(sources)]
-        stores = [maker.transform(sources[promise.mixed], promise) for promise in promises]
+        stores = [maker.transform(sources[promise.mixed], promise.fidelity) for promise in promises]
         found = [
             measure_store(board, cases[promise.mixed], store, promise)
             for promise, store in zip(promises, stores, strict=True)
@@ -224,95 +186,6 @@ def draw(points: Sequence[Point], path: Path) -> str:
     """Draw the points; matplotlib takes a second to import, and need not be there."""
     importlib.import_module("benchmarks.rate_plot").draw(points, path)
     return str(path)
-
-
-def views_for(images: int, *, mixed: bool) -> int:
-    """Views of a float16 store: a block to measure on, others for means and to learn from."""
-    return BlockShape.choose(images, 1).views + LEARN_VIEWS + (0 if mixed else MEAN_CROPS)
-
-
-class Real:
-    """Stores of an ImageNet classifier's labels, built as users build them, or as an earlier run left them."""
-
-    labels = "those of MobileNetV2 for 224 px crops of 1,000 ImageNet photographs"
-    how = "built with the teacher"
-
-    def __init__(self, data: Path, folder: Path) -> None:
-        self._folder = folder
-        images, weights = data / "imagenet-samples", data / "models" / "imagenet-mobilenetv2_100.fp16.safetensors"
-        if missing := [str(path) for path in (images, weights) if not path.exists()]:
-            raise InputError(f"GIFTWRAP_DATA: expected {' and '.join(missing)}; unset it to measure drawn labels")
-        self._flags = ("--images", images, *TEACHER, "--weights", weights, "--size", 224, "--dtype", "bfloat16")
-
-    def source(self, *, mixed: bool) -> LabelStore:
-        """The float16 labels of one kind of crops."""
-        return self._build(KINDS[mixed], mixed, views_for(1_000, mixed=mixed), "float16")
-
-    def transform(self, source: LabelStore, promise: Promise) -> LabelStore:
-        """The first block of the same crops, in a transform."""
-        views, name = source.identity.block.views, f"{source.path.name}-{promise.fidelity}"
-        return self._build(name, promise.mixed, views, "transform", "--fidelity", promise.fidelity)
-
-    def _build(self, name: str, mixed: bool, views: int, encoding: str, *flags: object) -> LabelStore:
-        mix, store = ("--mix", "cutmix") if mixed else (), self._folder / name
-        with contextlib.redirect_stdout(sys.stderr):
-            command(
-                "pipeline", "build", *self._flags, *mix, "--views", views, "--encoding", encoding, *flags,
-                "--store", store,
-            )  # fmt: skip
-        return LabelStore.open(store)
-
-
-class Synthetic:
-    """Stores of drawn labels, and what they are converted to."""
-
-    labels = "drawn, with statistics like a classifier's; set GIFTWRAP_DATA for real ones"
-    how = "converted from float16"
-
-    def __init__(self, folder: Path, *, quick: bool) -> None:
-        self._folder, self._shape = folder, (256, 64) if quick else (1_000, 1_000)
-
-    def source(self, *, mixed: bool) -> LabelStore:
-        """The float16 labels of one kind of crops."""
-        views = views_for(self._shape[0], mixed=mixed)
-        drawn = Drawn(*self._shape, views, group=128 if mixed else 1, spread=SPREAD)
-        return drawn.store(self._folder / KINDS[mixed], {"name": "float16"})
-
-    def transform(self, source: LabelStore, promise: Promise) -> LabelStore:
-        """The same labels in a transform."""
-        path = self._folder / f"{source.path.name}-{promise.fidelity}"
-        return convert(source, path, {"name": "transform", "fidelity": promise.fidelity})
-
-
-def case_of(source: LabelStore, unmixed: LabelStore, *, mixed: bool) -> Case:
-    """The labels of a float16 store, shared out; mean labels come from the store of unmixed crops."""
-    block = source.identity.block.views
-    for_means = range(block, block + MEAN_CROPS)
-    first = block if mixed else for_means.stop
-    to_learn = read(source, range(first, first + LEARN_VIEWS))
-    fitted, searched = rows_to_fit(source.identity.images, source.identity.columns)
-    searched = min(searched, len(to_learn.logits) // 5)
-    edge, stop = len(to_learn.logits) - searched, len(to_learn.logits)
-    head, tail = slice(max(edge - fitted, 0), edge), slice(edge, stop)
-    labels = read(unmixed, for_means)
-    means = np.zeros((source.identity.images, source.identity.columns))
-    np.add.at(means, labels.pairs.images, labels.logits)
-    return Case(
-        mixed=mixed,
-        identity=source.identity,
-        rows=read(source, range(block)),
-        fitted=Sample(to_learn.logits[head], to_learn.pairs.take(head)),
-        search=Sample(to_learn.logits[tail], to_learn.pairs.take(tail)),
-        means=(means / MEAN_CROPS).astype(np.float32),
-        targets=source.target_columns,
-    )
-
-
-def read(store: LabelStore, views: range) -> Sample:
-    """All labels of some views, one after another."""
-    logits = [store.read(view, slice(None)).logits for view in views]
-    pairs = [store.pairs(view, slice(None)) for view in views]
-    return Sample(np.concatenate(logits), Pairs(*map(np.concatenate, zip(*pairs, strict=True))))
 
 
 def measure_store(board: Board, case: Case, store: LabelStore, promise: Promise) -> dict[str, Json]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.rate_distortion import KINDS, Point
+from benchmarks.rate_distortion import Point
+from benchmarks.rate_labels import KINDS
 
 COLOURS = {
     "transform, pcodec": "tab:red",

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from benchmarks import rate_distortion as claim
+from benchmarks import rate_labels
 from benchmarks.drawn import Drawn
 from benchmarks.harness import Report
 from benchmarks.rivals import (
@@ -150,9 +151,9 @@ def test_bytes_in_memory_are_those_on_disk(
     stores: tuple[LabelStore, LabelStore], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     source, store = stores
-    monkeypatch.setattr(claim, "MEAN_CROPS", 1)
-    monkeypatch.setattr(claim, "LEARN_VIEWS", 2)
-    case = claim.case_of(source, source, mixed=True)
+    monkeypatch.setattr(rate_labels, "MEAN_CROPS", 1)
+    monkeypatch.setattr(rate_labels, "LEARN_VIEWS", 2)
+    case = rate_labels.case_of(source, source, mixed=True)
     assert len(case.rows.logits) == 4_096
     assert (case.rows.pairs.weights < 1).any()
     one_block = sum((store.path / name).stat().st_size for name in ("labels/c.0.0.0", "scales/c.0.0"))
@@ -167,10 +168,10 @@ def test_bytes_in_memory_are_those_on_disk(
 def test_means_are_those_of_the_views_after_the_first_block(
     stores: tuple[LabelStore, LabelStore], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(claim, "MEAN_CROPS", 2)
-    monkeypatch.setattr(claim, "LEARN_VIEWS", 1)
+    monkeypatch.setattr(rate_labels, "MEAN_CROPS", 2)
+    monkeypatch.setattr(rate_labels, "LEARN_VIEWS", 1)
     source = Drawn(4_096, 64, 4, spread=0.8).store(tmp_path / "float16", {"name": "float16"})
-    case = claim.case_of(source, source, mixed=False)
+    case = rate_labels.case_of(source, source, mixed=False)
     both = [source.read_images(view, [17]).logits[0] for view in (1, 2)]
     np.testing.assert_allclose(case.means[17], np.mean(both, axis=0), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(case.search.logits[-1], source.read(3, [4_095]).logits[0])
@@ -187,7 +188,7 @@ def test_real_stores_are_built_by_the_command_beside_the_report(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match=r"expected .*imagenet-samples.* unset it"):
-        claim.Real(tmp_path, tmp_path / "out")
+        rate_labels.Real(tmp_path, tmp_path / "out")
     (tmp_path / "imagenet-samples").mkdir()
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "imagenet-mobilenetv2_100.fp16.safetensors").touch()
@@ -196,13 +197,13 @@ def test_real_stores_are_built_by_the_command_beside_the_report(
     def build(*words: object) -> dict[str, Any]:
         print("$ python -m pipeline build")
         said.append([str(word) for word in words])
-        Drawn(64, 64, 1).create(Path(said[-1][-1]), {"name": "float16"})
+        Drawn(64, 64, 1, group=32).create(Path(said[-1][-1]), {"name": "float16"})
         return {}
 
-    monkeypatch.setattr(claim, "command", build)
-    real = claim.Real(tmp_path, tmp_path / "out")
+    monkeypatch.setattr(rate_labels, "command", build)
+    real = rate_labels.Real(tmp_path, tmp_path / "out")
     source = real.source(mixed=True)
-    assert real.transform(source, claim.PROMISES[-1]).path == tmp_path / "out" / "CutMix-0.95"
+    assert real.transform(source, 0.95).path == tmp_path / "out" / "CutMix-0.95"
     first, second = (" ".join(words) for words in said)
     assert "--mix cutmix --views 20 --encoding float16" in first
     assert "--mix cutmix --views 64 --encoding transform --fidelity 0.95" in second
