@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from labelstore import lease as leases
 from labelstore.arrays import AUDIT_BLOCK, ArrayLayout, StoreLayout
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.columns import CropRows
-from labelstore.encodings import Encoding, Pairs, make_encoding
+from labelstore.encodings import Codes, Encoding, Pairs, make_encoding
 from labelstore.encodings.transform import Calibration, Transform
 from labelstore.errors import DamagedError, FormatError, InputError, LeaseError, NotStoredError
 from labelstore.queueing import Queue
@@ -341,19 +341,26 @@ class LabelStore:
         """
         return self._batch(self._reader, view, positions)
 
-    def stream(self, requests: Iterable[Request], *, budget_bytes: int = STREAM_BYTES) -> Iterator[LabelBatch]:
+    def stream(
+        self,
+        requests: Iterable[Request],
+        *,
+        budget_bytes: int = STREAM_BYTES,
+        decode: Callable[[Codes, Pairs], Any] | None = None,
+    ) -> Iterator[LabelBatch]:
         """Labels and crop rows of many (view, positions), in the order of the requests, read ahead by a thread.
 
         Args:
             requests: taken ahead, in the thread.
             budget_bytes: the most bytes of encoded blocks that are ahead or in use.
+            decode: makes the batches' ``logits`` of codes, on a device perhaps; the encoding's own when None.
 
         Raises:
             NotStoredError: as :meth:`read` does, when the turn of the request comes.
             DamagedError: likewise.
         """
         reader = self._new_reader(map_bytes=budget_bytes)
-        return stream(requests, reader, self._index, partial(self._batch, reader), budget_bytes)
+        return stream(requests, reader, self._index, partial(self._batch, reader, decode=decode), budget_bytes)
 
     def stream_codes(
         self, requests: Iterable[Request], *, budget_bytes: int = STREAM_BYTES
@@ -483,11 +490,17 @@ class LabelStore:
             raise NotStoredError(f"{self.path}: is not calibrated yet; continue the build")
         return self._calibration.components
 
-    def _batch(self, reader: Reader, view: int, positions: slice | npt.ArrayLike) -> LabelBatch:
+    def _batch(
+        self,
+        reader: Reader,
+        view: int,
+        positions: slice | npt.ArrayLike,
+        decode: Callable[[Codes, Pairs], Any] | None = None,
+    ) -> LabelBatch:
         index = self._index(view, positions)
         rows = CropRows(self.identity.crop_columns, reader.rows(view, index))
         pairs = reader.pairs(view, index) if self.encoding.predictive else Pairs.unmixed(rows.image)
-        logits = self.encoding.decode(reader.codes(view, index), pairs)
+        logits = (decode or self.encoding.decode)(reader.codes(view, index), pairs)
         return LabelBatch(view, index, rows, logits, self.target_columns[rows.image])
 
     def _whole(self, array: ArrayLayout, size: int | None = None) -> npt.NDArray[Any]:

@@ -23,8 +23,10 @@ from labelstore.errors import InputError, MismatchError
 from labelstore.queueing import Queue
 from labelstore.spec import BlockShape, Identity, Json, first_difference, require_same
 from labelstore.store import AuditRows, BlockData, LabelStore, require_free_space, store_bytes
+from labelstore.writing import pairs_of
 from pipeline.calibrate import Calibrator
 from pipeline.class_order import agreement
+from pipeline.codes import DeviceCodes
 from pipeline.config import BuildConfig
 from pipeline.manifest import Manifest, scan
 from pipeline.memory import keep_freed_memory
@@ -256,7 +258,8 @@ def fill(
         The seconds taken and the crops labelled, by all ranks.
     """
     start, written = time.monotonic(), 0
-    grid = BlockGrid.of(work.identity)
+    grid, device = BlockGrid.of(work.identity), work.teacher.device
+    coder = DeviceCodes(store.encoding, device) if device.type != "cpu" else None
     crops = sum(math.prod(grid.extent(block).values()) for block in missing)
 
     def publish(block: BlockIndex, data: BlockData) -> None:
@@ -271,7 +274,7 @@ def fill(
     with console.progress("blocks", len(missing), "blocks") as progress:
         with Queue(publish, QUEUED_BLOCKS) as write_block:
             for block in ranks.own(missing):
-                write_block(block, label_block(store, work, block))
+                write_block(block, label_block(store, work, block, coder))
         if ranks.first:
             ranks.wait()
             if written < len(missing):
@@ -279,8 +282,15 @@ def fill(
     return time.monotonic() - start, crops
 
 
-def label_block(store: LabelStore, work: Work, block: BlockIndex) -> BlockData:
-    """Render and label the crops of one block; the teacher's batches do not cross it."""
+def label_block(store: LabelStore, work: Work, block: BlockIndex, coder: DeviceCodes | None = None) -> BlockData:
+    """Render and label the crops of one block; the teacher's batches do not cross it.
+
+    Args:
+        store: to be written.
+        work: what labels are made of.
+        block: of the store.
+        coder: encodes the labels on the teacher's device; left to the writer when None.
+    """
     views, (start, stop) = store.views(block), store.positions(block)
     plan, teacher, group = work.plan, work.teacher, work.identity.group
     rows = [plan.rows(view, start, stop) for view in range(*views)]
@@ -296,9 +306,12 @@ def label_block(store: LabelStore, work: Work, block: BlockIndex) -> BlockData:
         done += len(crops)
     head = torch.cat(kept)[: stop - start]
     audit = AuditRows(crops=head.numpy(), logits=logits[: len(head)].astype(np.float16)) if first else None
+    labels = logits.reshape(len(rows), stop - start, teacher.columns)
+    values = np.stack([row.values for row in rows])
     return BlockData(
-        logits=logits.reshape(len(rows), stop - start, teacher.columns),
-        rows=np.stack([row.values for row in rows]),
+        logits=labels,
+        rows=values,
+        codes=coder.encode(labels, pairs_of(work.identity, values)) if coder else None,
         pixels_digest=pixels_digest(head[:DIGEST_POSITIONS]),
         audit=audit,
     )

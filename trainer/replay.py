@@ -14,6 +14,7 @@ from torch import Tensor
 
 from labelstore.errors import InputError, NotStoredError
 from labelstore.store import LabelBatch, LabelStore
+from pipeline.codes import DeviceCodes
 from pipeline.manifest import Manifest
 from pipeline.render.normalise import normalise
 from pipeline.source import PixelReport, Source, check_pixels, open_source
@@ -128,6 +129,9 @@ class Replay:
         self._mean = tuple(mean or teacher["mean"])
         self._std = tuple(std or teacher["std"])
         self._device, self._dtype = torch.device(device), dtype
+        # Codes are several times smaller than what they decode to: a GPU gets them, and decodes.
+        on_gpu = self._device.type != "cpu"
+        self._decode = DeviceCodes(self.store.encoding, self._device).decode if on_gpu else None
         self._epoch, self._position = epoch, 0
         self._loaded = 0  # how often a state was loaded: an iterator of before must not go on
 
@@ -215,7 +219,8 @@ class Replay:
         firsts = range(start // group * group, images, step)
         requests = ((view, self.order.positions(epoch, first, min(first + step, images))) for first in firsts)
         # Blocks come ahead of the crops that are rendered, within LABEL_BYTES.
-        for first, labels in zip(firsts, self.store.stream(requests, budget_bytes=LABEL_BYTES), strict=True):
+        stream = self.store.stream(requests, budget_bytes=LABEL_BYTES, decode=self._decode)
+        for first, labels in zip(firsts, stream, strict=True):
             yield self._render(labels)[max(start - first, 0) :]
 
     def _render(self, labels: LabelBatch) -> TrainBatch:
@@ -225,7 +230,7 @@ class Replay:
         partners = rows.partners(identity.group) if rows.mixed else slice(None)
         return TrainBatch(
             images=self.source.renderer.render(rows),
-            logits=torch.from_numpy(labels.logits),
+            logits=torch.as_tensor(labels.logits),
             targets=targets,
             targets2=targets[partners],
             lam=torch.from_numpy(rows.weights(identity.size)),

@@ -45,7 +45,8 @@ class Int8:
         scales = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = rows[start : start + ROWS_AT_ONCE]
-            scale = np.maximum(part.max(axis=1), -part.min(axis=1)) / np.float32(127)
+            # Of zeros, one may be negative; which of them is the larger depends on the processor.
+            scale = np.abs(np.maximum(part.max(axis=1), -part.min(axis=1))) / np.float32(127)
             quotients = part / np.where(scale > 0, scale, np.float32(np.inf))[:, None]
             # The scale of a row of subnormal numbers is itself rounded so far that quotients pass 127.
             codes[start : start + ROWS_AT_ONCE] = np.clip(np.rint(quotients, out=quotients), -127, 127, out=quotients)

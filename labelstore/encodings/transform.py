@@ -253,7 +253,7 @@ class Transform:
                 )
             codes[part] = found
         lead = logits.shape[:-1]
-        return {"labels": codes.reshape(*lead, -1), "scales": scales.reshape(lead)}
+        return {"labels": codes.reshape(*lead, calibration.components), "scales": scales.reshape(lead)}
 
     def decode(self, codes: Codes, pairs: Pairs) -> Logits:
         """Centroids, plus the prediction, times the basis: one matrix product."""

@@ -1,0 +1,137 @@
+"""Encodings on a device are those of numpy: the code is that of a GPU, run on the CPU here."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from labelstore.blocks import BlockIndex
+from labelstore.console import Console
+from labelstore.encodings import Encoding, Pairs, make_encoding
+from labelstore.encodings.transform import Calibration, Transform
+from labelstore.errors import InputError
+from pipeline import build
+from pipeline.codes import ROWS_AT_ONCE, DeviceCodes
+from pipeline.config import BuildConfig
+from pipeline.ranks import Ranks
+from tests.journeys.world import SIDE, TEACHER, World
+from trainer import Replay
+
+C, R, N = 70, 32, 9
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def transform(seed: int = 0) -> Transform:
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(rng.standard_normal((C, C)))[0][:R]
+    calibration = Calibration(
+        step=0.1 + 0.3 * rng.random(),
+        reference=0.9 * C**0.5,
+        centroids=(0.05, 0.02),
+        center=rng.integers(-500, 500, C).astype(np.int32),
+        basis=np.rint(basis * 2**15).astype(np.int16),
+        cells=np.stack([0.5 + 0.3 * rng.random(R), 0.2 * rng.random(R)], axis=1).astype(np.float32),
+        means=np.rint(4 * rng.standard_normal((N, R))).astype(np.int16),
+        fidelity=0.5,
+    )
+    return Transform(C).calibrated(calibration)
+
+
+def drawn(rows: int, seed: int) -> tuple[np.ndarray, Pairs]:
+    """Logits of many sizes, and pairs: mixed, unmixed, and with nothing of the first."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, C)) * rng.choice([0, 1e-30, 0.01, 1, 3, 30], (rows, 1))
+    own, partners = rng.integers(0, N, (2, rows))
+    return x.astype(np.float32), Pairs(own, partners, rng.choice([0, 1, 0.25, 1 / 3], rows))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["float16", "int8"])
+def test_codes_and_labels_are_bit_equal_to_those_of_numpy(device: str, name: str) -> None:
+    encoding = make_encoding({"name": name}, 5)
+    twin = DeviceCodes(encoding, torch.device(device))
+    largest = float(np.nextafter(np.float32(encoding.limit), np.float32(0)))
+    values = st.floats(-largest, largest, width=32)
+
+    @settings(deadline=None)
+    @given(hnp.arrays(np.float32, st.tuples(st.integers(0, 6), st.just(5)), elements=values))
+    def same(x: np.ndarray) -> None:
+        pairs = Pairs.unmixed(np.zeros(len(x), int))
+        ours, theirs = twin.encode(x, pairs), encoding.encode(x, pairs) if len(x) else {}
+        for codes, expected in theirs.items():
+            assert ours[codes].dtype == expected.dtype
+            assert ours[codes].tobytes() == expected.tobytes()
+        decoded = twin.decode(ours, pairs)
+        assert decoded.device.type == device
+        assert np.array_equal(decoded.cpu(), encoding.decode(ours, pairs))
+
+    same()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("seed", range(4))
+def test_codes_of_a_transform_are_those_of_numpy_and_labels_agree(device: str, seed: int) -> None:
+    encoding = transform(seed)
+    twin = DeviceCodes(encoding, torch.device(device))
+    x, pairs = drawn(ROWS_AT_ONCE + 50, seed)
+    if seed == 0:
+        pairs = Pairs.unmixed(pairs.images)
+    expected = encoding.encode(x, pairs)
+    ours = twin.encode(x[None], Pairs(*(part[None] for part in pairs)))
+    for name, codes in expected.items():
+        assert ours[name].dtype == codes.dtype
+        assert np.array_equal(ours[name][0], codes)
+    labels = twin.decode(expected, pairs)
+    assert labels.dtype == torch.float32
+    assert np.allclose(labels.cpu(), encoding.decode(expected, pairs), rtol=1e-5, atol=1e-5)
+    far = np.zeros((3, C), np.float32)
+    far[1] = encoding.limit * np.sign(encoding.calibration.basis[3])
+    with pytest.raises(InputError, match=r"label of image 4: lies .* codes reach 32767"):
+        twin.encode(far, Pairs.unmixed(np.array([3, 4, 5])))
+    assert all(len(codes) == 0 for codes in twin.encode(x[:0], pairs.take(slice(0))).values())
+
+
+def as_on_a_gpu(encoding: Encoding) -> DeviceCodes:
+    return DeviceCodes(encoding, torch.device("cpu"))
+
+
+def test_labels_that_a_gpu_decodes_are_replayed_the_same(world: World) -> None:
+    plain, other = (Replay(world.store, world.images, batch_size=7, seed=3) for _ in range(2))
+    other._decode = as_on_a_gpu(other.store.encoding).decode
+    for ours, theirs in zip(other, plain, strict=True):
+        assert all(torch.equal(getattr(ours, name), getattr(theirs, name)) for name in ("images", "logits", "targets"))
+
+
+def test_a_block_that_a_gpu_encodes_is_the_same(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda _count: None)
+    config = BuildConfig(
+        images=world.images,
+        teacher=TEACHER[1],
+        teacher_args=TEACHER[3],
+        weights=str(world.weights),
+        size=SIDE,
+        views=200,
+        batch=32,
+        store=tmp_path / "store",
+    )
+    work, block = build.prepare(config, Console(), Ranks()), BlockIndex(0, 0)
+    with closing(work.renderer):
+        store = build.open_for(config, work)
+        data = build.label_block(store, work, block, as_on_a_gpu(store.encoding))
+    assert data.codes is not None
+    with store.lease():
+        store.write(block, data)
+        data.logits[0, 3, 1] = np.nan
+        with pytest.raises(InputError, match="position 3, class 1: expected a number"):
+            store.write(store.missing()[0], replace(data, audit=None))
+    for name in ("labels", "scales"):
+        (shard,) = (store.path / name).glob("c.*")
+        assert shard.read_bytes() == (world.store / name / shard.name).read_bytes()
