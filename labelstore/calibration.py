@@ -11,7 +11,7 @@ from labelstore import disk, documents
 from labelstore import publish as publishing
 from labelstore.arrays import ArrayLayout, StoreLayout
 from labelstore.encodings.transform import GROUP, Calibration
-from labelstore.errors import DamagedError, InputError
+from labelstore.errors import DamagedError, InputError, MismatchError
 from labelstore.publish import FileEntry
 from labelstore.shards import Shard, encode_shard
 from labelstore.spec import Json
@@ -43,11 +43,18 @@ def _name(array: ArrayLayout) -> str:
     return array.name.rpartition("/")[2]
 
 
-def publish(root: Path, layout: StoreLayout, calibration: Calibration) -> None:
+def publish(root: Path, layout: StoreLayout, calibration: Calibration, wanted: str | None = None) -> None:
     """Publish a calibration: its shards, then its marker. What a stopped one left is replaced.
+
+    Args:
+        root: folder of the store.
+        layout: its arrays.
+        calibration: what was fitted.
+        wanted: digest by which blocks know it that were coded with it; None where there are none.
 
     Raises:
         InputError: when it is not one of this store.
+        MismatchError: when it is another than blocks were coded with.
     """
     width, components = layout.codes[0].shape[1], calibration.components
     if not 0 < components <= width or components % GROUP:
@@ -62,8 +69,7 @@ def publish(root: Path, layout: StoreLayout, calibration: Calibration) -> None:
                 f"{array.name}: expected {array.dtype} {list(shape)}, found {values.dtype} {list(values.shape)}"
             )
         files[array.file()] = encode_shard(array, values)
-        disk.unlink(root / array.file())
-    entries = publishing.publish(root, files)
+    entries = {file: publishing.describe([data]) for file, data in files.items()}
     document: dict[str, Json] = {
         "step": calibration.step,
         "reference": calibration.reference,
@@ -72,7 +78,17 @@ def publish(root: Path, layout: StoreLayout, calibration: Calibration) -> None:
         "fidelity": calibration.fidelity,
         "shards": {array.name: dict(entries[array.file()]._asdict()) for array in layout.calibration},
     }
-    publishing.publish(root, {FILE: documents.encode(document)})
+    marker = documents.encode(document)
+    digest = publishing.describe([marker]).blake2b
+    if wanted not in (None, digest):
+        raise MismatchError(
+            f"{root}: this calibration is {digest}, blocks were coded with {wanted}; build where the store was begun, "
+            f"restore calibration/ and {FILE} from a copy, or build another store"
+        )
+    for file in files:
+        disk.unlink(root / file)
+    publishing.publish(root, files)
+    publishing.publish(root, {FILE: marker})
 
 
 def find(root: Path, layout: StoreLayout) -> Published | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy.typing as npt
 
@@ -38,6 +38,36 @@ class Damage:
     file: str
     why: str
     part: Part = "root"
+
+
+class SealedViews(NamedTuple):
+    """Views ``first`` to ``stop`` that one seal holds; None where it is not what was published."""
+
+    first: int
+    stop: int
+    seal: Seal | None
+
+
+def sealed_views(root: Path, grid: BlockGrid, sealed: int, read: Callable[[int], Seal | None]) -> list[SealedViews]:
+    """What is sealed, from the last seal down.
+
+    Args:
+        root: folder of the store.
+        grid: its blocks.
+        sealed: views that the state calls sealed.
+        read: gives the seal that ends at a view, or None when it is damaged: then the next file below tells how far
+            down it went.
+    """
+    numbers = [int(path.stem) for path in (root / "seals").glob("*.json") if path.stem.isdecimal()]
+    ends = [end for end in numbers if end == grid.whole_views(end)]
+    found: list[SealedViews] = []
+    stop = sealed
+    while stop > 0:
+        seal = read(stop)
+        first = seal.first if seal else max((end for end in ends if end < stop), default=0)
+        found.append(SealedViews(first, stop, seal))
+        stop = first
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +125,7 @@ class _Check:
         self._damaged: list[Damage] = []
         self._known = {ROOT, LEASE}
         self._calibration: str | None = None
+        self._coded_with: dict[str | None, list[BlockIndex]] = {}
         self._files = self._bytes = 0
 
     def run(self, progress: Callable[[int, int], None]) -> CheckReport:
@@ -102,11 +133,14 @@ class _Check:
         for array in (self._layout.digest, self._layout.target):
             self._try(array.file(), partial(self._read_whole, array), "images")
         self._calibrated()
-        seals = self._seals()
-        blocks = list(self._grid.blocks(0, self._store.state.views_target))
+        sealed = sealed_views(self._root, self._grid, self._store.state.views_sealed, self._seal)
+        blocks = [*self._grid.blocks(0, self._store.state.views_target), *self._beyond()]
         for done, block in enumerate(blocks):
-            self._block(block, seals)
+            self._block(
+                block, next((of.seal for of in sealed if of.first <= self._grid.views(block)[0] < of.stop), None)
+            )
             progress(done + 1, len(blocks))
+        self._foreign_calibration()
         names = (path.relative_to(self._root).as_posix() for path in self._root.rglob("*") if not path.is_dir())
         others = sorted(name for name in set(names) - self._known if not name.startswith(f"{PARTIAL}/"))
         unpublished = tuple(name for name in others if self._is_shard(name))
@@ -116,7 +150,8 @@ class _Check:
     def _is_shard(self, name: str) -> bool:
         """Whether a file is named as a shard that blocks or a calibration publish."""
         folder, _, file = name.rpartition("/")
-        return any(array.name == folder and array.block(file) for array in self._layout.all)
+        blocks = (array.block(file) for array in self._layout.all if array.name == folder)
+        return any(block is not None and block.j < self._grid.runs for block in blocks)
 
     def _read_whole(self, array: ArrayLayout) -> npt.NDArray[Any]:
         return Shard(array, array.shape, self._root / array.file()).read()
@@ -130,6 +165,10 @@ class _Check:
             if data is not None and not any(data == array.metadata(v) for v in self._views_ahead(file, data, views)):
                 why = "is not the metadata that follows from the store's identity"
                 self._damaged.append(Damage(file, why, "metadata"))
+        # All else in it is proven by its stamp; a build replaces it whole, so what is compared are bytes read once.
+        data = disk.read_file(self._root / ROOT, documents.MAX_BYTES)
+        if data != group_metadata(documents.parse(self._root / ROOT, data).get("attributes", {})):
+            self._damaged.append(Damage(ROOT, "is not the metadata of a group with these attributes", "metadata"))
         for group in groups(self._layout):
             self._compare(f"{group}/{ROOT}", publish.describe([group_metadata({})]), "metadata")
 
@@ -150,25 +189,26 @@ class _Check:
         except (DamagedError, LookupError, TypeError, ValueError):
             return [views]
 
-    def _seals(self) -> list[Seal]:
-        """The seals that can be read, from the last one down; views under a broken one are held against markers."""
-        seals: list[Seal] = []
-        stop = self._store.state.views_sealed
-        while stop > 0:
-            file = seal_file(stop)
-            seal = self._try(file, partial(read_seal, self._root, self._store.identity, stop), "seal")
-            if seal is None:
-                break
-            seals.append(seal)
-            stop = seal.first
-        return seals
+    def _seal(self, stop: int) -> Seal | None:
+        return self._try(seal_file(stop), partial(read_seal, self._root, self._store.identity, stop), "seal")
 
-    def _block(self, block: BlockIndex, seals: list[Seal]) -> None:
+    def _beyond(self) -> list[BlockIndex]:
+        """Blocks above the views asked for that have a marker: an extension would take them for its own."""
+        found = []
+        for path in sorted((self._root / "markers").glob("*.json")):
+            parts = path.stem.split(".")
+            if len(parts) == 2 and all(part.isdecimal() for part in parts):
+                block = BlockIndex(*map(int, parts))
+                above = self._grid.views(block)[0] >= self._store.state.views_target and block.j < self._grid.runs
+                if above and marker_file(block) == f"markers/{path.name}":
+                    found.append(block)
+        return found
+
+    def _block(self, block: BlockIndex, seal: Seal | None) -> None:
         file, first = marker_file(block), self._grid.views(block)[0]
         before = len(self._damaged)
         marker = self._try(file, partial(read_marker, self._root, self._layout, block), block)
-        sealed = next((seal for seal in seals if seal.first <= first < seal.stop), None)
-        wanted = sealed.marker(block, self._grid.ordinal(block, sealed.first)) if sealed else marker
+        wanted = seal.marker(block, self._grid.ordinal(block, seal.first)) if seal else marker
         if first < self._store.state.views_sealed and len(self._damaged) == before:
             if marker is None:
                 self._damaged.append(Damage(file, "is not there, though its block is sealed", block))
@@ -178,10 +218,24 @@ class _Check:
             return
         for array in self._layout.of_block(block):
             self._compare(array.file(block), wanted.shards[array.name], block)
-        known = {damage.part for damage in self._damaged}
-        if wanted.calibration != self._calibration and "calibration" not in known:
-            why = f"is not the calibration {wanted.calibration} that block {block} was coded with"
-            self._damaged.append(Damage(calibration.FILE, why, "calibration"))
+        if not 0 <= wanted.version < len(self._store.state.versions):
+            why = f"is of version {wanted.version}, the store has {len(self._store.state.versions)}"
+            self._damaged.append(Damage(self._layout.codes[0].file(block), why, block))
+        self._coded_with.setdefault(wanted.calibration, []).append(block)
+
+    def _foreign_calibration(self) -> None:
+        """Blocks that were coded with another calibration than is here; when all were, the calibration is the wrong one."""
+        others = {digest: blocks for digest, blocks in self._coded_with.items() if digest != self._calibration}
+        if any(damage.part == "calibration" for damage in self._damaged) or not others:
+            return
+        if self._calibration in self._coded_with:
+            for digest, blocks in others.items():
+                why = f"was coded with calibration {digest}, the store's is {self._calibration}"
+                self._damaged += [Damage(self._layout.codes[0].file(block), why, block) for block in blocks]
+            return
+        digest, blocks = next(iter(others.items()))
+        why = f"is {self._calibration}, block {blocks[0]} was coded with {digest}"
+        self._damaged.append(Damage(calibration.FILE, why, "calibration"))
 
     def _compare(self, file: str, wanted: FileEntry, part: Part) -> None:
         found = self._try(file, lambda: publish.describe(disk.read_pieces(self._root / file)), part)

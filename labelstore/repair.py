@@ -6,17 +6,19 @@ relied on, a marker before the shards that it vouched for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from labelstore import calibration, disk, documents, publish
 from labelstore.arrays import StoreLayout, group_metadata
 from labelstore.blocks import BlockGrid, BlockIndex
-from labelstore.check import CheckReport, check
-from labelstore.errors import DamagedError
-from labelstore.root import ROOT
-from labelstore.seals import Seal, marker_file, read_seal, seal_file
+from labelstore.check import CheckReport, SealedViews, check, sealed_views
+from labelstore.root import ROOT, folders, root_document
+from labelstore.seals import Seal, marker_file, read_marker, read_seal, seal_document, seal_file
+from labelstore.spec import Json
 from labelstore.store import LabelStore
 
 
@@ -61,6 +63,8 @@ def repair(
         LeaseError: when a build holds the store.
     """
     store = LabelStore.open(path)
+    for folder in folders(StoreLayout.of(store.identity)):
+        disk.make_folder(store.path / folder)
     with store.lease(take_over=take_over):
         return _Repair(store, check(path, progress)).run()
 
@@ -69,92 +73,82 @@ class _Repair:
     def __init__(self, store: LabelStore, report: CheckReport) -> None:
         self._store, self._root, self._report = store, store.path, report
         self._grid, self._layout = BlockGrid.of(store.identity), StoreLayout.of(store.identity)
+        self._damaged = {damage.file for damage in report.damaged}
         self._made: list[str] = []
 
     def run(self) -> RepairReport:
         parts = {damage.part for damage in self._report.damaged}
-        self._metadata({damage.file for damage in self._report.damaged if damage.part == "metadata"})
-        seals = self._good_seals()
-        broken = [
-            block for block in sorted(p for p in parts if isinstance(p, BlockIndex)) if not self._kept(block, seals)
-        ]
-        unsealed = self._unseal(broken, seals)
-        for block in broken:
-            self._remove(marker_file(block), (array.file(block) for array in self._layout.of_block(block)))
+        before = self._store.state.views_sealed
+        self._metadata()
+        sealed = sealed_views(self._root, self._grid, before, self._seal)
+        broken = [block for block in self._report.blocks if not self._restore_marker(block, sealed)]
+        below = [of.first for of in sealed for block in broken if of.first <= self._grid.views(block)[0] < of.stop]
+        if below:
+            self._store.unseal(min(below))
+        for of in sealed:
+            if of.seal is None and of.stop <= self._store.state.views_sealed:
+                self._seal_again(of)
+        self._remove([marker_file(block) for block in broken])
+        self._remove([array.file(block) for block in broken for array in self._layout.of_block(block)])
+        self._remove(self._report.unpublished)
         if "calibration" in parts:
-            self._remove(calibration.FILE, (array.file() for array in self._layout.calibration))
-        if unsealed and not self._store.missing() and "calibration" not in parts:
-            self._store.seal()
-            self._made.append(seal_file(self._store.state.views_sealed))
-            unsealed = 0
+            self._remove([calibration.FILE])
+            self._remove([array.file() for array in self._layout.calibration])
         return RepairReport(
             before=self._report,
             made_again=tuple(self._made),
             removed=tuple(broken),
             calibration="calibration" in parts,
-            unsealed=unsealed,
+            unsealed=before - self._store.state.views_sealed,
             left=tuple(damage.file for damage in self._report.damaged if damage.part in ("images", "root")),
         )
 
-    def _metadata(self, damaged: set[str]) -> None:
-        """Write the zarr.json files again that follow from the identity."""
-        views = self._store.state.views_target
-        right = {f"{array.name}/{ROOT}": array.metadata(views) for array in self._layout.all}
-        for file in sorted(damaged):
-            publish.replace(self._root, file, right.get(file, group_metadata({})))
-            self._made.append(file)
+    def _metadata(self) -> None:
+        """Write the zarr.json files again that follow from the identity and the state."""
+        state = self._store.state
+        right = {f"{array.name}/{ROOT}": array.metadata(state.views_target) for array in self._layout.all}
+        right[ROOT] = root_document(self._store.identity, state)
+        for file in sorted(damage.file for damage in self._report.damaged if damage.part == "metadata"):
+            self._replace(file, right.get(file, group_metadata({})))
 
-    def _good_seals(self) -> list[Seal]:
-        """The seals from the last one down that are what was published."""
-        seals: list[Seal] = []
-        damaged = {damage.file for damage in self._report.damaged}
-        stop = self._store.state.views_sealed
-        while stop > 0 and seal_file(stop) not in damaged:
-            seals.append(read_seal(self._root, self._store.identity, stop))
-            stop = seals[-1].first
-        return seals
+    def _seal(self, stop: int) -> Seal | None:
+        return None if seal_file(stop) in self._damaged else read_seal(self._root, self._store.identity, stop)
 
-    def _kept(self, block: BlockIndex, seals: list[Seal]) -> bool:
+    def _restore_marker(self, block: BlockIndex, sealed: Sequence[SealedViews]) -> bool:
         """Whether only the marker of a block was damaged; its seal, which knows what it said, then gives it again."""
-        seal = next((seal for seal in seals if seal.first <= self._grid.views(block)[0] < seal.stop), None)
+        first = self._grid.views(block)[0]
+        seal = next((of.seal for of in sealed if of.first <= first < of.stop), None)
         files = {damage.file for damage in self._report.damaged if damage.part == block}
         if seal is None or files != {marker_file(block)}:
             return False
         marker = seal.marker(block, self._grid.ordinal(block, seal.first))
-        publish.replace(self._root, marker_file(block), documents.encode(marker.to_json(self._grid)))
-        self._made.append(marker_file(block))
+        self._replace(marker_file(block), documents.encode(marker.to_json(self._grid)))
         return True
 
-    def _unseal(self, broken: list[BlockIndex], seals: list[Seal]) -> int:
-        """Take the state down below all seals that are damaged or hold a damaged block; returns the views it lost."""
+    def _seal_again(self, of: SealedViews) -> None:
+        """Make a damaged seal of the markers that it was made of, all of which are good."""
+        found = (read_marker(self._root, self._layout, block) for block in self._grid.blocks(of.first, of.stop))
+        markers = [marker for marker in found if marker]
         state = self._store.state
-        holding = [
-            seal.first for seal in seals for block in broken if seal.first <= self._grid.views(block)[0] < seal.stop
-        ]
-        intact = seals[-1].first == 0 if seals else not state.views_sealed
-        sealed = min([state.views_sealed, *holding, *([] if intact else [self._chain()])])
-        if sealed == state.views_sealed:
-            return 0
-        self._store.unseal(sealed)
-        return state.views_sealed - sealed
+        # Versions that came after it are not in a seal: they begin with the first view that was missing then.
+        early = sum(1 for _ in takewhile(lambda version: _first_view(version) < of.stop, state.versions))
+        count = max(early, 1 + max(marker.version for marker in markers))
+        then = dataclasses.replace(state, versions=state.versions[:count])
+        self._replace(seal_file(of.stop), seal_document(self._store.identity, then, markers, (of.first, of.stop)))
 
-    def _chain(self) -> int:
-        """The last view that seals reach from view 0 on without a gap."""
-        found: dict[int, int] = {}
-        for path in (self._root / "seals").glob("*.json"):
-            try:
-                seal = read_seal(self._root, self._store.identity, int(path.stem))
-            except (DamagedError, ValueError):
-                continue
-            found[seal.first] = max(seal.stop, found.get(seal.first, 0))
-        stop = 0
-        while stop in found:
-            stop = found[stop]
-        return stop
+    def _replace(self, file: str, data: bytes) -> None:
+        publish.replace(self._root, file, data)
+        self._made.append(file)
 
-    def _remove(self, marker: str, shards: Iterable[str]) -> None:
-        """Remove a marker, then its shards, durably."""
-        disk.unlink(self._root / marker)
-        disk.sync_folder((self._root / marker).parent)
-        for file in shards:
-            disk.unlink(self._root / file)
+    def _remove(self, files: Iterable[str]) -> None:
+        """Remove files, durably before anything that comes next."""
+        paths = [self._root / file for file in files]
+        for path in paths:
+            disk.unlink(path)
+        for folder in sorted({path.parent for path in paths}):
+            disk.sync_folder(folder)
+
+
+def _first_view(version: Mapping[str, Json]) -> int:
+    first = version["first_view"]
+    return first if isinstance(first, int) else 0

@@ -84,7 +84,7 @@ class LabelStore:
         leases.require_held(self.path, self._require_lease())
         if self.calibrated or not self._encoding.predictive:
             raise InputError(f"{self.path}: is calibrated already; a calibration is never fitted again")
-        calibrations.publish(self.path, self._layout, calibration)
+        calibrations.publish(self.path, self._layout, calibration, self._table.calibration(self.state))
 
     @staticmethod
     def exists(path: Path | str) -> bool:

@@ -36,6 +36,11 @@ class BlockTable:
         seal = self._down_to(first, state)[-1]
         return seal.marker(block, self._grid.ordinal(block, seal.first))
 
+    def calibration(self, state: State) -> str | None:
+        """Digest of the calibration that blocks were coded with; None where there are no blocks."""
+        markers = (self.marker(block, state) for block in self._grid.blocks(0, state.views_target))
+        return next((marker.calibration for marker in markers if marker), None)
+
     def bytes(self, state: State) -> tuple[dict[str, int], int]:
         """Bytes of the shards that exist, by array, and the number of labels in them."""
         totals = dict.fromkeys((array.name for array in self._layout.blocks), 0)

@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from making import Content, build, make_identity, tree
+from making import Content, build, calibration, make_identity, tree
 from test_damage import HARM
 
 from labelstore import LabelStore, check
 from labelstore.blocks import BlockIndex
-from labelstore.errors import DamagedError, FormatError, LeaseError
+from labelstore.errors import DamagedError, FormatError, LeaseError, MismatchError
 from labelstore.repair import repair
 
 VIEWS = 4
@@ -88,16 +88,26 @@ def test_views_below_the_damage_stay_sealed(tmp_path: Path, content: Content) ->
     assert tree(path) == whole
 
 
-def test_a_lower_seal_takes_those_above_with_it(tmp_path: Path, content: Content) -> None:
+def test_a_damaged_seal_is_made_again_where_it_was(tmp_path: Path, content: Content) -> None:
     path = tmp_path / "s"
     build(path, content, 2)
     build(path, content, VIEWS)
-    HARM["gone"](path / "seals/2.json")
-    report = repair(path)
-    assert (report.removed, report.unsealed, report.needs_build) == ((), 0, False)
-    assert report.made_again == ("seals/4.json",)
+    store = LabelStore.open(path)
+    with store.lease():
+        store.raise_target(VIEWS + 2, engine={"device": "other"})
+    whole = tree(path)
+    for damaged in (["seals/2.json"], ["seals/4.json"], ["seals/2.json", "seals/4.json"]):
+        for name in damaged:
+            HARM["cut short"](path / name)
+        report = repair(path)
+        assert (report.removed, report.unsealed, report.needs_build) == ((), 0, False)
+        assert sorted(report.made_again) == damaged
+        assert tree(path) == whole
+    (path / "seals/2.json").unlink()
+    (path / "seals/4.json").unlink()
+    assert repair(path).made_again == ("seals/4.json",)
     assert check(path).ok
-    assert LabelStore.open(path).state.views_sealed == VIEWS
+    assert LabelStore.open(path).read(3, slice(None)).view == 3
 
 
 def test_a_marker_without_data_and_data_without_a_marker(tmp_path: Path, content: Content) -> None:
@@ -128,3 +138,22 @@ def test_a_held_store_is_not_repaired_and_a_broken_root_is_not_guessed(tmp_path:
     (path / "zarr.json").write_text(text.replace('"seed": 0', '"seed": 1'))
     with pytest.raises(DamagedError, match=r"zarr\.json: .*restore it from a copy"):
         repair(path)
+
+
+@pytest.mark.parametrize("name", ["markers/calibration.json", "calibration/means/c.0.0", "calibration/center/c.0"])
+def test_a_damaged_calibration_is_made_again_to_the_same_bytes_or_refused(tmp_path: Path, name: str) -> None:
+    content = Content(make_identity(10, 64, block=(2, 4), encoding={"name": "transform", "step": 0.5}), VIEWS)
+    path = tmp_path / "s"
+    build(path, content, VIEWS)
+    whole = tree(path)
+    HARM["a byte at 0.31"](path / name)
+    assert {damage.part for damage in check(path).damaged} == {"calibration"}
+    report = repair(path)
+    assert (report.calibration, report.removed, report.unsealed) == (True, (), VIEWS)
+    assert check(path).ok
+    other = Content(content.identity, VIEWS, seed=1)
+    store = LabelStore.open(path)
+    with store.lease(), pytest.raises(MismatchError, match="blocks were coded with"):
+        store.calibrate(calibration(other))
+    build(path, content, VIEWS)
+    assert tree(path) == whole
