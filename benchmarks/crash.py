@@ -49,7 +49,7 @@ ALONE = 0.2  # of the kills, those of one rank
 BOUND_S = 60.0  # within which a rank ends whose fellow was killed
 READ_ROWS = 64
 REOPENED = 0.1  # of the reads, those that open the store again
-TMPFS_BYTES = 64 << 20
+TMPFS_BYTES = 16 << 20
 UNITS = {  # of what a toll counts
     "early": "kills",
     "alone": "kills",
@@ -143,7 +143,7 @@ class Toll:
 
 def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
     """Builds of two processes with a convnet as teacher, on generated images, in a folder beside the report."""
-    toy = Toy(32, (256, 512), 4, 2) if quick else Toy(64, (512, 1024, 1536), 100, 10)
+    toy = Toy(32, (384, 512), 3, 2) if quick else Toy(64, (512, 1024, 1536), 100, 10)
     tolls: dict[str, Toll] = {}
     full = ""
     with tempfile.TemporaryDirectory(dir=report.folder, prefix="crash-") as folder:
@@ -374,8 +374,9 @@ def run_tool(name: str, *words: str) -> bool:
 def fill(ballast: Path, *, room: bool) -> None:
     """Say that the disk is full; take all room that is left, where there is little."""
     with ballast.open("wb", buffering=0) as file:
-        try:
-            while room and file.write(bytes(4096)):
-                pass
-        except OSError:
-            return
+        for size in (1 << 20, 4096) if room else ():
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError:
+                continue

@@ -38,7 +38,8 @@ def test_candidates_take_turns_and_the_first_round_does_not_count(monkeypatch: p
 @pytest.mark.parametrize("name", command.CLAIMS)
 def test_every_claim_runs_at_toy_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GIFTWRAP_DATA", raising=False)
-    run(monkeypatch, "run", name, "--quick", "--out", str(tmp_path))
+    code = run(monkeypatch, "run", name, "--quick", "--out", str(tmp_path))
+    assert code == 0 or name != "crash"  # rates depend on the machine, this does not
     *lines, last = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
     assert list(last) == ["summary"]
     assert lines
