@@ -20,9 +20,13 @@ STEPS = ("write_file", "sync_file", "sync_folder", "link", "replace", "unlink", 
 WAITS = ("sync_file", "sync_folder")
 
 
-def both_phases(path: Path) -> None:
+ENCODINGS = {"int8": ("int8", 3), "transform": ({"name": "transform", "step": 0.5}, 64)}
+
+
+def both_phases(path: Path, name: str) -> None:
     """A store of one view, then of two."""
-    content = Content(make_identity(4, block=(1, 4)), 2)
+    encoding, columns = ENCODINGS[name]
+    content = Content(make_identity(4, columns, encoding=encoding, block=(1, 4)), 2)
     build(path, content, 1)
     build(path, content, 2)
 
@@ -40,7 +44,7 @@ def in_child(work: Callable[[], None]) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def killed_at(path: Path, fatal: int) -> Callable[[], None]:
+def killed_at(path: Path, name: str, fatal: int) -> Callable[[], None]:
     """A build that dies at step ``fatal``; a write has a second step when half of its bytes are written."""
     count = 0
 
@@ -51,41 +55,41 @@ def killed_at(path: Path, fatal: int) -> Callable[[], None]:
             os.kill(os.getpid(), signal.SIGKILL)
         count += 1
 
-    def watched(name: str) -> Callable[..., None]:
-        plain = getattr(disk, name)
+    def watched(step_name: str) -> Callable[..., None]:
+        plain = getattr(disk, step_name)
 
         def call(*args: object) -> None:
             step(lambda: None)
-            if name == "write_file":
+            if step_name == "write_file":
                 step(lambda: plain(args[0], args[1][: len(args[1]) // 2]))
-            if name not in WAITS:
+            if step_name not in WAITS:
                 plain(*args)
 
         return call
 
     def work() -> None:
-        for name in STEPS:
-            setattr(disk, name, watched(name))
-        both_phases(path)
+        for step_name in STEPS:
+            setattr(disk, step_name, watched(step_name))
+        both_phases(path, name)
 
     return work
 
 
-def main(folder: Path) -> None:
-    for name in WAITS:
-        setattr(disk, name, lambda _path: None)
-    both_phases(folder / "whole")
+def main(folder: Path, name: str) -> None:
+    for wait in WAITS:
+        setattr(disk, wait, lambda _path: None)
+    both_phases(folder / "whole", name)
     whole = tree(folder / "whole")
     path = folder / "killed"
     fatal = 0
     while True:
-        status = in_child(killed_at(path, fatal))
+        status = in_child(killed_at(path, name, fatal))
         if status == 0:
             break
         assert os.WIFSIGNALED(status), f"step {fatal}: failed before it was killed"
         if (path / "zarr.json").exists():
             assert check(path).ok, f"step {fatal}: {check(path)}"
-        assert in_child(lambda: both_phases(path)) == 0, f"step {fatal}: the second run failed"
+        assert in_child(lambda: both_phases(path, name)) == 0, f"step {fatal}: the second run failed"
         again = tree(path)
         assert again == whole, f"step {fatal}: {sorted(set(again.items()) ^ set(whole.items()))}"
         shutil.rmtree(path)
@@ -94,4 +98,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

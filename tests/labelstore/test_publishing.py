@@ -109,11 +109,14 @@ def test_a_new_store_exists_when_all_of_it_is_durable(
         assert made < steps.index(("sync_folder", "s/.." if folder == "." else folder), made) < root
 
 
-def test_killed_at_every_step_and_run_again_the_bytes_are_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["int8", "transform"])
+def test_killed_at_every_step_and_run_again_the_bytes_are_the_same(tmp_path: Path, encoding: str) -> None:
     memory = Path("/dev/shm")  # noqa: S108  hundreds of builds: four times faster there, and nothing to keep
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
-        command = [sys.executable, str(Path(__file__).with_name("killing.py")), folder]
-        done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+        command = [sys.executable, str(Path(__file__).with_name("killing.py")), folder, encoding]
+        done = subprocess.run(
+            command, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+        )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 150
 
