@@ -83,7 +83,9 @@ class _Repair:
         sealed = sealed_views(self._root, self._grid, before, self._seal)
         broken = [block for block in self._report.blocks if not self._restore_marker(block, sealed)]
         below = [of.first for of in sealed for block in broken if of.first <= self._grid.views(block)[0] < of.stop]
-        if below:
+        if "calibration" in parts:
+            below.append(0)  # nothing can be decoded until a build has made the same one again
+        if below and min(below) < before:
             self._store.unseal(min(below))
         for of in sealed:
             if of.seal is None and of.stop <= self._store.state.views_sealed:

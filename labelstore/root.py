@@ -26,6 +26,11 @@ def groups(layout: StoreLayout) -> list[str]:
     return sorted({array.name.rpartition("/")[0] for array in layout.all} - {""})
 
 
+def folders(layout: StoreLayout) -> list[str]:
+    """The folders of a store, below its root."""
+    return sorted({*FOLDERS, *groups(layout), *(array.name for array in layout.all)})
+
+
 def root_document(identity: Identity, state: State) -> bytes:
     """The zarr.json of a store: the format first."""
     attributes: dict[str, Json] = {
@@ -84,7 +89,7 @@ def make_skeleton(
     files |= {f"{group}/{ROOT}": group_metadata({}) for group in groups(layout)}
     files[layout.digest.file()] = encode_shard(layout.digest, digests)
     files[layout.target.file()] = encode_shard(layout.target, targets.astype(np.uint32))
-    for folder in sorted({*FOLDERS, *(str(Path(name).parent) for name in files)}):
+    for folder in folders(layout):
         disk.make_folder(root / folder)
     publish(root, files)
     for folder in (*groups(layout), "", ".."):
