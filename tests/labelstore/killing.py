@@ -20,15 +20,16 @@ STEPS = ("write_file", "sync_file", "sync_folder", "link", "replace", "unlink", 
 WAITS = ("sync_file", "sync_folder")
 
 
-ENCODINGS = {"int8": ("int8", 3), "transform": ({"name": "transform", "step": 0.5}, 64)}
+# Encoding, columns, and views asked for one after the other.
+STORES = {"int8": ("int8", 3, (1, 2)), "transform": ({"name": "transform", "step": 0.5}, 64, (1,))}
 
 
-def both_phases(path: Path, name: str) -> None:
-    """A store of one view, then of two."""
-    encoding, columns = ENCODINGS[name]
+def make(path: Path, name: str) -> None:
+    """Build a store, and extend it."""
+    encoding, columns, phases = STORES[name]
     content = Content(make_identity(4, columns, encoding=encoding, block=(1, 4)), 2)
-    build(path, content, 1)
-    build(path, content, 2)
+    for views in phases:
+        build(path, content, views)
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -70,7 +71,7 @@ def killed_at(path: Path, name: str, fatal: int) -> Callable[[], None]:
     def work() -> None:
         for step_name in STEPS:
             setattr(disk, step_name, watched(step_name))
-        both_phases(path, name)
+        make(path, name)
 
     return work
 
@@ -78,7 +79,7 @@ def killed_at(path: Path, name: str, fatal: int) -> Callable[[], None]:
 def main(folder: Path, name: str) -> None:
     for wait in WAITS:
         setattr(disk, wait, lambda _path: None)
-    both_phases(folder / "whole", name)
+    make(folder / "whole", name)
     whole = tree(folder / "whole")
     path = folder / "killed"
     fatal = 0
@@ -89,7 +90,7 @@ def main(folder: Path, name: str) -> None:
         assert os.WIFSIGNALED(status), f"step {fatal}: failed before it was killed"
         if (path / "zarr.json").exists():
             assert check(path).ok, f"step {fatal}: {check(path)}"
-        assert in_child(lambda: both_phases(path, name)) == 0, f"step {fatal}: the second run failed"
+        assert in_child(lambda: make(path, name)) == 0, f"step {fatal}: the second run failed"
         again = tree(path)
         assert again == whole, f"step {fatal}: {sorted(set(again.items()) ^ set(whole.items()))}"
         shutil.rmtree(path)
