@@ -196,7 +196,8 @@ def measure_store(board: Board, case: Case, store: LabelStore, promise: Promise)
         raise RuntimeError(f"{store}: other crops than those of the float16 store")
     codes = [store.codes(view, slice(None)) for view in views]
     bound = bytes_at_least({name: np.concatenate([code[name] for code in codes]) for name in codes[0]})
-    size = sum(disk_bytes(store, "labels", "scales").values()) / (store.identity.images * store.state.views_sealed)
+    shards = [size for name, size in disk_bytes(store).items() if part_of(name) == "labels"]
+    size = sum(shards) / (store.identity.images * store.state.views_sealed)
     board.add(case, ("transform, store", str(promise.fidelity)), decoded.logits, size, bound)
     fidelity: Any = store.fidelity
     return {
@@ -210,28 +211,34 @@ def measure_store(board: Board, case: Case, store: LabelStore, promise: Promise)
 
 def side_share(store: LabelStore) -> float:
     """What a transform store holds besides labels and columns, over its labels, at the size of a large set."""
-    identity, state = store.identity, store.state
-    files = disk_bytes(store, "")
-    rows = identity.images * state.views_sealed
-    blocks = len(store.sealed_blocks())
-    a_label = a_mean = a_block = once = 0.0
-    for name, size in files.items():
-        folder = name.rpartition("/")[0]
-        if folder in ("labels", "scales") and not name.endswith(".json"):
-            a_label += size / rows
-        elif (folder == "calibration/means" or folder.startswith("images/")) and not name.endswith(".json"):
-            a_mean += size / identity.images
-        elif folder == "seals" or (folder == "markers" and name != calibration.FILE):
-            a_block += size / blocks
-        elif folder != "rows" or name.endswith(".json"):
-            once += size
-    side = a_mean * LARGE_IMAGES + a_block * LARGE_VIEWS + once
-    return side / (a_label * LARGE_IMAGES * LARGE_VIEWS)
+    totals = dict.fromkeys(("labels", "columns", "images", "blocks", "once"), 0)
+    for name, size in disk_bytes(store).items():
+        totals[part_of(name)] += size
+    images, views = store.identity.images, store.state.views_sealed
+    side = totals["images"] / images * LARGE_IMAGES
+    side += totals["blocks"] / len(store.sealed_blocks()) * LARGE_VIEWS
+    side += totals["once"]
+    return side / (totals["labels"] / (images * views) * LARGE_IMAGES * LARGE_VIEWS)
 
 
-def disk_bytes(store: LabelStore, *folders: str) -> dict[str, int]:
-    """Size of each file in some folders of a store, by its path there."""
-    files = [path for folder in folders for path in (store.path / folder).rglob("*") if path.is_file()]
+def part_of(name: str) -> str:
+    """What the bytes of a file of a store grow with, by its path there; labels and columns grow with crops."""
+    folder, _, file = name.rpartition("/")
+    if folder == "seals" or (folder == "markers" and name != calibration.FILE):
+        return "blocks"
+    if file.startswith("c."):
+        if folder in ("labels", "scales"):
+            return "labels"
+        if folder == "rows":
+            return "columns"
+        if folder == "calibration/means" or folder.startswith("images/"):
+            return "images"
+    return "once"
+
+
+def disk_bytes(store: LabelStore) -> dict[str, int]:
+    """Size of each file of a store, by its path there."""
+    files = [path for path in store.path.rglob("*") if path.is_file()]
     return {path.relative_to(store.path).as_posix(): path.stat().st_size for path in files}
 
 

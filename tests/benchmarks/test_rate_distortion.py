@@ -162,7 +162,11 @@ def test_bytes_in_memory_are_those_on_disk(
     board = claim.Board(Report("rate-distortion", tmp_path))
     found = claim.measure_store(board, case, store, claim.Promise(True, 0.9, 64))
     assert found["fidelity"] == pytest.approx(board.points[0].figures["fidelity"], abs=0.002)
-    assert 0 < float(str(found["entropy"])) < float(str(found["bytes"]))
+    codes = store.codes(0, slice(None))
+    bound = entropy(codes["labels"]) + entropy(codes["scales"][:, None])
+    assert found["entropy"] == pytest.approx(bound, abs=0.01)
+    shards = sum(path.stat().st_size for name in ("labels", "scales") for path in (store.path / name).glob("c.*"))
+    assert found["bytes"] == pytest.approx(shards / (4 * 4_096), abs=0.01)
 
 
 def test_means_are_those_of_the_views_after_the_first_block(
