@@ -5,18 +5,29 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 import pytest
-from making import Content, build, make_identity
+from making import Content, build, calibration, create, make_identity
 
 from labelstore import BlockIndex, LabelStore, check
 from labelstore.arrays import StoreLayout
+from labelstore.columns import CROP_COLUMNS, CUTMIX_COLUMNS, MIXUP_COLUMNS
 
 FORMAT = (Path(__file__).resolve().parents[2] / "docs" / "FORMAT.md").read_text()
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def run_snippets(count: int) -> dict:
+    """What the first snippets of the document leave behind."""
+    found: dict = {}
+    for snippet in re.findall(r"```python\n(.*?)```", FORMAT, re.DOTALL)[:count]:
+        assert len([line for line in snippet.splitlines() if line.strip()]) <= 20
+        exec(snippet, found)  # noqa: S102  our own document
+    return found
 
 
 @pytest.mark.parametrize(("encoding", "group"), [("int8", 1), ("float16", 2)])
@@ -25,17 +36,40 @@ def test_a_stranger_reads_labels_and_rows_in_twenty_lines(
 ) -> None:
     content = Content(make_identity(10, 3, encoding=encoding, group=group, block=(2, 4)), 2)
     store = build(tmp_path / "STORE", content, 2)
-    snippet = re.search(r"```python\n(.*?)```", FORMAT, re.DOTALL).group(1)
-    assert len([line for line in snippet.splitlines() if line.strip()]) <= 20
     monkeypatch.chdir(tmp_path)
-    found: dict = {}
-    exec(snippet, found)  # noqa: S102  our own document
+    found = run_snippets(1)
     batch = store.read(0, slice(0, 256))
     assert np.array_equal(found["logits"], batch.logits)
     assert np.array_equal(found["image"], content.order[0])
     assert np.array_equal(found["target"], batch.targets)
     assert np.array_equal(found["boxes"], batch.rows.boxes())
     assert np.array_equal(found["flipped"], batch.rows.flip)
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3 specification")
+@pytest.mark.parametrize("codec", ["pcodec", "zstd"])
+@pytest.mark.parametrize("columns", [CROP_COLUMNS, CROP_COLUMNS + CUTMIX_COLUMNS, CROP_COLUMNS + MIXUP_COLUMNS])
+def test_a_stranger_decodes_a_transform_in_twenty_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, columns: tuple[str, ...]
+) -> None:
+    encoding = {"name": "transform", "codec": codec, "step": 0.3}
+    group = 1 if columns == CROP_COLUMNS else 5
+    identity = make_identity(22, 70, encoding=encoding, group=group, block=(2, 10), size=8, crop_columns=columns)
+    content = Content(identity, 2)
+    if "share" in columns:
+        content.rows[:, columns.index("share")] *= 8000
+    store = create(tmp_path / "STORE", content, 2)
+    plain = calibration(content)
+    means = np.rint(3 * np.random.default_rng(0).standard_normal(plain.means.shape)).astype(np.int16)
+    with store.lease():
+        store.calibrate(replace(plain, means=means))
+    store = build(tmp_path / "STORE", content, 2)
+    monkeypatch.chdir(tmp_path)
+    found = run_snippets(2)
+    batch = store.read(0, slice(0, 256))
+    assert np.abs(content.logits[0] - found["logits"]).max() < 1
+    assert np.allclose(found["logits"], batch.logits, rtol=1e-5, atol=1e-5)
+    assert (group == 1) == (len(np.unique(store.pairs(0, slice(None)).weights)) == 1)
 
 
 def test_a_row_lies_where_the_document_says(tmp_path: Path) -> None:
