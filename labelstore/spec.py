@@ -14,6 +14,7 @@ FORMAT = 1
 MAX_POSITIONS = 16_384
 MAX_BLOCK_BYTES = 64 << 20
 MIN_BLOCK_ROWS = 4_096
+MAX_COLUMNS = 65_535
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +80,10 @@ class Identity:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name}: expected at least 1, found {value!r}")
+        if self.columns > MAX_COLUMNS:
+            raise InputError(
+                f"columns: expected at most {MAX_COLUMNS}, found {self.columns}; choose columns of the teacher"
+            )
         if self.block.positions % self.group and self.block.positions < self.images:
             raise InputError(f"block of {self.block.positions} positions: expected whole groups of {self.group}")
         chosen = self.class_columns

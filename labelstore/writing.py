@@ -40,9 +40,6 @@ def require_block_data(identity: Identity, encoding: Encoding, block: BlockIndex
     if data.audit is not None:
         for array, rows in zip(layout.audit, _arrays(data.audit), strict=True):
             _require(block, array.name, rows, array.dtype, array.shape)
-        _require_finite(data.audit.logits[None], MAX_FLOAT16, 0, 0)
-    start = grid.positions(block)[0]
-    _require_finite(data.logits, encoding.limit, grid.views(block)[0], start)
     for name, codes in (data.codes or {}).items():
         (kind,) = (kind for kind in encoding.arrays if kind.name == name)
         shape = (count, run) if kind.width is None else (count, run, codes.shape[-1] if kind.planar else kind.width)
@@ -51,6 +48,10 @@ def require_block_data(identity: Identity, encoding: Encoding, block: BlockIndex
     images = low + (high.astype(np.uint32) << np.uint32(16))
     if images.max() >= identity.images:
         raise InputError(f"block {block}: image index: expected below {identity.images}, found {images.max()}")
+    first = grid.views(block)[0], grid.positions(block)[0]
+    if data.audit is not None:
+        _require_finite(data.audit.logits[None], MAX_FLOAT16, images, first)
+    _require_finite(data.logits, encoding.limit, images, first)
 
 
 def encode_block(identity: Identity, encoding: Encoding, block: BlockIndex, data: BlockData) -> dict[str, list[Bytes]]:
@@ -99,12 +100,14 @@ def _require(block: BlockIndex, name: str, array: npt.NDArray[np.generic], dtype
         )
 
 
-def _require_finite(logits: npt.NDArray[np.floating], limit: float, view: int, position: int) -> None:
+def _require_finite(
+    logits: npt.NDArray[np.floating], limit: float, images: npt.NDArray[np.uint32], first: tuple[int, int]
+) -> None:
     """Refuse NaN, Inf and what the encoding cannot hold; the maximum of a row with NaN is NaN, so this sees it."""
     if logits.max() <= limit and logits.min() >= -limit:
         return
     v, p, c = (int(places[0]) for places in np.nonzero(~(np.abs(logits) <= limit)))
     raise InputError(
-        f"logit of view {view + v}, position {position + p}, class {c}: expected a number of at most {limit:g}, "
-        f"found {logits[v, p, c]}; look at the teacher's weights, its --dtype and --mean/--std"
+        f"logit of image {images[v, p]} in view {first[0] + v} (position {first[1] + p}), class {c}: expected a number "
+        f"of at most {limit:g}, found {logits[v, p, c]}; look at the teacher's weights, its --dtype and --mean/--std"
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from making import Content, build, calibration, make_identity, tree
 from test_damage import HARM
+from test_stateful import killed_after
 
-from labelstore import LabelStore, check
+from labelstore import LabelStore, check, documents
 from labelstore.blocks import BlockIndex
 from labelstore.errors import DamagedError, FormatError, LeaseError, MismatchError
 from labelstore.repair import repair
@@ -149,7 +152,7 @@ def test_a_damaged_calibration_is_made_again_to_the_same_bytes_or_refused(tmp_pa
     HARM["a byte at 0.31"](path / name)
     assert {damage.part for damage in check(path).damaged} == {"calibration"}
     report = repair(path)
-    assert (report.calibration, report.removed) == (True, ())
+    assert (report.calibration, report.removed, report.unsealed) == (True, (), VIEWS)
     assert check(path).ok
     other = Content(content.identity, VIEWS, seed=1)
     store = LabelStore.open(path)
@@ -157,3 +160,120 @@ def test_a_damaged_calibration_is_made_again_to_the_same_bytes_or_refused(tmp_pa
         store.calibrate(calibration(other))
     build(path, content, VIEWS)
     assert tree(path) == whole
+
+
+def damaged_twice(path: Path, files: list[str], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for name in rng.choice(files, int(rng.integers(2, 5)), replace=False):
+        HARM[str(rng.choice(["a byte at 0.31", "cut short", "gone"]))](path / name)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_several_files_are_repaired_together(tmp_path: Path, content: Content, seed: int) -> None:
+    """Broken seals above, below and beside broken blocks: nothing that is sealed may be missing afterwards."""
+    path = tmp_path / "s"
+    build(path, content, 2)
+    build(path, content, VIEWS)
+    whole = tree(path)
+    files = [name for name, kind in whole.items() if kind != "folder" and not name.startswith("images/")]
+    damaged_twice(path, [name for name in files if name != "zarr.json"], seed)
+    report = repair(path)
+    assert check(path).ok
+    opened = LabelStore.open(path)
+    assert set(report.removed) == set(opened.missing())
+    build(path, content, VIEWS)
+    assert check(path).ok
+    after = tree(path)
+    assert {name for name in whole.keys() | after.keys() if whole.get(name) != after.get(name)} <= {
+        "seals/2.json",
+        "seals/4.json",
+    }, "blocks that were sealed in two steps may be sealed in one"
+
+
+def test_a_seal_is_made_again_while_an_extension_is_under_way(tmp_path: Path) -> None:
+    content = Content(make_identity(block=(2, 4)), 8)
+    path = tmp_path / "s"
+    build(path, content, 4)
+    build(path, content, 8, blocks=2)
+    before = tree(path)
+    (path / "seals/4.json").unlink()
+    report = repair(path)
+    assert (report.made_again, report.unsealed, report.needs_build) == (("seals/4.json",), 0, False)
+    assert tree(path) == before
+
+
+@pytest.mark.parametrize("folder", ["markers", "seals", "labels", "rows", "audit/pixels", "images"])
+def test_whole_folders_that_are_gone(tmp_path: Path, store: Path, content: Content, folder: str) -> None:
+    path = tmp_path / "s"
+    shutil.copytree(store, path)
+    shutil.rmtree(path / folder)
+    assert not check(path).ok
+    report = repair(path)
+    if folder == "images":
+        assert report.left == ("images/digest/c.0.0", "images/target/c.0")
+        return
+    assert check(path).ok
+    build(path, content, VIEWS)
+    assert tree(path) == tree(store)
+
+
+def test_markers_that_no_state_of_the_store_made(tmp_path: Path, store: Path, content: Content) -> None:
+    path = tmp_path / "s"
+    build(path, content, VIEWS, blocks=4)
+    shutil.copy(path / "markers/1.0.json", path / "markers/7.0.json")
+    other = documents.read(path / "markers/0.1.json") | {"version": 5}
+    (path / "markers/0.1.json").write_bytes(documents.encode(other))
+    shutil.copy(path / "labels/c.1.0.0", path / "labels/c.9.0.0")
+    shutil.copy(path / "labels/c.1.0.0", path / "labels/c.0.9.0")
+    report = check(path)
+    assert report.blocks == [BlockIndex(0, 1), BlockIndex(7, 0)]
+    assert report.stray == ("labels/c.0.9.0",)
+    assert report.unpublished == ("labels/c.9.0.0",)
+    assert [damage.why for damage in report.damaged if damage.part == (0, 1)] == ["is of version 5, the store has 1"]
+    repair(path)
+    (path / "labels/c.0.9.0").unlink()
+    build(path, content, VIEWS)
+    assert tree(path) == tree(store)
+
+
+def test_the_root_is_written_again_where_its_attributes_are_whole(tmp_path: Path, store: Path) -> None:
+    path = tmp_path / "s"
+    shutil.copytree(store, path)
+    text = (path / "zarr.json").read_text()
+    (path / "zarr.json").write_text(text.replace('"zarr_format": 3', '"zarr_format": 2'))
+    assert [(damage.file, damage.part) for damage in check(path).damaged] == [("zarr.json", "metadata")]
+    assert repair(path).made_again == ("zarr.json",)
+    assert tree(path) == tree(store)
+
+
+def test_a_block_of_another_calibration_goes_and_the_calibration_stays(tmp_path: Path) -> None:
+    content = Content(make_identity(10, 64, block=(2, 4), encoding={"name": "transform", "step": 0.5}), VIEWS)
+    other = Content(content.identity, VIEWS, seed=1)
+    path, far = tmp_path / "s", tmp_path / "far"
+    whole = tree(build(path, content, VIEWS, blocks=4).path)
+    build(far, other, VIEWS, blocks=4)
+    for name in ("markers/1.0.json", "labels/c.1.0.0", "rows/c.1.0.0"):
+        shutil.copy(far / name, path / name)
+    report = repair(path)
+    assert (report.removed, report.calibration) == ((BlockIndex(1, 0),), False)
+    build(path, content, VIEWS, blocks=1)
+    assert tree(path) == whole
+
+
+def test_a_repair_that_is_killed_at_any_step_is_finished_by_the_next(tmp_path: Path, content: Content) -> None:
+    whole = build(tmp_path / "whole", content, 2).path
+    build(whole, content, VIEWS)
+    steps, killed = 0, True
+    while killed:
+        path = tmp_path / str(steps)
+        shutil.copytree(whole, path)
+        for name in ("seals/4.json", "markers/0.1.json", "markers/1.0.json", "rows/zarr.json", "labels/c.1.1.0"):
+            HARM["cut short"](path / name)
+        killed = killed_after(steps, partial(repair, path))
+        (path / "lease.json").unlink(missing_ok=True)  # its process is dead, in earnest
+        repair(path)
+        assert check(path).ok, steps
+        build(path, content, VIEWS)
+        assert tree(path) == tree(whole), steps
+        steps += 1
+    assert steps > 20
