@@ -149,6 +149,8 @@ def check_command(config: CheckConfig, console: Console) -> int:
     text = f"{config.store}: {report.files:,} files, {byte_count(report.bytes)} read; {found}"
     if repaired is None:
         advice = "" if report.ok else "; run it again with --repair, then the build that made the store"
+        if any(damage.part == "root" for damage in report.damaged):
+            advice = "; nothing can be repaired without it"
         console.summary(values, text + advice)
         return 0 if report.ok else 1
     values |= {
@@ -178,7 +180,11 @@ def repair_lines(repaired: RepairReport) -> list[str]:
         lines.append(
             "run the `python -m pipeline build` that made the store: it fills what is missing, and nothing else"
         )
-    lines += [f"{file}: only a copy of the store has it; restore it from one" for file in repaired.left]
+    lines += [
+        f"{file}: follows from the images alone; restore it from a copy of the store, or from a new store of the same "
+        f"images (`python -m pipeline build` with --views 1 and another --store)"
+        for file in repaired.left
+    ]
     return lines
 
 

@@ -32,7 +32,7 @@ class RepairReport:
         removed: blocks that are gone, and that a build fills.
         calibration: whether the calibration is gone, which a build makes again.
         unsealed: views that were sealed and are not until a build has finished; 0 when all still are.
-        left: files that only a copy of the store has.
+        left: tables of the images, which only a copy or another store of the same images has.
     """
 
     before: CheckReport
@@ -102,7 +102,7 @@ class _Repair:
             removed=tuple(broken),
             calibration="calibration" in parts,
             unsealed=before - self._store.state.views_sealed,
-            left=tuple(damage.file for damage in self._report.damaged if damage.part in ("images", "root")),
+            left=tuple(damage.file for damage in self._report.damaged if damage.part == "images"),
         )
 
     def _metadata(self) -> None:

@@ -28,6 +28,7 @@ from pipeline.calibrate import Calibrator
 from pipeline.class_order import agreement
 from pipeline.codes import DeviceCodes
 from pipeline.config import BuildConfig
+from pipeline.labelling import label
 from pipeline.manifest import Manifest, scan
 from pipeline.memory import keep_freed_memory
 from pipeline.plan import Plan
@@ -299,19 +300,20 @@ def label_block(store: LabelStore, work: Work, block: BlockIndex, coder: DeviceC
     wanted = min(AUDIT_CROPS, stop - start) if first else DIGEST_POSITIONS
     logits = np.empty((len(rows) * (stop - start), teacher.columns), np.float32)
     done = 0
-    for crops in stream(work.renderer, rows, teacher.batch, group):
-        logits[done : done + len(crops)] = teacher.logits(crops).numpy()
+    names = [f"view {view}" for view in range(*views)]
+    for crops, labels in label(work.renderer, teacher, rows, names, group):
+        logits[done : done + len(crops)] = labels
         if done < wanted:
             kept.append(crops[: wanted - done].cpu())
         done += len(crops)
     head = torch.cat(kept)[: stop - start]
     audit = AuditRows(crops=head.numpy(), logits=logits[: len(head)].astype(np.float16)) if first else None
-    labels = logits.reshape(len(rows), stop - start, teacher.columns)
+    whole = logits.reshape(len(rows), stop - start, teacher.columns)
     values = np.stack([row.values for row in rows])
     return BlockData(
-        logits=labels,
+        logits=whole,
         rows=values,
-        codes=coder.encode(labels, pairs_of(work.identity, values)) if coder else None,
+        codes=coder.encode(whole, pairs_of(work.identity, values)) if coder else None,
         pixels_digest=pixels_digest(head[:DIGEST_POSITIONS]),
         audit=audit,
     )

@@ -6,7 +6,7 @@ or not, of views that no store has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,9 @@ from labelstore.encodings.fitting import Fit, Sample, fit
 from labelstore.encodings.transform import Calibration, Transform
 from labelstore.spec import Identity
 from labelstore.writing import pairs_of
+from pipeline.labelling import label
 from pipeline.plan import Plan
 from pipeline.render import Renderer
-from pipeline.render.stream import stream
 from pipeline.teacher import Teacher
 
 MEAN_CROPS = 12  # of each image: a residual has 1 + 1 / 12 of the variance that an exact mean would leave
@@ -117,12 +117,13 @@ class Calibrator:
             codes[part] = found.code(self._means(part, progress))
         return codes
 
-    def _add(self, logits: Float32Array, rows: Iterable[CropRows], group: int, progress: Progress) -> None:
+    def _add(self, logits: Float32Array, rows: Sequence[CropRows], group: int, progress: Progress) -> None:
         """Add the teacher's logits for the first n rows to ``logits``, float32 ``[n, C]``: no second array of them."""
         done = 0
-        for crops in stream(self._renderer, rows, self._teacher.batch, group):
+        names = ["a calibration view"] * len(rows)
+        for crops, labels in label(self._renderer, self._teacher, rows, names, group):
             place = logits[done : done + len(crops)]
-            place += self._teacher.logits(crops).numpy()[: len(place)]
+            place += labels[: len(place)]
             done += len(crops)
             progress.advance(len(crops))
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from labelstore.errors import GiftwrapError, InputError
+from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.class_order import CLASS_COLUMNS, TEACHER_CLASSES, check_classes, select_columns
 from pipeline.networks.load import library_version, load_network
@@ -19,6 +19,24 @@ from pipeline.render.normalise import normalise
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Instructions that decide which kernels of one capability are taken.
 CPU_FEATURES = ("avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "amx_fp16")
+
+
+class BrokenLogitsError(InputError):
+    """A teacher gave NaN or Inf for a crop.
+
+    Args:
+        name: of the teacher.
+        row: of the first such crop in its batch.
+        column: of its first such logit.
+        value: of the logit.
+    """
+
+    def __init__(self, name: str, row: int, column: int, value: float) -> None:
+        super().__init__(
+            f"the teacher {name} gave {value} for class {column} of row {row} of a batch; "
+            f"look at its weights, --mean/--std and --dtype"
+        )
+        self.row, self.column, self.value = row, column, value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +130,7 @@ class Teacher:
             float32 ``[n, C]`` on the CPU.
 
         Raises:
-            GiftwrapError: when a logit is NaN or infinite; names the rows.
+            BrokenLogitsError: when a logit is NaN or infinite; names the first.
         """
         shape = (self.size, self.size, 3)
         rows = len(pixels)
@@ -128,12 +146,10 @@ class Teacher:
         if self.selected is not None:
             logits = logits[:, list(self.selected)]
         logits = logits.cpu()
-        broken = (~logits.isfinite()).any(dim=1).nonzero().flatten().tolist()
-        if broken:
-            raise GiftwrapError(
-                f"the teacher {self.spec.name} gave NaN or infinite logits for rows {broken[:8]} of a batch "
-                f"({len(broken)} in all); check its weights, --mean/--std and --dtype"
-            )
+        broken = (~logits.isfinite()).nonzero()
+        if len(broken):
+            row, column = broken[0].tolist()
+            raise BrokenLogitsError(self.spec.name, row, column, float(logits[row, column]))
         return logits
 
 
