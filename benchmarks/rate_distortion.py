@@ -8,7 +8,7 @@ store; what they are fitted to comes from later views of it. float16 itself is w
 With the images and weights that GIFTWRAP_DATA names, labels are those of an ImageNet classifier for 224 px crops of
 1,000 photographs. The stores, float16 and transform, are made by `python -m pipeline build`, each with a calibration of
 its own, and stay in OUT, so that a second run takes no teacher. Without GIFTWRAP_DATA labels are drawn, and transform
-stores are converted from float16. Curves are coded in memory, with the calibration that a build would make: 12
+stores are converted from float16. Curves are coded in memory, with the calibration that a build would make: 16
 unmixed crops of each image for its mean, then rows to fit to, then rows that choose the step.
 
 ``side_share`` is of a set of N = 10,000 images with V = 300 views, by the bytes of a store's files: (a mean, a digest

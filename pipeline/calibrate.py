@@ -23,7 +23,7 @@ from pipeline.plan import Plan
 from pipeline.render import Renderer
 from pipeline.teacher import Teacher
 
-MEAN_CROPS = 12  # of each image: a residual has 1 + 1 / 12 of the variance that an exact mean would leave
+MEAN_CROPS = 16  # of each image: a residual has 1 + 1 / 16 of the variance that an exact mean would leave
 FIRST_VIEW = 1 << 30  # of calibration: above all views of any store
 FIT_ROWS = 16_384
 FIT_VIEWS = 12  # of small sets
