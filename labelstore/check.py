@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from labelstore import calibration, disk, documents, publish
 from labelstore.arrays import ArrayLayout, StoreLayout, group_metadata
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.errors import DamagedError
+from labelstore.images import manifest_digest
 from labelstore.lease import LEASE
 from labelstore.publish import PARTIAL, FileEntry
 from labelstore.root import ROOT, groups
@@ -21,6 +23,7 @@ from labelstore.seals import Seal, marker_file, read_marker, read_seal, seal_fil
 from labelstore.shards import Shard
 from labelstore.store import LabelStore
 
+SHA256 = re.compile("[0-9a-f]{64}")
 T = TypeVar("T")
 Part: TypeAlias = Literal["root", "metadata", "images", "calibration", "seal"] | BlockIndex
 
@@ -130,8 +133,7 @@ class _Check:
 
     def run(self, progress: Callable[[int, int], None]) -> CheckReport:
         self._metadata()
-        for array in (self._layout.digest, self._layout.target):
-            self._try(array.file(), partial(self._read_whole, array), "images")
+        self._images()
         self._calibrated()
         sealed = sealed_views(self._root, self._grid, self._store.state.views_sealed, self._seal)
         blocks = [*self._grid.blocks(0, self._store.state.views_target), *self._beyond()]
@@ -155,6 +157,18 @@ class _Check:
 
     def _read_whole(self, array: ArrayLayout) -> npt.NDArray[Any]:
         return Shard(array, array.shape, self._root / array.file()).read()
+
+    def _images(self) -> None:
+        """The tables of the images, which no marker vouches for; the digest of the manifest does."""
+        identity, tables = self._store.identity, (self._layout.digest, self._layout.target)
+        digests, targets = (self._try(array.file(), partial(self._read_whole, array), "images") for array in tables)
+        if digests is None or targets is None or not SHA256.fullmatch(identity.manifest):
+            return
+        known = targets.max() < len(identity.classes)
+        found = manifest_digest(identity.classes, targets, digests) if known else "a class that is not there"
+        if found != identity.manifest:
+            why = f"tables of other images: expected manifest {identity.manifest}, found {found}"
+            self._damaged += [Damage(array.file(), why, "images") for array in tables]
 
     def _metadata(self) -> None:
         """The zarr.json files follow from the identity; only the number of views may be ahead of the state."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from labelstore.errors import InputError, MismatchError
+from labelstore.images import manifest_digest
 from labelstore.spec import Identity
 from pipeline import manifest_cache
 from pipeline.class_folder import ClassOrder, Listing, list_images, named
@@ -61,16 +62,7 @@ class Manifest:
         """SHA-256 of the (class name, image digest) rows in order, hex; paths do not enter it."""
         if not self.digests.any(axis=1).all():
             raise InputError(f"{self.root}: the images were listed without digests; scan with digests=True")
-        prefixes = [_field(name) for name in self.classes]
-        whole = hashlib.sha256()
-        starts = np.flatnonzero(np.diff(self.targets, prepend=-1, append=-1))
-        for start, stop in pairwise(starts):
-            prefix = prefixes[self.targets[start]]
-            rows = np.empty((stop - start, len(prefix) + 32), np.uint8)
-            rows[:, : len(prefix)] = np.frombuffer(prefix, np.uint8)
-            rows[:, len(prefix) :] = self.digests[start:stop]
-            whole.update(rows.tobytes())
-        return whole.hexdigest()
+        return manifest_digest(self.classes, self.targets, self.digests)
 
     def file(self, image: int) -> Path:
         """The file of an image."""
@@ -264,7 +256,8 @@ def require_same_images(
     Raises:
         MismatchError: names the first difference on both sides.
     """
-    if identity.classes == manifest.classes and identity.manifest == manifest.digest:
+    same_tables = np.array_equal(digests, manifest.digests) and np.array_equal(targets, manifest.targets)
+    if identity.classes == manifest.classes and identity.manifest == manifest.digest and same_tables:
         return
     found = (
         f"the store has {identity.images:,} images in {len(identity.classes):,} classes, "
@@ -299,9 +292,3 @@ def _row(classes: Sequence[str], digests: npt.NDArray[np.uint8], targets: npt.ND
 def _quoted(name: str | None) -> str:
     """A class name, for a message."""
     return "absent" if name is None else repr(name)
-
-
-def _field(text: str) -> bytes:
-    """UTF-8 behind its length as a little-endian uint32."""
-    data = text.encode()
-    return len(data).to_bytes(4, "little") + data

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from labelstore.arrays import AUDIT_BLOCK
 from labelstore.errors import MismatchError
 from labelstore.spec import Json
 from labelstore.store import LabelStore
@@ -135,7 +136,7 @@ def check_pixels(source: Source, blocks: int = 8) -> PixelReport:
     store = source.store
     stored = torch.from_numpy(store.audit().crops)
     ours = source.crops(0, 0, len(stored))
-    stored_id: Json = dict(store.state.versions[0]["renderer"])  # type: ignore[arg-type]
+    stored_id: Json = dict(store.version(AUDIT_BLOCK)["renderer"])  # type: ignore[arg-type]
     difference = compare(ours, stored, stored_id, dict(source.renderer.id))
     crops = len(stored) + _check_digests(source, blocks)
     return PixelReport(

@@ -81,6 +81,7 @@ def _main(words: list[str], out: Path, err: Path, cwd: Path | None) -> None:
     sys.argv = words
     if cwd:
         os.chdir(cwd)
+    sys.modules.pop(f"{words[0]}.__main__", None)  # the server of another module may have imported it
     try:
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
     finally:

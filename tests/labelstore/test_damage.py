@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from making import Content, build, make_identity, tree
 
 from labelstore import LabelStore, check, documents
 from labelstore.errors import DamagedError, FormatError
+from labelstore.images import manifest_digest
 from labelstore.reading import Reader
+from labelstore.repair import repair
 
 VIEWS = 4
 
@@ -149,3 +152,19 @@ def test_progress_counts_blocks(store: Path) -> None:
     seen: list[tuple[int, int]] = []
     assert check(store, lambda done, total: seen.append((done, total))).ok
     assert seen == [(n, 6) for n in range(1, 7)]
+
+
+def test_tables_of_other_images_are_found(tmp_path: Path, content: Content) -> None:
+    identity = replace(content.identity, manifest=manifest_digest(("cat", "dog"), content.targets, content.digests))
+    ours, theirs = Content(identity, VIEWS), Content(identity, VIEWS, seed=1)
+    build(tmp_path / "s", ours, VIEWS)
+    build(tmp_path / "other", theirs, VIEWS)
+    assert check(tmp_path / "s").ok
+    for name in ("images/target/c.0", "images/digest/c.0.0"):
+        path = tmp_path / name.replace("/", "-")
+        shutil.copytree(tmp_path / "s", path)
+        shutil.copy(tmp_path / "other" / name, path / name)
+        damaged = check(path).damaged
+        assert [damage.file for damage in damaged] == ["images/digest/c.0.0", "images/target/c.0"]
+        assert f"expected manifest {identity.manifest}, found" in damaged[0].why
+        assert repair(path).left == ("images/digest/c.0.0", "images/target/c.0")
