@@ -12,8 +12,8 @@ from labelstore import publish as publishing
 from labelstore.arrays import ArrayLayout, StoreLayout
 from labelstore.encodings.transform import GROUP, Calibration
 from labelstore.errors import DamagedError, InputError, MismatchError
-from labelstore.publish import FileEntry
-from labelstore.shards import Shard, encode_shard
+from labelstore.publish import Described, FileEntry
+from labelstore.shards import Shard, shard_pieces
 from labelstore.spec import Json
 
 FILE = "markers/calibration.json"
@@ -23,7 +23,7 @@ class Published(NamedTuple):
     """What is known of a published calibration.
 
     Attributes:
-        digest: BLAKE2b-64 of the file of its marker, hex: what blocks and seals know it by.
+        digest: XXH3-64 of the file of its marker, hex: what blocks and seals know it by.
         numbers: step, reference, centroids, components, fidelity.
         shards: what is known of each of its shards, by array.
     """
@@ -68,18 +68,17 @@ def publish(root: Path, layout: StoreLayout, calibration: Calibration, wanted: s
             raise InputError(
                 f"{array.name}: expected {array.dtype} {list(shape)}, found {values.dtype} {list(values.shape)}"
             )
-        files[array.file()] = encode_shard(array, values)
-    entries = {file: publishing.describe([data]) for file, data in files.items()}
+        files[array.file()] = Described.of(*shard_pieces(array, values))
     document: dict[str, Json] = {
         "step": calibration.step,
         "reference": calibration.reference,
         "centroids": list(calibration.centroids),
         "components": calibration.components,
         "fidelity": calibration.fidelity,
-        "shards": {array.name: dict(entries[array.file()]._asdict()) for array in layout.calibration},
+        "shards": {array.name: dict(files[array.file()].entry._asdict()) for array in layout.calibration},
     }
-    marker = documents.encode(document)
-    digest = publishing.describe([marker]).blake2b
+    marker = Described.of(documents.encode(document))
+    digest = marker.entry.xxh3
     if wanted not in (None, digest):
         raise MismatchError(
             f"{root}: this calibration is {digest}, blocks were coded with {wanted}; build where the store was begun, "
@@ -102,7 +101,7 @@ def find(root: Path, layout: StoreLayout) -> Published | None:
         numbers = documents.read(path)
     except FileNotFoundError:
         return None
-    digest = publishing.describe([documents.encode(numbers)]).blake2b
+    digest = publishing.describe([documents.encode(numbers)]).xxh3
     try:
         shards = {name: FileEntry(**entry) for name, entry in numbers.pop("shards").items()}
         names = {array.name for array in layout.calibration}
@@ -131,7 +130,7 @@ def read(root: Path, layout: StoreLayout, published: Published) -> Calibration:
         path, entry = root / array.file(), published.shards[array.name]
         extent = array.extent({"component": published.components})
         shard = Shard(array, extent, path, entry.bytes)
-        if publishing.describe(disk.read_pieces(path)).blake2b != entry.blake2b:
+        if publishing.describe(disk.read_pieces(path)).xxh3 != entry.xxh3:
             raise DamagedError(f"{path}: is not the shard that {FILE} names; restore it from a copy of the store")
         values[_name(array)] = shard.read()
     numbers = published.numbers

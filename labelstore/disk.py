@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from labelstore.errors import DamagedError
 
-READ_BYTES = 8 << 20
+READ_BYTES = 1 << 20
 MAX_PIECES = 1024  # that the system writes at once
 Bytes = bytes | npt.NDArray[Any]
 

@@ -7,11 +7,12 @@ power failure.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+import xxhash
 
 from labelstore import disk
 from labelstore.errors import DamagedError, InputError, LeaseError
@@ -29,13 +30,13 @@ class FileEntry(NamedTuple):
 
     bytes: int
     crc32c: int
-    blake2b: str
+    xxh3: str
 
 
 def describe(pieces: Iterable[disk.Bytes]) -> FileEntry:
-    """Size, CRC-32C and BLAKE2b-64 (hex) of the bytes of a file."""
+    """Size, CRC-32C and XXH3-64 (hex) of the bytes of a file."""
     size = crc = 0
-    digest = hashlib.blake2b(digest_size=8)
+    digest = xxhash.xxh3_64()
     for piece in pieces:
         size += len(piece)
         crc = disk.crc32c(piece, crc)
@@ -43,26 +44,32 @@ def describe(pieces: Iterable[disk.Bytes]) -> FileEntry:
     return FileEntry(size, crc, digest.hexdigest())
 
 
-def publish(root: Path, files: Mapping[str, bytes | Sequence[disk.Bytes]]) -> dict[str, FileEntry]:
-    """Publish files, whole or in pieces, under their paths relative to the store ``root``.
+class Described(NamedTuple):
+    """The bytes of a file in pieces, and what is known of them."""
 
-    Returns:
-        What is known of each.
+    pieces: Sequence[disk.Bytes]
+    entry: FileEntry
+
+    @classmethod
+    def of(cls, *pieces: disk.Bytes) -> Described:
+        """Describe the pieces."""
+        return cls(pieces, describe(pieces))
+
+
+def publish(root: Path, files: Mapping[str, Described]) -> None:
+    """Publish files under their paths relative to the store ``root``.
 
     Raises:
         LeaseError: when one of the names is taken.
-        DamagedError: when a file does not read back as it was written.
+        DamagedError: when a file does not read back as it was described.
     """
     folders = list(dict.fromkeys((root / name).parent for name in files))
-    # Flushed together, files share the disk's waits; a digest takes as long as they do.
-    with ThreadPoolExecutor(2 * len(files)) as pool:
-        entries = {name: pool.submit(describe, _pieces(data)) for name, data in files.items()}
-        staged = {name: _stage(root, name, data) for name, data in files.items()}
+    staged = {name: _stage(root, name, file) for name, file in files.items()}
+    with ThreadPoolExecutor(len(files)) as pool:  # flushed together, files share the disk's waits
         list(pool.map(disk.sync_file, staged.values()))
         for name, temporary in staged.items():
             _link(root, temporary, name)
         list(pool.map(disk.sync_folder, folders))
-        return {name: entry.result() for name, entry in entries.items()}
 
 
 def _link(root: Path, temporary: Path, name: str) -> None:
@@ -84,29 +91,23 @@ def _link(root: Path, temporary: Path, name: str) -> None:
 
 def replace(root: Path, name: str, data: bytes) -> None:
     """Replace a file of the store in one step, durably."""
-    temporary = _stage(root, name, data)
+    temporary = _stage(root, name, Described.of(data))
     disk.sync_file(temporary)
     disk.replace(temporary, root / name)
     disk.sync_folder((root / name).parent)
 
 
-def _pieces(data: bytes | Sequence[disk.Bytes]) -> Sequence[disk.Bytes]:
-    return [data] if isinstance(data, bytes) else data
-
-
-def _stage(root: Path, name: str, data: bytes | Sequence[disk.Bytes]) -> Path:
+def _stage(root: Path, name: str, file: Described) -> Path:
     """Write a file aside and check it."""
     temporary = root / PARTIAL / name.replace("/", "~")
     disk.unlink(temporary)
-    disk.write_file(temporary, *_pieces(data))
-    found = wanted = 0
-    for piece in _pieces(data):
-        wanted = disk.crc32c(piece, wanted)
+    disk.write_file(temporary, *file.pieces)
+    found = 0
     for piece in disk.read_pieces(temporary):
         found = disk.crc32c(piece, found)
-    if found != wanted:
+    if found != file.entry.crc32c:
         raise DamagedError(
-            f"{temporary}: wrote bytes with CRC-32C {wanted}, read back {found}; "
+            f"{temporary}: wrote bytes with CRC-32C {file.entry.crc32c}, read back {found}; "
             f"check this disk and this machine's memory"
         )
     return temporary

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from labelstore.columns import CropRows
-from labelstore.disk import Bytes
 from labelstore.encodings import Codes
+from labelstore.publish import Described
 from labelstore.spec import Json
 
 
@@ -51,13 +51,13 @@ class EncodedBlock(NamedTuple):
     """What one block publishes.
 
     Attributes:
-        files: the bytes of its shards in pieces, by array.
+        files: its shards, by array.
         pixels: as ``BlockData.pixels_digest``.
         version: which of the store's versions made it.
         fidelity: of the encoding, with the first block.
     """
 
-    files: dict[str, list[Bytes]]
+    files: dict[str, Described]
     pixels: str
     version: int
     fidelity: Json

@@ -13,7 +13,7 @@ from labelstore import disk, documents
 from labelstore.arrays import StoreLayout, group_metadata
 from labelstore.errors import FormatError, InputError
 from labelstore.lease import LEASE
-from labelstore.publish import PARTIAL, publish
+from labelstore.publish import PARTIAL, Described, publish
 from labelstore.shards import encode_shard
 from labelstore.spec import FORMAT, Identity, Json, State
 
@@ -91,10 +91,10 @@ def make_skeleton(
     files[layout.target.file()] = encode_shard(layout.target, targets.astype(np.uint32))
     for folder in folders(layout):
         disk.make_folder(root / folder)
-    publish(root, files)
+    publish(root, {name: Described.of(data) for name, data in files.items()})
     for folder in (*groups(layout), "", ".."):
         disk.sync_folder(root / folder)
-    publish(root, {ROOT: root_document(identity, state)})
+    publish(root, {ROOT: Described.of(root_document(identity, state))})
 
 
 def _top_names(layout: StoreLayout) -> set[str]:

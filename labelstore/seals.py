@@ -104,17 +104,17 @@ class Columns:
 
     bytes: npt.NDArray[np.int64]
     crc32c: npt.NDArray[np.int64]
-    blake2b: npt.NDArray[np.bytes_]
+    xxh3: npt.NDArray[np.bytes_]
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> Columns:
         """From the JSON object of a seal."""
         bytes_, crc32c = (np.array(table[name], np.int64) for name in ("bytes", "crc32c"))
-        return cls(bytes_, crc32c, np.array(table["blake2b"], "S16"))
+        return cls(bytes_, crc32c, np.array(table["xxh3"], "S16"))
 
     def entry(self, at: int) -> FileEntry:
         """One file's entry."""
-        return FileEntry(int(self.bytes[at]), int(self.crc32c[at]), self.blake2b[at].decode())
+        return FileEntry(int(self.bytes[at]), int(self.crc32c[at]), self.xxh3[at].decode())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,7 +200,7 @@ def read_seal(root: Path, identity: Identity, stop: int) -> Seal:
         raise DamagedError(f"{path}: seals a store of another identity than zarr.json has")
     names = {array.name for array in StoreLayout.of(identity).blocks}
     count = (seal.stop - seal.first) // identity.block.views * grid.runs
-    columns = [column for shards in seal.shards.values() for column in (shards.bytes, shards.crc32c, shards.blake2b)]
+    columns = [column for shards in seal.shards.values() for column in (shards.bytes, shards.crc32c, shards.xxh3)]
     lengths = {len(column) for column in (*columns, seal.pixels, seal.version)}
     if seal.stop != stop or not 0 <= seal.first < stop or set(seal.shards) != names or lengths != {count}:
         raise DamagedError(f"{path}: expected {count} blocks of {sorted(names)} for views {seal.first} to {stop - 1}")

@@ -311,7 +311,8 @@ class LabelStore:
             raise NotStoredError(f"{self.path}: {len(missing)} blocks are missing, first {missing[0]}; write them")
         markers = [self._marker(block) for block in self._grid.blocks(*views)]
         leases.require_held(self.path, held)
-        publish.publish(self.path, {seal_file(views[1]): seal_document(self.identity, self.state, markers, views)})
+        seal = publish.Described.of(seal_document(self.identity, self.state, markers, views))
+        publish.publish(self.path, {seal_file(views[1]): seal})
         self._set_state(dataclasses.replace(self.state, views_sealed=views[1]))
 
     def unseal(self, views: int) -> None:
@@ -463,16 +464,17 @@ class LabelStore:
         arrays = self._layout.of_block(block)
         for array in arrays:
             disk.unlink(self.path / array.file(block))
-        entries = publish.publish(self.path, {array.file(block): encoded.files[array.name] for array in arrays})
+        publish.publish(self.path, {array.file(block): encoded.files[array.name] for array in arrays})
         marker = Marker(
             block=block,
-            shards={array.name: entries[array.file(block)] for array in arrays},
+            shards={array.name: encoded.files[array.name].entry for array in arrays},
             pixels=encoded.pixels,
             version=encoded.version,
             fidelity=encoded.fidelity,
             calibration=self._calibration.digest if self._calibration else None,
         )
-        publish.publish(self.path, {marker_file(block): documents.encode(marker.to_json(self._grid))})
+        document = publish.Described.of(documents.encode(marker.to_json(self._grid)))
+        publish.publish(self.path, {marker_file(block): document})
 
     def _require_writable(self, block: BlockIndex) -> None:
         self._require_lease(shared=True)

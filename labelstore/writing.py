@@ -10,10 +10,10 @@ import numpy.typing as npt
 from labelstore.arrays import AUDIT_BLOCK, StoreLayout
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.columns import IMAGE_COLUMNS, CropRows
-from labelstore.disk import Bytes
 from labelstore.encodings import Encoding, Pairs
 from labelstore.errors import InputError
 from labelstore.fidelity import ROWS, gift_fidelity, summarize
+from labelstore.publish import Described
 from labelstore.records import AuditRows, BlockData
 from labelstore.seals import PIXELS_DIGEST
 from labelstore.shards import shard_pieces
@@ -54,8 +54,8 @@ def require_block_data(identity: Identity, encoding: Encoding, block: BlockIndex
     _require_finite(data.logits, encoding.limit, images, first)
 
 
-def encode_block(identity: Identity, encoding: Encoding, block: BlockIndex, data: BlockData) -> dict[str, list[Bytes]]:
-    """The bytes of a block's shards in pieces, by array."""
+def encode_block(identity: Identity, encoding: Encoding, block: BlockIndex, data: BlockData) -> dict[str, Described]:
+    """A block's shards, by array."""
     layout = StoreLayout.of(identity)
     codes = dict(data.codes or encoding.encode(data.logits, pairs_of(identity, data.rows)))
     for array in encoding.arrays:
@@ -64,7 +64,7 @@ def encode_block(identity: Identity, encoding: Encoding, block: BlockIndex, data
     values = {**codes, layout.rows.name: data.rows}
     if data.audit is not None:
         values |= {array.name: rows for array, rows in zip(layout.audit, _arrays(data.audit), strict=True)}
-    return {array.name: shard_pieces(array, values[array.name]) for array in layout.of_block(block)}
+    return {array.name: Described.of(*shard_pieces(array, values[array.name])) for array in layout.of_block(block)}
 
 
 def fidelity_of(identity: Identity, encoding: Encoding, data: BlockData, targets: npt.NDArray[np.int64]) -> Json:

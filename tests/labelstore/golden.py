@@ -35,3 +35,5 @@ if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     write("int8", Content(make_identity(10, 3), 6))
     write("float16-mixed", Content(make_identity(10, 3, encoding="float16", group=2, block=(2, 6)), 6))
+    encoding: dict[str, object] = {"name": "transform", "step": 0.5}
+    write("transform-mixed", Content(make_identity(10, 64, encoding=encoding, group=2, block=(2, 6)), 6))

@@ -97,7 +97,7 @@ def test_two_shards_swapped_are_told_apart_though_their_crcs_agree(tmp_path: Pat
     second.write_bytes(data)
     report = check(path)
     assert [damage.file for damage in report.damaged] == ["labels/c.0.0.0", "labels/c.1.0.0"]
-    assert all("blake2b: expected" in damage.why for damage in report.damaged)
+    assert all("xxh3: expected" in damage.why for damage in report.damaged)
 
 
 def test_a_marker_of_another_store_disagrees_with_the_seal(tmp_path: Path, store: Path) -> None:

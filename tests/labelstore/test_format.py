@@ -95,7 +95,7 @@ def test_stamps_are_what_the_document_says(tmp_path: Path) -> None:
         assert stamp == google_crc32c.value(json.dumps(value, separators=(",", ":")).encode())
 
 
-@pytest.mark.parametrize("name", ["int8", "float16-mixed"])
+@pytest.mark.parametrize("name", ["int8", "float16-mixed", "transform-mixed"])
 def test_the_first_stores_of_format_1_are_still_read(tmp_path: Path, name: str) -> None:
     """Written once, by `python golden.py`; every later version must read them to the same numbers."""
     zipfile.ZipFile(GOLDEN / f"{name}.zip").extractall(tmp_path)
@@ -105,7 +105,9 @@ def test_the_first_stores_of_format_1_are_still_read(tmp_path: Path, name: str) 
     assert (store.state.views_target, store.state.views_sealed) == (6, 6)
     for view in range(6):
         batch = store.read(view, slice(None))
-        assert np.array_equal(batch.logits, expected["logits"][view])
+        # a matrix product rounds as its library likes
+        tolerance = 1e-5 if name.startswith("transform") else 0
+        np.testing.assert_allclose(batch.logits, expected["logits"][view], rtol=0, atol=tolerance)
         assert np.array_equal(batch.rows.values, expected["rows"][view])
         assert np.array_equal(batch.targets, expected["targets"][batch.rows.image])
     assert np.array_equal(store.image_digests, expected["digests"])

@@ -174,7 +174,7 @@ def test_bytes_that_do_not_read_back_are_not_published(
 def test_a_name_that_is_taken_is_never_overwritten(tmp_path: Path, content: Content) -> None:
     store = create(tmp_path / "s", content, 2)
     with store.lease(), pytest.raises(LeaseError, match="exists already, so another process is writing this store"):
-        publish.publish(store.path, {"zarr.json": b"other"})
+        publish.publish(store.path, {"zarr.json": publish.Described.of(b"other")})
     assert LabelStore.open(store.path).identity == content.identity
 
 
