@@ -8,6 +8,7 @@ from typing import Any
 import tyro
 
 from labelstore.console import Console, run_command
+from trainer import recipes
 from trainer.config import TrainConfig
 from trainer.evaluate import EvaluateConfig, evaluate_command
 from trainer.train import say, train
@@ -15,10 +16,14 @@ from trainer.train import say, train
 
 def main() -> int:
     """Run the command that the arguments name."""
+    arguments: list[str] = []
+    if code := run_command("trainer", lambda: arguments.extend(recipes.typed(sys.argv[1:]))):
+        return code
     config: Any = tyro.extras.subcommand_cli_from_dict(
         {"train": TrainConfig, "evaluate": EvaluateConfig},
         prog="python -m trainer",
         description="Labels in, student out.",
+        args=arguments,
     )
     console = Console(as_json=config.json)
 

@@ -10,7 +10,7 @@ from labelstore.errors import InputError
 from pipeline.config import gibibytes, json_object
 from trainer.losses import LossName, LossSpec
 from trainer.losses.gift import GiftForm
-from trainer.optimisers import OptimiserSpec
+from trainer.optimisers import Decay, OptimiserSpec
 from trainer.schedules import ScheduleName, SchedulePer, ScheduleSpec
 
 
@@ -25,6 +25,8 @@ class TrainConfig:
     """Folder of the store."""
     images: Path
     """Class folder that the store was made of."""
+    recipe: Literal["gift", "rded", "sre2l"] | None = None
+    """A published protocol in full; its values are printed, and flags override them."""
     student: str
     """torchvision:NAME, timm:NAME, convnet-d3, resnet18-modified, cifar-resnet20/32/44/56/110 or module:attribute."""
     epochs: int
@@ -39,6 +41,8 @@ class TrainConfig:
     """Short side of a test image before the central crop; the store's crop size when left out."""
     eval_every: int | None = None
     """Epochs between evaluations; a tenth of the run when left out. The last epoch is always evaluated."""
+    eval_from: float = 0.0
+    """Fraction of the run before the first evaluation."""
     loss: LossName = "gift"
     """gift, cosine, kl, soft_ce, mse, ce, mse+ce or soft_ce+ce, each on raw logits."""
     gift_form: GiftForm = "released"
@@ -62,7 +66,9 @@ class TrainConfig:
     lr: float = 1e-3
     """First learning rate; the schedule multiplies it."""
     weight_decay: float = 1e-4
-    """Weight decay, on all parameters."""
+    """Weight decay."""
+    decay: Decay = "all"
+    """What decays: all parameters, or weights of more than one dimension alone."""
     optimizer_args: str = "{}"
     """More keyword arguments of the optimiser, as JSON."""
     schedule: ScheduleName = "cosine"
@@ -70,7 +76,9 @@ class TrainConfig:
     schedule_per: SchedulePer = "step"
     """Whether the rate changes once a step or once an epoch."""
     final: float = 0.0
-    """cosine: fraction of --lr that is reached at the end of the run."""
+    """cosine: fraction of --lr that is reached at the end of its half wave."""
+    horizon: float = 1.0
+    """cosine: length of the half wave in runs; 2 ends the run at half of --lr."""
     milestones: tuple[float, ...] = (2 / 3, 5 / 6)
     """step: fractions of the run at which the rate drops."""
     drop: float = 0.2
@@ -122,6 +130,7 @@ class TrainConfig:
             name=self.optimizer,
             lr=self.lr,
             weight_decay=self.weight_decay,
+            decay=self.decay,
             args=json_object("--optimizer-args", self.optimizer_args),
         )
 
@@ -133,6 +142,7 @@ class TrainConfig:
             milestones=self.milestones,
             gamma=self.drop,
             final=self.final,
+            horizon=self.horizon,
         )
 
     @property
@@ -147,4 +157,5 @@ class TrainConfig:
 
     def evaluates(self, epoch: int) -> bool:
         """Whether the student is evaluated after ``epoch`` (counted from 0)."""
-        return (epoch + 1) % self.evaluation_interval == 0 or epoch + 1 == self.epochs
+        due = (epoch + 1) % self.evaluation_interval == 0 and epoch + 1 > self.eval_from * self.epochs
+        return due or epoch + 1 == self.epochs

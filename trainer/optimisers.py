@@ -6,13 +6,16 @@ import inspect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch.nn import Parameter
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
+
+# all: every parameter; weights: those named weight with more than one dimension, so no bias and no norm layer.
+Decay = Literal["all", "weights"]
 
 # LBFGS calls the loss again and again, SparseAdam takes sparse gradients: neither fits a student's loop.
 OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -33,7 +36,9 @@ class OptimiserSpec:
     lr: float = 1e-3
     """First learning rate; the schedule multiplies it."""
     weight_decay: float = 1e-4
-    """Applied to every parameter, as this optimiser defines it."""
+    """Applied as this optimiser defines it."""
+    decay: Decay = "all"
+    """Which parameters decay."""
     args: Mapping[str, Json] = field(default_factory=dict)
     """Further keyword arguments of the class."""
 
@@ -52,13 +57,15 @@ class OptimiserSpec:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise InputError(f"optimiser {name}: expected a number >= 0, found {value}")
-        self.make([Parameter(torch.zeros(1, 1))])
+        if self.decay not in get_args(Decay):
+            raise InputError(f"optimiser decay: expected one of {', '.join(get_args(Decay))}, found {self.decay!r}")
+        self.make([("weight", Parameter(torch.zeros(1, 1)))])
 
-    def make(self, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
-        """The optimiser of ``parameters``."""
+    def make(self, parameters: Iterable[tuple[str, Parameter]]) -> torch.optim.Optimizer:
+        """The optimiser of a network's named parameters."""
         values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in self._given().items()}
         try:
-            return OPTIMISERS[self.name](parameters, **values)
+            return OPTIMISERS[self.name](self._groups(parameters), **values)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"optimiser {self.name}: {error}") from error
 
@@ -66,7 +73,16 @@ class OptimiserSpec:
         """Name and every argument with its value; those that are None are left to torch."""
         values = {**self._defaults(), **self._given()}
         plain = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items() if v is not None}
-        return {"name": self.name, **plain}
+        return {"name": self.name, **plain, **({} if self.decay == "all" else {"decay": self.decay})}
+
+    def _groups(self, parameters: Iterable[tuple[str, Parameter]]) -> list[dict[str, Any]]:
+        """Parameters that decay, and those that do not, as SRe2L and RDED part them."""
+        decaying: list[Parameter] = []
+        others: list[Parameter] = []
+        for name, parameter in parameters:
+            decays = self.decay == "all" or ("weight" in name and parameter.ndim > 1)
+            (decaying if decays else others).append(parameter)
+        return [{"params": decaying}, *([{"params": others, "weight_decay": 0.0}] if others else [])]
 
     def _given(self) -> dict[str, Json]:
         """The keyword arguments of the class that are not left to their defaults."""

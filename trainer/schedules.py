@@ -27,7 +27,9 @@ class ScheduleSpec:
     gamma: float = 0.2
     """step: the factor at each milestone."""
     final: float = 0.0
-    """cosine: the fraction of the first rate that is reached at the end of the run."""
+    """cosine: the fraction of the first rate that is reached at the end of its half wave."""
+    horizon: float = 1.0
+    """cosine: the length of that half wave, in runs."""
 
     def __post_init__(self) -> None:
         """Refuse what is not a schedule."""
@@ -45,6 +47,8 @@ class ScheduleSpec:
             )
         if not (math.isfinite(self.gamma) and self.gamma > 0):
             raise InputError(f"schedule gamma: expected a number > 0, found {self.gamma}")
+        if not (math.isfinite(self.horizon) and self.horizon >= 1):
+            raise InputError(f"schedule horizon: expected at least 1 run, found {self.horizon}")
         if not 0 <= self.final <= 1:
             raise InputError(f"schedule final: expected a fraction in [0, 1], found {self.final}")
 
@@ -58,7 +62,8 @@ class ScheduleSpec:
                 "gamma": self.gamma,
             }
         if self.name == "cosine":
-            return {"name": self.name, "per": self.per, "final": self.final}
+            longer = {} if self.horizon == 1 else {"horizon": self.horizon}
+            return {"name": self.name, "per": self.per, "final": self.final, **longer}
         return {"name": self.name}
 
     def factor(self, done: int, total: int) -> float:
@@ -66,7 +71,7 @@ class ScheduleSpec:
         if self.name == "constant":
             return 1.0
         if self.name == "cosine":
-            return self.final + (1 - self.final) * (1 + math.cos(math.pi * done / total)) / 2
+            return self.final + (1 - self.final) * (1 + math.cos(math.pi * done / (self.horizon * total))) / 2
         # 1e-9: a third of 300 epochs, written as a float, is 100 epochs and not 99
         drops = [math.floor(fraction * total + 1e-9) for fraction in self.milestones]
         return float(self.gamma ** bisect_right(drops, done))

@@ -23,6 +23,7 @@ from pipeline.networks import build_network, save_weights
 from pipeline.plan import PlanSpec
 from pipeline.render import Renderer, make_renderer
 from pipeline.source import scan_as
+from trainer import recipes
 from trainer.checkpoint import (
     load_checkpoint,
     random_state,
@@ -127,6 +128,8 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
     if checkpoint.exists():
         run.load_state(load_checkpoint(checkpoint, run.made_of))
         console.line(f"resuming {config.run} at epoch {run.replay.epoch} of {config.epochs}")
+    if config.recipe:
+        console.line(recipes.said(config, recipes.Setting.of(run.replay.store.identity, config.student)))
     pixels = run.replay.pixels
     how = "bit for bit" if pixels.equal else f"within {pixels.max_difference} levels, on another renderer"
     console.line(f"replay: {pixels.crops} stored crops came out again, {how}")
@@ -164,7 +167,7 @@ def make_run(config: TrainConfig) -> Run:
     args = json_object("--student-args", config.student_args)
     student = build_network(config.student, args, classes=identity.columns, size=identity.size)
     student = student.to(device=config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = config.optimiser_spec().make(student.parameters())
+    optimizer = config.optimiser_spec().make(student.named_parameters())
     return Run(
         config,
         replay,

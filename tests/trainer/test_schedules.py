@@ -92,7 +92,7 @@ def test_every_optimiser_takes_a_step(name: str) -> None:
     parameter = Parameter(torch.randn(4, 3))
     before = parameter.detach().clone()
     decay = 0.0 if name == "Rprop" else 1e-4
-    optimiser = OptimiserSpec(name=name, lr=0.1, weight_decay=decay).make([parameter])
+    optimiser = OptimiserSpec(name=name, lr=0.1, weight_decay=decay).make([("weight", parameter)])
     assert type(optimiser).__name__ == name
     assert optimiser.param_groups[0]["lr"] == 0.1
     assert optimiser.param_groups[0].get("weight_decay", 0) == decay
@@ -105,7 +105,7 @@ def test_every_optimiser_takes_a_step(name: str) -> None:
 
 def test_arguments_reach_the_optimiser_and_every_default_is_named() -> None:
     spec = OptimiserSpec(name="AdamW", lr=2e-3, weight_decay=0.02, args={"betas": [0.8, 0.95]})
-    group = spec.make([Parameter(torch.zeros(1))]).param_groups[0]
+    group = spec.make([("weight", Parameter(torch.zeros(1)))]).param_groups[0]
     assert (group["betas"], group["weight_decay"], group["lr"]) == ((0.8, 0.95), 0.02, 2e-3)
     plain = spec.to_json()
     assert plain["name"] == "AdamW"
