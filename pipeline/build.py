@@ -77,7 +77,12 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
     for warning in teacher.warnings:
         console.warn(warning)
     renderer = make_renderer(
-        manifest, spec, device=config.device, threads=config.threads, cache_bytes=config.cache_bytes
+        manifest,
+        spec,
+        device=config.device,
+        decoder=config.decoder,
+        threads=config.threads,
+        cache_bytes=config.cache_bytes,
     )
     identity = Identity(
         images=len(manifest),

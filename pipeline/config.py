@@ -13,6 +13,7 @@ from labelstore.encodings import CodecName, EncodingName, encoding_parameters
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.plan import PlanSpec
+from pipeline.render import Decoder
 from pipeline.teacher import TeacherSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -83,6 +84,8 @@ class BuildConfig:
     """Precision of the teacher."""
     device: str = "cpu"
     """cpu, cuda or cuda:N, for the renderer and the teacher."""
+    decoder: Decoder | None = None
+    """What decodes files: cpu; gpu, in software (the default on a GPU); gpu-hw, by its JPEG hardware."""
     batch: int = 128
     """Crops per teacher batch, fixed and padded: part of the engine."""
     threads: int | None = None

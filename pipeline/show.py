@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from labelstore.errors import InputError
 from labelstore.store import LabelBatch
 from pipeline.config import gibibytes
+from pipeline.render import Decoder
 from pipeline.source import Source, check_pixels, open_source
 
 CAPTION_LINES = 4
@@ -41,6 +42,8 @@ class ShowConfig:
     """Crops a row of the sheet."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
+    decoder: Decoder | None = None
+    """What decodes files: cpu, gpu or gpu-hw; on a GPU what decoded the store's when left out."""
     threads: int | None = None
     """CPU threads; all cores when left out."""
     cache_gib: float = 2.0
@@ -57,6 +60,7 @@ def show(config: ShowConfig) -> int:
         config.store,
         config.images,
         device=config.device,
+        decoder=config.decoder,
         threads=config.threads,
         cache_bytes=gibibytes("--cache-gib", config.cache_gib),
     )

@@ -17,7 +17,7 @@ from labelstore.store import LabelStore
 from pipeline.config import manifest_cache
 from pipeline.manifest import Manifest, require_same_images, scan
 from pipeline.plan import PlanSpec
-from pipeline.render import Renderer, make_renderer
+from pipeline.render import Renderer, decoder_of, make_renderer
 from pipeline.render.audit import DIGEST_POSITIONS, compare, pixels_digest
 
 
@@ -108,11 +108,15 @@ def open_source(
     images: Manifest | Path | str,
     *,
     device: str = "cpu",
+    decoder: str | None = None,
     threads: int | None = None,
     cache_bytes: int = 2 << 30,
     rehash: bool = False,
 ) -> Source:
-    """Open a store with its images; refuses images that are not the store's own."""
+    """Open a store with its images; refuses images that are not the store's own.
+
+    A GPU decodes as the store's renderer did, unless told otherwise.
+    """
     opened = store if isinstance(store, LabelStore) else LabelStore.open(store)
     if isinstance(images, Manifest):
         require_same_images(opened.identity, opened.image_digests, opened.targets, images)
@@ -120,7 +124,9 @@ def open_source(
     else:
         manifest = open_images(opened, Path(images), rehash=rehash)
     spec = PlanSpec.from_json(opened.identity.plan)
-    renderer = make_renderer(manifest, spec, device=device, threads=threads, cache_bytes=cache_bytes)
+    if device != "cpu":
+        decoder = decoder or decoder_of(opened.identity.renderer)
+    renderer = make_renderer(manifest, spec, device=device, decoder=decoder, threads=threads, cache_bytes=cache_bytes)
     return Source(opened, manifest, spec, renderer)
 
 

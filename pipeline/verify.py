@@ -19,6 +19,7 @@ from labelstore.fidelity import gift_fidelity
 from labelstore.spec import Json, first_difference, require_same
 from labelstore.store import LabelStore
 from pipeline.config import gibibytes
+from pipeline.render import Decoder
 from pipeline.source import Source, check_pixels, open_source
 from pipeline.teacher import Teacher, TeacherSpec, make_teacher
 
@@ -40,6 +41,8 @@ class VerifyConfig:
     """Weights of the store's teacher; without them only the pixels are compared."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
+    decoder: Decoder | None = None
+    """What decodes files: cpu, gpu or gpu-hw; on a GPU what decoded the store's when left out."""
     threads: int | None = None
     """CPU threads; the teacher takes as many as the store's did when left out."""
     cache_gib: float = 2.0
@@ -57,6 +60,7 @@ def verify(config: VerifyConfig, console: Console) -> tuple[bool, Mapping[str, J
         store,
         config.images,
         device=config.device,
+        decoder=config.decoder,
         threads=config.threads,
         cache_bytes=gibibytes("--cache-gib", config.cache_gib),
         rehash=config.rehash,

@@ -8,6 +8,7 @@ from typing import Literal
 
 from labelstore.errors import InputError
 from pipeline.config import gibibytes, json_object
+from pipeline.render import Decoder
 from trainer.losses import LossName, LossSpec
 from trainer.losses.gift import GiftForm
 from trainer.optimisers import Decay, OptimiserSpec
@@ -91,6 +92,8 @@ class TrainConfig:
     """bfloat16 runs the student under autocast; the loss stays in float32."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
+    decoder: Decoder | None = None
+    """What decodes files: cpu, gpu or gpu-hw; on a GPU what decoded the store's when left out."""
     threads: int | None = None
     """CPU threads; all cores when left out."""
     cache_gib: float = 2.0

@@ -18,7 +18,7 @@ from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, gibibytes, json_object
 from pipeline.manifest import Manifest, scan
 from pipeline.memory import keep_freed_memory
 from pipeline.plan import Plan, PlanSpec
-from pipeline.render import Renderer, make_renderer
+from pipeline.render import Decoder, Renderer, make_renderer
 from pipeline.render.normalise import normalise
 from pipeline.teacher import TeacherSpec, make_teacher
 from trainer.metrics import ranks
@@ -71,6 +71,8 @@ class EvaluateConfig:
     """Precision of the network."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
+    decoder: Decoder | None = None
+    """What decodes files: cpu, gpu or gpu-hw; the device when left out."""
     threads: int | None = None
     """CPU threads; all cores when left out."""
     cache_gib: float = 2.0
@@ -187,6 +189,7 @@ def evaluate_command(config: EvaluateConfig, console: Console) -> EvalResult:
         images,
         spec,
         device=config.device,
+        decoder=config.decoder,
         threads=config.threads,
         cache_bytes=gibibytes("--cache-gib", config.cache_gib),
     )

@@ -82,6 +82,7 @@ class Replay:
         mean: channel means of the normalisation; the teacher's when None.
         std: channel standard deviations of the normalisation; the teacher's when None.
         device: where batches are made and delivered.
+        decoder: what decodes files: ``cpu``, ``gpu`` or ``gpu-hw``; on a GPU what decoded the store's when None.
         dtype: of ``images``.
         threads: CPU threads of the renderer; all cores when None.
         cache_bytes: memory budget of decoded images.
@@ -103,13 +104,16 @@ class Replay:
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         device: str = "cpu",
+        decoder: str | None = None,
         dtype: torch.dtype = torch.float32,
         threads: int | None = None,
         cache_bytes: int = 2 << 30,
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, found {batch_size}")
-        self.source: Source = open_source(store, images, device=device, threads=threads, cache_bytes=cache_bytes)
+        self.source: Source = open_source(
+            store, images, device=device, decoder=decoder, threads=threads, cache_bytes=cache_bytes
+        )
         self.store = self.source.store
         identity, sealed = self.store.identity, self.store.state.views_sealed
         if not sealed:

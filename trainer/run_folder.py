@@ -25,8 +25,8 @@ from trainer.config import TrainConfig
 from trainer.replay import Replay
 
 VERSIONS = ("torch", "torchvision", "numpy", "zarr", "numcodecs")
-# Where and how fast a run is made does not change what it is.
-NOT_THE_RUN = ("run", "json", "store", "images", "test_images", "cache_gib", "checkpoint_every")
+# Where and how fast a run is made does not change what it is; the renderer's id, which is recorded, has the decoder.
+NOT_THE_RUN = ("run", "json", "store", "images", "test_images", "cache_gib", "checkpoint_every", "decoder")
 LOCK = ".lock"
 
 

@@ -21,7 +21,7 @@ from pipeline.manifest import Manifest
 from pipeline.memory import keep_freed_memory
 from pipeline.networks import build_network, save_weights
 from pipeline.plan import PlanSpec
-from pipeline.render import Renderer, make_renderer
+from pipeline.render import Renderer, decoder_of, make_renderer
 from pipeline.source import scan_as
 from trainer import recipes
 from trainer.checkpoint import (
@@ -158,6 +158,7 @@ def make_run(config: TrainConfig) -> Run:
         view_order=config.view_order,
         views=begun_with(config.run),
         device=config.device,
+        decoder=config.decoder,
         threads=config.threads,
         cache_bytes=config.cache_bytes,
     )
@@ -196,7 +197,14 @@ def open_test(config: TrainConfig, replay: Replay) -> Test:
         flip=0,
         interpolation=replay.source.spec.interpolation,
     )
-    renderer = make_renderer(images, spec, device=config.device, threads=config.threads, cache_bytes=config.cache_bytes)
+    renderer = make_renderer(
+        images,
+        spec,
+        device=config.device,
+        decoder=decoder_of(replay.source.renderer.id),
+        threads=config.threads,
+        cache_bytes=config.cache_bytes,
+    )
     return Test(images, spec, renderer)
 
 

@@ -11,10 +11,13 @@ from torch import Tensor
 from labelstore.columns import CropRows
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from pipeline.render.identity import DECODERS, Decoder, decoder_of
 
 if TYPE_CHECKING:
     from pipeline.manifest import Manifest
     from pipeline.plan import PlanSpec
+
+__all__ = ["CACHE_BYTES", "Decoder", "Renderer", "decoder_of", "make_renderer"]
 
 CACHE_BYTES = 2 << 30
 
@@ -38,6 +41,7 @@ def make_renderer(
     spec: PlanSpec,
     *,
     device: str = "cpu",
+    decoder: str | None = None,
     threads: int | None = None,
     cache_bytes: int = CACHE_BYTES,
 ) -> Renderer:
@@ -47,6 +51,8 @@ def make_renderer(
         manifest: the images.
         spec: the plan: side, interpolation, padding and mixing of the crops.
         device: ``cpu``, ``cuda`` or ``cuda:N``; the crops are made and returned there.
+        decoder: of image files: ``cpu``; ``gpu``, in software with the help of a GPU; ``gpu-hw``, in its hardware where
+            that takes a file. The CPU's on a CPU, ``gpu`` on a GPU when None.
         threads: CPU threads; all cores of this process when None. Has no effect on pixels.
         cache_bytes: memory for decoded images on that device. Images that fit all together are decoded once and
             kept; otherwise each crop is decoded when it is rendered. Has no effect on pixels. Work in hand takes
@@ -60,9 +66,17 @@ def make_renderer(
     if cache_bytes < 0:
         raise InputError(f"memory for decoded images: expected at least 0 bytes, found {cache_bytes}")
     from pipeline.render.crops import CropRenderer  # takes a second to import
+    from pipeline.render.device import DeviceRenderer
 
     where = _device(device)
-    return CropRenderer(manifest, spec, where, threads or len(os.sched_getaffinity(0)), cache_bytes)
+    if decoder not in (None, *DECODERS):
+        raise InputError(f"decoder: expected one of {', '.join(DECODERS)}, found {decoder!r}")
+    threads = threads or len(os.sched_getaffinity(0))
+    if where.type == "cuda":
+        return DeviceRenderer(manifest, spec, where, decoder or "gpu", threads, cache_bytes)
+    if decoder not in (None, "cpu"):
+        raise InputError(f"decoder {decoder}: works on a GPU; add --device cuda, or take --decoder cpu")
+    return CropRenderer(manifest, spec, threads, cache_bytes)
 
 
 def _device(name: str) -> torch.device:

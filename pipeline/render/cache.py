@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,18 @@ class Encoded:
     orientation: int
 
 
+def runs(costs: npt.NDArray[np.int64], most: int, count: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Indexes of ``costs``, int64 ``[b]`` a run: at most ``count`` that cost at most ``most``, or one alone."""
+    ends = np.cumsum(costs)
+    start = 0
+    while start < len(costs):
+        before = ends[start - 1] if start else 0
+        fits = int(np.searchsorted(ends, before + most, "right"))
+        stop = min(max(fits, start + 1), start + count)
+        yield np.arange(start, stop)
+        start = stop
+
+
 class Images:
     """The images of a manifest, read and decoded when they are asked for.
 
@@ -61,18 +74,18 @@ class Images:
         self,
         manifest: Manifest,
         decode: Callable[[Sequence[bytes]], Sequence[Tensor | None]],
-        device: torch.device,
+        pool: Executor,
         cache_bytes: int,
     ) -> None:
         """Nothing is read yet.
 
         Args:
             manifest: the images.
-            decode: decodes plain files to uint8 ``[H, W, 3]`` on ``device``; None for a file that it refuses.
-            device: where decoded images are wanted.
+            decode: decodes plain files to uint8 ``[H, W, 3]``; None for a file that it refuses.
+            pool: where Pillow decodes the others.
             cache_bytes: memory for decoded images: all of them are kept, or none.
         """
-        self._manifest, self._decode, self._device = manifest, decode, device
+        self._manifest, self._decode, self._pool = manifest, decode, pool
         self.sizes: npt.NDArray[np.int64] = 3 * manifest.heights.astype(np.int64) * manifest.widths
         self.kept_all = int(self.sizes.sum()) <= cache_bytes
         self._kept: dict[int, Tensor] = {}
@@ -100,12 +113,16 @@ class Images:
         Raises:
             InputError: a file is gone, has changed or does not decode; names it.
         """
-        missing = [self.read(image) for image in dict.fromkeys(images) if image not in self._kept]
-        decoded = dict(zip((file.image for file in missing), self._decode_all(missing), strict=True))
+        missing = [image for image in dict.fromkeys(images) if image not in self._kept]
+        decoded = dict(zip(missing, self.decode(missing), strict=True))
         if self.kept_all:
             self._kept.update(decoded)
             decoded = self._kept
         return [decoded[image] for image in images]
+
+    def decode(self, images: Sequence[int]) -> list[Tensor]:
+        """As `whole`, keeping nothing; on a CPU, or where ``decode`` leaves them."""
+        return self._decode_all([self.read(image) for image in images])
 
     def forget(self) -> None:
         """Release the decoded images."""
@@ -126,16 +143,15 @@ class Images:
             )
 
     def _decode_all(self, files: Sequence[Encoded]) -> list[Tensor]:
-        """Plain files by DALI; the others, and what DALI refuses, by Pillow."""
+        """Plain files by DALI, each once; the others, and what DALI refuses, by Pillow."""
         plain = [file for file in files if file.plain]
         by_dali = self._decode([file.data for file in plain]) if plain else []
         decoded = {file.image: image for file, image in zip(plain, by_dali, strict=True) if image is not None}
-        images = []
-        for file in files:
-            image = decoded[file.image] if file.image in decoded else self._by_pillow(file)
-            self._require_sides(file.image, tuple(image.shape[:2]))
-            images.append(image)
-        return images
+        others = [file for file in files if file.image not in decoded]
+        decoded |= zip((file.image for file in others), self._pool.map(self._by_pillow, others), strict=True)
+        for image, pixels in decoded.items():
+            self._require_sides(image, tuple(pixels.shape[:2]))
+        return [decoded[file.image] for file in files]
 
     def _by_pillow(self, file: Encoded) -> Tensor:
         """One image as Pillow sees it, upright."""
@@ -150,7 +166,7 @@ class Images:
                 f"{self._manifest.file(file.image)}: expected an image that decodes, found: {error}; repair "
                 f"or remove the file, or build with --skip-broken, which leaves such files out and lists them"
             ) from error
-        return torch.from_numpy(pixels).to(self._device)
+        return torch.from_numpy(pixels)
 
     def _require_sides(self, image: int, found: tuple[int, ...]) -> None:
         """Refuse a file that is another picture than the manifest's."""

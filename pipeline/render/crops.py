@@ -1,8 +1,7 @@
-"""The renderer of crops: files decoded, boxes cut, resized and flipped, crops mixed.
+"""The renderer of crops on a CPU: files decoded, boxes cut, resized and flipped, crops mixed.
 
-Images that fit the cache are decoded once, and crops cut from memory. Otherwise, on a CPU, only the region that a
-crop needs is decoded: it has the pixels of the whole image cut afterwards. On a GPU that has not been shown, and
-images are decoded whole.
+Images that fit the cache are decoded once, and crops cut from memory. Otherwise only the region that a crop needs is
+decoded: it has the pixels of the whole image cut afterwards.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +21,9 @@ from torch import Tensor
 from labelstore.columns import CropRows
 from labelstore.spec import Json
 from pipeline.augment import MIXES
-from pipeline.render.cache import Images
-from pipeline.render.dali import GPU_OPTIONS, Decoder
+from pipeline.render.cache import Images, runs
+from pipeline.render.dali import Decoder
+from pipeline.render.identity import renderer_id
 from pipeline.render.resize import cut, resize_into
 
 if TYPE_CHECKING:
@@ -34,14 +33,6 @@ if TYPE_CHECKING:
 CHUNK_CROPS = 64  # crops in work at a time (8 a thread where that is more) ...
 CHUNK_BYTES = 256 << 20  # ... of at most so many bytes of decoded images, or of one image
 SPAN = 8  # crops that a thread resizes at one go
-_PACKAGES = (
-    "nvidia-dali-cuda120",
-    "nvidia-dali-cuda130",
-    "nvidia-nvimgcodec-cu12",
-    "nvidia-nvimgcodec-cu13",
-    "torch",
-    "Pillow",
-)
 
 Indexes = npt.NDArray[np.int64]
 
@@ -53,17 +44,16 @@ class CropRenderer:
         id: all that the pixels depend on besides images and rows.
     """
 
-    def __init__(
-        self, manifest: Manifest, spec: PlanSpec, device: torch.device, threads: int, cache_bytes: int
-    ) -> None:
-        """Render on ``device`` with ``threads`` CPU threads and ``cache_bytes`` for decoded images."""
-        self.id = renderer_id(device)
-        self._spec, self._device = spec, device
+    def __init__(self, manifest: Manifest, spec: PlanSpec, threads: int, cache_bytes: int) -> None:
+        """Render with ``threads`` CPU threads and ``cache_bytes`` for decoded images."""
+        device = torch.device("cpu")
+        self.id: dict[str, Json] = renderer_id(device, "cpu")
+        self._spec = spec
         self._chunk = max(CHUNK_CROPS, 8 * threads)
+        self._pool = ThreadPoolExecutor(threads, "giftwrap-render")
         self._decoder = Decoder(device, threads, self._chunk)
-        self._images = Images(manifest, self._decoder.whole, device, cache_bytes)
-        self._regions = device.type == "cpu" and not self._images.kept_all and not spec.effective_pad
-        self._pool = ThreadPoolExecutor(threads, "giftwrap-resize")
+        self._images = Images(manifest, self._decoder.whole, self._pool, cache_bytes)
+        self._regions = self._decoder.there and not self._images.kept_all and not spec.effective_pad
         self._lock = threading.Lock()
 
     def render(self, rows: CropRows) -> Tensor:
@@ -73,7 +63,7 @@ class CropRenderer:
             rows: n rows; whole groups where they are mixed.
 
         Returns:
-            uint8 ``[n, S, S, 3]`` on the renderer's device.
+            uint8 ``[n, S, S, 3]``.
 
         Raises:
             InputError: an image is gone, has changed or does not decode (the file is named), or a row is not of
@@ -82,7 +72,7 @@ class CropRenderer:
         spec, size = self._spec, self._spec.size
         images, boxes = rows.image.astype(np.int64), rows.boxes(spec.effective_pad)
         self._images.require_inside(images, boxes, spec.effective_pad)
-        crops = torch.empty((len(rows), size, size, 3), dtype=torch.uint8, device=self._device)
+        crops = torch.empty((len(rows), size, size, 3), dtype=torch.uint8)
         work = _Work(crops, images, boxes, rows.flip)
         with self._lock:
             try:
@@ -94,7 +84,7 @@ class CropRenderer:
             except BaseException:  # Ctrl-C too: a batch in flight must not meet the next call
                 self._decoder.drop()
                 raise
-        return MIXES[spec.mix].mix(crops, rows, spec.group) if rows.mixed else crops
+        return finish(crops, rows, spec)
 
     def close(self) -> None:
         """Release threads and memory; the renderer cannot be used any more."""
@@ -105,14 +95,7 @@ class CropRenderer:
 
     def _chunks(self, images: Indexes) -> Iterator[Indexes]:
         """The rows of ``images`` in runs that fit the limits, int64 ``[b]`` each."""
-        ends = np.cumsum(self._images.sizes[images])
-        start = 0
-        while start < len(images):
-            before = ends[start - 1] if start else 0
-            fits = int(np.searchsorted(ends, before + CHUNK_BYTES, "right"))
-            stop = min(max(fits, start + 1), start + self._chunk)
-            yield np.arange(start, stop)
-            start = stop
+        return runs(self._images.sizes[images], CHUNK_BYTES, self._chunk)
 
     def _render_regions(self, work: _Work) -> None:
         """Render from regions of files; while DALI decodes some, the next files are read."""
@@ -141,13 +124,11 @@ class CropRenderer:
         """Finish the crops ``at`` from the pixels of their boxes, uint8 ``[h, w, 3]`` each."""
         rows = list(zip(at.tolist(), pixels, work.flips[at].tolist(), strict=True))
 
-        def finish(start: int) -> None:
+        def some(start: int) -> None:
             for row, box, flip in rows[start : start + SPAN]:
                 resize_into(work.crops[row], box, flip, self._spec.interpolation)
 
-        starts = range(0, len(rows), SPAN)
-        # a GPU takes its work from one thread; errors of the others are raised here
-        list(map(finish, starts) if self._device.type == "cuda" else self._pool.map(finish, starts))
+        list(self._pool.map(some, range(0, len(rows), SPAN)))  # errors of the threads are raised here
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,21 +148,6 @@ class _Work:
     flips: npt.NDArray[np.bool_]
 
 
-def renderer_id(device: torch.device) -> dict[str, Json]:
-    """All that pixels depend on besides images and rows, for a renderer on ``device``."""
-    cpu = device.type == "cpu"
-    versions: dict[str, Json] = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:  # of the CUDA release that is not installed
-            continue
-    return {
-        "backend": "dali",
-        "device": device.type,
-        "model": torch.backends.cpu.get_cpu_capability() if cpu else torch.cuda.get_device_name(device),
-        "decoder": "cpu" if cpu else {"mixed": dict(GPU_OPTIONS)},
-        "region_decoding": cpu,
-        "resize": "Pillow" if cpu else "torch float32",
-        "versions": versions,
-    }
+def finish(crops: Tensor, rows: CropRows, spec: PlanSpec) -> Tensor:
+    """Crops as the plan has them, from crops that are cut, resized and flipped; on their device."""
+    return MIXES[spec.mix].mix(crops, rows, spec.group) if rows.mixed else crops

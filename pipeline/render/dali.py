@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -13,29 +14,48 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from labelstore.errors import InputError
 from labelstore.spec import Json
 
-dali: Any = import_module("nvidia.dali")  # Any: its own type stubs leave most of it out
-fn, types = dali.fn, dali.types
 
-# The GPU's decoder whose pixels do not depend on the rest of the batch, and come closest to the CPU's.
-GPU_OPTIONS: dict[str, Json] = {"hw_decoder_load": 0.0, "jpeg_fancy_upsampling": True}
+@cache
+def load() -> Any:  # its own type stubs leave most of it out
+    """DALI; None where it cannot be imported: Pillow then decodes what a CPU decodes, to the same pixels."""
+    try:
+        return import_module("nvidia.dali")
+    except (ImportError, OSError):
+        return None
 
 
 class Decoder:
     """Decodes batches of at most ``batch`` files to uint8 RGB, turned upright by their EXIF orientation."""
 
-    def __init__(self, device: torch.device, threads: int, batch: int) -> None:
-        """Decode to ``device`` with ``threads`` CPU threads; pipelines are made when they are first needed."""
-        self._device = device
+    def __init__(
+        self, device: torch.device, threads: int, batch: int, options: Mapping[str, Json] | None = None
+    ) -> None:
+        """Decode to ``device`` with ``threads`` CPU threads; pipelines are made when they are first needed.
+
+        Args:
+            device: where decoded images go; a GPU helps to decode them.
+            threads: of the CPU.
+            batch: most files at a time.
+            options: of the GPU's decoder.
+
+        Raises:
+            InputError: when a GPU is to decode and DALI is not there.
+        """
+        self.there = load() is not None
+        if not self.there and device.type != "cpu":
+            raise InputError("decoding on a GPU: DALI cannot be imported here; install it, or take --decoder cpu")
+        where: dict[str, Any] = {"device": "cpu"} if device.type == "cpu" else {"device": "mixed", **(options or {})}
         settings = {"batch_size": batch, "num_threads": threads, "device_id": device.index, "prefetch_queue_depth": 1}
-        self._whole = _Runner(lambda: _whole(settings), device)
+        self._whole = _Runner(lambda: _whole(settings, where), device)
         self._region = _Runner(lambda: _region(settings), device)
 
     def whole(self, files: Sequence[bytes]) -> list[Tensor | None]:
         """Decoded images, uint8 ``[H, W, 3]`` on the device; None for a file that DALI refuses."""
-        if not files:
-            return []
+        if not files or not self.there:
+            return [None] * len(files)
         images: list[Tensor | None] = []
         try:
             self._whole.start(files=[np.frombuffer(file, np.uint8) for file in files])
@@ -107,7 +127,7 @@ class _Runner:
             self.wait()
         take([from_dlpack(image) for image in self._outputs[0]])
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            torch.cuda.current_stream(self._device).synchronize()  # and not what other streams are doing
         self._outputs = None
         self._pipeline.release_outputs()
         self._inputs = {}
@@ -120,9 +140,10 @@ class _Runner:
         self._pipeline, self._outputs, self._inputs = None, None, {}
 
 
-def _whole(settings: dict[str, Any]) -> Any:
+def _whole(settings: dict[str, Any], where: dict[str, Any]) -> Any:
     """Files to images."""
-    where = {"device": "cpu"} if settings["device_id"] is None else {"device": "mixed", **GPU_OPTIONS}
+    dali = load()
+    fn, types = dali.fn, dali.types
     pipeline = dali.Pipeline(**settings)
     with pipeline:
         files = fn.external_source(name="files", dtype=types.UINT8, ndim=1, no_copy=True)
@@ -132,6 +153,8 @@ def _whole(settings: dict[str, Any]) -> Any:
 
 def _region(settings: dict[str, Any]) -> Any:
     """Files and boxes to regions of images."""
+    dali = load()
+    fn, types = dali.fn, dali.types
     pipeline = dali.Pipeline(**settings)
     with pipeline:
         files = fn.external_source(name="files", dtype=types.UINT8, ndim=1, no_copy=True)

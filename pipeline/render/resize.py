@@ -1,9 +1,8 @@
 """From a box of a decoded image to a finished crop: cut, resize, flip.
 
 The crop is cut out first and resized then, so that no pixel outside its box has a part in it; a box that has the
-crop's sides already passes unchanged. On a CPU Pillow resizes: its crops are torchvision's ``resized_crop`` of a
-Pillow image, bit for bit, with the antialiased filter that nearly every published teacher was trained on. On a GPU
-torch resizes with the same filter in float32, and rounds once.
+crop's sides already passes unchanged. Pillow resizes: its crops are torchvision's ``resized_crop`` of a Pillow image,
+bit for bit, with the antialiased filter that nearly every published teacher was trained on.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 Box = tuple[int, int, int, int]
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -38,18 +36,12 @@ def resize_into(crop: Tensor, pixels: Tensor, flip: bool, interpolation: str) ->
 
     Args:
         crop: uint8 ``[S, S, 3]``, contiguous.
-        pixels: uint8 ``[h, w, 3]`` on the same device.
+        pixels: uint8 ``[h, w, 3]``.
         flip: whether to flip.
         interpolation: ``bilinear`` or ``bicubic``.
     """
     size = crop.shape[0]
-    if crop.is_cuda:
-        image = pixels.permute(2, 0, 1)[None].float()
-        resized = interpolate(image, size=(size, size), mode=interpolation, antialias=True)[0].permute(1, 2, 0)
-        resized = resized.round_().clamp_(0, 255)
-        crop.copy_(resized.flip(1) if flip else resized)
-    else:
-        done = Image.fromarray(np.ascontiguousarray(pixels.numpy())).resize((size, size), _FILTERS[interpolation])
-        if flip:
-            done = done.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        crop.numpy()[:] = np.asarray(done)
+    done = Image.fromarray(np.ascontiguousarray(pixels.numpy())).resize((size, size), _FILTERS[interpolation])
+    if flip:
+        done = done.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    crop.numpy()[:] = np.asarray(done)

@@ -1,0 +1,28 @@
+"""Copies between a CPU and a GPU that neither side waits for longer than it must."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` on ``device``; to a GPU through pinned memory, in the order of its current stream, without waiting."""
+    if device.type != "cuda" or values.is_cuda:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)  # torch keeps the pinned copy until it was read
+
+
+def to_host(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``values`` in memory, several at once; waits for the work that makes them, and for no other stream's."""
+    copies = {name: value if value.device.type == "cpu" else _begin(value) for name, value in values.items()}
+    for device in {value.device for value in values.values() if value.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+    return copies
+
+
+def _begin(value: Tensor) -> Tensor:
+    """A copy in pinned memory, under way."""
+    return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)

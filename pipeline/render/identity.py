@@ -1,0 +1,56 @@
+"""What pixels depend on besides images and rows, as a store records it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+import torch
+
+from labelstore.spec import Json
+from pipeline.render import dali
+
+Decoder = Literal["cpu", "gpu", "gpu-hw"]
+# How a GPU decodes so that pixels do not depend on the rest of the batch: nothing, or all that it can take, goes to
+# the decoder in hardware. Chroma is upsampled as on a CPU.
+DECODERS: dict[str, dict[str, Json]] = {
+    "cpu": {},
+    "gpu": {"hw_decoder_load": 0.0, "jpeg_fancy_upsampling": True},
+    "gpu-hw": {"hw_decoder_load": 1.0, "jpeg_fancy_upsampling": True},
+}
+_PACKAGES = (
+    "nvidia-dali-cuda120",
+    "nvidia-dali-cuda130",
+    "nvidia-nvimgcodec-cu12",
+    "nvidia-nvimgcodec-cu13",
+    "torch",
+    "Pillow",
+)
+
+
+def renderer_id(device: torch.device, decoder: str) -> dict[str, Json]:
+    """All that pixels depend on besides images and rows, for a renderer on ``device`` that decodes by ``decoder``."""
+    cpu, with_dali = device.type == "cpu", dali.load() is not None
+    versions: dict[str, Json] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # of the CUDA release that is not installed
+            continue
+    return {
+        "backend": "dali" if with_dali else "Pillow",
+        "device": device.type,
+        "model": torch.backends.cpu.get_cpu_capability() if cpu else torch.cuda.get_device_name(device),
+        "decoder": {"mixed": dict(DECODERS[decoder])} if DECODERS[decoder] else "cpu",
+        "region_decoding": decoder == "cpu" and with_dali,
+        "resize": "Pillow",
+        "versions": versions,
+    }
+
+
+def decoder_of(renderer: Mapping[str, Json]) -> str:
+    """The decoder that a renderer's id names; the nearest one for an id of a release to come."""
+    named = renderer.get("decoder")
+    settings = named.get("mixed") if isinstance(named, dict) else {}
+    return next((name for name, options in DECODERS.items() if options == settings), "gpu")

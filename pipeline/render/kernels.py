@@ -1,0 +1,107 @@
+"""Both passes of `pipeline.render.batched` as Triton kernels: bytes in, bytes out, nothing in between but lines."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pipeline.render.batched import BITS, HALF, JOB, Task
+
+BLOCK_LINES, BLOCK_BYTES = 8, 128
+# Columns of a job, as `pipeline.render.batched.JOB` names them.
+START, LINES, BETWEEN, PLACE, PLACE_ALONG, LIMIT, LIMIT_ALONG = (tl.constexpr(column) for column in range(7))
+STRIDE, STRIDE_ALONG, TAPS, TAPS_ALONG, TARGET, TARGET_ALONG, BASE = (tl.constexpr(column) for column in range(7, 14))
+COLUMNS = tl.constexpr(len(JOB))
+SHIFT, ROUND = tl.constexpr(BITS), tl.constexpr(HALF)
+
+
+def resize_task(task: Task) -> Tensor:
+    """Crops uint8 ``[n, S, S, 3]``."""
+    count, size, taps = len(task.jobs), task.size, task.weights.shape[-1]
+    between = torch.empty((task.lines, size, 3), dtype=torch.uint8, device=task.data.device)
+    crops = torch.empty((count, size, size, 3), dtype=torch.uint8, device=task.data.device)
+    blocks = triton.cdiv(3 * size, BLOCK_BYTES)
+    settings: dict[str, Any] = {"SIZE": size, "ROWS": BLOCK_LINES, "BYTES": BLOCK_BYTES, "enable_fp_fusion": False}
+    with torch.cuda.device(task.data.device) if task.data.is_cuda else nullcontext():
+        shorten_lines[count, triton.cdiv(task.longest, BLOCK_LINES), blocks](
+            task.data, task.jobs, task.first[1], task.weights[1], between, taps, **settings
+        )
+        join_lines[count, triton.cdiv(size, BLOCK_LINES), blocks](
+            between, task.jobs, task.first[0], task.weights[0], crops, taps, **settings
+        )
+    return crops
+
+
+@triton.jit
+def shorten_lines(
+    data,  # uint8 [B]
+    jobs,  # int64 [n, COLUMNS]
+    first,  # int32 [n, S]
+    weights,  # int32 [n, S, taps]
+    between,  # uint8 [lines, S, 3], written
+    taps,
+    SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BYTES: tl.constexpr,
+):
+    """One crop's box, some of its lines, some bytes of each: every line gets S pixels."""
+    crop = tl.program_id(0)
+    job = jobs + crop * COLUMNS
+    line = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    byte = tl.program_id(2) * BYTES + tl.arange(0, BYTES)
+    there, wanted = line < tl.load(job + LINES), byte < 3 * SIZE
+    pixel = byte // 3
+    place = tl.load(job + PLACE) + line
+    inside = there & (place >= 0) & (place < tl.load(job + LIMIT))
+    source = data + tl.load(job + START) + place * tl.load(job + STRIDE)
+    along = tl.load(job + PLACE_ALONG) + tl.load(first + crop * SIZE + pixel, mask=wanted, other=0)
+    limit, stride = tl.load(job + LIMIT_ALONG), tl.load(job + STRIDE_ALONG)
+    weight = weights + (crop * SIZE + pixel) * taps
+    sums = tl.full((ROWS, BYTES), ROUND, tl.int32)
+    for tap in range(tl.load(job + TAPS_ALONG).to(tl.int32)):
+        part = wanted & (along + tap >= 0) & (along + tap < limit)
+        address = source[:, None] + ((along + tap) * stride + byte % 3)[None, :]
+        value = tl.load(address, mask=inside[:, None] & part[None, :], other=0)
+        sums += value.to(tl.int32) * tl.load(weight + tap, mask=part, other=0)[None, :]
+    done = tl.minimum(tl.maximum(sums >> SHIFT, 0), 255).to(tl.uint8)
+    target = between + (tl.load(job + BETWEEN) + line)[:, None] * (3 * SIZE) + byte[None, :]
+    tl.store(target, done, mask=there[:, None] & wanted[None, :])
+
+
+@triton.jit
+def join_lines(
+    between,  # uint8 [lines, S, 3]
+    jobs,  # int64 [n, COLUMNS]
+    first,  # int32 [n, S]
+    weights,  # int32 [n, S, taps]
+    crops,  # uint8 [n, S, S, 3], written
+    taps,
+    SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BYTES: tl.constexpr,
+):
+    """One crop, some of its lines, some bytes of each: as many lines become S, and lie where the crop has them."""
+    crop = tl.program_id(0)
+    job = jobs + crop * COLUMNS
+    line = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    byte = tl.program_id(2) * BYTES + tl.arange(0, BYTES)
+    kept, wanted = line < SIZE, byte < 3 * SIZE
+    lines = tl.load(job + LINES)
+    top = tl.load(first + crop * SIZE + line, mask=kept, other=0)
+    source = between + (tl.load(job + BETWEEN) + top) * (3 * SIZE)
+    weight = weights + (crop * SIZE + line) * taps
+    sums = tl.full((ROWS, BYTES), ROUND, tl.int32)
+    for tap in range(tl.load(job + TAPS).to(tl.int32)):
+        part = kept & (top + tap < lines)
+        address = source[:, None] + (tap * 3 * SIZE + byte)[None, :]
+        value = tl.load(address, mask=part[:, None] & wanted[None, :], other=0)
+        sums += value.to(tl.int32) * tl.load(weight + tap, mask=part, other=0)[:, None]
+    done = tl.minimum(tl.maximum(sums >> SHIFT, 0), 255).to(tl.uint8)
+    across = tl.load(job + BASE) + line * tl.load(job + TARGET)
+    target = crops + across[:, None] + ((byte // 3) * tl.load(job + TARGET_ALONG) + byte % 3)[None, :]
+    tl.store(target, done, mask=kept[:, None] & wanted[None, :])
