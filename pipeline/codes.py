@@ -19,6 +19,7 @@ from labelstore.encodings.float16 import Float16
 from labelstore.encodings.int8 import Int8
 from labelstore.encodings.transform import BASIS_UNIT, BOUNDS, MAX_CODE, SCALES, Transform
 from labelstore.errors import InputError
+from pipeline.moving import to_device, to_host
 
 ROWS_AT_ONCE = 4096
 
@@ -117,11 +118,11 @@ class TransformTwin:
         own = self._means(pairs.images, dtype)
         if (pairs.weights == 1).all():
             return own
-        weights = torch.from_numpy(pairs.weights).to(self._device, dtype)[:, None]
+        weights = to_device(torch.from_numpy(pairs.weights), self._device).to(dtype)[:, None]
         return weights * own + (1 - weights) * self._means(pairs.partners, dtype)
 
     def _means(self, images: npt.NDArray[np.int64], dtype: torch.dtype) -> Tensor:
-        codes = torch.from_numpy(self._calibration.means[images]).to(self._device)
+        codes = to_device(torch.from_numpy(self._calibration.means[images]), self._device)
         return codes.to(dtype) * self._calibration.mean_step
 
 
@@ -135,6 +136,7 @@ class DeviceCodes:
 
     def __init__(self, encoding: Encoding, device: torch.device) -> None:
         self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._twin: Twin
         if isinstance(encoding, Transform):
             self._twin = TransformTwin(encoding, device)
@@ -145,18 +147,22 @@ class DeviceCodes:
             self._twin = Float16Twin()
 
     def encode(self, logits: npt.NDArray[np.float32], pairs: Pairs) -> dict[str, npt.NDArray[Any]]:
-        """Codes of ``[..., C]``, as ``Encoding.encode`` makes them."""
+        """Codes of ``[..., C]``, as ``Encoding.encode`` makes them.
+
+        A GPU works on a stream of its own, and waits for nothing that a teacher is doing.
+        """
         lead, rows, flat = logits.shape[:-1], logits.reshape(-1, logits.shape[-1]), pairs.flat()
-        parts = [
-            self._twin.encode(torch.from_numpy(rows[part]).to(self._device), flat.take(part))
-            for part in _parts(len(rows))
-        ]
-        codes = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
-        return {name: values.reshape(*lead, *values.shape[1:]) for name, values in codes.items()}
+        with torch.cuda.stream(self._stream):
+            parts = [
+                self._twin.encode(to_device(torch.from_numpy(rows[part]), self._device), flat.take(part))
+                for part in _parts(len(rows))
+            ]
+            codes = to_host({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        return {name: values.numpy().reshape(*lead, *values.shape[1:]) for name, values in codes.items()}
 
     def decode(self, codes: Codes, pairs: Pairs) -> Tensor:
         """Logits of codes ``[n, ...]``, float32 ``[n, C]`` on the device."""
-        moved = {name: torch.from_numpy(values).to(self._device) for name, values in codes.items()}
+        moved = {name: to_device(torch.from_numpy(values), self._device) for name, values in codes.items()}
         return self._twin.decode(moved, pairs)
 
 

@@ -16,6 +16,7 @@ from labelstore.errors import InputError, NotStoredError
 from labelstore.store import LabelBatch, LabelStore
 from pipeline.codes import DeviceCodes
 from pipeline.manifest import Manifest
+from pipeline.moving import to_device
 from pipeline.render.normalise import normalise
 from pipeline.source import PixelReport, Source, check_pixels, open_source
 from trainer.order import Order
@@ -245,7 +246,7 @@ class Replay:
 
     def _deliver(self, batch: TrainBatch) -> TrainBatch:
         """The batch on its device, with pixels normalised."""
-        moved = [getattr(batch, field.name).to(self._device) for field in fields(batch)]
+        moved = [to_device(getattr(batch, field.name), self._device) for field in fields(batch)]
         images = normalise(moved[0], self._mean, self._std, self._dtype, channels_last=True)
         return TrainBatch(images, *moved[1:])
 

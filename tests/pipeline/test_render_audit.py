@@ -14,7 +14,7 @@ from labelstore.columns import CROP_COLUMNS, CropRows
 from labelstore.errors import MismatchError
 from labelstore.spec import Json
 from pipeline.render.audit import compare, pixels_digest
-from pipeline.render.normalise import normalise
+from pipeline.render.normalise import at_once, normalise
 from pipeline.render.stream import stream
 
 OURS: Json = {"backend": "dali", "device": "cpu", "versions": {"Pillow": "12.0"}}
@@ -142,3 +142,13 @@ def test_normalising_is_the_usual_formula(dtype: torch.dtype, channels_last: boo
     assert found.dtype == dtype
     assert found.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     assert torch.equal(crops, pixels())
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_gpus_one_pass_gives_the_same(dtype: torch.dtype, channels_last: bool) -> None:
+    scale, shift = torch.tensor([0.017, 0.0175, 0.0174]), torch.tensor([-2.1, -2.0, -1.8])
+    found = at_once(pixels(), scale, shift, dtype, channels_last)
+    expected = (pixels() * scale + shift).to(dtype).permute(0, 3, 1, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-6 if dtype == torch.float32 else 1e-2, atol=1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
