@@ -1,4 +1,4 @@
-"""`python -m trainer train | evaluate`."""
+"""`python -m trainer train | evaluate | plot`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from labelstore.console import Console, run_command
 from trainer import recipes
 from trainer.config import TrainConfig
 from trainer.evaluate import EvaluateConfig, evaluate_command
+from trainer.plot import PlotConfig, plot
 from trainer.train import say, train
 
 
@@ -20,7 +21,7 @@ def main() -> int:
     if code := run_command("trainer", lambda: arguments.extend(recipes.typed(sys.argv[1:]))):
         return code
     config: Any = tyro.extras.subcommand_cli_from_dict(
-        {"train": TrainConfig, "evaluate": EvaluateConfig},
+        {"train": TrainConfig, "evaluate": EvaluateConfig, "plot": PlotConfig},
         prog="python -m trainer",
         description="Labels in, student out.",
         args=arguments,
@@ -32,10 +33,13 @@ def main() -> int:
             values = train(config, console)
             console.summary(values, say(values))
             return 0
+        if isinstance(config, PlotConfig):
+            plot(config, console)
+            return 0
         result = evaluate_command(config, console)
         console.summary(
-            {"images": result.images, "top1": result.top1, "top5": result.top5},
-            f"{result.images:,} images: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %",
+            {"images": result.images, **result.numbers},
+            f"{result.images:,} images: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}",
         )
         return 0
 

@@ -100,6 +100,8 @@ class TrainConfig:
     """Memory for decoded images."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
+    tensorboard: bool = False
+    """Write the numbers of each epoch as TensorBoard scalars too, into tensorboard/ of the run."""
     json: bool = False
     """Print the summary as one JSON object on standard output and all else on standard error."""
 

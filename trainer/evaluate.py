@@ -1,7 +1,9 @@
-"""Top-1 and top-5 of a network on a class folder, rendered as the store's crops are."""
+"""Top-1, top-5, loss and accuracy by class of a network on a class folder, rendered as the store's crops are."""
 
 from __future__ import annotations
 
+import csv
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,16 +13,18 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from labelstore.console import Console
 from labelstore.errors import InputError
 from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, gibibytes, json_object
+from pipeline.engine.spec import DTypeName
 from pipeline.manifest import Manifest, scan
 from pipeline.memory import keep_freed_memory
 from pipeline.plan import Plan, PlanSpec
 from pipeline.render import Decoder, Renderer, make_renderer
 from pipeline.render.normalise import normalise
-from pipeline.teacher import TeacherSpec, make_teacher
+from pipeline.teacher import Member, TeacherSpec, make_teacher
 from trainer.metrics import ranks
 
 
@@ -32,11 +36,22 @@ class EvalResult:
         images: number of images.
         top1: share of them whose class has the largest logit, in percent.
         top5: share of them whose class is among the five largest logits, in percent.
+        loss: mean cross-entropy of the logits.
+        class_images: number of images of each class.
+        class_hits: how many of them have the largest logit in their class.
     """
 
     images: int
     top1: float
     top5: float
+    loss: float
+    class_images: tuple[int, ...]
+    class_hits: tuple[int, ...]
+
+    @property
+    def numbers(self) -> dict[str, float | None]:
+        """Top-1, top-5 and loss, for a log; a loss that is no number is None."""
+        return {"top1": self.top1, "top5": self.top5, "loss": self.loss if math.isfinite(self.loss) else None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +82,7 @@ class EvaluateConfig:
     """Order of the class folders; auto is byte order, and stops where integer names sort otherwise."""
     batch: int = 128
     """Images a batch."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: DTypeName = "float32"
     """Precision of the network."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
@@ -77,15 +92,21 @@ class EvaluateConfig:
     """CPU threads; all cores when left out."""
     cache_gib: float = 2.0
     """Memory for decoded images."""
+    csv: Path | None = None
+    """File for the accuracy of each class: class, images, hits, top1 in percent."""
     json: bool = False
     """Print the summary as one JSON object on standard output and all else on standard error."""
 
     def network_spec(self) -> TeacherSpec:
         """The network's part of the flags; it is run exactly as a teacher is."""
         return TeacherSpec(
-            name=self.student,
-            args=json_object("--student-args", self.student_args),
-            weights=self.weights,
+            members=(
+                Member(
+                    name=self.student,
+                    weights=self.weights,
+                    args=json_object("--student-args", self.student_args),
+                ),
+            ),
             classes=self.classes,
             mean=self.mean,
             std=self.std,
@@ -109,7 +130,7 @@ def evaluate(
     device: str = "cpu",
     columns: Sequence[int] | None = None,
 ) -> EvalResult:
-    """Top-1 and top-5 of a network in eval mode; its mode afterwards is what it was before.
+    """How a network in eval mode does; its mode afterwards is what it was before.
 
     Args:
         network: on ``device``.
@@ -148,7 +169,7 @@ def count_hits(
     batch: int,
     advance: Callable[[int], None] = lambda _: None,
 ) -> EvalResult:
-    """Top-1 and top-5 of a function from pixels, uint8 ``[n, S, S, 3]``, to logits ``[n, C]``.
+    """Top-1, top-5, loss and hits by class of a function from pixels, uint8 ``[n, S, S, 3]``, to logits ``[n, C]``.
 
     Args:
         logits: the function; gets ``batch`` images at a time, at the end fewer.
@@ -161,7 +182,7 @@ def count_hits(
     rows = Plan(spec, images.heights, images.widths).rows(0, 0, len(images))
     rows = rows.take(np.argsort(rows.image))  # manifest order: neighbours on the disk
     targets = torch.from_numpy(images.targets)
-    top1 = top5 = 0
+    top1, top5, loss = torch.zeros(len(images), dtype=torch.bool), 0, 0.0
     for start in range(0, len(images), batch):
         part = slice(start, start + batch)
         output = logits(renderer.render(rows.take(part)))
@@ -170,11 +191,30 @@ def count_hits(
                 f"expected logits [n, {len(images.classes)}], one column a class of {images.root}, "
                 f"found {list(output.shape)}; select columns, or give images of the network's classes"
             )
-        rank = ranks(output, targets[part].to(output.device))
-        top1 += int((rank < 1).sum())
+        own = targets[part].to(output.device)
+        rank = ranks(output, own)
+        top1[part] = (rank < 1).cpu()
         top5 += int((rank < 5).sum())
+        loss += float(cross_entropy(output.float(), own, reduction="sum"))
         advance(len(output))
-    return EvalResult(len(images), 100 * top1 / len(images), 100 * top5 / len(images))
+    classes = len(images.classes)
+    return EvalResult(
+        images=len(images),
+        top1=100 * int(top1.sum()) / len(images),
+        top5=100 * top5 / len(images),
+        loss=loss / len(images),
+        class_images=tuple(torch.bincount(targets, minlength=classes).tolist()),
+        class_hits=tuple(torch.bincount(targets[top1], minlength=classes).tolist()),
+    )
+
+
+def write_classes(path: Path, classes: Sequence[str], result: EvalResult) -> None:
+    """Write the accuracy of each class as CSV."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["class", "images", "hits", "top1"])
+        for name, images, hits in zip(classes, result.class_images, result.class_hits, strict=True):
+            rows.writerow([name, images, hits, f"{100 * hits / images:.2f}" if images else ""])
 
 
 def evaluate_command(config: EvaluateConfig, console: Console) -> EvalResult:
@@ -194,4 +234,7 @@ def evaluate_command(config: EvaluateConfig, console: Console) -> EvalResult:
         cache_bytes=gibibytes("--cache-gib", config.cache_gib),
     )
     with closing(renderer), console.progress("evaluate", len(images), "images") as progress:
-        return count_hits(network.logits, images, spec, renderer, config.batch, progress.advance)
+        result = count_hits(network.logits, images, spec, renderer, config.batch, progress.advance)
+    if config.csv:
+        write_classes(config.csv, images.classes, result)
+    return result

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -26,7 +26,17 @@ from trainer.replay import Replay
 
 VERSIONS = ("torch", "torchvision", "numpy", "zarr", "numcodecs")
 # Where and how fast a run is made does not change what it is; the renderer's id, which is recorded, has the decoder.
-NOT_THE_RUN = ("run", "json", "store", "images", "test_images", "cache_gib", "checkpoint_every", "decoder")
+NOT_THE_RUN = (
+    "run",
+    "json",
+    "store",
+    "images",
+    "test_images",
+    "cache_gib",
+    "checkpoint_every",
+    "decoder",
+    "tensorboard",
+)
 LOCK = ".lock"
 
 
@@ -134,15 +144,47 @@ def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) 
     write_atomically(path, json.dumps({"made_of": dict(made), "made_with": where}, indent=2).encode())
 
 
-def log(folder: Path, entry: Mapping[str, Any]) -> None:
-    """Append one line to the run's log."""
-    with (folder / "log.jsonl").open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+@contextmanager
+def open_log(folder: Path, epoch: int, *, tensorboard: bool = False) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """What takes the entry of each epoch: a line of log.jsonl, and with ``tensorboard`` its numbers as scalars.
 
-
-def keep_log(folder: Path, epoch: int) -> None:
-    """Drop what the log says of epochs that will be played again: those after the checkpoint."""
+    Args:
+        folder: of the run.
+        epoch: the next one; what was said of it and of later ones, after the last checkpoint, is dropped.
+        tensorboard: whether scalars are wanted.
+    """
     path = folder / "log.jsonl"
+    _keep(path, epoch)
+    scalars = _scalars(folder / "tensorboard", epoch) if tensorboard else None
+
+    def log(entry: Mapping[str, Any]) -> None:
+        with path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        for name, value in entry.items():
+            if scalars and name != "epoch" and value is not None:
+                scalars.add_scalar(name, value, entry["epoch"])
+
+    try:
+        yield log
+    finally:
+        if scalars:
+            scalars.close()
+
+
+def _scalars(folder: Path, epoch: int) -> Any:
+    """TensorBoard's writer."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError(
+            "--tensorboard: tensorboard is not installed; install the extra: pip install 'giftwrap[tensorboard]'"
+        ) from error
+    writer: Any = SummaryWriter
+    return writer(folder, purge_step=epoch)
+
+
+def _keep(path: Path, epoch: int) -> None:
+    """Drop what the log says of epochs that will be played again: those after the checkpoint."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
         kept = [line for line in lines if json.loads(line)["epoch"] < epoch]

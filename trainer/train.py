@@ -31,11 +31,13 @@ from trainer.checkpoint import (
     save_checkpoint,
 )
 from trainer.config import TrainConfig
-from trainer.evaluate import EvalResult, evaluate
+from trainer.evaluate import EvalResult, evaluate, write_classes
 from trainer.losses import Loss, make_loss
 from trainer.replay import Replay, TrainBatch
-from trainer.run_folder import begun_with, describe, hold, keep_log, log, made_of
+from trainer.run_folder import begun_with, describe, hold, made_of, open_log
 from trainer.schedules import lr_factor
+
+NOT_EVALUATED: dict[str, float | None] = {"top1": None, "top5": None, "loss": None}
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Run:
     last: EvalResult | None = None
     best: EvalResult | None = None
     best_epoch: int | None = None
+    evaluations: int = 0
 
     @property
     def total_steps(self) -> int:
@@ -97,6 +100,7 @@ class Run:
             "last": asdict(self.last) if self.last else None,
             "best": asdict(self.best) if self.best else None,
             "best_epoch": self.best_epoch,
+            "evaluations": self.evaluations,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -109,6 +113,7 @@ class Run:
         self.last = EvalResult(**state["last"]) if state["last"] else None
         self.best = EvalResult(**state["best"]) if state["best"] else None
         self.best_epoch = state["best_epoch"]
+        self.evaluations = state["evaluations"]
 
 
 def train(config: TrainConfig, console: Console) -> Mapping[str, Json]:
@@ -134,14 +139,16 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
     how = "bit for bit" if pixels.equal else f"within {pixels.max_difference} levels, on another renderer"
     console.line(f"replay: {pixels.crops} stored crops came out again, {how}")
     start = time.monotonic()
-    keep_log(config.run, run.replay.epoch)
-    with console.progress("steps", run.total_steps, "steps") as progress:
+    with (
+        open_log(config.run, run.replay.epoch, tensorboard=config.tensorboard) as log,
+        console.progress("steps", run.total_steps, "steps") as progress,
+    ):
         progress.resume_at(run.step)
         while run.replay.epoch < config.epochs:
             entry = one_epoch(run, progress)
             if run.test and config.evaluates(entry["epoch"]):
                 entry |= assess(run, run.test, entry["epoch"])
-            log(config.run, entry)
+            log(entry)
             if run.replay.epoch % config.checkpoint_every == 0 or run.replay.epoch == config.epochs:
                 save_checkpoint(checkpoint, run.state(), run.made_of)
     save_weights(run.student.state_dict(), run.folder / "last.safetensors", classes=run.classes)
@@ -274,7 +281,7 @@ def autocast(config: TrainConfig) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def assess(run: Run, test: Test, epoch: int) -> dict[str, float]:
+def assess(run: Run, test: Test, epoch: int) -> dict[str, float | None]:
     """Evaluate the student on the test images, and keep its weights when they are the best so far."""
     identity = run.replay.store.identity
     teacher: Any = identity.teacher
@@ -289,11 +296,12 @@ def assess(run: Run, test: Test, epoch: int) -> dict[str, float]:
         device=run.config.device,
         columns=identity.label_columns,
     )
-    run.last = result
+    run.last, run.evaluations = result, run.evaluations + 1
+    write_classes(run.folder / "classes.csv", test.images.classes, result)
     if run.best is None or result.top1 > run.best.top1:
         run.best, run.best_epoch = result, epoch
         save_weights(run.student.state_dict(), run.folder / "best.safetensors", classes=run.classes)
-    return {"top1": result.top1, "top5": result.top5}
+    return {f"test_{name}": value for name, value in result.numbers.items()}
 
 
 def summary(run: Run, seconds: float) -> dict[str, Json]:
@@ -304,12 +312,9 @@ def summary(run: Run, seconds: float) -> dict[str, Json]:
         "steps": run.step,
         "epochs": run.replay.epoch,
         "seconds": round(seconds, 1),
-        "last": {"top1": last.top1 if last else None, "top5": last.top5 if last else None},
-        "best": {
-            "top1": best.top1 if best else None,
-            "top5": best.top5 if best else None,
-            "epoch": run.best_epoch,
-        },
+        "last": dict(last.numbers if last else NOT_EVALUATED),
+        "best": {**(best.numbers if best else NOT_EVALUATED), "epoch": run.best_epoch},
+        "evaluations": run.evaluations,
     }
 
 
@@ -320,5 +325,5 @@ def say(values: Mapping[str, Any]) -> str:
         return f"{text}; no test images were given"
     return (
         f"{text}; test top-1 {values['last']['top1']:.2f} % at the last epoch, "
-        f"{values['best']['top1']:.2f} % at the best ({values['best']['epoch']})"
+        f"{values['best']['top1']:.2f} % at the best ({values['best']['epoch']}) of {values['evaluations']} evaluated"
     )

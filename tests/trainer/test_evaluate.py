@@ -82,12 +82,15 @@ def test_every_image_is_counted_once_with_its_own_target(images: Manifest, batch
     renderer = make_renderer(images, SPEC)
     network = ByRed().train(training)
     result = evaluate(network, images, SPEC, renderer, mean=MEAN, std=STD, batch=batch)
-    assert result == EvalResult(images=35, top1=100.0, top5=100.0)
+    assert (result.images, result.top1, result.top5) == (35, 100.0, 100.0)
+    assert result.loss == pytest.approx(math.log(math.e + 6) - 1)  # of a one-hot logit
+    assert result.class_images == result.class_hits == (2, 3, 4, 5, 6, 7, 8)
     assert not any(network.modes)
     assert network.training is training
     assert len(network.modes) == -(-35 // batch)
     wrong = evaluate(ByRed(shift=1), images, SPEC, renderer, mean=MEAN, std=STD, batch=batch)
     assert wrong.top1 == 0
+    assert wrong.class_hits == (0,) * 7
     renderer.close()
 
 
@@ -99,6 +102,7 @@ def test_top5_and_shares(images: Manifest) -> None:
     result = count_hits(lambda p: constant.expand(len(p), 7), images, SPEC, renderer, 4, seen.append)
     assert result.top1 == pytest.approx(100 * 2 / 35)
     assert result.top5 == pytest.approx(100 * (2 + 3 + 4 + 5 + 6) / 35)
+    assert result.class_hits == (2, 0, 0, 0, 0, 0, 0)
     assert seen == [4] * 8 + [3]
     renderer.close()
 
@@ -110,7 +114,7 @@ def test_columns_of_a_wider_network(images: Manifest) -> None:
     network.weight = nn.Parameter(torch.cat([torch.full((7, 3), 2.0), torch.eye(7).flip(1)], 1))
     columns = [9 - label for label in range(7)]
     result = evaluate(network, images, SPEC, renderer, mean=MEAN, std=STD, columns=columns)
-    assert result == EvalResult(images=35, top1=100.0, top5=100.0)
+    assert (result.images, result.top1, result.top5) == (35, 100.0, 100.0)
     renderer.close()
 
 
@@ -188,7 +192,7 @@ def test_the_command_prints_what_the_function_finds(images: Manifest, weights_of
     renderer = make_renderer(images, SPEC)
     result = evaluate(network, images, SPEC, renderer, mean=MEAN, std=STD, batch=8)
     renderer.close()
-    assert json.loads(done.stdout) == {"images": 35, "top1": result.top1, "top5": result.top5}
+    assert json.loads(done.stdout) == {"images": 35, **result.numbers}
     assert "35/35 images" in done.stderr
 
 

@@ -35,9 +35,9 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
     config = BuildConfig(
         images=draw_images(folder / "images"),
-        teacher="convnet-d2",
-        teacher_args='{"width": 16, "norm": "batch"}',
-        weights=str(random_teacher(folder / "teacher.safetensors")),
+        teacher=("convnet-d2",),
+        teacher_args=('{"width": 16, "norm": "batch"}',),
+        weights=(str(random_teacher(folder / "teacher.safetensors")),),
         size=SIDE,
         views=200,
         batch=33,

@@ -1,0 +1,85 @@
+"""Curves of runs on one picture: training loss, learning rate, test top-1 and test loss against epochs."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from labelstore.console import Console
+from labelstore.errors import InputError
+
+PANELS = {"loss": "training loss", "lr": "learning rate", "test_top1": "test top-1, %", "test_loss": "test loss"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotConfig:
+    """Draw the curves of one or more runs on one PNG; needs matplotlib (the extra `plot`)."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of runs."""
+    out: Path = Path("curves.png")
+    """The picture; replaced when it exists."""
+    json: bool = False
+    """Print the summary as one JSON object on standard output and all else on standard error."""
+
+    def __post_init__(self) -> None:
+        """Refuse no runs."""
+        if not self.runs:
+            raise InputError("plot: expected the folder of a run, found none")
+
+
+def plot(config: PlotConfig, console: Console) -> dict[str, int]:
+    """Draw the runs; the number of epochs that each has."""
+    logs = {str(run): read_log(run) for run in config.runs}
+    figure = _figure()
+    for axes, (key, label) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+        for run, entries in logs.items():
+            points = [(entry["epoch"] + 1, entry[key]) for entry in entries if _drawn(entry.get(key))]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=run, marker="." if len(points) < 50 else None)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.grid(alpha=0.3)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    figure.savefig(config.out, dpi=120)
+    epochs = {run: len(entries) for run, entries in logs.items()}
+    said = ", ".join(f"{run} ({count} epochs)" for run, count in epochs.items())
+    console.summary({"picture": str(config.out), "epochs": dict(epochs)}, f"{config.out}: {said}")
+    return epochs
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The entries of a run's log, an epoch each.
+
+    Raises:
+        InputError: when it is not the folder of a run that has finished an epoch.
+    """
+    path = run / "log.jsonl"
+    try:
+        entries = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: expected the log of a run ({error}); give folders that `train --run` made"
+        ) from error
+    if not entries or not all(isinstance(entry, dict) and "epoch" in entry for entry in entries):
+        raise InputError(f"{path}: expected a line an epoch, found none; the run has finished no epoch yet")
+    return entries
+
+
+def _drawn(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _figure() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError(
+            "plot: matplotlib is not installed; install the extra: pip install 'giftwrap[plot]'"
+        ) from error
+    return Figure(figsize=(12, 8), layout="constrained")
