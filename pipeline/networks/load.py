@@ -16,13 +16,13 @@ from torch import nn
 from labelstore.errors import InputError
 from pipeline.networks.cifar_resnet import CifarResNet
 from pipeline.networks.convnet import ConvNet
-from pipeline.networks.resnet_modified import resnet18_modified
+from pipeline.networks.resnet_modified import RESNETS, resnet_modified
 from pipeline.networks.weights import Weights, head_classes, load_weights, read_weights
 
 FAMILIES: Mapping[str, Callable[..., nn.Module]] = {
     **{f"convnet-d{depth}": partial(ConvNet, depth) for depth in range(1, 7)},
     **{f"cifar-resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)},
-    "resnet18-modified": resnet18_modified,
+    **{name: partial(resnet_modified, name) for name in RESNETS},
 }
 TORCHVISION = "torchvision:"
 TIMM = "timm:"
@@ -75,7 +75,7 @@ def load_network(
 
 def library_version(name: str) -> dict[str, str]:
     """Name and version of the library besides torch that the network's code comes from, where known."""
-    package = "torchvision" if name == "resnet18-modified" else name.partition(":")[0].partition(".")[0]
+    package = "torchvision" if name in RESNETS else name.partition(":")[0].partition(".")[0]
     version = getattr(sys.modules.get(package), "__version__", None)
     return {package: version} if isinstance(version, str) else {}
 

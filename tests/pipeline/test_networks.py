@@ -30,6 +30,7 @@ def parameters(network: nn.Module) -> int:
         ("cifar-resnet56", 853_018),
         ("cifar-resnet110", 1_727_962),
         ("resnet18-modified", 11_173_962),
+        ("resnet101-modified", 42_512_970),
     ],
 )
 def test_parameters_of_each_family(name: str, expected: int) -> None:
