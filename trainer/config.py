@@ -29,7 +29,7 @@ class TrainConfig:
     recipe: Literal["gift", "rded", "sre2l"] | None = None
     """A published protocol in full; its values are printed, and flags override them."""
     student: str
-    """torchvision:NAME, timm:NAME, convnet-dN, resnet18-modified, resnet101-modified, cifar-resnetN or module:attribute."""
+    """torchvision:NAME, timm:NAME, convnet-dN, cifar-resnetN, resnet18/101-modified or module:attribute."""
     epochs: int
     """Epochs; each plays one view of the store."""
     run: Path
