@@ -1,4 +1,4 @@
-"""`python -m benchmarks list | run NAME`."""
+"""`python -m benchmarks list | run NAME | gpu`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 import tyro
 
-from benchmarks import crash, plan, rate_distortion, read, render, write
+from benchmarks import crash, gpu, plan, rate_distortion, read, render, write
 from benchmarks.harness import Report
 from labelstore.console import Console, run_command
 from labelstore.errors import InputError
@@ -62,10 +62,20 @@ class RunConfig:
     """Print the summary as one JSON object on standard output and all else on standard error."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class GpuConfig:
+    """Every check and figure that needs a GPU, in under 8 minutes; without one all parts run small on the CPU."""
+
+    out: Path | None = None
+    """Folder for gpu.jsonl: a line for each figure as it is found, one for each part's end, and the summary last."""
+    json: bool = False
+    """Print the summary as one JSON object on standard output and all else on standard error."""
+
+
 def main() -> int:
     """Run the command that the arguments name."""
     config = tyro.extras.subcommand_cli_from_dict(
-        {"list": ListConfig, "run": RunConfig},
+        {"list": ListConfig, "run": RunConfig, "gpu": GpuConfig},
         prog="python -m benchmarks",
         description="Every claim, measured.",
     )
@@ -76,6 +86,10 @@ def main() -> int:
             claims: dict[str, Json] = {name: (claim.__doc__ or "").splitlines()[0] for name, claim in CLAIMS.items()}
             console.summary(claims, lines(claims))
             return 0
+        if isinstance(config, GpuConfig):
+            values = gpu.measure(config.out)
+            console.summary(values, lines(values))
+            return 0 if values["kept"] else 1
         if config.name not in CLAIMS:
             raise InputError(f"claim: expected one of {', '.join(CLAIMS)}, found {config.name!r}")
         report = Report(config.name, config.out)
