@@ -108,8 +108,11 @@ def share(root: Path, build: str) -> Iterator[Lease]:
     """
     with _locked(root):
         lease = read(root)
-        if lease is None or lease.build != build or lease.elsewhere:
-            raise LeaseError(f"{root}: build {build} does not hold it, but {lease or 'nobody'}; start the build again")
+        if lease is None or lease.build != build:
+            raise LeaseError(
+                f"{root} on {socket.gethostname()}: build {build} does not hold it, but {lease or 'nobody'}; start the "
+                f"build again, on hosts that all see the store's folder under this name"
+            )
         require_held(root, lease)
         descriptor = _open(root / PARTIAL)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -157,6 +160,8 @@ def require_held(root: Path, lease: Lease) -> None:
     """Raise LeaseError when the store's lease is not ``lease`` any more, or its process is gone."""
     if (held := read(root)) != lease:
         raise LeaseError(f"{root}: this build ({lease}) lost the store to {held or 'nobody'}; it must not write on")
+    if lease.elsewhere:
+        return  # of a process on another host, the ranks' own connection tells whether it is there
     if lease.pid != os.getpid() and lease.dead:
         raise LeaseError(f"{root}: the process that holds it for this build ({lease}) is gone; run the build again")
 
