@@ -87,7 +87,7 @@ class EvaluateConfig:
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
     decoder: Decoder | None = None
-    """What decodes files: cpu, gpu or gpu-hw; the device when left out."""
+    """What decodes files: cpu, gpu or gpu-hw; on a GPU gpu when left out."""
     threads: int | None = None
     """CPU threads; all cores when left out."""
     cache_gib: float = 2.0

@@ -20,7 +20,7 @@ from labelstore.errors import InputError
 from pipeline.manifest import scan
 from pipeline.plan import Plan, PlanSpec
 from pipeline.render import dali, decoder_of, make_renderer
-from pipeline.render.batched import Boxes, prepare, resize_all, weigh
+from pipeline.render.batched import Boxes, kernels_work, prepare, resize_all, weigh
 from pipeline.render.device import DeviceRenderer
 from pipeline.render.identity import DECODERS
 from tests.pipeline.test_render import MEMORY, REGIONS, SPECS, picture, render
@@ -222,3 +222,11 @@ def test_long_axes_weigh_nothing_twice() -> None:
         assert prepare(boxes, 5, "bilinear").lines in (1, 900)
         expected = np.asarray(Image.fromarray(image).resize((5, 5), Image.Resampling.BILINEAR))
         np.testing.assert_array_equal(resize_all(boxes, 5, "bilinear")[0], expected)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton finds a GPU")
+def test_kernels_that_do_not_run_are_told_and_left_out() -> None:
+    kernels_work.cache_clear()
+    with pytest.warns(UserWarning, match="Triton's kernels do not run here .* crops are the same and take longer"):
+        assert not kernels_work(CPU)
+    kernels_work.cache_clear()
