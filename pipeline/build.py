@@ -37,7 +37,7 @@ from pipeline.render import Renderer, make_renderer
 from pipeline.render.audit import DIGEST_POSITIONS, pixels_digest
 from pipeline.render.stream import stream
 from pipeline.source import Source
-from pipeline.teacher import Teacher, make_teacher
+from pipeline.teacher import Teacher, TeacherSpec, make_teacher
 from pipeline.verify import require_same_labels
 
 AUDIT_CROPS = 64
@@ -73,7 +73,9 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
     with ranks.first_alone():
         manifest = read_images(config, console)
     plan = Plan(spec, manifest.heights, manifest.widths)
-    teacher = make_teacher(config.teacher_spec(), size=config.size, classes=manifest.classes)
+    teacher = make_teacher(settle_engine(config, ranks), size=config.size, classes=manifest.classes)
+    if ranks.first:
+        ranks.tell(dict(teacher.engine))
     for warning in teacher.warnings:
         console.warn(warning)
     renderer = make_renderer(
@@ -103,6 +105,21 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
         class_columns=teacher.class_columns,
     )
     return Work(manifest, plan, renderer, teacher, identity)
+
+
+def settle_engine(config: BuildConfig, ranks: Ranks) -> TeacherSpec:
+    """The teacher with the batch that the store's last views were made with, compiled or not as they were.
+
+    Of a new store the first rank finds that out, and the others wait for it and take the same.
+    """
+    spec = config.teacher_spec()
+    if not ranks.first:
+        told: Any = ranks.tell()
+        return spec.like(told)
+    if LabelStore.exists(config.store):
+        last: Any = LabelStore.open(config.store).state.versions[-1]["engine"]
+        return spec.like(last)
+    return spec
 
 
 def read_images(config: BuildConfig, console: Console) -> Manifest:

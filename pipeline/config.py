@@ -12,9 +12,9 @@ from typing import Any, Literal
 from labelstore.encodings import CodecName, EncodingName, encoding_parameters
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from pipeline.engine.spec import CompileMode, DTypeName, TeacherSpec, make_members
 from pipeline.plan import PlanSpec
 from pipeline.render import Decoder
-from pipeline.teacher import TeacherSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,18 +30,21 @@ class BuildConfig:
 
     images: Path
     """Class folder: one subfolder a class, with JPEG, PNG or WebP files."""
-    teacher: str
-    """torchvision:NAME, timm:NAME, convnet-d3, resnet18-modified, cifar-resnet20/32/44/56/110 or module:attribute."""
-    weights: str
-    """Teacher weights: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
+    teacher: tuple[str, ...]
+    """torchvision:NAME, timm:NAME, convnet-dN, cifar-resnetN, resnet18/101-modified or module:attribute.
+    Several label together: the weighted mean of their logits."""
+    weights: tuple[str, ...]
+    """Weights, one a teacher: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
     size: int
     """Side S of the square crops in pixels."""
     views: int
     """Crops per image; rounded up to whole blocks."""
     store: Path
     """Folder of the store; made when absent, resumed or extended when present."""
-    teacher_args: str = "{}"
-    """Keyword arguments of the teacher's constructor, as JSON."""
+    teacher_args: tuple[str, ...] = ("{}",)
+    """Keyword arguments of the teacher's constructor, as JSON; of several, one for each or one for all."""
+    teacher_weights: tuple[float, ...] = ()
+    """Weights of several teachers' logits in the mean, in any scale; equal when left out."""
     teacher_classes: str | None = None
     """Columns of a wider teacher to keep: comma-separated indexes or class names, or a file with one a line."""
     class_columns: str | None = None
@@ -80,14 +83,22 @@ class BuildConfig:
     """transform: mean cosine between the GIFT targets of the exact and the stored labels, to be reached (0.98)."""
     step: float | None = None
     """transform: its quantiser's step, instead of --fidelity."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: DTypeName = "float32"
     """Precision of the teacher."""
     device: str = "cpu"
     """cpu, cuda or cuda:N, for the renderer and the teacher."""
     decoder: Decoder | None = None
     """What decodes files: cpu; gpu, in software (the default on a GPU); gpu-hw, by its JPEG hardware."""
-    batch: int = 128
-    """Crops per teacher batch, fixed and padded: part of the engine."""
+    batch: int | None = None
+    """Crops per teacher batch, fixed and padded: part of the engine. Left out, the store's, and in a new store 128 on a
+    CPU, fewer where memory is short, and on a GPU what half of its free memory takes, at most 1,024."""
+    fold: bool = False
+    """Fold the teacher's batch norms into the convolutions before them. Part of the engine."""
+    compile: CompileMode = "off"
+    """on: torch.compile the teacher, and run it uncompiled, with a warning, where that fails; require: stop there. A
+    store that was begun compiled is never continued otherwise. Part of the engine."""
+    cuda_graph: bool = False
+    """Replay the teacher's batch as one CUDA graph. Part of the engine."""
     threads: int | None = None
     """CPU threads; all cores when left out. Part of the engine on a CPU."""
     cache_gib: float = 2.0
@@ -142,9 +153,12 @@ class BuildConfig:
     def teacher_spec(self) -> TeacherSpec:
         """The teacher's part of the flags."""
         return TeacherSpec(
-            name=self.teacher,
-            args=json_object("--teacher-args", self.teacher_args),
-            weights=self.weights,
+            members=make_members(
+                self.teacher,
+                self.weights,
+                [json_object("--teacher-args", text) for text in self.teacher_args],
+                self.teacher_weights,
+            ),
             classes=self.teacher_classes,
             class_columns=self.class_columns,
             mean=self.mean,
@@ -153,6 +167,9 @@ class BuildConfig:
             batch=self.batch,
             device=self.device,
             threads=self.threads,
+            fold=self.fold,
+            compile=self.compile,
+            cuda_graph=self.cuda_graph,
         )
 
     @property

@@ -1,12 +1,18 @@
-"""Memory that a network's layers free is kept for the next batch instead of going back to the system."""
+"""Memory of this machine: how much is free, and keeping what a network's layers free for the next batch."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT_BYTES = 2**31 - 1
+CGROUPS = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 
 
 def keep_freed_memory() -> None:
@@ -21,3 +27,18 @@ def keep_freed_memory() -> None:
         if mallopt is not None:
             mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
             mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def available_memory(system: Path = Path("/")) -> int:
+    """Bytes that this process may still take: of the machine, or of its container where that has less."""
+    info = system / "proc/meminfo"
+    lines = dict(line.split(":", 1) for line in info.read_text().splitlines()) if info.exists() else {}
+    if "MemAvailable" in lines:
+        free = int(lines["MemAvailable"].split()[0]) << 10
+    else:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    for names in CGROUPS:
+        limit, used = (system / "sys/fs/cgroup" / name for name in names)
+        if limit.exists() and (text := limit.read_text().strip()).isdigit():
+            free = min(free, max(int(text) - int(used.read_text()), 0))
+    return free

@@ -1,24 +1,31 @@
-"""The teacher: a network in eval mode that maps crops to logits, the same bits every time on one engine."""
+"""The teacher: networks in eval mode that map crops to logits, the same bits every time on one engine."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from labelstore.errors import InputError
+from labelstore.errors import GiftwrapError, InputError
 from labelstore.spec import Json
 from pipeline.class_order import CLASS_COLUMNS, TEACHER_CLASSES, check_classes, select_columns
-from pipeline.networks.load import library_version, load_network
+from pipeline.engine.batches import require_weights_fit
+from pipeline.engine.device import choose_device
+from pipeline.engine.ensemble import Ensemble
+from pipeline.engine.folding import fold_batch_norms
+from pipeline.engine.neighbours import require_independent
+from pipeline.engine.running import Engine, eager, enough_memory, make_engine
+from pipeline.engine.spec import DTYPES, Member, TeacherSpec, make_members
+from pipeline.networks.load import load_network
+from pipeline.networks.weights import Weights
 from pipeline.render.normalise import normalise
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Instructions that decide which kernels of one capability are taken.
-CPU_FEATURES = ("avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "amx_fp16")
+__all__ = ["BrokenLogitsError", "Member", "Pending", "Teacher", "TeacherSpec", "make_members", "make_teacher"]
+
+FOLDING_CROPS = 2
 
 
 class BrokenLogitsError(InputError):
@@ -39,86 +46,81 @@ class BrokenLogitsError(InputError):
         self.row, self.column, self.value = row, column, value
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherSpec:
-    """Which teacher, and how it is run.
+class Pending:
+    """Logits that a device is making.
 
-    Attributes:
-        name: network, as ``build_network`` takes it.
-        args: keyword arguments of its constructor.
-        weights: a file, ``torchvision:ENUM`` or ``timm:pretrained``.
-        classes: columns to keep, as ``select_columns`` takes them; None keeps all.
-        class_columns: of those that are kept, the columns of the class folders, likewise; None where all are.
-        mean: channel means of the pixels in [0, 1].
-        std: channel standard deviations of the pixels in [0, 1].
-        dtype: precision of weights and activations; float32 means float32, without TF32.
-        batch: crops a batch; fewer are padded, so that the shape never changes.
-        device: "cpu", "cuda" or "cuda:N".
-        threads: CPU threads of torch; None leaves torch's number.
-        channels_last: memory format of weights and activations.
+    Args:
+        name: of the teacher.
+        logits: float32 ``[n, C]`` on the device.
     """
 
-    name: str
-    weights: str
-    args: Mapping[str, Json] = field(default_factory=dict)
-    classes: str | None = None
-    class_columns: str | None = None
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    batch: int = 128
-    device: str = "cpu"
-    threads: int | None = None
-    channels_last: bool = True
+    def __init__(self, name: str, logits: Tensor) -> None:
+        self._name = name
+        self._event: torch.cuda.Event | None = None
+        if logits.device.type == "cuda":
+            self._logits = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
+            with torch.cuda.device(logits.device):
+                self._logits.copy_(logits, non_blocking=True)
+                self._event = torch.cuda.Event()
+                self._event.record()
+        else:
+            self._logits = logits
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, found {self.dtype!r}")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise InputError(f"{name}: expected three finite numbers, found {values}")
-        if min(self.std) <= 0:
-            raise InputError(f"std: expected numbers above 0, found {self.std}")
-        for name, number in (("batch", self.batch), ("threads", self.threads)):
-            if number is not None and number < 1:
-                raise InputError(f"{name}: expected at least 1, found {number}")
+    def result(self) -> Tensor:
+        """Wait for them: float32 ``[n, C]`` on the CPU.
+
+        Raises:
+            BrokenLogitsError: when a logit is NaN or infinite; names the first.
+        """
+        if self._event is not None:
+            self._event.synchronize()
+        broken = (~self._logits.isfinite()).nonzero()
+        if len(broken):
+            row, column = broken[0].tolist()
+            raise BrokenLogitsError(self._name, row, column, float(self._logits[row, column]))
+        return self._logits
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Teacher:
-    """A network ready to label crops; made by ``make_teacher``.
+    """Networks ready to label crops; made by ``make_teacher``.
 
     Attributes:
         spec: what it was made from.
-        network: the network in eval mode, on its device, in its dtype.
-        device: where it runs.
+        run: what runs its networks.
         size: side S of the crops in pixels.
-        selected: columns of the network that are kept, in order; None keeps all.
+        selected: columns of the networks that are kept, in order; None keeps all.
         columns: number of columns C of a label.
         class_names: their class names, where known.
         class_columns: the column of each class folder in a label; empty where folder k has column k.
         identity: what the teacher is (P3).
-        engine: what makes its bytes (P4).
         warnings: what the user should look at before trusting the labels.
     """
 
     spec: TeacherSpec
-    network: nn.Module
-    device: torch.device
+    run: Engine
     size: int
     selected: tuple[int, ...] | None
     columns: int
     class_names: tuple[str, ...] | None
     class_columns: tuple[int, ...]
     identity: Mapping[str, Json]
-    engine: Mapping[str, Json]
     warnings: tuple[str, ...] = ()
 
     @property
     def batch(self) -> int:
         """The largest number of crops that ``logits`` takes."""
-        return self.spec.batch
+        return self.run.batch
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.run.device
+
+    @property
+    def engine(self) -> Mapping[str, Json]:
+        """What makes its bytes (P4)."""
+        return self.run.description
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Label crops.
@@ -132,6 +134,10 @@ class Teacher:
         Raises:
             BrokenLogitsError: when a logit is NaN or infinite; names the first.
         """
+        return self.start(pixels).result()
+
+    def start(self, pixels: Tensor) -> Pending:
+        """Begin to label crops, as ``logits`` does; a GPU works on while the caller does something else."""
         shape = (self.size, self.size, 3)
         rows = len(pixels)
         if pixels.dtype != torch.uint8 or pixels.shape[1:] != shape or rows > self.batch:
@@ -142,25 +148,10 @@ class Teacher:
         if rows < self.batch:
             padding = pixels.new_zeros(self.batch - rows, *shape)
             pixels = torch.cat([pixels, padding])
-        logits = _forward(self.network, self.spec, pixels.to(self.device).contiguous())[:rows]
+        logits = self.run.logits(pixels)[:rows]
         if self.selected is not None:
             logits = logits[:, list(self.selected)]
-        logits = logits.cpu()
-        broken = (~logits.isfinite()).nonzero()
-        if len(broken):
-            row, column = broken[0].tolist()
-            raise BrokenLogitsError(self.spec.name, row, column, float(logits[row, column]))
-        return logits
-
-
-def _forward(network: nn.Module, spec: TeacherSpec, pixels: Tensor) -> Tensor:
-    """Logits, float32 ``[n, columns]`` on the device of ``pixels``."""
-    # cuDNN must neither time its algorithms nor shorten float32, or a second run gives other bits.
-    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with torch.inference_mode(), exact:
-        images = normalise(pixels, spec.mean, spec.std, DTYPES[spec.dtype], spec.channels_last)
-        logits: Tensor = network(images)
-        return logits.float()
+        return Pending(self.spec.name, logits)
 
 
 def make_teacher(
@@ -170,98 +161,157 @@ def make_teacher(
     classes: Sequence[str],
     flags: tuple[str, ...] = (TEACHER_CLASSES, CLASS_COLUMNS),
 ) -> Teacher:
-    """Load a teacher and check its columns against the class folders.
+    """Load a teacher, check its columns against the class folders, and make it ready to run.
 
     Args:
         spec: which teacher, and how it is run.
         size: side S of the crops in pixels.
         classes: folder names in target order.
         flags: the flag that selects columns, and the one that keeps the others too, for messages.
+
+    Raises:
+        InputError: when there is no such teacher, or it cannot be run so.
     """
-    device = _device(spec.device)
+    device = choose_device(spec.device)
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
-    network, weights = load_network(spec.name, spec.args, spec.weights, classes=len(classes), size=size)
+    require_weights_fit(spec, device)
+    network, weights = _load(spec, len(classes), size)
+    warnings: list[str] = []
+    folded = spec.fold and bool(fold_batch_norms(network, _probe(spec, size)))
+    if spec.fold and not folded:
+        warnings.append("--fold: no batch norm of the teacher follows a convolution alone, nothing is folded")
     layout = torch.channels_last if spec.channels_last else torch.contiguous_format
-    network = network.eval().requires_grad_(False).to(device, DTYPES[spec.dtype]).to(memory_format=layout)
-    total = _count_columns(network, spec, device, size)
-    names = weights.class_names
-    if names is not None and len(names) != total:
-        raise InputError(f"weights {spec.weights} name {len(names)} classes, the network has {total} columns")
-    selected = None if spec.classes is None else select_columns(spec.classes, names, total, flag=flags[0])
-    kept = tuple(range(total)) if selected is None else selected
-    kept_names = None if names is None else tuple(names[column] for column in kept)
-    class_columns: tuple[int, ...] = ()
-    if spec.class_columns is None:
-        warning = check_classes(kept, names, classes, flags=flags[:1] if selected else flags)
-    else:
-        class_columns = select_columns(spec.class_columns, kept_names, len(kept), flag=CLASS_COLUMNS)
-        warning = check_classes(class_columns, kept_names, classes, flags=(CLASS_COLUMNS,))
+    with enough_memory(0):
+        network = network.to(device, DTYPES[spec.dtype]).to(memory_format=layout)
+    plain = eager(network, spec, device, 1)
+    total = _count_columns(plain, spec, size)
+    chosen = _choose_columns(spec, _class_names(weights, total), total, classes, flags)
+    require_independent(spec.name, network, plain.logits, size, spec.batch)
+    run = make_engine(network, spec, device, size=size, folded=folded)
     return Teacher(
         spec=spec,
-        network=network,
-        device=device,
+        run=run,
         size=size,
-        selected=selected,
-        columns=len(kept),
-        class_names=kept_names,
-        class_columns=class_columns,
-        identity={
-            "name": spec.name,
-            "args": dict(sorted(spec.args.items())),
-            "weights": weights.digest,
-            "mean": list(spec.mean),
-            "std": list(spec.std),
-            "columns": None if selected is None else list(selected),
-            "size": size,
-        },
-        engine=_engine(spec, device),
-        warnings=() if warning is None else (warning,),
+        selected=chosen.selected,
+        columns=chosen.count,
+        class_names=chosen.names,
+        class_columns=chosen.folders,
+        identity=_identity(spec, weights, chosen.selected, size),
+        warnings=(*warnings, *chosen.warnings, *run.warnings),
     )
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device: expected cpu, cuda or cuda:N, found {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device: expected cpu, cuda or cuda:N, found {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {name}: torch sees {torch.cuda.device_count()} GPUs; give --device cpu")
-    return device
+def stored_members(teacher: Mapping[str, Any], weights: Sequence[str]) -> tuple[Member, ...]:
+    """The members of a teacher by its identity in a store.
+
+    Args:
+        teacher: its identity.
+        weights: of each member.
+    """
+    members = teacher.get("members", [{**teacher, "share": 1.0}])
+    if len(weights) != len(members):
+        names = ", ".join(member["name"] for member in members)
+        raise InputError(f"--weights: expected one for each network of the store ({names}), found {len(weights)}")
+    return tuple(
+        Member(name=member["name"], args=member["args"], weights=file, share=member["share"])
+        for member, file in zip(members, weights, strict=True)
+    )
 
 
-def _count_columns(network: nn.Module, spec: TeacherSpec, device: torch.device, size: int) -> int:
+def _load(spec: TeacherSpec, classes: int, size: int) -> tuple[nn.Module, list[Weights]]:
+    """The network, in eval mode, float32, on the CPU; of several the ensemble. And the weights of each."""
+    loaded = [
+        load_network(member.name, member.args, member.weights, classes=classes, size=size) for member in spec.members
+    ]
+    networks = [network.eval().requires_grad_(False) for network, _ in loaded]
+    network = networks[0] if len(networks) == 1 else Ensemble(networks, [member.share for member in spec.members])
+    return network.eval(), [weights for _, weights in loaded]
+
+
+def _probe(spec: TeacherSpec, size: int) -> Tensor:
+    """Images ``[n, 3, S, S]`` of random crops, float32."""
+    crops = torch.randint(0, 256, (FOLDING_CROPS, size, size, 3), generator=torch.Generator().manual_seed(0))
+    return normalise(crops.to(torch.uint8), spec.mean, spec.std, torch.float32, channels_last=False)
+
+
+def _count_columns(plain: Engine, spec: TeacherSpec, size: int) -> int:
     """Columns of the network, from one black crop."""
-    crop = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
+    crop = torch.zeros(1, size, size, 3, dtype=torch.uint8)
     try:
-        logits: Any = _forward(network, spec, crop)
+        logits: Any = plain.logits(crop)
+    except GiftwrapError:
+        raise
     except Exception as error:  # a network may raise anything at a size that it does not take
-        raise InputError(f"network {spec.name} gives no logits for crops of {size} x {size} px: {error}") from error
+        raise InputError(
+            f"network {spec.name} gives no logits for crops of {size} x {size} px in {spec.dtype}: {error}"
+        ) from error
     if logits.ndim != 2 or len(logits) != 1:
         raise InputError(f"network {spec.name}: expected logits [1, C] for one crop, found {list(logits.shape)}")
     return int(logits.shape[1])
 
 
-def _engine(spec: TeacherSpec, device: torch.device) -> dict[str, Json]:
-    """What makes the bytes of the labels (P4)."""
-    libraries: dict[str, Json] = {"torch": str(torch.__version__), **library_version(spec.name)}
-    if device.type == "cuda":
-        model = torch.cuda.get_device_name(device)
-        cudnn_version: Callable[[], int | None] = torch.backends.cudnn.version
-        libraries["cudnn"] = cudnn_version()
+def _class_names(weights: Sequence[Weights], total: int) -> tuple[str, ...] | None:
+    """The classes of the columns, where any of the weights names them."""
+    known = [(found.source, found.class_names) for found in weights if found.class_names is not None]
+    for source, names in known:
+        if len(names) != total:
+            raise InputError(f"weights {source} name {len(names)} classes, the network has {total} columns")
+        if names != known[0][1]:
+            first = next(column for column in range(total) if names[column] != known[0][1][column])
+            raise InputError(
+                f"weights {source}: expected the classes of {known[0][0]}, found {names[first]!r} instead of "
+                f"{known[0][1][first]!r} in column {first}; the networks of a teacher need the same columns"
+            )
+    return known[0][1] if known else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Columns:
+    """The columns of a label: see ``Teacher``."""
+
+    selected: tuple[int, ...] | None
+    count: int
+    names: tuple[str, ...] | None
+    folders: tuple[int, ...]
+    warnings: tuple[str, ...]
+
+
+def _choose_columns(
+    spec: TeacherSpec, names: tuple[str, ...] | None, total: int, classes: Sequence[str], flags: tuple[str, ...]
+) -> _Columns:
+    """The columns that the spec asks for, checked against the class folders."""
+    selected = None if spec.classes is None else select_columns(spec.classes, names, total, flag=flags[0])
+    kept = tuple(range(total)) if selected is None else selected
+    kept_names = None if names is None else tuple(names[column] for column in kept)
+    folders: tuple[int, ...] = ()
+    if spec.class_columns is None:
+        warning = check_classes(kept, names, classes, flags=flags[:1] if selected else flags)
     else:
-        has: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that we admit
-        features = [feature for feature in CPU_FEATURES if has.get(feature)]
-        model = " ".join(["cpu", torch.backends.cpu.get_cpu_capability(), *features])
+        folders = select_columns(spec.class_columns, kept_names, len(kept), flag=CLASS_COLUMNS)
+        warning = check_classes(folders, kept_names, classes, flags=(CLASS_COLUMNS,))
+    return _Columns(
+        selected=selected,
+        count=len(kept),
+        names=kept_names,
+        folders=folders,
+        warnings=() if warning is None else (warning,),
+    )
+
+
+def _identity(
+    spec: TeacherSpec, weights: Sequence[Weights], selected: tuple[int, ...] | None, size: int
+) -> dict[str, Json]:
+    """What the teacher is (P3), ensembles member by member."""
+    members: list[dict[str, Json]] = [
+        {"name": member.name, "args": dict(sorted(member.args.items())), "weights": found.digest}
+        for member, found in zip(spec.members, weights, strict=True)
+    ]
+    shares = [{**told, "share": member.share} for told, member in zip(members, spec.members, strict=True)]
     return {
-        "device": model,
-        "dtype": spec.dtype,
-        "batch": spec.batch,
-        "threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "channels_last": spec.channels_last,
-        "folding": "none",
-        "compile": "none",
-        "versions": libraries,
+        **(members[0] if len(members) == 1 else {"members": [dict(told) for told in shares]}),
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "columns": None if selected is None else list(selected),
+        "size": size,
     }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,11 @@ from labelstore.fidelity import gift_fidelity
 from labelstore.spec import Json, first_difference, require_same
 from labelstore.store import LabelStore
 from pipeline.config import gibibytes
+from pipeline.engine.spec import MAX_RELATIVE_ERROR
 from pipeline.render import Decoder
 from pipeline.source import Source, check_pixels, open_source
-from pipeline.teacher import Teacher, TeacherSpec, make_teacher
+from pipeline.teacher import Teacher, TeacherSpec, make_teacher, stored_members
 
-# On the engine of the store the audit logits come out to float16 rounding; another engine sums in another order.
-MAX_RELATIVE_ERROR = {"float32": 2e-3, "bfloat16": 5e-2}
 MIN_FIDELITY = 0.99
 MARGIN = 0.01  # by which the audit rows may fall below the fidelity of the many rows that the store has measured
 
@@ -37,8 +36,8 @@ class VerifyConfig:
     """Folder of the store."""
     images: Path
     """Class folder that the store was made of."""
-    weights: str | None = None
-    """Weights of the store's teacher; without them only the pixels are compared."""
+    weights: tuple[str, ...] = ()
+    """Weights of the store's teacher, of several one each; without them only the pixels are compared."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
     decoder: Decoder | None = None
@@ -99,21 +98,23 @@ def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Tea
     """The store's teacher with the given weights, refused when they are not the store's."""
     stored: Any = store.identity.teacher
     engine: Any = store.identity.engine
-    dtype: Literal["float32", "bfloat16"] = engine["dtype"]
     spec = TeacherSpec(
-        name=stored["name"],
-        args=stored["args"],
-        weights=config.weights or "",
+        members=stored_members(stored, config.weights),
         classes=",".join(map(str, stored["columns"])) if stored["columns"] else None,
         class_columns=",".join(map(str, store.identity.class_columns)) or None,
         mean=tuple(stored["mean"]),
         std=tuple(stored["std"]),
-        dtype=dtype,
+        dtype=engine["dtype"],
         batch=engine["batch"],
         device=config.device,
         threads=config.threads or engine["threads"],
+        fold=engine["folding"] != "none",
+        compile="on" if engine["compile"] != "none" else "off",
+        cuda_graph=engine.get("cuda_graph", False) and config.device.startswith("cuda"),
     )
     teacher = make_teacher(spec, size=store.identity.size, classes=store.identity.classes)
+    for warning in teacher.warnings:
+        console.warn(warning)
     require_same("teacher", dict(stored), dict(teacher.identity), "give --weights of the store's teacher")
     found = first_difference(dict(engine), dict(teacher.engine))
     if found:
@@ -147,6 +148,7 @@ def audit_errors(store: LabelStore, teacher: Teacher, crops: Tensor) -> AuditErr
     """Label the audit crops, uint8 ``[a, S, S, 3]``, and compare with the stored float16 logits."""
     logits = np.concatenate([teacher.logits(part).numpy() for part in torch.split(crops, teacher.batch)])
     stored = store.audit().logits.astype(np.float32)
+    # on the engine of the store they come out to float16 rounding; another engine sums in another order
     errors = np.abs(logits - stored)
     share = max(MAX_RELATIVE_ERROR[str(engine["dtype"])] for engine in (store.identity.engine, teacher.engine))
     return AuditErrors(logits, float(errors.max()), float(errors.mean()), share * float(np.abs(stored).max()))

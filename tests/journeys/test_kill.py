@@ -30,9 +30,9 @@ def build_store(world: World, store: Path) -> None:
     build(
         BuildConfig(
             images=world.images,
-            teacher="convnet-d2",
-            teacher_args='{"width": 16, "norm": "batch"}',
-            weights=str(world.weights),
+            teacher=("convnet-d2",),
+            teacher_args=('{"width": 16, "norm": "batch"}',),
+            weights=(str(world.weights),),
             size=SIDE,
             views=12 * 171,
             batch=256,

@@ -114,9 +114,9 @@ def test_a_block_that_a_gpu_encodes_is_the_same(world: World, tmp_path: Path, mo
     monkeypatch.setattr(torch, "set_num_threads", lambda _count: None)
     config = BuildConfig(
         images=world.images,
-        teacher=TEACHER[1],
-        teacher_args=TEACHER[3],
-        weights=str(world.weights),
+        teacher=(TEACHER[1],),
+        teacher_args=(TEACHER[3],),
+        weights=(str(world.weights),),
         size=SIDE,
         views=200,
         batch=32,

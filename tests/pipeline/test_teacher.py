@@ -19,8 +19,8 @@ from torchvision.transforms import functional
 
 from labelstore.errors import InputError
 from pipeline.class_order import agreement, check_classes, select_columns
-from pipeline.networks import build_network, save_weights
-from pipeline.teacher import BrokenLogitsError, Teacher, TeacherSpec, make_teacher
+from pipeline.networks import build_network, load_weights, read_weights, save_weights
+from pipeline.teacher import BrokenLogitsError, Member, Teacher, TeacherSpec, make_teacher
 
 CLASSES = ("cat", "dog", "eel", "fox", "gnu")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -38,9 +38,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def teacher_of(weights: Path, folders: Sequence[str] = CLASSES, **options: Any) -> Teacher:
     spec = TeacherSpec(
-        name="convnet-d3",
-        args={"norm": "batch"},
-        weights=str(weights),
+        members=(Member(name="convnet-d3", args={"norm": "batch"}, weights=str(weights)),),
         **{"mean": MEAN, "std": STD, "batch": 16, **options},
     )
     return make_teacher(spec, size=16, classes=folders)
@@ -67,7 +65,9 @@ def test_labels_do_not_depend_on_the_fill_of_the_batch(weights: Path, dtype: str
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 3e-2)])
 def test_logits_against_torchvision_preprocessing(weights: Path, dtype: str, tolerance: float) -> None:
     teacher = teacher_of(weights, dtype=dtype)
-    network = teacher_of(weights).network.double()
+    network = build_network("convnet-d3", {"norm": "batch"}, len(CLASSES), size=16)
+    load_weights(network, read_weights(weights))
+    network.double().eval()
     pixels = crops(16)
     images = functional.normalize(pixels.permute(0, 3, 1, 2).double() / 255, list(MEAN), list(STD))
     with torch.no_grad():
@@ -115,7 +115,7 @@ class Broken(nn.Module):
 
 def test_nan_and_infinity_are_named_by_row(weights: Path) -> None:
     sound = teacher_of(weights, mean=(0, 0, 0), std=(1, 1, 1))
-    teacher = dataclasses.replace(sound, network=Broken(), columns=2)
+    teacher = dataclasses.replace(sound, run=dataclasses.replace(sound.run, network=Broken()), columns=2)
     pixels = crops(6).clamp(1, 254)
     assert teacher.logits(pixels).isfinite().all()  # padding may be anything
     pixels[2], pixels[5] = 0, 255
@@ -133,7 +133,7 @@ def test_other_crops_are_refused(weights: Path, pixels: Tensor) -> None:
 
 def test_spec_refuses_what_cannot_run(weights: Path) -> None:
     bad: list[tuple[dict[str, Any], str]] = [
-        ({"dtype": "float16"}, "float16"),
+        ({"dtype": "float64"}, "float64"),
         ({"std": (0.2, 0.0, 0.2)}, "above 0"),
         ({"mean": (0.2, 0.1)}, "three"),
         ({"mean": (0.2, 0.1, float("nan"))}, "finite"),
@@ -142,12 +142,14 @@ def test_spec_refuses_what_cannot_run(weights: Path) -> None:
         ({"device": "gpu"}, "'gpu'"),
         ({"device": "mps"}, "'mps'"),
         ({"device": "cuda:99"}, "torch sees"),
-        ({"args": {"norm": "batch", "size": 32}}, "classifier.weight"),
+        ({"cuda_graph": True}, "--cuda-graph: expected --device cuda, found cpu"),
+        ({"members": ()}, "at least one network"),
+        ({"members": (Member(name="convnet-d3", weights=str(weights), args={"size": 32}),)}, "classifier.weight"),
     ]
     for options, message in bad:
         with pytest.raises(InputError, match=message):
             make_teacher(
-                TeacherSpec(**{"name": "convnet-d3", "weights": str(weights), **options}),
+                TeacherSpec(**{"members": (Member(name="convnet-d3", weights=str(weights)),), **options}),
                 size=16,
                 classes=CLASSES,
             )
@@ -156,11 +158,13 @@ def test_spec_refuses_what_cannot_run(weights: Path) -> None:
 def test_networks_without_logits_are_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(3, 3, 1, 1), "bias": torch.zeros(3)}, tmp_path / "w.pt")
     args = {"in_channels": 3, "out_channels": 3, "kernel_size": 1}
-    spec = TeacherSpec(name="torch.nn:Conv2d", args=args, weights=str(tmp_path / "w.pt"))
+    member = Member(name="torch.nn:Conv2d", args=args, weights=str(tmp_path / "w.pt"))
+    spec = TeacherSpec(members=(member,))
     with pytest.raises(InputError, match=r"expected logits \[1, C\] for one crop, found \[1, 3, 8, 8\]"):
         make_teacher(spec, size=8, classes=("a", "b", "c"))
+    broken = dataclasses.replace(spec, members=(dataclasses.replace(member, args={**args, "dilation": 0}),))
     with pytest.raises(InputError, match="gives no logits for crops of 8 x 8 px"):
-        make_teacher(dataclasses.replace(spec, args={**args, "kernel_size": 1, "dilation": 0}), size=8, classes=CLASSES)
+        make_teacher(broken, size=8, classes=CLASSES)
 
 
 def test_columns_must_be_the_folders(weights: Path) -> None:
@@ -309,7 +313,7 @@ def first_of_each(folder: Path, count: int, classes: int | None = None) -> tuple
 def test_cifar_teachers_reach_their_accuracy(data: Path, depth: int, accuracy: float) -> None:
     files, targets, classes = first_of_each(data / "cifar10" / "test", 40)
     weights = data / "models" / f"cifar10-resnet{depth}.safetensors"
-    spec = TeacherSpec(name=f"cifar-resnet{depth}", weights=str(weights))
+    spec = TeacherSpec(members=(Member(name=f"cifar-resnet{depth}", weights=str(weights)),), batch=128)
     teacher = make_teacher(spec, size=32, classes=classes)
     logits = label(teacher, [np.asarray(Image.open(file).convert("RGB")) for file in files])
     report = agreement(logits, targets, classes)
@@ -321,10 +325,13 @@ def test_cifar_teachers_reach_their_accuracy(data: Path, depth: int, accuracy: f
 
 def mobilenet(data: Path, classes: Sequence[str], selection: str | None) -> Teacher:
     pytest.importorskip("timm")
-    spec = TeacherSpec(
+    member = Member(
         name="timm:mobilenetv2_100",
         args={"pad_type": "same"},
         weights=str(data / "models" / "imagenet-mobilenetv2_100.fp16.safetensors"),
+    )
+    spec = TeacherSpec(
+        members=(member,),
         classes=selection,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),

@@ -16,7 +16,7 @@ from pipeline.config import BuildConfig
 from pipeline.teacher import Teacher
 from tests.journeys.world import SIDE, draw_images, random_teacher
 from trainer import Replay
-from trainer.replay import ahead
+from trainer.ahead import ahead
 
 MIXES = [("none", None), ("cutmix", 5), ("mixup", 8)]
 

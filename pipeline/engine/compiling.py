@@ -1,0 +1,108 @@
+"""torch.compile for a batch of one shape: its compiler, its cache, and what it says when it fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labelstore.errors import InputError
+from labelstore.spec import Json
+
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+CXX = "CXX"
+# Kernels chosen by timing them would give other bits from run to run; weights are constants that can be laid out once.
+OPTIONS: dict[str, Any] = {"freezing": True, "deterministic": True}
+
+
+class CompileError(InputError):
+    """Compiling failed; the text says why."""
+
+
+def compilers(device: torch.device) -> dict[str, Json]:
+    """Name and version of what torch.compile makes machine code with on a device.
+
+    Raises:
+        CompileError: when it is not there.
+    """
+    if device.type == "cuda":
+        try:
+            import triton
+        except ImportError as error:
+            raise CompileError(f"torch.compile needs triton on a GPU: {error}; pip install triton") from error
+        return {"triton": str(triton.__version__)}
+    command = os.environ.get(CXX, "g++")
+    path = shutil.which(command)
+    if path is None:
+        raise CompileError(
+            f"torch.compile needs a C++ compiler on a CPU: found no {command!r}; "
+            f"install g++, or name another compiler in {CXX}"
+        )
+    told = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S603
+    return {"c++": told.partition("\n")[0].strip() or path}
+
+
+def compiled(function: Callable[[Tensor], Tensor], example: Tensor, *, name: str) -> Callable[[Tensor], Tensor]:
+    """The function compiled, for inputs like the example alone.
+
+    Args:
+        function: what to compile; a graph break in it is an error, as the rest would run uncompiled in silence.
+        example: an input; the function is compiled for its shape and layout.
+        name: of the function, for messages.
+
+    Raises:
+        CompileError: when it does not compile.
+    """
+    _keep_cache()
+    fast: Callable[[Tensor], Tensor] = torch.compile(function, fullgraph=True, dynamic=False, options=OPTIONS)
+    try:
+        with torch.inference_mode(), _quiet():
+            fast(example)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the compilers below it raise anything
+        raise CompileError(f"{name} does not compile: {_first_line(error)}") from error
+    return fast
+
+
+def _keep_cache() -> None:
+    """Let torch keep compiled code where the next build finds it, unless the user names a place.
+
+    It is a folder of the user's own: what is read from it is executed. Torch's own default is emptied at a restart.
+    """
+    if CACHE not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = home / "giftwrap" / "inductor"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise CompileError(
+                f"{folder}: no place to keep compiled code ({error}); name a folder in {CACHE}"
+            ) from error
+        os.environ[CACHE] = str(folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's compilers from logging what the error says, and that there is no GPU."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong, in one line: of the error that torch wrapped, where it did."""
+    inner = getattr(error, "inner_exception", None) or error
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    return f"{type(inner).__name__}: {lines[0] if lines else 'no reason given'}"
