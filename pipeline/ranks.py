@@ -1,4 +1,4 @@
-"""The ranks of one build: processes that torchrun started, which share its lease and own blocks by rank alone (P8)."""
+"""The ranks of one build or run: processes that torchrun started; the first speaks, and they end together (P8)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from labelstore.errors import GiftwrapError, InputError
 from labelstore.spec import Json
-from pipeline.config import BuildConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,45 +21,53 @@ if TYPE_CHECKING:
 
 MEETING_TIMEOUT = timedelta(minutes=5)  # from the first process that starts to the last
 WORK_TIMEOUT = timedelta(days=24)  # the first rank calibrates, and others label, for as long as it takes
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.002
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those of its build; alone unless torchrun says otherwise.
+    """This process among those of its build or run; alone unless torchrun says otherwise.
 
     Attributes:
-        rank: 0 holds the lease, speaks, and seals.
-        world: how many there are, all on this host.
+        rank: 0 speaks, and writes what is not shared out.
+        world: how many there are, on one host or several that see the same folders.
+        local_rank: place among those on this host.
+        local_world: how many there are on this host.
         group: what connects them; None when alone.
+        work: what they do together, for messages.
     """
 
     rank: int = 0
     world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
     group: ProcessGroup | None = None
+    work: str = "build"
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that holds the lease."""
+        """Whether this is the process that speaks."""
         return self.rank == 0
 
     def own(self, work: Sequence[T]) -> Sequence[T]:
         """This rank's share of a list that all ranks have."""
         return work[self.rank :: self.world]
 
-    def share(self, config: BuildConfig) -> BuildConfig:
-        """The build as this rank does it: its share of the cores and of the cache, and a GPU of its own."""
+    def share(self, config: T) -> T:
+        """The work as this rank does it: its share of the cores and of the cache, and a GPU of its own."""
         if self.world == 1:
             return config
-        return replace(
-            config,
-            threads=config.threads or max(len(os.sched_getaffinity(0)) // self.world, 1),
-            device=f"cuda:{self.rank}" if config.device == "cuda" else config.device,
-            cache_gib=config.cache_gib / self.world,
-            rehash=config.rehash and self.first,
-        )
+        told: Any = config
+        changes: dict[str, Any] = {
+            "threads": told.threads or max(len(os.sched_getaffinity(0)) // self.local_world, 1),
+            "device": f"cuda:{self.local_rank}" if told.device == "cuda" else told.device,
+            "cache_gib": told.cache_gib / self.local_world,
+        }
+        if hasattr(told, "rehash"):
+            changes["rehash"] = told.rehash and self.first
+        return cast("T", replace(told, **changes))
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
@@ -80,10 +87,10 @@ class Ranks:
         if self.group is not None:
             from torch.distributed import barrier
 
-            _finish(lambda: barrier(self.group, async_op=True))
+            self._finish(lambda: barrier(self.group, async_op=True))
 
-    def tell(self, value: Json = None) -> Json:
-        """What the first rank says; the others give nothing.
+    def tell(self, value: Json = None, source: int = 0) -> Json:
+        """What the rank ``source`` says; the others give nothing.
 
         Raises:
             GiftwrapError: when one of them has ended.
@@ -94,41 +101,87 @@ class Ranks:
 
         text = json.dumps(value).encode()
         size = torch.tensor([len(text)])
-        self._broadcast(size)
+        self._broadcast(size, source)
         data = torch.zeros(int(size), dtype=torch.uint8)
-        if self.first:
+        if self.rank == source:
             data[:] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        self._broadcast(data)
+        self._broadcast(data, source)
         told: Json = json.loads(data.numpy().tobytes())
         return told
 
-    def _broadcast(self, data: Tensor) -> None:
+    def gather(self, value: Json) -> list[Json]:
+        """What each rank says, in their order, to all of them."""
+        return [self.tell(value, rank) for rank in range(self.world)]
+
+    def least(self, values: Sequence[int]) -> Callable[[], list[int]]:
+        """Begin to find the least of each number among all ranks; what is returned waits for it.
+
+        Raises:
+            GiftwrapError: there, when one of them has ended.
+        """
+        if self.group is None:
+            return lambda: list(values)
+        import torch
+        from torch.distributed import ReduceOp, all_reduce
+
+        data = torch.tensor(values)
+        work = self._started(lambda: all_reduce(data, ReduceOp.MIN, self.group, async_op=True))
+
+        def ended() -> list[int]:
+            self._finish(lambda: work)
+            least: list[int] = data.tolist()
+            return least
+
+        return ended
+
+    def _broadcast(self, data: Tensor, source: int) -> None:
         from torch.distributed import broadcast
 
-        _finish(lambda: broadcast(data, 0, self.group, async_op=True))
+        self._finish(lambda: broadcast(data, source, self.group, async_op=True))
+
+    def _started(self, start: Callable[[], Work | None]) -> Any:
+        try:
+            return start()
+        except RuntimeError as error:
+            raise GiftwrapError(
+                f"another rank of this {self.work} has ended; what was finished is kept: see its message, then run the "
+                f"{self.work} again"
+            ) from error
+
+    def _finish(self, start: Callable[[], Work | None]) -> None:
+        """Wait for an operation of all ranks in small steps, so that a signal is heard meanwhile."""
+        work = self._started(start)
+        while not work.is_completed():
+            time.sleep(POLL_SECONDS)
+        self._started(work.wait)
 
 
 @contextmanager
-def join() -> Iterator[Ranks]:
-    """Meet the other ranks of this build, as the environment names them; alone where it names none.
+def join(work: str = "build") -> Iterator[Ranks]:
+    """Meet the other ranks, as the environment names them; alone where it names none.
+
+    Args:
+        work: what they do together, for messages.
 
     Raises:
-        InputError: when they are on several hosts.
+        InputError: when the environment names no place among them.
         GiftwrapError: when they do not come.
     """
-    rank, world = _place()
+    rank, world, local_rank, local_world = _place()
     if world == 1:
-        yield Ranks()
+        yield Ranks(work=work)
         return
     from torch import distributed
 
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host may not know its own name
+    if local_world == world:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host may not know its own name
     try:
         distributed.init_process_group("gloo", timeout=MEETING_TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise GiftwrapError(f"rank {rank}: the {world} ranks of this build did not meet ({error})") from error
+        raise GiftwrapError(f"rank {rank}: the {world} ranks of this {work} did not meet ({error})") from error
     try:
-        yield Ranks(rank, world, cast("ProcessGroup", distributed.new_group(timeout=WORK_TIMEOUT)))
+        group = cast("ProcessGroup", distributed.new_group(timeout=WORK_TIMEOUT))
+        yield Ranks(rank, world, local_rank, local_world, group, work)
     finally:
         distributed.destroy_process_group()
 
@@ -137,36 +190,22 @@ def python() -> list[str]:
     """The words that started this process's Python, for the line that says how to resume; none if the first says it."""
     if os.environ.get("RANK", "0") != "0":
         return []
-    world = os.environ.get("WORLD_SIZE", "1")
-    return [sys.executable] if world == "1" else ["torchrun", f"--nproc-per-node={world}"]
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if world == 1:
+        return [sys.executable]
+    nodes = [] if local == world else [f"--nnodes={world // local}", "..."]  # the rest is the cluster's
+    return ["torchrun", *nodes, f"--nproc-per-node={local}"]
 
 
-def _place() -> tuple[int, int]:
-    """This process's rank, and how many there are."""
-    found = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+def _place() -> tuple[int, int, int, int]:
+    """This process's rank and how many there are, among all and on this host."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    found = {name: os.environ.get(name) for name in names}
     if not (found["RANK"] and found["WORLD_SIZE"]):
-        return 0, 1
+        return 0, 1, 0, 1
     try:
         rank, world = int(found["RANK"]), int(found["WORLD_SIZE"])
-        local = int(found["LOCAL_WORLD_SIZE"] or world)
+        return rank, world, int(found["LOCAL_RANK"] or rank), int(found["LOCAL_WORLD_SIZE"] or world)
     except ValueError as error:
         raise InputError(f"environment: expected numbers, as torchrun sets them, found {found}") from error
-    if local != world:
-        raise InputError(
-            f"the {world} ranks of this build are on several hosts, {local} of them on this one; a store is written to "
-            f"a local file system: start all of them on one host"
-        )
-    return rank, world
-
-
-def _finish(start: Callable[[], Work | None]) -> None:
-    """Wait for an operation of all ranks in small steps, so that a signal is heard meanwhile."""
-    try:
-        work: Any = start()
-        while not work.is_completed():
-            time.sleep(POLL_SECONDS)
-        work.wait()
-    except RuntimeError as error:
-        raise GiftwrapError(
-            "another rank of this build has ended; what is published is kept: see its message, then run the build again"
-        ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,20 @@ class Source:
         first, last = start // group * group, min(-(-stop // group) * group, images)
         pixels = self.renderer.render(self.store.read(view, slice(first, last)).rows)
         return pixels[start - first : stop - first]
+
+    def at_size(self, size: int, *, device: str, threads: int | None, cache_bytes: int) -> Source:
+        """The same boxes rendered at another side; this one's renderer is released.
+
+        Rows need `pipeline.augment.sides.at_size`.
+        """
+        self.renderer.close()
+        resize = None if self.spec.resize is None else max(self.spec.resize, size)
+        spec = replace(self.spec, size=size, resize=resize)
+        decoder = None if device == "cpu" else decoder_of(self.renderer.id)
+        renderer = make_renderer(
+            self.manifest, spec, device=device, decoder=decoder, threads=threads, cache_bytes=cache_bytes
+        )
+        return replace(self, spec=spec, renderer=renderer)
 
     def close(self) -> None:
         """Release the renderer."""

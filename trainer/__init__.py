@@ -2,6 +2,7 @@
 
 from pipeline.networks import build_network
 from trainer import losses
-from trainer.replay import Replay, TrainBatch
+from trainer.batch import TrainBatch
+from trainer.replay import Replay
 
 __all__ = ["Replay", "TrainBatch", "build_network", "losses"]

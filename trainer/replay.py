@@ -2,74 +2,61 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from labelstore.errors import InputError, NotStoredError
 from labelstore.store import LabelBatch, LabelStore
+from pipeline.augment.sides import at_size
 from pipeline.codes import DeviceCodes
 from pipeline.manifest import Manifest
 from pipeline.moving import to_device
 from pipeline.render.normalise import normalise
 from pipeline.source import PixelReport, Source, check_pixels, open_source
+from trainer.ahead import ahead
+from trainer.batch import TrainBatch, concatenate, slices
+from trainer.following import wait_for_view
 from trainer.order import Order
+
+__all__ = ["Replay", "TrainBatch"]
 
 LABEL_BYTES = 256 << 20  # of encoded labels, read ahead of the crops that they belong to
 READ_AHEAD = 2  # batches waiting, as uint8, while one more is rendered
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class TrainBatch:
-    """One batch of n crops and their labels.
+class Span:
+    """What one process makes of one batch; offsets into the epoch.
 
     Attributes:
-        images: the student's input, ``[n, 3, S, S]``, normalised as the teacher's was.
-        logits: the teacher's logits, float32 ``[n, C]``, raw: no temperature, no softmax.
-        targets: hard labels, as columns of ``logits``, int64 ``[n]``.
-        targets2: hard labels of the partners, int64 ``[n]``; equal to ``targets`` where nothing is mixed.
-        lam: weight of ``targets``, the rest is that of ``targets2``, float32 ``[n]``; 1 where nothing is mixed.
-        index: image index of each crop, int64 ``[n]``.
-        view: view of each crop, int64 ``[n]``.
-        position: position of each crop in its view, int64 ``[n]``; ``store.read(view, position)`` finds it again.
+        low: where the groups begin that its slice lies in.
+        high: where they end.
+        begin: where its slice begins.
+        end: where it ends.
+        total: crops of the whole batch.
+        share: as in `TrainBatch`.
+        reused: rows from ``low`` on that the span before has rendered.
     """
 
-    images: Tensor
-    logits: Tensor
-    targets: Tensor
-    targets2: Tensor
-    lam: Tensor
-    index: Tensor
-    view: Tensor
-    position: Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, rows: slice) -> TrainBatch:
-        return TrainBatch(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-
-def concatenate(batches: list[TrainBatch]) -> TrainBatch:
-    """Join batches end to end."""
-    if len(batches) == 1:
-        return batches[0]
-    columns = zip(*([getattr(batch, field.name) for field in fields(batch)] for batch in batches), strict=True)
-    return TrainBatch(*(torch.cat(column) for column in columns))
+    low: int
+    high: int
+    begin: int
+    end: int
+    total: int
+    share: float
+    reused: int
 
 
 class Replay:
     """The crops of a store, rendered again and paired with their labels.
 
     Iterating gives the batches of one epoch; iterating again gives the next epoch. The order is a function of
-    (seed, epoch) alone: see :class:`trainer.order.Order`. Nothing is dropped: the last batch may be short.
+    (seed, epoch) alone: see :class:`trainer.order.Order`. Nothing is dropped: the last batch may be short. Of several
+    processes each gets its slice of every batch; their sizes differ by one at most.
 
     Args:
         store: a label store or its path.
@@ -80,6 +67,10 @@ class Replay:
         view_order: ``shuffle`` or ``cycle`` (stored order).
         views: views to play, the first ones of the store; all that are sealed when None. A run keeps its number when
             the store is extended.
+        rank: this process's number among those that train together.
+        world: how many there are.
+        size: side of ``images``; the store's when None. The same boxes, at another resolution.
+        follow: play views of a build that goes on, those that it was asked for when None; each is waited for.
         mean: channel means of the normalisation; the teacher's when None.
         std: channel standard deviations of the normalisation; the teacher's when None.
         device: where batches are made and delivered.
@@ -89,7 +80,7 @@ class Replay:
         cache_bytes: memory budget of decoded images.
 
     Raises:
-        MismatchError: when the images are not the store's, or its crops do not come out again (P2).
+        MismatchError: when the images are not the store's, or its crops do not come out again (P2), at its own size.
     """
 
     def __init__(
@@ -102,6 +93,10 @@ class Replay:
         seed: int = 0,
         view_order: Literal["shuffle", "cycle"] = "shuffle",
         views: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        size: int | None = None,
+        follow: bool = False,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         device: str = "cpu",
@@ -110,21 +105,37 @@ class Replay:
         threads: int | None = None,
         cache_bytes: int = 2 << 30,
     ) -> None:
-        if batch_size < 1:
-            raise InputError(f"batch_size: expected at least 1, found {batch_size}")
+        if not 0 <= rank < world:
+            raise InputError(f"rank: expected one of {world}, found {rank}")
+        if batch_size < world:
+            raise InputError(
+                f"batch_size: expected at least 1, and one crop for each of {world} processes, found {batch_size}"
+            )
+        if follow and view_order != "cycle":
+            raise InputError("follow: views come in stored order; give view_order 'cycle'")
+        if follow:
+            store = LabelStore.open(store.path if isinstance(store, LabelStore) else store, follow=True)
         self.source: Source = open_source(
             store, images, device=device, decoder=decoder, threads=threads, cache_bytes=cache_bytes
         )
         self.store = self.source.store
-        identity, sealed = self.store.identity, self.store.state.views_sealed
-        if not sealed:
-            raise NotStoredError(f"{self.store.path}: no view is sealed yet; finish the build first")
-        if views is not None and not 1 <= views <= sealed:
-            raise InputError(f"views: expected 1 to {sealed}, the sealed views of {self.store.path}, found {views}")
+        identity, state = self.store.identity, self.store.state
+        there = state.views_target if follow else state.views_sealed
+        if not there:
+            raise NotStoredError(
+                f"{self.store.path}: no view is sealed yet; finish the build first, or follow it: --follow"
+            )
+        if views is not None and not 1 <= views <= there:
+            raise InputError(f"views: expected 1 to {there}, those of {self.store.path}, found {views}")
+        if follow:
+            wait_for_view(self.store, 0)
         self.pixels: PixelReport = check_pixels(self.source)
-        self.batch_size = batch_size
+        if size not in (None, identity.size):
+            self.source = self.source.at_size(size, device=device, threads=threads, cache_bytes=cache_bytes)
+        self.size = self.source.spec.size
+        self.batch_size, self._rank, self._world = batch_size, rank, world
         self.order = Order(
-            views=sealed if views is None else views,
+            views=there if views is None else views,
             images=identity.images,
             group=identity.group,
             seed=seed,
@@ -150,22 +161,29 @@ class Replay:
         return self._epoch
 
     @property
+    def position(self) -> int:
+        """Crops of :attr:`epoch` that were handed out."""
+        return self._position
+
+    @property
     def view(self) -> int:
         """The view that :attr:`epoch` plays."""
         return self.order.view(self._epoch)
 
     def __iter__(self) -> Iterator[TrainBatch]:
         """The rest of the current epoch, batch by batch."""
+        if self.store.follow:
+            wait_for_view(self.store, self.view)
         images, loaded = self.store.identity.images, self._loaded
-        with ahead(self._batches(self._epoch, self._position), READ_AHEAD) as batches:
-            for batch in batches:
+        with ahead(self._made(self._epoch, self._position), READ_AHEAD) as batches:
+            for batch, made in batches:
                 # Advanced before the batch is handed out: the state names the next batch while this one is used.
                 if self._loaded != loaded:
                     raise InputError("replay state: loaded while an epoch was being iterated; begin a new iteration")
-                self._position += len(batch)
+                self._position += batch.total
                 if self._position == images:
                     self._epoch, self._position = self._epoch + 1, 0
-                yield self._deliver(batch)
+                yield self._deliver(batch, made)
 
     def state_dict(self) -> dict[str, int | str]:
         """Where the run stands: the next batch that will be handed out, and what the order depends on."""
@@ -203,30 +221,43 @@ class Replay:
             "view_order": order.mode,
         }
 
-    def _batches(self, epoch: int, start: int) -> Iterator[TrainBatch]:
-        """Batches of exactly ``batch_size`` (the last may be short); a cut group's rest is kept for the next."""
-        held: list[TrainBatch] = []
-        count = 0
-        for chunk in self._groups(epoch, start):
-            held.append(chunk)
-            count += len(chunk)
-            while count >= self.batch_size:
-                joined = concatenate(held)
-                yield joined[: self.batch_size]
-                held, count = [joined[self.batch_size :]], count - self.batch_size
-        if count:
-            yield concatenate(held)
+    def _made(self, epoch: int, start: int) -> Iterator[tuple[TrainBatch, torch.cuda.Event | None]]:
+        """This process's slices from ``start`` on, on the device; on a GPU with the moment when they are there."""
+        stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        with torch.cuda.stream(stream):
+            for batch in self._slices(epoch, start):
+                moved = batch.change(lambda column: to_device(column, self._device))
+                yield moved, stream.record_event() if stream else None
 
-    def _groups(self, epoch: int, start: int) -> Iterator[TrainBatch]:
-        """Whole groups from ``start`` on, about a batch at a time; a group cut by ``start`` loses its head."""
-        images, group = self.store.identity.images, self.store.identity.group
-        step, view = -(-self.batch_size // group) * group, self.order.view(epoch)
-        firsts = range(start // group * group, images, step)
-        requests = ((view, self.order.positions(epoch, first, min(first + step, images))) for first in firsts)
+    def _slices(self, epoch: int, start: int) -> Iterator[TrainBatch]:
+        """This process's slice of each batch from ``start`` on, in memory."""
+        view, group, stop = self.order.view(epoch), self.store.identity.group, self.store.identity.images
+        spans = ((span.low + span.reused, span.high) for span in self._spans(start, stop))
+        requests = ((view, self.order.positions(epoch, *span)) for span in spans if span[0] < span[1])
         # Blocks come ahead of the crops that are rendered, within LABEL_BYTES.
         stream = self.store.stream(requests, budget_bytes=LABEL_BYTES, decode=self._decode)
-        for first, labels in zip(firsts, stream, strict=True):
-            yield self._render(labels)[max(start - first, 0) :]
+        held: TrainBatch | None = None
+        for span in self._spans(start, stop):
+            parts = [held[len(held) - span.reused :]] if held and span.reused else []
+            if span.low + span.reused < span.high:
+                parts.append(self._render(next(stream)))
+            joined = concatenate(parts)
+            own = joined[span.begin - span.low : span.end - span.low]
+            yield replace(own, total=span.total, share=span.share)
+            held = joined[span.end // group * group - span.low :]
+
+    def _spans(self, start: int, stop: int) -> Iterator[Span]:
+        """What this process makes of each batch from ``start`` on; mixed crops need their whole groups."""
+        group, rendered = self.store.identity.group, 0
+        for first in range(start, stop, self.batch_size):
+            total = min(self.batch_size, stop - first)
+            own = slices(total, self._world)[self._rank]
+            count = own.stop - own.start
+            begin = first + own.start if count else first
+            end = begin + max(count, 1)
+            low, high = begin // group * group, min(-(-end // group) * group, stop)
+            yield Span(low, high, begin, end, total, count * self._world / total, max(rendered - low, 0))
+            rendered = high
 
     def _render(self, labels: LabelBatch) -> TrainBatch:
         """Crops of whole groups beside their labels, with pixels as uint8 ``[n, S, S, 3]``."""
@@ -234,7 +265,7 @@ class Replay:
         targets = torch.from_numpy(labels.targets)
         partners = rows.partners(identity.group) if rows.mixed else slice(None)
         return TrainBatch(
-            images=self.source.renderer.render(rows),
+            images=self.source.renderer.render(at_size(rows, identity.size, self.size)),
             logits=torch.as_tensor(labels.logits),
             targets=targets,
             targets2=targets[partners],
@@ -244,59 +275,16 @@ class Replay:
             position=torch.from_numpy(labels.positions),
         )
 
-    def _deliver(self, batch: TrainBatch) -> TrainBatch:
-        """The batch on its device, with pixels normalised."""
-        moved = [to_device(getattr(batch, field.name), self._device) for field in fields(batch)]
-        images = normalise(moved[0], self._mean, self._std, self._dtype, channels_last=True)
-        return TrainBatch(images, *moved[1:])
+    def _deliver(self, batch: TrainBatch, made: torch.cuda.Event | None) -> TrainBatch:
+        """The batch with pixels normalised, once it is there."""
+        if made:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(made)
+            batch.change(lambda column: _used_on(column, stream))
+        return replace(batch, images=normalise(batch.images, self._mean, self._std, self._dtype, channels_last=True))
 
 
-class ahead(Iterator[T]):  # noqa: N801  reads as a verb: with ahead(items, 2) as items
-    """Take items of an iterator in a thread; at most ``depth`` wait, while one more is made.
-
-    A context manager: leaving it stops the thread, however the consumer ended. Errors of the iterator are raised
-    where its item would have come.
-    """
-
-    def __init__(self, items: Iterator[T], depth: int) -> None:
-        self._items = items
-        self._results: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
-        self._stopped = threading.Event()
-        self._ended = False
-        self._thread = threading.Thread(target=self._work, daemon=True, name="giftwrap-ahead")
-
-    def __enter__(self) -> ahead[T]:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        while self._thread.is_alive():
-            try:  # make room for a put that waits
-                self._results.get(timeout=0.05)
-            except queue.Empty:
-                continue
-
-    def __next__(self) -> T:
-        if self._ended:
-            raise StopIteration
-        more, value = self._results.get()
-        if more:
-            item: T = value
-            return item
-        self._ended = True
-        if value is None:
-            raise StopIteration
-        raise value
-
-    def _work(self) -> None:
-        end: BaseException | None = None
-        try:
-            for item in self._items:
-                if self._stopped.is_set():
-                    return
-                self._results.put((True, item))
-        except BaseException as error:
-            end = error
-        if not self._stopped.is_set():
-            self._results.put((False, end))
+def _used_on(column: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
+    """Keep memory from being used again before ``stream`` is done with it."""
+    column.record_stream(stream)
+    return column

@@ -1,0 +1,75 @@
+"""One batch of crops and labels."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COLUMNS = ("images", "logits", "targets", "targets2", "lam", "index", "view", "position")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """One batch of n crops and their labels, or one process's slice of it.
+
+    Attributes:
+        images: the student's input, ``[n, 3, S, S]``, normalised as the teacher's was.
+        logits: the teacher's logits, float32 ``[n, C]``, raw: no temperature, no softmax.
+        targets: hard labels, as columns of ``logits``, int64 ``[n]``.
+        targets2: hard labels of the partners, int64 ``[n]``; equal to ``targets`` where nothing is mixed.
+        lam: weight of ``targets``, the rest is that of ``targets2``, float32 ``[n]``; 1 where nothing is mixed.
+        index: image index of each crop, int64 ``[n]``.
+        view: view of each crop, int64 ``[n]``.
+        position: position of each crop in its view, int64 ``[n]``; ``store.read(view, position)`` finds it again.
+        total: crops of the whole batch, over all processes.
+        share: what the mean loss of these crops counts for where gradients are averaged over the processes: n times
+            their number over ``total``; 0 where the one crop is there only so that this process has any.
+    """
+
+    images: Tensor
+    logits: Tensor
+    targets: Tensor
+    targets2: Tensor
+    lam: Tensor
+    index: Tensor
+    view: Tensor
+    position: Tensor
+    total: int = 0
+    share: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, rows: slice) -> TrainBatch:
+        return self.change(lambda column: column[rows])
+
+    def change(self, to: Callable[[Tensor], Tensor]) -> TrainBatch:
+        """The batch with every column changed."""
+        changed: dict[str, Any] = {name: to(getattr(self, name)) for name in COLUMNS}
+        return replace(self, **changed)
+
+    def pieces(self, count: int) -> Iterator[TrainBatch]:
+        """At most ``count`` pieces whose sizes differ by at most one, each with its part of the share."""
+        for rows in slices(len(self), min(count, len(self))):
+            piece = self[rows]
+            yield replace(piece, share=self.share * len(piece) / len(self))
+
+
+def concatenate(batches: list[TrainBatch]) -> TrainBatch:
+    """Join batches end to end."""
+    if len(batches) == 1:
+        return batches[0]
+    joined: dict[str, Any] = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in COLUMNS}
+    return TrainBatch(**joined)
+
+
+def slices(count: int, parts: int) -> list[slice]:
+    """``count`` things in ``parts`` runs, the first ones longer by one at most; empty ones where there are fewer."""
+    each, longer = divmod(count, parts)
+    starts = [part * each + min(part, longer) for part in range(parts + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(starts)]

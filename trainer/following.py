@@ -1,0 +1,46 @@
+"""Waiting for the views of a store that is still being built."""
+
+from __future__ import annotations
+
+import time
+
+from labelstore import lease
+from labelstore.errors import NotStoredError
+from labelstore.store import LabelStore
+
+POLL_SECONDS = 0.5
+
+
+def wait_for_view(store: LabelStore, view: int) -> None:
+    """Wait until every block of a view is there.
+
+    Args:
+        store: opened to follow; its state is read again.
+        view: one that the build was asked for.
+
+    Raises:
+        NotStoredError: when the view is missing and no build is there to make it.
+    """
+    while True:
+        building = is_being_built(store)  # asked first: a build writes its last block before it ends
+        if view_is_there(store, view):
+            return
+        if not building:
+            raise NotStoredError(
+                f"{store.path}: view {view} is not there, and no build holds the store; continue the build, then type "
+                f"the same command again"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def view_is_there(store: LabelStore, view: int) -> bool:
+    """Whether every block of a view is published."""
+    store.refresh()
+    blocks = map(store.views, store.missing())
+    return view < store.state.views_target and not any(first <= view < stop for first, stop in blocks)
+
+
+def is_being_built(store: LabelStore) -> bool:
+    """Whether a build holds the store, as far as can be known from here."""
+    held = lease.read(store.path)
+    return held is not None and (held.elsewhere or not held.dead)
