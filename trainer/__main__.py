@@ -8,6 +8,7 @@ from typing import Any
 import tyro
 
 from labelstore.console import Console, run_command
+from pipeline import ranks
 from trainer import recipes
 from trainer.config import TrainConfig
 from trainer.evaluate import EvaluateConfig, evaluate_command
@@ -30,8 +31,8 @@ def main() -> int:
 
     def command() -> int:
         if isinstance(config, TrainConfig):
-            values = train(config, console)
-            console.summary(values, say(values))
+            if values := train(config, console):
+                console.summary(values, say(values))
             return 0
         if isinstance(config, PlotConfig):
             plot(config, console)
@@ -43,7 +44,8 @@ def main() -> int:
         )
         return 0
 
-    return run_command("trainer", command, resumes=isinstance(config, TrainConfig))
+    python = ranks.python()
+    return run_command("trainer", command, resumes=isinstance(config, TrainConfig) and bool(python), python=python)
 
 
 if __name__ == "__main__":

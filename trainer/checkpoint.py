@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -64,7 +65,8 @@ def load_checkpoint(path: Path, config: Mapping[str, Json]) -> dict[str, Any]:
             f"checkpoint {path}: expected format {FORMAT}, found {form}; "
             "continue the run with the version that began it"
         )
-    found = first_difference(json.loads(stored["config"]), json.loads(json.dumps(config)))
+    made = json.loads(json.dumps(config))
+    found = first_difference(elsewhere(json.loads(stored["config"]), made), made)
     if found:
         place, theirs, ours = found
         raise MismatchError(
@@ -81,6 +83,26 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
+
+
+def elsewhere(stored: Any, made: Any) -> Any:
+    """What a run was made of, for other processes that continue it: their number and their threads may differ."""
+    ours, theirs = made.get("run", {}), stored.get("run", {})
+    if theirs.get("processes") == ours.get("processes"):
+        return stored
+    return {**stored, "run": {**theirs, **{name: ours[name] for name in ("processes", "threads")}}}
+
+
+def packed(state: Mapping[str, Tensor]) -> dict[str, Json]:
+    """A `random_state` as text, to be sent and kept with those of other processes."""
+    return {name: base64.b64encode(value.numpy().tobytes()).decode() for name, value in state.items()}
+
+
+def unpacked(state: Mapping[str, str]) -> dict[str, Tensor]:
+    """What `packed` made text of."""
+    return {
+        name: torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8) for name, text in state.items()
+    }
 
 
 def restore_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:

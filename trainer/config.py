@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from labelstore.errors import InputError
 from pipeline.config import gibibytes, json_object
@@ -32,14 +35,16 @@ class TrainConfig:
     """torchvision:NAME, timm:NAME, convnet-dN, cifar-resnetN, resnet18/101-modified or module:attribute."""
     epochs: int
     """Epochs; each plays one view of the store."""
-    run: Path
+    run: Annotated[Path, tyro.conf.arg(aliases=["--run-folder"])]
     """Folder of the run: config.json, log.jsonl, checkpoint.pt, last.safetensors, best.safetensors."""
     student_args: str = "{}"
     """Keyword arguments of the student's constructor, as JSON."""
+    size: int | None = None
+    """Side of the student's crops, from the same boxes; the store's when left out."""
     test_images: Path | None = None
     """Class folder of test images, with the same classes; without it nothing is evaluated."""
     test_resize: int | None = None
-    """Short side of a test image before the central crop; the store's crop size when left out."""
+    """Short side of a test image before the central crop; the student's crop size when left out."""
     eval_every: int | None = None
     """Epochs between evaluations; a tenth of the run when left out. The last epoch is always evaluated."""
     eval_from: float = 0.0
@@ -61,7 +66,9 @@ class TrainConfig:
     hard_weight: float = 0.1
     """mse+ce, soft_ce+ce: weight of the hard cross-entropy."""
     batch_size: int = 128
-    """Crops a step; any number, the last batch of an epoch may be short."""
+    """Crops a step, over all processes; any number, the last batch of an epoch may be short."""
+    accumulate: int = 1
+    """Pieces that a batch is taken in, one after the other, for its gradient."""
     optimizer: str = "AdamW"
     """Any optimiser of torch.optim by its name."""
     lr: float = 1e-3
@@ -72,6 +79,12 @@ class TrainConfig:
     """What decays: all parameters, or weights of more than one dimension alone."""
     optimizer_args: str = "{}"
     """More keyword arguments of the optimiser, as JSON."""
+    fused: bool = False
+    """The fused kernel of Adam, AdamW, SGD and Adagrad."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient, over all parameters; it is scaled down to that."""
+    ema: float | None = None
+    """Decay of a running mean of the weights, over steps; the mean is what is evaluated and saved."""
     schedule: ScheduleName = "cosine"
     """How the learning rate falls: cosine, step or constant."""
     schedule_per: SchedulePer = "step"
@@ -86,10 +99,16 @@ class TrainConfig:
     """step: what the rate is multiplied by at each milestone."""
     view_order: Literal["shuffle", "cycle"] = "shuffle"
     """Which view an epoch plays: drawn by the seed, or in stored order."""
+    follow: bool = False
+    """Train from a store that is still being built: views in stored order, each waited for."""
     seed: int = 0
     """The run's seed: the student's first weights, dropout, and which view each epoch plays."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 runs the student under autocast; the loss stays in float32."""
+    compile: bool = False
+    """torch.compile the student."""
+    sync_bn: bool = False
+    """Batch norms take the whole batch of all processes; on GPUs."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
     decoder: Decoder | None = None
@@ -100,6 +119,8 @@ class TrainConfig:
     """Memory for decoded images."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
+    checkpoint_steps: int | None = None
+    """Steps between further checkpoints, within epochs."""
     tensorboard: bool = False
     """Write the numbers of each epoch as TensorBoard scalars too, into tensorboard/ of the run."""
     json: bool = False
@@ -107,14 +128,18 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no run can have."""
-        for name in ("epochs", "batch_size", "checkpoint_every"):
+        for name in ("epochs", "batch_size", "accumulate", "checkpoint_every"):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag}: expected at least 1, found {getattr(self, name)}")
-        for name in ("eval_every", "threads"):
+        for name in ("size", "eval_every", "checkpoint_steps", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')}: expected at least 1, found {value}")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise InputError(f"--clip-norm: expected a number > 0, found {self.clip_norm}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InputError(f"--ema: expected a decay between 0 and 1, found {self.ema}")
 
     def loss_spec(self) -> LossSpec:
         """The loss's part of the flags."""
@@ -136,7 +161,7 @@ class TrainConfig:
             lr=self.lr,
             weight_decay=self.weight_decay,
             decay=self.decay,
-            args=json_object("--optimizer-args", self.optimizer_args),
+            args={**json_object("--optimizer-args", self.optimizer_args), **({"fused": True} if self.fused else {})},
         )
 
     def schedule_spec(self) -> ScheduleSpec:
@@ -149,6 +174,11 @@ class TrainConfig:
             final=self.final,
             horizon=self.horizon,
         )
+
+    @property
+    def play_order(self) -> Literal["shuffle", "cycle"]:
+        """Which view an epoch plays; a build that goes on is followed in stored order."""
+        return "cycle" if self.follow else self.view_order
 
     @property
     def cache_bytes(self) -> int:

@@ -20,7 +20,7 @@ from labelstore import __version__
 from labelstore.errors import InputError, LeaseError
 from labelstore.spec import Json, require_same
 from pipeline.manifest import Manifest
-from trainer.checkpoint import write_atomically
+from trainer.checkpoint import elsewhere, write_atomically
 from trainer.config import TrainConfig
 from trainer.replay import Replay
 
@@ -34,6 +34,8 @@ NOT_THE_RUN = (
     "test_images",
     "cache_gib",
     "checkpoint_every",
+    "checkpoint_steps",
+    "follow",
     "decoder",
     "tensorboard",
 )
@@ -61,17 +63,28 @@ def hold(folder: Path) -> Iterator[None]:
         yield
 
 
-def made_of(config: TrainConfig, replay: Replay, test: Manifest | None) -> dict[str, Json]:
-    """Everything that decides what a run comes to: the same here means the same student."""
+def made_of(config: TrainConfig, replay: Replay, test: Manifest | None, processes: int = 1) -> dict[str, Json]:
+    """Everything that decides what a run comes to: the same here means the same student.
+
+    Args:
+        config: of the run, as one process has it.
+        replay: what it plays.
+        test: the test images.
+        processes: how many train together.
+    """
     plain = {name: value for name, value in asdict(config).items() if name not in NOT_THE_RUN}
     identity = replay.store.identity
     plain_identity = json.dumps(identity.to_json(), sort_keys=True).encode()
     described: dict[str, Json] = {
         "run": plain
         | {
+            "device": torch.device(config.device).type,
+            "view_order": config.play_order,
+            "size": replay.size,
             "threads": torch.get_num_threads(),
+            "processes": processes,
             "eval_every": config.evaluation_interval,
-            "test_resize": config.test_resize or identity.size,
+            "test_resize": config.test_resize or replay.size,
         },
         "loss": config.loss_spec().to_json(),
         "optimizer": config.optimiser_spec().to_json(),
@@ -79,6 +92,7 @@ def made_of(config: TrainConfig, replay: Replay, test: Manifest | None) -> dict[
         "store": {
             "identity": hashlib.sha256(plain_identity).hexdigest(),
             "views": replay.order.views,
+            "size": identity.size,
             "manifest": identity.manifest,
             "encoding": dict(identity.encoding),
             "teacher": dict(identity.teacher),
@@ -123,7 +137,7 @@ def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) 
     path = config.run / "config.json"
     stored = described_in(path)
     if stored is not None:
-        require_same("run", stored, dict(made), f"give the flags of {path}, or another --run")
+        require_same("run", elsewhere(stored, made), dict(made), f"give the flags of {path}, or another --run")
         return
     kinds = {type(layer).__name__ for layer in student.modules()}
     norms: Json = [name for name in sorted(kinds) if "Norm" in name]

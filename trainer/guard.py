@@ -1,0 +1,83 @@
+"""What is looked at between the steps of a run, by all its processes alike: signals, and losses that are no numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from labelstore.errors import GiftwrapError
+from pipeline.ranks import Ranks
+from trainer.stopping import Asked, Stops
+
+STEPS_UNREAD = 32  # on a GPU, which is waited for when its losses are looked at
+FINE = 2**62
+
+
+class DivergedError(GiftwrapError):
+    """A loss or a weight is no number any more."""
+
+
+class Guard:
+    """Stops a run in the same step on all its processes.
+
+    Alone, that is the step after which there is a reason. Of several, each learns after a step what the others had to
+    say after the one before, so that no step waits for it.
+
+    Args:
+        ranks: the processes.
+        device: where losses are.
+        stops: hears signals.
+    """
+
+    def __init__(self, ranks: Ranks, device: torch.device, stops: Stops) -> None:
+        self.stops, self._ranks = stops, ranks
+        self._first_bad = torch.full((), FINE, dtype=torch.int64, device=device)
+        self._unread, self._read = 0, FINE
+        self._waiting: Callable[[], list[int]] | None = None
+
+    def see(self, loss: Tensor, step: int) -> None:
+        """Look at the loss of a step, where it is."""
+        bad = torch.where(loss.isfinite(), FINE, step)
+        self._first_bad = torch.minimum(self._first_bad, bad)
+        self._unread += 1
+
+    def between_steps(self) -> None:
+        """End the run when there is a reason.
+
+        Raises:
+            DivergedError: names the first step whose loss was no number.
+            Asked: a signal was heard.
+        """
+        due = self._first_bad.device.type == "cpu" or self._unread >= STEPS_UNREAD
+        started = self._begin(read=due)
+        told, self._waiting = self._waiting, started
+        if self._ranks.world == 1:
+            told = started
+        if told:
+            self._judge(told())
+
+    def settle(self) -> None:
+        """Like `between_steps`, of all that was seen by now."""
+        self._judge(self._begin(read=True)())
+
+    def require_finite(self, weights: Iterable[Tensor], step: int) -> None:
+        """Raise DivergedError when a loss was no number, or a weight is none after ``step`` steps."""
+        bad, _ = self._begin(read=True)()
+        if bad == FINE and not bool(torch.stack([weight.isfinite().all() for weight in weights]).all()):
+            raise DivergedError(f"step {step}: expected finite weights, found others")
+        self._judge([bad, 0])
+
+    def _begin(self, *, read: bool) -> Callable[[], list[int]]:
+        if read:
+            self._read, self._unread = int(self._first_bad), 0
+        return self._ranks.least([self._read, -self.stops.number])
+
+    def _judge(self, told: list[int]) -> None:
+        bad, stop = told
+        if bad < FINE:
+            raise DivergedError(f"step {bad}: expected a finite loss, found one that is not")
+        if stop:
+            self.stops.number = -stop
+            raise Asked

@@ -1,0 +1,263 @@
+"""A run: what a step changes, what it is made with, and how it is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labelstore.errors import InputError
+from labelstore.spec import Json, require_same
+from pipeline.config import json_object
+from pipeline.manifest import Manifest
+from pipeline.networks import build_network
+from pipeline.plan import PlanSpec
+from pipeline.ranks import Ranks
+from pipeline.render import Renderer, decoder_of, make_renderer
+from pipeline.source import scan_as
+from trainer import distributed
+from trainer.checkpoint import packed, random_state, restore_random_state, save_checkpoint, unpacked
+from trainer.config import TrainConfig
+from trainer.ema import Average
+from trainer.evaluate import EvalResult
+from trainer.guard import Guard
+from trainer.losses import Loss, make_loss
+from trainer.replay import Replay
+from trainer.run_folder import begun_with, made_of
+from trainer.stopping import Stops
+
+
+@dataclass(frozen=True)
+class Test:
+    """Test images, how they are cut, and what renders them."""
+
+    images: Manifest
+    spec: PlanSpec
+    renderer: Renderer
+
+
+@dataclass
+class Run:
+    """What a step changes, and what it is made with.
+
+    Attributes:
+        student: has the weights that steps change.
+        network: the student as a step calls it: on several processes, compiled.
+        spread: the part of ``network`` that averages gradients over processes; None when there is one.
+        average: the running mean of the student's weights, where it is wanted, on the first process.
+        total: sum of the losses of the current epoch, each times its batch's share.
+        entry: what the log will say of an epoch that is trained and not evaluated yet.
+        saved: the step of the last checkpoint; None before the first.
+    """
+
+    config: TrainConfig
+    ranks: Ranks
+    replay: Replay
+    student: nn.Module
+    network: nn.Module
+    spread: Any
+    average: Average | None
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    guard: Guard
+    test: Test | None
+    made_of: Mapping[str, Json]
+    total: Tensor
+    step: int = 0
+    entry: dict[str, Any] = field(default_factory=dict)
+    last: EvalResult | None = None
+    best: EvalResult | None = None
+    best_epoch: int | None = None
+    evaluations: int = 0
+    saved: int | None = None
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.epochs * len(self.replay)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.config.run
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file of the last checkpoint."""
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def result(self) -> nn.Module:
+        """What is evaluated and kept: the running mean of the student's weights, or the student."""
+        return self.average.network if self.average else self.student
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Class names of the student's columns, where all have one."""
+        identity = self.replay.store.identity
+        names = [name for _, name in sorted(identity.column_names.items())]
+        return names if len(names) == identity.columns else None
+
+    def close(self) -> None:
+        """Release the renderers."""
+        self.replay.close()
+        if self.test:
+            self.test.renderer.close()
+
+    def save(self) -> None:
+        """Save all that resuming needs, of all processes, in place of what was saved before.
+
+        Raises:
+            DivergedError: when the student is not worth it.
+        """
+        self.guard.require_finite(self.student.parameters(), self.step)
+        device = torch.device(self.config.device)
+        own: Json = {"total": float(self.total), "random": {**packed(random_state(device))}}
+        ranks = self.ranks.gather(own)
+        if self.ranks.first:
+            save_checkpoint(self.checkpoint, {**self.state(), "ranks": ranks}, self.made_of)
+        self.saved = self.step
+
+    def state(self) -> dict[str, Any]:
+        """What all processes share; tensors, numbers and strings only."""
+        return {
+            "student": self.student.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "replay": self.replay.state_dict(),
+            "step": self.step,
+            "entry": self.entry,
+            "last": asdict(self.last) if self.last else None,
+            "best": asdict(self.best) if self.best else None,
+            "best_epoch": self.best_epoch,
+            "evaluations": self.evaluations,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`save` saved, on as many processes as there are now."""
+        self.student.load_state_dict(state["student"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.replay.load_state_dict(state["replay"])
+        self.step = self.saved = state["step"]
+        self.entry = state["entry"]
+        self.last = EvalResult(**state["last"]) if state["last"] else None
+        self.best = EvalResult(**state["best"]) if state["best"] else None
+        self.best_epoch = state["best_epoch"]
+        self.evaluations = state["evaluations"]
+        rank, world, saved = self.ranks.rank, self.ranks.world, state["ranks"]
+        if len(saved) == world:
+            self.total.fill_(saved[rank]["total"])
+            restore_random_state(unpacked(saved[rank]["random"]), torch.device(self.config.device))
+        else:
+            mean = sum(each["total"] for each in saved) / len(saved)
+            self.total.fill_(world * mean if self.ranks.first else 0)
+            distributed.seed_rank(self.config.seed, rank, self.step)
+
+
+def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
+    """Open the store and the images, make student, optimiser and loss; refuses what does not fit together."""
+    if ranks.first:  # and the others find what it has found out of the images
+        replay = open_replay(config, ranks, begun_with(config.run))
+        ranks.tell(replay.order.views)
+    else:
+        views: Any = ranks.tell()
+        replay = open_replay(config, ranks, views)
+    test = open_test(config, replay) if config.test_images else None
+    made = made_of(config, replay, test.images if test else None, ranks.world)
+    require_same(f"rank {ranks.rank}", ranks.tell(dict(made)), dict(made), "start all ranks with the same command")
+    student = make_student(config, ranks, replay)
+    optimizer = config.optimiser_spec().make(student.named_parameters())
+    average = Average(student, config.ema) if config.ema and ranks.first else None
+    spread = distributed.spread(student, config, ranks)
+    device = torch.device(config.device)
+    return Run(
+        config=config,
+        ranks=ranks,
+        replay=replay,
+        student=student,
+        network=distributed.compiled(spread or student, config),
+        spread=spread,
+        average=average,
+        optimizer=optimizer,
+        loss=make_loss(config.loss_spec()),
+        guard=Guard(ranks, device, stops),
+        test=test,
+        made_of=made,
+        total=torch.zeros((), dtype=torch.float64, device=device),
+    )
+
+
+def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
+    """This process's part of what the run plays."""
+    return Replay(
+        config.store,
+        config.images,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        view_order=config.play_order,
+        views=views,
+        rank=ranks.rank,
+        world=ranks.world,
+        size=config.size,
+        follow=config.follow,
+        device=config.device,
+        decoder=config.decoder,
+        threads=config.threads,
+        cache_bytes=config.cache_bytes,
+    )
+
+
+def make_student(config: TrainConfig, ranks: Ranks, replay: Replay) -> nn.Module:
+    """The student with its first weights, the same on every process; refused when it does not fit the labels."""
+    columns = replay.store.identity.columns
+    torch.manual_seed(config.seed)
+    args = json_object("--student-args", config.student_args)
+    student = distributed.prepare(build_network(config.student, args, columns, size=replay.size), config, ranks)
+    try:
+        with torch.inference_mode():
+            found: Any = student.eval()(torch.zeros(2, 3, replay.size, replay.size, device=config.device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InputError(f"student {config.student}: does not take crops of {replay.size} px: {error}") from error
+    shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if shape != [2, columns]:
+        raise InputError(
+            f"student {config.student}: expected logits [2, {columns}] for 2 crops, a column for each of the labels in "
+            f"{config.store}, found {shape}; leave its number of classes to the store, or give another store"
+        )
+    if ranks.rank:
+        distributed.seed_rank(config.seed, ranks.rank, 0)
+    return student
+
+
+def open_test(config: TrainConfig, replay: Replay) -> Test:
+    """The test images; refused when their classes are not those of the store."""
+    classes = list(replay.store.identity.classes)
+    images = scan_as(config.test_images or Path(), classes, digests=False)
+    require_same(
+        "list of test classes",
+        list[Json](classes),
+        list[Json](images.classes),
+        "give --test-images with the store's classes",
+    )
+    spec = PlanSpec(
+        size=replay.size,
+        crop="center",
+        resize=config.test_resize,
+        flip=0,
+        interpolation=replay.source.spec.interpolation,
+    )
+    renderer = make_renderer(
+        images,
+        spec,
+        device=config.device,
+        decoder=decoder_of(replay.source.renderer.id),
+        threads=config.threads,
+        cache_bytes=config.cache_bytes,
+    )
+    return Test(images, spec, renderer)

@@ -1,0 +1,64 @@
+"""One optimiser step on one batch."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labelstore.errors import InputError
+from trainer.batch import TrainBatch
+from trainer.config import TrainConfig
+from trainer.run import Run
+from trainer.schedules import lr_factor
+
+
+def step(run: Run, batch: TrainBatch) -> Tensor:
+    """Change the student by one batch; returns this process's share of its mean loss, detached."""
+    config = run.config
+    factor = lr_factor(config.schedule_spec(), run.step, run.total_steps, steps_per_epoch=len(run.replay))
+    for group in run.optimizer.param_groups:
+        group["lr"] = config.lr * factor
+    run.optimizer.zero_grad(set_to_none=True)
+    loss = gradients(run, batch)
+    run.guard.see(loss, run.step)
+    if config.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(run.student.parameters(), config.clip_norm)
+    run.optimizer.step()
+    if run.average:
+        run.average.update(run.student)
+    run.step += 1
+    return loss
+
+
+def gradients(run: Run, batch: TrainBatch) -> Tensor:
+    """Add up the gradients of a batch, piece by piece; returns this process's share of the mean loss."""
+    total: Tensor | None = None
+    pieces = list(batch.pieces(run.config.accumulate))
+    for number, piece in enumerate(pieces, 1):
+        held = nullcontext() if number == len(pieces) or run.spread is None else run.spread.no_sync()
+        with held:
+            try:
+                with autocast(run.config):
+                    logits = run.network(piece.images)
+            except ValueError as error:  # of BatchNorm, where nothing but one crop's channels is left to norm over
+                raise InputError(
+                    f"a batch of {batch.total} crops, {len(piece)} of them at a time: {error}; "
+                    f"choose another --batch-size"
+                ) from error
+            loss = run.loss(logits, piece.logits, piece.targets, piece.targets2, piece.lam)
+            if piece.share != 1:
+                loss = loss * piece.share
+            loss.backward()  # type: ignore[no-untyped-call]
+        total = loss.detach() if total is None else total + loss.detach()
+    assert total is not None  # noqa: S101  a batch has a crop at least
+    return total
+
+
+def autocast(config: TrainConfig) -> AbstractContextManager[Any]:
+    """The student's precision."""
+    if config.dtype == "bfloat16":
+        return torch.autocast(torch.device(config.device).type, torch.bfloat16)
+    return nullcontext()
