@@ -70,6 +70,10 @@ class CropRows:
         """The rows at ``index``."""
         return CropRows(self.names, self.values[:, index])
 
+    def join(self, others: CropRows) -> CropRows:
+        """These rows, then others with the same columns."""
+        return CropRows(self.names, np.concatenate([self.values, others.values], axis=1))
+
     @property
     def image(self) -> npt.NDArray[np.uint32]:
         """Image index of each row, uint32 ``[n]``."""

@@ -16,7 +16,8 @@ from labelstore.columns import IMAGE_COLUMNS, CropRows
 from labelstore.errors import FormatError, InputError
 from labelstore.spec import Json
 from pipeline import draws
-from pipeline.augment import MIXES, crop, flip
+from pipeline.augment import MIXES, columns_of, crop, flip, named
+from pipeline.augment import draw as draw_augmentations
 
 MAX_SIDE = 65_535  # columns are uint16
 ORDERS_KEPT = 4  # orders of views in memory, 4 bytes an image each
@@ -29,9 +30,13 @@ _ONLY_WITH = {
     "ratio": ("crop", ("resized",)),
     "pad": ("crop", ("padded",)),
     "resize": ("crop", ("center",)),
+    "factor": ("crop", ("factor",)),
     "alpha": ("mix", _MIXED),
     "group": ("mix", _MIXED),
+    "mix_per": ("mix", _MIXED),
 }
+# Fields that plans had not from the beginning: left out of the identity at their default, so that it stays what it was.
+_LATER = ("mix_per", "augment")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,31 +46,37 @@ class PlanSpec:
     Attributes:
         size: side S of the square crops in pixels.
         seed: seed of every draw, of the order too.
-        crop: ``resized`` (torchvision's RandomResizedCrop), ``center`` (central square) or ``padded``
-            (anywhere in the image padded with black; images must be S x S).
+        crop: ``resized`` (torchvision's RandomResizedCrop), ``center`` (central square), ``padded`` (anywhere in the
+            image padded with black; images must be S x S) or ``factor`` (GIFT: one cell of a grid, or the whole image).
         scale: ``resized``: range of the crop's share of the image's area.
         ratio: ``resized``: range of the crop's width over its height, drawn uniformly in the logarithm.
         pad: ``padded``: pixels added on each side.
         resize: ``center``: length of the image's short side when ``size`` pixels are cut from its centre, at
             least ``size``; None: ``size``.
+        factor: ``factor``: cells a side; the whole image is shown with probability 1 / factor^2.
         flip: probability of flipping left to right.
         mix: ``none``, ``cutmix`` or ``mixup``.
         alpha: mixed: weights are drawn from Beta(alpha, alpha).
         group: mixed: positions that mix with each other and share one weight or box.
+        mix_per: mixed: what has a weight or box of its own, a ``group`` or a ``pair``, each crop with its partner.
+        augment: names of further augmentations, as `pipeline.augment.named` takes them.
         interpolation: how the crop is resized, always antialiased.
     """
 
     size: int
     seed: int = 0
-    crop: Literal["resized", "center", "padded"] = "resized"
+    crop: Literal["resized", "center", "padded", "factor"] = "resized"
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     pad: int = 4
     resize: int | None = None
+    factor: int = 1
     flip: float = 0.5
     mix: Literal["none", "cutmix", "mixup"] = "none"
     alpha: float = 1.0
     group: int = 1
+    mix_per: Literal["group", "pair"] = "group"
+    augment: tuple[str, ...] = ()
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
@@ -73,6 +84,7 @@ class PlanSpec:
         for name, known in (
             ("crop", tuple(crop.CROPS)),
             ("mix", ("none", *_MIXED)),
+            ("mix_per", ("group", "pair")),
             ("interpolation", ("bilinear", "bicubic")),
         ):
             self._require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
@@ -92,6 +104,8 @@ class PlanSpec:
         self._require("seed", 0 <= self.seed < 2**63, "0 <= seed < 2**63")
         self._require("pad", 0 <= self.effective_pad <= self.size, f"0 to {self.size} pixels (the size)")
         self._require("resize", self.resize is None or self.resize >= self.size, f"at least the size, {self.size}")
+        self._require("factor", 1 <= self.factor <= self.size, f"1 to {self.size} cells a side (the size)")
+        named(self.augment)
         self._require("flip", 0 <= self.flip <= 1, "a probability from 0 to 1")
         self._require("alpha", 1e-9 <= self.alpha <= 1e9, "1e-9 to 1e9")
         least = 1 if self.mix == "none" else 2
@@ -114,11 +128,20 @@ class PlanSpec:
     def columns(self) -> tuple[str, ...]:
         """Names of the columns of a crop row, in stored order."""
         mixing = () if self.mix == "none" else MIXES[self.mix].columns
-        return (*IMAGE_COLUMNS, *crop.columns, *flip.columns, *mixing)
+        return (*IMAGE_COLUMNS, *crop.columns, *flip.columns, *columns_of(self.augment), *mixing)
+
+    @property
+    def unmixed(self) -> PlanSpec:
+        """The same crops without mixing."""
+        return dataclasses.replace(self, mix="none", alpha=1.0, group=1, mix_per="group")
 
     def to_json(self) -> dict[str, Json]:
         """The fields that have an effect, as a JSON object."""
-        values = {name: value for name, value in asdict(self).items() if self._has_effect(name)}
+        values = {
+            name: value
+            for name, value in asdict(self).items()
+            if self._has_effect(name) and not (name in _LATER and value == _DEFAULTS[name])
+        }
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
@@ -128,6 +151,9 @@ class PlanSpec:
             return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in data.items()})  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             raise FormatError(f"the plan of this store cannot be read: {error}") from error
+
+
+_DEFAULTS = {field.name: field.default for field in fields(PlanSpec)}
 
 
 class Plan:
@@ -184,8 +210,7 @@ class Plan:
 
     def unmixed(self, view: int, images: npt.NDArray[np.integer]) -> CropRows:
         """The crop rows of some images of a view in the order of ``images``, without their mixing columns."""
-        columns = dataclasses.replace(self.spec, mix="none", group=1).columns
-        return CropRows(columns, self._crops(view, images.astype(np.uint32)).astype(np.uint16))
+        return CropRows(self.spec.unmixed.columns, self._crops(view, images.astype(np.uint32)).astype(np.uint16))
 
     def _draw_order(self, view: int) -> npt.NDArray[np.uint32]:
         order = draws.permutation(draws.key("order", self.spec.seed, view), self.images).astype(np.uint32)
@@ -195,7 +220,8 @@ class Plan:
     def _crops(self, view: int, images: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
         """Columns that depend on the image alone: int64 ``[K, n]``."""
         boxes = crop.draw(self.spec, view, images, self._heights[images], self._widths[images])
-        return np.concatenate([[images & 0xFFFF, images >> 16], boxes, flip.draw(self.spec, view, images)])
+        flips, others = flip.draw(self.spec, view, images), draw_augmentations(self.spec, view, images)
+        return np.concatenate([[images & 0xFFFF, images >> 16], boxes, flips, *others])
 
     def _mixing(self, view: int, start: int, stop: int) -> npt.NDArray[np.int64]:
         """The columns of mixing of whole groups: int64 ``[K, stop - start]``."""
@@ -206,5 +232,9 @@ class Plan:
         partners = [draws.permutations(key, groups[:whole], group).ravel()]
         if whole < len(groups):
             partners.append(draws.permutations(key, groups[whole:], (stop - start) % group).ravel())
-        shared = np.repeat(MIXES[self.spec.mix].draw(self.spec, view, groups), group, axis=1)
-        return np.concatenate([[np.concatenate(partners)], shared[:, : stop - start]])
+        mix = MIXES[self.spec.mix]
+        if self.spec.mix_per == "pair":
+            drawn = mix.draw(self.spec, view, np.arange(start, stop))
+        else:
+            drawn = np.repeat(mix.draw(self.spec, view, groups), group, axis=1)[:, : stop - start]
+        return np.concatenate([[np.concatenate(partners)], drawn])

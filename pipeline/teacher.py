@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from labelstore.columns import CropRows
 from labelstore.errors import GiftwrapError, InputError
 from labelstore.spec import Json
 from pipeline.class_order import CLASS_COLUMNS, TEACHER_CLASSES, check_classes, select_columns
@@ -122,11 +123,12 @@ class Teacher:
         """What makes its bytes (P4)."""
         return self.run.description
 
-    def logits(self, pixels: Tensor) -> Tensor:
+    def logits(self, pixels: Tensor, rows: CropRows | None = None) -> Tensor:
         """Label crops.
 
         Args:
             pixels: uint8 ``[n, S, S, 3]``, n at most ``batch``; the rest of the batch is filled with zeros.
+            rows: of the crops, for what their augmentation does behind the normalisation; None when it is nothing.
 
         Returns:
             float32 ``[n, C]`` on the CPU.
@@ -134,21 +136,21 @@ class Teacher:
         Raises:
             BrokenLogitsError: when a logit is NaN or infinite; names the first.
         """
-        return self.start(pixels).result()
+        return self.start(pixels, rows).result()
 
-    def start(self, pixels: Tensor) -> Pending:
+    def start(self, pixels: Tensor, rows: CropRows | None = None) -> Pending:
         """Begin to label crops, as ``logits`` does; a GPU works on while the caller does something else."""
         shape = (self.size, self.size, 3)
-        rows = len(pixels)
-        if pixels.dtype != torch.uint8 or pixels.shape[1:] != shape or rows > self.batch:
+        count = len(pixels)
+        if pixels.dtype != torch.uint8 or pixels.shape[1:] != shape or count > self.batch:
             raise InputError(
                 f"crops: expected uint8 [at most {self.batch}, {', '.join(map(str, shape))}], "
                 f"found {pixels.dtype} {list(pixels.shape)}"
             )
-        if rows < self.batch:
-            padding = pixels.new_zeros(self.batch - rows, *shape)
+        if count < self.batch:
+            padding = pixels.new_zeros(self.batch - count, *shape)
             pixels = torch.cat([pixels, padding])
-        logits = self.run.logits(pixels)[:rows]
+        logits = self.run.logits(pixels, rows)[:count]
         if self.selected is not None:
             logits = logits[:, list(self.selected)]
         return Pending(self.spec.name, logits)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from labelstore.columns import CropRows
 
 COLUMNS = ("images", "logits", "targets", "targets2", "lam", "index", "view", "position")
 
@@ -29,6 +32,7 @@ class TrainBatch:
         total: crops of the whole batch, over all processes.
         share: what the mean loss of these crops counts for where gradients are averaged over the processes: n times
             their number over ``total``; 0 where the one crop is there only so that this process has any.
+        rows: of the crops, where their augmentation goes on behind the normalisation.
     """
 
     images: Tensor
@@ -41,12 +45,13 @@ class TrainBatch:
     position: Tensor
     total: int = 0
     share: float = 1.0
+    rows: CropRows | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, rows: slice) -> TrainBatch:
-        return self.change(lambda column: column[rows])
+        return replace(self.change(lambda column: column[rows]), rows=self.rows and self.rows.take(rows))
 
     def change(self, to: Callable[[Tensor], Tensor]) -> TrainBatch:
         """The batch with every column changed."""
@@ -65,7 +70,8 @@ def concatenate(batches: list[TrainBatch]) -> TrainBatch:
     if len(batches) == 1:
         return batches[0]
     joined: dict[str, Any] = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in COLUMNS}
-    return TrainBatch(**joined)
+    rows = [batch.rows for batch in batches if batch.rows is not None]
+    return TrainBatch(**joined, rows=reduce(CropRows.join, rows) if rows else None)
 
 
 def slices(count: int, parts: int) -> list[slice]:

@@ -11,11 +11,12 @@ import torch
 
 from labelstore.errors import InputError, NotStoredError
 from labelstore.store import LabelBatch, LabelStore
+from pipeline.augment import inputs_of
 from pipeline.augment.sides import at_size
 from pipeline.codes import DeviceCodes
 from pipeline.manifest import Manifest
 from pipeline.moving import to_device
-from pipeline.render.normalise import normalise
+from pipeline.render.normalise import network_input, normalise
 from pipeline.source import PixelReport, Source, check_pixels, open_source
 from trainer.ahead import ahead
 from trainer.batch import TrainBatch, concatenate, slices
@@ -144,6 +145,11 @@ class Replay:
         teacher: Any = identity.teacher
         self._mean = tuple(mean or teacher["mean"])
         self._std = tuple(std or teacher["std"])
+        if inputs_of(identity.crop_columns) and [*self._mean, *self._std] != [*teacher["mean"], *teacher["std"]]:
+            raise InputError(
+                f"mean, std: expected the teacher's, {teacher['mean']} and {teacher['std']}, behind which the crops of "
+                f"{self.store.path} are augmented further, found {[*self._mean]} and {[*self._std]}; leave them out"
+            )
         self._device, self._dtype = torch.device(device), dtype
         # Codes are several times smaller than what they decode to: a GPU gets them, and decodes.
         on_gpu = self._device.type != "cpu"
@@ -273,6 +279,7 @@ class Replay:
             index=torch.from_numpy(rows.image.astype("int64")),
             view=torch.full((len(rows),), labels.view),
             position=torch.from_numpy(labels.positions),
+            rows=rows if inputs_of(rows.names) else None,
         )
 
     def _deliver(self, batch: TrainBatch, made: torch.cuda.Event | None) -> TrainBatch:
@@ -281,7 +288,10 @@ class Replay:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(made)
             batch.change(lambda column: _used_on(column, stream))
-        return replace(batch, images=normalise(batch.images, self._mean, self._std, self._dtype, channels_last=True))
+        how = (self._mean, self._std, self._dtype, True)
+        if batch.rows is None:
+            return replace(batch, images=normalise(batch.images, *how))
+        return replace(batch, images=network_input(batch.images, batch.rows, *how, size=self.store.identity.size))
 
 
 def _used_on(column: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Which box of its image a crop shows: random resized, centre fit, or padded."""
+"""Which box of its image a crop shows: random resized, centre fit, padded, or a cell of a grid."""
 
 from __future__ import annotations
 
@@ -45,6 +45,12 @@ def require_sides(spec: PlanSpec, heights: Sides, widths: Sides) -> None:
             f"crop 'padded' needs images of {spec.size} x {spec.size} pixels (--size): image {image} is "
             f"{heights[image]} x {widths[image]}; choose another --size, or crop 'resized' or 'center'"
         )
+    small = np.flatnonzero(np.minimum(heights, widths) < spec.factor)
+    if spec.crop == "factor" and len(small):
+        raise InputError(
+            f"crop 'factor' needs images of {spec.factor} pixels a side and more (--factor): image {small[0]} is "
+            f"{heights[small[0]]} x {widths[small[0]]}"
+        )
 
 
 def _resized(spec: PlanSpec, key: draws.Key, images: Images, heights: Sides, widths: Sides) -> Boxes:
@@ -89,6 +95,24 @@ def _center(spec: PlanSpec, _key: draws.Key, _images: Images, heights: Sides, wi
     return np.stack([top, left, side, side]).astype(np.int64)
 
 
+def _factor(spec: PlanSpec, key: draws.Key, images: Images, heights: Sides, widths: Sides) -> Boxes:
+    """One cell of the grid of ``factor`` x ``factor``, or with probability 1 / factor^2 the whole image (GIFT).
+
+    RandomFactorResizedCrop of LINs-lab/GIFT, utils/transforms.py: the cells' sides are rounded down, so that
+    what does not divide is shown by the whole image alone.
+    """
+    factor = spec.factor
+    words = draws.philox(key, images)
+    cell = words[0] >= round(2**32 / factor**2) if factor > 1 else np.zeros(len(images), bool)
+    height, width = (sides.astype(np.int64) // factor for sides in (heights, widths))
+    top, left = (
+        draws.integers(word, factor).astype(np.int64) * step
+        for word, step in zip(words[1:3], (height, width), strict=True)
+    )
+    whole = np.stack([np.zeros_like(top), np.zeros_like(top), heights, widths])
+    return np.where(cell, np.stack([top, left, height, width]), whole).astype(np.int64)
+
+
 def _padded(spec: PlanSpec, key: draws.Key, images: Images, heights: Sides, widths: Sides) -> Boxes:
     """The size of the image, anywhere in the image padded by ``pad`` and counted from that corner."""
     words = draws.philox(key, images)
@@ -100,4 +124,5 @@ CROPS: dict[str, Callable[[PlanSpec, draws.Key, Images, Sides, Sides], Boxes]] =
     "resized": _resized,
     "center": _center,
     "padded": _padded,
+    "factor": _factor,
 }

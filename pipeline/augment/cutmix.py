@@ -1,4 +1,4 @@
-"""CutMix: one box for the whole group, filled in every crop from its partner."""
+"""CutMix: a box, one for the whole group or one a pair, filled in every crop from its partner."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 columns = CUTMIX_COLUMNS
 
 
-def draw(spec: PlanSpec, view: int, groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """What each group ``[g]`` of a view shares, int64 ``[4, g]``: the box, in pixels of the finished crop.
+def draw(spec: PlanSpec, view: int, counters: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The box of each group or position ``[g]`` of a view, int64 ``[4, g]``, in pixels of the finished crop.
 
     The box of the paper's code and of torchvision: sides ``size * sqrt(1 - lambda)``, centre anywhere in the
     crop, clipped to the crop. It can be empty.
     """
-    own = draws.beta(draws.key("cutmix", spec.seed, view), spec.alpha, groups)
-    words = draws.philox(draws.key("cutmix centre", spec.seed, view), groups)
+    own = draws.beta(draws.key("cutmix", spec.seed, view), spec.alpha, counters)
+    words = draws.philox(draws.key("cutmix centre", spec.seed, view), counters)
     half = np.floor(spec.size * np.sqrt(1 - own)).astype(np.int64) // 2
     y, x = (draws.integers(word, spec.size).astype(np.int64) for word in words[:2])
     top, left = np.maximum(y - half, 0), np.maximum(x - half, 0)

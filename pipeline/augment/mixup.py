@@ -1,4 +1,4 @@
-"""MixUp: every crop of a group is blended with its partner, by one share for the whole group."""
+"""MixUp: every crop of a group is blended with its partner, by one share for the whole group or one a pair."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ columns = MIXUP_COLUMNS
 _CROPS = 32  # blended at a time: bounds the int32 copies
 
 
-def draw(spec: PlanSpec, view: int, groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """What each group ``[g]`` of a view shares, int64 ``[1, g]``: the share, 65536 times the own weight."""
-    own = draws.beta(draws.key("mixup", spec.seed, view), spec.alpha, groups)
+def draw(spec: PlanSpec, view: int, counters: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The share of each group or position ``[g]`` of a view, int64 ``[1, g]``: 65536 times the own weight."""
+    own = draws.beta(draws.key("mixup", spec.seed, view), spec.alpha, counters)
     return np.minimum(np.rint(own * 65536), 65535).astype(np.int64)[None]
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,11 +93,13 @@ def _keep_cache() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's compilers from logging what the error says, and that there is no GPU."""
+    """Keep torch's compilers from logging what the error says, that there is no GPU, and what they look through."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(before)
 

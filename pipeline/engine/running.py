@@ -6,19 +6,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from labelstore.columns import CropRows
 from labelstore.errors import GiftwrapError, InputError
 from labelstore.spec import Json
+from pipeline.augment import inputs_of
 from pipeline.engine.batches import find_batch
 from pipeline.engine.compiling import CompileError, compiled, compilers
 from pipeline.engine.device import describe_engine
 from pipeline.engine.graphs import CudaGraph
 from pipeline.engine.spec import DTYPES, MAX_RELATIVE_ERROR, TeacherSpec
-from pipeline.render.normalise import normalise
+from pipeline.render.normalise import network_input, normalise
 
 Step: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -29,6 +31,7 @@ class Engine:
 
     Attributes:
         prepare: pixels, uint8 ``[n, S, S, 3]``, to images ``[n, 3, S, S]``.
+        augment: the same with the rows of crops whose augmentation goes on behind.
         network: images to logits ``[n, columns]``.
         device: where.
         batch: crops a batch.
@@ -37,16 +40,19 @@ class Engine:
     """
 
     prepare: Step
+    augment: Callable[[Tensor, CropRows], Tensor]
     network: Step
     device: torch.device
     batch: int
     description: Mapping[str, Json]
     warnings: tuple[str, ...] = ()
 
-    def logits(self, pixels: Tensor) -> Tensor:
+    def logits(self, pixels: Tensor, rows: CropRows | None = None) -> Tensor:
         """Logits, float32 ``[n, columns]`` on the device, of uint8 ``[n, S, S, 3]``."""
         with exact(self.device), enough_memory(len(pixels)):
-            return self.network(self.prepare(pixels.to(self.device, non_blocking=True).contiguous())).float()
+            there = pixels.to(self.device, non_blocking=True).contiguous()
+            behind = rows is not None and inputs_of(rows.names)
+            return self.network(self.augment(there, rows) if rows and behind else self.prepare(there)).float()
 
 
 @contextmanager
@@ -80,8 +86,9 @@ def enough_memory(batch: int) -> Iterator[None]:
 def eager(network: nn.Module, spec: TeacherSpec, device: torch.device, batch: int) -> Engine:
     """A network as it stands, which takes any number of crops."""
     dtype = DTYPES[spec.dtype]
-    prepare = partial(normalise, mean=spec.mean, std=spec.std, dtype=dtype, channels_last=spec.channels_last)
-    return Engine(prepare=prepare, network=network, device=device, batch=batch, description={})
+    how: dict[str, Any] = {"mean": spec.mean, "std": spec.std, "dtype": dtype, "channels_last": spec.channels_last}
+    prepare, augment = partial(normalise, **how), partial(network_input, **how)
+    return Engine(prepare=prepare, augment=augment, network=network, device=device, batch=batch, description={})
 
 
 def make_engine(network: nn.Module, spec: TeacherSpec, device: torch.device, *, size: int, folded: bool) -> Engine:
@@ -147,7 +154,8 @@ def _compile(plain: Engine, spec: TeacherSpec, probe: Tensor) -> Engine:
     """The engine with its steps compiled, held against the uncompiled one."""
     with exact(plain.device):
         images = plain.prepare(probe)
-        prepare = compiled(plain.prepare, probe, name="the normalisation of crops")
+        # on a GPU it is one pass already
+        prepare = plain.prepare if probe.is_cuda else compiled(plain.prepare, probe, name="the normalisation of crops")
         network = compiled(plain.network, images, name=f"the network {spec.name}")
         if not torch.equal(prepare(probe), images):
             raise CompileError("the compiled normalisation of crops gives other images")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ DIGEST_POSITIONS = 4
 # How far the same crop may be off when another decoder or another filter rendered it.
 MAX_MEAN_DIFFERENCE = 1.0
 MAX_DIFFERENCE = 40
+# How far an operator on floats may be off, elsewhere.
+MAX_OPERATOR_DIFFERENCE = 1e-5
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -74,7 +77,27 @@ def compare(ours: Tensor | Pixels, stored: Tensor | Pixels, stored_id: Json, our
             f"levels on average and {difference.maximum} at most; the store's renderer is {stored_id}, this run's is "
             f"{our_id}; {advice}"
         )
+    _require_alike_operators(stored_id, our_id)
     return difference
+
+
+def _require_alike_operators(stored_id: Json, our_id: Json) -> None:
+    """Refuse operators on floats whose fingerprints are further apart than rounding explains."""
+    stored, ours = _operators(stored_id), _operators(our_id)
+    for name, numbers in stored.items():
+        found = ours.get(name, [])
+        apart = np.abs(np.subtract(numbers, found)).max() if np.shape(numbers) == np.shape(found) else np.inf
+        if not apart <= MAX_OPERATOR_DIFFERENCE:
+            raise MismatchError(
+                f"operator {name}: expected what the store's renderer makes of a known image, to "
+                f"{MAX_OPERATOR_DIFFERENCE:g}; found a difference of {apart:g}; the store's renderer is {stored_id}, "
+                f"this run's is {our_id}; take the libraries that the store was made with"
+            )
+
+
+def _operators(renderer: Any) -> dict[str, list[float]]:
+    """The fingerprints in a renderer's id."""
+    return dict(renderer.get("operators", {})) if isinstance(renderer, dict) else {}
 
 
 def _array(crops: Tensor | Pixels) -> Pixels:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from labelstore.columns import CropRows
 from labelstore.spec import Json
-from pipeline.augment import MIXES
+from pipeline.augment import MIXES, arrange, arranges
 from pipeline.render.cache import Images, runs
 from pipeline.render.dali import Decoder
 from pipeline.render.identity import renderer_id
@@ -47,13 +47,14 @@ class CropRenderer:
     def __init__(self, manifest: Manifest, spec: PlanSpec, threads: int, cache_bytes: int) -> None:
         """Render with ``threads`` CPU threads and ``cache_bytes`` for decoded images."""
         device = torch.device("cpu")
-        self.id: dict[str, Json] = renderer_id(device, "cpu")
+        self.id: dict[str, Json] = renderer_id(device, "cpu", spec.columns)
         self._spec = spec
         self._chunk = max(CHUNK_CROPS, 8 * threads)
         self._pool = ThreadPoolExecutor(threads, "giftwrap-render")
         self._decoder = Decoder(device, threads, self._chunk)
         self._images = Images(manifest, self._decoder.whole, self._pool, cache_bytes)
-        self._regions = self._decoder.there and not self._images.kept_all and not spec.effective_pad
+        whole = bool(spec.effective_pad) or arranges(spec.columns)
+        self._regions = self._decoder.there and not self._images.kept_all and not whole
         self._lock = threading.Lock()
 
     def render(self, rows: CropRows) -> Tensor:
@@ -73,7 +74,7 @@ class CropRenderer:
         images, boxes = rows.image.astype(np.int64), rows.boxes(spec.effective_pad)
         self._images.require_inside(images, boxes, spec.effective_pad)
         crops = torch.empty((len(rows), size, size, 3), dtype=torch.uint8)
-        work = _Work(crops, images, boxes, rows.flip)
+        work = _Work(crops, rows, images, boxes, rows.flip)
         with self._lock:
             try:
                 if self._regions:
@@ -116,8 +117,9 @@ class CropRenderer:
 
     def _render_whole(self, work: _Work, at: Indexes) -> None:
         """Render from decoded images."""
-        images = self._images.whole(work.images[at].tolist())
-        cuts = [cut(image, box) for image, box in zip(images, work.boxes[at].tolist(), strict=True)]
+        images = zip(self._images.whole(work.images[at].tolist()), at.tolist(), strict=True)
+        arranged = (arrange(image, work.rows, row) for image, row in images)
+        cuts = [cut(image, box) for image, box in zip(arranged, work.boxes[at].tolist(), strict=True)]
         self._resize(work, at, cuts)
 
     def _resize(self, work: _Work, at: Indexes, pixels: Sequence[Tensor]) -> None:
@@ -137,12 +139,14 @@ class _Work:
 
     Attributes:
         crops: uint8 ``[n, S, S, 3]``.
+        rows: their n rows.
         images: int64 ``[n]``.
         boxes: int32 ``[n, 4]``.
         flips: bool ``[n]``.
     """
 
     crops: Tensor
+    rows: CropRows
     images: Indexes
     boxes: npt.NDArray[np.int32]
     flips: npt.NDArray[np.bool_]

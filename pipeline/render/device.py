@@ -20,6 +20,7 @@ from labelstore.columns import CropRows
 from labelstore.console import byte_count
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from pipeline.augment import arrange, arranges
 from pipeline.moving import to_device
 from pipeline.render.batched import Boxes, resize_all
 from pipeline.render.cache import Images, runs
@@ -50,7 +51,7 @@ class DeviceRenderer:
         self, manifest: Manifest, spec: PlanSpec, device: torch.device, decoder: str, threads: int, cache_bytes: int
     ) -> None:
         """Render on ``device`` with ``threads`` CPU threads and ``cache_bytes`` of its memory for decoded images."""
-        self.id: dict[str, Json] = renderer_id(device, decoder)
+        self.id: dict[str, Json] = renderer_id(device, decoder, spec.columns)
         self._spec, self._device, self._manifest = spec, device, manifest
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._chunk = max(CHUNK_CROPS, 8 * threads)
@@ -59,7 +60,8 @@ class DeviceRenderer:
         self._decoder = Decoder(where, threads, self._chunk, DECODERS[decoder])
         self._images = Images(manifest, self._decoder.whole, self._pool, cache_bytes)
         self._kept = Kept(self._images, device, self._chunk) if self._images.kept_all else None
-        self._regions = decoder == "cpu" and self._decoder.there and not self._kept and not spec.effective_pad
+        whole = bool(spec.effective_pad) or arranges(spec.columns)
+        self._regions = decoder == "cpu" and self._decoder.there and not self._kept and not whole
         self._lock = threading.Lock()
 
     def render(self, rows: CropRows) -> Tensor:
@@ -88,7 +90,7 @@ class DeviceRenderer:
         with self._lock, self._on_stream() as made:
             try:
                 parts = [
-                    resize_all(self._boxes(images[at], boxes[at], rows.flip[at]), spec.size, spec.interpolation)
+                    resize_all(self._boxes(rows.take(at), images[at], boxes[at]), spec.size, spec.interpolation)
                     for at in runs(costs, most, count)
                 ]
             except BaseException:  # Ctrl-C too: a batch in flight must not meet the next call
@@ -120,8 +122,9 @@ class DeviceRenderer:
         for tensor in made:
             tensor.record_stream(callers)
 
-    def _boxes(self, images: Indexes, boxes: npt.NDArray[np.int32], flips: npt.NDArray[np.bool_]) -> Boxes:
+    def _boxes(self, rows: CropRows, images: Indexes, boxes: npt.NDArray[np.int32]) -> Boxes:
         """Some crops' pixels on the device, as few as can be decoded, and where in them the boxes are."""
+        flips = rows.flip
         regions = self._decode_regions(images, boxes) if self._regions else None
         if regions:
             sides = boxes[:, 2:].astype(np.int64)
@@ -133,6 +136,10 @@ class DeviceRenderer:
             data, each = flatten(self._images.decode(unique.tolist()), self._device)
             starts = each[inverse]
         sides = np.stack([self._manifest.heights[images], self._manifest.widths[images]], axis=1).astype(np.int64)
+        if arranges(rows.names):
+            places = zip(starts.tolist(), sides.tolist(), strict=True)
+            found = (data[start : start + 3 * high * wide].view(high, wide, 3) for start, (high, wide) in places)
+            data, starts = flatten([arrange(image, rows, row) for row, image in enumerate(found)], self._device)
         return Boxes(data, starts, sides, boxes.astype(np.int64), flips)
 
     def _decode_regions(self, images: Indexes, boxes: npt.NDArray[np.int32]) -> tuple[Tensor, Indexes] | None:

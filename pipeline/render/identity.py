@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import torch
 
 from labelstore.spec import Json
+from pipeline.augment import fingerprints
 from pipeline.render import dali
 
 Decoder = Literal["cpu", "gpu", "gpu-hw"]
@@ -29,8 +30,15 @@ _PACKAGES = (
 )
 
 
-def renderer_id(device: torch.device, decoder: str) -> dict[str, Json]:
-    """All that pixels depend on besides images and rows, for a renderer on ``device`` that decodes by ``decoder``."""
+def renderer_id(device: torch.device, decoder: str, columns: Sequence[str] = ()) -> dict[str, Json]:
+    """All that pixels depend on besides images and rows.
+
+    Args:
+        device: where crops are made.
+        decoder: one of `DECODERS`.
+        columns: of the rows; operators on floats that they ask for are known by their fingerprints.
+    """
+    operators: dict[str, Json] = {name: list(numbers) for name, numbers in fingerprints(columns, device).items()}
     cpu, with_dali = device.type == "cpu", dali.load() is not None
     versions: dict[str, Json] = {}
     for package in _PACKAGES:
@@ -45,6 +53,7 @@ def renderer_id(device: torch.device, decoder: str) -> dict[str, Json]:
         "decoder": {"mixed": dict(DECODERS[decoder])} if DECODERS[decoder] else "cpu",
         "region_decoding": decoder == "cpu" and with_dali,
         "resize": "Pillow",
+        **({"operators": operators} if operators else {}),
         "versions": versions,
     }
 

@@ -8,6 +8,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from labelstore.columns import CropRows
+from pipeline.augment import inputs_of
+
 
 def normalise(
     pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, channels_last: bool
@@ -29,6 +32,40 @@ def normalise(
         return at_once(pixels, scale, shift, dtype, channels_last)
     images = pixels.float().mul_(scale).add_(shift).to(dtype).permute(0, 3, 1, 2)
     return images if channels_last else images.contiguous()
+
+
+def network_input(
+    pixels: Tensor,
+    rows: CropRows,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    channels_last: bool,
+    size: int | None = None,
+) -> Tensor:
+    """`normalise`, and what the crops' rows ask for behind it, in float32.
+
+    Args:
+        pixels: uint8 ``[n, S, S, 3]``.
+        rows: of the first crops; those behind them are normalised only.
+        mean: channel means of the pixels in [0, 1].
+        std: channel standard deviations of the pixels in [0, 1].
+        dtype: dtype of the result.
+        channels_last: memory format of the result.
+        size: side of the crops that the rows were drawn for; S when None.
+
+    Returns:
+        ``[n, 3, S, S]`` on the device of ``pixels``.
+    """
+    inputs = inputs_of(rows.names)
+    if not inputs:
+        return normalise(pixels, mean, std, dtype, channels_last)
+    images = normalise(pixels, mean, std, torch.float32, channels_last=False)
+    changed = images[: len(rows)]
+    for each in inputs:
+        changed = each.apply(changed.contiguous(), rows, size or images.shape[-1])
+    images = torch.cat([changed, images[len(rows) :]])
+    return images.to(dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def at_once(pixels: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:

@@ -217,7 +217,7 @@ def test_json_holds_what_has_an_effect() -> None:
     [
         ({"size": 0}, "size: expected 1 to 65535 pixels, found 0"),
         ({"seed": -1}, "seed: expected 0 <= seed"),
-        ({"crop": "random"}, "crop: expected one of resized, center, padded, found 'random'"),
+        ({"crop": "random"}, "crop: expected one of resized, center, padded, factor, found 'random'"),
         ({"mix": "cutout"}, "mix: expected one of none, cutmix, mixup, found 'cutout'"),
         ({"interpolation": "nearest"}, "interpolation: expected one of bilinear, bicubic"),
         ({"scale": (0.0, 1.0)}, "scale: expected two shares"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +26,8 @@ SPECS = {
     "resized": PlanSpec(size=24),
     "bicubic": PlanSpec(size=24, interpolation="bicubic"),
     "center": PlanSpec(size=16, crop="center", resize=20),
+    "factor": PlanSpec(size=24, crop="factor", factor=2),
+    "shuffled": PlanSpec(size=24, augment=("patch-shuffle=3",)),
     "cutmix": PlanSpec(size=24, mix="cutmix", group=8),
     "mixup": PlanSpec(size=24, mix="mixup", group=8),
 }
@@ -60,10 +63,22 @@ def render(manifest: Manifest, spec: PlanSpec, rows: CropRows, cache: int = MEMO
         renderer.close()
 
 
+def shuffled(image: Image.Image, strips: int, across: int, down: int) -> Image.Image:
+    """RDED's ShufflePatches: strips of columns, then of rows, the last one with the remainder."""
+    pixels = np.asarray(image)
+    for axis, ranked in ((1, across), (0, down)):
+        order = list(itertools.permutations(range(strips)))[ranked]
+        parts = np.split(pixels, [pixels.shape[axis] // strips * at for at in range(1, strips)], axis)
+        pixels = np.concatenate([parts[at] for at in order], axis)
+    return Image.fromarray(pixels)
+
+
 def by_torchvision(manifest: Manifest, spec: PlanSpec, rows: CropRows, row: int) -> np.ndarray:
     """One crop before mixing."""
     image = Image.open(manifest.file(int(rows.image[row]))).convert("RGB")
     top, left, height, width = (int(rows.column(name)[row]) for name in ("top", "left", "height", "width"))
+    if "strips" in rows:
+        image = shuffled(image, *(int(rows.column(name)[row]) for name in ("strips", "strip_columns", "strip_rows")))
     if spec.crop == "padded":
         done = crop(pad(image, spec.pad), top, left, height, width)
     else:
@@ -73,7 +88,7 @@ def by_torchvision(manifest: Manifest, spec: PlanSpec, rows: CropRows, row: int)
 
 
 @pytest.mark.parametrize("cache", [MEMORY, REGIONS])
-@pytest.mark.parametrize("name", ["resized", "bicubic", "center"])
+@pytest.mark.parametrize("name", ["resized", "bicubic", "center", "factor", "shuffled"])
 def test_crops_are_torchvisions(manifest: Manifest, name: str, cache: int) -> None:
     spec = SPECS[name]
     rows = Plan(spec, manifest.heights, manifest.widths).rows(0, 0, len(manifest))

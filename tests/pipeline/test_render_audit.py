@@ -107,7 +107,9 @@ def test_batches_hold_every_crop_once_and_in_order(lengths: list[int], batch: in
         values[0] = np.arange(length)
         rows.append(CropRows(CROP_COLUMNS, values))
     renderer = Numbers(group)
-    batches = list(stream(renderer, rows, batch, group))
+    streamed = list(stream(renderer, rows, batch, group))
+    batches = [crops for crops, _ in streamed]
+    assert all(np.array_equal(part.image, crops[:, 0, 0, 0]) for crops, part in streamed)
     assert [len(crops) for crops in batches[:-1]] == [batch] * (len(batches) - 1)
     assert 1 <= len(batches[-1]) <= batch
     found = torch.cat(batches)[:, 0, 0, 0].tolist()
