@@ -1,8 +1,9 @@
-"""Losses on raw logits, each in its definition: plain torch, and the oracle of every faster twin.
+"""Losses on raw logits: each in its definition, plain torch and the oracle of its faster twins; and the choice of one.
 
 A loss is called as ``loss(x, t, y, y2=None, lam=None)`` with student logits ``x [B, C]``, teacher logits
 ``t [B, C]``, targets ``y [B]`` and, for mixed crops, the partners' targets ``y2 [B]`` and the weight
-``lam [B]`` of ``y``. A new one is one new file, and one line in `LOSSES`.
+``lam [B]`` of ``y``. A new one is one new file, and one line in `LOSSES`. Twins are in `closed` and `kernels`, and
+`fused` puts them in place.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from trainer.losses.closed import gift_rows, kl_rows, well_posed
 from trainer.losses.cosine import cosine_loss
 from trainer.losses.cross_entropy import ce_loss
+from trainer.losses.fused import Compile, Fused, compiled
 from trainer.losses.gift import GiftForm, check_numbers, gift_loss, gift_target
 from trainer.losses.kl import kl_loss
 from trainer.losses.mse import mse_loss
@@ -90,6 +93,18 @@ class LossSpec:
             return {"temperature": self.temperature, "t_squared": self.t_squared}
         return {"hard_weight": self.hard_weight} if "+" in self.name else {}
 
+    @property
+    def weights(self) -> tuple[float, float]:
+        """gift, cosine: weights of the soft and of the hard label, each of length 1."""
+        if self.name == "cosine":
+            return 1.0, 0.0
+        return (1.0, self.gamma) if self.form == "released" else (1 - self.weight, self.weight)
+
+    @property
+    def any_scale(self) -> bool:
+        """Whether a label may come in any scale, as its codes are without theirs."""
+        return self.name in ("gift", "cosine")
+
     def to_json(self) -> dict[str, Json]:
         """Name and the numbers in effect; ``LossSpec(**spec.to_json())`` is the same loss."""
         return {"name": self.name, **self.numbers}
@@ -140,6 +155,21 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def make_loss(spec: LossSpec) -> Loss:
-    """The loss that ``spec`` describes."""
-    return partial(LOSSES[spec.name], **spec.numbers)
+def make_loss(spec: LossSpec, *, compile: Compile = "auto") -> Loss:  # noqa: A002  torch's word for it
+    """The loss that ``spec`` describes, by the fastest twin that its definition has for the tensors it gets.
+
+    On a GPU that is a Triton kernel. On a CPU it is the closed form, compiled where that pays; where there is no
+    compiler, or no Triton, a warning says so and the closed form runs as it is.
+
+    Args:
+        spec: the loss and its numbers.
+        compile: on a CPU: ``auto`` compiles for batches of 2^18 logits and more.
+    """
+    definition = partial(LOSSES[spec.name], **spec.numbers)
+    if spec.any_scale and well_posed(*spec.weights):
+        soft_weight, hard_weight = spec.weights
+        numbers = {"soft": soft_weight, "hard": hard_weight, "smoothing": spec.smoothing}
+        return Fused(definition, gift_rows, compiled(gift_rows), "gift", numbers, hard_weight > 0, compile)
+    if spec.name == "kl":
+        return Fused(definition, kl_rows, compiled(kl_rows), "kl", spec.numbers, False, compile)
+    return definition

@@ -15,13 +15,18 @@ def paired(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
     Half precision (autocast) cannot hold a norm or a sum over a thousand classes; float64 stays float64.
     """
+    check_logits(x, t)
+    dtype = torch.promote_types(torch.promote_types(x.dtype, t.dtype), torch.float32)
+    return x.to(dtype), t.to(dtype)
+
+
+def check_logits(x: Tensor, t: Tensor) -> None:
+    """Raise InputError unless student and teacher logits are of one shape [B, C]."""
     if x.ndim != 2 or x.shape != t.shape or x.shape[1] < 2:
         raise InputError(
             "loss: expected student and teacher logits of one shape [B, C] with C >= 2, "
             f"found {list(x.shape)} and {list(t.shape)}"
         )
-    dtype = torch.promote_types(torch.promote_types(x.dtype, t.dtype), torch.float32)
-    return x.to(dtype), t.to(dtype)
 
 
 def unit(rows: Tensor) -> Tensor:

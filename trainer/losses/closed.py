@@ -1,0 +1,112 @@
+"""Closed forms: each row's loss and its gradient at once, in a few passes over the logits; in place of autograd.
+
+Twins of `gift` (and of `cosine`, its hard weight 0) and `kl`, for every device, eager or compiled.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trainer.losses.cosine import TINY, paired
+
+REACH = 2.0**40  # squares of longer float32 rows may overflow: their largest magnitude is shrunk to this
+MARGIN = 3.0
+SHORT = (torch.float16, torch.int8)  # whose squares never overflow
+
+
+def well_posed(soft: float, hard: float) -> bool:
+    """Whether soft and hard label of these weights never come near cancelling out.
+
+    Where they do, ``|u|^2`` loses its digits when it is added up from its parts, as here.
+    """
+    return soft + hard <= MARGIN * abs(soft - hard)
+
+
+def gift_rows(
+    x: Tensor,
+    t: Tensor,
+    y: Tensor | None = None,
+    y2: Tensor | None = None,
+    lam: Tensor | None = None,
+    *,
+    soft: float,
+    hard: float,
+    smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    """``1 - cos(x, u)`` of each row with ``u = soft t/|t| + hard s/|s|``; neither u nor s is ever held.
+
+    Args:
+        x: student logits ``[B, C]``.
+        t: teacher logits ``[B, C]``, or codes in proportion to them, row by row.
+        y: hard targets, int64 ``[B]``; None leaves the hard label out.
+        y2: for mixed crops, the partners' targets, int64 ``[B]``.
+        lam: for mixed crops, the weight of ``y``, ``[B]``.
+        soft: weight of the soft label.
+        hard: weight of the hard label.
+        smoothing: ``a`` of the hard label.
+
+    Returns:
+        Losses ``[B]``, float32 at least, and the gradient of their mean, ``[B, C]`` in x's dtype.
+    """
+    short, dtype = (x.dtype in SHORT, t.dtype in SHORT), x.dtype
+    x, t = paired(x, t)
+    x, x_length, shrunk = measured(x, short[0])
+    t, t_length, _ = measured(t, short[1])
+    of_t = torch.where(t_length < TINY, 0, soft / t_length)
+    u2 = (of_t * t_length).square()
+    xu = of_t * (x * t).sum(1)
+    if y is not None:
+        # s is `rest` everywhere, and higher by `peaks` at its targets
+        rest, targets, peaks = hard_label(x, y, y2, lam, smoothing)
+        total = peaks.sum(1)
+        s2 = x.shape[1] * rest**2 + 2 * rest * total + peaks.square().sum(1)
+        if y2 is not None:
+            s2 = s2 + torch.where(y == y2, 2 * peaks[:, 0] * peaks[:, 1], 0)
+        of_s = hard * s2.rsqrt()
+        u2 = u2 + hard**2 + 2 * of_t * of_s * (rest * t.sum(1) + (t.gather(1, targets) * peaks).sum(1))
+        xu = xu + of_s * (rest * x.sum(1) + (x.gather(1, targets) * peaks).sum(1))
+    u_length = u2.sqrt()
+    dead = (x_length < TINY) | (u_length < TINY)
+    slope = torch.where(dead, 0, 1 / (x_length * u_length))
+    cos = xu * slope
+    slope = -slope * shrunk / len(x)
+    along = torch.where(dead, 0, cos * shrunk / x_length.square()) / len(x)
+    gradient = t * (slope * of_t)[:, None]
+    if y is not None:
+        gradient.add_((slope * of_s * rest)[:, None]).scatter_add_(1, targets, (slope * of_s)[:, None] * peaks)
+    return 1 - cos, gradient.addcmul_(x, along[:, None]).to(dtype)
+
+
+def hard_label(
+    x: Tensor, y: Tensor, y2: Tensor | None, lam: Tensor | None, smoothing: float
+) -> tuple[float, Tensor, Tensor]:
+    """The smoothed hard label: its value elsewhere, its targets ``[B, k]``, and how much higher it is at each."""
+    rest = smoothing / (x.shape[1] - 1)
+    top = 1 - smoothing - rest
+    if y2 is None or lam is None:
+        return rest, y[:, None], torch.full_like(x[:, :1], top)
+    own = lam.to(x.dtype)
+    return rest, torch.stack([y, y2], 1), torch.stack([top * own, top * (1 - own)], 1)
+
+
+def measured(rows: Tensor, short: bool) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Rows, their lengths ``[B]``, and what they were multiplied by so that their squares do not overflow."""
+    length = torch.linalg.vector_norm(rows, dim=1)
+    if short or not (torch.compiler.is_compiling() or not length.isfinite().all()):
+        return rows, length, 1.0
+    top = rows.abs().amax(1)
+    shrunk = torch.where(top > REACH, REACH / top, 1)
+    rows = rows * shrunk[:, None]
+    return rows, torch.linalg.vector_norm(rows, dim=1), shrunk
+
+
+def kl_rows(x: Tensor, t: Tensor, *, temperature: float, t_squared: bool) -> tuple[Tensor, Tensor]:
+    """``KL(softmax(t / T) || softmax(x / T))`` of each row; arguments and results as in `gift_rows` and `kl_loss`."""
+    dtype, factor = x.dtype, temperature**2 if t_squared else 1.0
+    x, t = paired(x, t)
+    log_p, log_q = (t / temperature).log_softmax(1), (x / temperature).log_softmax(1)
+    p = log_p.exp()
+    losses = log_p.sub_(log_q).mul_(p).sum(1) * factor
+    gradient = log_q.exp_().sub_(p).mul_(factor / temperature / len(x))
+    return losses, gradient.to(dtype)

@@ -1,0 +1,183 @@
+"""Fused twins of the definitions: the gradient is made with the loss, and backward hands it on."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from labelstore.errors import InputError
+from pipeline.engine.compiling import compilers
+from trainer.losses.closed import gift_rows
+from trainer.losses.cosine import check_logits
+from trainer.losses.gift import check_targets
+
+Rows = Callable[..., tuple[Tensor, Tensor]]
+Compile = Literal["auto", "on", "off"]
+
+# Elements from which compiling pays on a CPU: it takes seconds, and saves less than half a millisecond a step below.
+WORTH_COMPILING = 1 << 18
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton reads it; its kernels then run on a CPU
+
+
+class Handed(torch.autograd.Function):
+    """The mean of losses ``[B]`` whose gradient is known."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, losses: Tensor, gradient: Tensor) -> Tensor:  # noqa: ARG004  what it is the gradient by
+        """The mean."""
+        ctx.save_for_backward(gradient)
+        return losses.mean()
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient that came with the losses, times the incoming one."""
+        if torch.is_grad_enabled():
+            raise InputError(
+                "fused loss: expected to be differentiated once, found create_graph=True; its definition "
+                "(trainer.losses.gift_loss, cosine_loss or kl_loss) can be differentiated again"
+            )
+        (gradient,) = ctx.saved_tensors
+        return scaled(gradient, incoming[0]), None, None
+
+
+def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    """The gradient times a scalar, which is no work where that is 1."""
+    if torch.compiler.is_compiling():
+        return gradient * factor
+    if runs_kernels(gradient):
+        # In place, since only the GPU knows whether it is 1; not where the graph is kept for another backward.
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            return gradient * factor
+        from trainer.losses.kernels import scale
+
+        return scale(gradient, factor)
+    return gradient if factor.item() == 1 else gradient * factor
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A loss that takes the fastest twin of its definition for the tensors it gets.
+
+    Attributes:
+        definition: for what no twin is for: labels that want a gradient, no rows at all.
+        closed: the closed form.
+        compiled: the closed form as it runs on a CPU where compiling is worth it.
+        kernel: name of the kernel in `trainer.losses.kernels`.
+        numbers: keyword arguments of both.
+        hard: whether the targets matter.
+        compile: whether the closed form is compiled on a CPU: auto does it for large batches.
+    """
+
+    definition: Callable[..., Tensor]
+    closed: Rows
+    compiled: Rows
+    kernel: str
+    numbers: dict[str, Any]
+    hard: bool
+    compile: Compile
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor, y2: Tensor | None = None, lam: Tensor | None = None) -> Tensor:
+        """The mean loss of a batch."""
+        if t.requires_grad or (lam is not None and lam.requires_grad) or not len(x):
+            return self.definition(x, t, y, y2, lam)
+        check_logits(x, t)
+        if self.hard:
+            check_targets(x, y, y2, lam)
+        targets = (y, y2, lam) if self.hard else ()
+        with torch.no_grad(), placed(x.device):
+            losses, gradient = self.rows(x, t)(x.detach(), t, *targets, **self.numbers)
+        handed: Tensor = Handed.apply(x, losses, gradient)
+        return handed
+
+    def rows(self, x: Tensor, t: Tensor) -> Rows:
+        """The twin that runs."""
+        if torch.float64 not in (x.dtype, t.dtype) and runs_kernels(x):
+            from trainer.losses import kernels
+
+            twin: Rows = getattr(kernels, self.kernel)
+            return twin
+        eager = x.device.type != "cpu" or torch.compiler.is_compiling() or self.compile == "off"
+        if eager or (self.compile == "auto" and x.numel() < WORTH_COMPILING):
+            return self.closed
+        return self.compiled
+
+
+def compiled(rows: Rows) -> Rows:
+    """A closed form compiled at its first call; where that fails it runs as it is, and a warning says so."""
+    chosen: list[Rows] = []
+
+    def run(x: Tensor, *rest: Tensor | None, **numbers: Any) -> tuple[Tensor, Tensor]:
+        if not chosen:
+            try:
+                compilers(x.device)
+                fast: Rows = torch.compile(rows)
+                made = fast(*anew(x, *rest), **numbers)
+                chosen.append(fast)
+                return made
+            except Exception as error:  # the compilers below it raise anything
+                say("the loss is not compiled, and takes longer", error)
+                chosen.append(rows)
+        return chosen[0](*anew(x, *rest), **numbers)
+
+    return run
+
+
+def anew(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors, compiled for any number of rows: what a step computes does not depend on the steps before it."""
+    views = [None if tensor is None else tensor.detach() for tensor in tensors]
+    for view in views:
+        if view is not None:
+            torch._dynamo.maybe_mark_dynamic(view, 0)
+    return views
+
+
+def placed(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a GPU the current one, as kernels want it; compiled code does so itself."""
+    plain = device.type != "cuda" or torch.compiler.is_compiling()
+    return nullcontext() if plain else torch.cuda.device(device)
+
+
+def runs_kernels(x: Tensor) -> bool:
+    """Whether Triton's kernels are for a tensor."""
+    return (x.is_cuda or INTERPRETED) and kernels_work(x.device)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def kernels_work(device: torch.device) -> bool:
+    """Whether Triton's kernel runs on a device and gives the closed form's losses and gradients; says so if not."""
+    return _kernels_work(device)
+
+
+@cache
+def _kernels_work(device: torch.device) -> bool:
+    numbers: dict[str, Any] = {"soft": 1.0, "hard": 0.1, "smoothing": 0.1}
+    noise = torch.Generator().manual_seed(0)
+    x, t = torch.randn(2, 3, 37, generator=noise).to(device)
+    y, y2, lam = (torch.tensor(values, device=device) for values in ([0, 36, 5], [4, 36, 0], [0.3, 0.6, 1.0]))
+    try:
+        from trainer.losses.kernels import gift
+
+        for targets in ((y, None, None), (y, y2, lam)):
+            with placed(device), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "TRITON_DEFAULT_FP_FUSION")  # either will do
+                found, expected = gift(x, t, *targets, **numbers), gift_rows(x, t, *targets, **numbers)
+            for ours, theirs in zip(found, expected, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    except Exception as error:  # no compiler, no Triton, a GPU that it does not know: whatever it raises
+        say("the loss is the same by its closed form, and takes longer: Triton's kernels do not run here", error)
+        return False
+    return True
+
+
+def say(what: str, error: Exception) -> None:
+    """Warn, with the first line of the error."""
+    first = (str(error).splitlines() or [""])[0]
+    warnings.warn(f"{what} ({type(error).__name__}: {first})", stacklevel=4)

@@ -1,0 +1,205 @@
+"""The closed forms as Triton kernels: one program a row, which stays in registers from loss to gradient.
+
+Registered with torch, so that ``torch.compile`` keeps each whole. They run on the current device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, library
+
+from trainer.losses.closed import REACH
+from trainer.losses.cosine import TINY
+from trainer.losses.fused import INTERPRETED
+
+
+def itself(kernel: Any) -> Any:
+    """The interpreter's kernels are not wrapped: torch up to 2.11 raises there, and later ones when they compile."""
+    return kernel
+
+
+# By this name torch finds the kernels of an operator, and knows compiled code of others by their source.
+wrap_triton: Callable[[Any], Any] = itself if INTERPRETED else library.wrap_triton
+SHORTEST, LONGEST = tl.constexpr(TINY), tl.constexpr(REACH)
+SCALED = 4096  # elements a program
+
+
+@triton.jit
+def magnitude(row):
+    """What a row is multiplied by so that its squares do not overflow."""
+    top = tl.max(tl.abs(row), 0)
+    return tl.where(top > LONGEST, LONGEST / top, 1.0)
+
+
+@triton.jit
+def gift_kernel(
+    x,  # [B, C], logits of the student
+    t,  # [B, C], logits of the teacher or codes in proportion to them
+    y,  # int64 [B]
+    y2,  # int64 [B]
+    lam,  # [B]
+    losses,  # float32 [B], written
+    gradient,  # [B, C], written
+    x_stride,
+    t_stride,
+    classes,
+    rows,
+    soft,
+    hard,
+    rest,  # the hard label elsewhere
+    top,  # how much higher it is at its targets together
+    HARD: tl.constexpr,
+    MIXED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """``1 - cos(x, soft t/|t| + hard s/|s|)`` of a row, and its gradient; NaN for a target that is no class."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    there = column < classes
+    a = tl.load(x + row * x_stride + column, mask=there, other=0).to(tl.float32)
+    u = tl.load(t + row * t_stride + column, mask=there, other=0).to(tl.float32)
+    shrunk = magnitude(a)
+    a *= shrunk
+    u *= magnitude(u)
+    length = tl.sqrt(tl.sum(u * u, 0))
+    u *= tl.where(length < SHORTEST, 0.0, soft / length)
+    if HARD:
+        target = tl.load(y + row)
+        bad = (target < 0) | (target >= classes)
+        if MIXED:
+            target2, own = tl.load(y2 + row), tl.load(lam + row).to(tl.float32)
+            bad |= (target2 < 0) | (target2 >= classes)
+            s = rest + top * (tl.where(column == target, own, 0.0) + tl.where(column == target2, 1 - own, 0.0))
+        else:
+            s = rest + tl.where(column == target, top, 0.0)
+        s = tl.where(there, s, 0.0)
+        u += s * (hard / tl.sqrt(tl.sum(s * s, 0)))
+    length, u_length = tl.sqrt(tl.sum(a * a, 0)), tl.sqrt(tl.sum(u * u, 0))
+    dead = (length < SHORTEST) | (u_length < SHORTEST)
+    slope = tl.where(dead, 0.0, 1 / length)
+    a *= slope
+    u *= tl.where(dead, 0.0, 1 / u_length)
+    cosine = tl.sum(a * u, 0)
+    if HARD:
+        cosine = tl.where(bad, float("nan"), cosine)
+    tl.store(losses + row, 1 - cosine)
+    tl.store(gradient + row * classes + column, (cosine * a - u) * (slope * shrunk / rows), mask=there)
+
+
+@triton.jit
+def kl_kernel(
+    x,  # [B, C], logits of the student
+    t,  # [B, C], logits of the teacher
+    losses,  # float32 [B], written
+    gradient,  # [B, C], written
+    x_stride,
+    t_stride,
+    classes,
+    rows,
+    cold,  # 1 / temperature
+    factor,  # of the loss
+    BLOCK: tl.constexpr,
+):
+    """``KL(softmax(t / T) || softmax(x / T))`` of a row, and its gradient."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    there = column < classes
+    a = tl.load(x + row * x_stride + column, mask=there, other=float("-inf")).to(tl.float32) * cold
+    b = tl.load(t + row * t_stride + column, mask=there, other=float("-inf")).to(tl.float32) * cold
+    a -= tl.max(a, 0)
+    b -= tl.max(b, 0)
+    q, p = tl.exp(a), tl.exp(b)
+    q_sum, p_sum = tl.sum(q, 0), tl.sum(p, 0)
+    q /= q_sum
+    p /= p_sum
+    difference = tl.where(there, (b - tl.log(p_sum)) - (a - tl.log(q_sum)), 0.0)
+    tl.store(losses + row, tl.sum(p * difference, 0) * factor)
+    tl.store(gradient + row * classes + column, (q - p) * (factor * cold / rows), mask=there)
+
+
+@triton.jit
+def scale_kernel(
+    values,  # [n], changed
+    factor,  # scalar
+    count,
+    BLOCK: tl.constexpr,
+):
+    """Multiply in place; nothing is read or written where the factor is 1."""
+    by = tl.load(factor).to(tl.float32)
+    if by != 1:
+        place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        inside = place < count
+        tl.store(values + place, tl.load(values + place, mask=inside, other=0).to(tl.float32) * by, mask=inside)
+
+
+def registered(function: Callable[..., Any]) -> Any:
+    """The function as an operator of torch: opaque under the interpreter, else open to the compiler."""
+    name = f"giftwrap::{function.__name__}_rows"
+    if not INTERPRETED:
+        return library.triton_op(name, function, mutates_args=())
+    operator = library.custom_op(name, function, mutates_args=())
+    operator.register_fake(lambda x, *_rest, **_numbers: results(x))
+    return operator
+
+
+def results(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for losses and gradient."""
+    return x.new_empty(len(x), dtype=torch.float32), torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def sizes(classes: int) -> dict[str, int]:
+    """The block that holds a row, and how many warps it takes."""
+    block = triton.next_power_of_2(classes)
+    return {"BLOCK": block, "num_warps": min(max(block // 256, 1), 32)}
+
+
+def lines(values: Tensor) -> Tensor:
+    """The values with each row's elements side by side."""
+    return values if values.stride(1) == 1 else values.contiguous()
+
+
+@registered
+def gift(
+    x: Tensor,
+    t: Tensor,
+    y: Tensor | None = None,
+    y2: Tensor | None = None,
+    lam: Tensor | None = None,
+    *,
+    soft: float,
+    hard: float,
+    smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    """As `trainer.losses.closed.gift_rows`, in float32."""
+    losses, gradient = results(x)
+    x, t, classes = lines(x), lines(t), int(x.shape[1])
+    rest = smoothing / (classes - 1)
+    targets = [losses if values is None else values.contiguous() for values in (y, y2, lam)]
+    numbers = (x.stride(0), t.stride(0), classes, len(x), soft, hard, rest, 1 - smoothing - rest)
+    wrap_triton(gift_kernel)[(len(x),)](
+        x, t, *targets, losses, gradient, *numbers, HARD=y is not None, MIXED=y2 is not None, **sizes(classes)
+    )
+    return losses, gradient
+
+
+@registered
+def kl(x: Tensor, t: Tensor, *, temperature: float, t_squared: bool) -> tuple[Tensor, Tensor]:
+    """As `trainer.losses.closed.kl_rows`, in float32."""
+    losses, gradient = results(x)
+    x, t, classes = lines(x), lines(t), int(x.shape[1])
+    factor = temperature**2 if t_squared else 1.0
+    numbers = (x.stride(0), t.stride(0), classes, len(x), 1 / temperature, factor)
+    wrap_triton(kl_kernel)[(len(x),)](x, t, losses, gradient, *numbers, **sizes(classes))
+    return losses, gradient
+
+
+def scale(values: Tensor, factor: Tensor) -> Tensor:
+    """The values times a scalar, in place; not for compiled code."""
+    count = values.numel()
+    scale_kernel[(triton.cdiv(count, SCALED),)](values, factor, count, BLOCK=SCALED)
+    return values
