@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 
 from labelstore.console import Console, duration, run_command
-from pipeline import ranks
+from pipeline import ranks, recipes
 from pipeline.build import build
 from pipeline.config import BuildConfig
 from pipeline.importing import import_tensors
@@ -37,10 +37,14 @@ class ImportConfig:
 
 def main() -> int:
     """Run the command that the arguments name."""
+    arguments: list[str] = []
+    if code := run_command("pipeline", lambda: arguments.extend(recipes.typed(sys.argv[1:]))):
+        return code
     config: Any = tyro.extras.subcommand_cli_from_dict(
         {"build": BuildConfig, "verify": VerifyConfig, "show": ShowConfig, "import": ImportConfig},
         prog="python -m pipeline",
         description="Images in, labels out.",
+        args=arguments,
     )
     console = Console(as_json=config.json)
 

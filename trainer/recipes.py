@@ -4,25 +4,19 @@ gift: GIFT (arXiv 2405.14736, LINs-lab/GIFT, validate/evaluator_benchmark.py).
 rded: RDED (CVPR 2024, LINs-lab/RDED, validation/main.py and argument.py). Its loop also runs a second forward in
 training mode a step, which moves BatchNorm's statistics twice; that is not copied.
 sre2l: SRe2L (NeurIPS 2023, VILA-Lab/SRe2L, validate/train_FKD.py with the flags of its script).
+
+What a store must contain for them is in `pipeline.recipes`.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
 
 from labelstore import LabelStore
-from labelstore.errors import InputError
-from labelstore.spec import Identity, Json
+from labelstore.spec import Identity
+from pipeline.recipes import IMAGENET, Flags, Setting, describe, flags_of, given, rded_batch, require_store, words
 from trainer.config import TrainConfig
 
-Value: TypeAlias = "Json | tuple[float, ...]"
-Flags = dict[str, Value]
-
-# ImageNet-1K and Tiny-ImageNet are known by their number of classes, as the papers' own code knows them by name.
-IMAGENET, TINY, CIFAR100 = 1_000, 200, 100
 GIFT_SLOW = ("swin_v2_t", "vit_b_16")
 RDED_RATES = {
     "vgg11": 5e-4,
@@ -32,39 +26,6 @@ RDED_RATES = {
     "vit_b_16": 1e-4,
     "swin_v2_t": 1e-4,
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
-    """What the numbers of a recipe depend on.
-
-    Attributes:
-        images: number of images N.
-        classes: number of class folders C.
-        student: the network that is trained.
-        teacher: the network that made the labels.
-    """
-
-    images: int
-    classes: int
-    student: str
-    teacher: str
-
-    @classmethod
-    def of(cls, identity: Identity, student: str) -> Setting:
-        """Of a store and a student."""
-        teacher = str(identity.teacher.get("name"))
-        return cls(images=identity.images, classes=len(identity.classes), student=student, teacher=teacher)
-
-    @property
-    def per_class(self) -> int:
-        """Images a class, rounded up."""
-        return -(-self.images // self.classes)
-
-    @property
-    def architecture(self) -> str:
-        """The student's name without its library."""
-        return self.student.rpartition(":")[2]
 
 
 def gift(setting: Setting) -> Flags:
@@ -93,18 +54,14 @@ def gift(setting: Setting) -> Flags:
 
 def rded(setting: Setting) -> Flags:
     """AdamW with decay on weights alone, half of a cosine's half wave, KL at T = 20 without T squared."""
-    batch = _rded_batch(setting)
-    rate = RDED_RATES.get(setting.architecture, 1e-3)
-    if setting.classes == CIFAR100 and setting.student == setting.teacher == "convnet-d3":
-        batch, rate = 25, 2e-3
     return {
         "loss": "kl",
         "temperature": 20.0,
         "t_squared": False,
         "epochs": 300,
-        "batch_size": min(batch, setting.images),
+        "batch_size": rded_batch(setting),
         "optimizer": "AdamW",
-        "lr": rate,
+        "lr": 2e-3 if setting.conv3 else RDED_RATES.get(setting.architecture, 1e-3),
         "weight_decay": 0.01,
         "decay": "weights",
         "optimizer_args": '{"betas": [0.9, 0.999]}',
@@ -147,48 +104,19 @@ def typed(arguments: Sequence[str]) -> list[str]:
     Raises:
         GiftwrapError: when there is no such recipe, or the store does not open.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--recipe", "--store", "--student"):
-        parser.add_argument(flag)
-    known, _ = parser.parse_known_args(arguments[1:])
-    if arguments[:1] != ["train"] or not (known.recipe and known.store and known.student):
-        return list(arguments)  # what is missing is said by the command's own parser
-    setting = Setting.of(LabelStore.open(known.store).identity, known.student)
-    return ["train", *words(of(known.recipe, setting)), *arguments[1:]]
+    known = given(arguments, "train", "--recipe", "--store", "--student")
+    if known is None:
+        return list(arguments)
+    setting = Setting.of(LabelStore.open(known["--store"], follow=True).identity, known["--student"])
+    return ["train", *words(flags_of(RECIPES, known["--recipe"], setting)), *arguments[1:]]
 
 
-def of(name: str, setting: Setting) -> Flags:
-    """The flags of a recipe in a setting."""
-    if name not in RECIPES:
-        raise InputError(f"--recipe: expected one of {', '.join(RECIPES)}, found {name!r}")
-    return RECIPES[name](setting)
+def said(config: TrainConfig, identity: Identity) -> str:
+    """Every value of a run's recipe, and what was given instead.
 
-
-def said(config: TrainConfig, setting: Setting) -> str:
-    """Every value of the run's recipe, and what was given instead."""
-    parts = []
-    for name, value in of(config.recipe or "", setting).items():
-        used = getattr(config, name)
-        instead = "" if used == value else f" (the recipe has {value})"
-        parts.append(f"{name.replace('_', '-')} {used}{instead}")
-    return f"recipe {config.recipe}: {', '.join(parts)}"
-
-
-def words(flags: Mapping[str, Value]) -> list[str]:
-    """Flags as they are typed."""
-    typed: list[str] = []
-    for name, value in flags.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            typed.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            typed += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return typed
-
-
-def _rded_batch(setting: Setting) -> int:
-    """10, 50, 100 for up to 1, 10 and more images a class; twice that for 100 and 1000 classes, Tiny always 100."""
-    if setting.classes == TINY:
-        return 100
-    batch = next((batch for most, batch in ((1, 10), (10, 50)) if setting.per_class <= most), 100)
-    return 2 * batch if setting.classes in (CIFAR100, IMAGENET) else batch
+    Raises:
+        MismatchError: when the store does not contain what the recipe trains on.
+    """
+    name = config.recipe or ""
+    require_store(name, identity, config.student)
+    return describe(name, flags_of(RECIPES, name, Setting.of(identity, config.student)), config)

@@ -60,13 +60,13 @@ def train(config: TrainConfig, console: Console) -> Mapping[str, Json]:
 def begin(run: Run, console: Console) -> None:
     """Describe a new run, or load an old one's last checkpoint; say what it is made of."""
     config, ranks = run.config, run.ranks
+    if config.recipe:
+        console.line(recipes.said(config, run.replay.store.identity))
     if ranks.first:
         describe(config, run.made_of, run.student)
     if ranks.tell(run.checkpoint.exists()):
         run.load_state(load_checkpoint(run.checkpoint, run.made_of))
         console.line(f"resuming {config.run} at epoch {run.replay.epoch} of {config.epochs}, step {run.step}")
-    if config.recipe:
-        console.line(recipes.said(config, recipes.Setting.of(run.replay.store.identity, config.student)))
     pixels, size = run.replay.pixels, run.replay.store.identity.size
     how = "bit for bit" if pixels.equal else f"within {pixels.max_difference} levels, on another renderer"
     other = "" if size == run.replay.size else f"; the student gets the same boxes at {run.replay.size} px"
@@ -105,6 +105,7 @@ def one_view(run: Run, console: Console, progress: Progress, log: Callable[[Mapp
     """Train on the rest of the current epoch, evaluate, log and save."""
     config = run.config
     if not run.entry:
+        run.guard.settle()
         await_view(run, console)
         run.entry = one_epoch(run, progress)
         run.total.zero_()
@@ -157,11 +158,10 @@ def one_epoch(run: Run, progress: Progress) -> dict[str, Any]:
         run.total += step(run, batch)
         crops, waited = crops + batch.total, waited + wait
         progress.advance(note=f"epoch {epoch}")
-        if run.replay.epoch == epoch:  # the last step of an epoch is looked at with it
+        if run.replay.epoch == epoch:  # behind the last one there is an entry to be kept
             run.guard.between_steps()
             if every is not None and run.step % every == 0:
                 run.save()
-    run.guard.settle()
     seconds = time.monotonic() - start
     totals: list[Any] = run.ranks.gather(float(run.total))
     return {

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from labelstore.errors import MismatchError
+from pipeline import recipes as stores
 from pipeline.networks import build_network
-from trainer import recipes
+from pipeline.plan import PlanSpec
+from pipeline.recipes import Setting, flags_of, require_store, words
 from trainer.optimisers import OptimiserSpec
-from trainer.recipes import RECIPES, Setting
+from trainer.recipes import RECIPES
 from trainer.schedules import ScheduleSpec
 
 # (classes, images a class): CIFAR-10, CIFAR-100, Tiny-ImageNet, ImageNet-1K
@@ -29,8 +34,10 @@ RDED_BATCHES = {
 }  # fmt: skip
 
 
-def setting(classes: int, per_class: int, student: str = "resnet18-modified", teacher: str = "other") -> Setting:
-    return Setting(images=classes * per_class, classes=classes, student=student, teacher=teacher)
+def setting(
+    classes: int, per_class: int, student: str = "resnet18-modified", teacher: str = "other", size: int = 32
+) -> Setting:
+    return Setting(images=classes * per_class, classes=classes, size=size, student=student, teacher=teacher)
 
 
 @pytest.mark.parametrize(("recipe", "batches"), [("gift", GIFT_BATCHES), ("rded", RDED_BATCHES)])
@@ -100,6 +107,51 @@ def test_decay_of_weights_leaves_biases_norms_and_tokens_alone() -> None:
 
 def test_words_are_what_would_be_typed() -> None:
     flags = {"t_squared": False, "batch_size": 10, "milestones": (0.5, 0.75), "loss": "kl"}
-    assert recipes.words(flags) == [
+    assert words(flags) == [
         "--no-t-squared", "--batch-size", "10", "--milestones", "0.5", "0.75", "--loss", "kl",
     ]  # fmt: skip
+
+
+RESIZED = {"crop": "resized", "ratio": (3 / 4, 4 / 3), "flip": 0.5, "mix": "cutmix", "alpha": 1.0, "mix_per": "group"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "of", "values"),
+    [
+        ("gift", setting(1000, 10, size=224), {"crop": "factor", "factor": 1, "augment": ("dsa",), "mix": "none"}),
+        ("rded", setting(10, 10), {**RESIZED, "scale": (1.0, 1.0), "group": 50}),
+        ("rded", setting(200, 50, size=64), {**RESIZED, "scale": (1.0, 1.0), "group": 100}),
+        ("rded", setting(1000, 10, size=224), {**RESIZED, "scale": (0.5, 1.0), "augment": ("patch-shuffle=2",)}),
+        ("rded", setting(100, 10, "convnet-d3", "convnet-d3"), {**RESIZED, "group": 25}),
+        ("sre2l", setting(1000, 50, size=224), {**RESIZED, "scale": (0.08, 1.0), "group": 1024}),
+        ("sre2l", setting(10, 10), {**RESIZED, "group": 100}),
+    ],
+)
+def test_what_a_store_contains(recipe: str, of: Setting, values: dict[str, object]) -> None:
+    flags = flags_of(stores.RECIPES, recipe, of)
+    assert {name: flags[name] for name in values} == values
+    assert ("augment" in flags) == ("augment" in values)
+    if recipe != "gift":
+        assert (flags["mean"], flags["std"]) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize("recipe", stores.RECIPES)
+@pytest.mark.parametrize("size", [32, 224])
+def test_a_store_of_the_recipe_is_taken_and_another_one_named(recipe: str, size: int) -> None:
+    flags = flags_of(stores.RECIPES, recipe, setting(10, 10, "s", "other", size))
+    numbers = {name: value for name, value in flags.items() if name not in stores.NOT_THE_PLAN}
+
+    def store(**changes: Any) -> Any:
+        spec = PlanSpec(size=size, seed=5, **{**numbers, **changes})
+        return SimpleNamespace(
+            images=100, classes=tuple("abcdefghij"), size=size, teacher={"name": "other"}, plan=spec.to_json()
+        )
+
+    require_store(recipe, store(), "s")
+    for changes in ({"flip": 0.25}, {"augment": ("dsa", "patch-shuffle=3")}):
+        name = next(iter(changes))
+        with pytest.raises(MismatchError, match=rf"--recipe {recipe} trains on a store with {name}.*this one has"):
+            require_store(recipe, store(**changes), "s")
+    plain = SimpleNamespace(**{**vars(store()), "plan": PlanSpec(size=size).to_json()})
+    with pytest.raises(MismatchError, match=f"pipeline build --recipe {recipe}"):
+        require_store(recipe, plain, "s")  # type: ignore[arg-type]
