@@ -146,11 +146,21 @@ def run_command(
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise Stopped
 
+    def say(error: object, notes: Sequence[str] = ()) -> None:
+        """Name the error, and how to go on where it notes that something is kept."""
+        print(f"error: {error}", *notes, sep="\n", file=sys.stderr, flush=True)
+        if notes and resumes:
+            say_how_to_resume()
+
+    def say_how_to_resume() -> None:
+        words = shlex.join([*python, "-m", package, *sys.argv[1:]])
+        print(f"resume with: {words}", file=sys.stderr, flush=True)
+
     signal.signal(signal.SIGTERM, stop)
     try:
         return command() or 0
     except GiftwrapError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say(error, notes_of(error))
         return error.exit_code
     except BrokenPipeError:
         # The reader went away (`| head`): nothing more can be said, and Python's flush at exit must not fail.
@@ -160,15 +170,19 @@ def run_command(
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut off what is said here
         print("\nstopped; what was finished is kept", file=sys.stderr, flush=True)
         if resumes:
-            words = shlex.join([*python, "-m", package, *sys.argv[1:]])
-            print(f"resume with: {words}", file=sys.stderr, flush=True)
+            say_how_to_resume()
         return 143 if isinstance(stopped, Stopped) else 130
     except OSError as error:
         again = "; mend that and type the same command again, what was finished is kept" if resumes else ""
-        print(f"error: {error}{again}", file=sys.stderr, flush=True)
+        say(f"{error}{again}", notes_of(error))
         return 1
     except MemoryError as error:
-        print(f"error: out of memory: {error}", file=sys.stderr, flush=True)
+        say(f"out of memory: {error}", notes_of(error))
         return 1
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def notes_of(error: BaseException) -> Sequence[str]:
+    """What was noted on an error on its way."""
+    return getattr(error, "__notes__", ())

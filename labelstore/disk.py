@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,19 @@ def read_pieces(path: Path) -> Iterator[npt.NDArray[np.uint8]]:
             yield buffer[:count]
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say which file an error of the system is of, where it does not: a disk that fills does so at a write."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def write_file(path: Path, *pieces: Bytes) -> None:
     """Write a file that must not exist yet, piece by piece."""
-    with path.open("xb", buffering=0) as file:
+    with naming(path), path.open("xb", buffering=0) as file:
         views = [memoryview(piece if isinstance(piece, bytes) else piece.data) for piece in pieces if len(piece)]
         while views:
             count = os.writev(file.fileno(), views[:MAX_PIECES])
@@ -87,7 +98,8 @@ def sync_file(path: Path) -> None:
     """Wait until the bytes of a file are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from labelstore.spec import Identity, Json, State, first_difference, require_sam
 from labelstore.streaming import STREAM_BYTES, Request, stream
 from labelstore.sweeping import leftovers
 from labelstore.table import BlockTable
-from labelstore.writing import encode_block, fidelity_of, require_block_data
+from labelstore.writing import encode_block, fidelity_of, pairs_of, require_block_data
 
 __all__ = ["AuditRows", "BlockData", "LabelBatch", "LabelStore", "require_free_space", "store_bytes"]
 
@@ -280,7 +280,14 @@ class LabelStore:
         self._publish(block, self._prepare(block, data))
 
     @contextmanager
-    def writer(self, depth: int = 1) -> Iterator[Queue[[BlockIndex, BlockData]]]:
+    def writer(
+        self,
+        depth: int = 1,
+        *,
+        encode: Callable[[npt.NDArray[np.float32], Pairs], Codes] | None = None,
+        at: Callable[[str], AbstractContextManager[object]] = nullcontext,
+        written: Callable[[BlockIndex], object] = lambda _block: None,
+    ) -> Iterator[Queue[[BlockIndex, BlockData]]]:
         """Publish blocks behind queues: ``with store.writer() as write: write(block, data)``.
 
         One thread encodes, another one writes. Errors of :meth:`write` are raised by the next call or when the writer
@@ -288,11 +295,24 @@ class LabelStore:
 
         Args:
             depth: blocks that wait to be encoded, at most; one more waits to be written.
+            encode: makes the codes instead of the store's encoding, which does the same.
+            at: entered by the threads while they work, with ``encode`` or ``write``.
+            written: called after a block is published.
         """
-        with Queue(self._publish, 1) as publish_encoded:
+
+        def publish_one(block: BlockIndex, encoded: EncodedBlock) -> None:
+            with at("write"):
+                self._publish(block, encoded)
+            written(block)
+
+        with Queue(publish_one, 1) as publish_encoded:
 
             def prepare(block: BlockIndex, data: BlockData) -> None:
-                publish_encoded(block, self._prepare(block, data))
+                with at("encode"):
+                    if encode is not None:
+                        data = dataclasses.replace(data, codes=encode(data.logits, pairs_of(self.identity, data.rows)))
+                    encoded = self._prepare(block, data)
+                publish_encoded(block, encoded)
 
             with Queue(prepare, depth) as write:
                 yield write

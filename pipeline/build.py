@@ -2,62 +2,41 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from labelstore.arrays import AUDIT_BLOCK
 from labelstore.blocks import BlockGrid, BlockIndex
-from labelstore.columns import CropRows
 from labelstore.console import Console, byte_count, duration
 from labelstore.encodings import make_encoding
 from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError, MismatchError
-from labelstore.queueing import Queue
 from labelstore.spec import BlockShape, Identity, Json, first_difference, require_same
-from labelstore.store import AuditRows, BlockData, LabelStore, require_free_space, store_bytes
-from labelstore.writing import pairs_of
+from labelstore.stopping import Stops
+from labelstore.store import LabelStore, require_free_space, store_bytes
+from pipeline import recipes
 from pipeline.calibrate import Calibrator
-from pipeline.class_order import agreement
-from pipeline.codes import DeviceCodes
 from pipeline.config import BuildConfig
-from pipeline.labelling import label
+from pipeline.filling import Filling, Work
 from pipeline.manifest import Manifest, scan
 from pipeline.memory import keep_freed_memory
 from pipeline.plan import Plan
 from pipeline.ranks import Ranks, join
-from pipeline.render import Renderer, make_renderer
-from pipeline.render.audit import DIGEST_POSITIONS, pixels_digest
+from pipeline.render import make_renderer
 from pipeline.render.stream import stream
 from pipeline.source import Source
-from pipeline.teacher import Teacher, TeacherSpec, make_teacher
+from pipeline.teacher import TeacherSpec, make_teacher
 from pipeline.verify import require_same_labels
+from pipeline.watching import Moment, Watch, watching
 
-AUDIT_CROPS = 64
 PROBE_BATCHES = 3
-QUEUED_BLOCKS = 1  # waiting to be written, while one is written and one is made: three blocks of float32 in memory
-
-
-@dataclass(frozen=True)
-class Work:
-    """Everything a build needs, checked and ready; nothing is written yet."""
-
-    manifest: Manifest
-    plan: Plan
-    renderer: Renderer
-    teacher: Teacher
-    identity: Identity
-
-    def crops(self, views: int) -> int:
-        """Crops of ``views`` views."""
-        return views * self.identity.images
+STOPPING = "stopping after the block in hand; the same again stops at once"
+KEPT = "finished blocks are kept"
 
 
 def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
@@ -72,6 +51,8 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
     spec = config.plan_spec()
     with ranks.first_alone():
         manifest = read_images(config, console)
+    if config.recipe:
+        console.line(recipes.said(config, len(manifest), len(manifest.classes)))
     plan = Plan(spec, manifest.heights, manifest.widths)
     teacher = make_teacher(settle_engine(config, ranks), size=config.size, classes=manifest.classes)
     if ranks.first:
@@ -145,26 +126,33 @@ def read_images(config: BuildConfig, console: Console) -> Manifest:
 def build(config: BuildConfig, console: Console) -> Mapping[str, Json]:
     """Make, resume or extend the store; returns the summary.
 
-    Killing this at any instant loses the block in hand; running it again continues, to the same bytes (P4). Under
-    torchrun, ranks share the work (P8); the summary is the first one's, others return nothing.
+    Killing this at any instant loses the blocks in hand; running it again continues, to the same bytes (P4). A signal
+    lets them end. Under torchrun, ranks share the work (P8); the summary is the first one's, others return nothing.
     """
     with join() as ranks:
         config, console = ranks.share(config), console if ranks.first else Console(silent=True)
         if config.dry_run:
             return dry_run(config, prepare(config, console, Ranks()), console) if ranks.first else {}
-        work = prepare(config, console, ranks)
         if not ranks.first:
-            return write_share(config, work, console, ranks)
-        store = open_for(config, work)
-        try:
-            return write(config, work, store, console, ranks)
-        except InputError:
-            if store.empty:  # nothing is lost, and the next build may leave out what stopped this one
-                shutil.rmtree(store.path)
-            raise
+            return write_share(config, prepare(config, console, ranks), console, ranks)
+        with watching(config.log, config.metrics_port, config.metrics_host, console) as watch:
+            work = prepare(config, console, ranks)
+            store = open_for(config, work)
+            try:
+                return write(config, work, store, console, ranks, watch)
+            except Exception as error:
+                if not store.empty:
+                    error.add_note(KEPT)
+                elif isinstance(
+                    error, InputError
+                ):  # nothing is lost, and the next build may leave out what stopped this
+                    shutil.rmtree(store.path)
+                raise
 
 
-def write(config: BuildConfig, work: Work, store: LabelStore, console: Console, ranks: Ranks) -> Mapping[str, Json]:
+def write(
+    config: BuildConfig, work: Work, store: LabelStore, console: Console, ranks: Ranks, watch: Watch
+) -> Mapping[str, Json]:
     """Write and seal what is missing, under the store's lease."""
     with closing(work.renderer), store.lease(take_over=config.take_over):
         require_same_engine(config, store, work, console)
@@ -179,9 +167,12 @@ def write(config: BuildConfig, work: Work, store: LabelStore, console: Console, 
         ranks.tell(
             {"build": store.build, "missing": [list(block) for block in missing], "work": work.identity.to_json()}
         )
-        seconds, crops = fill(store, work, missing, console, ranks)
+        with Stops(lambda _number: console.warn(STOPPING)) as stops:
+            Filling(store, work, missing, ranks, console, watch, stops).fill()
+        if stops.number:
+            raise stops.error()
         store.seal()
-    return summary(store, crops, seconds)
+    return summary(store, watch.so_far())
 
 
 def write_share(config: BuildConfig, work: Work, console: Console, ranks: Ranks) -> Mapping[str, Json]:
@@ -191,9 +182,14 @@ def write_share(config: BuildConfig, work: Work, console: Console, ranks: Ranks)
         advice = "start all ranks with the same command, on devices of one model"
         require_same(f"rank {ranks.rank}", said["work"], work.identity.to_json(), advice)
         store = LabelStore.open(config.store)
-        with store.share_lease(said["build"]):
-            fill(store, work, [BlockIndex(*block) for block in said["missing"]], console, ranks)
-        ranks.wait()  # when the lease is let go
+        missing = [BlockIndex(*block) for block in said["missing"]]
+        with Stops() as stops:
+            filling = Filling(store, work, missing, ranks, console, Watch(), stops)
+            with store.share_lease(said["build"]):
+                filling.fill()
+            filling.wait()  # when the lease is let go
+    if stops.number:
+        raise stops.error()
     return {}
 
 
@@ -272,88 +268,6 @@ def require_same_identity(stored: Identity, given: Identity) -> None:
         require_same(what, {n: ours.get(n) for n in names}, {n: theirs.get(n) for n in names}, advice[what])
 
 
-def fill(
-    store: LabelStore, work: Work, missing: Sequence[BlockIndex], console: Console, ranks: Ranks
-) -> tuple[float, int]:
-    """Write this rank's share of the missing blocks; the first one stays until all are written.
-
-    Returns:
-        The seconds taken and the crops labelled, by all ranks.
-    """
-    start, written = time.monotonic(), 0
-    grid, device = BlockGrid.of(work.identity), work.teacher.device
-    coder = DeviceCodes(store.encoding, device) if device.type != "cpu" else None
-    crops = sum(math.prod(grid.extent(block).values()) for block in missing)
-
-    def publish(block: BlockIndex, data: BlockData) -> None:
-        nonlocal written
-        store.write(block, data)
-        if block == missing[0]:
-            report_agreement(work, data, console)
-        written = written + 1 if ranks.world == 1 else len(missing) - len(store.missing())
-        rate = crops * written / len(missing) / (time.monotonic() - start)
-        progress.reach(written, len(missing), note=f"{rate:,.0f} crops/s")
-
-    with console.progress("blocks", len(missing), "blocks") as progress:
-        with Queue(publish, QUEUED_BLOCKS) as write_block:
-            for block in ranks.own(missing):
-                write_block(block, label_block(store, work, block, coder))
-        if ranks.first:
-            ranks.wait()
-            if written < len(missing):
-                progress.reach(len(missing), len(missing))
-    return time.monotonic() - start, crops
-
-
-def label_block(store: LabelStore, work: Work, block: BlockIndex, coder: DeviceCodes | None = None) -> BlockData:
-    """Render and label the crops of one block; the teacher's batches do not cross it.
-
-    Args:
-        store: to be written.
-        work: what labels are made of.
-        block: of the store.
-        coder: encodes the labels on the teacher's device; left to the writer when None.
-    """
-    views, (start, stop) = store.views(block), store.positions(block)
-    plan, teacher, group = work.plan, work.teacher, work.identity.group
-    rows = [plan.rows(view, start, stop) for view in range(*views)]
-    first = block == BlockIndex(0, 0)
-    kept: list[torch.Tensor] = []
-    wanted = min(AUDIT_CROPS, stop - start) if first else DIGEST_POSITIONS
-    logits = np.empty((len(rows) * (stop - start), teacher.columns), np.float32)
-    done = 0
-    names = [f"view {view}" for view in range(*views)]
-    for crops, labels in label(work.renderer, teacher, rows, names, group):
-        logits[done : done + len(crops)] = labels
-        if done < wanted:
-            kept.append(crops[: wanted - done].cpu())
-        done += len(crops)
-    head = torch.cat(kept)[: stop - start]
-    audit = AuditRows(crops=head.numpy(), logits=logits[: len(head)].astype(np.float16)) if first else None
-    whole = logits.reshape(len(rows), stop - start, teacher.columns)
-    values = np.stack([row.values for row in rows])
-    return BlockData(
-        logits=whole,
-        rows=values,
-        codes=coder.encode(whole, pairs_of(work.identity, values)) if coder else None,
-        pixels_digest=pixels_digest(head[:DIGEST_POSITIONS]),
-        audit=audit,
-    )
-
-
-def report_agreement(work: Work, data: BlockData, console: Console) -> None:
-    """Say how often the teacher's first choice is the image's folder; warn when that smells of a mix-up."""
-    rows = [CropRows(work.identity.crop_columns, values) for values in data.rows]
-    targets = work.manifest.targets[np.concatenate([view.image for view in rows])]
-    # a crop that is mostly its partner's says nothing of its own folder
-    own = np.concatenate([view.weights(work.identity.size) for view in rows]) > 0.5
-    logits = data.logits.reshape(-1, data.logits.shape[-1])[:, list(work.identity.label_columns)]
-    report = agreement(logits[own], targets[own], work.manifest.classes)
-    console.line(report.text)
-    if report.warning:
-        console.warn(report.warning)
-
-
 def dry_run(config: BuildConfig, work: Work, console: Console) -> Mapping[str, Json]:
     """What the build would make and take, from a probe of a few batches; writes nothing."""
     identity = work.identity
@@ -389,8 +303,8 @@ def probe(work: Work) -> float:
     group, batch = work.identity.group, work.teacher.batch
     count = min(-(-(PROBE_BATCHES + 1) * batch // group) * group, work.identity.images)
     start, done = time.monotonic(), 0
-    for number, crops in enumerate(stream(work.renderer, [work.plan.rows(0, 0, count)], batch, group)):
-        work.teacher.logits(crops)
+    for number, (crops, rows) in enumerate(stream(work.renderer, [work.plan.rows(0, 0, count)], batch, group)):
+        work.teacher.logits(crops, rows)
         if number == 0 and count > len(crops):
             start = time.monotonic()
         else:
@@ -398,7 +312,7 @@ def probe(work: Work) -> float:
     return done / max(time.monotonic() - start, 1e-9)
 
 
-def summary(store: LabelStore, crops: int, seconds: float) -> dict[str, Json]:
+def summary(store: LabelStore, done: Moment) -> dict[str, Json]:
     """The last word of a build."""
     state = store.state
     return {
@@ -406,9 +320,11 @@ def summary(store: LabelStore, crops: int, seconds: float) -> dict[str, Json]:
         "images": store.identity.images,
         "views": state.views_sealed,
         "complete": store.complete,
-        "crops": crops,
-        "seconds": round(seconds, 1),
-        "crops_per_second": round(crops / seconds, 1) if crops else None,
+        "crops": done.crops,
+        "seconds": round(done.seconds, 1),
+        "crops_per_second": round(done.rate, 1) if done.crops else None,
+        "busy": {stage: round(share, 3) for stage, share in done.busy.items()},
+        "binding_stage": done.binding if done.crops else None,
         "bytes_per_label": dict(store.bytes_per_label()),
         "fidelity": store.fidelity,
     }

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from labelstore.columns import CropRows
 from labelstore.console import Console, Progress
@@ -119,13 +120,27 @@ class Calibrator:
 
     def _add(self, logits: Float32Array, rows: Sequence[CropRows], group: int, progress: Progress) -> None:
         """Add the teacher's logits for the first n rows to ``logits``, float32 ``[n, C]``: no second array of them."""
-        done = 0
-        names = ["a calibration view"] * len(rows)
-        for crops, labels in label(self._renderer, self._teacher, rows, names, group):
-            place = logits[done : done + len(crops)]
-            place += labels[: len(place)]
-            done += len(crops)
-            progress.advance(len(crops))
+        label(self._renderer, self._teacher, group, [_Sum(rows, logits, progress)])
+
+
+class _Sum:
+    """Crops whose logits are added up.
+
+    Attributes:
+        rows: of the crops.
+        names: of each of ``rows``.
+    """
+
+    def __init__(self, rows: Sequence[CropRows], logits: Float32Array, progress: Progress) -> None:
+        self.rows, self.names = rows, ["a calibration view"] * len(rows)
+        self._logits, self._progress, self._done = logits, progress, 0
+
+    def take(self, crops: Tensor, labels: Float32Array) -> None:
+        """Add the labels of the next crops."""
+        place = self._logits[self._done : self._done + len(crops)]
+        place += labels[: len(place)]
+        self._done += len(crops)
+        self._progress.advance(len(crops))
 
 
 def rows_to_fit(images: int, columns: int) -> tuple[int, int]:

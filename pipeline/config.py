@@ -30,6 +30,8 @@ class BuildConfig:
 
     images: Path
     """Class folder: one subfolder a class, with JPEG, PNG or WebP files."""
+    recipe: Literal["gift", "rded", "sre2l"] | None = None
+    """What a published protocol augments its images with; its values are printed, and flags override them."""
     teacher: tuple[str, ...]
     """torchvision:NAME, timm:NAME, convnet-dN, cifar-resnetN, resnet18/101-modified or module:attribute.
     Several label together: the weighted mean of their logits."""
@@ -53,8 +55,8 @@ class BuildConfig:
     """Channel means of the teacher's normalisation, of pixels in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
     """Channel standard deviations of the teacher's normalisation."""
-    crop: Literal["resized", "center", "padded"] = "resized"
-    """resized: RandomResizedCrop; center: centre fit; padded: zero-padded random crop (CIFAR)."""
+    crop: Literal["resized", "center", "padded", "factor"] = "resized"
+    """resized: RandomResizedCrop; center: centre fit; padded: zero-padded random crop (CIFAR); factor: GIFT's."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Range of the resized crop's share of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -63,6 +65,10 @@ class BuildConfig:
     """Zero padding of a padded crop, in pixels on each side."""
     resize: int | None = None
     """Centre fit: short side before the crop; the crop's size when left out."""
+    factor: int = 1
+    """Factor crop: with probability 1 - 1/F^2 one cell of the F x F grid, else the whole image."""
+    augment: tuple[str, ...] = ()
+    """Further augmentations: patch-shuffle=F (RDED: strips of F x F collages), dsa (GIFT: on the normalised crop)."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Antialiased filter of the resize."""
     flip: float = 0.5
@@ -70,9 +76,11 @@ class BuildConfig:
     mix: Literal["none", "cutmix", "mixup"] = "none"
     """Mix crops with partners of their group; labels are made after mixing."""
     alpha: float = 1.0
-    """Mixing weights are drawn from Beta(alpha, alpha), one a group."""
+    """Mixing weights are drawn from Beta(alpha, alpha)."""
     group: int | None = None
-    """Positions that mix with each other and share one weight or box; 128 when left out."""
+    """Positions that mix with each other; 128 when left out."""
+    mix_per: Literal["group", "pair"] = "group"
+    """What has a mixing weight or box of its own: a group, or each crop with its partner."""
     seed: int = 0
     """Seed of the plan: orders, boxes, flips, mixes."""
     encoding: EncodingName = "int8"
@@ -117,6 +125,12 @@ class BuildConfig:
     """Take the lease of a build on another host that is known to be dead."""
     dry_run: bool = False
     """Check everything, measure a short probe, print crops, bytes and time, and write nothing."""
+    log: Path | None = None
+    """File that gets a line of JSON every ten seconds: what is done, how busy each stage is, and which one binds."""
+    metrics_port: int | None = None
+    """Serve the same as Prometheus metrics on this port."""
+    metrics_host: str = "127.0.0.1"
+    """Address on which metrics are served: others can read them when it is not this machine's own."""
     json: bool = False
     """Print the summary as one JSON object on standard output and all else on standard error."""
 
@@ -125,6 +139,8 @@ class BuildConfig:
         for name, value in (("views", self.views), ("threads", self.threads), ("batch", self.batch)):
             if value is not None and value < 1:
                 raise InputError(f"--{name}: expected at least 1, found {value}")
+        if self.metrics_port is not None and not 1 <= self.metrics_port <= 65_535:
+            raise InputError(f"--metrics-port: expected 1 to 65535, found {self.metrics_port}")
         self.encoding_parameters()
         if self.store.resolve().is_relative_to(self.images.resolve()):
             raise InputError(f"--store {self.store}: lies in the image folder {self.images}; give a folder beside it")
@@ -139,10 +155,13 @@ class BuildConfig:
             ratio=self.ratio,
             pad=self.pad,
             resize=self.resize,
+            factor=self.factor,
+            augment=self.augment,
             interpolation=self.interpolation,
             flip=self.flip,
             mix=self.mix,
             alpha=self.alpha,
+            mix_per=self.mix_per,
             group=self.group if self.group is not None else (DEFAULT_GROUP if self.mix != "none" else 1),
         )
 

@@ -1,47 +1,157 @@
-"""The teacher's labels of crops that are rendered for it, batch by batch."""
+"""Crops rendered and labelled, batch by batch: in turns on a CPU, whose cores both take; in two threads on a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from labelstore.columns import CropRows
 from labelstore.errors import InputError
 from pipeline.render import Renderer
 from pipeline.render.stream import stream
-from pipeline.teacher import BrokenLogitsError, Teacher
+from pipeline.stages import RENDER, TEACHER, Busy, hand_over
+from pipeline.teacher import BrokenLogitsError, Pending, Teacher
+
+WAITING = 1  # rendered batches for a GPU's teacher, while one more is rendered
+UNDER_WAY = 1  # batches that a GPU labels while the next one is sent to it
+
+
+class Job(Protocol):
+    """Crops to label."""
+
+    @property
+    def rows(self) -> Sequence[CropRows]:
+        """Their rows, each of whole groups."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What each of `rows` is, for an error."""
+
+    def take(self, crops: Tensor, labels: npt.NDArray[np.float32]) -> None:
+        """The next crops, uint8 ``[n, S, S, 3]``, and their logits ``[n, C]``; called in the teacher's thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rendered crops of a job.
+
+    Attributes:
+        job: theirs.
+        start: place of the first in the job.
+        rows: of the crops.
+        crops: uint8 ``[n, S, S, 3]`` on the renderer's device.
+        made: on a GPU, when they are there.
+    """
+
+    job: Job
+    start: int
+    rows: CropRows
+    crops: Tensor
+    made: torch.cuda.Event | None
+
+    def ready(self) -> Tensor:
+        """The crops, for the current stream."""
+        if self.made is not None:
+            now = torch.cuda.current_stream(self.crops.device)
+            now.wait_event(self.made)
+            self.crops.record_stream(now)
+        return self.crops
 
 
 def label(
-    renderer: Renderer, teacher: Teacher, rows: Sequence[CropRows], views: Sequence[str], group: int
-) -> Iterator[tuple[Tensor, npt.NDArray[np.float32]]]:
-    """Crops uint8 ``[n, S, S, 3]`` and their logits float32 ``[n, C]``, in batches of the teacher's size.
+    renderer: Renderer,
+    teacher: Teacher,
+    group: int,
+    jobs: Iterable[Job],
+    *,
+    busy: Busy | None = None,
+    between: Callable[[], object] = lambda: None,
+) -> None:
+    """Render and label the crops of jobs, one job after the other, in batches of the teacher's size.
 
     Args:
         renderer: of the crops.
-        teacher: of the labels.
-        rows: crops to label, whole groups.
-        views: what each of ``rows`` is, for an error.
+        teacher: of the labels; its batches hold crops of one job.
         group: crops that may mix with each other.
+        jobs: what to label; they are told what came out.
+        busy: counts the time at work.
+        between: called after each batch.
 
     Raises:
-        InputError: when a logit is NaN or infinite; names the first one's image and view.
+        InputError: when a logit is NaN or infinite; names the first one's image and what its rows are.
     """
-    done = 0
-    for crops in stream(renderer, rows, teacher.batch, group):
-        try:
-            logits = teacher.logits(crops)
-        except BrokenLogitsError as error:
-            at, row = 0, done + error.row
-            while row >= len(rows[at]):
-                row -= len(rows[at])
-                at += 1
-            raise InputError(
-                f"logit of image {rows[at].image[row]} in {views[at]}, class {error.column}: expected a number, "
-                f"found {error.value}; look at the teacher's weights, its --dtype and --mean/--std"
-            ) from error
-        yield crops, logits.numpy()
-        done += len(crops)
+    busy = busy or Busy()
+    on_gpu = teacher.device.type == "cuda"
+    teaching = _Teaching(teacher, busy, UNDER_WAY if on_gpu else 0)
+    with hand_over(teaching, WAITING if on_gpu else 0) as teach:
+        for job in jobs:
+            for batch in busy.making(RENDER, _batches(renderer, teacher, group, job)):
+                teach(batch)
+                between()
+    teaching.finish()
+
+
+def _batches(renderer: Renderer, teacher: Teacher, group: int, job: Job) -> Iterator[Batch]:
+    """The crops of a job, on a GPU in a stream of their own, so that no batch waits for the making of the next."""
+    side = torch.cuda.Stream(teacher.device) if teacher.device.type == "cuda" else None
+    start = 0
+    batches = stream(renderer, job.rows, teacher.batch, group)
+    while True:
+        with torch.cuda.stream(side):
+            try:
+                crops, rows = next(batches)
+            except StopIteration:
+                return
+            made = side.record_event() if side else None
+        yield Batch(job, start, rows, crops, made)
+        start += len(crops)
+
+
+class _Teaching:
+    """The teacher's stage: one call a batch; the job is told at once, or when the next batch is under way."""
+
+    def __init__(self, teacher: Teacher, busy: Busy, under_way: int) -> None:
+        self._teacher, self._busy, self._under_way = teacher, busy, under_way
+        self._pending: deque[tuple[Batch, Pending, float]] = deque()
+        self._ended = 0.0
+
+    def __call__(self, batch: Batch) -> None:
+        began = time.perf_counter()
+        self._pending.append((batch, self._teacher.start(batch.ready(), batch.rows), began))
+        self._collect(self._under_way)
+
+    def finish(self) -> None:
+        """Wait for what is under way."""
+        self._collect(0)
+
+    def _collect(self, left: int) -> None:
+        while len(self._pending) > left:
+            batch, pending, began = self._pending.popleft()
+            try:
+                labels = pending.result()
+            except BrokenLogitsError as error:
+                raise _named(batch, error) from error
+            now = time.perf_counter()
+            self._busy.add(TEACHER, now - max(began, self._ended))
+            self._ended = now
+            batch.job.take(batch.crops, labels.numpy())
+
+
+def _named(batch: Batch, error: BrokenLogitsError) -> InputError:
+    """The error with the crop's image and view."""
+    each, row = 0, batch.start + error.row
+    while row >= len(batch.job.rows[each]):
+        row -= len(batch.job.rows[each])
+        each += 1
+    return InputError(
+        f"logit of image {batch.rows.image[error.row]} in {batch.job.names[each]}, class {error.column}: expected a "
+        f"number, found {error.value}; look at the teacher's weights, its --dtype and --mean/--std"
+    )

@@ -78,8 +78,11 @@ class Ranks:
         if self.first:
             self.wait()
 
-    def wait(self) -> None:
+    def wait(self, between: Callable[[], object] = lambda: None) -> None:
         """Wait until all ranks are here.
+
+        Args:
+            between: called again and again meanwhile.
 
         Raises:
             GiftwrapError: when one of them has ended.
@@ -87,7 +90,7 @@ class Ranks:
         if self.group is not None:
             from torch.distributed import barrier
 
-            self._finish(lambda: barrier(self.group, async_op=True))
+            self._finish(lambda: barrier(self.group, async_op=True), between)
 
     def tell(self, value: Json = None, source: int = 0) -> Json:
         """What the rank ``source`` says; the others give nothing.
@@ -134,6 +137,24 @@ class Ranks:
 
         return ended
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Work that speaks with the other ranks by means of its own, as gradients do.
+
+        Raises:
+            GiftwrapError: when one of them has ended.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.group is None:
+                raise
+            from torch.distributed import DistError
+
+            if isinstance(error, DistError) or "gloo" in str(error):
+                raise self._alone() from error
+            raise
+
     def _broadcast(self, data: Tensor, source: int) -> None:
         from torch.distributed import broadcast
 
@@ -143,15 +164,19 @@ class Ranks:
         try:
             return start()
         except RuntimeError as error:
-            raise GiftwrapError(
-                f"another rank of this {self.work} has ended; what was finished is kept: see its message, then run the "
-                f"{self.work} again"
-            ) from error
+            raise self._alone() from error
 
-    def _finish(self, start: Callable[[], Work | None]) -> None:
+    def _alone(self) -> GiftwrapError:
+        return GiftwrapError(
+            f"another rank of this {self.work} has ended; what was finished is kept: see its message, then run the "
+            f"{self.work} again"
+        )
+
+    def _finish(self, start: Callable[[], Work | None], between: Callable[[], object] = lambda: None) -> None:
         """Wait for an operation of all ranks in small steps, so that a signal is heard meanwhile."""
         work = self._started(start)
         while not work.is_completed():
+            between()
             time.sleep(POLL_SECONDS)
         self._started(work.wait)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from labelstore.columns import CropRows
 from pipeline.render import Renderer
 
 
-def stream(renderer: Renderer, rows: Iterable[CropRows], batch: int, group: int) -> Iterator[Tensor]:
+def stream(renderer: Renderer, rows: Iterable[CropRows], batch: int, group: int) -> Iterator[tuple[Tensor, CropRows]]:
     """Render rows one after the other, in batches that take no notice of groups or of where rows end.
 
     Args:
@@ -21,18 +22,21 @@ def stream(renderer: Renderer, rows: Iterable[CropRows], batch: int, group: int)
         group: positions that mix with each other.
 
     Yields:
-        uint8 ``[batch, S, S, 3]``; the last one is shorter. At most a batch and ``max(batch, group)`` crops more are
-        held.
+        The crops of a batch, uint8 ``[batch, S, S, 3]``, and their rows; the last batch is shorter. At most a batch and
+        ``max(batch, group)`` crops more are held.
     """
     step = max(batch // group, 1) * group
-    rest: Tensor | None = None
+    rest: tuple[Tensor, CropRows] | None = None
     for some in rows:
         for start in range(0, len(some), step):
-            crops = renderer.render(some.take(slice(start, start + step)))
+            part = some.take(slice(start, start + step))
+            crops = renderer.render(part)
             if rest is not None:
-                crops = torch.cat([rest, crops])
+                part = CropRows(part.names, np.concatenate([rest[1].values, part.values], axis=1))
+                crops = torch.cat([rest[0], crops])
             whole = len(crops) // batch * batch
-            yield from (crops[at : at + batch] for at in range(0, whole, batch))
-            rest = crops[whole:].clone() if whole < len(crops) else None
+            for at in range(0, whole, batch):
+                yield crops[at : at + batch], part.take(slice(at, at + batch))
+            rest = (crops[whole:].clone(), part.take(slice(whole, None))) if whole < len(crops) else None
     if rest is not None:
         yield rest

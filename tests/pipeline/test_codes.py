@@ -18,9 +18,12 @@ from labelstore.console import Console
 from labelstore.encodings import Encoding, Pairs, make_encoding
 from labelstore.encodings.transform import Calibration, Transform
 from labelstore.errors import InputError
+from labelstore.writing import pairs_of
 from pipeline import build
 from pipeline.codes import ROWS_AT_ONCE, DeviceCodes
 from pipeline.config import BuildConfig
+from pipeline.filling import OpenBlock
+from pipeline.labelling import label
 from pipeline.ranks import Ranks
 from tests.journeys.world import SIDE, TEACHER, World
 from trainer import Replay
@@ -122,16 +125,19 @@ def test_a_block_that_a_gpu_encodes_is_the_same(world: World, tmp_path: Path, mo
         batch=32,
         store=tmp_path / "store",
     )
-    work, block = build.prepare(config, Console(), Ranks()), BlockIndex(0, 0)
+    work, blocks = build.prepare(config, Console(), Ranks()), []
     with closing(work.renderer):
         store = build.open_for(config, work)
-        data = build.label_block(store, work, block, as_on_a_gpu(store.encoding))
-    assert data.codes is not None
-    with store.lease():
-        store.write(block, data)
-        data.logits[0, 3, 1] = np.nan
-        with pytest.raises(InputError, match=r"position 3\W+class 1: expected a number"):
-            store.write(store.missing()[0], replace(data, audit=None))
+        block = OpenBlock(work, BlockIndex(0, 0), int, lambda *block: blocks.append(block))
+        label(work.renderer, work.teacher, work.identity.group, [block])
+    encode = as_on_a_gpu(store.encoding).encode
+    with store.lease(), store.writer(encode=encode) as write:
+        write(*blocks[0])
+    data = blocks[0][1]
+    data.logits[0, 3, 1] = np.nan
+    codes = encode(data.logits, pairs_of(work.identity, data.rows))
+    with store.lease(), pytest.raises(InputError, match=r"position 3\W+class 1: expected a number"):
+        store.write(store.missing()[0], replace(data, codes=codes, audit=None))
     for name in ("labels", "scales"):
         (shard,) = (store.path / name).glob("c.*")
         assert shard.read_bytes() == (world.store / name / shard.name).read_bytes()
