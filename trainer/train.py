@@ -38,7 +38,7 @@ def train(config: TrainConfig, console: Console) -> Mapping[str, Json]:
     Under torchrun, ranks take their slices of each batch; the summary is the first one's, others return nothing.
     """
     keep_freed_memory()
-    with join("run") as ranks:
+    with join("training") as ranks:
         config, console = ranks.share(config), console if ranks.first else Console(silent=True)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -46,7 +46,7 @@ def train(config: TrainConfig, console: Console) -> Mapping[str, Json]:
         with hold(config.run) if ranks.first else nullcontext(), closing(make_run(config, ranks, stops)) as run:
             begin(run, console)
             try:
-                with stops:
+                with stops, ranks.together():
                     return train_run(run, console)
             except Asked:
                 raise stops.error() from None
