@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -89,22 +90,24 @@ class Images:
         self.sizes: npt.NDArray[np.int64] = 3 * manifest.heights.astype(np.int64) * manifest.widths
         self.kept_all = int(self.sizes.sum()) <= cache_bytes
         self._kept: dict[int, Tensor] = {}
+        self._believed: npt.NDArray[np.int64] = np.zeros((len(manifest), 2), np.int64)  # their sizes and times
 
     def read(self, image: int) -> Encoded:
         """The file of an image.
 
         Raises:
-            InputError: it is gone, is no image any more, or has other sides than the manifest says.
+            InputError: it is gone, is no image any more, or is another one than the manifest says.
         """
         path = self._manifest.file(image)
         try:
-            data = path.read_bytes()
+            status, data = path.stat(), path.read_bytes()
             header = read_header(io.BytesIO(data))
         except (OSError, InputError) as error:
             raise InputError(
                 f"{path}: expected the image that was there when the folder was scanned; {error}"
             ) from error
         self._require_sides(image, (header.height, header.width))
+        self._require_digest(image, data, (status.st_size, status.st_mtime_ns))
         return Encoded(image, data, is_plain(header.kind, data), header.orientation)
 
     def whole(self, images: Sequence[int]) -> list[Tensor]:
@@ -176,3 +179,17 @@ class Images:
                 f"{self._manifest.file(image)}: expected {expected[0]} x {expected[1]} pixels, as when the folder was "
                 f"scanned, found {found[0]} x {found[1]}; put the old file back, or scan again with --rehash"
             )
+
+    def _require_digest(self, image: int, data: bytes, stamp: tuple[int, int]) -> None:
+        """Refuse a file with other bytes than the manifest's; then believe it by size and time."""
+        expected = self._manifest.digests[image]
+        if tuple(self._believed[image]) == stamp or not expected.any():
+            return
+        found = hashlib.sha256(data)
+        if found.digest() != expected.tobytes():
+            raise InputError(
+                f"{self._manifest.file(image)}: expected the file that was there when the folder was scanned (SHA-256 "
+                f"{expected.tobytes().hex()[:16]}...), found another one ({found.hexdigest()[:16]}...); put the old "
+                f"file back, or make another store of the new ones"
+            )
+        self._believed[image] = stamp

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from labelstore import LabelStore
+from labelstore.columns import CropRows
 from labelstore.console import Console
 from labelstore.errors import InputError, MismatchError
 from pipeline.build import build
 from pipeline.config import BuildConfig
-from pipeline.teacher import Teacher
+from pipeline.teacher import Pending, Teacher
 from tests.journeys.world import SIDE, draw_images, random_teacher
 from trainer import Replay
 from trainer.ahead import ahead
@@ -27,11 +28,11 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     mix, group = request.param
     folder = tmp_path_factory.mktemp("replay")
     shown: list[torch.Tensor] = []
-    original = Teacher.logits
+    original = Teacher.start
 
-    def recording(self: Teacher, pixels: torch.Tensor) -> torch.Tensor:
+    def recording(self: Teacher, pixels: torch.Tensor, rows: CropRows | None = None) -> Pending:
         shown.append(pixels.clone())
-        return original(self, pixels)
+        return original(self, pixels, rows)
 
     config = BuildConfig(
         images=draw_images(folder / "images"),
@@ -47,7 +48,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         store=folder / "store",
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Teacher, "logits", recording)
+        patch.setattr(Teacher, "start", recording)
         build(config, Console(as_json=True))
     return config.store, config.images, torch.cat(shown)
 
