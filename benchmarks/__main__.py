@@ -9,7 +9,7 @@ from typing import Protocol
 
 import tyro
 
-from benchmarks import crash, gpu, plan, rate_distortion, read, render, write
+from benchmarks import crash, gpu, loss, plan, rate_distortion, read, render, teacher, write
 from benchmarks.harness import Report
 from labelstore.console import Console, run_command
 from labelstore.errors import InputError
@@ -33,10 +33,12 @@ class Claim(Protocol):
 CLAIMS: dict[str, Claim] = {
     "plan": plan,
     "render": render,
+    "teacher": teacher,
     "rate-distortion": rate_distortion,
     "read": read,
     "write": write,
     "crash": crash,
+    "loss": loss,
 }
 
 

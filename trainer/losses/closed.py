@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainer.losses.cosine import TINY, paired
 
-REACH = 2.0**40  # squares of longer float32 rows may overflow: their largest magnitude is shrunk to this
+REACH, SHRUNK = 2.0**40, 16.0  # squares of what reaches further may overflow: the largest in its row becomes 16
 MARGIN = 3.0
 SHORT = (torch.float16, torch.int8)  # whose squares never overflow
 
@@ -47,9 +47,9 @@ def gift_rows(
         smoothing: ``a`` of the hard label.
 
     Returns:
-        Losses ``[B]``, float32 at least, and the gradient of their mean, ``[B, C]`` in x's dtype.
+        Losses ``[B]``, float32 at least, and the gradient of their mean, ``[B, C]`` as `kept_in` says.
     """
-    short, dtype = (x.dtype in SHORT, t.dtype in SHORT), x.dtype
+    short, dtype = (x.dtype in SHORT, t.dtype in SHORT), kept_in(x)
     x, t = paired(x, t)
     x, x_length, shrunk = measured(x, short[0])
     t, t_length, _ = measured(t, short[1])
@@ -78,6 +78,11 @@ def gift_rows(
     return 1 - cos, gradient.addcmul_(x, along[:, None]).to(dtype)
 
 
+def kept_in(x: Tensor) -> torch.dtype:
+    """What the gradient of x is kept in until it is scaled: a mean's gradient leaves the range of float16."""
+    return torch.float32 if x.dtype == torch.float16 else x.dtype
+
+
 def hard_label(
     x: Tensor, y: Tensor, y2: Tensor | None, lam: Tensor | None, smoothing: float
 ) -> tuple[float, Tensor, Tensor]:
@@ -96,14 +101,14 @@ def measured(rows: Tensor, short: bool) -> tuple[Tensor, Tensor, Tensor | float]
     if short or not (torch.compiler.is_compiling() or not length.isfinite().all()):
         return rows, length, 1.0
     top = rows.abs().amax(1)
-    shrunk = torch.where(top > REACH, REACH / top, 1)
+    shrunk = torch.where(top > REACH, SHRUNK / top, 1)
     rows = rows * shrunk[:, None]
     return rows, torch.linalg.vector_norm(rows, dim=1), shrunk
 
 
 def kl_rows(x: Tensor, t: Tensor, *, temperature: float, t_squared: bool) -> tuple[Tensor, Tensor]:
     """``KL(softmax(t / T) || softmax(x / T))`` of each row; arguments and results as in `gift_rows` and `kl_loss`."""
-    dtype, factor = x.dtype, temperature**2 if t_squared else 1.0
+    dtype, factor = kept_in(x), temperature**2 if t_squared else 1.0
     x, t = paired(x, t)
     log_p, log_q = (t / temperature).log_softmax(1), (x / temperature).log_softmax(1)
     p = log_p.exp()

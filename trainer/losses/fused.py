@@ -31,9 +31,10 @@ class Handed(torch.autograd.Function):
     """The mean of losses ``[B]`` whose gradient is known."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, losses: Tensor, gradient: Tensor) -> Tensor:  # noqa: ARG004  what it is the gradient by
+    def forward(ctx: Any, x: Tensor, losses: Tensor, gradient: Tensor) -> Tensor:
         """The mean."""
         ctx.save_for_backward(gradient)
+        ctx.dtype = x.dtype
         return losses.mean()
 
     @staticmethod
@@ -45,7 +46,7 @@ class Handed(torch.autograd.Function):
                 "(trainer.losses.gift_loss, cosine_loss or kl_loss) can be differentiated again"
             )
         (gradient,) = ctx.saved_tensors
-        return scaled(gradient, incoming[0]), None, None
+        return scaled(gradient, incoming[0]).to(ctx.dtype), None, None
 
 
 def scaled(gradient: Tensor, factor: Tensor) -> Tensor:

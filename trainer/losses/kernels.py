@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, library
 
-from trainer.losses.closed import REACH
+from trainer.losses.closed import REACH, SHRUNK, kept_in
 from trainer.losses.cosine import TINY
 from trainer.losses.fused import INTERPRETED
 
@@ -25,7 +25,7 @@ def itself(kernel: Any) -> Any:
 
 # By this name torch finds the kernels of an operator, and knows compiled code of others by their source.
 wrap_triton: Callable[[Any], Any] = itself if INTERPRETED else library.wrap_triton
-SHORTEST, LONGEST = tl.constexpr(TINY), tl.constexpr(REACH)
+SHORTEST, FURTHEST, BACK = tl.constexpr(TINY), tl.constexpr(REACH), tl.constexpr(SHRUNK)
 SCALED = 4096  # elements a program
 
 
@@ -33,7 +33,7 @@ SCALED = 4096  # elements a program
 def magnitude(row):
     """What a row is multiplied by so that its squares do not overflow."""
     top = tl.max(tl.abs(row), 0)
-    return tl.where(top > LONGEST, LONGEST / top, 1.0)
+    return tl.where(top > FURTHEST, BACK / top, 1.0)
 
 
 @triton.jit
@@ -149,7 +149,7 @@ def registered(function: Callable[..., Any]) -> Any:
 
 def results(x: Tensor) -> tuple[Tensor, Tensor]:
     """Room for losses and gradient."""
-    return x.new_empty(len(x), dtype=torch.float32), torch.empty_like(x, memory_format=torch.contiguous_format)
+    return x.new_empty(len(x), dtype=torch.float32), x.new_empty(x.shape, dtype=kept_in(x))
 
 
 def sizes(classes: int) -> dict[str, int]:
