@@ -173,10 +173,10 @@ def first_difference(ours: Json, theirs: Json, path: str = "") -> tuple[str, Jso
     return None if same else (path, ours, theirs)
 
 
-def require_same(what: str, stored: Json, given: Json, advice: str) -> None:
+def require_same(what: str, stored: Json, given: Json, advice: str, holder: str = "the store") -> None:
     """Raise MismatchError naming both sides and the first difference unless ``stored`` equals ``given``."""
     found = first_difference(stored, given)
     if found:
         place, ours, theirs = found
         where = f" at {place}" if place else ""
-        raise MismatchError(f"another {what}{where}: the store has {ours!r}, this run has {theirs!r}; {advice}")
+        raise MismatchError(f"another {what}{where}: {holder} has {ours!r}, this run has {theirs!r}; {advice}")

@@ -170,7 +170,13 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
         replay = open_replay(config, ranks, views)
     test = open_test(config, replay) if config.test_images else None
     made = made_of(config, replay, test.images if test else None, ranks.world)
-    require_same(f"rank {ranks.rank}", ranks.tell(dict(made)), dict(made), "start all ranks with the same command")
+    require_same(
+        f"rank {ranks.rank}",
+        ranks.tell(dict(made)),
+        dict(made),
+        "start all ranks with the same command",
+        holder="the first rank",
+    )
     student = make_student(config, ranks, replay)
     optimizer = config.optimiser_spec().make(student.named_parameters())
     average = Average(student, config.ema) if config.ema and ranks.first else None

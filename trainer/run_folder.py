@@ -137,7 +137,8 @@ def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) 
     path = config.run / "config.json"
     stored = described_in(path)
     if stored is not None:
-        require_same("run", elsewhere(stored, made), dict(made), f"give the flags of {path}, or another --run")
+        advice = f"give the flags of {path}, or another --run"
+        require_same("run", elsewhere(stored, made), dict(made), advice, holder="the folder")
         return
     kinds = {type(layer).__name__ for layer in student.modules()}
     norms: Json = [name for name in sorted(kinds) if "Norm" in name]

@@ -211,7 +211,7 @@ def test_a_checkpoint_of_another_run_is_refused(
     assert built.code == 0, built.err
     for change, place in (
         ({"ema": 0.5}, "run.ema"),
-        ({"loss": "kl"}, "loss.name"),
+        ({"gamma": 0.2}, "loss.gamma"),
         ({"lr": 1.0}, "optimizer.lr"),
         ({"store": tmp_path / "other"}, "store.identity"),
     ):

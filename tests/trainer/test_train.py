@@ -102,7 +102,7 @@ def test_a_run_keeps_its_views_when_the_store_is_extended(
 
 def test_a_run_of_other_flags_is_refused(config: TrainConfig) -> None:
     loop.train(config, Console(as_json=True))
-    with pytest.raises(MismatchError, match=r"another run at loss\.gamma: the store has 0\.1, this run has 0\.2"):
+    with pytest.raises(MismatchError, match=r"another run at loss\.gamma: the folder has 0\.1, this run has 0\.2"):
         loop.train(dataclasses.replace(config, gamma=0.2), Console(as_json=True))
 
 
