@@ -1,0 +1,153 @@
+"""One step: pieces, clipping, precision, and what is refused before the first."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from labelstore.console import Console
+from labelstore.errors import InputError
+from pipeline.networks.weights import read_weights
+from pipeline.ranks import Ranks
+from tests.journeys.world import World
+from trainer import train as loop
+from trainer.config import TrainConfig
+from trainer.ema import Average
+from trainer.guard import DivergedError, Guard
+from trainer.stopping import Asked, Stops
+
+
+@pytest.fixture
+def config(world: World, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        store=world.store, images=world.images, student="convnet-d2", student_args='{"width": 8}', epochs=2,
+        batch_size=7, run=tmp_path / "run", optimizer="SGD", lr=0.1, weight_decay=0, seed=5, threads=1,
+    )  # fmt: skip
+
+
+def trained(config: TrainConfig, run: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """The weights that come of a run."""
+    changed = dataclasses.replace(config, run=run, **changes)
+    loop.train(changed, Console(as_json=True))
+    return dict(read_weights(run / "last.safetensors").tensors)
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 3}, {"accumulate": 50}, {"fused": True}, {"clip_norm": 1e9}])
+def test_what_changes_nothing_but_rounding(changes: dict[str, Any], config: TrainConfig, tmp_path: Path) -> None:
+    plain, found = trained(config, tmp_path / "plain"), trained(config, tmp_path / "other", **changes)
+    for name, value in plain.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_is_bounded(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    original = torch.optim.SGD.step
+
+    def noting(self: torch.optim.Optimizer, *args: Any) -> Any:
+        gradients = [weight.grad for group in self.param_groups for weight in group["params"]]
+        norms.append(math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients)))
+        return original(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noting)
+    trained(config, tmp_path / "run", clip_norm=1e-3)
+    assert norms == pytest.approx([1e-3] * len(norms), rel=1e-3)
+
+
+@pytest.mark.long
+def test_a_compiled_student_is_the_same(config: TrainConfig, tmp_path: Path) -> None:
+    plain, found = trained(config, tmp_path / "plain"), trained(config, tmp_path / "other", compile=True)
+    for name, value in plain.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"student_args": '{"width": 8, "num_classes": 10}'}, r"expected logits \[2, 3\].*found \[2, 10\]"),
+        ({"student": "torch.nn:Identity", "student_args": "{}"}, r"expected logits \[2, 3\].*found \[2, 3, 16, 16\]"),
+        ({"student": "torchvision:vit_b_16", "student_args": "{}"}, "does not take crops of 16 px"),
+        ({"size": 2}, "2 blocks need at least 4 px, found 2 px"),
+        ({"optimizer": "RMSprop", "fused": True}, "RMSprop"),
+    ],
+)
+def test_a_student_that_does_not_fit_is_refused(
+    changes: dict[str, Any], message: str, config: TrainConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        trained(config, tmp_path / "run", **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accumulate": 0},
+        {"clip_norm": 0.0},
+        {"clip_norm": math.nan},
+        {"ema": 1.0},
+        {"checkpoint_steps": 0},
+        {"size": 0},
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused(changes: dict[str, Any], config: TrainConfig) -> None:
+    (name,) = changes
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')}: expected"):
+        dataclasses.replace(config, **changes)
+
+
+def test_the_mean_takes_buffers_and_counts() -> None:
+    torch.manual_seed(0)
+    student = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    average = Average(student, 0.75)
+    wanted: dict[str, torch.Tensor] = {}
+    for _ in range(4):
+        student(torch.randn(5, 3))
+        with torch.no_grad():
+            student[0].weight += torch.randn(4, 3)
+        average.update(student)
+        for name, value in student.state_dict().items():
+            decays = value.is_floating_point() and name in wanted
+            wanted[name] = 0.75 * wanted[name] + 0.25 * value if decays else value.clone()
+    torch.testing.assert_close(dict(average.network.state_dict()), wanted)
+    assert not average.network.training
+
+
+class Two(Ranks):
+    """The second of two, whose first always says the same."""
+
+    told = (2**62, 0)
+
+    def least(self, values: Any) -> Any:
+        least = [min(pair) for pair in zip(values, self.told, strict=True)]
+        return lambda: least
+
+
+def test_ranks_stop_together_a_step_later() -> None:
+    stops = Stops()
+    guard = Guard(Two(1, 2), torch.device("cpu"), stops)
+    guard.between_steps()
+    Two.told = (2**62, -15)
+    try:
+        guard.between_steps()  # what was said after the step before
+        with pytest.raises(Asked):
+            guard.between_steps()
+        assert stops.number == 15
+        Two.told = (7, 0)
+        with pytest.raises(DivergedError, match="step 7: expected a finite loss"):
+            guard.settle()
+    finally:
+        Two.told = (2**62, 0)
+
+
+def test_the_first_bad_step_is_named() -> None:
+    guard = Guard(Ranks(), torch.device("cpu"), Stops())
+    for step, loss in enumerate([1.0, math.inf, 2.0, math.nan]):
+        guard.see(torch.tensor(loss), step)
+    with pytest.raises(DivergedError, match="step 1: "):
+        guard.between_steps()
+    with pytest.raises(DivergedError, match="step 3: expected finite weights"):
+        Guard(Ranks(), torch.device("cpu"), Stops()).require_finite([torch.tensor([1.0, math.nan])], 3)
