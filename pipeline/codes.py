@@ -165,6 +165,12 @@ class DeviceCodes:
         moved = {name: to_device(torch.from_numpy(values), self._device) for name, values in codes.items()}
         return self._twin.decode(moved, pairs)
 
+    def directions(self, codes: Codes, pairs: Pairs) -> Tensor:
+        """Labels of codes ``[n, ...]``, each up to a scale of its own: as stored, unless they must be decoded."""
+        if isinstance(self._twin, TransformTwin):
+            return self.decode(codes, pairs)
+        return to_device(torch.from_numpy(codes["labels"]), self._device)
+
 
 def _parts(count: int) -> Iterator[slice]:
     return (slice(start, start + ROWS_AT_ONCE) for start in range(0, max(count, 1), ROWS_AT_ONCE))

@@ -22,7 +22,8 @@ class TrainBatch:
 
     Attributes:
         images: the student's input, ``[n, 3, S, S]``, normalised as the teacher's was.
-        logits: the teacher's logits, float32 ``[n, C]``, raw: no temperature, no softmax.
+        logits: the teacher's logits, float32 ``[n, C]``, raw: no temperature, no softmax. As stored, each label in a
+            scale of its own, where the replay was told that any scale will do.
         targets: hard labels, as columns of ``logits``, int64 ``[n]``.
         targets2: hard labels of the partners, int64 ``[n]``; equal to ``targets`` where nothing is mixed.
         lam: weight of ``targets``, the rest is that of ``targets2``, float32 ``[n]``; 1 where nothing is mixed.

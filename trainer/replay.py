@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from labelstore.encodings import Codes, Pairs
+from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError, NotStoredError
 from labelstore.store import LabelBatch, LabelStore
 from pipeline.augment import inputs_of
@@ -77,6 +79,8 @@ class Replay:
         device: where batches are made and delivered.
         decoder: what decodes files: ``cpu``, ``gpu`` or ``gpu-hw``; on a GPU what decoded the store's when None.
         dtype: of ``images``.
+        any_scale: labels come as they are stored, in float16 or as int8 codes without their scales, for a loss that
+            takes them in any scale (`LossSpec.any_scale`); those of ``transform`` come decoded.
         threads: CPU threads of the renderer; all cores when None.
         cache_bytes: memory budget of decoded images.
 
@@ -103,6 +107,7 @@ class Replay:
         device: str = "cpu",
         decoder: str | None = None,
         dtype: torch.dtype = torch.float32,
+        any_scale: bool = False,
         threads: int | None = None,
         cache_bytes: int = 2 << 30,
     ) -> None:
@@ -152,8 +157,11 @@ class Replay:
             )
         self._device, self._dtype = torch.device(device), dtype
         # Codes are several times smaller than what they decode to: a GPU gets them, and decodes.
-        on_gpu = self._device.type != "cpu"
-        self._decode = DeviceCodes(self.store.encoding, self._device).decode if on_gpu else None
+        as_stored = any_scale and not isinstance(self.store.encoding, Transform)
+        self._decode: Callable[[Codes, Pairs], torch.Tensor] | None = None
+        if as_stored or self._device.type != "cpu":
+            codes = DeviceCodes(self.store.encoding, self._device)
+            self._decode = codes.directions if as_stored else codes.decode
         self._epoch, self._position = epoch, 0
         self._loaded = 0  # how often a state was loaded: an iterator of before must not go on
 

@@ -214,6 +214,7 @@ def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
         follow=config.follow,
         device=config.device,
         decoder=config.decoder,
+        any_scale=config.loss_spec().any_scale,
         threads=config.threads,
         cache_bytes=config.cache_bytes,
     )

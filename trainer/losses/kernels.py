@@ -109,11 +109,11 @@ def kl_kernel(
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     there = column < classes
-    a = tl.load(x + row * x_stride + column, mask=there, other=float("-inf")).to(tl.float32) * cold
-    b = tl.load(t + row * t_stride + column, mask=there, other=float("-inf")).to(tl.float32) * cold
-    a -= tl.max(a, 0)
-    b -= tl.max(b, 0)
-    q, p = tl.exp(a), tl.exp(b)
+    a = tl.load(x + row * x_stride + column, mask=there, other=0).to(tl.float32) * cold
+    b = tl.load(t + row * t_stride + column, mask=there, other=0).to(tl.float32) * cold
+    a -= tl.max(tl.where(there, a, float("-inf")), 0)
+    b -= tl.max(tl.where(there, b, float("-inf")), 0)
+    q, p = tl.where(there, tl.exp(a), 0.0), tl.where(there, tl.exp(b), 0.0)
     q_sum, p_sum = tl.sum(q, 0), tl.sum(p, 0)
     q /= q_sum
     p /= p_sum
