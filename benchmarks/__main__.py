@@ -9,7 +9,7 @@ from typing import Protocol
 
 import tyro
 
-from benchmarks import crash, gpu, loss, plan, rate_distortion, read, render, teacher, write
+from benchmarks import crash, gpu, loss, plan, rate_distortion, read, render, resume, step, teacher, write
 from benchmarks.harness import Report
 from labelstore.console import Console, run_command
 from labelstore.errors import InputError
@@ -39,6 +39,8 @@ CLAIMS: dict[str, Claim] = {
     "write": write,
     "crash": crash,
     "loss": loss,
+    "step": step,
+    "resume": resume,
 }
 
 
