@@ -47,6 +47,11 @@ class CheckConfig:
     json: bool = False
     """Print the summary as one JSON object on standard output and all else on standard error."""
 
+    def __post_init__(self) -> None:
+        """Refuse flags that do not go together."""
+        if self.take_over and not self.repair:
+            raise InputError("--take-over: belongs to --repair; a check alone takes no lease")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
@@ -132,8 +137,9 @@ def check_command(config: CheckConfig, console: Console) -> int:
             repaired, report = None, check(config.store, progress.reach)
     for damage in report.damaged:
         console.line(f"damaged: {damage.file}: {damage.why}")
+    fate = "it is removed" if repaired else "the next build that needs its name replaces it"
     for path in report.unpublished:
-        console.line(f"unpublished: {path} has no marker: no reader sees it, the next build replaces it")
+        console.line(f"unpublished: {path} has no marker: no reader sees it, {fate}")
     for path in report.stray:
         console.warn(f"{path} does not belong to the store; it harms nothing")
     values: dict[str, Json] = {
@@ -142,10 +148,13 @@ def check_command(config: CheckConfig, console: Console) -> int:
         "damaged_blocks": [str(block) for block in report.blocks],
         "unpublished": list(report.unpublished),
         "stray": list(report.stray),
+        "missing_blocks": report.missing,
         "files": report.files,
         "bytes": report.bytes,
     }
     found = "every byte is the byte that was published" if report.ok else f"{len(report.damaged)} DAMAGED"
+    if report.missing:
+        found += f"; {report.missing:,} of the blocks asked for are not written yet"
     text = f"{config.store}: {report.files:,} files, {byte_count(report.bytes)} read; {found}"
     if repaired is None:
         advice = "" if report.ok else "; run it again with --repair, then the build that made the store"
@@ -171,7 +180,7 @@ def repair_lines(repaired: RepairReport) -> list[str]:
     if repaired.made_again:
         lines.append(f"made again: {', '.join(repaired.made_again)}")
     if repaired.removed:
-        lines.append(f"removed {len(repaired.removed)} damaged blocks: {', '.join(map(str, repaired.removed))}")
+        lines.append(f"removed what is damaged, blocks {', '.join(map(str, repaired.removed))}")
     if repaired.calibration:
         lines.append("removed the damaged calibration; a build makes it again, and refuses if its bytes are others")
     if repaired.unsealed:

@@ -110,9 +110,9 @@ def find(root: Path, layout: StoreLayout) -> Published | None:
         right = right and type(numbers["components"]) is int and numbers["components"] % GROUP == 0
         finite = np.isfinite([numbers["step"], numbers["reference"], *numbers["centroids"], numbers["fidelity"]]).all()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedError(f"{path}: is not the marker of a calibration ({error!r})") from error
+        raise DamagedError.of(path, f"is not the marker of a calibration ({error!r})") from error
     if not (right and finite and numbers["step"] > 0 and numbers["reference"] > 0):
-        raise DamagedError(f"{path}: is not the marker of a calibration of this store")
+        raise DamagedError.of(path, "is not the marker of a calibration of this store")
     return Published(digest, numbers, shards)
 
 
@@ -131,7 +131,7 @@ def read(root: Path, layout: StoreLayout, published: Published) -> Calibration:
         extent = array.extent({"component": published.components})
         shard = Shard(array, extent, path, entry.bytes)
         if publishing.describe(disk.read_pieces(path)).xxh3 != entry.xxh3:
-            raise DamagedError(f"{path}: is not the shard that {FILE} names; restore it from a copy of the store")
+            raise DamagedError.of(path, f"is not the shard that {FILE} names")
         values[_name(array)] = shard.read()
     numbers = published.numbers
     return Calibration(

@@ -81,6 +81,7 @@ class CheckReport:
         damaged: files that are not what was published, and why.
         unpublished: shards without a marker, which no reader sees; the next build replaces them.
         stray: files that do not belong to the store; they harm nothing.
+        missing: blocks of the views asked for that are not written yet.
         files: number of files read.
         bytes: their bytes.
     """
@@ -88,6 +89,7 @@ class CheckReport:
     damaged: tuple[Damage, ...]
     unpublished: tuple[str, ...]
     stray: tuple[str, ...]
+    missing: int
     files: int
     bytes: int
 
@@ -115,7 +117,7 @@ def check(path: Path | str, progress: Callable[[int, int], None] | None = None) 
     try:
         store = LabelStore.open(path)
     except DamagedError as error:
-        return CheckReport((Damage(ROOT, str(error)),), (), (), 1, 0)
+        return CheckReport((Damage(ROOT, str(error)),), (), (), 0, 1, 0)
     return _Check(store).run(progress or (lambda _done, _total: None))
 
 
@@ -129,7 +131,7 @@ class _Check:
         self._known = {ROOT, LEASE}
         self._calibration: str | None = None
         self._coded_with: dict[str | None, list[BlockIndex]] = {}
-        self._files = self._bytes = 0
+        self._missing = self._files = self._bytes = 0
 
     def run(self, progress: Callable[[int, int], None]) -> CheckReport:
         self._metadata()
@@ -147,7 +149,7 @@ class _Check:
         others = sorted(name for name in set(names) - self._known if not name.startswith(f"{PARTIAL}/"))
         unpublished = tuple(name for name in others if self._is_shard(name))
         stray = tuple(name for name in others if name not in unpublished)
-        return CheckReport(tuple(self._damaged), unpublished, stray, self._files, self._bytes)
+        return CheckReport(tuple(self._damaged), unpublished, stray, self._missing, self._files, self._bytes)
 
     def _is_shard(self, name: str) -> bool:
         """Whether a file is named as a shard that blocks or a calibration publish."""
@@ -229,6 +231,7 @@ class _Check:
             elif marker != wanted:
                 self._damaged.append(Damage(file, "says other than the seal of its block", block))
         if wanted is None:
+            self._missing += len(self._damaged) == before
             return
         for array in self._layout.of_block(block):
             self._compare(array.file(block), wanted.shards[array.name], block)
@@ -250,7 +253,8 @@ class _Check:
                 self._damaged += [Damage(self._layout.codes[0].file(block), why, block) for block in blocks]
             return
         digest, blocks = next(iter(others.items()))
-        why = f"is {self._calibration}, block {blocks[0]} was coded with {digest}"
+        found = f"is {self._calibration}" if self._calibration else "is not there"
+        why = f"{found}, though block {blocks[0]} was coded with {digest}"
         self._damaged.append(Damage(calibration.FILE, why, "calibration"))
 
     def _compare(self, file: str, wanted: FileEntry, part: Part) -> None:
@@ -271,7 +275,7 @@ class _Check:
             self._damaged.append(Damage(file, "is not there", part))
             return None
         except (DamagedError, OSError) as error:
-            self._damaged.append(Damage(file, str(error), part))
+            self._damaged.append(Damage(file, getattr(error, "why", None) or str(error), part))
             return None
         if value is not None:
             self._files += 1

@@ -33,10 +33,7 @@ def encode(value: Mapping[str, Json]) -> bytes:
 def require_stamp(path: Path, value: Mapping[str, Any]) -> None:
     """Raise DamagedError unless ``value`` carries the stamp that belongs to it."""
     if value.get("crc32c") != stamp(value)["crc32c"]:
-        raise DamagedError(
-            f"{path}: the CRC-32C of its content is not the one written in it; "
-            f"it was changed or damaged: restore it from a copy of the store"
-        )
+        raise DamagedError.of(path, "was changed or damaged: the CRC-32C of its content is not the one written in it")
 
 
 def parse(path: Path, data: bytes) -> dict[str, Any]:
@@ -44,11 +41,9 @@ def parse(path: Path, data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise DamagedError(
-            f"{path}: expected JSON, found {data[:40]!r} ({error}); restore it from a copy of the store"
-        ) from error
+        raise DamagedError.of(path, f"expected JSON, found {data[:40]!r} ({error})") from error
     if not isinstance(value, dict):
-        raise DamagedError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise DamagedError.of(path, f"expected a JSON object, found {type(value).__name__}")
     return value
 
 
@@ -63,5 +58,5 @@ def read(path: Path) -> dict[str, Any]:
     value = parse(path, data)
     require_stamp(path, value)
     if compact(value) + b"\n" != data:
-        raise DamagedError(f"{path}: is not in canonical form; restore it from a copy of the store")
+        raise DamagedError.of(path, "is not in canonical form")
     return value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class GiftwrapError(Exception):
     """Base of every error that giftwrap raises on purpose; commands print it without a traceback."""
@@ -24,7 +26,22 @@ class FormatError(InputError):
 
 
 class DamagedError(GiftwrapError):
-    """Bytes on disk are not the bytes that were published."""
+    """Bytes on disk are not the bytes that were published.
+
+    Attributes:
+        why: what was expected and found, without the file and what to do; None where only the message says it.
+    """
+
+    why: str | None = None
+
+    @classmethod
+    def of(cls, file: Path, why: str) -> DamagedError:
+        """A file of a store is damaged."""
+        error = cls(
+            f"{file}: {why}; `python -m labelstore check STORE` lists all damage, with --repair it mends what it can"
+        )
+        error.why = why
+        return error
 
 
 class NotStoredError(GiftwrapError, LookupError):

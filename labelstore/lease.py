@@ -153,7 +153,8 @@ def read(root: Path) -> Lease | None:
     except FileNotFoundError:
         return None
     except (TypeError, DamagedError) as error:
-        raise LeaseError(f"{path}: cannot be read ({error}); remove it when no build is running") from error
+        why = getattr(error, "why", error)
+        raise LeaseError(f"{path}: cannot be read ({why}); remove it when no build is running") from error
 
 
 def require_held(root: Path, lease: Lease) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from labelstore import disk, documents
 from labelstore.arrays import StoreLayout, group_metadata
-from labelstore.errors import FormatError, InputError
+from labelstore.errors import DamagedError, FormatError, InputError
 from labelstore.lease import LEASE
 from labelstore.publish import PARTIAL, Described, publish
 from labelstore.shards import encode_shard
@@ -48,7 +48,13 @@ def read_root(root: Path) -> tuple[Identity, State]:
         FormatError: when it is not a store, or one of another format.
         DamagedError: when it is not what was written.
     """
-    path = root / ROOT
+    try:
+        return _read_root(root, root / ROOT)
+    except DamagedError as error:
+        raise DamagedError(f"{root / ROOT}: {error.why or error}; restore it from a copy of the store") from error
+
+
+def _read_root(root: Path, path: Path) -> tuple[Identity, State]:
     try:
         data = documents.parse(path, disk.read_file(path, documents.MAX_BYTES))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -108,6 +114,11 @@ def require_own(root: Path, layout: StoreLayout) -> None:
     found = {path.name for path in root.iterdir()} if root.exists() else set()
     if ROOT in found:
         raise InputError(f"{root}: is a label store already; open it")
+    if published := sorted(path.name for folder in FOLDERS for path in (root / folder).glob("*.json")):
+        raise InputError(
+            f"{root}: expected an empty folder, found a label store ({len(published)} markers and seals, "
+            f"{published[0]} first) without its {ROOT}; restore that from a copy, or give another --store"
+        )
     if stray := sorted(found - _top_names(layout) - {LEASE, PARTIAL}):
         raise InputError(f"{root}: expected an empty folder, found {stray[0]!r}; give another --store")
 

@@ -92,9 +92,9 @@ def read_marker(root: Path, layout: StoreLayout, block: BlockIndex) -> Marker | 
             calibration=data.get("calibration"),
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{path}: is not a marker ({error!r})") from error
+        raise DamagedError.of(path, f"is not a marker ({error!r})") from error
     if marker.block != block or set(marker.shards) != {array.name for array in layout.of_block(block)}:
-        raise DamagedError(f"{path}: is the marker of block {marker.block} with {sorted(marker.shards)}")
+        raise DamagedError.of(path, f"is the marker of block {marker.block} with {sorted(marker.shards)}")
     return marker
 
 
@@ -189,21 +189,19 @@ def read_seal(root: Path, identity: Identity, stop: int) -> Seal:
     try:
         data = documents.read(path)
     except FileNotFoundError as error:
-        raise DamagedError(
-            f"{path}: the seal of the views before {stop} is gone; restore it from a copy of the store"
-        ) from error
+        raise DamagedError.of(path, f"is not there, though the views before {stop} are sealed") from error
     try:
         seal = _parse_seal(data)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise DamagedError(f"{path}: is not a seal ({error!r})") from error
+        raise DamagedError.of(path, f"is not a seal ({error!r})") from error
     if data["identity"] != identity_digest(identity):
-        raise DamagedError(f"{path}: seals a store of another identity than zarr.json has")
+        raise DamagedError.of(path, "seals a store of another identity than zarr.json has")
     names = {array.name for array in StoreLayout.of(identity).blocks}
     count = (seal.stop - seal.first) // identity.block.views * grid.runs
     columns = [column for shards in seal.shards.values() for column in (shards.bytes, shards.crc32c, shards.xxh3)]
     lengths = {len(column) for column in (*columns, seal.pixels, seal.version)}
     if seal.stop != stop or not 0 <= seal.first < stop or set(seal.shards) != names or lengths != {count}:
-        raise DamagedError(f"{path}: expected {count} blocks of {sorted(names)} for views {seal.first} to {stop - 1}")
+        raise DamagedError.of(path, f"expected {count} blocks of {sorted(names)} for views {seal.first} to {stop - 1}")
     return seal
 
 

@@ -194,10 +194,7 @@ class Shard:
             raise self._damaged(f"inner chunk {list(place)} does not unpack to the array's chunk: {error}") from error
 
     def _damaged(self, what: str) -> DamagedError:
-        return DamagedError(
-            f"{self._path}: {what}; list all damage with `python -m labelstore check STORE`, "
-            f"then restore this file from a copy or build the store again"
-        )
+        return DamagedError.of(self._path, what)
 
 
 def _present(layout: ArrayLayout, extent: tuple[int, ...]) -> tuple[int, ...]:

@@ -202,8 +202,7 @@ class LabelStore:
     @property
     def empty(self) -> bool:
         """Whether no block was ever published and no build holds the store."""
-        markers = {path.name for path in (self.path / "markers").iterdir()}
-        return markers <= {Path(calibrations.FILE).name} and not (self.path / leases.LEASE).exists()
+        return self._marked() <= {Path(calibrations.FILE).name} and not (self.path / leases.LEASE).exists()
 
     def views(self, block: BlockIndex) -> tuple[int, int]:
         """First view of a block, and the one after its last."""
@@ -219,7 +218,7 @@ class LabelStore:
 
     def missing(self) -> list[BlockIndex]:
         """The blocks that are still to be written, in stored order."""
-        there = {path.name for path in (self.path / "markers").iterdir()}
+        there = self._marked()
         wanted = self._grid.blocks(self.state.views_sealed, self.state.views_target)
         return [block for block in wanted if Path(marker_file(block)).name not in there]
 
@@ -525,6 +524,14 @@ class LabelStore:
         logits = (decode or self.encoding.decode)(reader.codes(view, index), pairs)
         return LabelBatch(view, index, rows, logits, self.target_columns[rows.image])
 
+    def _marked(self) -> set[str]:
+        """Names of the markers that are there."""
+        folder = self.path / "markers"
+        try:
+            return {path.name for path in folder.iterdir()}
+        except FileNotFoundError as error:
+            raise DamagedError.of(folder, "is not there, nor are the markers of what was published") from error
+
     def _whole(self, array: ArrayLayout, size: int | None = None) -> npt.NDArray[Any]:
         return Shard(array, array.shape, self.path / array.file(), size).read()
 
@@ -540,9 +547,10 @@ class LabelStore:
             self.refresh()
         readable = self.state.views_target if self.follow else self.state.views_sealed
         if not 0 <= view < readable:
+            sealed, target = self.state.views_sealed, self.state.views_target
+            hint = "finish the build" if sealed <= view < target else "ask for another view, or extend the store"
             raise NotStoredError(
-                f"{self.path}: view {view} cannot be read: {self.state.views_sealed} of "
-                f"{self.state.views_target} views are sealed; finish the build, or ask for another view"
+                f"{self.path}: view {view} cannot be read: {sealed} of {target} views are sealed; {hint}"
             )
 
     def _marker(self, block: BlockIndex) -> Marker:

@@ -107,7 +107,7 @@ def test_a_marker_of_another_store_disagrees_with_the_seal(tmp_path: Path, store
     shutil.copy(other / "markers/1.1.json", path / "markers/1.1.json")
     shutil.copy(other / "markers/0.1.json", path / "markers/0.0.json")
     assert [(damage.file, damage.why.split()[0]) for damage in check(path).damaged] == [
-        ("markers/0.0.json", str(path / "markers/0.0.json:")),
+        ("markers/0.0.json", "is"),
         ("markers/1.1.json", "says"),
     ]
     shutil.copy(other / "seals/4.json", path / "seals/2.json")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from labelstore.__main__ import CheckConfig
 from labelstore.encodings import ENCODINGS, EncodingName, encoding_parameters, make_encoding
 from labelstore.errors import InputError
 
@@ -41,3 +43,8 @@ def test_flags_that_do_not_go_together_are_refused(name: str, flags: dict[str, o
 def test_numbers_are_handed_on() -> None:
     assert encoding_parameters("transform", fidelity=0.95) == {"name": "transform", "fidelity": 0.95}
     assert encoding_parameters("transform", codec="zstd", step=2) == {"name": "transform", "codec": "zstd", "step": 2}
+
+
+def test_a_lease_is_taken_over_by_a_repair_alone() -> None:
+    with pytest.raises(InputError, match="--take-over: belongs to --repair"):
+        CheckConfig(store=Path("s"), take_over=True)

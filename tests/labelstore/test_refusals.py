@@ -115,7 +115,9 @@ def test_views_that_are_not_there_are_named(tmp_path: Path, content: Content, vi
     for follow in (False, True):
         opened = LabelStore.open(store.path, follow=follow)
         for read in (opened.read, opened.read_images, opened.codes):
-            with pytest.raises(NotStoredError, match=f"view {view} cannot be read: 2 of 2 views are sealed"):
+            with pytest.raises(
+                NotStoredError, match=f"view {view} cannot be read: 2 of 2 views are sealed; ask for another"
+            ):
                 read(view, [0])
 
 
@@ -159,9 +161,9 @@ def views_of_text(attributes: dict) -> None:
 
 EDITS: dict[str, tuple[Callable[[dict], None], type[GiftwrapError], str]] = {
     "a newer format": (newer, FormatError, "reads format 1, the store has format 2; install a version"),
-    "an edited identity": (other_columns, DamagedError, "changed or damaged: restore it from a copy"),
-    "an edited state": (more_views, DamagedError, "changed or damaged: restore it from a copy"),
-    "no stamp": (no_stamp, DamagedError, "changed or damaged: restore it from a copy"),
+    "an edited identity": (other_columns, DamagedError, "changed or damaged: .*; restore it from a copy"),
+    "an edited state": (more_views, DamagedError, "changed or damaged: .*; restore it from a copy"),
+    "no stamp": (no_stamp, DamagedError, "changed or damaged: .*; restore it from a copy"),
     "no seed": (stamped(no_seed), FormatError, "identity of this store cannot be read"),
     "an encoding of tomorrow": (stamped(no_such_encoding), FormatError, "expected one of .*, found 'int3'"),
     "views of text": (stamped(views_of_text), FormatError, "state of this store cannot be read"),
@@ -198,7 +200,7 @@ def test_a_state_that_claims_views_that_are_not_there_is_found(tmp_path: Path, c
     metadata = json.loads((path / "zarr.json").read_bytes())
     stamped(more_views)(metadata["attributes"])
     (path / "zarr.json").write_text(json.dumps(metadata, indent=2) + "\n")
-    with pytest.raises(DamagedError, match=r"seals/4\.json: the seal of the views before 4 is gone"):
+    with pytest.raises(DamagedError, match=r"seals/4\.json: is not there, though the views before 4 are sealed"):
         LabelStore.open(path).read(3, [0])
     assert not check(path).ok
     assert repair(path).unsealed == 4

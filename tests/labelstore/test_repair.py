@@ -15,6 +15,7 @@ from test_stateful import killed_after
 from labelstore import LabelStore, check, documents
 from labelstore.blocks import BlockIndex
 from labelstore.errors import DamagedError, FormatError, LeaseError, MismatchError
+from labelstore.info import info
 from labelstore.repair import repair
 
 VIEWS = 4
@@ -123,6 +124,7 @@ def test_a_marker_without_data_and_data_without_a_marker(tmp_path: Path, content
     assert [str(block) for block in report.blocks] == ["0.0"]
     assert report.unpublished == ("labels/c.0.1.0", "rows/c.0.0.1", "scales/c.0.1")
     assert report.stray == ("notes.txt",)
+    assert report.missing == len(LabelStore.open(path).missing())
     assert repair(path).removed == (BlockIndex(0, 0),)
     assert (path / "notes.txt").exists()
     assert not (path / "labels/c.0.1.0").exists()
@@ -208,6 +210,9 @@ def test_whole_folders_that_are_gone(tmp_path: Path, store: Path, content: Conte
     shutil.copytree(store, path)
     shutil.rmtree(path / folder)
     assert not check(path).ok
+    if folder == "markers":
+        with pytest.raises(DamagedError, match=r"markers: is not there.*python -m labelstore check STORE"):
+            info(LabelStore.open(path))
     report = repair(path)
     if folder == "images":
         assert report.left == ("images/digest/c.0.0", "images/target/c.0")

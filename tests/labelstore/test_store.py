@@ -292,6 +292,16 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path, content: Conten
         create(tmp_path / "deep" / "s", content, 2)
 
 
+def test_labels_are_not_lost_to_a_new_store_where_their_root_is_gone(tmp_path: Path, content: Content) -> None:
+    path = tmp_path / "s"
+    build(path, content, 4, blocks=1)
+    (path / "zarr.json").unlink()
+    before = tree(path)
+    with pytest.raises(InputError, match=r"found a label store \(1 markers and seals, 0\.0\.json first\)"):
+        create(path, content, 4)
+    assert tree(path) == before
+
+
 @pytest.mark.parametrize(
     ("digests", "targets", "message"),
     [
