@@ -30,7 +30,7 @@ VIEWS = 2
 
 
 def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
-    """Time the first batch after a state was loaded, at both ends of an epoch, of a view that is new or played again."""
+    """Time the first batch after a state was loaded, at both ends of an epoch, for a new view and one played again."""
     images, rounds = (600, 2) if quick else (20_000, 20)
     with (
         tempfile.TemporaryDirectory(dir=report.folder, prefix="resume-") as folder,

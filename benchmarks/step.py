@@ -60,7 +60,7 @@ class Size:
 
 QUICK = Size("convnet-d2", 16, 40, 8, 1, 0)
 SIZES = {
-    "cpu": Size("resnet18-modified", 32, 256, 32, 5, 2),
+    "cpu": Size("resnet18-modified", 32, 128, 32, 7, 2),
     "cuda": Size("resnet18-modified", 32, 8_192, 256, 5, 8),
 }
 
