@@ -54,7 +54,7 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
     if config.recipe:
         console.line(recipes.said(config, len(manifest), len(manifest.classes)))
     plan = Plan(spec, manifest.heights, manifest.widths)
-    teacher = make_teacher(settle_engine(config, ranks), size=config.size, classes=manifest.classes)
+    teacher = make_teacher(settle_engine(config, ranks, console), size=config.size, classes=manifest.classes)
     if ranks.first:
         ranks.tell(dict(teacher.engine))
     for warning in teacher.warnings:
@@ -88,7 +88,7 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
     return Work(manifest, plan, renderer, teacher, identity)
 
 
-def settle_engine(config: BuildConfig, ranks: Ranks) -> TeacherSpec:
+def settle_engine(config: BuildConfig, ranks: Ranks, console: Console) -> TeacherSpec:
     """The teacher with the batch that the store's last views were made with, compiled or not as they were.
 
     Of a new store the first rank finds that out, and the others wait for it and take the same.
@@ -99,7 +99,10 @@ def settle_engine(config: BuildConfig, ranks: Ranks) -> TeacherSpec:
         return spec.like(told)
     if LabelStore.exists(config.store):
         last: Any = LabelStore.open(config.store).state.versions[-1]["engine"]
-        return spec.like(last)
+        settled = spec.like(last)
+        if (spec.compile, settled.compile) == ("on", "off"):
+            console.warn("--compile on: the store was begun with an uncompiled teacher and goes on so")
+        return settled
     return spec
 
 
@@ -240,8 +243,9 @@ def require_same_engine(config: BuildConfig, store: LabelStore, work: Work, cons
         return
     if not config.allow_engine_change:
         raise MismatchError(
-            f"another engine at {found[0]}: the store has {found[1]!r}, this run has {found[2]!r}; run where "
-            f"the store was begun, or say --allow-engine-change, which the store records for the views to come"
+            f"another engine at {found[0]}: the store has {found[1]!r}, this run has {found[2]!r}; run where and "
+            f"as the store was begun (--dtype, --batch, --threads, --fold, --compile, --cuda-graph), or say "
+            f"--allow-engine-change, which the store records for the views to come"
         )
     if AUDIT_BLOCK not in store.missing():
         follower = LabelStore.open(store.path, follow=True)  # the audit rows are there before their views are sealed

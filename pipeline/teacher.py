@@ -174,7 +174,7 @@ def make_teacher(
     Raises:
         InputError: when there is no such teacher, or it cannot be run so.
     """
-    device = choose_device(spec.device)
+    device = choose_device(spec.device, spec.dtype)
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     require_weights_fit(spec, device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -15,14 +15,20 @@ from pipeline.networks.load import library_version
 CPU_FEATURES = ("avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "amx_fp16")
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of that name; refuses one that is not there."""
+def choose_device(name: str, dtype: str = "float32") -> torch.device:
+    """The device of that name; refuses one that is not there, or that only imitates the dtype."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"device: expected cpu, cuda or cuda:N, found {name!r}") from error
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device: expected cpu, cuda or cuda:N, found {name!r}")
+    has = _cpu_features()
+    if device.type == "cpu" and dtype == "float16" and has and not (has.get("avx512_fp16") or has.get("amx_fp16")):
+        raise InputError(
+            "--dtype float16: this CPU does not compute in float16, torch would imitate it many times slower; "
+            "give --dtype bfloat16 or float32, or --device cuda"
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {name}: torch sees {torch.cuda.device_count()} GPUs; give --device cpu")
     return device
@@ -46,8 +52,8 @@ def describe_engine(
         cudnn_version: Callable[[], int | None] = torch.backends.cudnn.version
         libraries["cudnn"] = cudnn_version()
     else:
-        has: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that we admit
-        features: Sequence[str] = [feature for feature in CPU_FEATURES if has.get(feature)]
+        has = _cpu_features()
+        features = [feature for feature in CPU_FEATURES if has.get(feature)]
         model = " ".join(["cpu", torch.backends.cpu.get_cpu_capability(), *features])
     return {
         "device": model,
@@ -60,6 +66,12 @@ def describe_engine(
         **({"cuda_graph": True} if spec.cuda_graph else {}),
         "versions": libraries,
     }
+
+
+def _cpu_features() -> Mapping[str, bool]:
+    """Instructions of this processor; empty where torch is too old to tell."""
+    features: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return features
 
 
 def _library_versions(spec: TeacherSpec) -> dict[str, Json]:

@@ -88,7 +88,8 @@ def _watch(network: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[Layer
 
     def before_norm(norm: Norm, inputs: Sequence[Tensor]) -> None:
         calls[norm] += 1
-        taken[norm] = id(inputs[0])
+        if id(inputs[0]) in made:  # now: once it is gone, another tensor may take its id
+            taken[norm] = id(inputs[0])
 
     modules = list(network.modules())
     # a hook on a layer may make its weight anew at each call, as weight norm does
@@ -102,7 +103,7 @@ def _watch(network: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[Layer
     finally:
         for hook in hooks:
             hook.remove()
-    pairs = [(made[source], norm) for norm, source in taken.items() if source in made and uses.count[source] == 1]
+    pairs = [(made[source], norm) for norm, source in taken.items() if uses.count[source] == 1]
     return logits, [(layer, norm) for layer, norm in pairs if calls[layer] == calls[norm] == 1]
 
 
