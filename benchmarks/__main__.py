@@ -9,7 +9,7 @@ from typing import Protocol
 
 import tyro
 
-from benchmarks import crash, gpu, loss, plan, rate_distortion, read, render, resume, step, teacher, write
+from benchmarks import crash, gpu, loss, plan, precompute, rate_distortion, read, render, resume, step, teacher, write
 from benchmarks.harness import Report
 from labelstore.console import Console, run_command
 from labelstore.errors import InputError
@@ -33,6 +33,7 @@ class Claim(Protocol):
 CLAIMS: dict[str, Claim] = {
     "plan": plan,
     "render": render,
+    "precompute": precompute,
     "teacher": teacher,
     "rate-distortion": rate_distortion,
     "read": read,
