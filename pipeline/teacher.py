@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from labelstore.columns import CropRows
-from labelstore.errors import GiftwrapError, InputError
+from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.class_order import CLASS_COLUMNS, TEACHER_CLASSES, check_classes, select_columns
 from pipeline.engine.batches import require_weights_fit
@@ -150,7 +150,8 @@ class Teacher:
         if count < self.batch:
             padding = pixels.new_zeros(self.batch - count, *shape)
             pixels = torch.cat([pixels, padding])
-        logits = self.run.logits(pixels, rows)[:count]
+        with enough_memory(self.batch):
+            logits = self.run.logits(pixels, rows)[:count]
         if self.selected is not None:
             logits = logits[:, list(self.selected)]
         return Pending(self.spec.name, logits)
@@ -184,13 +185,14 @@ def make_teacher(
     if spec.fold and not folded:
         warnings.append("--fold: no batch norm of the teacher follows a convolution alone, nothing is folded")
     layout = torch.channels_last if spec.channels_last else torch.contiguous_format
-    with enough_memory(0):
+    with enough_memory(1):
         network = network.to(device, DTYPES[spec.dtype]).to(memory_format=layout)
-    plain = eager(network, spec, device, 1)
-    total = _count_columns(plain, spec, size)
+        plain = eager(network, spec, device, 1)
+        total = _count_columns(plain, spec, size)
     chosen = _choose_columns(spec, _class_names(weights, total), total, classes, flags)
-    require_independent(spec.name, network, plain.logits, size, spec.batch)
-    run = make_engine(network, spec, device, size=size, folded=folded)
+    with enough_memory(spec.batch or 1):
+        require_independent(spec.name, network, plain.logits, size, spec.batch)
+        run = make_engine(network, spec, device, size=size, folded=folded)
     return Teacher(
         spec=spec,
         run=run,
@@ -242,7 +244,7 @@ def _count_columns(plain: Engine, spec: TeacherSpec, size: int) -> int:
     crop = torch.zeros(1, size, size, 3, dtype=torch.uint8)
     try:
         logits: Any = plain.logits(crop)
-    except GiftwrapError:
+    except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a network may raise anything at a size that it does not take
         raise InputError(

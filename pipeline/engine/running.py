@@ -49,7 +49,7 @@ class Engine:
 
     def logits(self, pixels: Tensor, rows: CropRows | None = None) -> Tensor:
         """Logits, float32 ``[n, columns]`` on the device, of uint8 ``[n, S, S, 3]``."""
-        with exact(self.device), enough_memory(len(pixels)):
+        with exact(self.device):
             there = pixels.to(self.device, non_blocking=True).contiguous()
             behind = rows is not None and inputs_of(rows.names)
             return self.network(self.augment(there, rows) if rows and behind else self.prepare(there)).float()
@@ -169,6 +169,8 @@ def _capture(engine: Engine, plain: Engine, spec: TeacherSpec, probe: Tensor) ->
     with exact(engine.device):
         try:
             network = CudaGraph(engine.network, engine.prepare(probe))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise InputError(f"--cuda-graph: {spec.name} cannot be captured ({reason}); leave it out") from error

@@ -291,6 +291,23 @@ def test_a_resumed_teacher_takes_what_was_found() -> None:
     assert asked.like(engine) == asked  # and is refused as another engine
 
 
+def test_the_batch_of_a_gpu_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def run(count: int) -> None:
+        tried.append(count)
+        if count > 500:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for name in ("empty_cache", "reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 100 + 10 * tried[-1])
+    for free, batch in ((1 << 30, 256), (2 * 700, 64), (2 * 80, 8)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_, free=free: (free, 1 << 40))
+        assert batches.find_batch(run, torch.device("cuda")) == batch
+
+
 def test_weights_larger_than_memory_are_refused_unread(weights: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("read")
