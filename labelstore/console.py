@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failure, 2 bad input, 130 and 143 stopped by SIGINT and SI
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -72,6 +73,14 @@ class Progress:
             print(file=self._out, flush=True)
 
 
+class _Nowhere(io.StringIO):
+    """Keeps nothing of what is written to it."""
+
+    def write(self, text: str) -> int:
+        """Count it."""
+        return len(text)
+
+
 class Console:
     """Where a command writes: lines and progress, then one summary.
 
@@ -83,7 +92,7 @@ class Console:
     def __init__(self, *, as_json: bool = False, silent: bool = False) -> None:
         self.as_json, self._silent = as_json, silent
         spoken = sys.stderr if as_json else sys.stdout
-        self._out = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") if silent else spoken
+        self._out: TextIO = _Nowhere() if silent else spoken
 
     def line(self, text: str) -> None:
         """One line for people."""

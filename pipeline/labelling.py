@@ -89,7 +89,7 @@ def label(
         InputError: when a logit is NaN or infinite; names the first one's image and what its rows are.
     """
     busy = busy or Busy()
-    on_gpu = teacher.device.type == "cuda"
+    on_gpu = _on_gpu(teacher)
     teaching = _Teaching(teacher, busy, UNDER_WAY if on_gpu else 0)
     with hand_over(teaching, WAITING if on_gpu else 0) as teach:
         for job in jobs:
@@ -97,6 +97,11 @@ def label(
                 teach(batch)
                 between()
     teaching.finish()
+
+
+def _on_gpu(teacher: Teacher) -> bool:
+    """Whether the teacher leaves the CPU to the renderer."""
+    return teacher.device.type == "cuda"
 
 
 def _batches(renderer: Renderer, teacher: Teacher, group: int, job: Job) -> Iterator[Batch]:

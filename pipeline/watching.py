@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from labelstore.console import PLAIN_INTERVAL_S, Console
 from labelstore.errors import GiftwrapError, InputError
@@ -88,7 +88,7 @@ class Watch:
         busy: seconds that each stage has been at work.
     """
 
-    def __init__(self, log: TextIO | None = None) -> None:
+    def __init__(self, log: Path | None = None) -> None:
         self.busy = Busy()
         self._log = log
         self._lock = threading.Lock()
@@ -135,10 +135,10 @@ class Watch:
         if self._log is None:
             return
         try:
-            self._log.write(json.dumps({"time": round(time.time(), 3), **moment.to_json()}) + "\n")
-            self._log.flush()
+            with self._log.open("a") as file:
+                file.write(json.dumps({"time": round(time.time(), 3), **moment.to_json()}) + "\n")
         except OSError as error:
-            raise GiftwrapError(f"--log {self._log.name}: cannot be written ({error.strerror})") from error
+            raise GiftwrapError(f"--log {self._log}: cannot be written ({error.strerror})") from error
 
     def _mark(self) -> _Mark:
         return _Mark(time.monotonic(), self._crops, self.busy.seconds())
@@ -188,14 +188,13 @@ def watching(log: Path | None, port: int | None, host: str, console: Console) ->
         InputError: when the file cannot be written, or the port is taken.
     """
     with ExitStack() as stack:
-        opened: TextIO | None = None
         if log is not None:
             try:
                 log.parent.mkdir(parents=True, exist_ok=True)
-                opened = stack.enter_context(log.open("a"))
+                log.open("a").close()
             except OSError as error:
                 raise InputError(f"--log {log}: expected a file that can be written ({error.strerror})") from error
-        watch = Watch(opened)
+        watch = Watch(log)
         if port is not None:
             stack.enter_context(_served(watch, host, port))
             console.line(f"metrics: http://{host}:{port}/metrics")

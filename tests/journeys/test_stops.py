@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
+import socket
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
-from labelstore import LabelStore
+from labelstore import LabelStore, check
+from pipeline.__main__ import main
 from tests.journeys.world import Running, World, giftwrap, start
 
 
@@ -33,10 +39,68 @@ def test_a_stopped_build_says_how_to_resume(number: int, code: int, world: World
     os.kill(running.process.pid, number)
     ended = running.end()
     assert ended.code == code
+    assert "stopping after the block in hand" in ended.err
     assert "-m pipeline build --images" in ended.err.splitlines()[-1]
     assert "Traceback" not in ended.err
     assert not (store / "lease.json").exists()
     assert LabelStore.open(store).missing()
+
+
+@pytest.mark.parametrize("how", ["gone", "changed"])
+def test_an_image_that_goes_or_changes_during_a_build_is_named(how: str, world: World, tmp_path: Path) -> None:
+    images = shutil.copytree(world.images, tmp_path / "images")
+    store, victim = tmp_path / "store", images / "bee" / "03.jpg"
+    words = world.build_words(store, "--images", images, "--views", 40_000, "--cache-gib", 0)
+    running = start(tmp_path, *words)
+    wait_for(store / "markers" / "0.0.json", running)
+    other = tmp_path / "other.jpg"
+    with Image.open(victim) as picture:
+        picture.save(other, quality=30)  # of the same sides
+    if how == "gone":
+        victim.unlink()
+    else:
+        other.replace(victim)
+    ended = running.end()
+    assert ended.code == 2
+    assert "Traceback" not in ended.err
+    *_, error, kept, resume = ended.err.splitlines()
+    assert error.startswith(f"error: {victim}: expected the ")
+    assert ("found another one" in error) == (how == "changed")
+    assert kept == "finished blocks are kept"
+    assert resume.startswith("resume with: ")
+    assert "-m pipeline build --images" in resume
+    assert check(store).ok
+    assert not (store / "lease.json").exists()
+
+
+def test_a_disk_that_fills_during_a_build_names_the_file(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_descriptor: int, _pieces: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = tmp_path / "store"
+    written = giftwrap(*world.build_words(store))
+    assert written.code == 0, written.err
+    monkeypatch.setattr(torch, "set_num_threads", lambda _count: None)
+    monkeypatch.setattr(os, "writev", full)
+    monkeypatch.setattr(sys, "argv", [str(word) for word in world.build_words(store, "--views", 1000)])
+    assert main() == 1
+    said = capsys.readouterr().err
+    assert f"No space left on device: '{store}" in said
+    assert "finished blocks are kept\nresume with: " in said
+
+
+def test_a_port_that_is_taken_stops_a_build_before_it_begins(world: World, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ended = giftwrap(*world.build_words(tmp_path / "store", "--metrics-port", taken.getsockname()[1]))
+    assert ended.code == 2
+    assert "--metrics-port" in ended.err
+    assert "expected a free port" in ended.err
+    assert "resume" not in ended.err
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_stopped_run_says_how_to_resume(world: World, tmp_path: Path) -> None:
