@@ -82,7 +82,7 @@ def prepare(folder: Path, images: int) -> Replay:
         mix="cutmix",
         group=GROUP,
     )
-    build(config, Console(silent=True))
+    build(config, Console(as_json=True))
     return Replay(config.store, config.images, batch_size=BATCH, cache_bytes=0)
 
 

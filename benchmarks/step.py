@@ -112,7 +112,7 @@ def prepare(folder: Path, size: Size, device: str) -> TrainConfig:
         encoding="float16",
         device=device,
     )
-    build(store, Console(silent=True))
+    build(store, Console(as_json=True))
     return TrainConfig(
         store=store.store,
         images=images,

@@ -9,6 +9,7 @@ from labelstore.errors import NotStoredError
 from labelstore.store import LabelStore
 
 POLL_SECONDS = 0.5
+POLLS_ALONE = 6  # a build lets go of the store for a moment between making it and filling it
 
 
 def wait_for_view(store: LabelStore, view: int) -> None:
@@ -21,11 +22,13 @@ def wait_for_view(store: LabelStore, view: int) -> None:
     Raises:
         NotStoredError: when the view is missing and no build is there to make it.
     """
+    alone = 0
     while True:
         building = is_being_built(store)  # asked first: a build writes its last block before it ends
         if view_is_there(store, view):
             return
-        if not building:
+        alone = 0 if building else alone + 1
+        if alone > POLLS_ALONE:
             raise NotStoredError(
                 f"{store.path}: view {view} is not there, and no build holds the store; continue the build, then type "
                 f"the same command again"

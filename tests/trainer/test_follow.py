@@ -56,11 +56,12 @@ def test_a_build_is_followed_to_its_end(config: TrainConfig, world: World, tmp_p
 
 
 def test_a_build_that_ends_short_is_said_and_the_run_goes_on_when_it_is_continued(
-    config: TrainConfig, world: World, tmp_path: Path
+    config: TrainConfig, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = begun(world, tmp_path / "store")
     sealed = store.state.views_sealed
     run = dataclasses.replace(config, store=store.path, follow=True, epochs=sealed + 2, checkpoint_every=10_000)
+    monkeypatch.setattr(following, "POLL_SECONDS", 0)
     with pytest.raises(NotStoredError, match=rf"view {sealed} is not there, and no build holds the store"):
         loop.train(run, Console(as_json=True))
     assert giftwrap(*world.build_words(store.path, "--views", 600)).code == 0
@@ -92,7 +93,7 @@ def test_a_view_is_waited_for_while_a_build_holds_the_store(
     assert not waits
     with pytest.raises(NotStoredError, match="no build holds the store"):
         following.wait_for_view(follower, view)
-    assert len(waits) == 3
+    assert len(waits) == 2 + following.POLLS_ALONE + 1  # two while it is held, and those alone
 
 
 def test_following_needs_stored_order(world: World) -> None:
