@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks import loss
 from benchmarks.drawn import Drawn
 from benchmarks.harness import Report
 from benchmarks.read import STEP, exhaust, requests
@@ -198,6 +199,12 @@ def streamed(store: LabelStore, twin: DeviceCodes) -> None:
     exhaust(store.stream(requests(store), decode=twin.decode))
 
 
+def fused_loss(report: Report, device: torch.device) -> dict[str, Json]:
+    """The claim of the losses, which promises nothing at toy size."""
+    found = loss.run(report, quick=device.type == "cpu")
+    return found if device.type == "cuda" else {name: value for name, value in found.items() if name != "kept"}
+
+
 def teacher(report: Report, device: torch.device, *, network: str) -> dict[str, Json]:
     """What a teacher labels alone, from crops that lie on the device, by every engine."""
     assert report.folder is not None  # noqa: S101  parts have one
@@ -335,6 +342,7 @@ PARTS: dict[str, Part] = {
     "decoder cpu": Part(90, with_memory(partial(decoder, name="cpu"))),
     "input": Part(40, with_memory(network_input)),
     "codes": Part(60, with_memory(codes)),
+    "loss": Part(90, with_memory(fused_loss)),
     "teacher resnet18": Part(120, with_memory(partial(teacher, network="resnet18"))),
     "teacher resnet50": Part(150, with_memory(partial(teacher, network="resnet50"))),
     "precompute": Part(150, with_memory(precompute)),
