@@ -66,6 +66,13 @@ class Part:
     run: Callable[[Report, torch.device], dict[str, Json]]
 
 
+def folder_of(report: Report) -> Path:
+    """Where a part's files go."""
+    if report.folder is None:
+        raise ValueError("a part of the GPU's script needs a report with a folder")
+    return report.folder
+
+
 def resize(report: Report, device: torch.device) -> dict[str, Json]:
     """Crops are Pillow's, bit for bit, by kernels and by plain torch, in any order; how fast they are made."""
     on_gpu = device.type == "cuda"
@@ -113,8 +120,7 @@ def decoder(report: Report, device: torch.device, *, name: str) -> dict[str, Jso
         raise SkippedError(f"no GPU: decoder {name} decodes on one")
     if name != "cpu" and dali.load() is None:
         raise SkippedError(f"no DALI here: decoder {name} needs it")
-    assert report.folder is not None  # noqa: S101  parts have one
-    manifest = images(report.folder, device)
+    manifest = images(folder_of(report), device)
     spec = PlanSpec(size=224 if on_gpu else 24)
     plan = Plan(spec, manifest.heights, manifest.widths)
     rows = plan.rows(0, 0, len(manifest))
@@ -171,12 +177,11 @@ def network_input(report: Report, device: torch.device) -> dict[str, Json]:
 def codes(report: Report, device: torch.device) -> dict[str, Json]:
     """Labels become codes and codes labels as numpy does it; how fast, alone and from a store's stream."""
     on_gpu = device.type == "cuda"
-    assert report.folder is not None  # noqa: S101  parts have one
     images, columns, views = (8_192, 1_000, 4) if on_gpu else (512, 100, 4)
     drawn = Drawn(images, columns, views)
-    stores = {name: drawn.store(report.folder / name, {"name": name}) for name in ("float16", "int8")}
+    stores = {name: drawn.store(folder_of(report) / name, {"name": name}) for name in ("float16", "int8")}
     stores["transform"] = convert(
-        stores["float16"], report.folder / "transform", {"name": "transform", "step": STEP}, views=4
+        stores["float16"], folder_of(report) / "transform", {"name": "transform", "step": STEP}, views=4
     )
     label = stores["float16"].read(0, slice(None))
     logits = np.asarray(label.logits, np.float32)
@@ -207,9 +212,8 @@ def fused_loss(report: Report, device: torch.device) -> dict[str, Json]:
 
 def teacher(report: Report, device: torch.device, *, network: str) -> dict[str, Json]:
     """What a teacher labels alone, from crops that lie on the device, by every engine."""
-    assert report.folder is not None  # noqa: S101  parts have one
     rates: dict[str, Json] = {}
-    for engine, made in teachers(report.folder, device, network):
+    for engine, made in teachers(folder_of(report), device, network):
         rates[engine] = ceiling(report, f"{network} {engine}", made)
         del made
         if device.type == "cuda":
@@ -264,15 +268,14 @@ def ceiling(report: Report, name: str, teacher: Teacher) -> float:
 def precompute(report: Report, device: torch.device) -> dict[str, Json]:
     """A whole build, from image files to a sealed store, beside what its teacher does alone."""
     on_gpu = device.type == "cuda"
-    assert report.folder is not None  # noqa: S101  parts have one
-    manifest = images(report.folder, device)
+    manifest = images(folder_of(report), device)
     options: dict[str, Any] = {"images": manifest.root, "cuda_graph": on_gpu}
     if len(manifest.classes) < 1000:
         options["class_columns"] = ",".join(map(str, range(len(manifest.classes))))
     shares: dict[str, Json] = {}
     for network, crops in {"resnet18": 300_000, "resnet50": 100_000}.items() if on_gpu else {"resnet18": 12}.items():
-        store, views = report.folder / f"store-{network}", -(-crops // len(manifest))
-        config = settings(report.folder, device, network, store=store, views=views, **options)
+        store, views = folder_of(report) / f"store-{network}", -(-crops // len(manifest))
+        config = settings(folder_of(report), device, network, store=store, views=views, **options)
         alone = ceiling(
             report, network, make_teacher(config.teacher_spec(), size=config.size, classes=manifest.classes)
         )
