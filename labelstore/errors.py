@@ -47,6 +47,8 @@ class DamagedError(GiftwrapError):
 class NotStoredError(GiftwrapError, LookupError):
     """The views or positions asked for are not in the store (yet)."""
 
+    exit_code = InputError.exit_code
+
 
 class LeaseError(GiftwrapError):
     """Another build holds the store."""

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from labelstore.errors import InputError, MismatchError
 from labelstore.spec import Identity, Json, first_difference
@@ -125,7 +125,7 @@ def sre2l(setting: Setting) -> Flags:
 
 
 RECIPES: dict[str, Callable[[Setting], Flags]] = {"gift": gift, "rded": rded, "sre2l": sre2l}
-NOT_THE_PLAN = ("mean", "std")
+NORMALISATION = ("mean", "std")  # of the teacher; the other flags are the plan's
 
 
 def flags_of(table: Mapping[str, Callable[[Setting], Flags]], name: str, setting: Setting) -> Flags:
@@ -144,14 +144,11 @@ def require_store(name: str, identity: Identity, student: str) -> None:
     flags = flags_of(RECIPES, name, Setting.of(identity, student))
     if name == "gift" and len(identity.classes) == IMAGENET and identity.plan.get("factor") == 2:
         flags["factor"] = 2
-    numbers = {key: value for key, value in flags.items() if key not in NOT_THE_PLAN}
-    wanted = PlanSpec(size=identity.size, **numbers).to_json()  # type: ignore[arg-type]
-    stored = {**PlanSpec(size=identity.size).to_json(), **identity.plan}
-    names = [key for key in {**wanted, "augment": []} if key in numbers or key in ("augment", "mix_per")]
-    empty: dict[str, Json] = {"augment": []}
-    difference = first_difference(
-        {key: {**empty, **wanted}.get(key) for key in names}, {key: {**empty, **stored}.get(key) for key in names}
-    )
+    plain = asdict(PlanSpec(size=identity.size))
+    wanted: dict[str, Any] = {**plain, **flags}
+    stored = {**plain, **identity.plan, **{key: identity.teacher[key] for key in NORMALISATION}}
+    names = {*flags, "augment", "mix_per"}
+    difference = first_difference({key: wanted[key] for key in names}, {key: stored[key] for key in names})
     if difference:
         raise MismatchError(
             f"--recipe {name} trains on a store with {difference[0]} {difference[1]!r}, this one has "

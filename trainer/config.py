@@ -97,6 +97,8 @@ class TrainConfig:
     """step: fractions of the run at which the rate drops."""
     drop: float = 0.2
     """step: what the rate is multiplied by at each milestone."""
+    views: int | None = None
+    """Play the first V views of the store alone; all that are there when left out."""
     view_order: Literal["shuffle", "cycle"] = "shuffle"
     """Which view an epoch plays: drawn by the seed, or in stored order."""
     follow: bool = False
@@ -132,7 +134,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag}: expected at least 1, found {getattr(self, name)}")
-        for name in ("size", "eval_every", "checkpoint_steps", "threads"):
+        for name in ("size", "views", "eval_every", "checkpoint_steps", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')}: expected at least 1, found {value}")

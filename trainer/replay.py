@@ -132,7 +132,10 @@ class Replay:
                 f"{self.store.path}: no view is sealed yet; finish the build first, or follow it: --follow"
             )
         if views is not None and not 1 <= views <= there:
-            raise InputError(f"views: expected 1 to {there}, those of {self.store.path}, found {views}")
+            raise InputError(
+                f"views: expected 1 to {there}, those of {self.store.path}, found {views}; "
+                f"`pipeline build --views {views}` adds the others"
+            )
         if follow:
             wait_for_view(self.store, 0)
         self.pixels: PixelReport = check_pixels(self.source)

@@ -163,7 +163,7 @@ class Run:
 def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
     """Open the store and the images, make student, optimiser and loss; refuses what does not fit together."""
     if ranks.first:  # and the others find what it has found out of the images
-        replay = open_replay(config, ranks, begun_with(config.run))
+        replay = open_replay(config, ranks, config.views or begun_with(config.run))
         ranks.tell(replay.order.views)
     else:
         views: Any = ranks.tell()

@@ -25,7 +25,7 @@ from trainer.config import TrainConfig
 from trainer.replay import Replay
 
 VERSIONS = ("torch", "torchvision", "numpy", "zarr", "numcodecs")
-# Where and how fast a run is made does not change what it is; the renderer's id, which is recorded, has the decoder.
+# Where and how fast a run is made does not change what it is; what is recorded of the store has views and decoder.
 NOT_THE_RUN = (
     "run",
     "json",
@@ -36,6 +36,7 @@ NOT_THE_RUN = (
     "checkpoint_every",
     "checkpoint_steps",
     "follow",
+    "views",
     "decoder",
     "tensorboard",
 )

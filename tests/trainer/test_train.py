@@ -13,7 +13,7 @@ import torch
 
 from labelstore import LabelStore
 from labelstore.console import Console
-from labelstore.errors import MismatchError
+from labelstore.errors import InputError, MismatchError
 from tests.journeys.world import World, draw_images, giftwrap
 from trainer import train as loop
 from trainer.config import TrainConfig
@@ -98,6 +98,18 @@ def test_a_run_keeps_its_views_when_the_store_is_extended(
     whole = dataclasses.replace(run, store=world.store, run=tmp_path / "whole")
     loop.train(whole, Console(as_json=True))
     assert log_of(run.run) == log_of(whole.run)
+    first = dataclasses.replace(run, views=views, run=tmp_path / "first")
+    loop.train(first, Console(as_json=True))
+    assert log_of(first.run) == log_of(whole.run)
+
+
+def test_views_that_are_not_the_runs_or_never_built_are_refused(config: TrainConfig, world: World) -> None:
+    views = LabelStore.open(world.store).state.views_sealed
+    with pytest.raises(InputError, match=rf"views: expected 1 to {views}.*`pipeline build --views {views + 1}` adds"):
+        loop.train(dataclasses.replace(config, views=views + 1), Console(as_json=True))
+    loop.train(config, Console(as_json=True))
+    with pytest.raises(MismatchError, match=rf"another run at store\.views: the folder has {views}, this run has 1"):
+        loop.train(dataclasses.replace(config, views=1), Console(as_json=True))
 
 
 def test_a_run_of_other_flags_is_refused(config: TrainConfig) -> None:
