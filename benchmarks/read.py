@@ -153,8 +153,8 @@ def requests(store: LabelStore, *, again: bool = False) -> Iterator[Request]:
     views, images = store.state.views_sealed, store.identity.images
     order = Order(views=views, images=images, mode="cycle")
     for view in range(views):
-        for positions in order.batches(view + views * again, BATCH):
-            yield view, positions
+        for start in range(0, images, BATCH):
+            yield view, order.positions(view + views * again, start, min(start + BATCH, images))
 
 
 def require_same_streams(store: LabelStore) -> None:

@@ -39,6 +39,7 @@ class Setting:
         size: side of the crops.
         student: the network that is trained; the teacher's where it is not known yet.
         teacher: the network that made the labels.
+        epochs: of the run, where they are given; else the recipe has them.
     """
 
     images: int
@@ -46,16 +47,18 @@ class Setting:
     size: int
     student: str
     teacher: str
+    epochs: int | None = None
 
     @classmethod
-    def of(cls, identity: Identity, student: str) -> Setting:
-        """Of a store and a student."""
+    def of(cls, identity: Identity, student: str, epochs: int | None = None) -> Setting:
+        """Of a store, a student, and the epochs that it is trained for."""
         return cls(
             images=identity.images,
             classes=len(identity.classes),
             size=identity.size,
             student=student,
             teacher=str(identity.teacher.get("name")),
+            epochs=epochs,
         )
 
     @property
@@ -179,16 +182,16 @@ def typed(arguments: Sequence[str]) -> list[str]:
     return ["build", *words(flags_of(RECIPES, known["--recipe"], setting)), *arguments[1:]]
 
 
-def given(arguments: Sequence[str], command: str, *flags: str) -> dict[str, str] | None:
-    """The values of flags of a command; None when it is another one, or one of them is not given."""
+def given(arguments: Sequence[str], command: str, *flags: str, also: str | None = None) -> dict[str, str] | None:
+    """The values of flags of a command; None when it is another one, or one of them is not given, but for ``also``."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for flag in flags:
+    for flag in filter(None, (*flags, also)):
         parser.add_argument(flag, dest=flag)
     try:
         known = vars(parser.parse_known_args(arguments[1:])[0])
     except argparse.ArgumentError:
         return None  # said by the command's own parser
-    return known if arguments[:1] == [command] and all(known.values()) else None
+    return known if arguments[:1] == [command] and all(known[flag] for flag in flags) else None
 
 
 def words(flags: Mapping[str, Value]) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -17,7 +18,7 @@ class ahead(Iterator[T]):  # noqa: N801  reads as a verb: with ahead(items, 2) a
     where its item would have come.
     """
 
-    def __init__(self, items: Iterator[T], depth: int) -> None:
+    def __init__(self, items: Generator[T], depth: int) -> None:
         self._items = items
         self._results: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
         self._stopped = threading.Event()
@@ -51,10 +52,11 @@ class ahead(Iterator[T]):  # noqa: N801  reads as a verb: with ahead(items, 2) a
     def _work(self) -> None:
         end: BaseException | None = None
         try:
-            for item in self._items:
-                if self._stopped.is_set():
-                    return
-                self._results.put((True, item))
+            with closing(self._items):  # here, where it was begun
+                for item in self._items:
+                    if self._stopped.is_set():
+                        return
+                    self._results.put((True, item))
         except BaseException as error:
             end = error
         if not self._stopped.is_set():

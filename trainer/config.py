@@ -119,8 +119,8 @@ class TrainConfig:
     """CPU threads; all cores when left out."""
     cache_gib: float = 2.0
     """Memory for decoded images."""
-    checkpoint_every: int = 1
-    """Epochs between checkpoints."""
+    checkpoint_every: int | None = None
+    """Epochs between checkpoints; when left out, as many as keep saving at a twentieth of the time."""
     checkpoint_steps: int | None = None
     """Steps between further checkpoints, within epochs."""
     tensorboard: bool = False
@@ -130,11 +130,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no run can have."""
-        for name in ("epochs", "batch_size", "accumulate", "checkpoint_every"):
+        for name in ("epochs", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag}: expected at least 1, found {getattr(self, name)}")
-        for name in ("size", "views", "eval_every", "checkpoint_steps", "threads"):
+        for name in ("size", "views", "eval_every", "checkpoint_every", "checkpoint_steps", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')}: expected at least 1, found {value}")

@@ -49,7 +49,8 @@ def compiled(network: nn.Module, config: TrainConfig) -> nn.Module:
     if not config.compile:
         return network
     compilers(torch.device(config.device))
-    return cast("nn.Module", torch.compile(network))
+    # For each shape alone, since what is compiled for all of them depends on which one came first.
+    return cast("nn.Module", torch.compile(network, dynamic=False))
 
 
 def seed_rank(seed: int, rank: int, step: int) -> None:

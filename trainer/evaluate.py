@@ -149,7 +149,7 @@ def evaluate(
 
     def logits(pixels: Tensor) -> Tensor:
         inputs = normalise(pixels.to(device), mean, std, torch.float32, channels_last=True)
-        with autocast, torch.inference_mode():
+        with autocast, torch.no_grad():
             output: Tensor = network(inputs)
         return output[:, kept]
 

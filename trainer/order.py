@@ -7,7 +7,6 @@ World size, workers and where a run stopped have no part in it: each reader take
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
@@ -55,10 +54,6 @@ class Order:
         if self.mode not in get_args(OrderMode):
             raise InputError(f"order: mode: expected 'shuffle' or 'cycle', found {self.mode!r}")
 
-    def locate(self, position: int) -> tuple[int, int]:
-        """Epoch, and offset in it, of a position in the whole sequence (``epoch * images + offset``)."""
-        return divmod(position, self.images)
-
     def view(self, epoch: int) -> int:
         """The view that an epoch plays."""
         cycle, step = divmod(epoch, self.views)
@@ -83,11 +78,6 @@ class Order:
             offset += size
         sequence.append(np.arange(max(start, offset), stop))  # the short last group
         return np.concatenate(sequence)
-
-    def batches(self, epoch: int, batch: int, start: int = 0) -> Iterator[Int64Array]:
-        """The positions of an epoch from offset ``start`` on, ``batch`` at a time; the last may be fewer."""
-        for first in range(start, self.images, batch):
-            yield self.positions(epoch, first, min(first + batch, self.images))
 
     @property
     def _whole(self) -> int:

@@ -47,7 +47,7 @@ def gift(setting: Setting) -> Flags:
         "schedule_per": "epoch",
         "milestones": (2 / 3, 5 / 6),
         "drop": 0.2,
-        "eval_every": epochs // 4,
+        "eval_every": max((setting.epochs or epochs) // 4, 1),
         "eval_from": 0.0,
     }
 
@@ -104,10 +104,11 @@ def typed(arguments: Sequence[str]) -> list[str]:
     Raises:
         GiftwrapError: when there is no such recipe, or the store does not open.
     """
-    known = given(arguments, "train", "--recipe", "--store", "--student")
+    known = given(arguments, "train", "--recipe", "--store", "--student", also="--epochs")
     if known is None:
         return list(arguments)
-    setting = Setting.of(LabelStore.open(known["--store"], follow=True).identity, known["--student"])
+    identity, epochs = LabelStore.open(known["--store"], follow=True).identity, known["--epochs"] or ""
+    setting = Setting.of(identity, known["--student"], int(epochs) if epochs.isdecimal() else None)
     return ["train", *words(flags_of(RECIPES, known["--recipe"], setting)), *arguments[1:]]
 
 
@@ -119,4 +120,4 @@ def said(config: TrainConfig, identity: Identity) -> str:
     """
     name = config.recipe or ""
     require_store(name, identity, config.student)
-    return describe(name, flags_of(RECIPES, name, Setting.of(identity, config.student)), config)
+    return describe(name, flags_of(RECIPES, name, Setting.of(identity, config.student, config.epochs)), config)

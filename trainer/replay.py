@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -125,17 +125,8 @@ class Replay:
             store, images, device=device, decoder=decoder, threads=threads, cache_bytes=cache_bytes
         )
         self.store = self.source.store
-        identity, state = self.store.identity, self.store.state
-        there = state.views_target if follow else state.views_sealed
-        if not there:
-            raise NotStoredError(
-                f"{self.store.path}: no view is sealed yet; finish the build first, or follow it: --follow"
-            )
-        if views is not None and not 1 <= views <= there:
-            raise InputError(
-                f"views: expected 1 to {there}, those of {self.store.path}, found {views}; "
-                f"`pipeline build --views {views}` adds the others"
-            )
+        identity = self.store.identity
+        views = views_of(self.store, views)
         if follow:
             wait_for_view(self.store, 0)
         self.pixels: PixelReport = check_pixels(self.source)
@@ -144,20 +135,13 @@ class Replay:
         self.size = self.source.spec.size
         self.batch_size, self._rank, self._world = batch_size, rank, world
         self.order = Order(
-            views=there if views is None else views,
+            views=views,
             images=identity.images,
             group=identity.group,
             seed=seed,
             mode=view_order,
         )
-        teacher: Any = identity.teacher
-        self._mean = tuple(mean or teacher["mean"])
-        self._std = tuple(std or teacher["std"])
-        if inputs_of(identity.crop_columns) and [*self._mean, *self._std] != [*teacher["mean"], *teacher["std"]]:
-            raise InputError(
-                f"mean, std: expected the teacher's, {teacher['mean']} and {teacher['std']}, behind which the crops of "
-                f"{self.store.path} are augmented further, found {[*self._mean]} and {[*self._std]}; leave them out"
-            )
+        self._mean, self._std = normalisation_of(self.store, mean, std)
         self._device, self._dtype = torch.device(device), dtype
         # Codes are several times smaller than what they decode to: a GPU gets them, and decodes.
         as_stored = any_scale and not isinstance(self.store.encoding, Transform)
@@ -166,7 +150,7 @@ class Replay:
             codes = DeviceCodes(self.store.encoding, self._device)
             self._decode = codes.directions if as_stored else codes.decode
         self._epoch, self._position = epoch, 0
-        self._loaded = 0  # how often a state was loaded: an iterator of before must not go on
+        self._turn = 0  # of iterators and states: an iterator of before must not go on
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -189,14 +173,29 @@ class Replay:
 
     def __iter__(self) -> Iterator[TrainBatch]:
         """The rest of the current epoch, batch by batch."""
+        return self.play(self._epoch + 1)
+
+    def play(self, epochs: int) -> Generator[TrainBatch]:
+        """The rest of all epochs before ``epochs``, batch by batch, without a pause between them.
+
+        Raises:
+            InputError: when another iteration was begun meanwhile, or a state loaded; when more than the current epoch
+                is wanted of a store that is followed, whose next view may not be there.
+        """
+        self._turn += 1
+        images, turn = self.store.identity.images, self._turn
         if self.store.follow:
+            if epochs > self._epoch + 1:
+                raise InputError(f"play: expected one epoch of a store that is followed, found {epochs - self._epoch}")
             wait_for_view(self.store, self.view)
-        images, loaded = self.store.identity.images, self._loaded
-        with ahead(self._made(self._epoch, self._position), READ_AHEAD) as batches:
+        with ahead(self._made(epochs), READ_AHEAD) as batches:
             for batch, made in batches:
                 # Advanced before the batch is handed out: the state names the next batch while this one is used.
-                if self._loaded != loaded:
-                    raise InputError("replay state: loaded while an epoch was being iterated; begin a new iteration")
+                if self._turn != turn:
+                    raise InputError(
+                        "replay: another iteration was begun, or a state loaded, while an epoch was being iterated; "
+                        "go on with the newest iteration"
+                    )
                 self._position += batch.total
                 if self._position == images:
                     self._epoch, self._position = self._epoch + 1, 0
@@ -219,7 +218,7 @@ class Replay:
                     f"the order would not be the same: give this run the same {name}"
                 )
         self._epoch, self._position = int(state["epoch"]), int(state["position"])
-        self._loaded += 1
+        self._turn += 1
 
     def close(self) -> None:
         """Release the renderer."""
@@ -238,30 +237,36 @@ class Replay:
             "view_order": order.mode,
         }
 
-    def _made(self, epoch: int, start: int) -> Iterator[tuple[TrainBatch, torch.cuda.Event | None]]:
-        """This process's slices from ``start`` on, on the device; on a GPU with the moment when they are there."""
+    def _made(self, epochs: int) -> Generator[tuple[TrainBatch, torch.cuda.Event | None]]:
+        """This process's slices from here on, on the device; on a GPU with the moment when they are there."""
+        places = [(epoch, self._position if epoch == self._epoch else 0) for epoch in range(self._epoch, epochs)]
         stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         with torch.cuda.stream(stream):
-            for batch in self._slices(epoch, start):
+            for batch in self._slices(places):
                 moved = batch.change(lambda column: to_device(column, self._device))
                 yield moved, stream.record_event() if stream else None
 
-    def _slices(self, epoch: int, start: int) -> Iterator[TrainBatch]:
-        """This process's slice of each batch from ``start`` on, in memory."""
-        view, group, stop = self.order.view(epoch), self.store.identity.group, self.store.identity.images
-        spans = ((span.low + span.reused, span.high) for span in self._spans(start, stop))
-        requests = ((view, self.order.positions(epoch, *span)) for span in spans if span[0] < span[1])
+    def _slices(self, places: Sequence[tuple[int, int]]) -> Iterator[TrainBatch]:
+        """This process's slice of each batch, in memory, of epochs from an offset on."""
+        group, stop = self.store.identity.group, self.store.identity.images
+        requests = (
+            (self.order.view(epoch), self.order.positions(epoch, span.low + span.reused, span.high))
+            for epoch, start in places
+            for span in self._spans(start, stop)
+            if span.low + span.reused < span.high
+        )
         # Blocks come ahead of the crops that are rendered, within LABEL_BYTES.
         stream = self.store.stream(requests, budget_bytes=LABEL_BYTES, decode=self._decode)
-        held: TrainBatch | None = None
-        for span in self._spans(start, stop):
-            parts = [held[len(held) - span.reused :]] if held and span.reused else []
-            if span.low + span.reused < span.high:
-                parts.append(self._render(next(stream)))
-            joined = concatenate(parts)
-            own = joined[span.begin - span.low : span.end - span.low]
-            yield replace(own, total=span.total, share=span.share)
-            held = joined[span.end // group * group - span.low :]
+        for _, start in places:
+            held: TrainBatch | None = None
+            for span in self._spans(start, stop):
+                parts = [held[len(held) - span.reused :]] if held and span.reused else []
+                if span.low + span.reused < span.high:
+                    parts.append(self._render(next(stream)))
+                joined = concatenate(parts)
+                own = joined[span.begin - span.low : span.end - span.low]
+                yield replace(own, total=span.total, share=span.share)
+                held = joined[span.end // group * group - span.low :]
 
     def _spans(self, start: int, stop: int) -> Iterator[Span]:
         """What this process makes of each batch from ``start`` on; mixed crops need their whole groups."""
@@ -303,6 +308,33 @@ class Replay:
         if batch.rows is None:
             return replace(batch, images=normalise(batch.images, *how))
         return replace(batch, images=network_input(batch.images, batch.rows, *how, size=self.store.identity.size))
+
+
+def views_of(store: LabelStore, views: int | None) -> int:
+    """How many views are played: the first ``views``, or all that are there, or will be where the store is followed."""
+    there = store.state.views_target if store.follow else store.state.views_sealed
+    if not there:
+        raise NotStoredError(f"{store.path}: no view is sealed yet; finish the build first, or follow it: --follow")
+    if views is not None and not 1 <= views <= there:
+        raise InputError(
+            f"views: expected 1 to {there}, those of {store.path}, found {views}; "
+            f"`pipeline build --views {views}` adds the others"
+        )
+    return there if views is None else views
+
+
+def normalisation_of(
+    store: LabelStore, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the network's input: the teacher's unless others are given, where others can be."""
+    teacher: Any = store.identity.teacher
+    given = tuple(mean or teacher["mean"]), tuple(std or teacher["std"])
+    if inputs_of(store.identity.crop_columns) and given != (tuple(teacher["mean"]), tuple(teacher["std"])):
+        raise InputError(
+            f"mean, std: expected the teacher's, {teacher['mean']} and {teacher['std']}, behind which the crops of "
+            f"{store.path} are augmented further, found {[*given[0]]} and {[*given[1]]}; leave them out"
+        )
+    return given
 
 
 def _used_on(column: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,6 +54,8 @@ class Run:
         total: sum of the losses of the current epoch, each times its batch's share.
         entry: what the log will say of an epoch that is trained and not evaluated yet.
         saved: the step of the last checkpoint; None before the first.
+        saved_at: when it was saved, by the monotonic clock.
+        save_seconds: how long that took.
     """
 
     config: TrainConfig
@@ -74,6 +78,8 @@ class Run:
     best_epoch: int | None = None
     evaluations: int = 0
     saved: int | None = None
+    saved_at: float = -math.inf
+    save_seconds: float = 0.0
 
     @property
     def total_steps(self) -> int:
@@ -114,13 +120,15 @@ class Run:
         Raises:
             DivergedError: when the student is not worth it.
         """
+        start = time.monotonic()
         self.guard.require_finite(self.student.parameters(), self.step)
         device = torch.device(self.config.device)
         own: Json = {"total": float(self.total), "random": {**packed(random_state(device))}}
         ranks = self.ranks.gather(own)
         if self.ranks.first:
             save_checkpoint(self.checkpoint, {**self.state(), "ranks": ranks}, self.made_of)
-        self.saved = self.step
+        self.saved, self.saved_at = self.step, time.monotonic()
+        self.save_seconds = self.saved_at - start
 
     def state(self) -> dict[str, Any]:
         """What all processes share; tensors, numbers and strings only."""
@@ -227,7 +235,7 @@ def make_student(config: TrainConfig, ranks: Ranks, replay: Replay) -> nn.Module
     args = json_object("--student-args", config.student_args)
     student = distributed.prepare(build_network(config.student, args, columns, size=replay.size), config, ranks)
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             found: Any = student.eval()(torch.zeros(2, 3, replay.size, replay.size, device=config.device))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise InputError(f"student {config.student}: does not take crops of {replay.size} px: {error}") from error

@@ -29,6 +29,9 @@ from trainer.stopping import Asked, Stops
 
 NOT_EVALUATED: dict[str, float | None] = {"top1": None, "top5": None, "loss": None}
 
+SAVING_SHARE = 0.05  # of the time, where no flag says how often a checkpoint is saved
+FREE = 0.1  # waiting that says nothing: queues fill, epochs begin
+
 T = TypeVar("T")
 
 
@@ -89,34 +92,53 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
         console.progress("steps", run.total_steps, "steps") as progress,
     ):
         progress.resume_at(run.step)
+        batches = run.replay.play(config.epochs)
         try:
             while run.entry or run.replay.epoch < config.epochs:
-                one_view(run, console, progress, log)
+                one_view(run, console, progress, log, iter(run.replay) if config.follow else batches)
         except Asked:
             run.save()
             raise
+        finally:
+            batches.close()
     if not first:
         return {}
     save_weights(run.result.state_dict(), run.folder / "last.safetensors", classes=run.classes)
     return summary(run, time.monotonic() - start)
 
 
-def one_view(run: Run, console: Console, progress: Progress, log: Callable[[Mapping[str, Any]], None]) -> None:
+def one_view(
+    run: Run,
+    console: Console,
+    progress: Progress,
+    log: Callable[[Mapping[str, Any]], None],
+    batches: Iterator[TrainBatch],
+) -> None:
     """Train on the rest of the current epoch, evaluate, log and save."""
     config = run.config
     if not run.entry:
         run.guard.settle()
         await_view(run, console)
-        run.entry = one_epoch(run, progress)
+        run.entry = one_epoch(run, progress, batches)
         run.total.zero_()
     epoch = run.entry["epoch"]
     run.guard.settle()
     scores = assess(run, run.test, epoch) if run.test and config.evaluates(epoch) else {}
     log({**run.entry, **scores})
     run.entry = {}
-    within = config.checkpoint_steps is not None and run.step % config.checkpoint_steps == 0
-    if within or run.replay.epoch % config.checkpoint_every == 0 or run.replay.epoch == config.epochs:
+    if run.replay.epoch == config.epochs or is_due(run):
         run.save()
+
+
+def is_due(run: Run) -> bool:
+    """Whether a checkpoint is wanted behind an epoch."""
+    config = run.config
+    if config.checkpoint_steps is not None and run.step % config.checkpoint_steps == 0:
+        return True
+    if config.checkpoint_every is not None:
+        return run.replay.epoch % config.checkpoint_every == 0
+    passed = time.monotonic() - run.saved_at
+    return bool(run.ranks.tell(run.ranks.first and passed * SAVING_SHARE >= run.save_seconds))
 
 
 def await_view(run: Run, console: Console) -> None:
@@ -148,20 +170,21 @@ def on_first(run: Run, act: Callable[[], T]) -> T | None:
     return found
 
 
-def one_epoch(run: Run, progress: Progress) -> dict[str, Any]:
+def one_epoch(run: Run, progress: Progress, batches: Iterator[TrainBatch]) -> dict[str, Any]:
     """Train on the rest of the current epoch; returns its log entry."""
     epoch, view, start = run.replay.epoch, run.replay.view, time.monotonic()
     every = run.config.checkpoint_steps
     run.network.train()
     crops, waited = 0, 0.0
-    for batch, wait in timed(iter(run.replay)):
+    for batch, wait in timed(batches):
         run.total += step(run, batch)
         crops, waited = crops + batch.total, waited + wait
-        progress.advance(note=f"epoch {epoch}")
-        if run.replay.epoch == epoch:  # behind the last one there is an entry to be kept
-            run.guard.between_steps()
-            if every is not None and run.step % every == 0:
-                run.save()
+        progress.advance(note=f"epoch {epoch}, {binding(waited, time.monotonic() - start)}")
+        if run.replay.epoch != epoch:
+            break
+        run.guard.between_steps()
+        if every is not None and run.step % every == 0:
+            run.save()
     seconds = time.monotonic() - start
     totals: list[Any] = run.ranks.gather(float(run.total))
     return {
@@ -174,6 +197,12 @@ def one_epoch(run: Run, progress: Progress) -> dict[str, Any]:
         "crops_per_second": round(crops / seconds, 1),
         "waiting_share": round(waited / seconds, 3),
     }
+
+
+def binding(waited: float, seconds: float) -> str:
+    """How much of the time steps waited for crops, and so which of the two binds."""
+    share = waited / max(seconds, 1e-9)
+    return f"waiting for crops {100 * share:.0f} %; {'the student' if share < FREE else 'rendering'} binds"
 
 
 def timed(batches: Iterator[TrainBatch]) -> Iterator[tuple[TrainBatch, float]]:

@@ -35,6 +35,7 @@ def test_a_store_of_a_protocol_is_built_verified_and_trained_from(name: str, wor
     assert trained.code == 0, trained.err
     assert "bit for bit" in trained.out
     assert ("epochs 1 (the recipe has" in trained.out) == bool(recipe)
+    assert ("eval-every 1," in trained.out) == (recipe == ("--recipe", "gift"))
     again = giftwrap(*world.build_words(store))
     assert again.code == 2
     assert "plan" in again.err

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 import signal
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,10 @@ def test_a_view_is_waited_for_while_a_build_holds_the_store(
 def test_following_needs_stored_order(world: World) -> None:
     with pytest.raises(InputError, match="give view_order 'cycle'"):
         Replay(world.store, world.images, batch_size=4, follow=True)
+    with closing(Replay(world.store, world.images, batch_size=4, view_order="cycle", follow=True)) as replay:
+        with pytest.raises(InputError, match="expected one epoch of a store that is followed, found 2"):
+            next(replay.play(2))
+        assert len(next(replay.play(1))) == 4
 
 
 def test_a_store_without_views_says_how_to_follow_it(world: World, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -117,6 +118,18 @@ def test_parity_of_short_numbers(name: str, dtype: torch.dtype, label: torch.dty
     x, t, *targets = (values.to(device) for values in batch(40, 100, torch.float16))
     t = (8 * t).to(label)
     require_parity(make_loss(SPECS[name], compile="off"), SPECS[name], x.to(dtype), t, *targets)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["gift", "cosine"])
+def test_rows_of_every_size_in_one_batch(name: str, device: str) -> None:
+    scales = (1e-9, 1.0, 1e9, 3e18, 1e30)
+    x, t, *targets = (values.to(device) for values in batch(len(scales) ** 2, 50, torch.float16))
+    x, t = x.float() + 0.1, t + 0.1
+    for row, (ours, theirs) in enumerate(itertools.product(scales, scales)):
+        x[row] *= ours
+        t[row] *= theirs
+    require_parity(make_loss(SPECS[name], compile="off"), SPECS[name], x, t, *targets)
 
 
 def test_codes_need_no_scale() -> None:
@@ -257,6 +270,7 @@ def interpreted() -> None:
         for dtype, label in ((torch.bfloat16, torch.float16), (torch.float16, torch.int8), (torch.float32, torch.int8)):
             require_parity(loss, spec, x.to(dtype), (8 * t).to(label), *targets)
     test_strided_and_repeated_rows()
+    test_rows_of_every_size_in_one_batch("gift", "cpu")
     test_backward_again_and_twice("gift")
     loss, (x, t, y, *_) = make_loss(LossSpec()), batch(3, 10)
     y[1] = 10  # no class
@@ -309,8 +323,10 @@ def test_kernels_compile_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @needs_triton
 def test_kernels_are_operators_whose_shapes_are_known() -> None:
+    from torch._dynamo.source import ConstantSource
     from torch._library.triton import get_triton_kernels_for_op
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
     from trainer.losses import kernels
 
@@ -319,4 +335,11 @@ def test_kernels_are_operators_whose_shapes_are_known() -> None:
         losses, gradient = kernels.gift(x, t, soft=1.0, hard=0.0, smoothing=0.1)
         assert (losses.shape, losses.dtype) == ((8,), torch.float32)
         assert (gradient.shape, gradient.dtype) == (x.shape, x.dtype)
+    any_rows = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, DimDynamic.STATIC])  # type: ignore[misc]
+    symbols, eight = ShapeEnv(), torch.empty(8, 1000)
+    with FakeTensorMode(shape_env=symbols) as mode:
+        x = mode.from_tensor(eight, symbolic_context=any_rows, source=ConstantSource("x"))
+        kernels.gift(x, x, soft=1.0, hard=0.0, smoothing=0.1)
+        kernels.kl(x, x, temperature=1.0, t_squared=False)
+    assert not [guard for guard in symbols.guards if "8" in str(guard.expr)]  # compiled once, for any number of rows
     assert get_triton_kernels_for_op("giftwrap::gift_rows") == [kernels.gift_kernel]

@@ -46,11 +46,6 @@ def test_slices_join_to_the_same_sequence(order: Order, epoch: int, data: st.Dat
     bounds = [0, *cuts, order.images]
     parts = [order.positions(epoch, a, b) for a, b in itertools.pairwise(bounds)]
     assert np.array_equal(np.concatenate(parts), whole)
-    batch, start = data.draw(st.integers(1, 50)), data.draw(st.integers(0, order.images))
-    batches = list(order.batches(epoch, batch, start))
-    assert np.array_equal(np.concatenate([np.arange(0), *batches]), whole[start:])
-    assert all(len(b) == batch for b in batches[:-1])
-    assert all(0 < len(b) <= batch for b in batches)
 
 
 @settings(deadline=None)
@@ -64,13 +59,6 @@ def test_every_cycle_plays_every_view_once(order: Order, cycle: int) -> None:
         assert views == list(range(order.views))
     if cycle == 0:
         assert all(np.array_equal(order.positions(epoch), np.arange(order.images)) for epoch in epochs)
-
-
-@settings(deadline=None)
-@given(orders(), st.integers(0, 20), st.integers(0, 10**6))
-def test_a_position_is_one_integer(order: Order, epoch: int, offset: int) -> None:
-    offset %= order.images
-    assert order.locate(epoch * order.images + offset) == (epoch, offset)
 
 
 @pytest.mark.parametrize("group", [1, 3, 128, 70_000])

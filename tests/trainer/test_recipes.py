@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,6 +90,12 @@ BETAS = {"optimizer_args": '{"betas": [0.9, 0.999]}'}
 )  # fmt: skip
 def test_every_value(recipe: str, classes: int, values: dict[str, object]) -> None:
     assert RECIPES[recipe](setting(classes, 10)) == values
+
+
+@pytest.mark.parametrize(("epochs", "every"), [(40, 10), (2, 1)])
+def test_gift_evaluates_four_times_whatever_the_epochs(epochs: int, every: int) -> None:
+    flags = RECIPES["gift"](replace(setting(10, 10), epochs=epochs))
+    assert (flags["epochs"], flags["eval_every"]) == (1000, every)
 
 
 @pytest.mark.parametrize("epochs", [300, 1000])

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +15,14 @@ import torch
 from labelstore import LabelStore
 from labelstore.columns import CropRows
 from labelstore.console import Console
-from labelstore.errors import InputError, MismatchError
+from labelstore.errors import InputError
 from pipeline.build import build
 from pipeline.config import BuildConfig
 from pipeline.teacher import Pending, Teacher
 from tests.journeys.world import SIDE, draw_images, random_teacher
 from trainer import Replay
 from trainer.ahead import ahead
+from trainer.replay import READ_AHEAD, TrainBatch
 
 MIXES = [("none", None), ("cutmix", 5), ("mixup", 8)]
 
@@ -132,27 +137,63 @@ def test_an_iterator_does_not_go_on_after_another_state_was_loaded(made: tuple[P
     batches = iter(replay)
     next(batches)
     replay.load_state_dict(replay.state_dict())
-    with pytest.raises(InputError, match="begin a new iteration"):
+    with pytest.raises(InputError, match="go on with the newest iteration"):
         next(batches)
 
 
-def test_a_state_of_another_order_is_refused(made: tuple[Path, Path, torch.Tensor]) -> None:
+def test_two_iterations_at_once_are_refused(made: tuple[Path, Path, torch.Tensor]) -> None:
     path, images, _ = made
-    replay = Replay(path, images, batch_size=5, seed=1)
-    with pytest.raises(InputError, match="seed was 1 when it was saved and is 2 now"):
-        Replay(path, images, batch_size=5, seed=2).load_state_dict(replay.state_dict())
+    with closing(Replay(path, images, batch_size=5)) as replay:
+        first, second = iter(replay), iter(replay)
+        next(first)
+        assert next(second).position.tolist() == list(range(5, 10))
+        with pytest.raises(InputError, match="another iteration was begun"):
+            next(first)
+        assert next(second).position.tolist() == list(range(10, 15))
 
 
-def test_crops_that_do_not_come_out_again_are_refused(
+def counted(monkeypatch: pytest.MonkeyPatch, enough: int) -> tuple[list[int], threading.Event]:
+    """The sizes of the batches as they are made, and an event for when there are enough of them."""
+    sizes: list[int] = []
+    there, original = threading.Event(), Replay._slices
+
+    def counting(*args: Any) -> Iterator[TrainBatch]:
+        for batch in original(*args):
+            sizes.append(len(batch))
+            if len(sizes) == enough:
+                there.set()
+            yield batch
+
+    monkeypatch.setattr(Replay, "_slices", counting)
+    return sizes, there
+
+
+def test_what_is_made_ahead_is_bounded(made: tuple[Path, Path, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, images, _ = made
+    sizes, enough = counted(monkeypatch, 2 + READ_AHEAD)
+    with closing(Replay(path, images, batch_size=1)) as replay:
+        batches = replay.play(1)
+        next(batches)
+        assert enough.wait(60)
+        batches.close()
+    assert len(sizes) <= 2 + READ_AHEAD + 1  # handed out, waiting, in hand; one more when the closing makes room
+
+
+def test_epochs_are_played_without_a_pause(
     made: tuple[Path, Path, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, images, _ = made
-    from pipeline.render.crops import CropRenderer
-
-    original = CropRenderer.render
-    monkeypatch.setattr(CropRenderer, "render", lambda self, rows: original(self, rows) ^ 1)
-    with pytest.raises(MismatchError, match="audit crops: expected equal pixels"):
-        Replay(path, images, batch_size=5)
+    with closing(Replay(path, images, batch_size=15)) as replay, closing(Replay(path, images, batch_size=15)) as other:
+        theirs = (batch for _ in range(4) for batch in other)
+        first = next(iter(replay)), next(theirs)
+        for ours, wanted in [first, *zip(replay.play(4), theirs, strict=True)]:
+            for column in ("images", "logits", "targets", "index", "view", "position"):
+                assert torch.equal(getattr(ours, column), getattr(wanted, column)), column
+        assert replay.state_dict() == other.state_dict() == Replay(path, images, batch_size=1, epoch=4).state_dict()
+    _, next_epoch = counted(monkeypatch, 2)
+    with closing(Replay(path, images, batch_size=24)) as replay, closing(replay.play(2)) as batches:
+        next(batches)
+        assert next_epoch.wait(60)  # made while the first epoch's only batch is used
 
 
 def test_ahead_hands_on_errors_and_stops_with_its_consumer() -> None:
@@ -166,7 +207,16 @@ def test_ahead_hands_on_errors_and_stops_with_its_consumer() -> None:
             taken.extend(results)
         assert list(results) == []
     assert taken == [1]
-    endless = iter(int, 1)
-    with ahead(endless, 2) as results:
+    where: list[threading.Thread] = []
+
+    def endless() -> Generator[int]:
+        try:
+            while True:
+                yield 0
+        finally:
+            where.append(threading.current_thread())
+
+    with ahead(endless(), 2) as results:
         assert next(results) == 0
     assert not results._thread.is_alive()
+    assert where == [results._thread]

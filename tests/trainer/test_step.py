@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from labelstore.console import Console
-from labelstore.errors import InputError
+from labelstore.errors import GiftwrapError, InputError
 from pipeline.networks.weights import read_weights
 from pipeline.ranks import Ranks
 from tests.journeys.world import World
@@ -19,6 +20,7 @@ from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.ema import Average
 from trainer.guard import DivergedError, Guard
+from trainer.run import make_student, open_replay
 from trainer.stopping import Asked, Stops
 
 
@@ -59,10 +61,76 @@ def test_the_gradient_is_bounded(config: TrainConfig, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.long
-def test_a_compiled_student_is_the_same(config: TrainConfig, tmp_path: Path) -> None:
-    plain, found = trained(config, tmp_path / "plain"), trained(config, tmp_path / "other", compile=True)
+def test_a_compiled_student_is_the_same_and_goes_on_bit_for_bit(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, student_args='{"width": 8, "norm": "batch"}', checkpoint_steps=1)
+    plain, whole = trained(config, tmp_path / "plain"), trained(config, tmp_path / "whole", compile=True)
     for name, value in plain.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(whole[name], value, rtol=1e-3, atol=1e-5)
+    original = loop.step
+    for stop in (3, 4):  # in front of the short batch at the end of an epoch, and behind it
+        left = stop
+
+        def dying(*args: Any) -> torch.Tensor:
+            nonlocal left
+            if not left:
+                raise KeyboardInterrupt
+            left -= 1
+            return original(*args)
+
+        run = tmp_path / f"stopped after {stop}"
+        monkeypatch.setattr(loop, "step", dying)
+        with pytest.raises(KeyboardInterrupt):
+            trained(config, run, compile=True)
+        monkeypatch.setattr(loop, "step", original)
+        torch.compiler.reset()  # as another process begins
+        found = trained(config, run, compile=True)
+        assert all(torch.equal(found[name], value) for name, value in whole.items())
+
+
+class Remembering(torch.nn.Module):
+    """Keeps what its first forward made, as some position embeddings do."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(3, num_classes)
+        self.first: torch.Tensor | None = None
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        if self.first is None:
+            self.first = torch.ones(1, device=pixels.device)
+        output: torch.Tensor = self.head(pixels.mean((2, 3))) * self.first
+        return output
+
+
+def test_a_student_may_keep_what_its_first_forward_made(config: TrainConfig, tmp_path: Path) -> None:
+    trained(config, tmp_path / "run", student=f"{__name__}:Remembering", student_args="{}")
+
+
+def test_autocast_is_bfloat16s(config: TrainConfig, tmp_path: Path) -> None:
+    plain, short = trained(config, tmp_path / "plain"), trained(config, tmp_path / "short", dtype="bfloat16")
+    apart = [float((short[name] - value).abs().max() / value.abs().max()) for name, value in plain.items()]
+    assert 1e-4 < max(apart) < 0.3
+
+
+def test_weights_that_are_no_numbers_are_not_saved(config: TrainConfig, tmp_path: Path) -> None:
+    """The loss of the only step is finite; what comes of it is not."""
+    with pytest.raises(GiftwrapError, match=r"step 1: expected finite weights.*there is no checkpoint yet"):
+        trained(config, tmp_path / "run", epochs=1, batch_size=100, lr=1e38, weight_decay=1e6)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_ranks_begin_alike_and_draw_apart(config: TrainConfig) -> None:
+    with closing(open_replay(config, Ranks(), None)) as replay:
+        networks, drawn = [], []
+        for rank in (0, 1, 0):
+            networks.append(make_student(config, Ranks(rank, 2), replay).state_dict())
+            drawn.append(torch.rand(4))
+    for other in networks[1:]:
+        torch.testing.assert_close(other, networks[0], rtol=0, atol=0)
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])
 
 
 @pytest.mark.parametrize(

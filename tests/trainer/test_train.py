@@ -18,6 +18,7 @@ from tests.journeys.world import World, draw_images, giftwrap
 from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.losses import LOSSES
+from trainer.run import Run
 
 TIMES = ("seconds", "crops_per_second", "waiting_share")
 
@@ -134,3 +135,22 @@ def test_autocast_and_schedules(config: TrainConfig, tmp_path: Path) -> None:
     )  # fmt: skip
     loop.train(run, Console(as_json=True))
     assert [line["lr"] for line in log_of(run.run)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
+
+
+@pytest.mark.parametrize(("every", "share", "saved"), [(None, 1e9, 4), (None, 1e-9, 2), (1, 1e-9, 4), (3, 1e9, 2)])
+def test_checkpoints_are_as_frequent_as_they_are_cheap(
+    every: int | None, share: float, saved: int, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    original = Run.save
+
+    def noting(run: Run) -> None:
+        original(run)
+        steps.append(run.step)
+
+    monkeypatch.setattr(loop, "SAVING_SHARE", share)
+    monkeypatch.setattr(Run, "save", noting)
+    run = dataclasses.replace(config, run=tmp_path / "run", checkpoint_every=every, test_images=None)
+    summary = loop.train(run, Console(as_json=True))
+    assert len(steps) == saved
+    assert steps[-1] == summary["steps"]

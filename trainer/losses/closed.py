@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainer.losses.cosine import TINY, paired
 
-REACH, SHRUNK = 2.0**40, 16.0  # squares of what reaches further may overflow: the largest in its row becomes 16
+REACH, SHRUNK = 2.0**40, 16.0  # products of what reaches further may overflow: the largest in its row becomes 16
 MARGIN = 3.0
 SHORT = (torch.float16, torch.int8)  # whose squares never overflow
 
@@ -70,12 +70,15 @@ def gift_rows(
     dead = (x_length < TINY) | (u_length < TINY)
     slope = torch.where(dead, 0, 1 / (x_length * u_length))
     cos = xu * slope
-    slope = -slope * shrunk / len(x)
-    along = torch.where(dead, 0, cos * shrunk / x_length.square()) / len(x)
+    slope = -slope / len(x)
+    along = torch.where(dead, 0, cos / x_length.square()) / len(x)
     gradient = t * (slope * of_t)[:, None]
     if y is not None:
         gradient.add_((slope * of_s * rest)[:, None]).scatter_add_(1, targets, (slope * of_s)[:, None] * peaks)
-    return 1 - cos, gradient.addcmul_(x, along[:, None]).to(dtype)
+    gradient.addcmul_(x, along[:, None])
+    if shrunk is not None:
+        gradient.mul_(shrunk[:, None])
+    return 1 - cos, gradient.to(dtype)
 
 
 def kept_in(x: Tensor) -> torch.dtype:
@@ -95,11 +98,11 @@ def hard_label(
     return rest, torch.stack([y, y2], 1), torch.stack([top * own, top * (1 - own)], 1)
 
 
-def measured(rows: Tensor, short: bool) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Rows, their lengths ``[B]``, and what they were multiplied by so that their squares do not overflow."""
+def measured(rows: Tensor, short: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Rows, their lengths ``[B]``, and what they were multiplied by so that no product leaves the range of floats."""
     length = torch.linalg.vector_norm(rows, dim=1)
-    if short or not (torch.compiler.is_compiling() or not length.isfinite().all()):
-        return rows, length, 1.0
+    if short or not (torch.compiler.is_compiling() or not (length <= REACH).all()):
+        return rows, length, None
     top = rows.abs().amax(1)
     shrunk = torch.where(top > REACH, SHRUNK / top, 1)
     rows = rows * shrunk[:, None]

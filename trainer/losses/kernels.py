@@ -149,7 +149,7 @@ def registered(function: Callable[..., Any]) -> Any:
 
 def results(x: Tensor) -> tuple[Tensor, Tensor]:
     """Room for losses and gradient."""
-    return x.new_empty(len(x), dtype=torch.float32), x.new_empty(x.shape, dtype=kept_in(x))
+    return x.new_empty(x.shape[0], dtype=torch.float32), x.new_empty(x.shape, dtype=kept_in(x))
 
 
 def sizes(classes: int) -> dict[str, int]:
@@ -180,8 +180,8 @@ def gift(
     x, t, classes = lines(x), lines(t), int(x.shape[1])
     rest = smoothing / (classes - 1)
     targets = [losses if values is None else values.contiguous() for values in (y, y2, lam)]
-    numbers = (x.stride(0), t.stride(0), classes, len(x), soft, hard, rest, 1 - smoothing - rest)
-    wrap_triton(gift_kernel)[(len(x),)](
+    numbers = (x.stride(0), t.stride(0), classes, x.shape[0], soft, hard, rest, 1 - smoothing - rest)
+    wrap_triton(gift_kernel)[(x.shape[0],)](
         x, t, *targets, losses, gradient, *numbers, HARD=y is not None, MIXED=y2 is not None, **sizes(classes)
     )
     return losses, gradient
@@ -193,8 +193,8 @@ def kl(x: Tensor, t: Tensor, *, temperature: float, t_squared: bool) -> tuple[Te
     losses, gradient = results(x)
     x, t, classes = lines(x), lines(t), int(x.shape[1])
     factor = temperature**2 if t_squared else 1.0
-    numbers = (x.stride(0), t.stride(0), classes, len(x), 1 / temperature, factor)
-    wrap_triton(kl_kernel)[(len(x),)](x, t, losses, gradient, *numbers, **sizes(classes))
+    numbers = (x.stride(0), t.stride(0), classes, x.shape[0], 1 / temperature, factor)
+    wrap_triton(kl_kernel)[(x.shape[0],)](x, t, losses, gradient, *numbers, **sizes(classes))
     return losses, gradient
 
 
