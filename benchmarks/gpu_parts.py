@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import loss
+from benchmarks import loss, step
 from benchmarks.drawn import Drawn
 from benchmarks.harness import Report
 from benchmarks.read import STEP, exhaust, requests
@@ -204,9 +204,9 @@ def streamed(store: LabelStore, twin: DeviceCodes) -> None:
     exhaust(store.stream(requests(store), decode=twin.decode))
 
 
-def fused_loss(report: Report, device: torch.device) -> dict[str, Json]:
-    """The claim of the losses, which promises nothing at toy size."""
-    found = loss.run(report, quick=device.type == "cpu")
+def claim(report: Report, device: torch.device, *, of: Callable[..., dict[str, Json]]) -> dict[str, Json]:
+    """A claim of its own, which promises nothing at toy size."""
+    found = of(report, quick=device.type == "cpu")
     return found if device.type == "cuda" else {name: value for name, value in found.items() if name != "kept"}
 
 
@@ -345,7 +345,8 @@ PARTS: dict[str, Part] = {
     "decoder cpu": Part(90, with_memory(partial(decoder, name="cpu"))),
     "input": Part(40, with_memory(network_input)),
     "codes": Part(60, with_memory(codes)),
-    "loss": Part(90, with_memory(fused_loss)),
+    "loss": Part(90, with_memory(partial(claim, of=loss.run))),
+    "step": Part(120, with_memory(partial(claim, of=step.run))),
     "teacher resnet18": Part(120, with_memory(partial(teacher, network="resnet18"))),
     "teacher resnet50": Part(150, with_memory(partial(teacher, network="resnet50"))),
     "precompute": Part(150, with_memory(precompute)),

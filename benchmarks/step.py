@@ -111,6 +111,7 @@ def prepare(folder: Path, size: Size, device: str) -> TrainConfig:
         group=size.batch,
         encoding="float16",
         device=device,
+        decoder="cpu",  # needs no DALI
     )
     build(store, Console(as_json=True))
     return TrainConfig(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -25,6 +26,7 @@ from pipeline.plan import Plan, PlanSpec
 from pipeline.render import Decoder, Renderer, make_renderer
 from pipeline.render.normalise import normalise
 from pipeline.teacher import Member, TeacherSpec, make_teacher
+from trainer.checkpoint import write_atomically
 from trainer.metrics import ranks
 
 
@@ -210,11 +212,12 @@ def count_hits(
 
 def write_classes(path: Path, classes: Sequence[str], result: EvalResult) -> None:
     """Write the accuracy of each class as CSV."""
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["class", "images", "hits", "top1"])
-        for name, images, hits in zip(classes, result.class_images, result.class_hits, strict=True):
-            rows.writerow([name, images, hits, f"{100 * hits / images:.2f}" if images else ""])
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(["class", "images", "hits", "top1"])
+    for name, images, hits in zip(classes, result.class_images, result.class_hits, strict=True):
+        rows.writerow([name, images, hits, f"{100 * hits / images:.2f}" if images else ""])
+    write_atomically(path, text.getvalue().encode())
 
 
 def evaluate_command(config: EvaluateConfig, console: Console) -> EvalResult:
