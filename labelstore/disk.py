@@ -127,3 +127,13 @@ def unlink(path: Path) -> None:
 def make_folder(path: Path) -> None:
     """Make a folder and its missing parents."""
     path.mkdir(parents=True, exist_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put a file with this content at ``path``, durably; a crash leaves the old file or the new one."""
+    partial = path.with_name(f"{path.name}.partial")
+    unlink(partial)
+    write_file(partial, content)
+    sync_file(partial)
+    replace(partial, path)
+    sync_folder(path.parent)

@@ -155,9 +155,9 @@ class State:
 
 
 def first_difference(ours: Json, theirs: Json, path: str = "") -> tuple[str, Json, Json] | None:
-    """The first place where two JSON values differ: (dotted path, our value, their value), or None."""
+    """The first place, in our order, where two JSON values differ: (dotted path, our value, their value), or None."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        for key in sorted(ours.keys() | theirs.keys()):
+        for key in dict.fromkeys((*ours, *theirs)):
             place = f"{path}.{key}" if path else key
             found = first_difference(ours.get(key), theirs.get(key), place)
             if found:

@@ -223,3 +223,9 @@ def gibibytes(flag: str, value: float) -> int:
     if not (math.isfinite(value) and value >= 0):
         raise InputError(f"{flag}: expected a number of GiB that is not negative, found {value}")
     return int(value * 2**30)
+
+
+def require_place(flag: str, path: Path) -> None:
+    """Refuse a file that could not be written, before the work that it is for."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"{flag}: expected the name of a file in a folder that is there, found {path}")

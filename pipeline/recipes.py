@@ -128,6 +128,7 @@ def sre2l(setting: Setting) -> Flags:
 
 
 RECIPES: dict[str, Callable[[Setting], Flags]] = {"gift": gift, "rded": rded, "sre2l": sre2l}
+FIRST = ("crop", "mix", "augment")  # what other differences follow from
 NORMALISATION = ("mean", "std")  # of the teacher; the other flags are the plan's
 
 
@@ -150,13 +151,14 @@ def require_store(name: str, identity: Identity, student: str) -> None:
     plain = asdict(PlanSpec(size=identity.size))
     wanted: dict[str, Any] = {**plain, **flags}
     stored = {**plain, **identity.plan, **{key: identity.teacher[key] for key in NORMALISATION}}
-    names = {*flags, "augment", "mix_per"}
+    names = dict.fromkeys((*FIRST, *flags, "mix_per"))
     difference = first_difference({key: wanted[key] for key in names}, {key: stored[key] for key in names})
     if difference:
+        place, wants, has = difference
         raise MismatchError(
-            f"--recipe {name} trains on a store with {difference[0]} {difference[1]!r}, this one has "
-            f"{difference[2]!r}; build it with `pipeline build --recipe {name}`, or leave --recipe out and give its "
-            f"other half as flags"
+            f"--recipe {name} trains on a store with {place} {wants!r}, this one has {has!r}; build one with "
+            f"`pipeline build --recipe {name}` and nothing in its place, or leave --recipe out and give the values of "
+            f"its other half as flags"
         )
 
 

@@ -34,7 +34,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], config: Mapping[str, J
     torch.save({"format": FORMAT, "config": json.dumps(config), "state": dict(state)}, content)
     payload = content.getvalue()
     # torch.load takes most flipped bits for data, so the file ends with a digest of what is before it
-    write_atomically(path, payload + hashlib.sha256(payload).digest())
+    disk.write_atomically(path, payload + hashlib.sha256(payload).digest())
 
 
 def load_checkpoint(path: Path, config: Mapping[str, Json]) -> dict[str, Any]:
@@ -110,13 +110,3 @@ def restore_random_state(state: Mapping[str, Tensor], device: torch.device) -> N
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put a file with this content at ``path``, durably; a crash leaves the old file or the new one."""
-    partial = path.with_name(f"{path.name}.partial")
-    disk.unlink(partial)
-    disk.write_file(partial, content)
-    disk.sync_file(partial)
-    disk.replace(partial, path)
-    disk.sync_folder(path.parent)

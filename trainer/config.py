@@ -134,10 +134,14 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag}: expected at least 1, found {getattr(self, name)}")
-        for name in ("size", "views", "eval_every", "checkpoint_every", "checkpoint_steps", "threads"):
+        for name in ("size", "views", "test_resize", "eval_every", "checkpoint_every", "checkpoint_steps", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')}: expected at least 1, found {value}")
+        if not 0 <= self.eval_from <= 1:
+            raise InputError(f"--eval-from: expected a fraction between 0 and 1, found {self.eval_from}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed: expected 0 <= seed < 2**63, found {self.seed}")
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise InputError(f"--clip-norm: expected a number > 0, found {self.clip_norm}")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -172,7 +176,7 @@ class TrainConfig:
             name=self.schedule,
             per=self.schedule_per,
             milestones=self.milestones,
-            gamma=self.drop,
+            drop=self.drop,
             final=self.final,
             horizon=self.horizon,
         )

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from labelstore import disk
 from labelstore.console import Console
 from labelstore.errors import InputError
-from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, gibibytes, json_object
+from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, gibibytes, json_object, require_place
 from pipeline.engine.spec import DTypeName
 from pipeline.manifest import Manifest, scan
 from pipeline.memory import keep_freed_memory
@@ -26,7 +27,6 @@ from pipeline.plan import Plan, PlanSpec
 from pipeline.render import Decoder, Renderer, make_renderer
 from pipeline.render.normalise import normalise
 from pipeline.teacher import Member, TeacherSpec, make_teacher
-from trainer.checkpoint import write_atomically
 from trainer.metrics import ranks
 
 
@@ -98,6 +98,11 @@ class EvaluateConfig:
     """File for the accuracy of each class: class, images, hits, top1 in percent."""
     json: bool = False
     """Print the summary as one JSON object on standard output and all else on standard error."""
+
+    def __post_init__(self) -> None:
+        """Refuse, before anything is measured, what could not be written."""
+        if self.csv:
+            require_place("--csv", self.csv)
 
     def network_spec(self) -> TeacherSpec:
         """The network's part of the flags; it is run exactly as a teacher is."""
@@ -217,7 +222,7 @@ def write_classes(path: Path, classes: Sequence[str], result: EvalResult) -> Non
     rows.writerow(["class", "images", "hits", "top1"])
     for name, images, hits in zip(classes, result.class_images, result.class_hits, strict=True):
         rows.writerow([name, images, hits, f"{100 * hits / images:.2f}" if images else ""])
-    write_atomically(path, text.getvalue().encode())
+    disk.write_atomically(path, text.getvalue().encode())
 
 
 def evaluate_command(config: EvaluateConfig, console: Console) -> EvalResult:

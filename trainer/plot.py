@@ -12,7 +12,9 @@ import tyro
 
 from labelstore.console import Console
 from labelstore.errors import InputError
+from pipeline.config import require_place
 
+PICTURES = (".png", ".svg", ".pdf")
 PANELS = {"loss": "training loss", "lr": "learning rate", "test_top1": "test top-1, %", "test_loss": "test loss"}
 
 
@@ -31,6 +33,9 @@ class PlotConfig:
         """Refuse no runs."""
         if not self.runs:
             raise InputError("plot: expected the folder of a run, found none")
+        require_place("--out", self.out)
+        if self.out.suffix not in PICTURES:
+            raise InputError(f"--out: expected a name that ends in {', '.join(PICTURES)}, found {self.out}")
 
 
 def plot(config: PlotConfig, console: Console) -> dict[str, int]:

@@ -117,6 +117,8 @@ class Replay:
             raise InputError(
                 f"batch_size: expected at least 1, and one crop for each of {world} processes, found {batch_size}"
             )
+        if epoch < 0:
+            raise InputError(f"epoch: expected at least 0, found {epoch}")
         if follow and view_order != "cycle":
             raise InputError("follow: views come in stored order; give view_order 'cycle'")
         if follow:

@@ -245,6 +245,8 @@ def make_student(config: TrainConfig, ranks: Ranks, replay: Replay) -> nn.Module
             f"student {config.student}: expected logits [2, {columns}] for 2 crops, a column for each of the labels in "
             f"{config.store}, found {shape}; leave its number of classes to the store, or give another store"
         )
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        raise InputError(f"student {config.student}: expected weights to train, found none; give another --student")
     if ranks.rank:
         distributed.seed_rank(config.seed, ranks.rank, 0)
     return student

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from labelstore import __version__
+from labelstore import __version__, disk
 from labelstore.errors import InputError, LeaseError
 from labelstore.spec import Json, require_same
 from pipeline.manifest import Manifest
-from trainer.checkpoint import elsewhere, write_atomically
+from trainer.checkpoint import elsewhere
 from trainer.config import TrainConfig
 from trainer.replay import Replay
 
@@ -40,7 +40,7 @@ NOT_THE_RUN = (
     "decoder",
     "tensorboard",
 )
-LOCK = ".lock"
+LOCK, LOG = ".lock", "log.jsonl"
 
 
 @contextmanager
@@ -51,7 +51,10 @@ def hold(folder: Path) -> Iterator[None]:
         InputError: when there is something else than a run.
         LeaseError: when another process trains there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{folder}: expected a folder, found a file in its place; give another --run") from error
     if not (folder / "config.json").exists() and any(path.name != LOCK for path in folder.iterdir()):
         raise InputError(f"{folder}: expected an empty folder or a run, found other files; give another --run")
     with (folder / LOCK).open("w") as file:
@@ -75,8 +78,9 @@ def made_of(config: TrainConfig, replay: Replay, test: Manifest | None, processe
     """
     plain = {name: value for name, value in asdict(config).items() if name not in NOT_THE_RUN}
     identity = replay.store.identity
-    plain_identity = json.dumps(identity.to_json(), sort_keys=True).encode()
+    # In this order differences are looked for: what others follow from comes first.
     described: dict[str, Json] = {
+        "store": {"identity": identity.to_json(), "views": replay.order.views},
         "run": plain
         | {
             "device": torch.device(config.device).type,
@@ -90,15 +94,6 @@ def made_of(config: TrainConfig, replay: Replay, test: Manifest | None, processe
         "loss": config.loss_spec().to_json(),
         "optimizer": config.optimiser_spec().to_json(),
         "schedule": config.schedule_spec().to_json(),
-        "store": {
-            "identity": hashlib.sha256(plain_identity).hexdigest(),
-            "views": replay.order.views,
-            "size": identity.size,
-            "manifest": identity.manifest,
-            "encoding": dict(identity.encoding),
-            "teacher": dict(identity.teacher),
-            "renderer": dict(identity.renderer),
-        },
     }
     described["replay_renderer"] = dict(replay.source.renderer.id)
     described["versions"] = {name: version(name) for name in VERSIONS}
@@ -157,20 +152,27 @@ def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) 
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
     }
     config.run.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps({"made_of": dict(made), "made_with": where}, indent=2).encode())
+    disk.write_atomically(path, json.dumps({"made_of": dict(made), "made_with": where}, indent=2).encode())
 
 
 @contextmanager
-def open_log(folder: Path, epoch: int, *, tensorboard: bool = False) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def open_log(
+    folder: Path, epoch: int, warn: Callable[[str], object], *, tensorboard: bool = False
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """What takes the entry of each epoch: a line of log.jsonl, and with ``tensorboard`` its numbers as scalars.
 
     Args:
         folder: of the run.
         epoch: the next one; what was said of it and of later ones, after the last checkpoint, is dropped.
+        warn: told when epochs before it are missing.
         tensorboard: whether scalars are wanted.
     """
-    path = folder / "log.jsonl"
-    _keep(path, epoch)
+    path = folder / LOG
+    kept = {number: line for number, line in lines_of(path).items() if number < epoch}
+    if len(kept) < epoch:
+        warn(f"{path}: expected a line for each of {epoch} epochs, found {len(kept)}; the others are not made again")
+    if path.exists():
+        disk.write_atomically(path, "".join(f"{line}\n" for line in kept.values()).encode())
     scalars = _scalars(folder / "tensorboard", epoch) if tensorboard else None
 
     def log(entry: Mapping[str, Any]) -> None:
@@ -199,9 +201,12 @@ def _scalars(folder: Path, epoch: int) -> Any:
     return writer(folder, purge_step=epoch)
 
 
-def _keep(path: Path, epoch: int) -> None:
-    """Drop what the log says of epochs that will be played again: those after the checkpoint."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-        kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
-        write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
+def lines_of(path: Path) -> dict[int, str]:
+    """The whole lines of a log, by their epochs."""
+    lines: dict[int, str] = {}
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            lines[int(json.loads(line)["epoch"])] = line
+        except (ValueError, KeyError, TypeError):  # cut off by a crash, or changed since
+            continue
+    return lines

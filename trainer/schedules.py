@@ -19,12 +19,12 @@ class ScheduleSpec:
     """A schedule and every number in it; each schedule uses its own and ignores the others."""
 
     name: ScheduleName = "step"
-    """step: times gamma at each milestone; cosine: down to the final fraction; constant."""
+    """step: times drop at each milestone; cosine: down to the final fraction; constant."""
     per: SchedulePer = "epoch"
     """How often the rate changes: once an epoch or once a step."""
     milestones: tuple[float, ...] = (2 / 3, 5 / 6)
     """step: when the rate drops: increasing fractions of the run, rounded down to whole epochs or steps."""
-    gamma: float = 0.2
+    drop: float = 0.2
     """step: the factor at each milestone."""
     final: float = 0.0
     """cosine: the fraction of the first rate that is reached at the end of its half wave."""
@@ -45,8 +45,8 @@ class ScheduleSpec:
                 f"schedule milestones: expected increasing fractions of the run between 0 and 1, "
                 f"found {self.milestones}"
             )
-        if not (math.isfinite(self.gamma) and self.gamma > 0):
-            raise InputError(f"schedule gamma: expected a number > 0, found {self.gamma}")
+        if not (math.isfinite(self.drop) and self.drop > 0):
+            raise InputError(f"schedule drop: expected a number > 0, found {self.drop}")
         if not (math.isfinite(self.horizon) and self.horizon >= 1):
             raise InputError(f"schedule horizon: expected at least 1 run, found {self.horizon}")
         if not 0 <= self.final <= 1:
@@ -59,7 +59,7 @@ class ScheduleSpec:
                 "name": self.name,
                 "per": self.per,
                 "milestones": list(self.milestones),
-                "gamma": self.gamma,
+                "drop": self.drop,
             }
         if self.name == "cosine":
             longer = {} if self.horizon == 1 else {"horizon": self.horizon}
@@ -74,7 +74,7 @@ class ScheduleSpec:
             return self.final + (1 - self.final) * (1 + math.cos(math.pi * done / (self.horizon * total))) / 2
         # 1e-9: a third of 300 epochs, written as a float, is 100 epochs and not 99
         drops = [math.floor(fraction * total + 1e-9) for fraction in self.milestones]
-        return float(self.gamma ** bisect_right(drops, done))
+        return float(self.drop ** bisect_right(drops, done))
 
 
 def lr_factor(spec: ScheduleSpec, step: int, total: int, *, steps_per_epoch: int) -> float:

@@ -14,6 +14,9 @@ from trainer.config import TrainConfig
 from trainer.run import Run
 from trainer.schedules import lr_factor
 
+# where nothing but the channels of one crop is left to norm over
+BATCH_NORM_SAYS = "more than 1 value per channel"
+
 
 def step(run: Run, batch: TrainBatch) -> Tensor:
     """Change the student by one batch; returns this process's share of its mean loss, detached."""
@@ -43,7 +46,9 @@ def gradients(run: Run, batch: TrainBatch) -> Tensor:
             try:
                 with autocast(run.config):
                     logits = run.network(piece.images)
-            except ValueError as error:  # of BatchNorm, where nothing but one crop's channels is left to norm over
+            except ValueError as error:
+                if BATCH_NORM_SAYS not in str(error):
+                    raise
                 raise InputError(
                     f"a batch of {batch.total} crops, {len(piece)} of them at a time: {error}; "
                     f"choose another --batch-size"

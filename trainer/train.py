@@ -15,6 +15,7 @@ from labelstore.spec import Json
 from pipeline.memory import keep_freed_memory
 from pipeline.networks import save_weights
 from pipeline.ranks import join
+from pipeline.recipes import require_store
 from trainer import recipes
 from trainer.batch import TrainBatch
 from trainer.checkpoint import load_checkpoint
@@ -23,7 +24,7 @@ from trainer.evaluate import EvalResult, evaluate, write_classes
 from trainer.following import view_is_there, wait_for_view
 from trainer.guard import DivergedError
 from trainer.run import Run, Test, make_run
-from trainer.run_folder import describe, hold, open_log
+from trainer.run_folder import LOG, describe, hold, lines_of, open_log
 from trainer.step import step
 from trainer.stopping import Asked, Stops
 
@@ -52,6 +53,7 @@ def train(config: TrainConfig, console: Console) -> Mapping[str, Json]:
                 with stops, ranks.together():
                     return train_run(run, console)
             except Asked:
+                console.line(f"\nsaved at epoch {run.replay.epoch} of {config.epochs}, step {run.step}")
                 raise stops.error() from None
             except DivergedError as error:
                 kept = f"the checkpoint of step {run.saved} is kept" if run.saved else "there is no checkpoint yet"
@@ -65,11 +67,14 @@ def begin(run: Run, console: Console) -> None:
     config, ranks = run.config, run.ranks
     if config.recipe:
         console.line(recipes.said(config, run.replay.store.identity))
+        require_store(config.recipe, run.replay.store.identity, config.student)
     if ranks.first:
         describe(config, run.made_of, run.student)
     if ranks.tell(run.checkpoint.exists()):
         run.load_state(load_checkpoint(run.checkpoint, run.made_of))
         console.line(f"resuming {config.run} at epoch {run.replay.epoch} of {config.epochs}, step {run.step}")
+    elif ranks.first and lines_of(config.run / LOG):
+        console.warn(f"{run.checkpoint}: there is no checkpoint; the run begins again, and its log")
     pixels, size = run.replay.pixels, run.replay.store.identity.size
     how = "bit for bit" if pixels.equal else f"within {pixels.max_difference} levels, on another renderer"
     other = "" if size == run.replay.size else f"; the student gets the same boxes at {run.replay.size} px"
@@ -84,9 +89,9 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
     Raises:
         Asked: a signal was heard; the run is saved.
     """
-    config, first, start = run.config, run.ranks.first, time.monotonic()
+    config, first, start, before = run.config, run.ranks.first, time.monotonic(), run.step
     with (
-        open_log(config.run, run.entry.get("epoch", run.replay.epoch), tensorboard=config.tensorboard)
+        open_log(config.run, run.entry.get("epoch", run.replay.epoch), console.warn, tensorboard=config.tensorboard)
         if first
         else nullcontext(lambda _: None) as log,
         console.progress("steps", run.total_steps, "steps") as progress,
@@ -104,7 +109,7 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
     if not first:
         return {}
     save_weights(run.result.state_dict(), run.folder / "last.safetensors", classes=run.classes)
-    return summary(run, time.monotonic() - start)
+    return summary(run, before, time.monotonic() - start)
 
 
 def one_view(
@@ -191,6 +196,7 @@ def one_epoch(run: Run, progress: Progress, batches: Iterator[TrainBatch]) -> di
         "epoch": epoch,
         "view": view,
         "step": run.step,
+        "processes": run.ranks.world,
         "loss": sum(totals) / len(totals) / len(run.replay),
         "lr": run.optimizer.param_groups[0]["lr"],
         "seconds": round(seconds, 3),
@@ -246,12 +252,13 @@ def evaluated(run: Run, test: Test) -> EvalResult:
     )
 
 
-def summary(run: Run, seconds: float) -> dict[str, Json]:
-    """The last word of a run."""
+def summary(run: Run, before: int, seconds: float) -> dict[str, Json]:
+    """The last word of a run that was continued ``before`` a step."""
     last, best = run.last, run.best
     return {
         "run": str(run.folder),
         "steps": run.step,
+        "steps_now": run.step - before,
         "epochs": run.replay.epoch,
         "seconds": round(seconds, 1),
         "processes": run.ranks.world,
@@ -264,7 +271,9 @@ def summary(run: Run, seconds: float) -> dict[str, Json]:
 
 def say(values: Mapping[str, Any]) -> str:
     """The summary for people."""
-    text = f"run {values['run']}: {values['steps']:,} steps in {duration(values['seconds'])}"
+    steps, now = values["steps"], values["steps_now"]
+    text = f"run {values['run']}: {steps:,} steps{'' if now == steps else f', {now:,} of them now,'} in "
+    text += duration(values["seconds"])
     if values["last"]["top1"] is None:
         return f"{text}; no test images were given"
     return (

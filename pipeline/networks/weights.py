@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from labelstore import disk
 from labelstore.errors import InputError
 
 WRAPPERS = ("state_dict", "model", "net")
@@ -195,8 +196,6 @@ def save_weights(state_dict: Mapping[str, Tensor], path: Path, *, classes: Seque
     """Write a state dict as ``.safetensors``, whole or not at all, with the class names of its columns."""
     # One key at most: safetensors writes several in an order that changes from call to call.
     metadata = None if classes is None else {CLASSES_KEY: json.dumps(list(classes))}
-    aside = path.with_name(f"{path.name}.partial")
     # clones: safetensors refuses tensors that share memory
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
-    save_file(tensors, aside, metadata)
-    aside.replace(path)
+    disk.write_atomically(path, save(tensors, metadata))

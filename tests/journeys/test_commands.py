@@ -142,7 +142,7 @@ def test_a_finished_build_is_left_alone_and_more_views_extend_it(world: World, t
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--seed", 1), "another plan at plan.seed: the store has 0, this run has 1"),
+        (("--seed", 1), "another plan at seed: the store has 0, this run has 1"),
         (("--mix", "cutmix", "--group", 4), "another plan at"),
         (("--mean", 0, 0, 0), "another teacher at teacher.mean"),
         (("--encoding", "float16"), "another label encoding"),
@@ -199,7 +199,7 @@ def test_train_evaluate_and_train_again(world: World, tmp_path: Path) -> None:
     assert summary["steps"] == 4 * 4
     assert 0 <= summary["last"]["top1"] <= summary["best"]["top1"] <= 100
     described = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert described["made_of"]["store"]["teacher"]["weights"]
+    assert described["made_of"]["store"]["identity"]["teacher"]["weights"]
     assert described["made_of"]["versions"]["torch"]
     assert described["made_with"]["norm_layers"] == ["GroupNorm"]
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

@@ -18,7 +18,6 @@ from trainer.checkpoint import (
     random_state,
     restore_random_state,
     save_checkpoint,
-    write_atomically,
 )
 
 CONFIG: dict[str, Any] = {"loss": {"name": "gift", "gamma": 0.1}, "seed": 3, "milestones": (0.5, 0.75)}
@@ -167,7 +166,7 @@ def test_written_aside_flushed_renamed_then_the_folder_flushed(tmp_path: Path, m
 
     for name in ("unlink", "write_file", "sync_file", "replace", "sync_folder"):
         record(name)
-    write_atomically(path, b"new")
+    disk.write_atomically(path, b"new")
     partial = "last.pt.partial"
     assert [call for call in calls if tmp_path.name not in call] == [
         f"unlink {partial}",

@@ -21,7 +21,7 @@ def entry(epoch: int, **more: float | None) -> dict[str, float | None]:
 def test_runs_are_drawn_on_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, epochs in (("a", 3), ("b", 5)):
         (tmp_path / name).mkdir()
-        with open_log(tmp_path / name, 0) as log:
+        with open_log(tmp_path / name, 0, pytest.fail) as log:
             for epoch in range(epochs):
                 log(entry(epoch, **({"test_top1": 10.0, "test_loss": None} if epoch == 2 else {})))
     out = tmp_path / "curves.png"
@@ -41,17 +41,32 @@ def test_what_is_no_run_is_named(tmp_path: Path, text: str | None) -> None:
 
 
 def test_what_was_said_after_the_checkpoint_is_dropped(tmp_path: Path) -> None:
-    with open_log(tmp_path, 0) as log:
+    with open_log(tmp_path, 0, pytest.fail) as log:
         for epoch in range(4):
             log(entry(epoch))
-    with open_log(tmp_path, 2) as log:
+    with open_log(tmp_path, 2, pytest.fail) as log:
         log(entry(2, test_top1=1.0))
     assert read_log(tmp_path) == [entry(0), entry(1), entry(2, test_top1=1.0)]
 
 
+def test_a_log_that_lacks_epochs_is_said(tmp_path: Path) -> None:
+    path, warnings = tmp_path / "log.jsonl", list[str]()
+    path.write_text('{"epoch": 0}\n{"epoch": 1, "lo\n[2]\n{"epoch": 3}\n')
+    with open_log(tmp_path, 4, warnings.append) as log:
+        log(entry(4))
+    assert read_log(tmp_path) == [{"epoch": 0}, {"epoch": 3}, entry(4)]
+    assert warnings == [f"{path}: expected a line for each of 4 epochs, found 2; the others are not made again"]
+
+
+@pytest.mark.parametrize("out", ["curves.xyz", "no folder/curves.png", "."])
+def test_a_picture_that_could_not_be_written_is_refused_first(tmp_path: Path, out: str) -> None:
+    with pytest.raises(InputError, match="--out: expected"):
+        PlotConfig(runs=(tmp_path,), out=tmp_path / out)
+
+
 def test_scalars_for_tensorboard(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with open_log(tmp_path, 0, tensorboard=True) as log:
+    with open_log(tmp_path, 0, pytest.fail, tensorboard=True) as log:
         for epoch in range(3):
             log(entry(epoch, test_loss=None))
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))

@@ -92,6 +92,11 @@ def test_every_value(recipe: str, classes: int, values: dict[str, object]) -> No
     assert RECIPES[recipe](setting(classes, 10)) == values
 
 
+@pytest.mark.parametrize("recipe", ["gift", "rded"])
+def test_convnets_have_batch_norm(recipe: str) -> None:
+    assert RECIPES[recipe](setting(10, 10, "convnet-d3"))["student_args"] == '{"norm": "batch"}'
+
+
 @pytest.mark.parametrize(("epochs", "every"), [(40, 10), (2, 1)])
 def test_gift_evaluates_four_times_whatever_the_epochs(epochs: int, every: int) -> None:
     flags = RECIPES["gift"](replace(setting(10, 10), epochs=epochs))
@@ -104,7 +109,7 @@ def test_gifts_rate_drops_where_its_authors_drop_it(epochs: int) -> None:
     optimizer = torch.optim.SGD([rate], lr=1.0)
     theirs = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2 * epochs // 3, 5 * epochs // 6], gamma=0.2)
     flags: Any = RECIPES["gift"](setting(10, 10))
-    ours = ScheduleSpec(name="step", per="epoch", milestones=flags["milestones"], gamma=flags["drop"])
+    ours = ScheduleSpec(name="step", per="epoch", milestones=flags["milestones"], drop=flags["drop"])
     for epoch in range(epochs):
         assert ours.factor(epoch, epochs) == pytest.approx(theirs.get_last_lr()[0])
         optimizer.step()

@@ -36,7 +36,7 @@ def test_cosine_is_torchs(total: int, final: float) -> None:
 
 
 def test_step_is_torchs() -> None:
-    schedule = ScheduleSpec(name="step", milestones=(0.3, 0.5, 0.9), gamma=0.1)
+    schedule = ScheduleSpec(name="step", milestones=(0.3, 0.5, 0.9), drop=0.1)
     expected = torch_rates(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [30, 50, 90], gamma=0.1), 100)
     assert [schedule.factor(done, 100) for done in range(100)] == pytest.approx(expected)
 
@@ -77,7 +77,7 @@ def test_schedules_name_the_numbers_in_effect() -> None:
         ({"per": "batch"}, "per: expected one of epoch, step"),
         ({"milestones": (0.5, 0.5)}, "milestones: expected increasing"),
         ({"milestones": (0.5, 1.5)}, "milestones"),
-        ({"gamma": 0.0}, "gamma"),
+        ({"drop": 0.0}, "drop"),
         ({"final": -0.1}, "final"),
     ],
 )

@@ -89,6 +89,37 @@ def test_a_compiled_student_is_the_same_and_goes_on_bit_for_bit(
         assert all(torch.equal(found[name], value) for name, value in whole.items())
 
 
+class Constant(torch.nn.Module):
+    """Has nothing to learn."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.classes = num_classes
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.new_ones(len(pixels), self.classes)
+
+
+class Failing(torch.nn.Module):
+    """Fails for reasons of its own."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(3, num_classes)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise ValueError("inner trouble")
+        output: torch.Tensor = self.head(pixels.mean((2, 3)))
+        return output
+
+
+def test_what_fails_inside_a_student_is_not_laid_on_the_batch(config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^inner trouble$") as error:
+        trained(config, tmp_path / "run", student=f"{__name__}:Failing", student_args="{}")
+    assert not isinstance(error.value, InputError)
+
+
 class Remembering(torch.nn.Module):
     """Keeps what its first forward made, as some position embeddings do."""
 
@@ -141,6 +172,7 @@ def test_ranks_begin_alike_and_draw_apart(config: TrainConfig) -> None:
         ({"student": "torchvision:vit_b_16", "student_args": "{}"}, "does not take crops of 16 px"),
         ({"size": 2}, "2 blocks need at least 4 px, found 2 px"),
         ({"optimizer": "RMSprop", "fused": True}, "RMSprop"),
+        ({"student": f"{__name__}:Constant", "student_args": "{}"}, "expected weights to train, found none"),
     ],
 )
 def test_a_student_that_does_not_fit_is_refused(
@@ -159,6 +191,10 @@ def test_a_student_that_does_not_fit_is_refused(
         {"ema": 1.0},
         {"checkpoint_steps": 0},
         {"size": 0},
+        {"views": 0},
+        {"test_resize": 0},
+        {"eval_from": 2.0},
+        {"seed": 2**63},
     ],
 )
 def test_numbers_that_no_run_can_have_are_refused(changes: dict[str, Any], config: TrainConfig) -> None:

@@ -211,9 +211,9 @@ def test_a_checkpoint_of_another_run_is_refused(
     assert built.code == 0, built.err
     for change, place in (
         ({"ema": 0.5}, "run.ema"),
-        ({"gamma": 0.2}, "loss.gamma"),
-        ({"lr": 1.0}, "optimizer.lr"),
-        ({"store": tmp_path / "other"}, "store.identity"),
+        ({"gamma": 0.2}, "run.gamma"),
+        ({"lr": 1.0}, "run.lr"),
+        ({"store": tmp_path / "other"}, "store.identity.seed: the folder has 0, this run has 1"),
     ):
         with pytest.raises(MismatchError, match=f"another run at {place}"):
             loop.train(dataclasses.replace(config, **change), Console(as_json=True))

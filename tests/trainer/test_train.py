@@ -115,7 +115,7 @@ def test_views_that_are_not_the_runs_or_never_built_are_refused(config: TrainCon
 
 def test_a_run_of_other_flags_is_refused(config: TrainConfig) -> None:
     loop.train(config, Console(as_json=True))
-    with pytest.raises(MismatchError, match=r"another run at loss\.gamma: the folder has 0\.1, this run has 0\.2"):
+    with pytest.raises(MismatchError, match=r"another run at run\.gamma: the folder has 0\.1, this run has 0\.2"):
         loop.train(dataclasses.replace(config, gamma=0.2), Console(as_json=True))
 
 
@@ -154,3 +154,24 @@ def test_checkpoints_are_as_frequent_as_they_are_cheap(
     summary = loop.train(run, Console(as_json=True))
     assert len(steps) == saved
     assert steps[-1] == summary["steps"]
+
+
+def test_a_run_that_begins_again_says_so(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = dataclasses.replace(config, run=tmp_path / "run", test_images=None)
+    loop.train(run, Console())
+    again = loop.train(run, Console())
+    assert (again["steps"], again["steps_now"]) == (16, 0)
+    assert "16 steps, 0 of them now, in" in loop.say(again)
+    assert "begins again" not in capsys.readouterr().err
+    (run.run / "checkpoint.pt").unlink()
+    assert loop.train(run, Console())["steps_now"] == 16
+    assert "checkpoint.pt: there is no checkpoint; the run begins again" in capsys.readouterr().err
+
+
+def test_a_run_needs_a_folder(config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for run in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match="expected a folder, found a file in its place; give another --run"):
+            loop.train(dataclasses.replace(config, run=run), Console(as_json=True))
