@@ -47,9 +47,12 @@ def test_commands_and_loop_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert ended.code == 0, (command, ended)
     (loop,) = blocks("python")
     monkeypatch.chdir(folder)
-    exec(compile(loop.replace("range(200)", "range(2)"), "README.md", "exec"), {})  # noqa: S102  the point
-    saved = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert saved["replay"]["epoch"] == 2
+    for epochs in (2, 3):  # and on from the checkpoint
+        exec(compile(loop.replace("epochs=200", f"epochs={epochs}"), "README.md", "exec"), {})  # noqa: S102  the point
+        saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+        assert (saved["replay"]["epoch"], saved["replay"]["position"]) == (epochs, 0)
+    steps = [state["step"] for state in saved["optimiser"]["state"].values()]
+    assert min(steps) == max(steps) == 3
 
 
 def test_nothing_is_left_to_fill_in() -> None:
