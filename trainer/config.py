@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -16,6 +16,17 @@ from trainer.losses import LossName, LossSpec
 from trainer.losses.gift import GiftForm
 from trainer.optimisers import Decay, OptimiserSpec
 from trainer.schedules import ScheduleName, SchedulePer, ScheduleSpec
+
+# The field of each number of a loss.
+LOSS_NUMBERS = {
+    "form": "gift_form",
+    "gamma": "gamma",
+    "smoothing": "smoothing",
+    "weight": "w",
+    "temperature": "temperature",
+    "t_squared": "t_squared",
+    "hard_weight": "hard_weight",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +149,12 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')}: expected at least 1, found {value}")
+        used = self.loss_spec().numbers
+        for number, name in LOSS_NUMBERS.items():
+            if number not in used and getattr(self, name) != getattr(type(self), name):
+                raise InputError(
+                    f"--{name.replace('_', '-')}: not a number of --loss {self.loss} in this form; leave it out"
+                )
         if not 0 <= self.eval_from <= 1:
             raise InputError(f"--eval-from: expected a fraction between 0 and 1, found {self.eval_from}")
         if not 0 <= self.seed < 2**63:
@@ -149,16 +166,8 @@ class TrainConfig:
 
     def loss_spec(self) -> LossSpec:
         """The loss's part of the flags."""
-        return LossSpec(
-            name=self.loss,
-            form=self.gift_form,
-            gamma=self.gamma,
-            smoothing=self.smoothing,
-            weight=self.w,
-            temperature=self.temperature,
-            t_squared=self.t_squared,
-            hard_weight=self.hard_weight,
-        )
+        numbers: dict[str, Any] = {number: getattr(self, name) for number, name in LOSS_NUMBERS.items()}
+        return LossSpec(name=self.loss, **numbers)
 
     def optimiser_spec(self) -> OptimiserSpec:
         """The optimiser's part of the flags."""

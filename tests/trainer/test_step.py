@@ -203,6 +203,21 @@ def test_numbers_that_no_run_can_have_are_refused(changes: dict[str, Any], confi
         dataclasses.replace(config, **changes)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "kl", "gamma": 0.5},
+        {"loss": "gift", "w": 0.2},
+        {"loss": "mse", "temperature": 4.0},
+        {"t_squared": True},
+    ],
+)
+def test_numbers_of_another_loss_are_refused(changes: dict[str, Any], config: TrainConfig) -> None:
+    *_, name = changes
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')}: not a number of --loss"):
+        dataclasses.replace(config, **changes)
+
+
 def test_the_mean_takes_buffers_and_counts() -> None:
     torch.manual_seed(0)
     student = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
