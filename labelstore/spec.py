@@ -15,6 +15,7 @@ MAX_POSITIONS = 16_384
 MAX_BLOCK_BYTES = 64 << 20
 MIN_BLOCK_ROWS = 4_096
 MAX_COLUMNS = 65_535
+SAID = 100  # characters of a value that an error names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,9 +156,12 @@ class State:
 
 
 def first_difference(ours: Json, theirs: Json, path: str = "") -> tuple[str, Json, Json] | None:
-    """The first place, in our order, where two JSON values differ: (dotted path, our value, their value), or None."""
+    """The first place where two JSON values differ: (dotted path, our value, their value), or None.
+
+    In our order, but what one of them lacks comes after what both have.
+    """
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        for key in dict.fromkeys((*ours, *theirs)):
+        for key in dict.fromkeys((*(key for key in ours if key in theirs), *ours, *theirs)):
             place = f"{path}.{key}" if path else key
             found = first_difference(ours.get(key), theirs.get(key), place)
             if found:
@@ -179,4 +183,10 @@ def require_same(what: str, stored: Json, given: Json, advice: str, holder: str 
     if found:
         place, ours, theirs = found
         where = f" at {place}" if place else ""
-        raise MismatchError(f"another {what}{where}: {holder} has {ours!r}, this run has {theirs!r}; {advice}")
+        raise MismatchError(f"another {what}{where}: {holder} has {said(ours)}, this run has {said(theirs)}; {advice}")
+
+
+def said(value: Json) -> str:
+    """A value as an error names it: its beginning, where it is long."""
+    text = repr(value)
+    return text if len(text) <= SAID else f"{text[:SAID]}..."

@@ -263,7 +263,7 @@ def require_same_identity(stored: Identity, given: Identity) -> None:
     }
     parts: dict[str, tuple[str, ...]] = {
         "images": ("images", "classes", "skipped", "manifest"),
-        "teacher": ("columns", "class_columns", "teacher"),
+        "teacher": ("class_columns", "columns", "teacher"),
         "plan": ("size", "seed", "group", "plan", "crop_columns", "block"),
         "label encoding": ("encoding",),
     }

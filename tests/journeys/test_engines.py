@@ -49,7 +49,7 @@ def test_several_teachers_label_together_and_are_verified_so(world: World, tmp_p
     assert swapped.code == 2
     alone = giftwrap(*world.build_words(store))
     assert alone.code == 2
-    assert "another teacher at teacher.args" in alone.err
+    assert "another teacher at teacher.members" in alone.err
 
 
 def config(world: World, store: Path, **more: object) -> BuildConfig:
