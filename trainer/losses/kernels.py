@@ -15,7 +15,6 @@ from torch import Tensor, library
 
 from trainer.losses.closed import REACH, SHRUNK, kept_in
 from trainer.losses.cosine import TINY
-from trainer.losses.fused import INTERPRETED
 
 
 def itself(kernel: Any) -> Any:
@@ -23,6 +22,7 @@ def itself(kernel: Any) -> Any:
     return kernel
 
 
+INTERPRETED = triton.knobs.runtime.interpret
 # By this name torch finds the kernels of an operator, and knows compiled code of others by their source.
 wrap_triton: Callable[[Any], Any] = itself if INTERPRETED else library.wrap_triton
 SHORTEST, FURTHEST, BACK = tl.constexpr(TINY), tl.constexpr(REACH), tl.constexpr(SHRUNK)
