@@ -74,7 +74,7 @@ class Order:
         for window in self._windows(epoch):
             size = self._size(window)
             if offset < stop and start < offset + size:
-                sequence.append(self._window(epoch, window)[max(start - offset, 0) : stop - offset])
+                sequence.append(self._window(epoch, window, max(start - offset, 0), min(stop - offset, size)))
             offset += size
         sequence.append(np.arange(max(start, offset), stop))  # the short last group
         return np.concatenate(sequence)
@@ -99,12 +99,13 @@ class Order:
         windows: list[int] = _permutation(count, "windows", *self._played(epoch)).tolist()
         return windows
 
-    def _window(self, epoch: int, window: int) -> Int64Array:
-        """The positions of a window in the order of an epoch, int64 ``[size]``."""
-        count = self._size(window) // self.group
-        groups = _permutation(count, "groups", *self._played(epoch), window)
+    def _window(self, epoch: int, window: int, start: int, stop: int) -> Int64Array:
+        """The positions of a window from offset ``start`` to ``stop`` in the order of an epoch, int64 ``[n]``."""
+        count, whole = self._size(window) // self.group, start // self.group
+        groups = _permutation(count, "groups", *self._played(epoch), window)[whole : -(-stop // self.group)]
         first = window * self._step + groups * self.group
-        return (first[:, None] + np.arange(self.group)).ravel()
+        played = (first[:, None] + np.arange(self.group)).ravel()
+        return played[start - whole * self.group : stop - whole * self.group]
 
     def _played(self, epoch: int) -> tuple[int, int, int]:
         """What the order of a replayed view is keyed by: run seed, view, times played."""
