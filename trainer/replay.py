@@ -190,7 +190,8 @@ class Replay:
             if epochs > self._epoch + 1:
                 raise InputError(f"play: expected one epoch of a store that is followed, found {epochs - self._epoch}")
             wait_for_view(self.store, self.view)
-        with ahead(self._made(epochs), READ_AHEAD) as batches:
+        places = [(epoch, self._position if epoch == self._epoch else 0) for epoch in range(self._epoch, epochs)]
+        with ahead(self._made(places), READ_AHEAD) as batches:
             for batch, made in batches:
                 # Advanced before the batch is handed out: the state names the next batch while this one is used.
                 if self._turn != turn:
@@ -239,9 +240,8 @@ class Replay:
             "view_order": order.mode,
         }
 
-    def _made(self, epochs: int) -> Generator[tuple[TrainBatch, torch.cuda.Event | None]]:
-        """This process's slices from here on, on the device; on a GPU with the moment when they are there."""
-        places = [(epoch, self._position if epoch == self._epoch else 0) for epoch in range(self._epoch, epochs)]
+    def _made(self, places: Sequence[tuple[int, int]]) -> Generator[tuple[TrainBatch, torch.cuda.Event | None]]:
+        """This process's slices of epochs from an offset on, on the device; on a GPU with when they are there."""
         stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         with torch.cuda.stream(stream):
             for batch in self._slices(places):
