@@ -15,7 +15,7 @@ from labelstore import disk
 from labelstore.console import Console
 from tests.journeys.world import SERVER, SIDE, World, draw_images, random_teacher
 
-KILLS = 20
+KILLS = 12
 STEPS = ("write_file", "sync_file", "sync_folder", "link", "replace", "unlink")
 
 
