@@ -145,12 +145,7 @@ class Replay:
         )
         self._mean, self._std = normalisation_of(self.store, mean, std)
         self._device, self._dtype = torch.device(device), dtype
-        # Codes are several times smaller than what they decode to: a GPU gets them, and decodes.
-        as_stored = any_scale and not isinstance(self.store.encoding, Transform)
-        self._decode: Callable[[Codes, Pairs], torch.Tensor] | None = None
-        if as_stored or self._device.type != "cpu":
-            codes = DeviceCodes(self.store.encoding, self._device)
-            self._decode = codes.directions if as_stored else codes.decode
+        self._decode = decoder_for(self.store, self._device, any_scale=any_scale)
         self._epoch, self._position = epoch, 0
         self._turn = 0  # of iterators and states: an iterator of before must not go on
 
@@ -323,6 +318,18 @@ def views_of(store: LabelStore, views: int | None) -> int:
             f"`pipeline build --views {views}` adds the others"
         )
     return there if views is None else views
+
+
+def decoder_for(
+    store: LabelStore, device: torch.device, *, any_scale: bool
+) -> Callable[[Codes, Pairs], torch.Tensor] | None:
+    """What makes labels of codes on a device; None where the encoding itself does, on a CPU."""
+    as_stored = any_scale and not isinstance(store.encoding, Transform)
+    if device.type == "cpu" and not as_stored:
+        return None
+    # Codes are several times smaller than what they decode to: a GPU gets them, and decodes.
+    codes = DeviceCodes(store.encoding, device)
+    return codes.directions if as_stored else codes.decode
 
 
 def normalisation_of(

@@ -224,4 +224,4 @@ def test_without_matplotlib_figures_come_and_the_command_says_what_to_install(
     assert values["picture"] == "matplotlib is missing: pip install 'giftwrap[plot]'"
     assert "no picture will be drawn: matplotlib is missing" in capsys.readouterr().err
     assert "kept" not in values  # drawn labels promise nothing
-    assert [store["mixed"] for store in values["transform"]] == [False, True]  # type: ignore[index, union-attr]
+    assert [store["mixed"] for store in values["transform"]] == [False, True]

@@ -55,7 +55,7 @@ def test_several_teachers_label_together_and_are_verified_so(world: World, tmp_p
 def config(world: World, store: Path, **more: object) -> BuildConfig:
     teacher = {"teacher": (TEACHER[1],), "teacher_args": (TEACHER[3],), "weights": (str(world.weights),)}
     plain = {"images": world.images, "size": SIDE, "views": 200, "threads": torch.get_num_threads(), "store": store}
-    return BuildConfig(**(plain | teacher | more))  # type: ignore[arg-type]
+    return BuildConfig(**(plain | teacher | more))
 
 
 def test_a_build_goes_on_with_the_batch_of_its_store(world: World, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_build_goes_on_with_the_batch_of_its_store(world: World, tmp_path: Pat
     build(config(world, given, batch=48), Console(as_json=True))
     build(config(world, given, views=400), Console(as_json=True))
     state = LabelStore.open(given).state
-    assert [version["engine"]["batch"] for version in state.versions] == [48]  # type: ignore[index, call-overload]
+    assert [version["engine"]["batch"] for version in state.versions] == [48]
 
 
 def test_a_compiled_store_is_continued_compiled_or_not_at_all(
@@ -109,4 +109,4 @@ def test_a_store_begun_after_a_failed_compile_goes_on_uncompiled(
     build(config(world, tmp_path / "store", compile="on", views=400), Console(as_json=True))
     assert "the store was begun with an uncompiled teacher and goes on so" in capfd.readouterr().err
     state = LabelStore.open(tmp_path / "store").state
-    assert [version["engine"]["compile"] for version in state.versions] == ["none"]  # type: ignore[index, call-overload]
+    assert [version["engine"]["compile"] for version in state.versions] == ["none"]

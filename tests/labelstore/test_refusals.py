@@ -243,7 +243,7 @@ def full_after(steps: int, work: Callable[[], object]) -> bool:
             if count <= steps or name == "unlink":
                 return plain(*args, **options)
             if name == "write_file" and args[1:]:
-                first = bytes(memoryview(args[1]).cast("B"))  # type: ignore[arg-type]
+                first = bytes(memoryview(args[1]).cast("B"))
                 plain(args[0], first[: len(first) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

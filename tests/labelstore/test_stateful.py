@@ -66,7 +66,7 @@ def killed_after(steps: int, work: Callable[[], object]) -> bool:
             nonlocal count
             if count == steps:
                 if name == "write_file":
-                    plain(args[0], bytes(memoryview(b"".join(map(bytes, args[1:2])))[: len(args[1]) // 2]))  # type: ignore[arg-type]
+                    plain(args[0], bytes(memoryview(b"".join(map(bytes, args[1:2])))[: len(args[1]) // 2]))
                 raise KilledError
             count += 1
             return plain(*args, **options)

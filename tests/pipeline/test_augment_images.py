@@ -236,7 +236,7 @@ def test_factor_crops_show_a_cell_or_the_whole() -> None:
 def test_a_pair_has_a_weight_of_its_own(mix: Any) -> None:
     sides = np.full(64, 8, np.int32)
     shared, own = (
-        Plan(PlanSpec(size=32, mix=mix, group=16, mix_per=per), sides, sides).rows(0, 0, 64)  # type: ignore[arg-type]
+        Plan(PlanSpec(size=32, mix=mix, group=16, mix_per=per), sides, sides).rows(0, 0, 64)
         for per in ("group", "pair")
     )
     assert np.array_equal(shared.values[:8], own.values[:8])  # the crops and their partners

@@ -167,13 +167,10 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members(weights: list[str], opt
 def test_the_identity_of_an_ensemble_names_each_member(weights: list[str]) -> None:
     single = dict(teacher_of(weights[:1]).identity)
     together = dict(teacher_of(weights[:2], (30, 10)).identity)
-    assert (
-        [member["weights"] for member in together["members"]]
-        == [  # type: ignore[union-attr, index, call-overload]
-            teacher_of([file]).identity["weights"] for file in weights[:2]
-        ]
-    )
-    assert [member["share"] for member in together["members"]] == [0.75, 0.25]  # type: ignore[union-attr, index, call-overload]
+    assert [member["weights"] for member in together["members"]] == [
+        teacher_of([file]).identity["weights"] for file in weights[:2]
+    ]
+    assert [member["share"] for member in together["members"]] == [0.75, 0.25]
     assert together == teacher_of(weights[:2], (0.75, 0.25)).identity
     for other in ((weights[:2], ()), (weights[1::-1], (30, 10)), (weights, ())):
         assert teacher_of(*other).identity != together

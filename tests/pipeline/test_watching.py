@@ -291,7 +291,7 @@ def test_the_number_of_blocks_in_memory_does_not_depend_on_how_many_there_are(
 ) -> None:
     held, opened = Held(), filling.OpenBlock
 
-    class Counted(opened):  # type: ignore[misc,valid-type]
+    class Counted(opened):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             held.alive += 1
@@ -321,7 +321,7 @@ def test_memory_is_flat_over_ten_thousand_blocks(tmp_path: Path) -> None:
             sizes[done] = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     add_block = watch.add_block
-    watch.add_block = measure  # type: ignore[method-assign]
+    watch.add_block = measure
     fill(store, work, watch)
     assert not store.missing()
     assert sizes[10_000] - sizes[1_000] < 16 << 20

@@ -63,7 +63,7 @@ def batch(rows: int, classes: int, dtype: torch.dtype = torch.float32, seed: int
 def value_and_gradient(loss: Loss, x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
     leaf = x.detach().clone().requires_grad_()
     value = loss(leaf, *rest)
-    (SCALES.get(x.dtype, SCALE) * value).backward()  # type: ignore[no-untyped-call]
+    (SCALES.get(x.dtype, SCALE) * value).backward()
     assert leaf.grad is not None
     assert leaf.grad.dtype == x.dtype
     return value.detach(), leaf.grad
@@ -199,7 +199,7 @@ def test_backward_again_and_twice(name: str) -> None:
 def test_labels_that_want_a_gradient_get_one() -> None:
     x, t, y, *_ = batch(5, 10)
     t.requires_grad_()
-    make_loss(LossSpec())(x, t, y).backward()  # type: ignore[no-untyped-call]
+    make_loss(LossSpec())(x, t, y).backward()
     assert t.grad is not None
     assert t.grad.any()
 
@@ -279,7 +279,7 @@ def interpreted() -> None:
     whole = torch.compile(lambda *tensors: SCALE * loss(*tensors), fullgraph=True, backend="aot_eager")
     eager = value_and_gradient(lambda *tensors: SCALE * loss(*tensors), x, t, y)
     torch.testing.assert_close(value_and_gradient(whole, x, t, y), eager)
-    assert loss.rows(x, t) is not gift_rows  # type: ignore[attr-defined]
+    assert loss.rows(x, t) is not gift_rows
 
 
 @needs_triton
@@ -335,7 +335,7 @@ def test_kernels_are_operators_whose_shapes_are_known() -> None:
         losses, gradient = kernels.gift(x, t, soft=1.0, hard=0.0, smoothing=0.1)
         assert (losses.shape, losses.dtype) == ((8,), torch.float32)
         assert (gradient.shape, gradient.dtype) == (x.shape, x.dtype)
-    any_rows = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, DimDynamic.STATIC])  # type: ignore[misc]
+    any_rows = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, DimDynamic.STATIC])
     symbols, eight = ShapeEnv(), torch.empty(8, 1000)
     with FakeTensorMode(shape_env=symbols) as mode:
         x = mode.from_tensor(eight, symbolic_context=any_rows, source=ConstantSource("x"))

@@ -121,7 +121,7 @@ def test_golden() -> None:
 )
 def test_what_is_no_order_is_refused(fields: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Order(**fields)  # type: ignore[arg-type]
+        Order(**fields)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 3), (4, 3), (0, 11)])

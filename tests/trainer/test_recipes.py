@@ -118,7 +118,7 @@ def test_gifts_rate_drops_where_its_authors_drop_it(epochs: int) -> None:
 
 def test_rdeds_rate_ends_at_half() -> None:
     flags = RECIPES["rded"](setting(10, 10))
-    schedule = ScheduleSpec(name="cosine", per="epoch", final=float(flags["final"]), horizon=float(flags["horizon"]))  # type: ignore[arg-type]
+    schedule = ScheduleSpec(name="cosine", per="epoch", final=float(flags["final"]), horizon=float(flags["horizon"]))
     for epoch in (0, 1, 150, 299):
         assert schedule.factor(epoch, 300) == pytest.approx(0.5 * (1 + math.cos(math.pi * epoch / 600)), abs=1e-12)
     assert schedule.factor(300, 300) == pytest.approx(0.5)
@@ -189,10 +189,10 @@ def test_a_store_of_the_recipe_is_taken_and_another_one_named(recipe: str, size:
             require_store(recipe, store(**changes), "s")
     plain = SimpleNamespace(**{**vars(store()), "plan": PlanSpec(size=size).to_json()})
     with pytest.raises(MismatchError, match=f"pipeline build --recipe {recipe}"):
-        require_store(recipe, plain, "s")  # type: ignore[arg-type]
+        require_store(recipe, plain, "s")
     moved = SimpleNamespace(**{**vars(store()), "teacher": {"name": "other", **imagenet, "mean": [0.5, 0.5, 0.5]}})
     if recipe == "gift":  # whose teachers have a mean for each set
-        require_store(recipe, moved, "s")  # type: ignore[arg-type]
+        require_store(recipe, moved, "s")
     else:
         with pytest.raises(MismatchError, match=r"with mean\[0\] 0\.485, this one has 0\.5"):
-            require_store(recipe, moved, "s")  # type: ignore[arg-type]
+            require_store(recipe, moved, "s")

@@ -202,7 +202,7 @@ def test_ahead_hands_on_errors_and_stops_with_its_consumer() -> None:
         raise InputError("the second item")
 
     taken = []
-    with ahead(items(), 2) as results:  # type: ignore[arg-type]
+    with ahead(items(), 2) as results:
         with pytest.raises(InputError, match="second item"):
             taken.extend(results)
         assert list(results) == []

@@ -96,7 +96,7 @@ def test_every_optimiser_takes_a_step(name: str) -> None:
     assert type(optimiser).__name__ == name
     assert optimiser.param_groups[0]["lr"] == 0.1
     assert optimiser.param_groups[0].get("weight_decay", 0) == decay
-    parameter.square().sum().backward()  # type: ignore[no-untyped-call]
+    parameter.square().sum().backward()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some of torch's own steps use deprecated calls
         optimiser.step()
