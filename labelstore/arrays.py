@@ -148,7 +148,7 @@ class StoreLayout:
         """The arrays of a store with this identity."""
         images, columns, block = identity.images, identity.columns, BlockGrid.of(identity).shape
         kept = min(AUDIT_ROWS, images, block.positions)
-        encoding = make_encoding(identity.encoding, columns)
+        encoding = make_encoding(identity.encoding, columns, identity.format)
         count = len(identity.crop_columns)
         return cls(
             codes=tuple(_codes(code, images, block) for code in encoding.arrays),

@@ -9,7 +9,7 @@ from typing import Any
 
 from labelstore.console import byte_count
 from labelstore.errors import InputError
-from labelstore.spec import FORMAT, Json
+from labelstore.spec import Json
 from labelstore.store import LabelStore
 
 MAX_LINE = 400
@@ -25,7 +25,7 @@ def info(store: LabelStore, weights: Path | None = None) -> dict[str, Json]:
     identity, state = store.identity, store.state
     sizes = store.bytes_per_label()
     return {
-        "format": FORMAT,
+        "format": identity.format,
         "images": identity.images,
         "views": state.views_sealed,
         "views_target": state.views_target,

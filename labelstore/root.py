@@ -15,7 +15,7 @@ from labelstore.errors import DamagedError, FormatError, InputError
 from labelstore.lease import LEASE
 from labelstore.publish import PARTIAL, Described, publish
 from labelstore.shards import encode_shard
-from labelstore.spec import FORMAT, Identity, Json, State
+from labelstore.spec import FORMAT, READABLE, Identity, Json, State
 
 ROOT = "zarr.json"
 FOLDERS = ("markers", "seals")
@@ -34,7 +34,7 @@ def folders(layout: StoreLayout) -> list[str]:
 def root_document(identity: Identity, state: State) -> bytes:
     """The zarr.json of a store: the format first."""
     attributes: dict[str, Json] = {
-        "giftwrap_format": FORMAT,
+        "giftwrap_format": identity.format,
         "identity": identity.to_json(),
         "state": state.to_json(),
     }
@@ -64,14 +64,15 @@ def _read_root(root: Path, path: Path) -> tuple[Identity, State]:
     attributes = data.get("attributes")
     if not isinstance(attributes, dict) or "giftwrap_format" not in attributes:
         raise FormatError(f"{root}: expected a label store, found a zarr hierarchy without giftwrap_format")
-    if attributes["giftwrap_format"] != FORMAT:
+    number = attributes["giftwrap_format"]
+    if type(number) is not int or number not in READABLE:
         raise FormatError(
-            f"{root}: this version reads format {FORMAT}, the store has format {attributes['giftwrap_format']!r}; "
+            f"{root}: this version reads formats {', '.join(map(str, READABLE))}, the store has format {number!r}; "
             f"install a version of giftwrap that reads it"
         )
     documents.require_stamp(path, attributes)
     try:
-        return Identity.from_json(attributes["identity"]), State.from_json(attributes["state"])
+        return Identity.from_json(attributes["identity"], number), State.from_json(attributes["state"])
     except (KeyError, TypeError) as error:
         raise FormatError(f"{root}: identity and state cannot be read: {error!r}") from error
 
@@ -121,6 +122,15 @@ def require_own(root: Path, layout: StoreLayout) -> None:
         )
     if stray := sorted(found - _top_names(layout) - {LEASE, PARTIAL}):
         raise InputError(f"{root}: expected an empty folder, found {stray[0]!r}; give another --store")
+
+
+def require_writable(root: Path, identity: Identity) -> None:
+    """Refuse to write to a store of an earlier format."""
+    if identity.format != FORMAT:
+        raise FormatError(
+            f"{root}: has format {identity.format}, which is read but not written any more; make a store of format "
+            f"{FORMAT} of it: `python -m labelstore convert {root} NEW --encoding {identity.encoding.get('name')}`"
+        )
 
 
 def require_images(

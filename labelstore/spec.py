@@ -9,7 +9,8 @@ from typing import TypeAlias
 from labelstore.errors import FormatError, InputError, MismatchError
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # formats that this version reads; it writes the last
 
 MAX_POSITIONS = 16_384
 MAX_BLOCK_BYTES = 64 << 20
@@ -56,6 +57,7 @@ class Identity:
         renderer: what makes the pixels' bytes.
         block: the block shape.
         class_columns: the column of each class in a label, where labels keep others too; empty: column k is class k.
+        format: number of the format that the store is written in.
     """
 
     images: int
@@ -74,6 +76,7 @@ class Identity:
     renderer: Mapping[str, Json]
     block: BlockShape
     class_columns: tuple[int, ...] = ()
+    format: int = FORMAT
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a store."""
@@ -107,6 +110,7 @@ class Identity:
     def to_json(self) -> dict[str, Json]:
         """As the JSON object stored under ``identity``."""
         plain = asdict(self)
+        del plain["format"]  # is stored beside the identity
         for name in ("classes", "skipped", "crop_columns", "class_columns"):
             plain[name] = list(plain[name])
         if not self.class_columns:
@@ -114,10 +118,10 @@ class Identity:
         return plain
 
     @classmethod
-    def from_json(cls, data: Mapping[str, object]) -> Identity:
+    def from_json(cls, data: Mapping[str, object], format_number: int = FORMAT) -> Identity:
         """From the JSON object stored under ``identity``."""
         try:
-            fields = {"class_columns": (), **data}
+            fields = {"class_columns": (), **data, "format": format_number}
             for name in ("classes", "skipped", "crop_columns", "class_columns"):
                 fields[name] = tuple(fields[name])  # type: ignore[arg-type]
             fields["block"] = BlockShape(**fields["block"])  # type: ignore[arg-type]

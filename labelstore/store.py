@@ -24,7 +24,15 @@ from labelstore.errors import DamagedError, FormatError, InputError, LeaseError,
 from labelstore.queueing import Queue
 from labelstore.reading import Int64Array, Reader, require_indexes
 from labelstore.records import AuditRows, BlockData, EncodedBlock, LabelBatch
-from labelstore.root import ROOT, make_skeleton, read_root, require_images, require_own, root_document
+from labelstore.root import (
+    ROOT,
+    make_skeleton,
+    read_root,
+    require_images,
+    require_own,
+    require_writable,
+    root_document,
+)
 from labelstore.seals import Marker, marker_file, seal_document, seal_file
 from labelstore.shards import Shard
 from labelstore.space import require_free_space, store_bytes
@@ -51,7 +59,7 @@ class LabelStore:
 
     def __init__(self, path: Path, identity: Identity, state: State, *, follow: bool = False) -> None:
         self.path, self.identity, self.state, self.follow = path, identity, state, follow
-        self._encoding: Encoding = make_encoding(identity.encoding, identity.columns)
+        self._encoding: Encoding = make_encoding(identity.encoding, identity.columns, identity.format)
         self._calibration: calibrations.Published | None = None
         self._grid, self._layout = BlockGrid.of(identity), StoreLayout.of(identity)
         self._reader = self._new_reader()
@@ -134,6 +142,7 @@ class LabelStore:
             LeaseError: when another build is making it.
         """
         root = Path(path)
+        require_writable(root, identity)
         require_images(identity, image_digests, targets, views)
         require_own(root, StoreLayout.of(identity))
         version: dict[str, Json] = {
@@ -158,6 +167,7 @@ class LabelStore:
         Raises:
             LeaseError: when another build holds the store; names its host and process.
         """
+        require_writable(self.path, self.identity)
         with leases.hold(self.path, take_over=take_over) as held:
             self._lease = held
             try:

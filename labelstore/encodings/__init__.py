@@ -14,7 +14,7 @@ from labelstore.encodings.float16 import Float16
 from labelstore.encodings.int8 import Int8
 from labelstore.encodings.transform import Transform
 from labelstore.errors import FormatError, InputError
-from labelstore.spec import Json
+from labelstore.spec import FORMAT, Json
 
 __all__ = [
     "ENCODINGS",
@@ -31,23 +31,26 @@ __all__ = [
 ]
 
 ENCODINGS: dict[str, Callable[..., Encoding]] = {"int8": Int8, "float16": Float16, "transform": Transform}
+FORMAT_1: dict[str, Callable[..., Encoding]] = {"int8": Int8, "float16": Float16, "transform": Transform}
 
 
-def make_encoding(parameters: Mapping[str, Json], columns: int) -> Encoding:
+def make_encoding(parameters: Mapping[str, Json], columns: int, format_number: int = FORMAT) -> Encoding:
     """The encoding that a store's identity describes.
 
     Args:
         parameters: its ``name``, and what else its ``to_json`` gives.
         columns: columns C of a label.
+        format_number: of the store; encodings of earlier formats are read, never written.
 
     Raises:
         InputError: when there is none of that name, or a parameter is out of its range.
     """
     options: dict[str, Any] = dict(parameters)
     name = options.pop("name", None)
-    if name not in ENCODINGS:
-        raise InputError(f"label encoding: expected one of {', '.join(ENCODINGS)}, found {name!r}")
+    table = ENCODINGS if format_number == FORMAT else FORMAT_1
+    if not isinstance(name, str) or name not in table:
+        raise InputError(f"label encoding: expected one of {', '.join(table)}, found {name!r}")
     try:
-        return ENCODINGS[name](columns, **options)
+        return table[name](columns, **options)
     except TypeError as error:
         raise FormatError(f"label encoding {name}: {error}; a newer version may know this parameter") from error
