@@ -60,7 +60,7 @@ class Drawn:
             crop_columns=CROP_COLUMNS if self.group == 1 else (*CROP_COLUMNS, *CUTMIX_COLUMNS),
             encoding=encoding,
             renderer={"name": "none"},
-            block=BlockShape.choose(self.images, self.columns, self.group),
+            block=BlockShape.choose(self.images, self.columns, self.group, self.views),
         )
         digests = np.zeros((self.images, 32), np.uint8)
         return LabelStore.create(path, identity, image_digests=digests, targets=self._targets, views=self.views)

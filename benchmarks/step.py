@@ -214,7 +214,7 @@ class Files:
         batches = [replay.store.read(0, span) for span in spans]
         for number, batch in enumerate(batches):
             torch.save(record(batch.rows, batch.logits, size.side), folder / f"batch_{number}.tar")
-        teacher: Any = identity.teacher
+        teacher: Any = identity.require("teacher")
         crops = Crops(
             [[source.manifest.file(image) for image in batch.rows.image.tolist()] for batch in batches],
             folder,

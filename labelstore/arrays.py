@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from labelstore import codecs
-from labelstore.blocks import BlockGrid, BlockIndex
+from labelstore.blocks import MAX_NAME, BlockGrid, BlockIndex
 from labelstore.encodings import CodeArray, Codec, Encoding, make_encoding
 from labelstore.errors import InputError
 from labelstore.spec import BlockShape, Identity, Json
@@ -40,6 +40,7 @@ class ArrayLayout:
         shard: shape of a shard.
         chunk: shape of an inner chunk; divides the shard.
         codec: how inner chunks are compressed; a CRC-32C follows either way.
+        chunk_crcs: whether the CRC-32Cs of all chunks stand before the index too; not in format 1.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ArrayLayout:
     shard: tuple[int, ...]
     chunk: tuple[int, ...]
     codec: Codec = "raw"
+    chunk_crcs: bool = True
 
     @property
     def chunk_bytes(self) -> int:
@@ -78,7 +80,11 @@ class ArrayLayout:
     def block(self, file_name: str) -> BlockIndex | None:
         """The block whose shard has this file name, or None."""
         parts = file_name.split(".")
-        if parts[0] != "c" or len(parts) != len(self.axes) + 1 or not all(part.isdecimal() for part in parts[1:]):
+        if (
+            parts[0] != "c"
+            or len(parts) != len(self.axes) + 1
+            or not all(part.isdecimal() and part.isascii() and len(part) <= MAX_NAME for part in parts[1:])
+        ):
             return None
         place = dict(zip(self.axes, map(int, parts[1:]), strict=True))
         block = BlockIndex(place.get("view", 0), place.get("position", 0))
@@ -150,7 +156,7 @@ class StoreLayout:
         kept = min(AUDIT_ROWS, images, block.positions)
         encoding = make_encoding(identity.encoding, columns, identity.format)
         count = len(identity.crop_columns)
-        return cls(
+        layout = cls(
             codes=tuple(_codes(code, images, block) for code in encoding.arrays),
             rows=ArrayLayout(
                 name="rows",
@@ -173,6 +179,23 @@ class StoreLayout:
             ),
             audit_logits=_whole("audit/logits", "float16", ("crop", "class"), (kept, columns), kept),
             calibration=_calibration(encoding, columns, images) if encoding.predictive else (),
+        )
+        return layout if identity.format > 1 else layout._of_format_1()
+
+    def _of_format_1(self) -> StoreLayout:
+        """The same arrays, as format 1 stores them."""
+
+        def plain(array: ArrayLayout) -> ArrayLayout:
+            return replace(array, chunk_crcs=False)
+
+        return StoreLayout(
+            codes=tuple(map(plain, self.codes)),
+            rows=plain(self.rows),
+            digest=plain(self.digest),
+            target=plain(self.target),
+            audit_pixels=plain(self.audit_pixels),
+            audit_logits=plain(self.audit_logits),
+            calibration=tuple(map(plain, self.calibration)),
         )
 
     @property

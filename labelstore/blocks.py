@@ -10,6 +10,7 @@ from labelstore.errors import InputError
 from labelstore.spec import BlockShape, Identity
 
 MAX_BLOCK_ROWS = 1 << 22
+MAX_NAME = 32  # characters of a block's name
 
 
 class BlockIndex(NamedTuple):
@@ -20,6 +21,15 @@ class BlockIndex(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.i}.{self.j}"
+
+    @classmethod
+    def parse(cls, text: str) -> BlockIndex | None:
+        """The block that is written like this, or None."""
+        i, _, j = text.partition(".")
+        if not (i.isdecimal() and j.isdecimal() and text.isascii() and len(text) <= MAX_NAME):
+            return None
+        block = cls(int(i), int(j))
+        return block if str(block) == text else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,10 @@ class BlockGrid:
     def runs(self) -> int:
         """Runs of positions of a view, that is blocks for each run of views."""
         return -(-self.images // self.shape.positions)
+
+    def holds(self, block: BlockIndex) -> bool:
+        """Whether a view has such a run of positions."""
+        return block.i >= 0 and 0 <= block.j < self.runs
 
     def whole_views(self, views: int) -> int:
         """``views`` rounded up to whole blocks."""

@@ -13,7 +13,7 @@ from labelstore.arrays import ArrayLayout, StoreLayout
 from labelstore.encodings.transform import GROUP, Calibration
 from labelstore.errors import DamagedError, InputError, MismatchError
 from labelstore.publish import Described, FileEntry
-from labelstore.shards import Shard, shard_pieces
+from labelstore.shards import Shard, described
 from labelstore.spec import Json
 
 FILE = "markers/calibration.json"
@@ -68,14 +68,14 @@ def publish(root: Path, layout: StoreLayout, calibration: Calibration, wanted: s
             raise InputError(
                 f"{array.name}: expected {array.dtype} {list(shape)}, found {values.dtype} {list(values.shape)}"
             )
-        files[array.file()] = Described.of(*shard_pieces(array, values))
+        files[array.file()] = described(array, values)
     document: dict[str, Json] = {
         "step": calibration.step,
         "reference": calibration.reference,
         "centroids": list(calibration.centroids),
         "components": calibration.components,
         "fidelity": calibration.fidelity,
-        "shards": {array.name: dict(files[array.file()].entry._asdict()) for array in layout.calibration},
+        "shards": {array.name: files[array.file()].entry.to_json() for array in layout.calibration},
     }
     marker = Described.of(documents.encode(document))
     digest = marker.entry.xxh3
@@ -129,7 +129,7 @@ def read(root: Path, layout: StoreLayout, published: Published) -> Calibration:
     for array in layout.calibration:
         path, entry = root / array.file(), published.shards[array.name]
         extent = array.extent({"component": published.components})
-        shard = Shard(array, extent, path, entry.bytes)
+        shard = Shard(array, extent, path, entry)
         if publishing.describe(disk.read_pieces(path)).xxh3 != entry.xxh3:
             raise DamagedError.of(path, f"is not the shard that {FILE} names")
         values[_name(array)] = shard.read()

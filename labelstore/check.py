@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from labelstore.images import manifest_digest
 from labelstore.lease import LEASE
 from labelstore.publish import PARTIAL, FileEntry
 from labelstore.root import ROOT, groups
-from labelstore.seals import Seal, marker_file, read_marker, read_seal, seal_file
+from labelstore.seals import Marker, Seal, marker_file, read_marker, read_seal, read_table, seal_file
 from labelstore.shards import Shard
 from labelstore.store import LabelStore
 
@@ -137,13 +138,21 @@ class _Check:
         self._metadata()
         self._images()
         self._calibrated()
-        sealed = sealed_views(self._root, self._grid, self._store.state.views_sealed, self._seal)
-        blocks = [*self._grid.blocks(0, self._store.state.views_target), *self._beyond()]
-        for done, block in enumerate(blocks):
-            self._block(
-                block, next((of.seal for of in sealed if of.first <= self._grid.views(block)[0] < of.stop), None)
-            )
-            progress(done + 1, len(blocks))
+        state = self._store.state
+        sealed = sealed_views(self._root, self._grid, state.views_sealed, self._seal)
+        above = self._marked()
+        total, done = state.views_sealed // self._grid.shape.views * self._grid.runs + len(above), 0
+        for of in reversed(sealed):
+            for block, wanted in self._listed(of):
+                self._sealed_block(block, wanted)
+                done += 1
+                progress(done, total)
+        for block in above:
+            self._block(block)
+            done += 1
+            progress(done, total)
+        if (self._root / "markers").is_dir():
+            self._missing = self._store.missing_blocks
         self._foreign_calibration()
         names = (path.relative_to(self._root).as_posix() for path in self._root.rglob("*") if not path.is_dir())
         others = sorted(name for name in set(names) - self._known if not name.startswith(f"{PARTIAL}/"))
@@ -163,6 +172,11 @@ class _Check:
     def _images(self) -> None:
         """The tables of the images, which no marker vouches for; the digest of the manifest does."""
         identity, tables = self._store.identity, (self._layout.digest, self._layout.target)
+        for array in tables:
+            if entry := self._store.files.get(array.name):
+                self._compare(array.file(), entry, "images")
+        if any(damage.part == "images" for damage in self._damaged):
+            return
         digests, targets = (self._try(array.file(), partial(self._read_whole, array), "images") for array in tables)
         if digests is None or targets is None or not SHA256.fullmatch(identity.manifest):
             return
@@ -199,40 +213,66 @@ class _Check:
                 self._compare(array.file(), published.shards[array.name], "calibration")
 
     def _views_ahead(self, file: str, data: bytes, views: int) -> list[int]:
-        """The state's views, and those that a stopped extension may have written already."""
-        try:
-            return [views, max(views, int(documents.parse(self._root / file, data)["shape"][0]))]
-        except (DamagedError, LookupError, TypeError, ValueError):
+        """The state's views, and those that an extension may have written already whose build has not ended well."""
+        if not (self._root / LEASE).exists():
             return [views]
+        try:
+            found = documents.parse(self._root / file, data)["shape"][0]
+        except (DamagedError, LookupError, TypeError):
+            return [views]
+        ahead = type(found) is int and found > views and found % self._grid.shape.views == 0
+        return [views, found] if ahead else [views]
 
     def _seal(self, stop: int) -> Seal | None:
         return self._try(seal_file(stop), partial(read_seal, self._root, self._store.identity, stop), "seal")
 
-    def _beyond(self) -> list[BlockIndex]:
-        """Blocks above the views asked for that have a marker: an extension would take them for its own."""
-        found = []
-        for path in sorted((self._root / "markers").glob("*.json")):
-            parts = path.stem.split(".")
-            if len(parts) == 2 and all(part.isdecimal() for part in parts):
-                block = BlockIndex(*map(int, parts))
-                above = self._grid.views(block)[0] >= self._store.state.views_target and block.j < self._grid.runs
-                if above and marker_file(block) == f"markers/{path.name}":
-                    found.append(block)
-        return found
-
-    def _block(self, block: BlockIndex, seal: Seal | None) -> None:
-        file, first = marker_file(block), self._grid.views(block)[0]
-        before = len(self._damaged)
-        marker = self._try(file, partial(read_marker, self._root, self._layout, block), block)
-        wanted = seal.marker(block, self._grid.ordinal(block, seal.first)) if seal else marker
-        if first < self._store.state.views_sealed and len(self._damaged) == before:
-            if marker is None:
-                self._damaged.append(Damage(file, "is not there, though its block is sealed", block))
-            elif marker != wanted:
-                self._damaged.append(Damage(file, "says other than the seal of its block", block))
-        if wanted is None:
-            self._missing += len(self._damaged) == before
+    def _listed(self, of: SealedViews) -> Iterator[tuple[BlockIndex, Marker | None]]:
+        """The blocks of some sealed views, each with what its seal holds; None where that is damaged."""
+        blocks = self._grid.blocks(of.first, of.stop)
+        if of.seal is None:
+            yield from ((block, None) for block in blocks)
             return
+        for part in range(max(len(of.seal.parts), 1)):
+            file = of.seal.files[part] if of.seal.parts else seal_file(of.stop)
+            read = partial(read_table, self._root, self._store.identity, of.seal, part)
+            table = self._try(file, read, "seal") if of.seal.parts else read()
+            for at, block in enumerate(itertools.islice(blocks, of.seal.count(part) if of.seal.parts else None)):
+                yield block, of.seal.marker(block, table, at) if table else None
+
+    def _marked(self) -> list[BlockIndex]:
+        """Blocks above the sealed views that have a marker, in stored order.
+
+        Those above the views asked for too: an extension would take them for its own.
+        """
+        names = (path.stem for path in (self._root / "markers").glob("*.json"))
+        blocks = (block for name in names if (block := BlockIndex.parse(name)) and self._grid.holds(block))
+        return sorted(block for block in blocks if self._grid.views(block)[0] >= self._store.state.views_sealed)
+
+    def _sealed_block(self, block: BlockIndex, wanted: Marker | None) -> None:
+        """A block of sealed views; one that a repair has removed counts by its marker alone, if it has one again."""
+        if block in self._store.state.missing:
+            if (self._root / marker_file(block)).exists():
+                self._block(block)
+            return
+        file, before = marker_file(block), len(self._damaged)
+        marker = self._read_marker(block)
+        if marker is None and len(self._damaged) == before:
+            self._damaged.append(Damage(file, "is not there, though its block is sealed", block))
+        elif marker is not None and wanted is not None and marker != wanted:
+            self._damaged.append(Damage(file, "says other than the seal of its block", block))
+        if known := wanted or marker:
+            self._shards(block, known)
+
+    def _block(self, block: BlockIndex) -> None:
+        """A block that has a marker and is not sealed."""
+        if marker := self._read_marker(block):
+            self._shards(block, marker)
+
+    def _read_marker(self, block: BlockIndex) -> Marker | None:
+        return self._try(marker_file(block), partial(read_marker, self._root, self._store.identity, block), block)
+
+    def _shards(self, block: BlockIndex, wanted: Marker) -> None:
+        """The shards of a block, against what is known of them."""
         for array in self._layout.of_block(block):
             self._compare(array.file(block), wanted.shards[array.name], block)
         if not 0 <= wanted.version < len(self._store.state.versions):
@@ -261,7 +301,8 @@ class _Check:
         found = self._try(file, lambda: publish.describe(disk.read_pieces(self._root / file)), part)
         if found is None:
             return
-        for name, expected, value in zip(wanted._fields, wanted, found, strict=True):
+        for name in ("bytes", "crc32c", "xxh3"):
+            expected, value = getattr(wanted, name), getattr(found, name)
             if value != expected:
                 self._damaged.append(Damage(file, f"{name}: expected {expected}, found {value}", part))
                 return

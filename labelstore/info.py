@@ -13,6 +13,10 @@ from labelstore.spec import Json
 from labelstore.store import LabelStore
 
 MAX_LINE = 400
+CONTENT = {
+    "logits": "logits, one label a crop, made after mixing; no temperature, no softmax",
+    "topk": "logits of the largest columns, one label a crop; the others hold the masked value and are not known",
+}
 
 
 def info(store: LabelStore, weights: Path | None = None) -> dict[str, Json]:
@@ -29,7 +33,7 @@ def info(store: LabelStore, weights: Path | None = None) -> dict[str, Json]:
         "images": identity.images,
         "views": state.views_sealed,
         "views_target": state.views_target,
-        "missing_blocks": len(store.missing()),
+        "missing_blocks": store.missing_blocks,
         "classes": len(identity.classes),
         "columns": identity.columns,
         "class_columns": list(identity.class_columns),
@@ -42,18 +46,24 @@ def info(store: LabelStore, weights: Path | None = None) -> dict[str, Json]:
         **({"teacher_bytes": weights_bytes(weights)} if weights else {}),
         "fidelity": store.fidelity,
         "converted_from": state.versions[0].get("converted_from"),
-        "content": "logits, one label a crop, made after mixing; no temperature, no softmax",
+        "origin": identity.origin,
+        "content": CONTENT[identity.content],
         "class_order": list(identity.classes),
         "skipped": list(identity.skipped),
         "seed": identity.seed,
-        "plan": dict(identity.plan),
+        "plan": _plain(identity.plan),
         "block": {"views": identity.block.views, "positions": identity.block.positions},
         "manifest": identity.manifest,
-        "teacher": dict(identity.teacher),
-        "engine": dict(identity.engine),
-        "renderer": dict(identity.renderer),
+        "teacher": _plain(identity.teacher),
+        "engine": _plain(identity.engine),
+        "renderer": _plain(identity.renderer),
         "versions": [dict(version) for version in state.versions],
+        "notes": dict(store.notes),
     }
+
+
+def _plain(value: Mapping[str, Json] | None) -> Json:
+    return None if value is None else dict(value)
 
 
 def as_float16(columns: int, sizes: Mapping[str, float]) -> dict[str, Json]:

@@ -7,6 +7,7 @@ power failure.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +16,14 @@ from typing import NamedTuple
 import xxhash
 
 from labelstore import disk
+from labelstore.documents import Fields
 from labelstore.errors import DamagedError, InputError, LeaseError
+from labelstore.spec import Json
 
 PARTIAL = ".partial"
+MAX_FLUSHES = 8
+MAX_CRC = 2**32 - 1
+XXH3 = re.compile("[0-9a-f]{16}")
 
 
 class FileEntry(NamedTuple):
@@ -31,6 +37,28 @@ class FileEntry(NamedTuple):
     bytes: int
     crc32c: int
     xxh3: str
+    chunks: str | None = None  # of a shard: XXH3-64 (hex) of its table of chunks; None in format 1
+
+    @classmethod
+    def read(cls, fields: Fields, *, chunks: bool) -> FileEntry:
+        """From the JSON object of a document; of a shard of format 2 with ``chunks``."""
+        entry = cls(
+            bytes=fields.integer("bytes"),
+            crc32c=fields.integer("crc32c", 0, MAX_CRC),
+            xxh3=fields.text("xxh3", XXH3),
+            chunks=fields.text("chunks", XXH3) if chunks else None,
+        )
+        fields.end()
+        return entry
+
+    def to_json(self) -> dict[str, Json]:
+        """As the JSON object of a document."""
+        plain: dict[str, Json] = {"bytes": self.bytes, "crc32c": self.crc32c, "xxh3": self.xxh3}
+        return plain if self.chunks is None else {**plain, "chunks": self.chunks}
+
+    def same_file(self, other: FileEntry) -> bool:
+        """Whether both are of the same bytes."""
+        return self[:3] == other[:3]
 
 
 def describe(pieces: Iterable[disk.Bytes]) -> FileEntry:
@@ -51,9 +79,9 @@ class Described(NamedTuple):
     entry: FileEntry
 
     @classmethod
-    def of(cls, *pieces: disk.Bytes) -> Described:
-        """Describe the pieces."""
-        return cls(pieces, describe(pieces))
+    def of(cls, *pieces: disk.Bytes, chunks: str | None = None) -> Described:
+        """Describe the pieces; of a shard, ``chunks`` is the digest of its table of chunks."""
+        return cls(pieces, describe(pieces)._replace(chunks=chunks))
 
 
 def publish(root: Path, files: Mapping[str, Described]) -> None:
@@ -65,7 +93,7 @@ def publish(root: Path, files: Mapping[str, Described]) -> None:
     """
     folders = list(dict.fromkeys((root / name).parent for name in files))
     staged = {name: _stage(root, name, file) for name, file in files.items()}
-    with ThreadPoolExecutor(len(files)) as pool:  # flushed together, files share the disk's waits
+    with ThreadPoolExecutor(min(len(files), MAX_FLUSHES)) as pool:  # flushed together, files share the disk's waits
         list(pool.map(disk.sync_file, staged.values()))
         for name, temporary in staged.items():
             _link(root, temporary, name)

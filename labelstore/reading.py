@@ -23,7 +23,7 @@ from labelstore.arrays import ArrayLayout, StoreLayout
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.columns import IMAGE_COLUMNS, CropRows
 from labelstore.encodings import Pairs
-from labelstore.errors import InputError
+from labelstore.errors import DamagedError, InputError
 from labelstore.seals import Marker
 from labelstore.shards import Shard
 from labelstore.spec import Identity
@@ -35,6 +35,7 @@ MAX_CODE_BYTES = 512 << 20
 MAX_ROW_BYTES = 64 << 20
 MAX_ORDER_BYTES = 64 << 20
 
+NOWHERE = 2**32 - 1  # no position: a view has at most 2^32, of which the last is never alone
 Int64Array = npt.NDArray[np.int64]
 T = TypeVar("T")
 
@@ -190,7 +191,7 @@ class Reader:
         extent = self._grid.extent(block)
         if layout.planar:
             extent |= {"component": self._width(layout)[0]}
-        return Shard(layout, layout.extent(extent), path, entry.bytes)
+        return Shard(layout, layout.extent(extent), path, entry)
 
     def _map(self, layout: ArrayLayout, block: BlockIndex) -> Shard:
         return self._maps.get((block, layout.name), partial(self.shard, layout, block))
@@ -237,14 +238,21 @@ class Reader:
     def _places(self, view: int) -> npt.NDArray[np.uint32]:
         """Position of every image in a view, uint32 ``[N]``; reads the image columns alone."""
         names = self._identity.crop_columns
-        places = np.zeros(self._identity.images, np.uint32)
+        places = np.full(self._identity.images, NOWHERE, np.uint32)
         for j in range(self._grid.runs):
             block = BlockIndex(view // self._identity.block.views, j)
             start, stop = self._grid.positions(block)
             shard = self.shard(self._layout.rows, block)
             at = view - self._grid.views(block)[0]
             low, high = (shard.read(0, names.index(name))[at, 0] for name in IMAGE_COLUMNS)
-            places[low + (high.astype(np.int64) << 16)] = np.arange(start, stop, dtype=np.uint32)
+            images = low + (high.astype(np.int64) << 16)
+            if images.max() >= len(places):
+                raise DamagedError.of(self._root / self._layout.rows.file(block), f"shows image {images.max()}")
+            places[images] = np.arange(start, stop, dtype=np.uint32)
+        if (absent := np.flatnonzero(places == NOWHERE)).size:
+            raise DamagedError.of(
+                self._root, f"view {view} has no crop of image {absent[0]}"
+            )
         return places
 
 

@@ -53,12 +53,14 @@ class EncodedBlock(NamedTuple):
     Attributes:
         files: its shards, by array.
         pixels: as ``BlockData.pixels_digest``.
+        images: digest of the images of its positions.
         version: which of the store's versions made it.
         fidelity: of the encoding, with the first block.
     """
 
     files: dict[str, Described]
     pixels: str
+    images: str
     version: int
     fidelity: Json
 

@@ -16,8 +16,17 @@ from labelstore import calibration, disk, documents, publish
 from labelstore.arrays import StoreLayout, group_metadata
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.check import CheckReport, SealedViews, check, sealed_views
-from labelstore.root import ROOT, folders, root_document
-from labelstore.seals import Seal, marker_file, read_marker, read_seal, seal_document, seal_file
+from labelstore.root import ROOT, Root, folders, root_document
+from labelstore.seals import (
+    PART_BLOCKS,
+    Seal,
+    marker_file,
+    read_marker,
+    read_seal,
+    read_table,
+    seal_documents,
+    seal_file,
+)
 from labelstore.spec import Json
 from labelstore.store import LabelStore
 
@@ -31,7 +40,8 @@ class RepairReport:
         made_again: files written again from what the store knows.
         removed: blocks that are gone, and that a build fills.
         calibration: whether the calibration is gone, which a build makes again.
-        unsealed: views that were sealed and are not until a build has finished; 0 when all still are.
+        unsealed: views that were sealed and are not until a build has finished; 0 when all still are. Views that only
+            lack removed blocks stay sealed, and readable but for these.
         left: tables of the images, which only a copy or another store of the same images has.
     """
 
@@ -82,13 +92,12 @@ class _Repair:
         self._metadata()
         sealed = sealed_views(self._root, self._grid, before, self._seal)
         broken = [block for block in self._report.blocks if not self._restore_marker(block, sealed)]
-        below = [of.first for of in sealed for block in broken if of.first <= self._grid.views(block)[0] < of.stop]
-        if "calibration" in parts:
-            below.append(0)  # nothing can be decoded until a build has made the same one again
-        if below and min(below) < before:
-            self._store.unseal(min(below))
+        if "calibration" in parts and before:
+            self._store.unseal(0)  # nothing can be decoded until a build has made the same one again
+        else:
+            self._store.remove(broken)
         for of in sealed:
-            if of.seal is None and of.stop <= self._store.state.views_sealed:
+            if self._is_damaged(of) and of.stop <= self._store.state.views_sealed:
                 self._seal_again(of)
         self._remove([marker_file(block) for block in broken])
         self._remove([array.file(block) for block in broken for array in self._layout.of_block(block)])
@@ -109,12 +118,15 @@ class _Repair:
         """Write the zarr.json files again that follow from the identity and the state."""
         state = self._store.state
         right = {f"{array.name}/{ROOT}": array.metadata(state.views_target) for array in self._layout.all}
-        right[ROOT] = root_document(self._store.identity, state)
+        right[ROOT] = root_document(Root(self._store.identity, self._store.files, self._store.notes, state))
         for file in sorted(damage.file for damage in self._report.damaged if damage.part == "metadata"):
             self._replace(file, right.get(file, group_metadata({})))
 
     def _seal(self, stop: int) -> Seal | None:
         return None if seal_file(stop) in self._damaged else read_seal(self._root, self._store.identity, stop)
+
+    def _is_damaged(self, of: SealedViews) -> bool:
+        return of.seal is None or not self._damaged.isdisjoint(of.seal.files)
 
     def _restore_marker(self, block: BlockIndex, sealed: Sequence[SealedViews]) -> bool:
         """Whether only the marker of a block was damaged; its seal, which knows what it said, then gives it again."""
@@ -123,20 +135,34 @@ class _Repair:
         files = {damage.file for damage in self._report.damaged if damage.part == block}
         if seal is None or files != {marker_file(block)}:
             return False
-        marker = seal.marker(block, self._grid.ordinal(block, seal.first))
+        part, at = divmod(self._grid.ordinal(block, seal.first), PART_BLOCKS) if seal.parts else (0, None)
+        if seal.parts and seal.files[part] in self._damaged:
+            return False
+        table = read_table(self._root, self._store.identity, seal, part)
+        marker = seal.marker(block, table, self._grid.ordinal(block, seal.first) if at is None else at)
         self._replace(marker_file(block), documents.encode(marker.to_json(self._grid)))
         return True
 
     def _seal_again(self, of: SealedViews) -> None:
-        """Make a damaged seal of the markers that it was made of, all of which are good."""
-        found = (read_marker(self._root, self._layout, block) for block in self._grid.blocks(of.first, of.stop))
+        """Make a damaged seal of the markers that it was made of; of views whose markers are not all there, none.
+
+        Views from there on are not sealed then: what they lack is not known.
+        """
+        blocks = list(self._grid.blocks(of.first, of.stop))
+        good = (block for block in blocks if marker_file(block) not in self._damaged)
+        found = (read_marker(self._root, self._store.identity, block) for block in good)
         markers = [marker for marker in found if marker]
+        if len(markers) < len(blocks):
+            self._store.unseal(of.first)
+            return
         state = self._store.state
         # Versions that came after it are not in a seal: they begin with the first view that was missing then.
         early = sum(1 for _ in takewhile(lambda version: _first_view(version) < of.stop, state.versions))
         count = max(early, 1 + max(marker.version for marker in markers))
         then = dataclasses.replace(state, versions=state.versions[:count])
-        self._replace(seal_file(of.stop), seal_document(self._store.identity, then, markers, (of.first, of.stop)))
+        for file, made in seal_documents(self._store.identity, then, markers, (of.first, of.stop)).items():
+            if file in self._damaged or not (self._root / file).exists():
+                self._replace(file, b"".join(map(bytes, made.pieces)))
 
     def _replace(self, file: str, data: bytes) -> None:
         publish.replace(self._root, file, data)

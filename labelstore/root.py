@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from labelstore import disk, documents
 from labelstore.arrays import StoreLayout, group_metadata
+from labelstore.blocks import BlockGrid
+from labelstore.documents import Fields
 from labelstore.errors import DamagedError, FormatError, InputError
 from labelstore.lease import LEASE
-from labelstore.publish import PARTIAL, Described, publish
-from labelstore.shards import encode_shard
-from labelstore.spec import FORMAT, READABLE, Identity, Json, State
+from labelstore.parsing import read_identity, read_state
+from labelstore.publish import PARTIAL, Described, FileEntry, publish
+from labelstore.seals import read_entries
+from labelstore.shards import described
+from labelstore.spec import FORMAT, MAX_BLOCKS, READABLE, Identity, Json, State
 
 ROOT = "zarr.json"
 FOLDERS = ("markers", "seals")
@@ -31,18 +36,38 @@ def folders(layout: StoreLayout) -> list[str]:
     return sorted({*FOLDERS, *groups(layout), *(array.name for array in layout.all)})
 
 
-def root_document(identity: Identity, state: State) -> bytes:
+class Root(NamedTuple):
+    """What the root of a store holds.
+
+    Attributes:
+        identity: what the store is made of.
+        files: what is known of the shards of the images' tables, by array; empty in format 1.
+        notes: provenance of the images and the like; never compared.
+        state: what grows.
+    """
+
+    identity: Identity
+    files: Mapping[str, FileEntry]
+    notes: Mapping[str, Json]
+    state: State
+
+
+def root_document(root: Root) -> bytes:
     """The zarr.json of a store: the format first."""
     attributes: dict[str, Json] = {
-        "giftwrap_format": identity.format,
-        "identity": identity.to_json(),
-        "state": state.to_json(),
+        "giftwrap_format": root.identity.format,
+        "identity": root.identity.to_json(),
+        "files": {name: entry.to_json() for name, entry in root.files.items()},
+        "notes": dict(root.notes),
+        "state": root.state.to_json(root.identity.format),
     }
+    if root.identity.format == 1:
+        del attributes["files"], attributes["notes"]
     return group_metadata(documents.stamp(attributes))
 
 
-def read_root(root: Path) -> tuple[Identity, State]:
-    """Identity and state of the store at ``root``.
+def read_root(root: Path) -> Root:
+    """What the root of the store at ``root`` holds.
 
     Raises:
         FormatError: when it is not a store, or one of another format.
@@ -52,9 +77,13 @@ def read_root(root: Path) -> tuple[Identity, State]:
         return _read_root(root, root / ROOT)
     except DamagedError as error:
         raise DamagedError(f"{root / ROOT}: {error.why or error}; restore it from a copy of the store") from error
+    except FormatError:
+        raise
+    except InputError as error:
+        raise FormatError(f"{root}: {error}") from error
 
 
-def _read_root(root: Path, path: Path) -> tuple[Identity, State]:
+def _read_root(root: Path, path: Path) -> Root:
     try:
         data = documents.parse(path, disk.read_file(path, documents.MAX_BYTES))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -71,10 +100,16 @@ def _read_root(root: Path, path: Path) -> tuple[Identity, State]:
             f"install a version of giftwrap that reads it"
         )
     documents.require_stamp(path, attributes)
-    try:
-        return Identity.from_json(attributes["identity"], number), State.from_json(attributes["state"])
-    except (KeyError, TypeError) as error:
-        raise FormatError(f"{root}: identity and state cannot be read: {error!r}") from error
+    fields = Fields(path, {name: value for name, value in attributes.items() if name != "crc32c"})
+    fields.integer("giftwrap_format")
+    identity = read_identity(fields.fields("identity"), number)
+    layout, files, notes = StoreLayout.of(identity), {}, {}
+    if number > 1:
+        files = read_entries(fields.fields("files"), [layout.digest.name, layout.target.name], identity)
+        notes = fields.plain("notes")
+    found = Root(identity, files, notes, read_state(fields.fields("state"), identity))
+    fields.end()
+    return found
 
 
 def make_skeleton(
@@ -83,7 +118,8 @@ def make_skeleton(
     state: State,
     digests: npt.NDArray[np.uint8],
     targets: npt.NDArray[np.integer[Any]],
-) -> None:
+    notes: Mapping[str, Json],
+) -> Root:
     """Write all of an empty store into ``root``, zarr.json last; the lease is held.
 
     What a stopped creation left is removed first.
@@ -92,16 +128,19 @@ def make_skeleton(
     require_own(root, layout)
     for name in _top_names(layout):
         shutil.rmtree(root / name, ignore_errors=True)
-    files = {f"{array.name}/{ROOT}": array.metadata(state.views_target) for array in layout.all}
-    files |= {f"{group}/{ROOT}": group_metadata({}) for group in groups(layout)}
-    files[layout.digest.file()] = encode_shard(layout.digest, digests)
-    files[layout.target.file()] = encode_shard(layout.target, targets.astype(np.uint32))
+    metadata = {f"{array.name}/{ROOT}": array.metadata(state.views_target) for array in layout.all}
+    metadata |= {f"{group}/{ROOT}": group_metadata({}) for group in groups(layout)}
+    files = {name: Described.of(data) for name, data in metadata.items()}
+    tables = ((layout.digest, digests), (layout.target, targets.astype(np.uint32)))
+    files |= {array.file(): described(array, values) for array, values in tables}
     for folder in folders(layout):
         disk.make_folder(root / folder)
-    publish(root, {name: Described.of(data) for name, data in files.items()})
+    publish(root, files)
     for folder in (*groups(layout), "", ".."):
         disk.sync_folder(root / folder)
-    publish(root, {ROOT: Described.of(root_document(identity, state))})
+    made = Root(identity, {array.name: files[array.file()].entry for array, _ in tables}, notes, state)
+    publish(root, {ROOT: Described.of(root_document(made))})
+    return made
 
 
 def _top_names(layout: StoreLayout) -> set[str]:
@@ -131,6 +170,21 @@ def require_writable(root: Path, identity: Identity) -> None:
             f"{root}: has format {identity.format}, which is read but not written any more; make a store of format "
             f"{FORMAT} of it: `python -m labelstore convert {root} NEW --encoding {identity.encoding.get('name')}`"
         )
+
+
+def require_views(identity: Identity, views: int) -> int:
+    """``views`` rounded up to whole blocks.
+
+    Raises:
+        InputError: when that is more than a store can list.
+    """
+    if views < 1:
+        raise InputError(f"views: expected at least 1, found {views}")
+    grid = BlockGrid.of(identity)
+    most = MAX_BLOCKS // grid.runs * identity.block.views
+    if grid.whole_views(views) > most:
+        raise InputError(f"views: expected at most {most:,} of {identity.images:,} images, found {views}")
+    return grid.whole_views(views)
 
 
 def require_images(

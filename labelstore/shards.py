@@ -1,9 +1,13 @@
 """The bytes of a shard, by zarr's sharding codec: inner chunks one after another, then their index.
 
 Each inner chunk is followed by its CRC-32C. The index holds offset and length of every chunk, uint64, in row-major
-order of the grid, and ends in a CRC-32C of its own. Chunks that lie wholly beyond the edge of the array are left
-out, as zarr does, and so are the groups of components that nothing uses; the last one inside is padded with the
-fill value. Chunks come in row-major order too, so that the place of a row in a raw shard is arithmetic.
+order of the grid, and ends in a CRC-32C of its own. Before the index are bytes that zarr does not look at: the CRC-32C
+of every chunk once more, uint32, 0 for those left out. Markers and seals hold a digest of these CRCs and the index,
+the *table of chunks*, so that reading the end of a shard proves which one it is; each chunk is held against the table
+when it is first read, so that a chunk of another store never reads as this one's. Chunks that lie wholly beyond the
+edge of the array are left out, as zarr does, and so are the groups of components that nothing uses; the last one
+inside is padded with the fill value. Chunks come in row-major order too, so that the place of a row in a raw shard is
+arithmetic.
 """
 
 from __future__ import annotations
@@ -16,10 +20,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from labelstore import codecs, disk
 from labelstore.arrays import ArrayLayout
 from labelstore.errors import DamagedError
+from labelstore.publish import Described, FileEntry
 
 CRC_BYTES = 4
 ABSENT = np.uint64(2**64 - 1)
@@ -36,22 +42,35 @@ def shard_pieces(layout: ArrayLayout, values: Array) -> list[disk.Bytes]:
     """The bytes of a shard in pieces; those of a raw one lie in ``values`` itself."""
     present = _present(layout, values.shape)
     index = np.full((*layout.grid, 2), ABSENT, "<u8")
+    crcs = np.zeros(layout.grid, "<u4")
     pieces: list[disk.Bytes] = []
     offset = 0
     for place in np.ndindex(*present):
         data = codecs.compress(layout.codec, _padded_chunk(layout, values, place))
-        crc = disk.crc32c(data).to_bytes(CRC_BYTES, "little")
-        pieces += [data, crc]
-        index[place] = offset, len(data) + CRC_BYTES
+        crc = disk.crc32c(data)
+        pieces += [data, crc.to_bytes(CRC_BYTES, "little")]
+        index[place], crcs[place] = (offset, len(data) + CRC_BYTES), crc
         offset += len(data) + CRC_BYTES
-    table = index.tobytes()
-    return [*pieces, table, disk.crc32c(table).to_bytes(CRC_BYTES, "little")]
+    places = index.tobytes()
+    table = places + disk.crc32c(places).to_bytes(CRC_BYTES, "little")
+    return [*pieces, crcs.tobytes() + table if layout.chunk_crcs else table]
+
+
+def described(layout: ArrayLayout, values: Array) -> Described:
+    """A shard, with what is known of it."""
+    pieces = shard_pieces(layout, values)
+    return Described.of(*pieces, chunks=table_digest(pieces[-1]) if layout.chunk_crcs else None)
+
+
+def table_digest(table: disk.Bytes) -> str:
+    """XXH3-64 of a shard's table of chunks, hex."""
+    return xxhash.xxh3_64(table if isinstance(table, bytes) else table.tobytes()).hexdigest()
 
 
 def largest_shard(layout: ArrayLayout, extent: tuple[int, ...]) -> int:
     """No shard that holds ``extent`` has more bytes than this; a raw one has exactly as many."""
     chunk = codecs.largest(layout.codec, layout.chunk_bytes) + CRC_BYTES
-    return math.prod(_present(layout, extent)) * chunk + _index_bytes(layout)
+    return math.prod(_present(layout, extent)) * chunk + _table_bytes(layout)
 
 
 class Shard:
@@ -61,18 +80,20 @@ class Shard:
         layout: the array it belongs to.
         extent: shape of what it holds.
         path: its file.
-        size: the size it was published with.
+        entry: what was published; None where only the structure of the file is known.
 
     Raises:
-        DamagedError: when the file is not there, has another size, or has a broken index. Reading raises it when
-            an inner chunk is not what was published; each is checked once, when it is first read.
+        DamagedError: when the file is not there, has another size, or another table of chunks. Reading raises it
+            when an inner chunk is not what was published; each is checked once, when it is first read.
     """
 
-    def __init__(self, layout: ArrayLayout, extent: tuple[int, ...], path: Path, size: int | None = None) -> None:
+    def __init__(
+        self, layout: ArrayLayout, extent: tuple[int, ...], path: Path, entry: FileEntry | None = None
+    ) -> None:
         self.layout, self.extent, self._path = layout, extent, path
-        self._data = self._map(largest_shard(layout, extent) if size is None else size)
+        self._data = self._map(largest_shard(layout, extent) if entry is None else entry.bytes)
         self._present = _present(layout, extent)
-        self._index = self._read_index()
+        self._index, self._crcs = self._read_table(entry.chunks if entry else None)
         self._checked = np.zeros(self._present, bool)
         self._whole = False  # whether all chunks are checked
         self._row = math.prod(layout.chunk[2:]) * np.dtype(layout.dtype).itemsize
@@ -146,34 +167,44 @@ class Shard:
         finally:
             os.close(descriptor)
 
-    def _read_index(self) -> npt.NDArray[np.int64]:
-        """Offsets and lengths of the chunks inside the array, ``[*present, 2]``, proven to lie in the file."""
-        size = _index_bytes(self.layout)
+    def _read_table(self, wanted: str | None) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32] | None]:
+        """Offsets and lengths of the chunks inside the array, ``[*present, 2]``, and their CRC-32Cs ``[*present]``.
+
+        Proven to lie in the file, and to be what was published where ``wanted`` is its digest.
+        """
+        size, places = _table_bytes(self.layout), _index_bytes(self.layout)
         end = len(self._data) - size
         if end < 0:
-            raise self._damaged(f"expected an index of {size} bytes, found a file of {len(self._data)}")
-        table, crc = self._data[end:-CRC_BYTES], self._data[-CRC_BYTES:]
-        if disk.crc32c(table) != int.from_bytes(crc.tobytes(), "little"):
+            raise self._damaged(f"expected a table of chunks of {size} bytes, found a file of {len(self._data)}")
+        table = self._data[end:]
+        if wanted is not None and (found := table_digest(table)) != wanted:
+            raise self._damaged(f"is not the shard that was published: its chunks have digest {found}, not {wanted}")
+        index, crc = table[-places:-CRC_BYTES], table[-CRC_BYTES:]
+        if disk.crc32c(index) != int.from_bytes(crc.tobytes(), "little"):
             raise self._damaged("the CRC-32C of its index does not match")
+        inside = tuple(slice(0, count) for count in self._present)
         # As int64, what is marked as left out has length -1 and is refused below.
-        whole = table.view("<i8").reshape(*self.layout.grid, 2)
-        index = whole[tuple(slice(0, count) for count in self._present)].astype(np.int64)
-        lengths = index[..., 1].reshape(-1)
+        found_at = np.frombuffer(index.tobytes(), "<i8").reshape(*self.layout.grid, 2)[inside].astype(np.int64)
+        lengths = found_at[..., 1].reshape(-1)
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        in_order = np.array_equal(index[..., 0].reshape(-1), starts[:-1]) and starts[-1] == end
-        if not in_order or lengths.min(initial=CRC_BYTES) < CRC_BYTES:
+        in_order = np.array_equal(found_at[..., 0].reshape(-1), starts[:-1]) and starts[-1] == end
+        if not in_order or lengths.min(initial=CRC_BYTES) < CRC_BYTES or lengths.max(initial=0) > end:
             raise self._damaged("its inner chunks are not one after another in row-major order")
         if self.layout.codec == "raw" and not np.all(lengths == self.layout.chunk_bytes + CRC_BYTES):
             raise self._damaged("its inner chunks have another size than the array's")
-        return index
+        if not self.layout.chunk_crcs:
+            return found_at, None
+        crcs = np.frombuffer(table[:-places].tobytes(), "<u4").reshape(self.layout.grid)[inside]
+        return found_at, crcs.astype(np.uint32)
 
     def _body(self, place: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         """Bytes of an inner chunk without its CRC, checked against it."""
         offset, length = (int(number) for number in self._index[place])
         body = self._data[offset : offset + length - CRC_BYTES]
         if not self._checked[place]:
-            crc = self._data[offset + length - CRC_BYTES : offset + length]
-            if disk.crc32c(body) != int.from_bytes(crc.tobytes(), "little"):
+            own = int.from_bytes(self._data[offset + length - CRC_BYTES : offset + length].tobytes(), "little")
+            published = own if self._crcs is None else int(self._crcs[place])
+            if not own == published == disk.crc32c(body):
                 raise self._damaged(f"the CRC-32C of inner chunk {list(place)} (bytes {offset} on) does not match")
             self._checked[place] = True
         return body
@@ -204,6 +235,11 @@ def _present(layout: ArrayLayout, extent: tuple[int, ...]) -> tuple[int, ...]:
 
 def _index_bytes(layout: ArrayLayout) -> int:
     return math.prod(layout.grid) * 16 + CRC_BYTES
+
+
+def _table_bytes(layout: ArrayLayout) -> int:
+    """Bytes of a shard behind its last chunk."""
+    return _index_bytes(layout) + (math.prod(layout.grid) * CRC_BYTES if layout.chunk_crcs else 0)
 
 
 def _padded_chunk(layout: ArrayLayout, values: Array, place: tuple[int, ...]) -> Array:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TypeAlias
+from dataclasses import asdict, dataclass
+from typing import Literal, TypeAlias
 
-from labelstore.errors import FormatError, InputError, MismatchError
+from labelstore.errors import InputError, MismatchError
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 FORMAT = 2
@@ -14,8 +14,15 @@ READABLE = (1, 2)  # formats that this version reads; it writes the last
 
 MAX_POSITIONS = 16_384
 MAX_BLOCK_BYTES = 64 << 20
-MIN_BLOCK_ROWS = 4_096
+SMALL_BLOCK_ROWS = 2_048  # crops of a block of several views: seconds of a teacher's work
+BATCH_ROWS = 128  # crops of a teacher's batch; blocks of fewer would be padded to it
+MAX_ROUNDING = 0.1  # of the views asked for, that whole blocks may add
 MAX_COLUMNS = 65_535
+MAX_IMAGES = 2**32
+MAX_VERSIONS = 2**20
+MAX_BLOCKS = 2**24  # 300 views of ImageNet-21K's 14.2 million images are 2.8 million
+ORIGINS, CONTENTS = ("built", "adopted"), ("logits", "topk")
+MADE_BY = ("teacher", "engine", "plan", "renderer")  # what adopted labels may lack
 SAID = 100  # characters of a value that an error names
 
 
@@ -27,13 +34,29 @@ class BlockShape:
     positions: int
 
     @classmethod
-    def choose(cls, images: int, columns: int, group: int = 1) -> BlockShape:
-        """The block shape that P4 prescribes for N images, C columns and mixing groups of ``group``."""
+    def choose(cls, images: int, columns: int, group: int = 1, views: int = 1) -> BlockShape:
+        """The block shape that P4 prescribes for a store whose first build asks for V views.
+
+        Positions: as many whole groups as 16,384 positions and 64 MiB of float16 hold. Views, where a block holds all
+        positions: as many as 2,048 crops and half of V hold, or 128 crops, a batch, where that is more; of those
+        whose whole blocks exceed V by at most a tenth the largest, but an exact divisor of V where one is at least
+        half as large.
+
+        Args:
+            images: N.
+            columns: columns C of a label.
+            group: positions that mix with each other.
+            views: V.
+        """
         limit = min(MAX_POSITIONS, MAX_BLOCK_BYTES // (2 * columns))
         whole = -(-images // group) * group
         positions = min(max(limit // group, 1) * group, whole)
-        views = 1 if images >= MIN_BLOCK_ROWS else -(-MIN_BLOCK_ROWS // images)
-        return cls(views=views, positions=positions)
+        most = min(SMALL_BLOCK_ROWS // images, max(views // 2, BATCH_ROWS // images), views)
+        if positions < images or most < 2:
+            return cls(views=1, positions=positions)
+        fitting = [v for v in range(1, most + 1) if -views % v <= MAX_ROUNDING * views]
+        exact = [v for v in fitting if views % v == 0 and 2 * v >= most]
+        return cls(views=max(exact or fitting), positions=positions)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,14 +72,17 @@ class Identity:
         group: positions that may mix with each other (1: no mixing).
         manifest: SHA-256 of the (class name, image digest) rows in order, hex.
         skipped: relative paths of broken images that were left out.
-        teacher: architecture, arguments, weights digest, preprocessing, columns.
-        engine: what makes the teacher's bytes; resuming on another one needs consent.
-        plan: every number of the augmentation, without the number of views.
+        teacher: what made the labels: architecture, arguments, weights digest, preprocessing, columns; of an ensemble
+            or a projector, what it is made of. None where the store is adopted and that is not known, as below.
+        engine: what makes the teacher's bytes; resuming on another one needs consent. Or None.
+        plan: every number of the augmentation, without the number of views. Or None: crops cannot be made again.
         crop_columns: names of the stored columns of a crop row, in order.
         encoding: name and parameters of the label encoding.
-        renderer: what makes the pixels' bytes.
+        renderer: what makes the pixels' bytes. Or None: nothing is known of the teacher's pixels.
         block: the block shape.
         class_columns: the column of each class in a label, where labels keep others too; empty: column k is class k.
+        origin: ``built`` by this software, or ``adopted``: the labels were made elsewhere.
+        content: ``logits``, or ``topk``: columns that hold the encoding's masked value are not known.
         format: number of the format that the store is written in.
     """
 
@@ -68,14 +94,16 @@ class Identity:
     group: int
     manifest: str
     skipped: tuple[str, ...]
-    teacher: Mapping[str, Json]
-    engine: Mapping[str, Json]
-    plan: Mapping[str, Json]
+    teacher: Mapping[str, Json] | None
+    engine: Mapping[str, Json] | None
+    plan: Mapping[str, Json] | None
     crop_columns: tuple[str, ...]
     encoding: Mapping[str, Json]
-    renderer: Mapping[str, Json]
+    renderer: Mapping[str, Json] | None
     block: BlockShape
     class_columns: tuple[int, ...] = ()
+    origin: Literal["built", "adopted"] = "built"
+    content: Literal["logits", "topk"] = "logits"
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -90,6 +118,12 @@ class Identity:
             )
         if self.block.positions % self.group and self.block.positions < self.images:
             raise InputError(f"block of {self.block.positions} positions: expected whole groups of {self.group}")
+        for name, known in (("origin", ORIGINS), ("content", CONTENTS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name}: expected one of {', '.join(known)}, found {getattr(self, name)!r}")
+        unknown = [name for name in MADE_BY if getattr(self, name) is None]
+        if unknown and self.origin == "built":
+            raise InputError(f"{unknown[0]}: expected what made the labels, found none; only adopted labels lack that")
         chosen = self.class_columns
         if chosen and (len(chosen) != len(self.classes) or len({*chosen} & {*range(self.columns)}) != len(chosen)):
             raise InputError(
@@ -107,6 +141,17 @@ class Identity:
         """The class of each column that has one."""
         return dict(zip(self.label_columns, self.classes, strict=True))
 
+    def require(self, name: Literal["teacher", "engine", "plan", "renderer"]) -> Mapping[str, Json]:
+        """What made the labels.
+
+        Raises:
+            InputError: when that is not known, of adopted labels.
+        """
+        value: Mapping[str, Json] | None = getattr(self, name)
+        if value is None:
+            raise InputError(f"{name}: the labels of this store were made elsewhere, and their {name} is not known")
+        return value
+
     def to_json(self) -> dict[str, Json]:
         """As the JSON object stored under ``identity``."""
         plain = asdict(self)
@@ -115,48 +160,36 @@ class Identity:
             plain[name] = list(plain[name])
         if not self.class_columns:
             del plain["class_columns"]
+        if self.format == 1:
+            del plain["origin"], plain["content"]
         return plain
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, object], format_number: int = FORMAT) -> Identity:
-        """From the JSON object stored under ``identity``."""
-        try:
-            fields = {"class_columns": (), **data, "format": format_number}
-            for name in ("classes", "skipped", "crop_columns", "class_columns"):
-                fields[name] = tuple(fields[name])  # type: ignore[arg-type]
-            fields["block"] = BlockShape(**fields["block"])  # type: ignore[arg-type]
-            return cls(**fields)  # type: ignore[arg-type]
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"the identity of this store cannot be read: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class State:
-    """What grows: views asked for, views sealed, and the engine of each range of views."""
+    """What grows in the life of a store.
+
+    Attributes:
+        views_target: views asked for, whole blocks.
+        views_sealed: views whose blocks all are published and listed in a seal.
+        versions: what made the views: ``first_view``, ``engine``, ``renderer``, and ``converted_from`` where labels
+            came from another store.
+        missing: blocks ``(i, j)`` of sealed views that a repair has removed, and that are not sealed again yet.
+    """
 
     views_target: int
     views_sealed: int
-    versions: tuple[Mapping[str, Json], ...] = field(default=())
+    versions: tuple[Mapping[str, Json], ...]
+    missing: tuple[tuple[int, int], ...] = ()
 
-    def to_json(self) -> dict[str, Json]:
+    def to_json(self, format_number: int = FORMAT) -> dict[str, Json]:
         """As the JSON object stored under ``state``."""
-        return {
+        plain: dict[str, Json] = {
             "views_target": self.views_target,
             "views_sealed": self.views_sealed,
             "versions": [dict(version) for version in self.versions],
         }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, object]) -> State:
-        """From the JSON object stored under ``state``."""
-        try:
-            return cls(
-                views_target=int(data["views_target"]),  # type: ignore[call-overload]
-                views_sealed=int(data["views_sealed"]),  # type: ignore[call-overload]
-                versions=tuple(data["versions"]),  # type: ignore[arg-type]
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"the state of this store cannot be read: {error}") from error
+        return plain if format_number == 1 else {**plain, "missing": [list(block) for block in self.missing]}
 
 
 def first_difference(ours: Json, theirs: Json, path: str = "") -> tuple[str, Json, Json] | None:

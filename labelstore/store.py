@@ -20,27 +20,31 @@ from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.columns import CropRows
 from labelstore.encodings import Codes, Encoding, Pairs, make_encoding
 from labelstore.encodings.transform import Calibration, Transform
-from labelstore.errors import DamagedError, FormatError, InputError, LeaseError, NotStoredError
+from labelstore.errors import DamagedError, InputError, LeaseError, NotStoredError
+from labelstore.images import images_digest
 from labelstore.queueing import Queue
 from labelstore.reading import Int64Array, Reader, require_indexes
 from labelstore.records import AuditRows, BlockData, EncodedBlock, LabelBatch
 from labelstore.root import (
     ROOT,
+    Root,
     make_skeleton,
     read_root,
     require_images,
     require_own,
+    require_views,
     require_writable,
     root_document,
 )
-from labelstore.seals import Marker, marker_file, seal_document, seal_file
+from labelstore.sealing import require_permutations, reseal
+from labelstore.seals import Marker, marker_file, seal_documents
 from labelstore.shards import Shard
 from labelstore.space import require_free_space, store_bytes
 from labelstore.spec import Identity, Json, State, first_difference, require_same
 from labelstore.streaming import STREAM_BYTES, Request, stream
 from labelstore.sweeping import leftovers
 from labelstore.table import BlockTable
-from labelstore.writing import encode_block, fidelity_of, pairs_of, require_block_data
+from labelstore.writing import encode_block, fidelity_of, images_of, pairs_of, require_block_data
 
 __all__ = ["AuditRows", "BlockData", "LabelBatch", "LabelStore", "require_free_space", "store_bytes"]
 
@@ -53,12 +57,15 @@ class LabelStore:
     Attributes:
         path: its folder.
         identity: what it is made of; never changes.
-        state: views asked for, views sealed, versions; as of opening, or of this object's last change.
+        state: views asked for, views sealed, versions, blocks that a repair removed; as of opening, or of this
+            object's last change.
+        notes: provenance of the images and the like; never compared.
         follow: whether views above ``views_sealed`` may be read where their markers are there.
     """
 
-    def __init__(self, path: Path, identity: Identity, state: State, *, follow: bool = False) -> None:
-        self.path, self.identity, self.state, self.follow = path, identity, state, follow
+    def __init__(self, path: Path, root: Root, *, follow: bool = False) -> None:
+        self.path, self.identity, self.state, self.follow = path, root.identity, root.state, follow
+        self.notes, self.files, identity = root.notes, root.files, root.identity
         self._encoding: Encoding = make_encoding(identity.encoding, identity.columns, identity.format)
         self._calibration: calibrations.Published | None = None
         self._grid, self._layout = BlockGrid.of(identity), StoreLayout.of(identity)
@@ -108,13 +115,7 @@ class LabelStore:
             DamagedError: when its root metadata is not what was written.
         """
         root = Path(path)
-        identity, state = read_root(root)
-        try:
-            return cls(root, identity, state, follow=follow)
-        except FormatError:
-            raise
-        except InputError as error:
-            raise FormatError(f"{root}: {error}") from error
+        return cls(root, read_root(root), follow=follow)
 
     @classmethod
     def create(
@@ -126,6 +127,7 @@ class LabelStore:
         targets: npt.NDArray[np.integer[Any]],
         views: int,
         versions: Sequence[Mapping[str, Json]] | None = None,
+        notes: Mapping[str, Json] | None = None,
     ) -> LabelStore:
         """Make an empty store that wants ``views`` views, rounded up to whole blocks.
 
@@ -136,6 +138,7 @@ class LabelStore:
             targets: hard label of each image ``[N]``.
             views: at least 1.
             versions: what made the views to come, where that is not the identity's engine and renderer alone.
+            notes: provenance of the images and the like, kept beside the identity and never compared.
 
         Raises:
             InputError: when the folder holds something else, or the arrays do not fit the identity.
@@ -147,15 +150,15 @@ class LabelStore:
         require_own(root, StoreLayout.of(identity))
         version: dict[str, Json] = {
             "first_view": 0,
-            "engine": dict(identity.engine),
-            "renderer": dict(identity.renderer),
+            "engine": dict(identity.engine) if identity.engine is not None else None,
+            "renderer": dict(identity.renderer) if identity.renderer is not None else None,
         }
-        target = BlockGrid.of(identity).whole_views(views)
+        target = require_views(identity, views)
         state = State(views_target=target, views_sealed=0, versions=tuple(versions or (version,)))
         disk.make_folder(root)
         with leases.hold(root):
-            make_skeleton(root, identity, state, image_digests, targets)
-        return cls(root, identity, state)
+            made = make_skeleton(root, identity, state, image_digests, targets, notes or {})
+        return cls(root, made)
 
     @contextmanager
     def lease(self, *, take_over: bool = False) -> Iterator[LabelStore]:
@@ -202,17 +205,23 @@ class LabelStore:
 
     def refresh(self) -> None:
         """Read the state again."""
-        _, self.state = read_root(self.path)
+        self.state = read_root(self.path).state
 
     @property
     def complete(self) -> bool:
-        """Whether all views asked for are sealed."""
-        return self.state.views_sealed >= self.state.views_target
+        """Whether all views asked for are sealed, and no block of them is missing."""
+        return self.state.views_sealed >= self.state.views_target and not self.state.missing
+
+    @property
+    def maker(self) -> str:
+        """The command that makes missing blocks."""
+        converted = "converted_from" in self.state.versions[0]
+        return "python -m labelstore convert" if converted else "python -m pipeline build"
 
     @property
     def empty(self) -> bool:
         """Whether no block was ever published and no build holds the store."""
-        return self._marked() <= {Path(calibrations.FILE).name} and not (self.path / leases.LEASE).exists()
+        return not self._table.published(self.state) and not (self.path / leases.LEASE).exists()
 
     def views(self, block: BlockIndex) -> tuple[int, int]:
         """First view of a block, and the one after its last."""
@@ -227,10 +236,18 @@ class LabelStore:
         return list(self._grid.blocks(0, self.state.views_sealed))
 
     def missing(self) -> list[BlockIndex]:
-        """The blocks that are still to be written, in stored order."""
-        there = self._marked()
+        """The blocks that are still to be written, in stored order; those that a repair has removed among them."""
+        there = set(self._table.published(self.state))
+        removed = (BlockIndex(*block) for block in self.state.missing)
         wanted = self._grid.blocks(self.state.views_sealed, self.state.views_target)
-        return [block for block in wanted if Path(marker_file(block)).name not in there]
+        return [block for block in (*removed, *wanted) if block not in there]
+
+    @property
+    def missing_blocks(self) -> int:
+        """How many blocks are still to be written."""
+        views = self.state.views_target - self.state.views_sealed
+        wanted = views // self.identity.block.views * self._grid.runs + len(self.state.missing)
+        return wanted - len(self._table.published(self.state))
 
     def raise_target(
         self, views: int, *, engine: Mapping[str, Json] | None = None, renderer: Mapping[str, Json] | None = None
@@ -244,7 +261,7 @@ class LabelStore:
             The views now asked for; never fewer than before.
         """
         self._require_lease()
-        target = max(self.state.views_target, self._grid.whole_views(views))
+        target = max(self.state.views_target, require_views(self.identity, views))
         for array in self._layout.blocks:
             name, metadata = f"{array.name}/{ROOT}", array.metadata(target)
             if disk.read_file(self.path / name, documents.MAX_BYTES) != metadata:
@@ -331,31 +348,48 @@ class LabelStore:
 
         Raises:
             NotStoredError: when a block is missing.
+            InputError: when the blocks of a view do not show every image once.
         """
         held = self._require_lease()
-        views = (self.state.views_sealed, self.state.views_target)
         if self.complete:
             return
         if missing := self.missing():
             raise NotStoredError(f"{self.path}: {len(missing)} blocks are missing, first {missing[0]}; write them")
-        markers = [self._marker(block) for block in self._grid.blocks(*views)]
         leases.require_held(self.path, held)
-        seal = publish.Described.of(seal_document(self.identity, self.state, markers, views))
-        publish.publish(self.path, {seal_file(views[1]): seal})
-        self._set_state(dataclasses.replace(self.state, views_sealed=views[1]))
+        if self.state.missing:
+            changed = reseal(self.path, self.identity, self.state, self._table)
+            self._set_state(dataclasses.replace(self.state, missing=()))
+            self._table.forget()
+            for name in changed:
+                disk.unlink(self.path / name)
+        views = (self.state.views_sealed, self.state.views_target)
+        if views[0] < views[1]:
+            markers = [self._marker(block) for block in self._grid.blocks(*views)]
+            require_permutations(self.identity, markers)
+            publish.publish(self.path, seal_documents(self.identity, self.state, markers, views))
+            self._set_state(dataclasses.replace(self.state, views_sealed=views[1]))
 
     def unseal(self, views: int) -> None:
         """Seal only the views below ``views``, the end of a seal: what comes above is checked, and sealed again."""
         self._require_lease()
-        self._set_state(dataclasses.replace(self.state, views_sealed=views))
+        kept = tuple(block for block in self.state.missing if block[0] < views // self.identity.block.views)
+        self._set_state(dataclasses.replace(self.state, views_sealed=views, missing=kept))
         self.sweep()
+
+    def remove(self, blocks: Iterable[BlockIndex]) -> None:
+        """List sealed blocks as missing, before a repair removes their files."""
+        self._require_lease()
+        sealed = {(block.i, block.j) for block in blocks if self.views(block)[0] < self.state.views_sealed}
+        missing = tuple(sorted({*self.state.missing, *sealed}))
+        self._set_state(dataclasses.replace(self.state, missing=missing))
 
     def sweep(self) -> None:
         """Remove what a stopped build left: temporaries, shards without a marker, a seal that seals nothing."""
         self._require_lease()
         leases.clear_partial(self.path)
         calibrated = (self.path / calibrations.FILE).exists()  # damaged or not
-        for file in leftovers(self.path, self._layout, self.state, set(self.missing()), calibrated=calibrated):
+        missing, parts = set(self.missing()), self._table.parts(self.state)
+        for file in leftovers(self.path, self._layout, self.state, missing, calibrated=calibrated, parts=parts):
             disk.unlink(file)
 
     def read(self, view: int, positions: slice | npt.ArrayLike) -> LabelBatch:
@@ -420,7 +454,7 @@ class LabelStore:
     def audit(self) -> AuditRows:
         """The first crops of view 0, whole, with their float16 logits."""
         shards = self._marker(AUDIT_BLOCK).shards
-        return AuditRows(*(self._whole(array, shards[array.name].bytes) for array in self._layout.audit))
+        return AuditRows(*(self._whole(array, shards[array.name]) for array in self._layout.audit))
 
     @property
     def fidelity(self) -> Json:
@@ -455,7 +489,7 @@ class LabelStore:
     @cached_property
     def targets(self) -> Int64Array:
         """Hard label of each image: the index of its class, int64 ``[N]``."""
-        return self._whole(self._layout.target).astype(np.int64)
+        return self._whole(self._layout.target, self.files.get(self._layout.target.name)).astype(np.int64)
 
     @cached_property
     def target_columns(self) -> Int64Array:
@@ -465,7 +499,7 @@ class LabelStore:
     @property
     def image_digests(self) -> npt.NDArray[np.uint8]:
         """SHA-256 of each image, uint8 ``[N, 32]``."""
-        return self._whole(self._layout.digest)
+        return self._whole(self._layout.digest, self.files.get(self._layout.digest.name))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self.follow)
@@ -482,6 +516,7 @@ class LabelStore:
         return EncodedBlock(
             files=encode_block(self.identity, self.encoding, block, data),
             pixels=data.pixels_digest,
+            images=images_digest(images_of(self.identity, data.rows)),
             version=len(self.state.versions) - 1 if data.version is None else data.version,
             fidelity=fidelity_of(self.identity, self.encoding, data, self.target_columns) if first else None,
         )
@@ -498,6 +533,7 @@ class LabelStore:
             block=block,
             shards={array.name: encoded.files[array.name].entry for array in arrays},
             pixels=encoded.pixels,
+            images=encoded.images,
             version=encoded.version,
             fidelity=encoded.fidelity,
             calibration=self._calibration.digest if self._calibration else None,
@@ -507,7 +543,8 @@ class LabelStore:
 
     def _require_writable(self, block: BlockIndex) -> None:
         self._require_lease(shared=True)
-        if not (self.state.views_sealed <= self.views(block)[0] < self.state.views_target and self._in_run(block)):
+        above = self.state.views_sealed <= self.views(block)[0] < self.state.views_target and self._grid.holds(block)
+        if not (above or block in self.state.missing):
             raise InputError(f"block {block} is not one of the blocks to be written: see missing()")
         if (self.path / marker_file(block)).exists():
             raise InputError(f"block {block} is published already; a block is never written twice")
@@ -534,19 +571,8 @@ class LabelStore:
         logits = (decode or self.encoding.decode)(reader.codes(view, index), pairs)
         return LabelBatch(view, index, rows, logits, self.target_columns[rows.image])
 
-    def _marked(self) -> set[str]:
-        """Names of the markers that are there."""
-        folder = self.path / "markers"
-        try:
-            return {path.name for path in folder.iterdir()}
-        except FileNotFoundError as error:
-            raise DamagedError.of(folder, "is not there, nor are the markers of what was published") from error
-
-    def _whole(self, array: ArrayLayout, size: int | None = None) -> npt.NDArray[Any]:
-        return Shard(array, array.shape, self.path / array.file(), size).read()
-
-    def _in_run(self, block: BlockIndex) -> bool:
-        return 0 <= block.j < self._grid.runs
+    def _whole(self, array: ArrayLayout, entry: publish.FileEntry | None) -> npt.NDArray[Any]:
+        return Shard(array, array.shape, self.path / array.file(), entry).read()
 
     def _index(self, view: int, positions: slice | npt.ArrayLike) -> Int64Array:
         self._require_view(view)
@@ -571,6 +597,12 @@ class LabelStore:
                     f"{calibrations.FILE} is {self._calibration.digest}; restore it from a copy of the store"
                 )
             return marker
+        if block in self.state.missing:
+            first, stop = self.views(block)
+            raise NotStoredError(
+                f"{self.path}: block {block} of views {first} to {stop - 1} was damaged and is removed; run the "
+                f"`{self.maker}` that made the store: it fills what is missing"
+            )
         raise NotStoredError(f"{self.path}: block {block} is not written yet; continue the build")
 
     def _require_lease(self, *, shared: bool = False) -> leases.Lease:
@@ -580,7 +612,7 @@ class LabelStore:
 
     def _set_state(self, state: State) -> None:
         if state != self.state:
-            publish.replace(self.path, ROOT, root_document(self.identity, state))
+            publish.replace(self.path, ROOT, root_document(Root(self.identity, self.files, self.notes, state)))
             self.state = state
 
 

@@ -11,7 +11,13 @@ from labelstore.spec import State
 
 
 def leftovers(
-    root: Path, layout: StoreLayout, state: State, missing: Set[BlockIndex], *, calibrated: bool
+    root: Path,
+    layout: StoreLayout,
+    state: State,
+    missing: Set[BlockIndex],
+    *,
+    calibrated: bool,
+    parts: Set[str] | None = None,
 ) -> Iterator[Path]:
     """Files to remove before blocks are written: shards without a marker, and seals that seal nothing.
 
@@ -21,6 +27,7 @@ def leftovers(
         state: its state.
         missing: blocks that have no marker.
         calibrated: whether its calibration, where it takes one, has a marker.
+        parts: files of the parts of its seals; None where a seal is damaged, and what it names is not known.
     """
     for array in layout.blocks:
         for path in sorted((root / array.name).glob("c.*")):
@@ -31,5 +38,7 @@ def leftovers(
     if not calibrated:
         yield from (root / array.file() for array in layout.calibration)
     for path in sorted((root / "seals").glob("*.json")):
-        if path.stem.isdecimal() and int(path.stem) > state.views_sealed:
+        stop, _, part = path.stem.partition(".")
+        unnamed = bool(part) and parts is not None and f"seals/{path.name}" not in parts
+        if stop.isdecimal() and (int(stop) > state.views_sealed or unnamed):
             yield path

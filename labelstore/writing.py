@@ -15,8 +15,8 @@ from labelstore.errors import InputError
 from labelstore.fidelity import ROWS, gift_fidelity, summarize
 from labelstore.publish import Described
 from labelstore.records import AuditRows, BlockData
-from labelstore.seals import PIXELS_DIGEST
-from labelstore.shards import shard_pieces
+from labelstore.seals import HEX_64
+from labelstore.shards import described
 from labelstore.spec import Identity, Json
 
 MAX_FLOAT16 = 65504.0
@@ -33,7 +33,7 @@ def require_block_data(identity: Identity, encoding: Encoding, block: BlockIndex
     count, run = extent["view"], extent["position"]
     _require(block, "logits", data.logits, "float32", (count, run, identity.columns))
     _require(block, "rows", data.rows, "uint16", (count, len(identity.crop_columns), run))
-    if not PIXELS_DIGEST.fullmatch(data.pixels_digest):
+    if not HEX_64.fullmatch(data.pixels_digest):
         raise InputError(f"block {block}: pixels_digest: expected 16 hex digits, found {data.pixels_digest!r}")
     if (data.audit is not None) != (block == AUDIT_BLOCK):
         raise InputError(f"block {block}: audit rows belong to block {AUDIT_BLOCK}, and to no other")
@@ -44,14 +44,55 @@ def require_block_data(identity: Identity, encoding: Encoding, block: BlockIndex
         (kind,) = (kind for kind in encoding.arrays if kind.name == name)
         shape = (count, run) if kind.width is None else (count, run, codes.shape[-1] if kind.planar else kind.width)
         _require(block, f"codes {name}", codes, kind.dtype, shape)
-    low, high = (data.rows[:, identity.crop_columns.index(name)] for name in IMAGE_COLUMNS)
-    images = low + (high.astype(np.uint32) << np.uint32(16))
-    if images.max() >= identity.images:
-        raise InputError(f"block {block}: image index: expected below {identity.images}, found {images.max()}")
     first = grid.views(block)[0], grid.positions(block)[0]
+    images = images_of(identity, data.rows)
+    _require_different(identity, block, images, first[0])
+    if "partner" in identity.crop_columns:
+        _require_mixing(identity, block, data.rows)
     if data.audit is not None:
         _require_finite(data.audit.logits[None], MAX_FLOAT16, images, first)
     _require_finite(data.logits, encoding.limit, images, first)
+
+
+def images_of(identity: Identity, rows: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:
+    """Image index of each crop of a block, uint32 ``[v, p]``."""
+    low, high = (rows[:, identity.crop_columns.index(name)] for name in IMAGE_COLUMNS)
+    images: npt.NDArray[np.uint32] = low + (high.astype(np.uint32) << np.uint32(16))
+    return images
+
+
+def _require_different(identity: Identity, block: BlockIndex, images: npt.NDArray[np.uint32], first_view: int) -> None:
+    """Refuse a view that shows an image twice, or one that is not there: reading by image believes in permutations."""
+    if images.max() >= identity.images:
+        raise InputError(f"block {block}: image index: expected below {identity.images}, found {images.max()}")
+    ordered = np.sort(images, axis=1)
+    views, places = np.nonzero(ordered[:, 1:] == ordered[:, :-1])
+    if len(views):
+        raise InputError(
+            f"block {block}: expected every image at most once in a view, found image {ordered[views[0], places[0]]} "
+            f"twice in view {first_view + int(views[0])}"
+        )
+
+
+def _require_mixing(identity: Identity, block: BlockIndex, rows: npt.NDArray[np.uint16]) -> None:
+    """Refuse partners outside of their group, and boxes that reach beyond the crop: weights would not be shares."""
+    columns = {name: rows[:, place].astype(np.int64) for place, name in enumerate(identity.crop_columns)}
+    count = rows.shape[2]
+    start = np.arange(count) // identity.group * identity.group
+    limits = {"partner": np.minimum(identity.group, count - start)}  # a view's last group may be smaller
+    found = {"partner": columns["partner"]}
+    if "mix_width" in columns:
+        for side, length in (("mix_top", "mix_height"), ("mix_left", "mix_width")):
+            found[f"{side} + {length}"] = columns[side] + columns[length]
+            limits[f"{side} + {length}"] = np.full(count, identity.size + 1)
+    for name, values in found.items():
+        bad = np.argwhere(values >= limits[name])
+        if len(bad):
+            view, place = (int(index) for index in bad[0])
+            raise InputError(
+                f"block {block}: {name}: expected at most {limits[name][place] - 1}, found {values[view, place]} at "
+                f"view {view}, position {place} of the block"
+            )
 
 
 def encode_block(identity: Identity, encoding: Encoding, block: BlockIndex, data: BlockData) -> dict[str, Described]:
@@ -64,7 +105,7 @@ def encode_block(identity: Identity, encoding: Encoding, block: BlockIndex, data
     values = {**codes, layout.rows.name: data.rows}
     if data.audit is not None:
         values |= {array.name: rows for array, rows in zip(layout.audit, _arrays(data.audit), strict=True)}
-    return {array.name: Described.of(*shard_pieces(array, values[array.name])) for array in layout.of_block(block)}
+    return {array.name: described(array, values[array.name]) for array in layout.of_block(block)}
 
 
 def fidelity_of(identity: Identity, encoding: Encoding, data: BlockData, targets: npt.NDArray[np.int64]) -> Json:

@@ -82,10 +82,17 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
         crop_columns=spec.columns,
         encoding=make_encoding(config.encoding_parameters(), teacher.columns).to_json(),
         renderer=renderer.id,
-        block=BlockShape.choose(len(manifest), teacher.columns, spec.group),
+        block=block_shape(config, len(manifest), teacher.columns),
         class_columns=teacher.class_columns,
     )
     return Work(manifest, plan, renderer, teacher, identity)
+
+
+def block_shape(config: BuildConfig, images: int, columns: int) -> BlockShape:
+    """The shape of the store's blocks; of a new store, one that suits the views that its first build asks for."""
+    if LabelStore.exists(config.store):
+        return LabelStore.open(config.store).identity.block
+    return BlockShape.choose(images, columns, config.plan_spec().group, config.views)
 
 
 def settle_engine(config: BuildConfig, ranks: Ranks, console: Console) -> TeacherSpec:
@@ -236,7 +243,7 @@ def views_to_write(store: LabelStore, views: int) -> int:
 def require_same_engine(config: BuildConfig, store: LabelStore, work: Work, console: Console) -> None:
     """Refuse to write views by another engine or renderer than the last, unless that is wanted and gives the same."""
     last = store.state.versions[-1]
-    ours: dict[str, Json] = {"engine": dict(work.identity.engine), "renderer": dict(work.identity.renderer)}
+    ours: dict[str, Json] = {"engine": dict(work.teacher.engine), "renderer": dict(work.renderer.id)}
     theirs: dict[str, Json] = {name: last[name] for name in ours}
     found = first_difference(theirs, ours)
     if not found or not views_to_write(store, config.views):

@@ -57,7 +57,7 @@ class Setting:
             classes=len(identity.classes),
             size=identity.size,
             student=student,
-            teacher=str(identity.teacher.get("name")),
+            teacher=str(identity.require("teacher").get("name")),
             epochs=epochs,
         )
 
@@ -146,11 +146,12 @@ def require_store(name: str, identity: Identity, student: str) -> None:
         MismatchError: names the first difference, and the recipe's two halves.
     """
     flags = flags_of(RECIPES, name, Setting.of(identity, student))
-    if name == "gift" and len(identity.classes) == IMAGENET and identity.plan.get("factor") == 2:
+    if name == "gift" and len(identity.classes) == IMAGENET and identity.require("plan").get("factor") == 2:
         flags["factor"] = 2
     plain = asdict(PlanSpec(size=identity.size))
     wanted: dict[str, Any] = {**plain, **flags}
-    stored = {**plain, **identity.plan, **{key: identity.teacher[key] for key in NORMALISATION}}
+    teacher = identity.require("teacher")
+    stored = {**plain, **identity.require("plan"), **{key: teacher[key] for key in NORMALISATION}}
     names = dict.fromkeys((*FIRST, *flags, "mix_per"))
     difference = first_difference({key: wanted[key] for key in names}, {key: stored[key] for key in names})
     if difference:

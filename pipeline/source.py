@@ -12,7 +12,6 @@ from torch import Tensor
 
 from labelstore.arrays import AUDIT_BLOCK
 from labelstore.errors import MismatchError
-from labelstore.spec import Json
 from labelstore.store import LabelStore
 from pipeline.config import manifest_cache
 from pipeline.manifest import Manifest, require_same_images, scan
@@ -137,9 +136,9 @@ def open_source(
         manifest = images
     else:
         manifest = open_images(opened, Path(images), rehash=rehash)
-    spec = PlanSpec.from_json(opened.identity.plan)
+    spec = PlanSpec.from_json(opened.identity.require("plan"))
     if device != "cpu":
-        decoder = decoder or decoder_of(opened.identity.renderer)
+        decoder = decoder or decoder_of(opened.identity.require("renderer"))
     renderer = make_renderer(manifest, spec, device=device, decoder=decoder, threads=threads, cache_bytes=cache_bytes)
     return Source(opened, manifest, spec, renderer)
 
@@ -156,7 +155,7 @@ def check_pixels(source: Source, blocks: int = 8) -> PixelReport:
     store = source.store
     stored = torch.from_numpy(store.audit().crops)
     ours = source.crops(0, 0, len(stored))
-    stored_id: Json = dict(store.version(AUDIT_BLOCK)["renderer"])  # type: ignore[arg-type]
+    stored_id = store.version(AUDIT_BLOCK)["renderer"] or {"name": "not known"}
     difference = compare(ours, stored, stored_id, dict(source.renderer.id))
     crops = len(stored) + _check_digests(source, blocks)
     return PixelReport(

@@ -96,8 +96,8 @@ def verify_source(source: Source, config: VerifyConfig, console: Console) -> tup
 
 def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Teacher:
     """The store's teacher with the given weights, refused when they are not the store's."""
-    stored: Any = store.identity.teacher
-    engine: Any = store.identity.engine
+    stored: Any = store.identity.require("teacher")
+    engine: Any = store.identity.require("engine")
     spec = TeacherSpec(
         members=stored_members(stored, config.weights),
         classes=",".join(map(str, stored["columns"])) if stored["columns"] else None,
@@ -152,7 +152,8 @@ def audit_errors(store: LabelStore, teacher: Teacher, crops: Tensor) -> AuditErr
     logits = np.concatenate([teacher.logits(crops[piece], rows.take(piece)).numpy() for piece in pieces])
     # on the engine of the store they come out to float16 rounding; another engine sums in another order
     errors = np.abs(logits - stored)
-    share = max(MAX_RELATIVE_ERROR[str(engine["dtype"])] for engine in (store.identity.engine, teacher.engine))
+    engines = (store.identity.require("engine"), teacher.engine)
+    share = max(MAX_RELATIVE_ERROR[str(engine["dtype"])] for engine in engines)
     return AuditErrors(logits, float(errors.max()), float(errors.mean()), share * float(np.abs(stored).max()))
 
 
@@ -168,9 +169,10 @@ def require_same_labels(source: Source, teacher: Teacher, console: Console) -> N
     pixels = check_pixels(source)
     errors = audit_errors(source.store, teacher, torch.from_numpy(source.store.audit().crops))
     if not errors.within:
+        theirs = dict(source.store.identity.require("engine"))
         raise MismatchError(
             f"another engine gives other labels: expected errors of at most {errors.band:.2e} against the audit rows, "
-            f"found {errors.maximum:.2e} (mean {errors.mean:.2e}); the store has {dict(source.store.identity.engine)}, "
+            f"found {errors.maximum:.2e} (mean {errors.mean:.2e}); the store has {theirs}, "
             f"this run has {dict(teacher.engine)}; build on where the store was begun, or make another --store"
         )
     console.line(

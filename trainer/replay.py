@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from labelstore.blocks import BlockGrid
 from labelstore.encodings import Codes, Pairs
 from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError, NotStoredError
@@ -317,7 +318,16 @@ def views_of(store: LabelStore, views: int | None) -> int:
             f"views: expected 1 to {there}, those of {store.path}, found {views}; "
             f"`pipeline build --views {views}` adds the others"
         )
-    return there if views is None else views
+    wanted = there if views is None else views
+    grid = BlockGrid.of(store.identity)
+    removed = sorted({view for block in store.missing() for view in range(*grid.views(block)) if view < wanted})
+    if removed and not store.follow:
+        raise NotStoredError(
+            f"{store.path}: views {', '.join(map(str, removed[:8]))} lack blocks that were damaged and are removed; "
+            f"run the `{store.maker}` that made the store, which fills just them"
+            + (f", or play the first {removed[0]}: --views {removed[0]}" if removed[0] else "")
+        )
+    return wanted
 
 
 def decoder_for(
@@ -336,9 +346,12 @@ def normalisation_of(
     store: LabelStore, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of the network's input: the teacher's unless others are given, where others can be."""
-    teacher: Any = store.identity.teacher
+    augmented = inputs_of(store.identity.crop_columns)
+    if mean is not None and std is not None and not augmented:
+        return tuple(mean), tuple(std)
+    teacher: Any = store.identity.require("teacher")
     given = tuple(mean or teacher["mean"]), tuple(std or teacher["std"])
-    if inputs_of(store.identity.crop_columns) and given != (tuple(teacher["mean"]), tuple(teacher["std"])):
+    if augmented and given != (tuple(teacher["mean"]), tuple(teacher["std"])):
         raise InputError(
             f"mean, std: expected the teacher's, {teacher['mean']} and {teacher['std']}, behind which the crops of "
             f"{store.path} are augmented further, found {[*given[0]]} and {[*given[1]]}; leave them out"

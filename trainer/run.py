@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from labelstore.errors import InputError
 from labelstore.spec import Json, require_same
+from labelstore.store import LabelStore
 from pipeline.config import json_object
 from pipeline.manifest import Manifest
 from pipeline.networks import build_network
@@ -209,6 +210,7 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
 
 def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
     """This process's part of what the run plays."""
+    config.loss_spec().require_content(LabelStore.open(config.store).identity.content)
     return Replay(
         config.store,
         config.images,

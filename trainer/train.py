@@ -23,6 +23,7 @@ from trainer.config import TrainConfig
 from trainer.evaluate import EvalResult, evaluate, write_classes
 from trainer.following import view_is_there, wait_for_view
 from trainer.guard import DivergedError
+from trainer.replay import normalisation_of
 from trainer.run import Run, Test, make_run
 from trainer.run_folder import LOG, describe, hold, lines_of, open_log
 from trainer.step import step
@@ -238,14 +239,14 @@ def assess(run: Run, test: Test, epoch: int) -> dict[str, float | None]:
 def evaluated(run: Run, test: Test) -> EvalResult:
     """How the student does on the test images."""
     identity = run.replay.store.identity
-    teacher: Any = identity.teacher
+    mean, std = normalisation_of(run.replay.store, None, None)
     return evaluate(
         run.result,
         test.images,
         test.spec,
         test.renderer,
-        mean=tuple(teacher["mean"]),
-        std=tuple(teacher["std"]),
+        mean=mean,
+        std=std,
         dtype=run.config.dtype,
         device=run.config.device,
         columns=identity.label_columns,

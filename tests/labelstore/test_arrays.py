@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
@@ -17,7 +20,7 @@ from zarr.storage import LocalStore, MemoryStore
 from labelstore.arrays import CHUNK_BYTES, ArrayLayout, StoreLayout, chunk_rows, divisor_nearest
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.errors import InputError
-from labelstore.shards import Shard, encode_shard, largest_shard
+from labelstore.shards import Shard, described, encode_shard, largest_shard
 from labelstore.space import require_free_space, store_bytes
 from labelstore.spec import BlockShape
 
@@ -61,7 +64,15 @@ def test_a_shard_is_byte_for_byte_what_zarr_writes(encoding: str) -> None:
         store, array = zarrs_own(layout, 1)
         array[...] = values
         theirs = store._store_dict[layout.file(BlockIndex(0, 0)).rpartition("/")[2]].to_bytes()
-        assert encode_shard(layout, values) == theirs
+        assert encode_shard(replace(layout, chunk_crcs=False), values) == theirs
+        ours, index = encode_shard(layout, values), math.prod(layout.grid) * 16 + 4
+        crcs = np.frombuffer(ours[-index - 4 * math.prod(layout.grid) : -index], "<u4")
+        assert ours == theirs[:-index] + crcs.tobytes() + theirs[-index:], (
+            "what zarr writes, and the CRCs before its index"
+        )
+        places = np.frombuffer(ours[-index:-4], "<u8").reshape(-1, 2)
+        chunks = [ours[offset : offset + length - 4] for offset, length in places.tolist()]
+        assert crcs.tolist() == [google_crc32c.value(chunk) for chunk in chunks]
 
 
 @st.composite
@@ -90,7 +101,7 @@ def test_any_shard_reads_back_here_and_in_zarr(tmp_path_factory: pytest.TempPath
     (root / layout.file()).write_bytes(data)
     theirs = zarr.open_array(LocalStore(root / "a"), mode="r")
     assert np.array_equal(theirs[...], values)
-    shard = Shard(layout, values.shape, root / layout.file(), len(data))
+    shard = Shard(layout, values.shape, root / layout.file(), described(layout, values).entry)
     assert np.array_equal(shard.read(), values)
     assert len(data) <= largest_shard(layout, values.shape)
     if layout.codec == "raw":

@@ -21,8 +21,9 @@ from labelstore.arrays import ArrayLayout, StoreLayout
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.codecs import PCODEC
 from labelstore.errors import DamagedError
+from labelstore.publish import FileEntry
 from labelstore.reading import Reader
-from labelstore.shards import encode_shard
+from labelstore.shards import described, encode_shard
 from labelstore.spec import Identity
 
 ENCODINGS = [
@@ -47,7 +48,7 @@ class Coded:
         self.layout, self.grid = StoreLayout.of(identity), BlockGrid.of(identity)
         rng = np.random.default_rng(0)
         self.codes: dict[str, np.ndarray] = {}
-        self.sizes: dict[tuple[BlockIndex, str], int] = {}
+        self.entries: dict[tuple[BlockIndex, str], FileEntry] = {}
         for array in self.layout.codes:
             width = (COMPONENTS,) if array.planar else array.shape[2:]
             values = rng.integers(-100, 100, (VIEWS, identity.images, *width)).astype(array.dtype)
@@ -56,18 +57,17 @@ class Coded:
             (root / array.name / "zarr.json").write_bytes(array.metadata(VIEWS))
             for block in self.blocks():
                 part = values[slice(*self.grid.views(block)), slice(*self.grid.positions(block))]
-                data = encode_shard(array, np.moveaxis(part, -1, 1) if array.planar else part)
-                (root / array.file(block)).write_bytes(data)
-                self.sizes[block, array.name] = len(data)
+                shard = described(array, np.moveaxis(part, -1, 1) if array.planar else part)
+                (root / array.file(block)).write_bytes(b"".join(map(bytes, shard.pieces)))
+                self.entries[block, array.name] = shard.entry
 
     def blocks(self) -> Iterator[BlockIndex]:
         return self.grid.blocks(0, VIEWS)
 
     def reader(self) -> Reader:
         def marker(block: BlockIndex) -> Any:
-            return SimpleNamespace(
-                shards={name: SimpleNamespace(bytes=size) for (at, name), size in self.sizes.items() if at == block}
-            )
+            shards = {name: entry for (at, name), entry in self.entries.items() if at == block}
+            return SimpleNamespace(shards=shards)
 
         return Reader(self.root, self.identity, marker, components=lambda: COMPONENTS)
 
@@ -143,7 +143,7 @@ def test_unused_components_take_no_bytes() -> None:
     array = StoreLayout.of(identity_of({"name": "transform", "fidelity": 0.9}, (2, 10))).codes[0]
     assert array.planar
     sizes = [len(encode_shard(array, np.ones((2, used, 10), np.int16))) for used in (0, 1, 16, 17)]
-    assert sizes[0] == 16 * np.prod(array.grid) + 4  # the index alone
+    assert sizes[0] == 20 * np.prod(array.grid) + 4  # the table of chunks alone
     assert sizes[0] < sizes[1]
     assert sizes[2] < sizes[3]
 

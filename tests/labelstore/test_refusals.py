@@ -122,7 +122,7 @@ def test_views_that_are_not_there_are_named(tmp_path: Path, content: Content, vi
 
 
 def newer(attributes: dict) -> None:
-    attributes["giftwrap_format"] = 2
+    attributes["giftwrap_format"] = 3
 
 
 def other_columns(attributes: dict) -> None:
@@ -160,13 +160,13 @@ def views_of_text(attributes: dict) -> None:
 
 
 EDITS: dict[str, tuple[Callable[[dict], None], type[GiftwrapError], str]] = {
-    "a newer format": (newer, FormatError, "reads format 1, the store has format 2; install a version"),
+    "a newer format": (newer, FormatError, "reads formats 1, 2, the store has format 3; install a version"),
     "an edited identity": (other_columns, DamagedError, "changed or damaged: .*; restore it from a copy"),
     "an edited state": (more_views, DamagedError, "changed or damaged: .*; restore it from a copy"),
     "no stamp": (no_stamp, DamagedError, "changed or damaged: .*; restore it from a copy"),
-    "no seed": (stamped(no_seed), FormatError, "identity of this store cannot be read"),
+    "no seed": (stamped(no_seed), DamagedError, "identity.seed: expected a value, found nothing"),
     "an encoding of tomorrow": (stamped(no_such_encoding), FormatError, "expected one of .*, found 'int3'"),
-    "views of text": (stamped(views_of_text), FormatError, "state of this store cannot be read"),
+    "views of text": (stamped(views_of_text), DamagedError, "state.views_target: expected an integer from 0"),
 }
 
 

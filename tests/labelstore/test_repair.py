@@ -14,7 +14,7 @@ from test_stateful import killed_after
 
 from labelstore import LabelStore, check, documents
 from labelstore.blocks import BlockIndex
-from labelstore.errors import DamagedError, FormatError, LeaseError, MismatchError
+from labelstore.errors import DamagedError, FormatError, LeaseError, MismatchError, NotStoredError
 from labelstore.info import info
 from labelstore.repair import repair
 
@@ -70,24 +70,31 @@ def test_only_the_damaged_blocks_are_built_again(tmp_path: Path, store: Path, co
     kept = (path / "labels/c.0.0.0").stat().st_ino
     report = repair(path)
     assert report.removed == (BlockIndex(0, 1), BlockIndex(1, 2))
-    assert report.unsealed == VIEWS
+    assert (report.unsealed, report.needs_build) == (0, True)
     opened = LabelStore.open(path)
     assert opened.missing() == [BlockIndex(0, 1), BlockIndex(1, 2)]
+    assert not opened.complete
+    assert np.array_equal(opened.read(0, slice(0, 4)).rows.values, content.rows[0][:, :4]), (
+        "what is whole stays readable"
+    )
+    with pytest.raises(NotStoredError, match=r"block 0\.1 of views 0 to 1 was damaged and is removed; run the `python"):
+        opened.read(0, [4])
     build(path, content, VIEWS)
     assert tree(path) == tree(store)
     assert (path / "labels/c.0.0.0").stat().st_ino == kept
 
 
-def test_views_below_the_damage_stay_sealed(tmp_path: Path, content: Content) -> None:
+def test_views_beside_the_damage_stay_sealed(tmp_path: Path, content: Content) -> None:
     path = tmp_path / "s"
     build(path, content, 2)
     build(path, content, VIEWS)
     whole = tree(path)
     HARM["cut short"](path / "labels/c.1.1.0")
-    assert repair(path).unsealed == 2
+    assert repair(path).unsealed == 0
     opened = LabelStore.open(path)
-    assert opened.state.views_sealed == 2
+    assert opened.state.views_sealed == VIEWS
     assert opened.read(1, slice(None)).view == 1
+    assert opened.read(3, slice(0, 4)).view == 3
     build(path, content, VIEWS)
     assert tree(path) == whole
 

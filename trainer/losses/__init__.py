@@ -105,6 +105,18 @@ class LossSpec:
         """Whether a label may come in any scale, as its codes are without theirs."""
         return self.name in ("gift", "cosine")
 
+    def require_content(self, content: str) -> None:
+        """Refuse labels that do not hold what the loss looks at.
+
+        Raises:
+            InputError: when only the largest columns are known, and the loss needs all logits.
+        """
+        if content == "topk" and self.name in ("gift", "cosine", "mse", "mse+ce"):
+            raise InputError(
+                f"--loss {self.name}: needs the logits of all columns, and this store has only the largest ones "
+                f"(content topk); take kl, soft_ce or soft_ce+ce, for which the others have probability 0"
+            )
+
     def to_json(self) -> dict[str, Json]:
         """Name and the numbers in effect; ``LossSpec(**spec.to_json())`` is the same loss."""
         return {"name": self.name, **self.numbers}
