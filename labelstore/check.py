@@ -187,12 +187,13 @@ class _Check:
             self._damaged += [Damage(array.file(), why, "images") for array in tables]
 
     def _metadata(self) -> None:
-        """The zarr.json files follow from the identity; only the number of views may be ahead of the state."""
+        """The zarr.json files follow from the identity and the state, while it is extended the one before too."""
         for array in self._layout.all:
             file = f"{array.name}/{ROOT}"
             data = self._try(file, partial(disk.read_file, self._root / file, 1 << 20), "metadata")
-            views = self._store.state.views_target
-            if data is not None and not any(data == array.metadata(v) for v in self._views_ahead(file, data, views)):
+            state = self._store.state
+            lengths = {state.views_target, state.views_target if state.views_before is None else state.views_before}
+            if data is not None and not any(data == array.metadata(views) for views in lengths):
                 why = "is not the metadata that follows from the store's identity"
                 self._damaged.append(Damage(file, why, "metadata"))
         # All else in it is proven by its stamp; a build replaces it whole, so what is compared are bytes read once.
@@ -212,19 +213,11 @@ class _Check:
             if published:
                 self._compare(array.file(), published.shards[array.name], "calibration")
 
-    def _views_ahead(self, file: str, data: bytes, views: int) -> list[int]:
-        """The state's views, and those that an extension may have written already whose build has not ended well."""
-        if not (self._root / LEASE).exists():
-            return [views]
-        try:
-            found = documents.parse(self._root / file, data)["shape"][0]
-        except (DamagedError, LookupError, TypeError):
-            return [views]
-        ahead = type(found) is int and found > views and found % self._grid.shape.views == 0
-        return [views, found] if ahead else [views]
-
     def _seal(self, stop: int) -> Seal | None:
-        return self._try(seal_file(stop), partial(read_seal, self._root, self._store.identity, stop), "seal")
+        seal = self._try(seal_file(stop), partial(read_seal, self._root, self._store.identity, stop), "seal")
+        if seal is None:  # what its parts are is not known
+            self._known |= {f"seals/{path.name}" for path in (self._root / "seals").glob(f"{stop}.*.json")}
+        return seal
 
     def _listed(self, of: SealedViews) -> Iterator[tuple[BlockIndex, Marker | None]]:
         """The blocks of some sealed views, each with what its seal holds; None where that is damaged."""

@@ -86,8 +86,13 @@ def read_state(fields: Fields, identity: Identity) -> State:
     missing = tuple(_block(fields, place, grid, sealed) for place in _missing(fields, identity))
     if list(missing) != sorted(set(missing)):
         raise fields.wrong("missing", "blocks in stored order", missing)
+    extended = identity.format > 1 and fields.any("views_before") is not None
     state = State(
-        views_target=target, views_sealed=sealed, versions=tuple(_version(one) for one in versions), missing=missing
+        views_target=target,
+        views_sealed=sealed,
+        versions=tuple(_version(one) for one in versions),
+        missing=missing,
+        views_before=fields.integer("views_before", 0, target) if extended else None,
     )
     fields.end()
     return state

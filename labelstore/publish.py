@@ -29,9 +29,8 @@ XXH3 = re.compile("[0-9a-f]{16}")
 class FileEntry(NamedTuple):
     """What is known of a published file.
 
-    Every inner chunk of a shard ends in its own CRC-32C, which brings the CRC-32C of the file back to a constant:
-    it finds a changed byte, but is the same for all shards whose chunks have the same lengths. The digest tells
-    one shard from another.
+    The CRC-32C finds changed bytes; the digest tells one file from another, which of shards of format 1 the CRC-32C
+    does not: every inner chunk ends in its own, which brings that of the file back to a constant.
     """
 
     bytes: int

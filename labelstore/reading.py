@@ -250,9 +250,7 @@ class Reader:
                 raise DamagedError.of(self._root / self._layout.rows.file(block), f"shows image {images.max()}")
             places[images] = np.arange(start, stop, dtype=np.uint32)
         if (absent := np.flatnonzero(places == NOWHERE)).size:
-            raise DamagedError.of(
-                self._root, f"view {view} has no crop of image {absent[0]}"
-            )
+            raise DamagedError.of(self._root, f"view {view} has no crop of image {absent[0]}")
         return places
 
 

@@ -175,12 +175,14 @@ class State:
         versions: what made the views: ``first_view``, ``engine``, ``renderer``, and ``converted_from`` where labels
             came from another store.
         missing: blocks ``(i, j)`` of sealed views that a repair has removed, and that are not sealed again yet.
+        views_before: while the store is extended, the views that arrays may still have in their metadata.
     """
 
     views_target: int
     views_sealed: int
     versions: tuple[Mapping[str, Json], ...]
     missing: tuple[tuple[int, int], ...] = ()
+    views_before: int | None = None
 
     def to_json(self, format_number: int = FORMAT) -> dict[str, Json]:
         """As the JSON object stored under ``state``."""
@@ -189,7 +191,9 @@ class State:
             "views_sealed": self.views_sealed,
             "versions": [dict(version) for version in self.versions],
         }
-        return plain if format_number == 1 else {**plain, "missing": [list(block) for block in self.missing]}
+        if format_number == 1:
+            return plain
+        return {**plain, "missing": [list(block) for block in self.missing], "views_before": self.views_before}
 
 
 def first_difference(ours: Json, theirs: Json, path: str = "") -> tuple[str, Json, Json] | None:

@@ -262,13 +262,10 @@ class LabelStore:
         """
         self._require_lease()
         target = max(self.state.views_target, require_views(self.identity, views))
-        for array in self._layout.blocks:
-            name, metadata = f"{array.name}/{ROOT}", array.metadata(target)
-            if disk.read_file(self.path / name, documents.MAX_BYTES) != metadata:
-                publish.replace(self.path, name, metadata)
+        if self.state.views_before is not None:  # an extension was stopped
+            self._resize_arrays(self.state.views_target)
+        self._resize_arrays(target)
         versions = self.state.versions
-        wanted = dataclasses.replace(self.state, views_target=target)
-        self._set_state(wanted)
         missing = self.missing()
         last = versions[-1]
         version: dict[str, Json] = {
@@ -279,8 +276,26 @@ class LabelStore:
         same = {**version, "first_view": last["first_view"]}
         named = engine is not None or renderer is not None
         if named and missing and first_difference(dict(last), same):
-            self._set_state(dataclasses.replace(wanted, versions=(*versions, version)))
+            self._set_state(dataclasses.replace(self.state, versions=(*versions, version)))
         return target
+
+    def _resize_arrays(self, views: int) -> None:
+        """Ask for ``views`` views, and give the arrays that length; the state tells what they had until all have."""
+        metadata = {f"{array.name}/{ROOT}": array.metadata(views) for array in self._layout.blocks}
+        stale = [name for name, data in metadata.items() if self._metadata_of(name) != data]
+        if stale and views > self.state.views_target:
+            before = self.state.views_target
+            self._set_state(dataclasses.replace(self.state, views_target=views, views_before=before))
+        for name in stale:
+            publish.replace(self.path, name, metadata[name])
+        self._set_state(dataclasses.replace(self.state, views_target=views, views_before=None))
+
+    def _metadata_of(self, name: str) -> bytes | None:
+        """The metadata of an array as it is; None where it cannot be read, and is to be written again."""
+        try:
+            return disk.read_file(self.path / name, documents.MAX_BYTES)
+        except (FileNotFoundError, DamagedError):
+            return None
 
     def carry_versions(self, versions: Sequence[Mapping[str, Json]]) -> None:
         """Take over the versions of a store from which blocks come.

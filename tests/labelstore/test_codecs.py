@@ -133,7 +133,7 @@ def test_a_flipped_byte_is_damage_whatever_the_codec(tmp_path: Path, encoding: d
             harmed = bytearray(whole)
             harmed[at] ^= 1 << int(at) % 8
             path.write_bytes(harmed)
-            with pytest.raises(DamagedError, match="CRC-32C"):
+            with pytest.raises(DamagedError, match=r"CRC-32C|is not the shard that was published"):
                 coded.reader().codes(2, np.arange(10))
         path.write_bytes(whole)
     assert len(coded.reader().codes(2, np.arange(10))["labels"]) == 10

@@ -87,7 +87,7 @@ def test_a_row_lies_where_the_document_says(tmp_path: Path) -> None:
 def test_stamps_are_what_the_document_says(tmp_path: Path) -> None:
     build(tmp_path / "s", Content(make_identity(), 2), 2)
     root = json.loads((tmp_path / "s/zarr.json").read_bytes())["attributes"]
-    assert list(root) == ["giftwrap_format", "identity", "state", "crc32c"]
+    assert list(root) == ["giftwrap_format", "identity", "files", "notes", "state", "crc32c"]
     for name in ("markers/0.1.json", "seals/2.json", "zarr.json"):
         text = (tmp_path / "s" / name).read_bytes()
         value = root if name == "zarr.json" else json.loads(text)

@@ -114,9 +114,16 @@ def test_a_damaged_seal_is_made_again_where_it_was(tmp_path: Path, content: Cont
         assert (report.removed, report.unsealed, report.needs_build) == ((), 0, False)
         assert sorted(report.made_again) == damaged
         assert tree(path) == whole
+    for part in (path / "seals").glob("*.*.json"):
+        HARM["a byte at 0.62"](part)
+        assert [damage.file for damage in check(path).damaged] == [f"seals/{part.name}"]
+        assert repair(path).made_again == (f"seals/{part.name}",)
+        assert tree(path) == whole
     (path / "seals/2.json").unlink()
     (path / "seals/4.json").unlink()
-    assert repair(path).made_again == ("seals/4.json",)
+    report = repair(path)
+    assert report.made_again[-1] == "seals/4.json"
+    assert not report.needs_build
     assert check(path).ok
     assert LabelStore.open(path).read(3, slice(None)).view == 3
 
@@ -193,10 +200,8 @@ def test_several_files_are_repaired_together(tmp_path: Path, content: Content, s
     build(path, content, VIEWS)
     assert check(path).ok
     after = tree(path)
-    assert {name for name in whole.keys() | after.keys() if whole.get(name) != after.get(name)} <= {
-        "seals/2.json",
-        "seals/4.json",
-    }, "blocks that were sealed in two steps may be sealed in one"
+    other = {name for name in whole.keys() | after.keys() if whole.get(name) != after.get(name)}
+    assert all(name.startswith("seals/") for name in other), "blocks that were sealed in two steps may be sealed in one"
 
 
 def test_a_seal_is_made_again_while_an_extension_is_under_way(tmp_path: Path) -> None:

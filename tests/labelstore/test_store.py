@@ -98,6 +98,7 @@ def test_fidelity_keeps_mixed_and_unmixed_rows_apart(tmp_path: Path) -> None:
     content.rows[:, names.index("mix_height"), ::2] = 0
     content.rows[:, names.index("mix_height"), 1::2] = 2
     content.rows[:, names.index("mix_width")] = 3
+    content.rows[:, [names.index("mix_top"), names.index("mix_left")]] = 1
     fidelity = build(tmp_path / "s", content, 1).fidelity
     assert (fidelity["unmixed"]["rows"], fidelity["mixed"]["rows"]) == (5, 5)
     assert 0.99 < fidelity["mixed"]["p1"] <= fidelity["mixed"]["mean"] <= 1
@@ -326,9 +327,9 @@ def test_what_is_not_a_store_is_named(tmp_path: Path, content: Content) -> None:
     file = tmp_path / "s/zarr.json"
     metadata = json.loads(file.read_bytes())
     assert next(iter(metadata["attributes"])) == "giftwrap_format"
-    metadata["attributes"]["giftwrap_format"] = 2
+    metadata["attributes"]["giftwrap_format"] = 3
     file.write_text(json.dumps(metadata))
-    with pytest.raises(FormatError, match="this version reads format 1, the store has format 2; install"):
+    with pytest.raises(FormatError, match="this version reads formats 1, 2, the store has format 3; install"):
         LabelStore.open(tmp_path / "s")
-    with pytest.raises(FormatError, match="this version reads format 1, the store has format 2; install"):
+    with pytest.raises(FormatError, match="this version reads formats 1, 2, the store has format 3; install"):
         check(tmp_path / "s")
