@@ -18,7 +18,7 @@ from labelstore.errors import InputError, NotStoredError
 from labelstore.records import BlockData, LabelBatch
 from labelstore.refit import refit
 from labelstore.space import require_free_space, store_bytes
-from labelstore.spec import Identity, Json, require_same
+from labelstore.spec import FORMAT, Identity, Json, require_same
 from labelstore.store import LabelStore
 
 
@@ -55,7 +55,7 @@ def convert(
     stop = views_to_convert(source, views)
     encoding = make_encoding(parameters, source.identity.columns)
     versions = converted_versions(source, stop)
-    store = open_for(path, source, replace(source.identity, encoding=encoding.to_json()), stop, versions)
+    store = open_for(path, source, replace(source.identity, encoding=encoding.to_json(), format=FORMAT), stop, versions)
     try:
         with store.lease(take_over=take_over):
             store.carry_versions(versions)
@@ -119,6 +119,7 @@ def open_for(
             targets=source.targets,
             views=views,
             versions=versions,
+            notes=source.notes,
         )
     store = LabelStore.open(path)
     require_same("store", store.identity.to_json(), identity.to_json(), "give another folder to write to")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from labelstore import disk
 from labelstore.encodings import Logits
-from labelstore.errors import InputError, NotStoredError
+from labelstore.errors import DamagedError, InputError, NotStoredError
 from labelstore.reading import require_indexes
 from labelstore.space import require_free_space
 from labelstore.store import LabelStore
@@ -93,6 +93,7 @@ def write_view(
 ) -> None:
     """Write the labels of a view to ``out`` ``[N, C]``, a run of positions at a time."""
     step = max(BYTES_AT_ONCE // (4 * store.identity.columns), 1)
+    seen = np.zeros(len(out), bool)
     for start in range(0, len(out), step):
         labels = store.read(view, slice(start, start + step))
         values = labels.logits if temperature is None else probabilities(labels.logits, temperature)
@@ -103,6 +104,9 @@ def write_view(
                 f"most {MAX_FLOAT16:g}, found {values[row, column]:g}; export --probabilities"
             )
         out[labels.rows.image if order == "image" else slice(start, start + step)] = values
+        seen[labels.rows.image] = True
+    if order == "image" and not seen.all():
+        raise DamagedError.of(store.path, f"view {view} has no crop of image {np.argmin(seen)}")
 
 
 def probabilities(logits: Logits, temperature: float) -> Logits:

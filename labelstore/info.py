@@ -94,6 +94,7 @@ def lines(values: Mapping[str, Any]) -> list[str]:
         "views": f"{values['views']:,} of {values['views_target']:,} sealed"
         + (", complete" if values["complete"] else f", {values['missing_blocks']:,} blocks missing"),
         "labels": f"{values['columns']:,} columns: {values['content']}",
+        "origin": "adopted: made elsewhere" if values["origin"] == "adopted" else None,
         "class columns": json.dumps(values["class_columns"]) if values["class_columns"] else None,
         "encoding": ", ".join([encoding["name"], f"codec {values['codec']}", *asked]),
         "bytes a label": labels,
@@ -104,9 +105,9 @@ def lines(values: Mapping[str, Any]) -> list[str]:
     }
     rest = (
         "class_order", "skipped", "seed", "plan", "block", "manifest", "teacher", "engine", "renderer", "versions",
-        "format",
+        "notes", "format",
     )  # fmt: skip
-    told |= {name.replace("_", " "): json.dumps(values[name]) for name in rest}
+    told |= {name.replace("_", " "): json.dumps(values[name]) for name in rest if values[name] not in (None, {})}
     if len(values["versions"]) == 1:  # engine and renderer say it all
         del told["versions"]
     cut = {name: text if len(text) <= MAX_LINE else text[:MAX_LINE] + " ..." for name, text in told.items() if text}

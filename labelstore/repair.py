@@ -160,7 +160,7 @@ class _Repair:
         early = sum(1 for _ in takewhile(lambda version: _first_view(version) < of.stop, state.versions))
         count = max(early, 1 + max(marker.version for marker in markers))
         then = dataclasses.replace(state, versions=state.versions[:count])
-        for file, made in seal_documents(self._store.identity, then, markers, (of.first, of.stop)).items():
+        for file, made in seal_documents(self._store.identity, then, markers, (of.first, of.stop)):
             path = self._root / file
             if not path.exists() or publish.describe(disk.read_pieces(path)) != made.entry:
                 self._replace(file, b"".join(map(bytes, made.pieces)))

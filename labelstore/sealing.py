@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from labelstore import publish
@@ -15,8 +15,8 @@ from labelstore.spec import Identity, State
 from labelstore.table import BlockTable
 
 
-def require_permutations(identity: Identity, markers: Iterable[Marker]) -> None:
-    """Refuse views that do not show every image once.
+def permutations(identity: Identity, markers: Iterable[Marker]) -> Iterator[Marker]:
+    """The markers, as long as their views show every image once.
 
     Args:
         identity: of the store.
@@ -34,6 +34,7 @@ def require_permutations(identity: Identity, markers: Iterable[Marker]) -> None:
                 f"views {first} to {stop - 1}: expected every image once in each, found an image twice or none of it; "
                 f"remove the store, and write views that are permutations of the {identity.images:,} images"
             )
+        yield from blocks
 
 
 def reseal(root: Path, identity: Identity, state: State, table: BlockTable) -> list[str]:

@@ -8,8 +8,9 @@ table comes in parts, so that a reader of one block reads one part, however many
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -226,15 +227,22 @@ class Seal:
 
 
 def seal_documents(
-    identity: Identity, state: State, markers: Sequence[Marker], views: tuple[int, int]
-) -> dict[str, Described]:
-    """The files of the seal of ``views``, its parts first, made of the markers of all their blocks in stored order."""
-    files = {}
-    for number, start in enumerate(range(0, len(markers), PART_BLOCKS)):
-        part = _part(identity, markers[start : start + PART_BLOCKS])
-        files[part_file(views[1], number, part.entry.xxh3)] = part
-    parts = tuple(part.entry for part in files.values())
-    return {**files, seal_file(views[1]): _head(identity, state, markers[0], views, parts)}
+    identity: Identity, state: State, markers: Iterable[Marker], views: tuple[int, int]
+) -> Iterator[tuple[str, Described]]:
+    """The files of the seal of ``views``, its parts first, made of the markers of all their blocks in stored order.
+
+    Markers are taken a part at a time: millions of blocks would not fit memory.
+    """
+    left = iter(markers)
+    parts: list[FileEntry] = []
+    first: Marker | None = None
+    while some := list(itertools.islice(left, PART_BLOCKS)):
+        first = first or some[0]
+        part = _part(identity, some)
+        yield part_file(views[1], len(parts), part.entry.xxh3), part
+        parts.append(part.entry)
+    if first:
+        yield seal_file(views[1]), _head(identity, state, first, views, parts)
 
 
 def changed_seal_documents(

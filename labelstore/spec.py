@@ -38,9 +38,8 @@ class BlockShape:
         """The block shape that P4 prescribes for a store whose first build asks for V views.
 
         Positions: as many whole groups as 16,384 positions and 64 MiB of float16 hold. Views, where a block holds all
-        positions: as many as 2,048 crops and half of V hold, or 128 crops, a batch, where that is more; of those
-        whose whole blocks exceed V by at most a tenth the largest, but an exact divisor of V where one is at least
-        half as large.
+        positions: as many as 2,048 crops and half of V hold, or 128 crops, a batch, where that is more. Down to half
+        as many if whole blocks then exceed V by less, and down to one where they exceed it by more than a tenth.
 
         Args:
             images: N.
@@ -55,8 +54,8 @@ class BlockShape:
         if positions < images or most < 2:
             return cls(views=1, positions=positions)
         fitting = [v for v in range(1, most + 1) if -views % v <= MAX_ROUNDING * views]
-        exact = [v for v in fitting if views % v == 0 and 2 * v >= most]
-        return cls(views=max(exact or fitting), positions=positions)
+        large = [v for v in fitting if 2 * v >= most] or fitting[-1:]
+        return cls(views=min(large, key=lambda v: (-views % v, -v)), positions=positions)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,7 +36,7 @@ from labelstore.root import (
     require_writable,
     root_document,
 )
-from labelstore.sealing import require_permutations, reseal
+from labelstore.sealing import permutations, reseal
 from labelstore.seals import Marker, marker_file, seal_documents
 from labelstore.shards import Shard
 from labelstore.space import require_free_space, store_bytes
@@ -379,9 +379,9 @@ class LabelStore:
                 disk.unlink(self.path / name)
         views = (self.state.views_sealed, self.state.views_target)
         if views[0] < views[1]:
-            markers = [self._marker(block) for block in self._grid.blocks(*views)]
-            require_permutations(self.identity, markers)
-            publish.publish(self.path, seal_documents(self.identity, self.state, markers, views))
+            markers = permutations(self.identity, map(self._marker, self._grid.blocks(*views)))
+            for name, file in seal_documents(self.identity, self.state, markers, views):
+                publish.publish(self.path, {name: file})
             self._set_state(dataclasses.replace(self.state, views_sealed=views[1]))
 
     def unseal(self, views: int) -> None:

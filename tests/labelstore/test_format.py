@@ -98,8 +98,8 @@ def test_stamps_are_what_the_document_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["int8", "float16-mixed", "transform-mixed"])
 def test_the_first_stores_of_format_1_are_still_read(tmp_path: Path, name: str) -> None:
     """Written once, by `python golden.py`; every later version must read them to the same numbers."""
-    zipfile.ZipFile(GOLDEN / f"{name}.zip").extractall(tmp_path)
-    expected = np.load(GOLDEN / f"{name}.npz")
+    zipfile.ZipFile(GOLDEN / "format-1" / f"{name}.zip").extractall(tmp_path)
+    expected = np.load(GOLDEN / "format-1" / f"{name}.npz")
     store = LabelStore.open(tmp_path / name)
     assert check(store.path).ok
     assert (store.state.views_target, store.state.views_sealed) == (6, 6)
