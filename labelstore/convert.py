@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -73,8 +72,7 @@ def convert(
             if not store.missing():
                 store.seal()
     except InputError:
-        if store.empty:  # nothing is lost, and the next conversion may be to another encoding
-            shutil.rmtree(store.path)
+        store.discard()  # when nothing was written: the next conversion may be to another encoding
         raise
     return store
 

@@ -1,21 +1,23 @@
 """Make a damaged store one that a build can finish: what can be made again from the store is, damaged blocks go.
 
-Every step leaves a store that opens, and that a second repair finishes: the state goes down before the seals that it
-relied on, a marker before the shards that it vouched for.
+Every step leaves a store that opens, and that a second repair finishes: what is damaged goes while the rest still proves
+that it is, then the state goes down before the seals that it relied on, a marker before the shards that it vouched for.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from labelstore import calibration, disk, documents, publish
+from labelstore import calibration, disk, documents, publish, removing
 from labelstore.arrays import StoreLayout, group_metadata
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.check import CheckReport, SealedViews, check, sealed_views
+from labelstore.leftovers import is_shard
+from labelstore.removing import Proof
 from labelstore.root import ROOT, folders, root_document
 from labelstore.seals import Seal, marker_file, read_marker, read_seal, seal_document, seal_file
 from labelstore.spec import Json
@@ -82,20 +84,26 @@ class _Repair:
         self._metadata()
         sealed = sealed_views(self._root, self._grid, before, self._seal)
         broken = [block for block in self._report.blocks if not self._restore_marker(block, sealed)]
+        # While markers and seals still tell that these are damaged: what is no shard any more tells nothing by itself.
+        shards = {array.file(block) for block in broken for array in self._layout.of_block(block)}
+        self._remove(sorted(self._damaged & shards))
         below = [of.first for of in sealed for block in broken if of.first <= self._grid.views(block)[0] < of.stop]
         if "calibration" in parts:
             below.append(0)  # nothing can be decoded until a build has made the same one again
         if below and min(below) < before:
+            self._remove([seal_file(of.stop) for of in sealed if of.seal is None and of.stop > min(below)])
             self._store.unseal(min(below))
         for of in sealed:
             if of.seal is None and of.stop <= self._store.state.views_sealed:
                 self._seal_again(of)
         self._remove([marker_file(block) for block in broken])
-        self._remove([array.file(block) for block in broken for array in self._layout.of_block(block)])
+        self._remove(sorted(shards))
         self._remove(self._report.unpublished)
         if "calibration" in parts:
+            files = [array.file() for array in self._layout.calibration]
+            self._remove([file for file in files if file in self._damaged])
             self._remove([calibration.FILE])
-            self._remove([array.file() for array in self._layout.calibration])
+            self._remove(files)
         return RepairReport(
             before=self._report,
             made_again=tuple(self._made),
@@ -139,14 +147,29 @@ class _Repair:
         self._replace(seal_file(of.stop), seal_document(self._store.identity, then, markers, (of.first, of.stop)))
 
     def _replace(self, file: str, data: bytes) -> None:
-        publish.replace(self._root, file, data)
+        publish.replace(self._root, file, data, self._proof(file))
         self._made.append(file)
 
-    def _remove(self, files: Iterable[str]) -> None:
-        """Remove files, durably before anything that comes next."""
+    def _proof(self, file: str) -> Proof:
+        """What the check has proven damaged may go, and so may what a marker vouched for: a whole shard."""
+        folder, _, name = file.rpartition("/")
+        arrays = [array for array in self._layout.all if array.name == folder and array.block(name) is not None]
+        damaged = file in self._damaged
+        markers = {marker_file(block) for block in self._report.blocks}
+        if any(damage.part == "calibration" for damage in self._report.damaged):
+            markers.add(calibration.FILE)
+
+        def holds(path: Path) -> bool:
+            return damaged or file in markers or any(is_shard(array, path) for array in arrays)
+
+        return Proof("what the check found damaged", holds, damaged=damaged)
+
+    def _remove(self, files: Sequence[str]) -> None:
+        """Remove files, durably before anything that comes next; what is not known to be the store's stays."""
         paths = [self._root / file for file in files]
-        for path in paths:
-            disk.unlink(path)
+        for file, path in zip(files, paths, strict=True):
+            if removing.may_go(path, self._proof(file)):
+                removing.remove(path, self._proof(file))
         for folder in sorted({path.parent for path in paths}):
             disk.sync_folder(folder)
 

@@ -13,24 +13,25 @@ import numpy as np
 import numpy.typing as npt
 
 from labelstore import calibration as calibrations
-from labelstore import disk, documents, publish
+from labelstore import disk, documents, publish, removing
 from labelstore import lease as leases
 from labelstore.arrays import AUDIT_BLOCK, ArrayLayout, StoreLayout
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.columns import CropRows
 from labelstore.encodings import Codes, Encoding, Pairs, make_encoding
 from labelstore.encodings.transform import Calibration, Transform
-from labelstore.errors import DamagedError, FormatError, InputError, LeaseError, NotStoredError
+from labelstore.errors import DamagedError, FormatError, GiftwrapError, InputError, LeaseError, NotStoredError
+from labelstore.leftovers import metadata_of, shard_of
 from labelstore.queueing import Queue
 from labelstore.reading import Int64Array, Reader, require_indexes
 from labelstore.records import AuditRows, BlockData, EncodedBlock, LabelBatch
-from labelstore.root import ROOT, make_skeleton, read_root, require_images, require_own, root_document
+from labelstore.root import ROOT, make_skeleton, proof_of, read_root, require_images, require_own, root_document
 from labelstore.seals import Marker, marker_file, seal_document, seal_file
 from labelstore.shards import Shard
 from labelstore.space import require_free_space, store_bytes
 from labelstore.spec import Identity, Json, State, first_difference, require_same
 from labelstore.streaming import STREAM_BYTES, Request, stream
-from labelstore.sweeping import leftovers
+from labelstore.sweeping import leftovers, require_clear, take_back
 from labelstore.table import BlockTable
 from labelstore.writing import encode_block, fidelity_of, pairs_of, require_block_data
 
@@ -58,6 +59,7 @@ class LabelStore:
         self._table = BlockTable(path, identity)
         self._lease: leases.Lease | None = None
         self._shares = False
+        self._made: tuple[Path, ...] | None = None  # the folders that creating it made; None where it was there
 
     @property
     def encoding(self) -> Encoding:
@@ -135,7 +137,7 @@ class LabelStore:
         """
         root = Path(path)
         require_images(identity, image_digests, targets, views)
-        require_own(root, StoreLayout.of(identity))
+        require_own(root)
         version: dict[str, Json] = {
             "first_view": 0,
             "engine": dict(identity.engine),
@@ -143,10 +145,37 @@ class LabelStore:
         }
         target = BlockGrid.of(identity).whole_views(views)
         state = State(views_target=target, views_sealed=0, versions=tuple(versions or (version,)))
+        made = tuple(folder for folder in (root, *root.parents) if not folder.exists())
         disk.make_folder(root)
-        with leases.hold(root):
-            make_skeleton(root, identity, state, image_digests, targets)
-        return cls(root, identity, state)
+        try:
+            with leases.hold(root):
+                make_skeleton(root, identity, state, image_digests, targets)
+        except GiftwrapError:
+            for folder in made:
+                removing.remove_folder(folder)
+            raise
+        store = cls(root, identity, state)
+        store._made = made
+        return store
+
+    def discard(self) -> bool:
+        """Take back a store that this object created, as long as nothing was written into it; whether it is gone.
+
+        Only what this object published is removed. A store that was there before, that has a block, or a part of one,
+        or that another build holds, stays as it is.
+        """
+        if self._made is None:
+            return False
+        try:
+            with leases.hold(self.path):
+                self.refresh()
+                if not take_back(self.path, self.identity, self.state):
+                    return False
+        except GiftwrapError:
+            return False
+        for folder in self._made:
+            removing.remove_folder(folder)
+        return True
 
     @contextmanager
     def lease(self, *, take_over: bool = False) -> Iterator[LabelStore]:
@@ -200,9 +229,10 @@ class LabelStore:
         return self.state.views_sealed >= self.state.views_target
 
     @property
-    def empty(self) -> bool:
-        """Whether no block was ever published and no build holds the store."""
-        return self._marked() <= {Path(calibrations.FILE).name} and not (self.path / leases.LEASE).exists()
+    def begun(self) -> bool:
+        """Whether a block was ever published."""
+        names = self._marked() if (self.path / "markers").exists() else set()
+        return self.state.views_sealed > 0 or bool(names - {Path(calibrations.FILE).name})
 
     def views(self, block: BlockIndex) -> tuple[int, int]:
         """First view of a block, and the one after its last."""
@@ -235,10 +265,13 @@ class LabelStore:
         """
         self._require_lease()
         target = max(self.state.views_target, self._grid.whole_views(views))
+        self._require_clear(target)
         for array in self._layout.blocks:
             name, metadata = f"{array.name}/{ROOT}", array.metadata(target)
             if disk.read_file(self.path / name, documents.MAX_BYTES) != metadata:
-                publish.replace(self.path, name, metadata)
+                if not removing.may_go(self.path / name, metadata_of(array)):
+                    raise DamagedError.of(self.path / name, "is not the metadata that follows from the identity")
+                publish.replace(self.path, name, metadata, metadata_of(array))
         versions = self.state.versions
         wanted = dataclasses.replace(self.state, views_target=target)
         self._set_state(wanted)
@@ -345,8 +378,19 @@ class LabelStore:
         self._require_lease()
         leases.clear_partial(self.path)
         calibrated = (self.path / calibrations.FILE).exists()  # damaged or not
-        for file in leftovers(self.path, self._layout, self.state, set(self.missing()), calibrated=calibrated):
-            disk.unlink(file)
+        found = leftovers(self.path, self.identity, self.state, set(self.missing()), calibrated=calibrated)
+        for file, proof in found:
+            removing.remove(file, proof)
+
+    def require_writable(self, views: int, *, take_over: bool = False) -> None:
+        """Refuse what a build of ``views`` views would be refused for by the store, without a change.
+
+        Raises:
+            InputError: when files that no build has left have names that it will need.
+            LeaseError: when another build holds the store.
+        """
+        leases.require_free(self.path, take_over=take_over)
+        self._require_clear(max(self.state.views_target, self._grid.whole_views(views)))
 
     def read(self, view: int, positions: slice | npt.ArrayLike) -> LabelBatch:
         """Labels and crop rows of some positions of a view.
@@ -482,7 +526,7 @@ class LabelStore:
         leases.require_held(self.path, held)
         arrays = self._layout.of_block(block)
         for array in arrays:
-            disk.unlink(self.path / array.file(block))
+            removing.remove(self.path / array.file(block), shard_of(array))
         publish.publish(self.path, {array.file(block): encoded.files[array.name] for array in arrays})
         marker = Marker(
             block=block,
@@ -501,6 +545,13 @@ class LabelStore:
             raise InputError(f"block {block} is not one of the blocks to be written: see missing()")
         if (self.path / marker_file(block)).exists():
             raise InputError(f"block {block} is published already; a block is never written twice")
+
+    def _require_clear(self, target: int) -> None:
+        """Refuse to write the blocks below ``target`` while others' files have their names."""
+        there, wanted = self._marked(), self._grid.blocks(self.state.views_sealed, target)
+        missing = {block for block in wanted if Path(marker_file(block)).name not in there}
+        calibrated = (self.path / calibrations.FILE).exists()
+        require_clear(self.path, self.identity, missing, target, calibrated=calibrated)
 
     def _new_reader(self, map_bytes: int | None = None) -> Reader:
         return Reader(self.path, self.identity, self._marker, components=self._components, map_bytes=map_bytes)
@@ -570,7 +621,7 @@ class LabelStore:
 
     def _set_state(self, state: State) -> None:
         if state != self.state:
-            publish.replace(self.path, ROOT, root_document(self.identity, state))
+            publish.replace(self.path, ROOT, root_document(self.identity, state), proof_of(self.identity))
             self.state = state
 
 

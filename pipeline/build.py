@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -144,12 +143,9 @@ def build(config: BuildConfig, console: Console) -> Mapping[str, Json]:
             try:
                 return write(config, work, store, console, ranks, watch)
             except Exception as error:
-                if not store.empty:
+                # A new store in which nothing is lost goes: the next build may leave out what stopped this.
+                if not (isinstance(error, InputError) and store.discard()) and store.begun:
                     error.add_note(KEPT)
-                elif isinstance(
-                    error, InputError
-                ):  # nothing is lost, and the next build may leave out what stopped this
-                    shutil.rmtree(store.path)
                 raise
 
 
