@@ -82,7 +82,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:
+            error.filename = error.filename or str(path)
         raise
 
 
@@ -162,16 +163,11 @@ def link_unnamed(descriptor: int, target: Path) -> None:
         os.close(folder)
 
 
-def write_aside(path: Path, content: bytes) -> None:
-    """Write a file that must not exist yet, durably; it has no name until it is whole, where that can be."""
-    descriptor = open_unnamed(path.parent)
-    if descriptor is None:
-        write_file(path, content)
-        sync_file(path)
-        return
-    with naming(path), os.fdopen(descriptor, "wb", buffering=0) as file:
-        view = memoryview(content)
-        while view:
-            view = view[file.write(view) :]
-        os.fsync(file.fileno())
-        link_unnamed(file.fileno(), path)
+def sync_descriptor(descriptor: int) -> None:
+    """Wait until the bytes of an open file are on the disk."""
+    os.fsync(descriptor)
+
+
+def allocate(descriptor: int, size: int) -> None:
+    """Have a file of ``size`` bytes, all of which have their place on the disk."""
+    os.posix_fallocate(descriptor, 0, size)

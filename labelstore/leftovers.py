@@ -111,7 +111,6 @@ def shard_of(array: ArrayLayout) -> Proof:
 
 def metadata_of(array: ArrayLayout) -> Proof:
     """The proof of the zarr.json of a store's own array, whatever views it says."""
-
     return Proof(f"the metadata of {array.name}", lambda path: array_of(array.name, _content(path)) == array)
 
 

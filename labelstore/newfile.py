@@ -36,7 +36,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     with disk.naming(path), os.fdopen(descriptor, "r+b") as file:
         yield file
         file.flush()
-        os.fsync(file.fileno())
+        disk.sync_descriptor(file.fileno())
         _link(file.fileno(), path)
     removing.published(path)
     disk.sync_folder(path.parent)
@@ -58,7 +58,7 @@ def _named(path: Path) -> Iterator[BinaryIO]:
         with disk.naming(path), file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            disk.sync_descriptor(file.fileno())
         removing.replace(partial, path, ABSENT)
         removing.published(path)
         disk.sync_folder(path.parent)
@@ -76,12 +76,14 @@ def write_new(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def write_over(path: Path, content: bytes, proof: Proof) -> None:
-    """Put a file with this content at ``path``, durably; a crash leaves the old file or the new one.
+@contextmanager
+def new_version(path: Path, proof: Proof) -> Iterator[BinaryIO]:
+    """A file that takes the place of the one at ``path`` when the context ends without an error, durably.
+
+    A crash leaves the old file or the new one.
 
     Args:
         path: where.
-        content: all of it.
         proof: what of an earlier call it may replace; what this process has written there it may replace anyhow.
 
     Raises:
@@ -90,14 +92,26 @@ def write_over(path: Path, content: bytes, proof: Proof) -> None:
     removing.require(path, proof)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     own = Proof("what this call writes", lambda _path: True)  # nobody else draws the same 64 bits
+    descriptor = disk.open_unnamed(path.parent)
     try:
-        disk.write_aside(partial, content)
+        with disk.naming(path), partial.open("xb") if descriptor is None else os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            disk.sync_descriptor(file.fileno())
+            if descriptor is not None:
+                disk.link_unnamed(descriptor, partial)
         removing.replace(partial, path, proof)
     except BaseException:
         removing.remove(partial, own)
         raise
     removing.published(path)
     disk.sync_folder(path.parent)
+
+
+def write_over(path: Path, content: bytes, proof: Proof) -> None:
+    """Put a file with this content at ``path``, as :func:`new_version` does."""
+    with new_version(path, proof) as file:
+        file.write(content)
 
 
 def _link(descriptor: int, path: Path) -> None:

@@ -116,6 +116,11 @@ def remove_folder(path: Path) -> bool:
     return True
 
 
+def move_folder(source: Path, target: Path) -> None:
+    """Rename a folder that this call has made; OSError unless ``target`` is absent or an empty folder."""
+    disk.replace(source, target)
+
+
 def published(path: Path) -> None:
     """Remember that this process has published a file: it may replace it, as long as nobody has changed it."""
     _published[_place(path)] = _mark(os.lstat(path))

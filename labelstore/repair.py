@@ -1,7 +1,8 @@
 """Make a damaged store one that a build can finish: what can be made again from the store is, damaged blocks go.
 
-Every step leaves a store that opens, and that a second repair finishes: what is damaged goes while the rest still proves
-that it is, then the state goes down before the seals that it relied on, a marker before the shards that it vouched for.
+Every step leaves a store that opens, and that a second repair finishes: damaged files go while the rest still proves
+that they are; then the state goes down before the seals that it relied on, a marker before the shards that it vouched
+for.
 """
 
 from __future__ import annotations

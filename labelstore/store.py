@@ -177,6 +177,17 @@ class LabelStore:
             removing.remove_folder(folder)
         return True
 
+    @staticmethod
+    def require_creatable(path: Path | str) -> None:
+        """Refuse a place where no store can be created, without a change.
+
+        Raises:
+            InputError: when there is a store, or anything that a stopped creation does not leave.
+            LeaseError: when another build is making one.
+        """
+        require_own(Path(path))
+        leases.require_free(Path(path))
+
     @contextmanager
     def lease(self, *, take_over: bool = False) -> Iterator[LabelStore]:
         """Hold the store for writing; what a stopped build left behind is swept first.
