@@ -109,7 +109,6 @@ def require_place(out: Path) -> None:
     """Refuse a name that is taken, or a folder that is not there."""
     if out.suffix != ".npy":
         raise InputError(f"{out}: expected a name that ends in .npy")
-    if not removing.may_go(out, removing.ABSENT):
-        raise InputError(f"{out}: exists already; move it away or give another name")
+    removing.require_absent(out)
     if not out.parent.is_dir():
         raise InputError(f"{out}: expected a folder {out.parent}, found none; make it first")

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from labelstore import disk, removing
 from labelstore.errors import InputError
-from labelstore.removing import ABSENT, Proof
+from labelstore.removing import Proof
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         InputError: when the name is taken, or a stopped call left a file that is not whole.
     """
-    removing.require(path, ABSENT)
+    removing.require_absent(path)
     descriptor = disk.open_unnamed(path.parent)
     if descriptor is None:
         with _named(path) as file:
@@ -37,7 +37,10 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         yield file
         file.flush()
         disk.sync_descriptor(file.fileno())
-        _link(file.fileno(), path)
+        try:
+            disk.link_unnamed(file.fileno(), path)
+        except FileExistsError as error:
+            raise removing.taken(path) from error
     removing.published(path)
     disk.sync_folder(path.parent)
 
@@ -59,7 +62,7 @@ def _named(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             disk.sync_descriptor(file.fileno())
-        removing.replace(partial, path, ABSENT)
+        removing.give_name(partial, path)
         removing.published(path)
         disk.sync_folder(path.parent)
     finally:
@@ -112,11 +115,3 @@ def write_over(path: Path, content: bytes, proof: Proof) -> None:
     """Put a file with this content at ``path``, as :func:`new_version` does."""
     with new_version(path, proof) as file:
         file.write(content)
-
-
-def _link(descriptor: int, path: Path) -> None:
-    try:
-        disk.link_unnamed(descriptor, path)
-    except FileExistsError:
-        removing.require(path, ABSENT)
-        raise

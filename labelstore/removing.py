@@ -87,20 +87,45 @@ def replace(source: Path, target: Path, proof: Proof) -> None:
     """
     require(target, proof)
     if _found(target) is None:
-        try:
-            disk.link(source, target)
-        except FileExistsError:
-            require(target, ABSENT)
+        give_name(source, target)
+    else:
+        disk.replace(source, target)
+
+
+def give_name(source: Path, target: Path) -> None:
+    """Rename ``source``, which this call has written, to a name that nothing has.
+
+    Raises:
+        InputError: when the name is taken.
+    """
+    try:
+        disk.link(source, target)
+    except FileExistsError as error:
+        raise taken(target) from error
+    except OSError as error:
+        if error.errno not in disk.NO_LINKS:
             raise
-        except OSError as error:
-            if error.errno not in disk.NO_LINKS:
-                raise
-            # No hard links here: an empty file of our own takes the name, unless it is taken.
-            disk.write_file(target)
-        else:
-            disk.unlink(source)
-            return
+    else:
+        disk.unlink(source)
+        return
+    try:
+        disk.write_file(target)  # no hard links here: an empty file of our own takes the name, unless it is taken
+    except FileExistsError as error:
+        raise taken(target) from error
     disk.replace(source, target)
+
+
+def taken(path: Path) -> InputError:
+    """What is said of a name that is taken."""
+    return InputError(
+        f"{path}: exists already, and nothing is overwritten: expected no file; move it away or give another name"
+    )
+
+
+def require_absent(path: Path) -> None:
+    """Refuse a name that is taken, by whatever it is."""
+    if _found(path) is not None:
+        raise taken(path)
 
 
 def remove_folder(path: Path) -> bool:

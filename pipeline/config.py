@@ -12,7 +12,7 @@ from typing import Any, Literal
 from labelstore.encodings import CodecName, EncodingName, encoding_parameters
 from labelstore.errors import InputError
 from labelstore.places import require_apart
-from labelstore.removing import ABSENT, may_go
+from labelstore.removing import require_absent
 from labelstore.spec import Json
 from pipeline.engine.spec import CompileMode, DTypeName, TeacherSpec, make_members
 from pipeline.plan import PlanSpec
@@ -232,5 +232,4 @@ def require_place(flag: str, path: Path) -> None:
     """Refuse a file that could not be written, or is there already, before the work that it is for."""
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"{flag}: expected the name of a file in a folder that is there, found {path}")
-    if not may_go(path, ABSENT):
-        raise InputError(f"{flag} {path}: exists already; move it away or give another name")
+    require_absent(path)
