@@ -13,6 +13,7 @@ from benchmarks import crash, gpu, loss, plan, precompute, rate_distortion, read
 from benchmarks.harness import Report
 from labelstore.console import Console, run_command
 from labelstore.errors import InputError
+from labelstore.places import require_apart
 from labelstore.spec import Json
 
 
@@ -92,11 +93,15 @@ def main() -> int:
             console.summary(claims, lines(claims))
             return 0
         if isinstance(config, GpuConfig):
+            if config.out is not None:
+                require_apart({"--out": config.out}, {})
             values = gpu.measure(config.out)
             console.summary(values, lines(values))
             return 0 if values["kept"] else 1
         if config.name not in CLAIMS:
             raise InputError(f"claim: expected one of {', '.join(CLAIMS)}, found {config.name!r}")
+        if config.out is not None:
+            require_apart({"--out": config.out}, {})
         report = Report(config.name, config.out)
         values = CLAIMS[config.name].run(report, quick=config.quick)
         report.end(values)

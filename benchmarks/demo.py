@@ -21,6 +21,8 @@ from torchvision.transforms import v2
 from benchmarks.commands import command
 from labelstore.console import run_command
 from labelstore.errors import InputError
+from labelstore.newfile import new_file, write_over
+from labelstore.removing import Proof
 from pipeline.manifest import scan
 from pipeline.memory import keep_freed_memory
 from pipeline.networks import build_network, save_weights
@@ -34,6 +36,7 @@ MEAN, STD = (0.3, 0.3, 0.3), (0.35, 0.35, 0.35)
 NORM = '{"norm": "batch"}'
 TEACHER_EPOCHS = 30
 VIEWS = 200
+SUMMARY = Proof("the summary of a demo", lambda path: path.read_bytes().startswith(b'{"seconds": '))
 LOSSES = {"hard": "ce", "kl": "kl", "gift": "gift"}
 
 
@@ -59,9 +62,8 @@ def save_once(picture: Image.Image, path: Path) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    picture.save(partial, format="PNG")
-    partial.rename(path)
+    with new_file(path) as file:
+        picture.save(file, format="PNG")
 
 
 def train_teacher(root: Path) -> Path:
@@ -109,7 +111,8 @@ def main() -> int:
         "--store", store,
     )  # fmt: skip
     command("pipeline", "verify", "--store", store, "--images", small, "--weights", weights)
-    command("pipeline", "show", "--store", store, "--images", small, "--out", ROOT / "sheet.png")
+    if not (ROOT / "sheet.png").exists():
+        command("pipeline", "show", "--store", store, "--images", small, "--out", ROOT / "sheet.png")
     accuracy = {}
     for name, loss in LOSSES.items():
         summary = command(
@@ -119,7 +122,7 @@ def main() -> int:
         )  # fmt: skip
         accuracy[name] = summary["last"]["top1"]
     seconds = round(time.monotonic() - start, 1)
-    (ROOT / "summary.json").write_text(json.dumps({"seconds": seconds, "accuracy": accuracy}) + "\n")
+    write_over(ROOT / "summary.json", (json.dumps({"seconds": seconds, "accuracy": accuracy}) + "\n").encode(), SUMMARY)
     print(f"\nTest accuracy of three students trained from {PER_CLASS} images a class, in {seconds:.0f} s\n")
     for name, value in accuracy.items():
         print(f"  {name:<5} {value:6.2f} %   log {ROOT / 'students' / name / 'log.jsonl'}")

@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.gpu_parts import PARTS, SkippedError
 from benchmarks.harness import Report, machine
+from labelstore.newfile import write_new
 from labelstore.spec import Json
 
 SECONDS = 470  # for all parts together
@@ -38,7 +39,7 @@ class Lines:
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = folder / "gpu.jsonl"
-            self._file.write_text("")
+            write_new(self._file, b"")
 
     def add(self, line: Mapping[str, Json]) -> None:
         """Write one line."""

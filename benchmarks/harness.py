@@ -14,6 +14,7 @@ from statistics import median
 import numpy as np
 import torch
 
+from labelstore.newfile import write_new
 from labelstore.spec import Json
 
 
@@ -68,7 +69,7 @@ class Report:
         self._file = None if folder is None else folder / f"{name}.jsonl"
         if self._file:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._file.write_text("")
+            write_new(self._file, b"")
 
     def add(self, contender: str, metric: str, values: float | Sequence[float], unit: str) -> None:
         """One line: the median, smallest and largest of the values of all rounds, or one value."""

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.rate_distortion import Point
 from benchmarks.rate_labels import KINDS
+from labelstore.newfile import new_file
 
 COLOURS = {
     "transform, pcodec": "tab:red",
@@ -42,7 +43,8 @@ def draw(points: Sequence[Point], path: Path) -> None:
         row[0].set_ylabel(f"{KINDS[mixed]} crops\nfidelity")
     handles, names = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="lower center", ncols=6, frameon=False)
-    figure.savefig(path, dpi=100)
+    with new_file(path) as file:
+        figure.savefig(file, dpi=100, format="png")
 
 
 def draw_panel(axes: Axes, points: Sequence[Point], metric: str) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,8 @@ import tyro
 from benchmarks.commands import command
 from labelstore.console import run_command
 from labelstore.errors import InputError
+from labelstore.newfile import write_new, write_over
+from labelstore.removing import Proof
 
 ROOT = Path("runs/study")
 SEEDS = (0, 1, 2)
@@ -209,7 +210,15 @@ def spread(values: Sequence[float]) -> str:
 
 def keep(path: Path, rows: Sequence[Row | Coded]) -> None:
     """Write the figures of a table."""
-    path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    table = [asdict(row) for row in rows]
+
+    def is_table(found: Path) -> bool:
+        try:
+            return [row.keys() for row in json.loads(found.read_bytes())] == [row.keys() for row in table]
+        except (ValueError, AttributeError, TypeError):
+            return False
+
+    write_over(path, (json.dumps(table, indent=1) + "\n").encode(), Proof("the table of this study", is_table))
     print(f"\n  table {path}")
 
 
@@ -223,9 +232,7 @@ def choose_images(source: Path, target: Path, per_class: int) -> Path:
         for index in chosen:
             copy = target / folder.name / files[index].name
             if not copy.exists():
-                partial = copy.with_suffix(".partial")
-                shutil.copyfile(files[index], partial)
-                partial.rename(copy)
+                write_new(copy, files[index].read_bytes())
     return target
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +26,10 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
     images, columns, views, rounds = (2_048, 100, 4, 1) if quick else (16_384, 1_000, 16, 5)
     drawn = Drawn(images, columns, views)
     with tempfile.TemporaryDirectory(dir=report.folder, prefix="write-") as folder:
-        shares = {name: measure(report, Path(folder), drawn, name, rounds) for name in ("float16", "int8")}
+        shares = {}
+        for name in ("float16", "int8"):
+            with tempfile.TemporaryDirectory(dir=folder) as inner:
+                shares[name] = measure(report, Path(inner), drawn, name, rounds)
     least = min(share["codes"] for share in shares.values())
     return {
         "share_of_torch_save": least,
@@ -53,9 +55,9 @@ def measure(report: Report, folder: Path, drawn: Drawn, name: str, rounds: int) 
     files = [{**(data.codes or {}), "rows": data.rows} for data in known]
     size = len(blocks) * sum(array.nbytes for array in files[-1].values())
 
-    def store(blocks_made: list[BlockData]) -> Callable[[], None]:
-        def act() -> None:
-            made_store = drawn.create(folder / "store", {"name": name})
+    def store(blocks_made: list[BlockData]) -> Callable[[Path], None]:
+        def act(place: Path) -> None:
+            made_store = drawn.create(place / "store", {"name": name})
             with made_store.lease():
                 with made_store.writer() as write:
                     for number, block in enumerate(blocks):
@@ -64,11 +66,11 @@ def measure(report: Report, folder: Path, drawn: Drawn, name: str, rounds: int) 
 
         return act
 
-    def torch_files() -> None:
-        (folder / "torch").mkdir()
+    def torch_files(place: Path) -> None:
+        (place / "torch").mkdir()
         for number in range(len(blocks)):
             tensors = {key: torch.from_numpy(array) for key, array in files[min(number, 1)].items()}
-            with (folder / "torch" / f"{number}.pt").open("wb") as file:
+            with (place / "torch" / f"{number}.pt").open("xb") as file:
                 torch.save(tensors, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -77,32 +79,29 @@ def measure(report: Report, folder: Path, drawn: Drawn, name: str, rounds: int) 
     rates: dict[str, list[float]] = {contender: [] for contender in contenders}
     for number in range(rounds + 1):  # the first one is for what is done once
         for contender, act in contenders.items():
-            use_memory(folder / "memory", 3 * size // 2)
-            start = time.perf_counter()
-            act()
-            seconds = time.perf_counter() - start
-            if number:
-                rates[contender].append(size / seconds / 1e6)
-            else:
-                require_same(folder, contender, files)
-            for path in (folder / "store", folder / "torch"):
-                shutil.rmtree(path, ignore_errors=True)
+            use_memory(folder, 3 * size // 2)
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                start = time.perf_counter()
+                act(Path(place))
+                seconds = time.perf_counter() - start
+                if number:
+                    rates[contender].append(size / seconds / 1e6)
+                else:
+                    require_same(Path(place), contender, files)
     for contender, values in rates.items():
         report.add(f"{name}, {contender}", "rate", values, "MB/s")
-    shutil.rmtree(empty.path)
     return {
         contender: median(ours / theirs for ours, theirs in zip(rates[contender], rates["torch.save"], strict=True))
         for contender in ("codes", "labels")
     }
 
 
-def use_memory(path: Path, size: int) -> None:
+def use_memory(folder: Path, size: int) -> None:
     """Let the page cache have ``size`` bytes and give them back: a virtual machine's first use of memory is slow."""
     piece = bytes(1 << 20)
-    with path.open("wb", buffering=0) as file:
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         for _ in range(0, size, len(piece)):
             file.write(piece)
-    path.unlink()
 
 
 def known_codes(store: LabelStore, block: BlockIndex, data: BlockData) -> BlockData:

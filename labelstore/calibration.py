@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from labelstore import disk, documents
+from labelstore import disk, documents, removing
 from labelstore import publish as publishing
 from labelstore.arrays import ArrayLayout, StoreLayout
 from labelstore.encodings.transform import GROUP, Calibration
 from labelstore.errors import DamagedError, InputError, MismatchError
+from labelstore.leftovers import shard_of
 from labelstore.publish import Described, FileEntry
+from labelstore.removing import Proof
 from labelstore.shards import Shard, described
 from labelstore.spec import Json
 
@@ -84,8 +86,8 @@ def publish(root: Path, layout: StoreLayout, calibration: Calibration, wanted: s
             f"{root}: this calibration is {digest}, blocks were coded with {wanted}; build where the store was begun, "
             f"restore calibration/ and {FILE} from a copy, or build another store"
         )
-    for file in files:
-        disk.unlink(root / file)
+    for array in layout.calibration:
+        removing.remove(root / array.file(), shard_of(array))
     publishing.publish(root, files)
     publishing.publish(root, {FILE: marker})
 
@@ -114,6 +116,18 @@ def find(root: Path, layout: StoreLayout) -> Published | None:
     if not (right and finite and numbers["step"] > 0 and numbers["reference"] > 0):
         raise DamagedError.of(path, "is not the marker of a calibration of this store")
     return Published(digest, numbers, shards)
+
+
+def marker_of(layout: StoreLayout) -> Proof:
+    """The proof of the marker of a calibration."""
+
+    def holds(path: Path) -> bool:
+        try:
+            return find(path.parent.parent, layout) is not None
+        except (DamagedError, OSError):
+            return False
+
+    return Proof("the marker of a calibration", holds)
 
 
 def read(root: Path, layout: StoreLayout, published: Published) -> Calibration:

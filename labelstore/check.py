@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,9 @@ from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.errors import DamagedError
 from labelstore.images import manifest_digest
 from labelstore.lease import LEASE
+from labelstore.leftovers import shard_of
 from labelstore.publish import PARTIAL, FileEntry
+from labelstore.removing import may_go
 from labelstore.root import ROOT, groups
 from labelstore.seals import Marker, Seal, marker_file, read_marker, read_seal, read_table, seal_file
 from labelstore.shards import Shard
@@ -161,10 +163,11 @@ class _Check:
         return CheckReport(tuple(self._damaged), unpublished, stray, self._missing, self._files, self._bytes)
 
     def _is_shard(self, name: str) -> bool:
-        """Whether a file is named as a shard that blocks or a calibration publish."""
+        """Whether a file is named, and built, as a shard that blocks or a calibration publish."""
         folder, _, file = name.rpartition("/")
-        blocks = (array.block(file) for array in self._layout.all if array.name == folder)
-        return any(block is not None and block.j < self._grid.runs for block in blocks)
+        arrays = [array for array in self._layout.all if array.name == folder]
+        named = [array for array in arrays if (block := array.block(file)) and block.j < self._grid.runs]
+        return any(may_go(self._root / name, shard_of(array)) for array in named)
 
     def _read_whole(self, array: ArrayLayout) -> npt.NDArray[Any]:
         return Shard(array, array.shape, self._root / array.file()).read()
@@ -209,6 +212,8 @@ class _Check:
             return
         published = self._try(calibration.FILE, partial(calibration.find, self._root, self._layout), "calibration")
         self._calibration = published.digest if published else None
+        if any(damage.part == "calibration" for damage in self._damaged):
+            self._require_shards(self._layout.calibration, "calibration")
         for array in self._layout.calibration:
             if published:
                 self._compare(array.file(), published.shards[array.name], "calibration")
@@ -255,11 +260,15 @@ class _Check:
             self._damaged.append(Damage(file, "says other than the seal of its block", block))
         if known := wanted or marker:
             self._shards(block, known)
+        else:
+            self._require_shards(self._layout.of_block(block), block)
 
     def _block(self, block: BlockIndex) -> None:
         """A block that has a marker and is not sealed."""
         if marker := self._read_marker(block):
             self._shards(block, marker)
+        else:  # there was a block: what has the names of its shards is one, or damaged
+            self._require_shards(self._layout.of_block(block), block)
 
     def _read_marker(self, block: BlockIndex) -> Marker | None:
         return self._try(marker_file(block), partial(read_marker, self._root, self._store.identity, block), block)
@@ -272,6 +281,13 @@ class _Check:
             why = f"is of version {wanted.version}, the store has {len(self._store.state.versions)}"
             self._damaged.append(Damage(self._layout.codes[0].file(block), why, block))
         self._coded_with.setdefault(wanted.calibration, []).append(block)
+
+    def _require_shards(self, arrays: Sequence[ArrayLayout], part: Part) -> None:
+        for array in arrays:
+            file = array.file(part) if isinstance(part, BlockIndex) else array.file()
+            if not may_go(self._root / file, shard_of(array)):
+                self._known.add(file)
+                self._damaged.append(Damage(file, "is no shard", part))
 
     def _foreign_calibration(self) -> None:
         """Blocks that were coded with another calibration than is here; when all were, that one is not theirs."""

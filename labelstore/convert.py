@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -15,6 +14,7 @@ from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.encodings import make_encoding
 from labelstore.encodings.transform import Calibration, Transform
 from labelstore.errors import InputError, NotStoredError
+from labelstore.places import require_apart
 from labelstore.records import BlockData, LabelBatch
 from labelstore.refit import refit
 from labelstore.space import require_free_space, store_bytes
@@ -50,8 +50,7 @@ def convert(
         NotStoredError: when ``source`` has too few sealed views.
         InputError: when ``path`` is another store, or holds something else.
     """
-    if path.resolve().is_relative_to(source.path.resolve()):
-        raise InputError(f"{path}: lies in the store that it would be made from; give a folder beside it")
+    require_apart({"DST": path}, {"SRC": source.path})
     stop = views_to_convert(source, views)
     encoding = make_encoding(parameters, source.identity.columns)
     versions = converted_versions(source, stop)
@@ -73,8 +72,7 @@ def convert(
             if not store.missing():
                 store.seal()
     except InputError:
-        if store.empty:  # nothing is lost, and the next conversion may be to another encoding
-            shutil.rmtree(store.path)
+        store.discard()  # when nothing was written: the next conversion may be to another encoding
         raise
     return store
 

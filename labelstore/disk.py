@@ -6,6 +6,7 @@ Files are opened without following symbolic links: what a store reads lies in th
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from labelstore.errors import DamagedError
 
 READ_BYTES = 1 << 20
 MAX_PIECES = 1024  # that the system writes at once
+# What file systems say that have no hard links, or no files without a name.
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOSYS, errno.EINVAL)
 Bytes = bytes | npt.NDArray[Any]
 
 
@@ -78,7 +82,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:
+            error.filename = error.filename or str(path)
         raise
 
 
@@ -129,11 +134,40 @@ def make_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put a file with this content at ``path``, durably; a crash leaves the old file or the new one."""
-    partial = path.with_name(f"{path.name}.partial")
-    unlink(partial)
-    write_file(partial, content)
-    sync_file(partial)
-    replace(partial, path)
-    sync_folder(path.parent)
+def remove_folder(path: Path) -> None:
+    """Remove an empty folder."""
+    path.rmdir()
+
+
+def open_unnamed(folder: Path) -> int | None:
+    """A descriptor of a new file without a name, which is gone when it is closed; None where there are none."""
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in NO_UNNAMED:
+            return None
+        raise
+    if Path(f"/proc/self/fd/{descriptor}").exists():
+        return descriptor
+    os.close(descriptor)  # without /proc it could get no name
+    return None
+
+
+def link_unnamed(descriptor: int, target: Path) -> None:
+    """Give a file without a name one; fails when that name is taken."""
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Only with a folder's descriptor does Python follow the link in /proc.
+        os.link(f"/proc/self/fd/{descriptor}", target.absolute(), src_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
+
+
+def sync_descriptor(descriptor: int) -> None:
+    """Wait until the bytes of an open file are on the disk."""
+    os.fsync(descriptor)
+
+
+def allocate(descriptor: int, size: int) -> None:
+    """Have a file of ``size`` bytes, all of which have their place on the disk."""
+    os.posix_fallocate(descriptor, 0, size)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from labelstore import disk
+from labelstore import disk, removing
 from labelstore.encodings import Logits
 from labelstore.errors import DamagedError, InputError, NotStoredError
+from labelstore.newfile import new_file
+from labelstore.places import require_apart
 from labelstore.reading import require_indexes
 from labelstore.space import require_free_space
 from labelstore.store import LabelStore
@@ -32,7 +33,7 @@ def export(
     temperature: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[int, ...]:
-    """Write the labels of some views as float16; the file appears under its name when it is whole.
+    """Write the labels of some views as float16; the file gets its name when it is whole, and never another's.
 
     Args:
         store: the store.
@@ -48,6 +49,7 @@ def export(
     Raises:
         InputError: when the file exists, the space for it does not, or a logit is too large for float16.
     """
+    require_apart({"OUT": out}, {"STORE": store.path})
     sealed = store.state.views_sealed
     if not sealed:
         raise NotStoredError(f"{store.path}: no view is sealed yet; finish its build first")
@@ -57,35 +59,26 @@ def export(
         raise InputError(f"--temperature: expected a number above 0, found {temperature}")
     view_shape = (store.identity.images, store.identity.columns)
     shape = view_shape if isinstance(views, int) else (len(chosen), *view_shape)
-    require_absent(out)
+    require_place(out)
     require_free_space(out, math.prod(shape) * 2 + HEADER_BYTES)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        array = open_array(partial, shape)
+    with new_file(out) as file:
+        array = open_array(file, shape)
         each = array.reshape(len(chosen), *view_shape)
         for done, view in enumerate(chosen):
             write_view(store, view, each[done], order, temperature)
             if progress:
                 progress(done + 1, len(chosen))
         array.flush()
-        disk.sync_file(partial)
-        require_absent(out)
-        disk.replace(partial, out)
-    finally:
-        disk.unlink(partial)
     return shape
 
 
-def open_array(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float16]]:
-    """A new .npy file, mapped. Its blocks are taken at once: a disk that fills up must not end in a bus error."""
-    array: np.memmap[Any, np.dtype[np.float16]]
-    array = np.lib.format.open_memmap(path, "w+", np.float16, shape)
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
-    finally:
-        os.close(descriptor)
-    return array
+def open_array(file: BinaryIO, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float16]]:
+    """An empty file as a .npy file, mapped. Its blocks are taken at once: a full disk must not end in a bus error."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    file.flush()
+    disk.allocate(file.fileno(), file.tell() + math.prod(shape) * 2)
+    return np.memmap(file, np.float16, "r+", file.tell(), shape)
 
 
 def write_view(
@@ -116,11 +109,10 @@ def probabilities(logits: Logits, temperature: float) -> Logits:
     return shares
 
 
-def require_absent(out: Path) -> None:
-    """Refuse to write over a file, or into a folder that is not there."""
+def require_place(out: Path) -> None:
+    """Refuse a name that is taken, or a folder that is not there."""
     if out.suffix != ".npy":
         raise InputError(f"{out}: expected a name that ends in .npy")
-    if os.path.lexists(out):
-        raise InputError(f"{out}: exists already; move it away or give another name")
+    removing.require_absent(out)
     if not out.parent.is_dir():
         raise InputError(f"{out}: expected a folder {out.parent}, found none; make it first")

@@ -19,9 +19,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from labelstore import disk, documents
-from labelstore.errors import DamagedError, LeaseError
+from labelstore import disk, documents, removing
+from labelstore.errors import DamagedError, InputError, LeaseError
+from labelstore.leftovers import STAGED
 from labelstore.publish import PARTIAL
+from labelstore.removing import Proof
 
 LEASE = "lease.json"
 
@@ -91,8 +93,8 @@ def hold(root: Path, *, take_over: bool = False) -> Iterator[Lease]:
         with _locked(root):
             if read(root) == lease and not _shared(root):  # a lease that others share is left to outlive its process
                 clear_partial(root)
-                (root / PARTIAL).rmdir()
-                disk.unlink(root / LEASE)
+                removing.remove_folder(root / PARTIAL)
+                removing.remove(root / LEASE, _proof(lease))
 
 
 @contextmanager
@@ -127,21 +129,21 @@ def _acquire(root: Path, lease: Lease, *, take_over: bool) -> None:
         held = read(root)
         if held is not None:
             _require_free(root, held, take_over=take_over)
-        disk.make_folder(root / PARTIAL)
+        _make_partial(root)
         if _shared(root):
             raise LeaseError(
                 f"{root} is written by other processes of a build whose first one is gone ({held}); "
                 f"they end with the block in hand: wait for them or stop them"
             )
         temporary = root / PARTIAL / LEASE
-        disk.unlink(temporary)
+        removing.remove(temporary, STAGED)
         disk.write_file(temporary, documents.encode(dict(asdict(lease))))
         disk.sync_file(temporary)
         if held is None:
             disk.link(temporary, root / LEASE)
-            disk.unlink(temporary)
+            removing.remove(temporary, STAGED)
         else:
-            disk.replace(temporary, root / LEASE)
+            removing.replace(temporary, root / LEASE, _proof(held))
         disk.sync_folder(root)
 
 
@@ -167,10 +169,34 @@ def require_held(root: Path, lease: Lease) -> None:
         raise LeaseError(f"{root}: the process that holds it for this build ({lease}) is gone; run the build again")
 
 
+def require_free(root: Path, *, take_over: bool = False) -> None:
+    """Refuse a store that another build holds.
+
+    Raises:
+        LeaseError: names its host and process.
+    """
+    if held := read(root):
+        _require_free(root, held, take_over=take_over)
+
+
 def clear_partial(root: Path) -> None:
-    """Remove the temporaries of whoever wrote last."""
+    """Remove the temporaries of whoever wrote last; what no store has there stays."""
     for path in sorted((root / PARTIAL).iterdir()):
-        disk.unlink(path)
+        if removing.may_go(path, STAGED):
+            removing.remove(path, STAGED)
+
+
+def _make_partial(root: Path) -> None:
+    """Make the folder of temporaries, unless something else has its name."""
+    folder = root / PARTIAL
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise InputError(f"{folder}: expected a folder of temporaries, found something else; move it away")
+    disk.make_folder(folder)
+
+
+def _proof(lease: Lease) -> Proof:
+    """The proof of the file of a lease."""
+    return Proof(f"the lease of {lease}", lambda path: read(path.parent) == lease)
 
 
 def _require_free(root: Path, held: Lease, *, take_over: bool) -> None:

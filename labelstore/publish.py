@@ -15,15 +15,18 @@ from typing import NamedTuple
 
 import xxhash
 
-from labelstore import disk
+from labelstore import disk, removing
 from labelstore.documents import Fields
 from labelstore.errors import DamagedError, InputError, LeaseError
+from labelstore.removing import Proof
 from labelstore.spec import Json
 
 PARTIAL = ".partial"
 MAX_FLUSHES = 8
 MAX_CRC = 2**32 - 1
 XXH3 = re.compile("[0-9a-f]{16}")
+# Whatever regular file has the name under which a file is written aside, a stopped writer of it left it.
+STAGED = Proof("a temporary of this store", lambda _path: True)
 
 
 class FileEntry(NamedTuple):
@@ -113,21 +116,26 @@ def _link(root: Path, temporary: Path, name: str) -> None:
             f"{root}: this file system refused a hard link ({error}); "
             f"build the store on a local file system that has them and copy it when it is finished"
         ) from error
-    disk.unlink(temporary)
+    removing.remove(temporary, STAGED)
 
 
-def replace(root: Path, name: str, data: bytes) -> None:
-    """Replace a file of the store in one step, durably."""
+def replace(root: Path, name: str, data: bytes, proof: Proof) -> None:
+    """Replace a file of the store in one step, durably.
+
+    Raises:
+        InputError: when what has the name is not known to be ours.
+    """
+    removing.require(root / name, proof)
     temporary = _stage(root, name, Described.of(data))
     disk.sync_file(temporary)
-    disk.replace(temporary, root / name)
+    removing.replace(temporary, root / name, proof)
     disk.sync_folder((root / name).parent)
 
 
 def _stage(root: Path, name: str, file: Described) -> Path:
     """Write a file aside and check it."""
     temporary = root / PARTIAL / name.replace("/", "~")
-    disk.unlink(temporary)
+    removing.remove(temporary, STAGED)
     disk.write_file(temporary, *file.pieces)
     found = 0
     for piece in disk.read_pieces(temporary):

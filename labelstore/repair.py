@@ -1,21 +1,24 @@
 """Make a damaged store one that a build can finish: what can be made again from the store is, damaged blocks go.
 
-Every step leaves a store that opens, and that a second repair finishes: the state goes down before the seals that it
-relied on, a marker before the shards that it vouched for.
+Every step leaves a store that opens, and that a second repair finishes: damaged files go while the rest still proves
+that they are; then the state goes down before the seals that it relied on, a marker before the shards that it vouched
+for.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from labelstore import calibration, disk, documents, publish
+from labelstore import calibration, disk, documents, publish, removing
 from labelstore.arrays import StoreLayout, group_metadata
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.check import CheckReport, SealedViews, check, sealed_views
+from labelstore.leftovers import is_shard
+from labelstore.removing import Proof
 from labelstore.root import ROOT, Root, folders, root_document
 from labelstore.seals import (
     PART_BLOCKS,
@@ -92,19 +95,24 @@ class _Repair:
         self._metadata()
         sealed = sealed_views(self._root, self._grid, before, self._seal)
         broken = [block for block in self._report.blocks if not self._restore_marker(block, sealed)]
+        shards = {array.file(block) for block in broken for array in self._layout.of_block(block)}
         if "calibration" in parts and before:
-            self._store.unseal(0)  # nothing can be decoded until a build has made the same one again
+            self._unseal(0)  # nothing can be decoded until a build has made the same one again
         else:
             self._store.remove(broken)
+        # While markers and seals still tell that these are damaged: what is no shard any more tells nothing by itself.
+        self._remove(sorted(self._damaged & shards))
         for of in sealed:
             if self._is_damaged(of) and of.stop <= self._store.state.views_sealed:
                 self._seal_again(of)
         self._remove([marker_file(block) for block in broken])
-        self._remove([array.file(block) for block in broken for array in self._layout.of_block(block)])
+        self._remove(sorted(shards))
         self._remove(self._report.unpublished)
         if "calibration" in parts:
+            files = [array.file() for array in self._layout.calibration]
+            self._remove([file for file in files if file in self._damaged])
             self._remove([calibration.FILE])
-            self._remove([array.file() for array in self._layout.calibration])
+            self._remove(files)
         return RepairReport(
             before=self._report,
             made_again=tuple(self._made),
@@ -124,6 +132,12 @@ class _Repair:
 
     def _seal(self, stop: int) -> Seal | None:
         return None if seal_file(stop) in self._damaged else read_seal(self._root, self._store.identity, stop)
+
+    def _unseal(self, views: int) -> None:
+        """Seal only the views below ``views``; damaged seals are removed before: nothing else tells what they are."""
+        seals = (file for file in sorted(self._damaged) if file.startswith("seals/"))
+        self._remove([file for file in seals if int(Path(file).name.partition(".")[0]) > views])
+        self._store.unseal(views)
 
     def _is_damaged(self, of: SealedViews) -> bool:
         return of.seal is None or not self._damaged.isdisjoint(of.seal.files)
@@ -153,7 +167,7 @@ class _Repair:
         found = (read_marker(self._root, self._store.identity, block) for block in good)
         markers = [marker for marker in found if marker]
         if len(markers) < len(blocks):
-            self._store.unseal(of.first)
+            self._unseal(of.first)
             return
         state = self._store.state
         # Versions that came after it are not in a seal: they begin with the first view that was missing then.
@@ -163,17 +177,33 @@ class _Repair:
         for file, made in seal_documents(self._store.identity, then, markers, (of.first, of.stop)):
             path = self._root / file
             if not path.exists() or publish.describe(disk.read_pieces(path)) != made.entry:
+                self._damaged.add(file)  # a part that no check could look for, since the seal was damaged too
                 self._replace(file, b"".join(map(bytes, made.pieces)))
 
     def _replace(self, file: str, data: bytes) -> None:
-        publish.replace(self._root, file, data)
+        publish.replace(self._root, file, data, self._proof(file))
         self._made.append(file)
 
-    def _remove(self, files: Iterable[str]) -> None:
-        """Remove files, durably before anything that comes next."""
+    def _proof(self, file: str) -> Proof:
+        """What the check has proven damaged may go, and so may what a marker vouched for: a whole shard."""
+        folder, _, name = file.rpartition("/")
+        arrays = [array for array in self._layout.all if array.name == folder and array.block(name) is not None]
+        damaged = file in self._damaged
+        markers = {marker_file(block) for block in self._report.blocks}
+        if any(damage.part == "calibration" for damage in self._report.damaged):
+            markers.add(calibration.FILE)
+
+        def holds(path: Path) -> bool:
+            return damaged or file in markers or any(is_shard(array, path) for array in arrays)
+
+        return Proof("what the check found damaged", holds, damaged=damaged)
+
+    def _remove(self, files: Sequence[str]) -> None:
+        """Remove files, durably before anything that comes next; what is not known to be the store's stays."""
         paths = [self._root / file for file in files]
-        for path in paths:
-            disk.unlink(path)
+        for file, path in zip(files, paths, strict=True):
+            if removing.may_go(path, self._proof(file)):
+                removing.remove(path, self._proof(file))
         for folder in sorted({path.parent for path in paths}):
             disk.sync_folder(folder)
 

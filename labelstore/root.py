@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from labelstore import disk, documents
+from labelstore import disk, documents, leftovers, removing
 from labelstore.arrays import StoreLayout, group_metadata
 from labelstore.blocks import BlockGrid
 from labelstore.documents import Fields
-from labelstore.errors import DamagedError, FormatError, InputError
-from labelstore.lease import LEASE
+from labelstore.errors import DamagedError, FormatError, GiftwrapError, InputError
+from labelstore.leftovers import LEASE
 from labelstore.parsing import read_identity, read_state
 from labelstore.publish import PARTIAL, Described, FileEntry, publish
+from labelstore.removing import Proof
 from labelstore.seals import read_entries
 from labelstore.shards import described
 from labelstore.spec import FORMAT, MAX_BLOCKS, READABLE, Identity, Json, State
@@ -125,9 +126,8 @@ def make_skeleton(
     What a stopped creation left is removed first.
     """
     layout = StoreLayout.of(identity)
-    require_own(root, layout)
-    for name in _top_names(layout):
-        shutil.rmtree(root / name, ignore_errors=True)
+    require_own(root)
+    clear(root)
     metadata = {f"{array.name}/{ROOT}": array.metadata(state.views_target) for array in layout.all}
     metadata |= {f"{group}/{ROOT}": group_metadata({}) for group in groups(layout)}
     files = {name: Described.of(data) for name, data in metadata.items()}
@@ -143,13 +143,18 @@ def make_skeleton(
     return made
 
 
-def _top_names(layout: StoreLayout) -> set[str]:
-    return {*FOLDERS, *(array.name.partition("/")[0] for array in layout.all)}
+def clear(root: Path) -> None:
+    """Remove what a creation publishes, but the root's zarr.json, then the folders that are empty; all else stays."""
+    for path, proof in leftovers.of_creation(root):
+        if path.parent.name != PARTIAL and path.name != LEASE and removing.may_go(path, proof):
+            removing.remove(path, proof)
+    for folder in sorted(leftovers.folders() - {PARTIAL}, reverse=True):
+        removing.remove_folder(root / folder)
 
 
-def require_own(root: Path, layout: StoreLayout) -> None:
+def require_own(root: Path) -> None:
     """Refuse a folder that is a store, or has anything in it that a stopped creation does not leave."""
-    if root.exists() and not root.is_dir():
+    if os.path.lexists(root) and not root.is_dir():
         raise InputError(f"{root}: expected a folder, found a file; give another --store")
     found = {path.name for path in root.iterdir()} if root.exists() else set()
     if ROOT in found:
@@ -159,8 +164,23 @@ def require_own(root: Path, layout: StoreLayout) -> None:
             f"{root}: expected an empty folder, found a label store ({len(published)} markers and seals, "
             f"{published[0]} first) without its {ROOT}; restore that from a copy, or give another --store"
         )
-    if stray := sorted(found - _top_names(layout) - {LEASE, PARTIAL}):
-        raise InputError(f"{root}: expected an empty folder, found {stray[0]!r}; give another --store")
+    for path, proof in sorted(leftovers.of_creation(root), key=lambda each: each[0]) if found else ():
+        if not removing.may_go(path, proof):
+            inside = sorted(each for each in path.rglob("*") if not each.is_dir()) if path.is_dir() else []
+            stray = next(iter(inside), path).relative_to(root).as_posix()
+            raise InputError(f"{root}: expected an empty folder, found {stray!r}; give another --store")
+
+
+def proof_of(identity: Identity) -> Proof:
+    """The proof of the root's zarr.json of a store of this identity."""
+
+    def holds(path: Path) -> bool:
+        try:
+            return read_root(path.parent)[0] == identity
+        except GiftwrapError:
+            return False
+
+    return Proof("the metadata of this store", holds)
 
 
 def require_writable(root: Path, identity: Identity) -> None:

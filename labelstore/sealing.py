@@ -10,7 +10,7 @@ from labelstore import publish
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.errors import InputError, NotStoredError
 from labelstore.images import add_digests, whole_digest
-from labelstore.seals import PART_BLOCKS, Marker, changed_seal_documents, read_marker, seal_file
+from labelstore.seals import PART_BLOCKS, Marker, changed_seal_documents, read_marker, seal_file, seal_of
 from labelstore.spec import Identity, State
 from labelstore.table import BlockTable
 
@@ -78,7 +78,7 @@ def _replace_part(root: Path, identity: Identity, state: State, table: BlockTabl
     files = changed_seal_documents(identity, state, seal, part, markers, first)
     head = files.pop(seal_file(seal.stop))
     publish.publish(root, files)
-    publish.replace(root, seal_file(seal.stop), b"".join(map(bytes, head.pieces)))
+    publish.replace(root, seal_file(seal.stop), b"".join(map(bytes, head.pieces)), seal_of(identity))
     return seal.files[part]
 
 

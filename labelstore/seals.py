@@ -21,8 +21,9 @@ from labelstore import documents
 from labelstore.arrays import AUDIT_BLOCK, StoreLayout
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.documents import Fields
-from labelstore.errors import DamagedError
+from labelstore.errors import DamagedError, GiftwrapError
 from labelstore.publish import MAX_CRC, XXH3, Described, FileEntry
+from labelstore.removing import Proof
 from labelstore.spec import MAX_VERSIONS, Identity, Json, State
 
 PART_BLOCKS = 16_384  # some 5 MB of JSON
@@ -365,3 +366,27 @@ def read_table(root: Path, identity: Identity, seal: Seal, part: int) -> SealTab
 def identity_digest(identity: Identity) -> str:
     """SHA-256 of an identity's canonical text, hex."""
     return hashlib.sha256(documents.compact(identity.to_json())).hexdigest()
+
+
+def seal_of(identity: Identity) -> Proof:
+    """The proof of a seal of a store."""
+
+    def holds(path: Path) -> bool:
+        try:
+            return bool(documents.read(path).get("identity") == identity_digest(identity))
+        except (OSError, GiftwrapError):
+            return False
+
+    return Proof("a seal of this store", holds)
+
+
+def _is_part(path: Path) -> bool:
+    """Whether a file has the content that its name tells."""
+    try:
+        documents.read(path, path.stem.rpartition(".")[2])
+    except (OSError, GiftwrapError):
+        return False
+    return True
+
+
+PART = Proof("a part of a seal", _is_part)

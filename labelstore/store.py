@@ -13,15 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from labelstore import calibration as calibrations
-from labelstore import disk, documents, publish
+from labelstore import disk, documents, publish, removing
 from labelstore import lease as leases
 from labelstore.arrays import AUDIT_BLOCK, ArrayLayout, StoreLayout
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.columns import CropRows
 from labelstore.encodings import Codes, Encoding, Pairs, make_encoding
 from labelstore.encodings.transform import Calibration, Transform
-from labelstore.errors import DamagedError, InputError, LeaseError, NotStoredError
+from labelstore.errors import DamagedError, GiftwrapError, InputError, LeaseError, NotStoredError
 from labelstore.images import images_digest
+from labelstore.leftovers import metadata_of, shard_of
 from labelstore.queueing import Queue
 from labelstore.reading import Int64Array, Reader, require_indexes
 from labelstore.records import AuditRows, BlockData, EncodedBlock, LabelBatch
@@ -29,6 +30,7 @@ from labelstore.root import (
     ROOT,
     Root,
     make_skeleton,
+    proof_of,
     read_root,
     require_images,
     require_own,
@@ -37,12 +39,12 @@ from labelstore.root import (
     root_document,
 )
 from labelstore.sealing import permutations, reseal
-from labelstore.seals import Marker, marker_file, seal_documents
+from labelstore.seals import PART, Marker, marker_file, seal_documents
 from labelstore.shards import Shard
 from labelstore.space import require_free_space, store_bytes
 from labelstore.spec import Identity, Json, State, first_difference, require_same
 from labelstore.streaming import STREAM_BYTES, Request, stream
-from labelstore.sweeping import leftovers
+from labelstore.sweeping import leftovers, require_clear, take_back
 from labelstore.table import BlockTable
 from labelstore.writing import encode_block, fidelity_of, images_of, pairs_of, require_block_data
 
@@ -73,6 +75,7 @@ class LabelStore:
         self._table = BlockTable(path, identity)
         self._lease: leases.Lease | None = None
         self._shares = False
+        self._made: tuple[Path, ...] | None = None  # the folders that creating it made; None where it was there
 
     @property
     def encoding(self) -> Encoding:
@@ -147,7 +150,7 @@ class LabelStore:
         root = Path(path)
         require_writable(root, identity)
         require_images(identity, image_digests, targets, views)
-        require_own(root, StoreLayout.of(identity))
+        require_own(root)
         version: dict[str, Json] = {
             "first_view": 0,
             "engine": dict(identity.engine) if identity.engine is not None else None,
@@ -155,10 +158,48 @@ class LabelStore:
         }
         target = require_views(identity, views)
         state = State(views_target=target, views_sealed=0, versions=tuple(versions or (version,)))
+        made = tuple(folder for folder in (root, *root.parents) if not folder.exists())
         disk.make_folder(root)
-        with leases.hold(root):
-            made = make_skeleton(root, identity, state, image_digests, targets, notes or {})
-        return cls(root, made)
+        try:
+            with leases.hold(root):
+                written = make_skeleton(root, identity, state, image_digests, targets, notes or {})
+        except GiftwrapError:
+            for folder in made:
+                removing.remove_folder(folder)
+            raise
+        store = cls(root, written)
+        store._made = made
+        return store
+
+    def discard(self) -> bool:
+        """Take back a store that this object created, as long as nothing was written into it; whether it is gone.
+
+        Only what this object published is removed. A store that was there before, that has a block, or a part of one,
+        or that another build holds, stays as it is.
+        """
+        if self._made is None:
+            return False
+        try:
+            with leases.hold(self.path):
+                self.refresh()
+                if not take_back(self.path, self.identity, self.state):
+                    return False
+        except GiftwrapError:
+            return False
+        for folder in self._made:
+            removing.remove_folder(folder)
+        return True
+
+    @staticmethod
+    def require_creatable(path: Path | str) -> None:
+        """Refuse a place where no store can be created, without a change.
+
+        Raises:
+            InputError: when there is a store, or anything that a stopped creation does not leave.
+            LeaseError: when another build is making one.
+        """
+        require_own(Path(path))
+        leases.require_free(Path(path))
 
     @contextmanager
     def lease(self, *, take_over: bool = False) -> Iterator[LabelStore]:
@@ -219,9 +260,9 @@ class LabelStore:
         return "python -m labelstore convert" if converted else "python -m pipeline build"
 
     @property
-    def empty(self) -> bool:
-        """Whether no block was ever published and no build holds the store."""
-        return not self._table.published(self.state) and not (self.path / leases.LEASE).exists()
+    def begun(self) -> bool:
+        """Whether a block was ever published."""
+        return self.state.views_sealed > 0 or bool(self._table.published(self.state))
 
     def views(self, block: BlockIndex) -> tuple[int, int]:
         """First view of a block, and the one after its last."""
@@ -262,6 +303,7 @@ class LabelStore:
         """
         self._require_lease()
         target = max(self.state.views_target, require_views(self.identity, views))
+        self._require_clear(target)
         if self.state.views_before is not None:  # an extension was stopped
             self._resize_arrays(self.state.views_target)
         self._resize_arrays(target)
@@ -281,13 +323,16 @@ class LabelStore:
 
     def _resize_arrays(self, views: int) -> None:
         """Ask for ``views`` views, and give the arrays that length; the state tells what they had until all have."""
-        metadata = {f"{array.name}/{ROOT}": array.metadata(views) for array in self._layout.blocks}
-        stale = [name for name, data in metadata.items() if self._metadata_of(name) != data]
+        arrays = {f"{array.name}/{ROOT}": array for array in self._layout.blocks}
+        stale = [name for name, array in arrays.items() if self._metadata_of(name) != array.metadata(views)]
+        for name in stale:
+            if not removing.may_go(self.path / name, metadata_of(arrays[name])):
+                raise DamagedError.of(self.path / name, "is not the metadata that follows from the identity")
         if stale and views > self.state.views_target:
             before = self.state.views_target
             self._set_state(dataclasses.replace(self.state, views_target=views, views_before=before))
         for name in stale:
-            publish.replace(self.path, name, metadata[name])
+            publish.replace(self.path, name, arrays[name].metadata(views), metadata_of(arrays[name]))
         self._set_state(dataclasses.replace(self.state, views_target=views, views_before=None))
 
     def _metadata_of(self, name: str) -> bytes | None:
@@ -372,11 +417,11 @@ class LabelStore:
             raise NotStoredError(f"{self.path}: {len(missing)} blocks are missing, first {missing[0]}; write them")
         leases.require_held(self.path, held)
         if self.state.missing:
-            changed = reseal(self.path, self.identity, self.state, self._table)
+            stale = reseal(self.path, self.identity, self.state, self._table)
             self._set_state(dataclasses.replace(self.state, missing=()))
             self._table.forget()
-            for name in changed:
-                disk.unlink(self.path / name)
+            for name in stale:
+                removing.remove(self.path / name, PART)
         views = (self.state.views_sealed, self.state.views_target)
         if views[0] < views[1]:
             markers = permutations(self.identity, map(self._marker, self._grid.blocks(*views)))
@@ -404,8 +449,19 @@ class LabelStore:
         leases.clear_partial(self.path)
         calibrated = (self.path / calibrations.FILE).exists()  # damaged or not
         missing, parts = set(self.missing()), self._table.parts(self.state)
-        for file in leftovers(self.path, self._layout, self.state, missing, calibrated=calibrated, parts=parts):
-            disk.unlink(file)
+        found = leftovers(self.path, self.identity, self.state, missing, calibrated=calibrated, parts=parts)
+        for file, proof in found:
+            removing.remove(file, proof)
+
+    def require_writable(self, views: int, *, take_over: bool = False) -> None:
+        """Refuse what a build of ``views`` views would be refused for by the store, without a change.
+
+        Raises:
+            InputError: when files that no build has left have names that it will need.
+            LeaseError: when another build holds the store.
+        """
+        leases.require_free(self.path, take_over=take_over)
+        self._require_clear(max(self.state.views_target, require_views(self.identity, views)))
 
     def read(self, view: int, positions: slice | npt.ArrayLike) -> LabelBatch:
         """Labels and crop rows of some positions of a view.
@@ -542,7 +598,7 @@ class LabelStore:
         leases.require_held(self.path, held)
         arrays = self._layout.of_block(block)
         for array in arrays:
-            disk.unlink(self.path / array.file(block))
+            removing.remove(self.path / array.file(block), shard_of(array))
         publish.publish(self.path, {array.file(block): encoded.files[array.name] for array in arrays})
         marker = Marker(
             block=block,
@@ -563,6 +619,15 @@ class LabelStore:
             raise InputError(f"block {block} is not one of the blocks to be written: see missing()")
         if (self.path / marker_file(block)).exists():
             raise InputError(f"block {block} is published already; a block is never written twice")
+
+    def _require_clear(self, target: int) -> None:
+        """Refuse to write the blocks below ``target`` while others' files have their names."""
+        wanted = dataclasses.replace(self.state, views_target=max(target, self.state.views_target))
+        there = set(self._table.published(wanted))
+        blocks = (*map(BlockIndex._make, wanted.missing), *self._grid.blocks(wanted.views_sealed, wanted.views_target))
+        missing = {block for block in blocks if block not in there}
+        calibrated = (self.path / calibrations.FILE).exists()
+        require_clear(self.path, self.identity, missing, target, calibrated=calibrated)
 
     def _new_reader(self, map_bytes: int | None = None) -> Reader:
         return Reader(self.path, self.identity, self._marker, components=self._components, map_bytes=map_bytes)
@@ -627,7 +692,8 @@ class LabelStore:
 
     def _set_state(self, state: State) -> None:
         if state != self.state:
-            publish.replace(self.path, ROOT, root_document(Root(self.identity, self.files, self.notes, state)))
+            root = root_document(Root(self.identity, self.files, self.notes, state))
+            publish.replace(self.path, ROOT, root, proof_of(self.identity))
             self.state = state
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -19,7 +18,7 @@ from labelstore.errors import InputError, MismatchError
 from labelstore.spec import BlockShape, Identity, Json, first_difference, require_same
 from labelstore.stopping import Stops
 from labelstore.store import LabelStore, require_free_space, store_bytes
-from pipeline import recipes
+from pipeline import manifest_cache, recipes
 from pipeline.calibrate import Calibrator
 from pipeline.config import BuildConfig
 from pipeline.filling import Filling, Work
@@ -32,7 +31,7 @@ from pipeline.render.stream import stream
 from pipeline.source import Source
 from pipeline.teacher import TeacherSpec, make_teacher
 from pipeline.verify import require_same_labels
-from pipeline.watching import Moment, Watch, watching
+from pipeline.watching import Moment, Watch, require_log, watching
 
 PROBE_BATCHES = 3
 STOPPING = "stopping after the block in hand; the same again stops at once"
@@ -128,6 +127,10 @@ def read_images(config: BuildConfig, console: Console) -> Manifest:
     console.line(f"images: {len(manifest):,} in {len(manifest.classes):,} classes, digest {manifest.digest[:16]}")
     for suffix, count in manifest.unsupported.items():
         console.warn(f"{count:,} files named *{suffix} are not read: only JPEG, PNG and WebP are")
+    if not config.dry_run and manifest_cache.is_foreign(config.manifest_cache):
+        console.warn(
+            f"{config.manifest_cache}: is no cache of images and stays as it is; all images are read again each time"
+        )
     for path in manifest.skipped:
         console.warn(f"left out, does not decode: {path}")
     return manifest
@@ -141,6 +144,8 @@ def build(config: BuildConfig, console: Console) -> Mapping[str, Json]:
     """
     with join() as ranks:
         config, console = ranks.share(config), console if ranks.first else Console(silent=True)
+        if ranks.first and not LabelStore.exists(config.store):
+            LabelStore.require_creatable(config.store)
         if config.dry_run:
             return dry_run(config, prepare(config, console, Ranks()), console) if ranks.first else {}
         if not ranks.first:
@@ -151,12 +156,9 @@ def build(config: BuildConfig, console: Console) -> Mapping[str, Json]:
             try:
                 return write(config, work, store, console, ranks, watch)
             except Exception as error:
-                if not store.empty:
+                # A new store in which nothing is lost goes: the next build may leave out what stopped this.
+                if not (isinstance(error, InputError) and store.discard()) and store.begun:
                     error.add_note(KEPT)
-                elif isinstance(
-                    error, InputError
-                ):  # nothing is lost, and the next build may leave out what stopped this
-                    shutil.rmtree(store.path)
                 raise
 
 
@@ -216,19 +218,28 @@ def open_for(config: BuildConfig, work: Work) -> LabelStore:
     Raises:
         MismatchError: names the first difference between the store and this build.
     """
+    if store := checked(config, work):
+        return store
+    return LabelStore.create(
+        config.store,
+        work.identity,
+        image_digests=work.manifest.digests,
+        targets=work.manifest.targets,
+        views=BlockGrid.of(work.identity).whole_views(config.views),
+    )
+
+
+def checked(config: BuildConfig, work: Work) -> LabelStore | None:
+    """The store that is there, None where it can be created: all that is refused before a store is written."""
     identity = work.identity
     views = BlockGrid.of(identity).whole_views(config.views)
     if not LabelStore.exists(config.store):
+        LabelStore.require_creatable(config.store)
         require_free_space(config.store, store_bytes(identity, views))
-        return LabelStore.create(
-            config.store,
-            identity,
-            image_digests=work.manifest.digests,
-            targets=work.manifest.targets,
-            views=views,
-        )
+        return None
     store = LabelStore.open(config.store)
     require_same_identity(store.identity, identity)
+    store.require_writable(views, take_over=config.take_over)
     require_free_space(config.store, store_bytes(identity, views_to_write(store, views)))
     return store
 
@@ -283,13 +294,14 @@ def dry_run(config: BuildConfig, work: Work, console: Console) -> Mapping[str, J
     """What the build would make and take, from a probe of a few batches; writes nothing."""
     identity = work.identity
     views = BlockGrid.of(identity).whole_views(config.views)
-    if LabelStore.exists(config.store):
-        store = LabelStore.open(config.store)
-        require_same_identity(store.identity, identity)
+    if config.log is not None:
+        require_log(config.log)
+    if store := checked(config, work):
         require_same_engine(config, store, work, console)
         views = views_to_write(store, views)
     size = store_bytes(identity, views)
-    require_free_space(config.store, size)
+    with watching(None, config.metrics_port, config.metrics_host, console):
+        pass  # the port is free
     with closing(work.renderer):
         rate = probe(work)
     crops = work.crops(views)

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from labelstore.encodings import CodecName, EncodingName, encoding_parameters
 from labelstore.errors import InputError
+from labelstore.places import require_apart
+from labelstore.removing import require_absent
 from labelstore.spec import Json
 from pipeline.engine.spec import CompileMode, DTypeName, TeacherSpec, make_members
 from pipeline.plan import PlanSpec
@@ -142,8 +144,9 @@ class BuildConfig:
         if self.metrics_port is not None and not 1 <= self.metrics_port <= 65_535:
             raise InputError(f"--metrics-port: expected 1 to 65535, found {self.metrics_port}")
         self.encoding_parameters()
-        if self.store.resolve().is_relative_to(self.images.resolve()):
-            raise InputError(f"--store {self.store}: lies in the image folder {self.images}; give a folder beside it")
+        places = {"--store": self.store, "the cache of --store": self.manifest_cache, "--log": self.log}
+        require_apart(places, {"--images": self.images})
+        require_apart({"--log": self.log}, {"--store": self.store})
 
     def plan_spec(self) -> PlanSpec:
         """The plan's part of the flags."""
@@ -226,6 +229,7 @@ def gibibytes(flag: str, value: float) -> int:
 
 
 def require_place(flag: str, path: Path) -> None:
-    """Refuse a file that could not be written, before the work that it is for."""
+    """Refuse a file that could not be written, or is there already, before the work that it is for."""
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"{flag}: expected the name of a file in a folder that is there, found {path}")
+    require_absent(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from labelstore import removing
 from labelstore.errors import InputError
+from labelstore.places import require_apart
+from labelstore.removing import Proof
 from pipeline.headers import MAX_PIXELS, MAX_SIDE
 
 IMAGE_KEYS = ("images", "image", "data", "x", "image_syn", "images_syn", "syn_images")
@@ -92,6 +94,7 @@ def import_tensors(
     Raises:
         InputError: names what in the file, or which flag, cannot be used. Nothing is left behind.
     """
+    require_apart({"--out": out}, {})
     out = out.resolve()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out}: expected a folder that is absent or empty, found something in the way")
@@ -100,7 +103,8 @@ def import_tensors(
     images = _channels_last(pair, file)
     scale = _scale(pair, images, mean, std, file)
     rounding = _Rounding()
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    aside = _make_aside(out)
+    paths: list[Path] = []
     try:
         paths = _make_paths(aside, labels)
         with ThreadPoolExecutor() as pool:
@@ -109,11 +113,11 @@ def import_tensors(
                 list(pool.map(_write_png, part, levels))
                 if progress:
                     progress(start + len(part), len(paths))
-        aside.replace(out)
+        removing.move_folder(aside, out)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove_aside(aside, paths)
     return ImportReport(
         images=len(paths),
         classes=len(np.unique(labels)),
@@ -311,6 +315,32 @@ def _make_paths(root: Path, labels: npt.NDArray[np.int64]) -> list[Path]:
     return [root / f"{label:0{digits}d}" / f"{image:0{places}d}.png" for image, label in enumerate(labels)]
 
 
+def _make_aside(out: Path) -> Path:
+    """A new folder beside the one to make; what is written there is renamed when it is whole."""
+    aside = out.with_name(f".{out.name}.partial")
+    if os.path.lexists(aside):
+        raise InputError(
+            f"{aside}: is there already: what a stopped import has left, or yours; remove it or move it away, then "
+            f"import again"
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        aside.mkdir()
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror})") from error
+    return aside
+
+
+def _remove_aside(aside: Path, paths: list[Path]) -> None:
+    """Remove what this call has written, file by file, then the folders that are empty."""
+    own = Proof("what this import writes", lambda _path: True)  # the folder is new, and each file was made there
+    for path in paths:
+        removing.remove(path, own)
+    for folder in [*{path.parent: None for path in paths}, aside]:
+        removing.remove_folder(folder)
+
+
 def _write_png(path: Path, levels: npt.NDArray[np.uint8]) -> None:
     """Write one image ``[H, W, C]``."""
-    Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels).save(path, "PNG")
+    with path.open("xb") as file:
+        Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels).save(file, "PNG")

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from labelstore.newfile import new_version
+from labelstore.removing import Proof, may_go
 from pipeline.class_folder import Listing
 
 _VERSION = 1
@@ -86,28 +88,40 @@ def _read(cache: Path, root: Path) -> tuple[list[str], npt.NDArray[np.int64], np
 def save(cache: Path, listing: Listing, rows: FileRows) -> None:
     """Replace ``cache`` by these rows in one step.
 
-    A folder that cannot be written is no error: the next command reads the images again.
+    A folder that cannot be written, or another file of that name, is no error: the next command reads the images again.
     """
-    aside = cache.with_name(f".{cache.name}.{os.getpid()}")
+    if is_foreign(cache):
+        return
     with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with aside.open("wb") as file:
-                np.savez(
-                    file,
-                    version=np.array(_VERSION),
-                    root=np.frombuffer(_root_digest(listing.root), np.uint8),
-                    paths=np.frombuffer("\0".join(listing.paths).encode(), np.uint8),
-                    sizes=listing.sizes,
-                    mtimes=listing.mtimes,
-                    heights=rows.heights,
-                    widths=rows.widths,
-                    digests=rows.digests,
-                    decoded=rows.decoded,
-                )
-            aside.replace(cache)
-        finally:
-            aside.unlink(missing_ok=True)
+        with new_version(cache, CACHE) as file:
+            np.savez(
+                file,
+                version=np.array(_VERSION),
+                root=np.frombuffer(_root_digest(listing.root), np.uint8),
+                paths=np.frombuffer("\0".join(listing.paths).encode(), np.uint8),
+                sizes=listing.sizes,
+                mtimes=listing.mtimes,
+                heights=rows.heights,
+                widths=rows.widths,
+                digests=rows.digests,
+                decoded=rows.decoded,
+            )
+
+
+def is_foreign(cache: Path) -> bool:
+    """Whether something else than a cache has the name of one; it is never overwritten."""
+    return not may_go(cache, CACHE)
+
+
+def _is_cache(path: Path) -> bool:
+    """Whether a file begins as caches of every version do; what is damaged behind that is one too."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    return head.startswith(b"PK\3\4") and head[30:41] == b"version.npy" and b"root.npy" in head
+
+
+CACHE = Proof("a cache of images", _is_cache)
 
 
 def _root_digest(root: Path) -> bytes:

@@ -11,8 +11,10 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from labelstore.errors import InputError
+from labelstore.newfile import new_file
+from labelstore.places import require_apart
 from labelstore.store import LabelBatch
-from pipeline.config import gibibytes
+from pipeline.config import gibibytes, require_place
 from pipeline.render import Decoder
 from pipeline.source import Source, check_pixels, open_source
 
@@ -51,6 +53,11 @@ class ShowConfig:
     json: bool = False
     """Print the summary as one JSON object on standard output and all else on standard error."""
 
+    def __post_init__(self) -> None:
+        """Refuse, before anything is drawn, what could not be written."""
+        require_apart({"--out": self.out}, {"--images": self.images, "--store": self.store})
+        require_place("--out", self.out)
+
 
 def show(config: ShowConfig) -> int:
     """Write the sheet; returns the number of crops on it."""
@@ -77,7 +84,8 @@ def write_sheet(source: Source, config: ShowConfig) -> int:
         raise InputError(f"--start {config.start}: the store has {images} positions a view")
     crops = source.crops(config.view, config.start, stop).cpu().numpy()
     labels = source.store.read(config.view, slice(config.start, stop))
-    draw_sheet(crops, captions(source, labels), config.columns).save(config.out, format="PNG")
+    with new_file(config.out) as file:
+        draw_sheet(crops, captions(source, labels), config.columns).save(file, format="PNG")
     return len(crops)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from labelstore.arrays import AUDIT_BLOCK
 from labelstore.errors import MismatchError
+from labelstore.places import require_apart
 from labelstore.store import LabelStore
 from pipeline.config import manifest_cache
 from pipeline.manifest import Manifest, require_same_images, scan
@@ -84,6 +85,8 @@ def open_images(store: LabelStore, images: Path, *, rehash: bool = False) -> Man
         MismatchError: when it is another set; names the first difference.
     """
     identity = store.identity
+    places = {"--store": store.path, "the cache of --store": manifest_cache(store.path)}
+    require_apart(places, {"--images": images})
     manifest = scan_as(
         images,
         identity.classes,

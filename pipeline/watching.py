@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -174,6 +175,31 @@ class Watch:
         yield busy
 
 
+def require_log(log: Path) -> None:
+    """Refuse a log that could not be written, or another file of that name; nothing is written.
+
+    Raises:
+        InputError: names the file.
+    """
+    folder = next(parent for parent in log.absolute().parents if parent.exists())
+    if not folder.is_dir() or log.is_dir() or not os.access(log if log.exists() else folder, os.W_OK):
+        raise InputError(f"--log {log}: expected a file that can be written")
+    for line in log.read_bytes().splitlines(keepends=True) if log.is_file() else ():
+        if not _is_moment(line) and (line.endswith(b"\n") or not line.startswith(b'{"time": ')):  # one may be cut off
+            raise InputError(
+                f"--log {log}: expected the log of a build, or no file, found another file; nothing is added to it: "
+                f"give another name"
+            )
+
+
+def _is_moment(line: bytes) -> bool:
+    try:
+        told = json.loads(line)
+        return "time" in told and "binding_stage" in told
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
 @contextmanager
 def watching(log: Path | None, port: int | None, host: str, console: Console) -> Iterator[Watch]:
     """A watch with its log open and its metrics served, until it is left.
@@ -189,6 +215,7 @@ def watching(log: Path | None, port: int | None, host: str, console: Console) ->
     """
     with ExitStack() as stack:
         if log is not None:
+            require_log(log)
             try:
                 log.parent.mkdir(parents=True, exist_ok=True)
                 log.open("a").close()

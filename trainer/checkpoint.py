@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labelstore import disk
 from labelstore.errors import DamagedError, InputError, MismatchError
+from labelstore.newfile import write_over
+from labelstore.removing import Proof
 from labelstore.spec import Json, first_difference
 
 FORMAT = 1
@@ -34,7 +35,16 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], config: Mapping[str, J
     torch.save({"format": FORMAT, "config": json.dumps(config), "state": dict(state)}, content)
     payload = content.getvalue()
     # torch.load takes most flipped bits for data, so the file ends with a digest of what is before it
-    disk.write_atomically(path, payload + hashlib.sha256(payload).digest())
+    write_over(path, payload + hashlib.sha256(payload).digest(), CHECKPOINT)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file ends with the digest of what is before it."""
+    data = path.read_bytes()
+    return hashlib.sha256(data[:-DIGEST_BYTES]).digest() == data[-DIGEST_BYTES:]
+
+
+CHECKPOINT = Proof("the checkpoint of a run", is_checkpoint)
 
 
 def load_checkpoint(path: Path, config: Mapping[str, Json]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from labelstore.errors import InputError
+from labelstore.places import require_apart
 from pipeline.config import gibibytes, json_object
 from pipeline.render import Decoder
 from trainer.losses import LossName, LossSpec
@@ -141,6 +142,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no run can have."""
+        keeps = {"--images": self.images, "--test-images": self.test_images, "--store": self.store}
+        require_apart({"--run": self.run}, keeps)
         for name in ("epochs", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from labelstore import disk
 from labelstore.console import Console
 from labelstore.errors import InputError
+from labelstore.newfile import write_over
+from labelstore.places import require_apart
+from labelstore.removing import Proof
 from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, gibibytes, json_object, require_place
 from pipeline.engine.spec import DTypeName
 from pipeline.manifest import Manifest, scan
@@ -28,6 +30,8 @@ from pipeline.render import Decoder, Renderer, make_renderer
 from pipeline.render.normalise import normalise
 from pipeline.teacher import Member, TeacherSpec, make_teacher
 from trainer.metrics import ranks
+
+TABLE = ["class", "images", "hits", "top1"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         """Refuse, before anything is measured, what could not be written."""
         if self.csv:
+            require_apart({"--csv": self.csv}, {"--images": self.images})
             require_place("--csv", self.csv)
 
     def network_spec(self) -> TeacherSpec:
@@ -219,10 +224,24 @@ def write_classes(path: Path, classes: Sequence[str], result: EvalResult) -> Non
     """Write the accuracy of each class as CSV."""
     text = io.StringIO(newline="")
     rows = csv.writer(text)
-    rows.writerow(["class", "images", "hits", "top1"])
+    rows.writerow(TABLE)
     for name, images, hits in zip(classes, result.class_images, result.class_hits, strict=True):
         rows.writerow([name, images, hits, f"{100 * hits / images:.2f}" if images else ""])
-    disk.write_atomically(path, text.getvalue().encode())
+    write_over(path, text.getvalue().encode(), table_of(classes))
+
+
+def table_of(classes: Sequence[str]) -> Proof:
+    """The proof of a table of the same classes."""
+
+    def holds(path: Path) -> bool:
+        try:
+            with path.open(newline="") as file:
+                header, *rows = csv.reader(file)
+        except (ValueError, csv.Error):
+            return False
+        return header == TABLE and [row[0] for row in rows if row] == list(classes)
+
+    return Proof("a table of these classes", holds)
 
 
 def evaluate_command(config: EvaluateConfig, console: Console) -> EvalResult:

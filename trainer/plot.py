@@ -12,6 +12,8 @@ import tyro
 
 from labelstore.console import Console
 from labelstore.errors import InputError
+from labelstore.newfile import new_file
+from labelstore.places import require_apart
 from pipeline.config import require_place
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -25,7 +27,7 @@ class PlotConfig:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders of runs."""
     out: Path = Path("curves.png")
-    """The picture; replaced when it exists."""
+    """The picture; must not exist."""
     json: bool = False
     """Print the summary as one JSON object on standard output and all else on standard error."""
 
@@ -33,6 +35,7 @@ class PlotConfig:
         """Refuse no runs."""
         if not self.runs:
             raise InputError("plot: expected the folder of a run, found none")
+        require_apart({"--out": self.out}, {})
         require_place("--out", self.out)
         if self.out.suffix not in PICTURES:
             raise InputError(f"--out: expected a name that ends in {', '.join(PICTURES)}, found {self.out}")
@@ -51,7 +54,8 @@ def plot(config: PlotConfig, console: Console) -> dict[str, int]:
         axes.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    figure.savefig(config.out, dpi=120)
+    with new_file(config.out) as file:
+        figure.savefig(file, dpi=120, format=config.out.suffix[1:])
     epochs = {run: len(entries) for run, entries in logs.items()}
     said = ", ".join(f"{run} ({count} epochs)" for run, count in epochs.items())
     console.summary({"picture": str(config.out), "epochs": dict(epochs)}, f"{config.out}: {said}")

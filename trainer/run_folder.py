@@ -5,19 +5,22 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
 
-from labelstore import __version__, disk
+from labelstore import __version__
 from labelstore.errors import InputError, LeaseError
+from labelstore.newfile import write_new, write_over
+from labelstore.removing import Proof
 from labelstore.spec import Json, require_same
 from pipeline.manifest import Manifest
 from trainer.checkpoint import elsewhere
@@ -57,7 +60,7 @@ def hold(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder}: expected a folder, found a file in its place; give another --run") from error
     if not (folder / "config.json").exists() and any(path.name != LOCK for path in folder.iterdir()):
         raise InputError(f"{folder}: expected an empty folder or a run, found other files; give another --run")
-    with (folder / LOCK).open("w") as file:
+    with _open_lock(folder / LOCK) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -65,6 +68,14 @@ def hold(folder: Path) -> Iterator[None]:
                 f"{folder}: another process trains in this folder; wait for it, or give another --run"
             ) from error
         yield
+
+
+def _open_lock(path: Path) -> IO[bytes]:
+    """The file that is locked; whatever is in it stays."""
+    try:
+        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "rb", buffering=0)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be locked ({error.strerror}); give another --run") from error
 
 
 def made_of(config: TrainConfig, replay: Replay, test: Manifest | None, processes: int = 1) -> dict[str, Json]:
@@ -152,7 +163,7 @@ def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) 
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
     }
     config.run.mkdir(parents=True, exist_ok=True)
-    disk.write_atomically(path, json.dumps({"made_of": dict(made), "made_with": where}, indent=2).encode())
+    write_new(path, json.dumps({"made_of": dict(made), "made_with": where}, indent=2).encode())
 
 
 @contextmanager
@@ -172,7 +183,9 @@ def open_log(
     if len(kept) < epoch:
         warn(f"{path}: expected a line for each of {epoch} epochs, found {len(kept)}; the others are not made again")
     if path.exists():
-        disk.write_atomically(path, "".join(f"{line}\n" for line in kept.values()).encode())
+        content, others = path.read_bytes(), Proof("the log of a run", lambda found: found.is_file())
+        if (lines := without(content, epoch)) != content:
+            write_over(path, lines, others)  # a line that is not the run's is kept
     scalars = _scalars(folder / "tensorboard", epoch) if tensorboard else None
 
     def log(entry: Mapping[str, Any]) -> None:
@@ -199,6 +212,21 @@ def _scalars(folder: Path, epoch: int) -> Any:
         ) from error
     writer: Any = SummaryWriter
     return writer(folder, purge_step=epoch)
+
+
+def without(content: bytes, epoch: int) -> bytes:
+    """A log without what was said of ``epoch`` and later ones, and without a last line that a crash has cut off."""
+    kept = []
+    *lines, last = content.split(b"\n")
+    for line in lines:
+        try:
+            if json.loads(line)["epoch"] >= epoch:
+                continue
+        except (ValueError, LookupError, TypeError):
+            pass
+        kept.append(line + b"\n")
+    begin = b'{"epoch": '
+    return b"".join(kept) + (b"" if last.startswith(begin) or begin.startswith(last) else last + b"\n")
 
 
 def lines_of(path: Path) -> dict[int, str]:

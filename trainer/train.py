@@ -11,16 +11,17 @@ import torch
 
 from labelstore.console import Console, Progress, duration
 from labelstore.errors import GiftwrapError
+from labelstore.removing import require
 from labelstore.spec import Json
 from pipeline.memory import keep_freed_memory
-from pipeline.networks import save_weights
+from pipeline.networks.weights import require_weights, save_weights
 from pipeline.ranks import join
 from pipeline.recipes import require_store
 from trainer import recipes
 from trainer.batch import TrainBatch
 from trainer.checkpoint import load_checkpoint
 from trainer.config import TrainConfig
-from trainer.evaluate import EvalResult, evaluate, write_classes
+from trainer.evaluate import EvalResult, evaluate, table_of, write_classes
 from trainer.following import view_is_there, wait_for_view
 from trainer.guard import DivergedError
 from trainer.replay import normalisation_of
@@ -71,6 +72,7 @@ def begin(run: Run, console: Console) -> None:
         require_store(config.recipe, run.replay.store.identity, config.student)
     if ranks.first:
         describe(config, run.made_of, run.student)
+        require_own(run)
     if ranks.tell(run.checkpoint.exists()):
         run.load_state(load_checkpoint(run.checkpoint, run.made_of))
         console.line(f"resuming {config.run} at epoch {run.replay.epoch} of {config.epochs}, step {run.step}")
@@ -82,6 +84,14 @@ def begin(run: Run, console: Console) -> None:
     console.line(f"replay: {pixels.crops} stored crops came out again at {size} px, {how}{other}")
     if ranks.world > 1:
         console.line(f"processes: {ranks.world}, each with its slice of every batch of {config.batch_size}")
+
+
+def require_own(run: Run) -> None:
+    """Refuse, before the first step, files in the run's folder that are not its own and have names that it needs."""
+    for name in ("last.safetensors", "best.safetensors"):
+        require_weights(run.result.state_dict(), run.folder / name, classes=run.classes)
+    if run.test:
+        require(run.folder / "classes.csv", table_of(run.test.images.classes))
 
 
 def train_run(run: Run, console: Console) -> Mapping[str, Json]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from labelstore import disk
 from labelstore.errors import InputError
+from labelstore.newfile import write_over
+from labelstore.removing import Proof, require
 
 WRAPPERS = ("state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
@@ -193,9 +195,39 @@ def head_classes(network: nn.Module, classes: int, weights: Weights) -> int | No
 
 
 def save_weights(state_dict: Mapping[str, Tensor], path: Path, *, classes: Sequence[str] | None = None) -> None:
-    """Write a state dict as ``.safetensors``, whole or not at all, with the class names of its columns."""
+    """Write a state dict as ``.safetensors``, whole or not at all, with the class names of its columns.
+
+    Raises:
+        InputError: when there is a file that holds no weights of this network.
+    """
+    content = packed(state_dict, classes)
+    write_over(path, content, weights_like(content))
+
+
+def require_weights(state_dict: Mapping[str, Tensor], path: Path, *, classes: Sequence[str] | None = None) -> None:
+    """Refuse a place where :func:`save_weights` would refuse to write, without a change."""
+    if os.path.lexists(path):
+        require(path, weights_like(packed(state_dict, classes)))
+
+
+def packed(state_dict: Mapping[str, Tensor], classes: Sequence[str] | None) -> bytes:
+    """The bytes of a state dict as ``.safetensors``."""
     # One key at most: safetensors writes several in an order that changes from call to call.
     metadata = None if classes is None else {CLASSES_KEY: json.dumps(list(classes))}
     # clones: safetensors refuses tensors that share memory
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
-    disk.write_atomically(path, save(tensors, metadata))
+    content: bytes = save(tensors, metadata)
+    return content
+
+
+def weights_like(content: bytes) -> Proof:
+    """The proof of a file of weights of the same network: all but the numbers in it is the same."""
+    head = 8 + int.from_bytes(content[:8], "little")
+
+    def holds(path: Path) -> bool:
+        if path.stat().st_size != len(content):
+            return False
+        with path.open("rb") as file:
+            return file.read(head) == content[:head]
+
+    return Proof("weights of the same network", holds)

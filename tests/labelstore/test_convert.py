@@ -146,7 +146,7 @@ def test_nothing_is_made_of_bad_input(tmp_path: Path) -> None:
         convert(wide, target, {"name": "int8"}, views=9)
     with pytest.raises(InputError, match="expected one of"):
         convert(wide, target, {"name": "int4"})
-    with pytest.raises(InputError, match="lies in the store"):
+    with pytest.raises(InputError, match="is the same as SRC"):
         convert(wide, wide.path, {"name": "float16"})
     assert not target.exists()
     convert(wide, target, {"name": "int8"})

@@ -101,7 +101,7 @@ def test_take_over_does_not_reach_a_running_build(tmp_path: Path) -> None:
 def test_it_is_let_go_however_the_build_ends(tmp_path: Path, error: type[BaseException]) -> None:
     def stopped() -> None:
         with hold(tmp_path):
-            (tmp_path / ".partial/rest").write_bytes(b"x")
+            (tmp_path / ".partial/markers~0.0.json").write_bytes(b"x")
             raise error
 
     with pytest.raises(error):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -56,14 +57,14 @@ def test_the_order_of_write_check_flush_link_and_folder_flush(
         """Steps in order, and sets of them that come in any order."""
         aside = {name: f".partial/{name.replace('/', '~')}" for name in names}
         return [
-            *((step, aside[name]) for name in names for step in ("unlink", "write_file", "read_pieces")),
+            *((step, aside[name]) for name in names for step in ("write_file", "read_pieces")),
             {("sync_file", aside[name]) for name in names},
             *(step for name in names for step in (("link", aside[name], name), ("unlink", aside[name]))),
             {("sync_folder", Path(name).parent.as_posix()) for name in names},
         ]
 
     shards = ["labels/c.0.1.0", "scales/c.0.1", "rows/c.0.0.1"]
-    for expected in [*(("unlink", shard) for shard in shards), *published(*shards), *published("markers/0.1.json")]:
+    for expected in [*published(*shards), *published("markers/0.1.json")]:
         if isinstance(expected, tuple):
             assert steps.pop(0) == expected
         else:
@@ -197,12 +198,12 @@ def test_a_file_system_without_hard_links_is_named(
 
 
 def test_the_sweep_takes_what_has_no_marker_and_nothing_else(tmp_path: Path, content: Content) -> None:
-    path = tmp_path / "s"
+    path, whole = tmp_path / "s", build(tmp_path / "whole", content, 4).path
     build(path, content, 2)
     build(path, content, 4, blocks=1)
     before = tree(path)
     for stray in ("labels/c.1.2.0", "rows/c.1.0.1", "seals/4.json"):
-        (path / stray).write_bytes(b"half")
+        shutil.copy(whole / stray, path / stray)
     (path / ".partial").mkdir()
     (path / ".partial/markers~1.1.json").write_bytes(b"half")
     (path / "labels/notes.txt").write_text("mine")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -213,7 +214,7 @@ def test_a_state_that_claims_views_that_are_not_there_is_found(tmp_path: Path, c
 def test_a_lease_from_elsewhere_is_taken_over_as_its_message_says(tmp_path: Path, content: Content) -> None:
     path = tmp_path / "s"
     store = build(path, content, 2, blocks=1)
-    (path / "labels/c.0.1.0").write_bytes(b"half a shard")
+    shutil.copy(build(tmp_path / "whole", content, 2).path / "labels/c.0.1.0", path / "labels/c.0.1.0")
     (path / ".partial").mkdir()
     (path / ".partial/rows~c.0.0.1").write_bytes(b"half")
     left = replace(Lease.of_this_process(), host="far")
@@ -226,7 +227,6 @@ def test_a_lease_from_elsewhere_is_taken_over_as_its_message_says(tmp_path: Path
     with store.lease(take_over=True):
         pass
     build(path, content, 2)
-    build(tmp_path / "whole", content, 2)
     assert tree(path) == tree(tmp_path / "whole")
 
 

@@ -416,7 +416,7 @@ def test_nothing_is_read_or_written_before_it_is_calibrated_and_nothing_is_calib
         ):
             with pytest.raises(InputError, match="expected"):
                 store.calibrate(wrong)
-        assert store.empty is False  # while it is held
+        assert not store.discard()  # while it is held
         store.calibrate(found)
         assert store.calibrated
         with pytest.raises(InputError, match="calibrated already; a calibration is never fitted again"):
@@ -429,8 +429,9 @@ def test_nothing_is_read_or_written_before_it_is_calibrated_and_nothing_is_calib
         data.logits[0, 1] = store.encoding.limit
         with pytest.raises(InputError, match="steps from its prediction"):
             store.write(block, data)
-    assert store.empty
     assert tree(store.path / "calibration") == before
+    assert store.discard()
+    assert not store.path.exists()
     plain = build(tmp_path / "int8", Content(make_identity(), 2), 2)
     with plain.lease(), pytest.raises(InputError, match="calibrat"):
         plain.calibrate(found)

@@ -323,6 +323,7 @@ def test_a_damaged_cache_is_never_believed(
         for colour in range(3):
             write(root / f"{colour}" / "x.png", colour)
     expected = scan(root)
+    cache.unlink(missing_ok=True)
     scan(root, cache=cache, rehash=True)
     data = bytearray(cache.read_bytes())
     place %= len(data)

@@ -79,11 +79,21 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
 
 def test_a_later_checkpoint_takes_the_place_of_the_earlier_one(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    (tmp_path / "last.pt.partial").write_bytes(b"what a killed run left")
+    others = {"last.pt.partial": b"mine", ".last.pt.partial": b"mine too"}
+    for name, content in others.items():
+        (tmp_path / name).write_bytes(content)
     for step in range(3):
         save_checkpoint(path, {"step": step}, CONFIG)
     assert load_checkpoint(path, CONFIG) == {"step": 2}
-    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file != path} == others
+
+
+def test_a_file_that_is_no_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    path.write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"last\.pt: expected the checkpoint of a run.*move it away"):
+        save_checkpoint(path, {"step": 1}, CONFIG)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"mine"]
 
 
 def test_another_configuration_is_refused_by_its_first_difference(tmp_path: Path) -> None:
@@ -151,33 +161,33 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "none.pt", {})
 
 
-def test_written_aside_flushed_renamed_then_the_folder_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("unnamed", [True, False])
+def test_written_aside_flushed_renamed_then_the_folder_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unnamed: bool
+) -> None:
     path = tmp_path / "last.pt"
+    save_checkpoint(path, {"step": 1}, CONFIG)
     calls: list[str] = []
 
     def record(name: str) -> None:
         real = getattr(disk, name)
 
         def spy(*args: Any) -> Any:
-            calls.append(f"{name} {' '.join(a.name for a in args if isinstance(a, Path))}")
+            calls.append(name)
             return real(*args)
 
         monkeypatch.setattr(disk, name, spy)
 
-    for name in ("unlink", "write_file", "sync_file", "replace", "sync_folder"):
+    for name in ("sync_descriptor", "link_unnamed", "replace", "sync_folder", "unlink"):
         record(name)
-    disk.write_atomically(path, b"new")
-    partial = "last.pt.partial"
-    assert [call for call in calls if tmp_path.name not in call] == [
-        f"unlink {partial}",
-        f"write_file {partial}",
-        f"sync_file {partial}",
-        f"replace {partial} last.pt",
-    ]
-    assert calls[4] == f"sync_folder {tmp_path.name}"
+    if not unnamed:
+        monkeypatch.setattr(disk, "open_unnamed", lambda _folder: None)
+    save_checkpoint(path, {"step": 2}, CONFIG)
+    assert calls == ["sync_descriptor", *(["link_unnamed"] if unnamed else []), "replace", "sync_folder"]
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
-@pytest.mark.parametrize("step", ["write_file", "sync_file", "replace"])
+@pytest.mark.parametrize("step", ["sync_descriptor", "link_unnamed", "replace"])
 def test_a_crash_in_any_step_leaves_the_old_file_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

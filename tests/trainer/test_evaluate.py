@@ -203,7 +203,7 @@ def test_the_command_names_its_own_flag(images: Manifest, weights_of_seven: Path
     with pytest.raises(InputError, match=r"7 class folders .*found 2 columns.*give --classes$"):
         measure(**flags, images=images.root, classes="0,2")
     with pytest.raises(InputError, match="--csv: expected the name of a file in a folder that is there"):
-        measure(**flags, images=images.root, csv=images.root / "none" / "classes.csv")
+        measure(**flags, images=images.root, csv=weights_of_seven.parent / "none" / "classes.csv")
 
 
 def cifar(data: Path, network: str) -> dict[str, Any]:

@@ -1,0 +1,78 @@
+"""Where a command may write: not inside an image folder, not inside a store, and no folder that holds one of these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from labelstore.errors import InputError
+
+HEAD_BYTES = 4096  # of the zarr.json of a store, where its format stands
+
+
+def require_apart(writes: Mapping[str, Path | None], keeps: Mapping[str, Path | None]) -> None:
+    """Refuse places to write that overlap with folders in which nothing may be written, links followed.
+
+    Args:
+        writes: files and folders that will be written, by the flags that name them; None where a flag is left out.
+        keeps: image folders and stores, likewise.
+
+    Raises:
+        InputError: names both flags and both places; or the store, named by no flag, in which a place lies.
+    """
+    for flag, place in writes.items():
+        if place is None:
+            continue
+        for other, kept in keeps.items():
+            if kept is not None and (how := _overlap(place, kept)):
+                raise InputError(
+                    f"{flag} {place}: {how} {other} {kept}, where nothing else may be written; give a place for "
+                    f"{flag} that is neither in it nor around it, such as a folder beside it"
+                )
+        for folder in _real(place).parents:
+            if is_store(folder):
+                raise InputError(
+                    f"{flag} {place}: lies in the label store {folder}, where nothing else may be written; give a "
+                    f"place for {flag} beside it"
+                )
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a label store, by the head of its zarr.json."""
+    path = folder / "zarr.json"
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return b'"giftwrap_format"' in file.read(HEAD_BYTES)
+    except OSError:
+        return False
+
+
+def _overlap(place: Path, kept: Path) -> str | None:
+    """How a place overlaps with a folder."""
+    ours, theirs = _real(place), _real(kept)
+    if _same(ours, theirs):
+        return "is the same as"
+    if any(_same(folder, theirs) for folder in ours.parents):
+        return "lies in"
+    if any(_same(folder, ours) for folder in theirs.parents):
+        return "holds"
+    return None
+
+
+def _real(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # links in a circle
+        return path.absolute()
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are one place, under another name or mounted twice too."""
+    if one == other:
+        return True
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
