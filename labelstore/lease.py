@@ -114,6 +114,7 @@ def share(root: Path, build: str) -> Iterator[Lease]:
                 f"build again, on hosts that all see the store's folder under this name"
             )
         require_held(root, lease)
+        _require_partial(root)
         descriptor = _open(root / PARTIAL)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
     try:
@@ -127,6 +128,7 @@ def _acquire(root: Path, lease: Lease, *, take_over: bool) -> None:
         held = read(root)
         if held is not None:
             _require_free(root, held, take_over=take_over)
+        _require_partial(root)
         disk.make_folder(root / PARTIAL)
         if _shared(root):
             raise LeaseError(
@@ -171,6 +173,14 @@ def clear_partial(root: Path) -> None:
     """Remove the temporaries of whoever wrote last."""
     for path in sorted((root / PARTIAL).iterdir()):
         disk.unlink(path)
+
+
+def _require_partial(root: Path) -> None:
+    """Refuse a folder of temporaries that no build made: what is in it is removed."""
+    disk.require_folder(root / PARTIAL)
+    for path in (root / PARTIAL).glob("*"):
+        if path.is_dir() and not path.is_symlink():
+            raise DamagedError(f"{path}: expected a file that a build left, found a folder; move it elsewhere")
 
 
 def _require_free(root: Path, held: Lease, *, take_over: bool) -> None:

@@ -31,6 +31,16 @@ def folders(layout: StoreLayout) -> list[str]:
     return sorted({*FOLDERS, *groups(layout), *(array.name for array in layout.all)})
 
 
+def require_folders(root: Path, layout: StoreLayout) -> None:
+    """Refuse a store of which a folder is something else: by a symbolic link, files outside would be read and removed.
+
+    Raises:
+        DamagedError: names it.
+    """
+    for name in (*folders(layout), PARTIAL):
+        disk.require_folder(root / name)
+
+
 def root_document(identity: Identity, state: State) -> bytes:
     """The zarr.json of a store: the format first."""
     attributes: dict[str, Json] = {
@@ -89,6 +99,7 @@ def make_skeleton(
     """
     layout = StoreLayout.of(identity)
     require_own(root, layout)
+    require_folders(root, layout)
     for name in _top_names(layout):
         shutil.rmtree(root / name, ignore_errors=True)
     files = {f"{array.name}/{ROOT}": array.metadata(state.views_target) for array in layout.all}

@@ -24,7 +24,15 @@ from labelstore.errors import DamagedError, FormatError, InputError, LeaseError,
 from labelstore.queueing import Queue
 from labelstore.reading import Int64Array, Reader, require_indexes
 from labelstore.records import AuditRows, BlockData, EncodedBlock, LabelBatch
-from labelstore.root import ROOT, make_skeleton, read_root, require_images, require_own, root_document
+from labelstore.root import (
+    ROOT,
+    make_skeleton,
+    read_root,
+    require_folders,
+    require_images,
+    require_own,
+    root_document,
+)
 from labelstore.seals import Marker, marker_file, seal_document, seal_file
 from labelstore.shards import Shard
 from labelstore.space import require_free_space, store_bytes
@@ -97,16 +105,18 @@ class LabelStore:
 
         Raises:
             FormatError: when it is not a store, or one of another format.
-            DamagedError: when its root metadata is not what was written.
+            DamagedError: when its root metadata is not what was written, or a folder of it is a symbolic link.
         """
         root = Path(path)
         identity, state = read_root(root)
         try:
-            return cls(root, identity, state, follow=follow)
+            store = cls(root, identity, state, follow=follow)
         except FormatError:
             raise
         except InputError as error:
             raise FormatError(f"{root}: {error}") from error
+        require_folders(root, store._layout)
+        return store
 
     @classmethod
     def create(
@@ -161,6 +171,7 @@ class LabelStore:
         with leases.hold(self.path, take_over=take_over) as held:
             self._lease = held
             try:
+                require_folders(self.path, self._layout)
                 self.refresh()
                 self.sweep()
                 yield self
