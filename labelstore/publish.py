@@ -7,6 +7,7 @@ power failure.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,8 @@ from labelstore import disk
 from labelstore.errors import DamagedError, InputError, LeaseError
 
 PARTIAL = ".partial"
+# What file systems say that have no hard links, no more of them to a file, or none between folders.
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
 class FileEntry(NamedTuple):
@@ -68,12 +71,17 @@ def publish(root: Path, files: Mapping[str, Described]) -> None:
     with ThreadPoolExecutor(len(files)) as pool:  # flushed together, files share the disk's waits
         list(pool.map(disk.sync_file, staged.values()))
         for name, temporary in staged.items():
-            _link(root, temporary, name)
+            link(root, temporary, name)
         list(pool.map(disk.sync_folder, folders))
 
 
-def _link(root: Path, temporary: Path, name: str) -> None:
-    """Give a file that was written aside its name."""
+def link(root: Path, temporary: Path, name: str) -> None:
+    """Give a file that was written aside its name; every link of a store is made here.
+
+    Raises:
+        LeaseError: when the name is taken.
+        InputError: when the file system refuses hard links.
+    """
     try:
         disk.link(temporary, root / name)
     except FileExistsError as error:
@@ -81,7 +89,9 @@ def _link(root: Path, temporary: Path, name: str) -> None:
             f"{root / name} exists already, so another process is writing this store; "
             f"stop all builds of it, then run one again"
         ) from error
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
         raise InputError(
             f"{root}: this file system refused a hard link ({error}); "
             f"build the store on a local file system that has them and copy it when it is finished"

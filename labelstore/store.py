@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ class LabelStore:
         self._reader = self._new_reader()
         self._table = BlockTable(path, identity)
         self._lease: leases.Lease | None = None
+        self._writer = 0  # process that took or shares the lease
         self._shares = False
 
     @property
@@ -153,9 +155,16 @@ class LabelStore:
         }
         target = BlockGrid.of(identity).whole_views(views)
         state = State(views_target=target, views_sealed=0, versions=tuple(versions or (version,)))
+        there = root.exists()
         disk.make_folder(root)
-        with leases.hold(root):
-            make_skeleton(root, identity, state, image_digests, targets)
+        try:
+            with leases.hold(root):
+                make_skeleton(root, identity, state, image_digests, targets)
+        except InputError:
+            if not there:
+                with suppress(OSError):  # not empty: another build makes its store here
+                    root.rmdir()
+            raise
         return cls(root, identity, state)
 
     @contextmanager
@@ -163,13 +172,13 @@ class LabelStore:
         """Hold the store for writing; what a stopped build left behind is swept first.
 
         Args:
-            take_over: take the lease of a build on another host that is known to be dead.
+            take_over: take the lease of a build that is known to be dead, on another host or before a restart of this one.
 
         Raises:
             LeaseError: when another build holds the store; names its host and process.
         """
         with leases.hold(self.path, take_over=take_over) as held:
-            self._lease = held
+            self._lease, self._writer = held, os.getpid()
             try:
                 require_folders(self.path, self._layout)
                 self.refresh()
@@ -189,7 +198,7 @@ class LabelStore:
             LeaseError: when that build does not hold the store, or its holder is gone.
         """
         with leases.share(self.path, build) as held:
-            self._lease, self._shares = held, True
+            self._lease, self._writer, self._shares = held, os.getpid(), True
             try:
                 self.refresh()
                 yield self
@@ -577,6 +586,11 @@ class LabelStore:
     def _require_lease(self, *, shared: bool = False) -> leases.Lease:
         if self._lease is None or (self._shares and not shared):
             raise LeaseError(f"{self.path}: writing needs the lease: `with store.lease(): ...`")
+        if self._writer != os.getpid():
+            raise LeaseError(
+                f"{self.path}: process {self._writer} has the lease, not process {os.getpid()}, which was forked from "
+                f"it; open the store here and write in `with store.share_lease({self._lease.build!r}): ...`"
+            )
         return self._lease
 
     def _set_state(self, state: State) -> None:
