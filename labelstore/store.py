@@ -172,7 +172,7 @@ class LabelStore:
         """Hold the store for writing; what a stopped build left behind is swept first.
 
         Args:
-            take_over: take the lease of a build that is known to be dead, on another host or before a restart of this one.
+            take_over: take the lease of a build that is known to be dead, on another host or another boot of this one.
 
         Raises:
             LeaseError: when another build holds the store; names its host and process.
