@@ -1,14 +1,15 @@
 """Every change that a store makes to the file system, and the reading of whole files.
 
 Publishing goes through these functions alone, so that a test can record their order or stop at any of them.
-Files are opened without following symbolic links: what a store reads lies in the store.
+Only regular files are opened, and symbolic links are not followed: what a store reads lies in the store.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,18 @@ from labelstore.errors import DamagedError
 
 READ_BYTES = 1 << 20
 MAX_PIECES = 1024  # that the system writes at once
-# What file systems say that have no hard links, or no files without a name.
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+# What file systems say that have no hard links, no more of them to a file, or none between folders.
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EXDEV)
 NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOSYS, errno.EINVAL)
+KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a symbolic link; put what it points to in its place",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 Bytes = bytes | npt.NDArray[Any]
 
 
@@ -33,22 +43,54 @@ def crc32c(data: Bytes, crc: int = 0) -> int:
 
 
 def open_file(path: Path) -> int:
-    """A descriptor for reading a regular file.
+    """A descriptor for reading a regular file; nothing is waited for.
 
     Raises:
         FileNotFoundError: when it is not there.
-        DamagedError: when it is a symbolic link.
+        DamagedError: when it is anything else: a symbolic link, a folder, a FIFO, a socket, a device.
     """
     try:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise
-    except OSError as error:
-        if path.is_symlink():
-            raise DamagedError(
-                f"{path}: expected a file, found a symbolic link; copy the file that it points to here"
-            ) from error
+    except OSError:
+        require_kind(path, stat.S_ISREG, "a file")  # a link or a socket
         raise
+    try:
+        require_kind(path, stat.S_ISREG, "a file", os.fstat(descriptor))
+    except DamagedError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def require_folder(path: Path) -> None:
+    """Refuse what is no folder, a symbolic link to one included; it may be absent.
+
+    Raises:
+        DamagedError: names what is there.
+    """
+    try:
+        require_kind(path, stat.S_ISDIR, "a folder")
+    except FileNotFoundError:
+        return
+
+
+def require_kind(path: Path, wanted: Callable[[int], bool], name: str, found: os.stat_result | None = None) -> None:
+    """Refuse what is of another kind than ``wanted``, a test of its mode, says; symbolic links are not followed.
+
+    Args:
+        path: what is looked at.
+        wanted: one of :mod:`stat`'s tests of a mode.
+        name: the kind in words.
+        found: what is known of it already.
+
+    Raises:
+        DamagedError: names the kind that was found.
+    """
+    mode = (found or path.lstat()).st_mode
+    if not wanted(mode):
+        raise DamagedError.of(path, f"expected {name}, found {KINDS.get(stat.S_IFMT(mode), 'something else')}")
 
 
 def read_file(path: Path, limit: int) -> bytes:

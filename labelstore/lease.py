@@ -1,7 +1,8 @@
 """The lease: at most one build writes a store.
 
 ``lease.json`` names the build and its process. It is created exclusively, and replaced only when its process is
-known to be dead, or when the user says so. Looking and replacing happen under a lock of the store's folder, which
+known to be dead, or when the user says so. A process is known only on its own host since its last start: another boot
+of a host of this name may be another machine. Looking and replacing happen under a lock of the store's folder, which
 the system lets go when a process dies, so two builds cannot both take over.
 
 Other processes of the same build share its lease. Each keeps a lock of the folder of temporaries for as long as it may
@@ -14,18 +15,21 @@ import fcntl
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from labelstore import disk, documents, removing
-from labelstore.errors import DamagedError, InputError, LeaseError
+from labelstore import disk, documents, publish, removing
+from labelstore.errors import DamagedError, LeaseError
 from labelstore.leftovers import STAGED
 from labelstore.publish import PARTIAL
 from labelstore.removing import Proof
 
 LEASE = "lease.json"
+MAX_PID = 2**31  # a process id is an int32 everywhere
+MAX_NAME = 255  # characters of a host's name and of the ids
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,18 +69,24 @@ class Lease:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether nothing can be known from here about the process: another host, or another container."""
-        return self.host != socket.gethostname() or (self.boot == _boot() and self.space != _space())
+        """Whether nothing can be known from here about the process: another host, boot or container."""
+        return (self.host, self.boot, self.space) != (socket.gethostname(), _boot(), _space())
 
     @property
     def dead(self) -> bool:
-        """Whether the process, known not to be elsewhere, is gone: no such process, or a later one of its number."""
-        return self.boot != _boot() or _started(self.pid) != self.started
+        """Whether the process, known not to be elsewhere, is gone: no such process, or a later one of its number.
+
+        Of another user's process the system may say no more than that it is there, which is believed.
+        """
+        found = _started(self.pid)
+        return found is None or (found not in ("", self.started) and self.started != "")
 
 
 @contextmanager
 def hold(root: Path, *, take_over: bool = False) -> Iterator[Lease]:
     """Hold the store for the length of the context; it is let go however the context ends.
+
+    A process that was forked meanwhile lets go of nothing when it leaves the context too.
 
     Args:
         root: the store's folder.
@@ -90,11 +100,8 @@ def hold(root: Path, *, take_over: bool = False) -> Iterator[Lease]:
         _acquire(root, lease, take_over=take_over)
         yield lease
     finally:
-        with _locked(root):
-            if read(root) == lease and not _shared(root):  # a lease that others share is left to outlive its process
-                clear_partial(root)
-                removing.remove_folder(root / PARTIAL)
-                removing.remove(root / LEASE, _proof(lease))
+        if os.getpid() == lease.pid:
+            _release(root, lease)
 
 
 @contextmanager
@@ -116,6 +123,7 @@ def share(root: Path, build: str) -> Iterator[Lease]:
                 f"build again, on hosts that all see the store's folder under this name"
             )
         require_held(root, lease)
+        disk.require_folder(root / PARTIAL)
         descriptor = _open(root / PARTIAL)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
     try:
@@ -124,12 +132,21 @@ def share(root: Path, build: str) -> Iterator[Lease]:
         os.close(descriptor)
 
 
+def _release(root: Path, lease: Lease) -> None:
+    with _locked(root):
+        if read(root) == lease and not _shared(root):  # a lease that others share is left to outlive its process
+            clear_partial(root)
+            removing.remove_folder(root / PARTIAL)
+            removing.remove(root / LEASE, _proof(lease))
+
+
 def _acquire(root: Path, lease: Lease, *, take_over: bool) -> None:
     with _locked(root):
         held = read(root)
         if held is not None:
             _require_free(root, held, take_over=take_over)
-        _make_partial(root)
+        disk.require_folder(root / PARTIAL)
+        disk.make_folder(root / PARTIAL)
         if _shared(root):
             raise LeaseError(
                 f"{root} is written by other processes of a build whose first one is gone ({held}); "
@@ -140,8 +157,7 @@ def _acquire(root: Path, lease: Lease, *, take_over: bool) -> None:
         disk.write_file(temporary, documents.encode(dict(asdict(lease))))
         disk.sync_file(temporary)
         if held is None:
-            disk.link(temporary, root / LEASE)
-            removing.remove(temporary, STAGED)
+            _link(root, temporary)
         else:
             removing.replace(temporary, root / LEASE, _proof(held))
         disk.sync_folder(root)
@@ -151,12 +167,40 @@ def read(root: Path) -> Lease | None:
     """Who holds the store now."""
     path = root / LEASE
     try:
-        return Lease(**{name: value for name, value in documents.read(path).items() if name != "crc32c"})
+        return _parse(documents.read(path))
     except FileNotFoundError:
         return None
-    except (TypeError, DamagedError) as error:
-        why = getattr(error, "why", error)
+    except (TypeError, ValueError, RecursionError, DamagedError) as error:
+        why = getattr(error, "why", None) or error
         raise LeaseError(f"{path}: cannot be read ({why}); remove it when no build is running") from error
+
+
+def _parse(document: Mapping[str, Any]) -> Lease:
+    """The lease that a document holds.
+
+    Raises:
+        TypeError: when a field is missing or not one of a lease.
+        ValueError: when a value is none that a process writes.
+    """
+    lease = Lease(**{name: value for name, value in document.items() if name != "crc32c"})
+    for name, value in asdict(lease).items():
+        if name == "pid":
+            right = type(value) is int and 0 < value < MAX_PID
+        else:
+            right = type(value) is str and len(value) <= MAX_NAME and value.isprintable()
+        if not right:
+            raise ValueError(f"{name}: found {repr(value)[:40]}")
+    return lease
+
+
+def _link(root: Path, temporary: Path) -> None:
+    """Give the lease its name; where that is refused, nothing is left."""
+    try:
+        publish.link(root, temporary, LEASE)
+    except Exception:
+        removing.remove(temporary, STAGED)
+        removing.remove_folder(root / PARTIAL)  # unless a dead build has left something there
+        raise
 
 
 def require_held(root: Path, lease: Lease) -> None:
@@ -186,14 +230,6 @@ def clear_partial(root: Path) -> None:
             removing.remove(path, STAGED)
 
 
-def _make_partial(root: Path) -> None:
-    """Make the folder of temporaries, unless something else has its name."""
-    folder = root / PARTIAL
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise InputError(f"{folder}: expected a folder of temporaries, found something else; move it away")
-    disk.make_folder(folder)
-
-
 def _proof(lease: Lease) -> Proof:
     """The proof of the file of a lease."""
     return Proof(f"the lease of {lease}", lambda path: read(path.parent) == lease)
@@ -203,11 +239,20 @@ def _require_free(root: Path, held: Lease, *, take_over: bool) -> None:
     if held.elsewhere:
         if not take_over:
             raise LeaseError(
-                f"{root} is held by {held}, of which nothing can be known from here ({socket.gethostname()}); "
+                f"{root} is held by {held}, of which nothing can be known from here ({_here(held)}); "
                 f"make sure that it is dead, then add --take-over"
             )
     elif not held.dead:
         raise LeaseError(f"{root} is held by {held}, which is running; wait for it or stop it")
+
+
+def _here(held: Lease) -> str:
+    """This host in words, and why a process on one of its name is not looked for."""
+    host = socket.gethostname()
+    if held.host != host:
+        return host
+    restarted = "restarted since, or another machine of that name"
+    return f"{host}, {restarted if held.boot != _boot() else 'in another container'}"
 
 
 @contextmanager

@@ -98,12 +98,17 @@ def publish(root: Path, files: Mapping[str, Described]) -> None:
     with ThreadPoolExecutor(min(len(files), MAX_FLUSHES)) as pool:  # flushed together, files share the disk's waits
         list(pool.map(disk.sync_file, staged.values()))
         for name, temporary in staged.items():
-            _link(root, temporary, name)
+            link(root, temporary, name)
         list(pool.map(disk.sync_folder, folders))
 
 
-def _link(root: Path, temporary: Path, name: str) -> None:
-    """Give a file that was written aside its name."""
+def link(root: Path, temporary: Path, name: str) -> None:
+    """Give a file that was written aside its name; every link of a store is made here.
+
+    Raises:
+        LeaseError: when the name is taken.
+        InputError: when the file system refuses hard links.
+    """
     try:
         disk.link(temporary, root / name)
     except FileExistsError as error:
@@ -111,7 +116,9 @@ def _link(root: Path, temporary: Path, name: str) -> None:
             f"{root / name} exists already, so another process is writing this store; "
             f"stop all builds of it, then run one again"
         ) from error
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in disk.NO_LINKS:
+            raise
         raise InputError(
             f"{root}: this file system refused a hard link ({error}); "
             f"build the store on a local file system that has them and copy it when it is finished"

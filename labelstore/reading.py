@@ -28,8 +28,9 @@ from labelstore.seals import Marker
 from labelstore.shards import Shard
 from labelstore.spec import Identity
 
-# A map holds a descriptor, of which a process has 1,024 by default.
-MAX_MAPS = 256
+# Of maps a process may have 65,530: a store's readers keep so many, and a stream one for each 64 KiB of its budget.
+MAX_MAPS = 1024
+MAP_BYTES = 64 << 10
 # Compressed codes of 65,536 positions, in which a view is played again, fit up to 4 KiB of codes a row.
 MAX_CODE_BYTES = 512 << 20
 MAX_ROW_BYTES = 64 << 20
@@ -87,10 +88,12 @@ class Cache(Generic[T]):
             future.set_result(value)  # from here on it counts, and may be dropped
             self._total += self._cost(value)
             self._values.move_to_end(key)
-            for old in [old for old, known in self._values.items() if known.done()][:-1]:
-                if self._total <= self._limit:
+            while self._total > self._limit:
+                # Those that are still being made are few, one a thread.
+                made = (name for name, known in self._values.items() if known.done())
+                if (oldest := next(made)) == key:
                     return
-                self._total -= self._cost(self._values.pop(old).result())
+                self._total -= self._cost(self._values.pop(oldest).result())
 
 
 class Reader:
@@ -101,7 +104,7 @@ class Reader:
         identity: the store's identity.
         marker: gives the marker of a block, or raises when the block cannot be read.
         components: gives how many codes a row of a planar array really has; its width when None.
-        map_bytes: the largest sum of mapped shards, their last ones.
+        map_bytes: the largest sum of mapped shards, their last ones; a small one counts as 64 KiB.
     """
 
     def __init__(
@@ -118,7 +121,7 @@ class Reader:
         if map_bytes is None:
             self._maps: Cache[Shard] = Cache(MAX_MAPS, lambda _: 1)
         else:
-            self._maps = Cache(map_bytes, lambda shard: shard.nbytes)
+            self._maps = Cache(map_bytes, lambda shard: max(shard.nbytes, MAP_BYTES))
         self._units: Cache[npt.NDArray[Any]] = Cache(MAX_CODE_BYTES, lambda unit: unit.nbytes)
         self._rows: Cache[npt.NDArray[np.uint16]] = Cache(MAX_ROW_BYTES, lambda rows: rows.nbytes)
         self._orders: Cache[npt.NDArray[np.uint32]] = Cache(MAX_ORDER_BYTES, lambda order: order.nbytes)

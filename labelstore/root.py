@@ -37,6 +37,16 @@ def folders(layout: StoreLayout) -> list[str]:
     return sorted({*FOLDERS, *groups(layout), *(array.name for array in layout.all)})
 
 
+def require_folders(root: Path, layout: StoreLayout) -> None:
+    """Refuse a store of which a folder is something else: by a symbolic link, files outside would be read and removed.
+
+    Raises:
+        DamagedError: names it.
+    """
+    for name in (*folders(layout), PARTIAL):
+        disk.require_folder(root / name)
+
+
 class Root(NamedTuple):
     """What the root of a store holds.
 

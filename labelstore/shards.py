@@ -13,7 +13,6 @@ arithmetic.
 from __future__ import annotations
 
 import math
-import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import xxhash
 from labelstore import codecs, disk
 from labelstore.arrays import ArrayLayout
 from labelstore.errors import DamagedError
+from labelstore.mapping import map_bytes
 from labelstore.publish import Described, FileEntry
 
 CRC_BYTES = 4
@@ -76,6 +76,9 @@ def largest_shard(layout: ArrayLayout, extent: tuple[int, ...]) -> int:
 class Shard:
     """A published shard, read straight from its mapped file.
 
+    Whatever reads the map looks at the file's size first: the system ends a process (SIGBUS) that reads a page of a map
+    beyond the file's end. A file that is cut in the moment between the two still does that.
+
     Args:
         layout: the array it belongs to.
         extent: shape of what it holds.
@@ -83,20 +86,23 @@ class Shard:
         entry: what was published; None where only the structure of the file is known.
 
     Raises:
-        DamagedError: when the file is not there, has another size, or another table of chunks. Reading raises it
-            when an inner chunk is not what was published; each is checked once, when it is first read.
+        DamagedError: when the file is not there, has another size, or another table of chunks. Reading raises it when
+            an inner chunk is not what was published, which is checked once, when it is first read, or the file is gone
+            or has another size since.
     """
 
     def __init__(
         self, layout: ArrayLayout, extent: tuple[int, ...], path: Path, entry: FileEntry | None = None
     ) -> None:
-        self.layout, self.extent, self._path = layout, extent, path
+        self.layout, self.extent, self._path, self._name = layout, extent, path, str(path)
         self._data = self._map(largest_shard(layout, extent) if entry is None else entry.bytes)
         self._present = _present(layout, extent)
         self._index, self._crcs = self._read_table(entry.chunks if entry else None)
         self._checked = np.zeros(self._present, bool)
         self._whole = False  # whether all chunks are checked
-        self._row = math.prod(layout.chunk[2:]) * np.dtype(layout.dtype).itemsize
+        self._dtype = np.dtype(layout.dtype).newbyteorder("<")
+        self._row = math.prod(layout.chunk[2:]) * self._dtype.itemsize
+        self._step = layout.chunk_bytes + CRC_BYTES
         # Rows of a raw shard by the byte that they begin at: they overlap, but none reaches beyond the file.
         count = len(self._data) - self._row + 1 if layout.codec == "raw" else 0
         self._rows = np.ndarray((count,), f"V{self._row}", self._data, strides=(1,))
@@ -115,11 +121,11 @@ class Shard:
             for place in np.unique(of_run).tolist():
                 self._check(head, place)
         # A chunk and its CRC are longer than its rows: from one run to the next that much is added.
-        step = self.layout.chunk_bytes + CRC_BYTES
+        step = self._step
+        self._require_size()
         first = head * self._present[1] * step + inside * run * self._row
         rows = self._rows[of_run * (step - run * self._row) + (positions * self._row + first)]
-        dtype = np.dtype(self.layout.dtype).newbyteorder("<")
-        return np.ndarray((len(positions), *self.extent[2:]), dtype, rows)
+        return np.ndarray((len(positions), *self.extent[2:]), self._dtype, rows)
 
     def unit(self, head: int, run: int) -> Array:
         """The rows of an inner chunk, or of a column of them where codes are planar: ``[views, positions, ...]``.
@@ -163,9 +169,19 @@ class Shard:
             found = os.fstat(descriptor).st_size
             if found != size:
                 raise self._damaged(f"expected {size} bytes, found {found}")
-            return np.frombuffer(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ), np.uint8)
+            with disk.naming(self._path):
+                return map_bytes(descriptor, size)
         finally:
             os.close(descriptor)
+
+    def _require_size(self) -> None:
+        """Raise DamagedError unless the file is there with the size that it was mapped with."""
+        try:
+            found = os.stat(self._name).st_size  # noqa: PTH116  half the time of Path.stat
+        except FileNotFoundError as error:
+            raise self._damaged(f"expected {self._data.size} bytes, found no file any more") from error
+        if found != self._data.size:
+            raise self._damaged(f"expected {self._data.size} bytes, found {found} since it was opened")
 
     def _read_table(self, wanted: str | None) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32] | None]:
         """Offsets and lengths of the chunks inside the array, ``[*present, 2]``, and their CRC-32Cs ``[*present]``.
@@ -199,6 +215,7 @@ class Shard:
 
     def _body(self, place: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         """Bytes of an inner chunk without its CRC, checked against it."""
+        self._require_size()
         offset, length = (int(number) for number in self._index[place])
         body = self._data[offset : offset + length - CRC_BYTES]
         if not self._checked[place]:
@@ -218,9 +235,8 @@ class Shard:
     def _chunk(self, place: tuple[int, ...]) -> Array:
         """The values of an inner chunk."""
         body = self._body(place)
-        dtype = np.dtype(self.layout.dtype).newbyteorder("<")
         try:
-            return codecs.decompress(self.layout.codec, body, dtype, self.layout.chunk)
+            return codecs.decompress(self.layout.codec, body, self._dtype, self.layout.chunk)
         except (ValueError, RuntimeError) as error:
             raise self._damaged(f"inner chunk {list(place)} does not unpack to the array's chunk: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
@@ -32,6 +33,7 @@ from labelstore.root import (
     make_skeleton,
     proof_of,
     read_root,
+    require_folders,
     require_images,
     require_own,
     require_views,
@@ -74,6 +76,7 @@ class LabelStore:
         self._reader = self._new_reader()
         self._table = BlockTable(path, identity)
         self._lease: leases.Lease | None = None
+        self._writer = 0  # process that took or shares the lease
         self._shares = False
         self._made: tuple[Path, ...] | None = None  # the folders that creating it made; None where it was there
 
@@ -115,10 +118,12 @@ class LabelStore:
 
         Raises:
             FormatError: when it is not a store, or one of another format.
-            DamagedError: when its root metadata is not what was written.
+            DamagedError: when its root metadata is not what was written, or a folder of it is a symbolic link.
         """
         root = Path(path)
-        return cls(root, read_root(root), follow=follow)
+        store = cls(root, read_root(root), follow=follow)
+        require_folders(root, store._layout)
+        return store
 
     @classmethod
     def create(
@@ -206,15 +211,16 @@ class LabelStore:
         """Hold the store for writing; what a stopped build left behind is swept first.
 
         Args:
-            take_over: take the lease of a build on another host that is known to be dead.
+            take_over: take the lease of a build that is known to be dead, on another host or another boot of this one.
 
         Raises:
             LeaseError: when another build holds the store; names its host and process.
         """
         require_writable(self.path, self.identity)
         with leases.hold(self.path, take_over=take_over) as held:
-            self._lease = held
+            self._lease, self._writer = held, os.getpid()
             try:
+                require_folders(self.path, self._layout)
                 self.refresh()
                 self.sweep()
                 yield self
@@ -232,7 +238,7 @@ class LabelStore:
             LeaseError: when that build does not hold the store, or its holder is gone.
         """
         with leases.share(self.path, build) as held:
-            self._lease, self._shares = held, True
+            self._lease, self._writer, self._shares = held, os.getpid(), True
             try:
                 self.refresh()
                 yield self
@@ -688,6 +694,11 @@ class LabelStore:
     def _require_lease(self, *, shared: bool = False) -> leases.Lease:
         if self._lease is None or (self._shares and not shared):
             raise LeaseError(f"{self.path}: writing needs the lease: `with store.lease(): ...`")
+        if self._writer != os.getpid():
+            raise LeaseError(
+                f"{self.path}: process {self._writer} has the lease, not process {os.getpid()}, which was forked from "
+                f"it; open the store here and write in `with store.share_lease({self._lease.build!r}): ...`"
+            )
         return self._lease
 
     def _set_state(self, state: State) -> None:

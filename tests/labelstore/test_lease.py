@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import errno
+import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,9 +16,9 @@ from pathlib import Path
 import pytest
 from making import Content, build, create, make_identity, tree
 
-from labelstore import BlockIndex, LabelStore, documents
+from labelstore import BlockIndex, LabelStore, disk, documents
 from labelstore import lease as leases
-from labelstore.errors import LeaseError
+from labelstore.errors import InputError, LeaseError
 from labelstore.lease import LEASE, Lease, hold, require_held, share
 
 
@@ -67,12 +71,11 @@ def test_a_living_process_is_believed_and_a_killed_one_is_taken_over_at_once(tmp
     process.join()
 
 
-@pytest.mark.parametrize("left", ["no such process", "a later process of its number", "before the last boot"])
+@pytest.mark.parametrize("left", ["no such process", "a later process of its number"])
 def test_dead_leases_are_taken_over(tmp_path: Path, left: str) -> None:
     changes = {
         "no such process": {"pid": finished_process()},
         "a later process of its number": {"started": "1"},
-        "before the last boot": {"boot": "another", "space": "another"},
     }
     leave(tmp_path, **changes[left])
     with hold(tmp_path) as lease:
@@ -80,15 +83,127 @@ def test_dead_leases_are_taken_over(tmp_path: Path, left: str) -> None:
     assert tree(tmp_path) == {}
 
 
-@pytest.mark.parametrize("changes", [{"host": "far"}, {"host": "far", "pid": 1, "boot": "x"}, {"space": "pid:[1]"}])
-def test_a_lease_from_elsewhere_needs_consent(tmp_path: Path, changes: dict) -> None:
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"host": "far"}, r"from here \(\S+\);"),
+        ({"host": "far", "pid": 1, "boot": "x"}, r"from here \(\S+\);"),
+        ({"space": "pid:[1]"}, "in another container"),
+        ({"boot": "another"}, "restarted since, or another machine of that name"),
+        ({"boot": "another", "space": "another", "pid": 2**22 + 1}, "restarted since, or another machine of that name"),
+        ({"boot": ""}, "restarted since, or another machine of that name"),
+    ],
+)
+def test_a_lease_from_elsewhere_needs_consent(tmp_path: Path, changes: dict, why: str) -> None:
     left = leave(tmp_path, **changes)
     before = tree(tmp_path)
-    with pytest.raises(LeaseError, match=f"process {left.pid} on {left.host}, .*add --take-over"), hold(tmp_path):
+    message = f"process {left.pid} on {left.host}, of which .*{why}.* add --take-over"
+    with pytest.raises(LeaseError, match=message), hold(tmp_path):
         pass
     assert tree(tmp_path) == before
     with hold(tmp_path, take_over=True) as lease:
         assert leases.read(tmp_path) == lease
+
+
+def hide_processes(monkeypatch: pytest.MonkeyPatch, answer: type[OSError] | None) -> list[int]:
+    """Hide the processes of others, as /proc mounted with hidepid does; which ones are asked for by a signal."""
+    asked: list[int] = []
+    plain = Path.read_text
+
+    def read_text(path: Path, *args: object, **options: object) -> str:
+        if path.name == "stat":
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return plain(path, *args, **options)
+
+    def kill(pid: int, number: int) -> None:
+        assert number == 0
+        asked.append(pid)
+        if answer:
+            raise answer
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(os, "kill", kill)
+    return asked
+
+
+@pytest.mark.parametrize(("answer", "alive"), [(PermissionError, True), (None, True), (ProcessLookupError, False)])
+@pytest.mark.parametrize("started", ["123", ""])
+def test_a_process_that_is_hidden_is_asked_for_and_believed_to_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: type[OSError] | None, alive: bool, started: str
+) -> None:
+    left = leave(tmp_path, pid=4321, started=started)
+    asked = hide_processes(monkeypatch, answer)
+    with ExitStack() as held:
+        if alive:
+            with pytest.raises(LeaseError, match=r"process 4321 on .*, which is running"):
+                held.enter_context(hold(tmp_path))
+            assert leases.read(tmp_path) == left
+        else:
+            held.enter_context(hold(tmp_path))
+    assert 4321 in asked
+
+
+def in_a_fork(work: Callable[[], object]) -> str:
+    """What a forked child says; it ends as a child does whose stack unwinds."""
+    ends = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            said = repr(work())
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(ends[1], said.encode())
+        os._exit(0)
+    os.close(ends[1])
+    with os.fdopen(ends[0]) as told:
+        said = told.read()
+    assert os.waitpid(child, 0)[1] == 0
+    return said
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_neither_lets_go_of_the_lease_nor_writes_under_it(tmp_path: Path) -> None:
+    content = Content(make_identity(), 2)
+    store = create(tmp_path / "s", content, 2)
+    block = store.missing()[0]
+    with ExitStack() as held:
+        held.enter_context(store.lease())
+        before = tree(store.path)
+        message = (
+            f"LeaseError: {store.path}: process {os.getpid()} has the lease, not process .*, which was forked from it; "
+            f"open the store here and write in `with store.share_lease\\('{store.build}'\\): "
+        )
+        for work in (
+            lambda: store.write(block, content.block(store, block)),
+            store.seal,
+            store.sweep,
+            lambda: store.raise_target(4),
+            lambda: store.build,
+        ):
+            assert re.match(message, in_a_fork(work))
+        assert in_a_fork(held.close) == "None"
+        assert tree(store.path) == before
+
+        def share_it() -> None:
+            other = LabelStore.open(store.path)
+            with other.share_lease(leases.read(store.path).build):
+                other.write(block, content.block(other, block))
+
+        assert in_a_fork(share_it) == "None"
+        assert block not in store.missing()
+        with ExitStack() as shared:
+            other = LabelStore.open(store.path)
+            shared.enter_context(other.share_lease(store.build))
+            said = in_a_fork(lambda: other.write(other.missing()[0], content.block(other, other.missing()[0])))
+            assert re.match(message, said)
+            assert in_a_fork(shared.close) == "None"
+            other.write(other.missing()[0], content.block(other, other.missing()[0]))
+        for rest in store.missing():
+            store.write(rest, content.block(store, rest))
+        store.seal()
+    assert LEASE not in tree(store.path)
+    build(tmp_path / "alone", content, 2)
+    assert tree(store.path) == tree(tmp_path / "alone")
 
 
 def test_take_over_does_not_reach_a_running_build(tmp_path: Path) -> None:
@@ -221,8 +336,76 @@ def test_a_holder_that_leaves_before_the_others_leaves_them_the_lease(tmp_path: 
     assert LEASE not in tree(store.path)
 
 
-def test_an_unreadable_lease_is_named(tmp_path: Path) -> None:
-    (tmp_path / LEASE).write_text("{}")
-    message = r"lease\.json: cannot be read .*; remove it when no build is running"
-    with pytest.raises(LeaseError, match=message), hold(tmp_path):
+HOSTILE: dict[str, object] = {
+    "nothing": {},
+    "no pid": {"pid": None},
+    **{
+        f"pid {pid!r}": {"pid": pid}
+        for pid in (0, -1, -5, 2**31, 2**63, 10**30, 1.0, 1e300, float("nan"), True, "1", [])
+    },
+    **{
+        f"{name} {value!r}": {name: value}
+        for name in ("build", "host", "boot", "space", "started")
+        for value in (None, 7, ["x"], {}, "a\nb", "\ud800", "x" * 1000, float("inf"))
+    },
+    "one more": {"more": 1},
+    "a list": [1],
+    "a number": 1,
+}
+
+
+@pytest.mark.parametrize("name", list(HOSTILE))
+def test_an_unreadable_lease_is_named_in_one_line(tmp_path: Path, name: str) -> None:
+    changes = HOSTILE[name]
+    whole = {**asdict(Lease.of_this_process()), **changes} if isinstance(changes, dict) and changes else changes
+    if isinstance(whole, dict) and whole:
+        text = json.dumps(whole, separators=(",", ":"))
+        whole = {**whole, "crc32c": disk.crc32c(text.encode())}
+    (tmp_path / LEASE).write_text(json.dumps(whole, separators=(",", ":")) + "\n")
+    before = tree(tmp_path)
+    for use in (lambda: leases.read(tmp_path), lambda: hold(tmp_path).__enter__()):
+        with pytest.raises(LeaseError) as caught:
+            use()
+        assert re.fullmatch(r".*lease\.json: cannot be read .*; remove it when no build is running", str(caught.value))
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[" * 100_000, '{"pid":' + "9" * 5000 + "}", '{"a":' * 900 + "1" + "}" * 900]
+)
+def test_a_lease_that_is_no_json_is_named_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / LEASE).write_text(text)
+    with pytest.raises(LeaseError, match=r"^[^\n]*cannot be read[^\n]*$"):
+        leases.read(tmp_path)
+
+
+@pytest.mark.parametrize("number", ["EPERM", "EOPNOTSUPP", "ENOSYS", "EMLINK", "EXDEV"])
+def test_where_hard_links_are_refused_a_creation_says_so_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
+
+    monkeypatch.setattr(os, "link", refuse)
+    message = r"refused a hard link .*; build the store on a local file system that has them"
+    with pytest.raises(InputError, match=message):
+        create(tmp_path / "s", Content(make_identity(), 2), 2)
+    assert tree(tmp_path) == {}
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InputError, match=message):
+        create(tmp_path / "there", Content(make_identity(), 2), 2)
+    assert tree(tmp_path) == {"there": "folder"}
+
+
+@pytest.mark.parametrize("number", ["ENOSPC", "EACCES", "EIO", "EROFS"])
+def test_other_errors_of_a_link_stay_what_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(OSError, match=os.strerror(getattr(errno, number))) as caught, hold(tmp_path):
         pass
+    assert caught.value.errno == getattr(errno, number)
+    assert tree(tmp_path) == {}
