@@ -25,7 +25,7 @@ from labelstore.leftovers import metadata_of, shard_of
 from labelstore.queueing import Queue
 from labelstore.reading import Int64Array, Reader, require_indexes
 from labelstore.records import AuditRows, BlockData, EncodedBlock, LabelBatch
-from labelstore.root import ROOT, make_skeleton, proof_of, read_root, require_images, require_own, root_document
+from labelstore.root import ROOT, clear, make_skeleton, proof_of, read_root, require_images, require_own, root_document
 from labelstore.seals import Marker, marker_file, seal_document, seal_file
 from labelstore.shards import Shard
 from labelstore.space import require_free_space, store_bytes
@@ -149,7 +149,11 @@ class LabelStore:
         disk.make_folder(root)
         try:
             with leases.hold(root):
-                make_skeleton(root, identity, state, image_digests, targets)
+                try:
+                    make_skeleton(root, identity, state, image_digests, targets)
+                except GiftwrapError:
+                    clear(root)
+                    raise
         except GiftwrapError:
             for folder in made:
                 removing.remove_folder(folder)
