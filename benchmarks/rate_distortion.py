@@ -49,6 +49,7 @@ from labelstore.encodings import Codes, Encoding, make_encoding
 from labelstore.encodings.fitting import fit
 from labelstore.encodings.transform import Transform
 from labelstore.fidelity import gift_fidelity
+from labelstore.removing import require_absent
 from labelstore.shards import encode_shard
 from labelstore.spec import Json
 
@@ -145,6 +146,8 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
     drawable = importlib.util.find_spec("matplotlib") is not None
     if report.folder and not drawable:
         print(f"no picture will be drawn: {NO_PICTURE}", file=sys.stderr, flush=True)
+    elif report.folder:
+        require_absent(report.folder / PICTURE)
     data = None if quick else os.environ.get("GIFTWRAP_DATA")
     promises = PROMISES[1:] if quick else PROMISES
     board = Board(report)

@@ -141,7 +141,7 @@ def check_command(config: CheckConfig, console: Console) -> int:
     for path in report.unpublished:
         console.line(f"unpublished: {path} has no marker: no reader sees it, {fate}")
     for path in report.stray:
-        console.warn(f"{path} does not belong to the store; it harms nothing")
+        console.warn(f"{path} does not belong to the store and stays as it is; a build that needs its name says so")
     values: dict[str, Json] = {
         "ok": report.ok,
         "damaged": [f"{damage.file}: {damage.why}" for damage in report.damaged],

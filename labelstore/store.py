@@ -30,6 +30,7 @@ from labelstore.records import AuditRows, BlockData, EncodedBlock, LabelBatch
 from labelstore.root import (
     ROOT,
     Root,
+    clear,
     make_skeleton,
     proof_of,
     read_root,
@@ -167,7 +168,11 @@ class LabelStore:
         disk.make_folder(root)
         try:
             with leases.hold(root):
-                written = make_skeleton(root, identity, state, image_digests, targets, notes or {})
+                try:
+                    written = make_skeleton(root, identity, state, image_digests, targets, notes or {})
+                except GiftwrapError:
+                    clear(root)
+                    raise
         except GiftwrapError:
             for folder in made:
                 removing.remove_folder(folder)

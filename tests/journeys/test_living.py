@@ -144,7 +144,7 @@ def test_export_for_strangers(world: World, tmp_path: Path) -> None:
         (("convert", "STORE", "OUT", "--encoding", "int8", "--fidelity", "0.9"), "belongs to --encoding transform"),
         (("convert", "STORE", "OUT", "--encoding", "int8", "--codec", "pcodec"), "expected raw or zstd"),
         (("convert", "STORE", "OUT", "--encoding", "int8", "--views", "0"), "at least 1"),
-        (("convert", "STORE", "STORE", "--encoding", "int8"), "lies in the store"),
+        (("convert", "STORE", "STORE", "--encoding", "int8"), "is the same as SRC"),
         (("export", "STORE", "OUT.npy", "--view", "1", "--views", "1"), "found both"),
         (("export", "STORE", "OUT.npy", "--temperature", "2"), "belongs to"),
         (("export", "STORE", "OUT.npy", "--view", "100000"), "found 100000"),

@@ -290,6 +290,24 @@ def test_only_the_store_that_this_call_made_is_taken_back(tmp_path: Path, conten
     assert not (tmp_path / "new").exists()
 
 
+def test_a_creation_that_is_refused_leaves_nothing(
+    tmp_path: Path, content: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, linked = disk.link, []
+
+    def refuse(source: Path, target: Path) -> None:
+        linked.append(target)
+        if len(linked) > 5:
+            raise PermissionError(1, "Operation not permitted")
+        plain(source, target)
+
+    monkeypatch.setattr(disk, "link", refuse)
+    with pytest.raises(InputError, match="refused a hard link"):
+        create(tmp_path / "deep" / "s", content, 2)
+    assert len(linked) > 5
+    assert snapshot(tmp_path) == {}
+
+
 def test_a_store_with_a_block_or_a_part_of_one_is_never_taken_back(tmp_path: Path, content: Content) -> None:
     store = create(tmp_path / "s", content, 2)
     layout = StoreLayout.of(content.identity)
