@@ -10,13 +10,14 @@ import numpy as np
 from labelstore import disk, documents
 from labelstore import publish as publishing
 from labelstore.arrays import ArrayLayout, StoreLayout
-from labelstore.encodings.transform import GROUP, Calibration
+from labelstore.encodings.transform import GROUP, Calibration, unit_of
 from labelstore.errors import DamagedError, InputError, MismatchError
 from labelstore.publish import Described, FileEntry
 from labelstore.shards import Shard, shard_pieces
 from labelstore.spec import Json
 
 FILE = "markers/calibration.json"
+KL_AND_TOP1 = ("kl_1", "kl_20", "top1")  # not in format 1
 
 
 class Published(NamedTuple):
@@ -24,7 +25,8 @@ class Published(NamedTuple):
 
     Attributes:
         digest: XXH3-64 of the file of its marker, hex: what blocks and seals know it by.
-        numbers: step, reference, centroids, components, fidelity.
+        numbers: step, reference, centroids, components, fidelity; since format 2 KL, top-1 agreement, and whether
+            component 0 is the offset.
         shards: what is known of each of its shards, by array.
     """
 
@@ -75,6 +77,8 @@ def publish(root: Path, layout: StoreLayout, calibration: Calibration, wanted: s
         "centroids": list(calibration.centroids),
         "components": calibration.components,
         "fidelity": calibration.fidelity,
+        **{name: value for name in KL_AND_TOP1 if (value := getattr(calibration, name)) is not None},
+        "offset": calibration.offset_apart,
         "shards": {array.name: dict(files[array.file()].entry._asdict()) for array in layout.calibration},
     }
     marker = Described.of(documents.encode(document))
@@ -108,7 +112,9 @@ def find(root: Path, layout: StoreLayout) -> Published | None:
         width = layout.codes[0].shape[1]
         right = set(shards) == names and 0 < numbers["components"] <= width and len(numbers["centroids"]) == 2
         right = right and type(numbers["components"]) is int and numbers["components"] % GROUP == 0
-        finite = np.isfinite([numbers["step"], numbers["reference"], *numbers["centroids"], numbers["fidelity"]]).all()
+        figures = [numbers[name] for name in ("step", "reference", "fidelity", *KL_AND_TOP1) if name in numbers]
+        right = right and type(numbers.get("offset", False)) is bool and "fidelity" in numbers
+        finite = np.isfinite([*figures, *numbers["centroids"]]).all()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError.of(path, f"is not the marker of a calibration ({error!r})") from error
     if not (right and finite and numbers["step"] > 0 and numbers["reference"] > 0):
@@ -133,14 +139,17 @@ def read(root: Path, layout: StoreLayout, published: Published) -> Calibration:
         if publishing.describe(disk.read_pieces(path)).xxh3 != entry.xxh3:
             raise DamagedError.of(path, f"is not the shard that {FILE} names")
         values[_name(array)] = shard.read()
-    numbers = published.numbers
+    numbers, step = published.numbers, float(published.numbers["step"])
+    center = values["center"]
     return Calibration(
-        step=float(numbers["step"]),
+        step=step,
         reference=float(numbers["reference"]),
         centroids=(float(numbers["centroids"][0]), float(numbers["centroids"][1])),
         fidelity=float(numbers["fidelity"]),
-        center=values["center"],
+        center=center if center.dtype == np.float64 else center * unit_of(step),
         basis=values["basis"],
         cells=values["cells"],
         means=np.ascontiguousarray(values["means"].T),
+        offset_apart=bool(numbers.get("offset", False)),
+        **{name: float(numbers[name]) for name in KL_AND_TOP1 if name in numbers},
     )

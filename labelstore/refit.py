@@ -38,13 +38,21 @@ def refit(source: LabelStore, encoding: Transform, views: int, folder: Path | No
         encoding: says which fidelity, or which step.
         views: sealed views.
         folder: where mean labels that are too many for memory have room.
+
+    Raises:
+        InputError: when there are too few labels.
     """
     images, columns = source.identity.images, source.identity.columns
     for_means, for_fit = share_views(views, images)
     blocks = _labels(source, [(view, slice(None)) for view in for_means])
     means = least_squares_means(blocks, images, columns, folder=folder)
     sample, shown = _sample(source, for_fit)
-    edge = len(sample.logits) * SEARCH_SHARE // (SEARCH_SHARE + 1)
+    if len(sample.logits) < 2:
+        raise InputError(
+            "label encoding transform: expected at least 2 labels to calibrate with, beside those that give the means "
+            "and those of view 0, found 1; convert more views, or use --encoding int8"
+        )
+    edge = max(len(sample.logits) * SEARCH_SHARE // (SEARCH_SHARE + 1), 1)
     fitted, search = (Sample(sample.logits[p], sample.pairs.take(p)) for p in (slice(edge), slice(edge, None)))
     found = fit(encoding, means[shown], fitted, search, source.target_columns[shown])
     step = max(READ_BYTES // (4 * columns), 1)
