@@ -12,10 +12,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from labelstore.encodings.transform import DEFAULT_FIDELITY, LEAST_FIDELITY, MOST_FIDELITY
 from labelstore.spec import Json
 
-SLACK = 0.1  # by which measured labels may miss a band before it is said: another sample than the step was chosen by
-LEAST_FIDELITY, MOST_FIDELITY = 0.5, 0.9999
+# By which measured labels may miss a band before it is said, as a part of it: they are others than the step was chosen
+# by, and the mean of few differs by chance.
+SLACK = 0.1
+CHANCE = 2.0  # over the root of their number, besides
 
 
 class Bands(NamedTuple):
@@ -78,8 +81,10 @@ def missed(encoding: Mapping[str, Json], measured: Json) -> list[str]:
 
 def _bands_for(encoding: Mapping[str, Any], reached: float) -> Bands:
     """What an encoding is held against; with a step of its own, what goes with the fidelity that it has."""
-    fixed = FIXED.get(encoding["name"])
-    return fixed or bands_of(encoding.get("fidelity") or min(max(reached, LEAST_FIDELITY), MOST_FIDELITY))
+    if fixed := FIXED.get(encoding["name"]):
+        return fixed
+    own = min(max(reached, LEAST_FIDELITY), MOST_FIDELITY)
+    return bands_of(own if "step" in encoding else encoding.get("fidelity", DEFAULT_FIDELITY))
 
 
 def _said(bands: Bands, values: Mapping[str, Any]) -> list[str]:
@@ -87,10 +92,10 @@ def _said(bands: Bands, values: Mapping[str, Any]) -> list[str]:
     found = []
     if values["mean"] < bands.fidelity - SLACK * (1 - bands.fidelity):
         found.append(f"fidelity {values['mean']:.5g} (expected {bands.fidelity:g})")
+    slack = 1 + SLACK + CHANCE / math.sqrt(values["rows"])
     for name, temperature, limit in (("kl_1", 1, bands.kl_1), ("kl_20", 20, bands.kl_20)):
-        if values.get(name, 0) > (1 + SLACK) * limit:
+        if values.get(name, 0) > slack * limit:
             found.append(f"KL {values[name]:.3g} at T = {temperature} (at most {limit:.3g})")
-    least = bands.top1 - SLACK * (1 - bands.top1)
-    if values.get("top1", 1) < math.floor(least * values["rows"]) / values["rows"]:
+    if 1 - values.get("top1", 1) > max(slack * (1 - bands.top1), 1 / values["rows"]):
         found.append(f"top-1 agreement {values['top1']:.3f} (at least {bands.top1:.3f})")
     return found

@@ -19,7 +19,7 @@ from labelstore.errors import InputError, NotStoredError
 from labelstore.records import BlockData, LabelBatch
 from labelstore.refit import refit
 from labelstore.space import require_free_space, store_bytes
-from labelstore.spec import Identity, Json, require_same
+from labelstore.spec import FORMAT, Identity, Json, require_same
 from labelstore.store import LabelStore
 
 MASKED_ROWS = 4_096  # of view 0, that show whether a value is masked
@@ -58,7 +58,7 @@ def convert(
     stop = views_to_convert(source, views)
     encoding = make_encoding(with_masked(source, parameters), source.identity.columns)
     versions = converted_versions(source, stop)
-    store = open_for(path, source, replace(source.identity, encoding=encoding.to_json()), stop, versions)
+    store = open_for(path, source, replace(source.identity, encoding=encoding.to_json(), format=FORMAT), stop, versions)
     try:
         with store.lease(take_over=take_over):
             store.carry_versions(versions)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from labelstore.encodings.transform import (
     GROUP,
     MAX_CODE,
     MAX_UNITS,
+    MEANS_A_STEP,
     SCALES,
     UNITS_A_STEP,
     Calibration,
@@ -242,7 +243,9 @@ class _Fitter:
             cells = _cells(quantise(inside, cells))
         codes = np.abs(quantise(inside, cells))
         found = np.clip(quantise(outside, cells), -MAX_CODE, MAX_CODE)
-        components = max(-(-max(_used(codes), _used(found)) // GROUP) * GROUP, GROUP)
+        # A component that no label corrects may still be predicted: mean labels need not lie where crops differ.
+        predicted = np.sqrt(np.square(bare.means, dtype=np.float64).mean(axis=0)) > MEANS_A_STEP / 2
+        components = max(-(-max(map(_used, (codes, found, predicted[None]))) // GROUP) * GROUP, GROUP)
         calibration = replace(
             bare,
             centroids=(_shift(inside, codes, 1, 1), _shift(inside, codes, 2, MAX_CODE)),
@@ -327,7 +330,7 @@ def _cells(codes: Float64Array) -> Float32Array:
     return np.stack([np.clip(first, 0.5, 1.2), np.clip(shift, 0, 0.4)], axis=1).astype(np.float32)
 
 
-def _used(codes: Float64Array) -> int:
+def _used(codes: npt.NDArray[Any]) -> int:
     """Components up to the last that leaves zero."""
     used = np.flatnonzero(codes.any(axis=0))
     return int(used[-1]) + 1 if len(used) else 0

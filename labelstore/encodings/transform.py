@@ -36,6 +36,7 @@ MAX_EXACT = 4096  # classes; of more, only MAX_COMPONENTS components are made
 MAX_COMPONENTS = 1024
 MIN_COLUMNS = 64  # with fewer, int8 is about as small
 DEFAULT_FIDELITY = 0.98
+LEAST_FIDELITY, MOST_FIDELITY = 0.5, 0.9999
 
 BASIS_UNIT = 2.0**-15
 UNITS_A_STEP = 64
@@ -315,8 +316,11 @@ class Transform:
             raise InputError("label encoding transform: expected a fidelity or a step, found both")
         if step is None and fidelity is None:
             fidelity = DEFAULT_FIDELITY
-        if fidelity is not None and not 0.5 <= fidelity <= 0.9999:
-            raise InputError(f"label encoding transform: expected a fidelity of 0.5 to 0.9999, found {fidelity}")
+        if fidelity is not None and not LEAST_FIDELITY <= fidelity <= MOST_FIDELITY:
+            raise InputError(
+                f"label encoding transform: expected a fidelity of {LEAST_FIDELITY} to {MOST_FIDELITY}, "
+                f"found {fidelity}"
+            )
         if step is not None and not 1e-6 <= step <= 1e6:
             raise InputError(f"label encoding transform: expected a step of 1e-6 to 1e6 logits, found {step}")
         self.columns, self.codec, self.fidelity, self.step = columns, codec, fidelity, step
