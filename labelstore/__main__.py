@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import tyro
 
+from labelstore.bands import missed
 from labelstore.check import check
 from labelstore.console import Console, byte_count, run_command
 from labelstore.convert import convert
@@ -122,9 +123,17 @@ class ExportConfig:
 
 def info_command(config: InfoConfig, console: Console) -> int:
     """Say what a store is made of."""
-    values = info(LabelStore.open(config.store), config.weights)
+    store = LabelStore.open(config.store)
+    values = info(store, config.weights)
+    warn_of_quality(store, console)
     console.summary(values, "\n".join(lines(values)))
     return 0
+
+
+def warn_of_quality(store: LabelStore, console: Console) -> None:
+    """Say which bands the labels of a store miss."""
+    for text in missed(store.identity.encoding, store.fidelity):
+        console.warn(text)
 
 
 def check_command(config: CheckConfig, console: Console) -> int:
@@ -151,11 +160,14 @@ def check_command(config: CheckConfig, console: Console) -> int:
         "missing_blocks": report.missing,
         "files": report.files,
         "bytes": report.bytes,
+        "fidelity": report.fidelity,
     }
     found = "every byte is the byte that was published" if report.ok else f"{len(report.damaged)} DAMAGED"
     if report.missing:
         found += f"; {report.missing:,} of the blocks asked for are not written yet"
     text = f"{config.store}: {report.files:,} files, {byte_count(report.bytes)} read; {found}"
+    if report.fidelity:
+        text += f"; fidelity {in_words(report.fidelity)}"
     if repaired is None:
         advice = "" if report.ok else "; run it again with --repair, then the build that made the store"
         if any(damage.part == "root" for damage in report.damaged):
@@ -209,6 +221,7 @@ def convert_command(config: ConvertConfig, console: Console) -> int:
             take_over=config.take_over,
             progress=progress.reach,
         )
+    warn_of_quality(store, console)
     before, after = source.bytes_per_label(), store.bytes_per_label()
     console.summary(
         {
@@ -219,6 +232,7 @@ def convert_command(config: ConvertConfig, console: Console) -> int:
             "bytes_per_label": dict(after),
             "bytes_per_label_before": dict(before),
             "fidelity": store.fidelity,
+            "missed": [*missed(store.identity.encoding, store.fidelity)],
             "converted_from": store.state.versions[0].get("converted_from"),
         },
         f"{config.destination}: {store.identity.images:,} images x {store.state.views_sealed:,} views sealed; "

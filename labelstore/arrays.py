@@ -178,7 +178,7 @@ class StoreLayout:
                 1,
             ),
             audit_logits=_whole("audit/logits", "float16", ("crop", "class"), (kept, columns), kept),
-            calibration=_calibration(encoding, columns, images) if encoding.predictive else (),
+            calibration=_calibration(encoding, identity) if encoding.predictive else (),
         )
         return layout if identity.format > 1 else layout._of_format_1()
 
@@ -243,7 +243,7 @@ def _codes(code: CodeArray, images: int, block: BlockShape) -> ArrayLayout:
         code.name,
         code.dtype,
         code.fill,
-        axes=("view", "position", "class"),
+        axes=("view", "position", code.axis),
         shape=(0, images, code.width),
         shard=(views, positions, code.width),
         chunk=(*rows, code.width),
@@ -251,8 +251,9 @@ def _codes(code: CodeArray, images: int, block: BlockShape) -> ArrayLayout:
     )
 
 
-def _calibration(encoding: Encoding, columns: int, images: int) -> tuple[ArrayLayout, ...]:
+def _calibration(encoding: Encoding, identity: Identity) -> tuple[ArrayLayout, ...]:
     """The arrays of the calibration of a planar encoding, one shard each."""
+    columns, images = identity.columns, identity.images
     (codes,) = (code for code in encoding.arrays if code.planar)
     width, group, run = codes.width or 0, CODE_CHUNK[0], min(CODE_CHUNK[1], images)
     basis = ArrayLayout(
@@ -275,7 +276,10 @@ def _calibration(encoding: Encoding, columns: int, images: int) -> tuple[ArrayLa
         chunk=(group, run),
         codec=codes.codec,
     )
-    center = _whole("calibration/center", "int32", ("class",), (columns,), columns)
+    # In format 1 in units, since then in logits.
+    center = _whole(
+        "calibration/center", "int32" if identity.format == 1 else "float64", ("class",), (columns,), columns
+    )
     cells = _whole("calibration/cells", "float32", ("component", "bound"), (width, 2), group)
     return basis, center, cells, means
 

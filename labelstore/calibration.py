@@ -10,7 +10,7 @@ import numpy as np
 from labelstore import disk, documents, removing
 from labelstore import publish as publishing
 from labelstore.arrays import ArrayLayout, StoreLayout
-from labelstore.encodings.transform import GROUP, Calibration
+from labelstore.encodings.transform import GROUP, Calibration, unit_of
 from labelstore.errors import DamagedError, InputError, MismatchError
 from labelstore.leftovers import shard_of
 from labelstore.publish import Described, FileEntry
@@ -19,6 +19,8 @@ from labelstore.shards import Shard, described
 from labelstore.spec import Json
 
 FILE = "markers/calibration.json"
+SMALLEST, LARGEST = 1e-30, 1e30  # of steps and lengths
+KL_AND_TOP1 = ("kl_1", "kl_20", "top1")  # not in format 1
 
 
 class Published(NamedTuple):
@@ -26,7 +28,8 @@ class Published(NamedTuple):
 
     Attributes:
         digest: XXH3-64 of the file of its marker, hex: what blocks and seals know it by.
-        numbers: step, reference, centroids, components, fidelity.
+        numbers: step, reference, centroids, components, fidelity; since format 2 KL, top-1 agreement, and whether
+            component 0 is the offset.
         shards: what is known of each of its shards, by array.
     """
 
@@ -77,6 +80,8 @@ def publish(root: Path, layout: StoreLayout, calibration: Calibration, wanted: s
         "centroids": list(calibration.centroids),
         "components": calibration.components,
         "fidelity": calibration.fidelity,
+        **{name: value for name in KL_AND_TOP1 if (value := getattr(calibration, name)) is not None},
+        "offset": calibration.offset_apart,
         "shards": {array.name: files[array.file()].entry.to_json() for array in layout.calibration},
     }
     marker = Described.of(documents.encode(document))
@@ -100,22 +105,27 @@ def find(root: Path, layout: StoreLayout) -> Published | None:
     """
     path = root / FILE
     try:
-        numbers = documents.read(path)
+        fields = documents.read_fields(path)
     except FileNotFoundError:
         return None
-    digest = publishing.describe([documents.encode(numbers)]).xxh3
-    try:
-        shards = {name: FileEntry(**entry) for name, entry in numbers.pop("shards").items()}
-        names = {array.name for array in layout.calibration}
-        width = layout.codes[0].shape[1]
-        right = set(shards) == names and 0 < numbers["components"] <= width and len(numbers["centroids"]) == 2
-        right = right and type(numbers["components"]) is int and numbers["components"] % GROUP == 0
-        finite = np.isfinite([numbers["step"], numbers["reference"], *numbers["centroids"], numbers["fidelity"]]).all()
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedError.of(path, f"is not the marker of a calibration ({error!r})") from error
-    if not (right and finite and numbers["step"] > 0 and numbers["reference"] > 0):
-        raise DamagedError.of(path, "is not the marker of a calibration of this store")
-    return Published(digest, numbers, shards)
+    numbers: dict[str, Any] = {
+        "step": fields.number("step", SMALLEST, LARGEST),
+        "reference": fields.number("reference", SMALLEST, LARGEST),
+        "centroids": fields.numbers("centroids", 2),
+        "components": fields.integer("components", GROUP, layout.codes[0].shape[1]),
+        "fidelity": fields.number("fidelity", -2, 2),
+        **{name: fields.number(name) for name in KL_AND_TOP1 if name in fields},
+        "offset": fields.flag("offset") if "offset" in fields else False,
+    }
+    if numbers["components"] % GROUP:
+        raise fields.wrong("components", f"a multiple of {GROUP}", numbers["components"])
+    named = fields.fields("shards")
+    shards = {
+        array.name: FileEntry.read(named.fields(array.name), chunks=array.chunk_crcs) for array in layout.calibration
+    }
+    named.end()
+    fields.end()
+    return Published(publishing.describe(disk.read_pieces(path)).xxh3, numbers, shards)
 
 
 def marker_of(layout: StoreLayout) -> Proof:
@@ -147,14 +157,17 @@ def read(root: Path, layout: StoreLayout, published: Published) -> Calibration:
         if publishing.describe(disk.read_pieces(path)).xxh3 != entry.xxh3:
             raise DamagedError.of(path, f"is not the shard that {FILE} names")
         values[_name(array)] = shard.read()
-    numbers = published.numbers
+    numbers, step = published.numbers, float(published.numbers["step"])
+    center = values["center"]
     return Calibration(
-        step=float(numbers["step"]),
+        step=step,
         reference=float(numbers["reference"]),
         centroids=(float(numbers["centroids"][0]), float(numbers["centroids"][1])),
         fidelity=float(numbers["fidelity"]),
-        center=values["center"],
+        center=center if center.dtype == np.float64 else center * unit_of(step),
         basis=values["basis"],
         cells=values["cells"],
         means=np.ascontiguousarray(values["means"].T),
+        offset_apart=bool(numbers.get("offset", False)),
+        **{name: float(numbers[name]) for name in KL_AND_TOP1 if name in numbers},
     )

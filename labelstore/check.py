@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
@@ -24,6 +24,7 @@ from labelstore.removing import may_go
 from labelstore.root import ROOT, groups
 from labelstore.seals import Marker, Seal, marker_file, read_marker, read_seal, read_table, seal_file
 from labelstore.shards import Shard
+from labelstore.spec import Json
 from labelstore.store import LabelStore
 
 SHA256 = re.compile("[0-9a-f]{64}")
@@ -87,6 +88,7 @@ class CheckReport:
         missing: blocks of the views asked for that are not written yet.
         files: number of files read.
         bytes: their bytes.
+        fidelity: of the encoding, as the first block has it; None where that is not there or damaged.
     """
 
     damaged: tuple[Damage, ...]
@@ -95,6 +97,7 @@ class CheckReport:
     missing: int
     files: int
     bytes: int
+    fidelity: Json = None
 
     @property
     def blocks(self) -> list[BlockIndex]:
@@ -160,7 +163,15 @@ class _Check:
         others = sorted(name for name in set(names) - self._known if not name.startswith(f"{PARTIAL}/"))
         unpublished = tuple(name for name in others if self._is_shard(name))
         stray = tuple(name for name in others if name not in unpublished)
-        return CheckReport(tuple(self._damaged), unpublished, stray, self._missing, self._files, self._bytes)
+        report = CheckReport(tuple(self._damaged), unpublished, stray, self._missing, self._files, self._bytes)
+        return replace(report, fidelity=self._fidelity())
+
+    def _fidelity(self) -> Json:
+        """Fidelity of the encoding, where nothing that it hangs on is damaged."""
+        try:
+            return self._store.fidelity
+        except DamagedError:
+            return None
 
     def _is_shard(self, name: str) -> bool:
         """Whether a file is named, and built, as a shard that blocks or a calibration publish."""

@@ -11,7 +11,8 @@ import numpy as np
 
 from labelstore.arrays import AUDIT_BLOCK
 from labelstore.blocks import BlockGrid, BlockIndex
-from labelstore.encodings import make_encoding
+from labelstore.encodings import Codes, make_encoding
+from labelstore.encodings.int8 import Int8Format1, masked_value
 from labelstore.encodings.transform import Calibration, Transform
 from labelstore.errors import InputError, NotStoredError
 from labelstore.places import require_apart
@@ -20,6 +21,8 @@ from labelstore.refit import refit
 from labelstore.space import require_free_space, store_bytes
 from labelstore.spec import FORMAT, Identity, Json, require_same
 from labelstore.store import LabelStore
+
+MASKED_ROWS = 4_096  # of view 0, that show whether a value is masked
 
 
 def convert(
@@ -52,7 +55,7 @@ def convert(
     """
     require_apart({"DST": path}, {"SRC": source.path})
     stop = views_to_convert(source, views)
-    encoding = make_encoding(parameters, source.identity.columns)
+    encoding = make_encoding(with_masked(source, parameters), source.identity.columns)
     versions = converted_versions(source, stop)
     store = open_for(path, source, replace(source.identity, encoding=encoding.to_json(), format=FORMAT), stop, versions)
     try:
@@ -75,6 +78,17 @@ def convert(
         store.discard()  # when nothing was written: the next conversion may be to another encoding
         raise
     return store
+
+
+def with_masked(source: LabelStore, parameters: Mapping[str, Json]) -> Mapping[str, Json]:
+    """Parameters of an ``int8`` to be made, with the masked value of ``source``: its own, or what its labels show."""
+    own = source.identity.encoding
+    if parameters.get("name") != "int8" or "masked" in parameters:
+        return parameters
+    if own["name"] == "int8":  # its codes are copied, and mean what they meant
+        return {**parameters, "masked": own["masked"]} if "masked" in own else parameters
+    found = masked_value(source.read(0, slice(MASKED_ROWS)).logits)
+    return parameters if found is None else {**parameters, "masked": found}
 
 
 def views_to_convert(source: LabelStore, views: int | None) -> int:
@@ -134,7 +148,9 @@ def converted_block(
     batches = list(islice(labels, len(views)))
     codes = None
     if same_but_codec(source.identity.encoding, store.identity.encoding):
-        each = [source.codes(view, slice(*source.positions(block))) for view in views]
+        each: list[Codes] = [source.codes(view, slice(*source.positions(block))) for view in views]
+        if isinstance(source.encoding, Int8Format1):
+            each = [source.encoding.carried(codes) for codes in each]
         codes = {array.name: np.stack([codes[array.name] for codes in each]) for array in store.encoding.arrays}
     return BlockData(
         logits=np.stack([batch.logits for batch in batches]),

@@ -123,6 +123,20 @@ class Fields:
             raise self.wrong(name, f"a number from {low:g} to {high:g}", value)
         return float(value)
 
+    def numbers(self, name: str, count: int) -> list[float]:
+        """A list of ``count`` finite numbers."""
+        value = self._list(name, count)
+        if any(type(item) not in (int, float) or abs(item) > 1e300 for item in value):
+            raise self.wrong(name, "numbers", value)
+        return list(map(float, value))
+
+    def flag(self, name: str) -> bool:
+        """True or false."""
+        value = self.any(name)
+        if type(value) is not bool:
+            raise self.wrong(name, "true or false", value)
+        return value
+
     def text(self, name: str, pattern: re.Pattern[str] | None = None) -> str:
         """A string that ``pattern`` matches whole."""
         value = self.any(name)

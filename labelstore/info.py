@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from labelstore.bands import missed
 from labelstore.console import byte_count
 from labelstore.errors import InputError
+from labelstore.fidelity import beside
 from labelstore.spec import Json
 from labelstore.store import LabelStore
 
@@ -45,6 +47,7 @@ def info(store: LabelStore, weights: Path | None = None) -> dict[str, Json]:
         "as_float16": as_float16(identity.columns, sizes),
         **({"teacher_bytes": weights_bytes(weights)} if weights else {}),
         "fidelity": store.fidelity,
+        "missed": [*missed(identity.encoding, store.fidelity)],
         "converted_from": state.versions[0].get("converted_from"),
         "origin": identity.origin,
         "content": CONTENT[identity.content],
@@ -115,10 +118,11 @@ def lines(values: Mapping[str, Any]) -> list[str]:
 
 
 def in_words(fidelity: Json) -> str:
-    """Fidelity in words."""
+    """Fidelity, KL and top-1 agreement in words."""
     kinds: Any = fidelity or {}
     told = [
         f"{kind} {values['mean']:.5f} on average, {values['p1']:.5f} at the 1st percentile of {values['rows']:,} rows"
+        f"{beside(values)}"
         for kind, values in kinds.items()
         if values
     ]

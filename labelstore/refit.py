@@ -28,6 +28,7 @@ FIT_ROWS = 1 << 15
 FIT_BYTES = 512 << 20  # of float32 logits
 READ_BYTES = 64 << 20
 SEARCH_SHARE = 8  # of the rows that are fitted to, one in so many more chooses the step
+SEARCH_ROWS = 256  # that choose it where there are few, but a third of them at most
 
 
 def refit(source: LabelStore, encoding: Transform, views: int, folder: Path | None = None) -> Calibration:
@@ -38,18 +39,31 @@ def refit(source: LabelStore, encoding: Transform, views: int, folder: Path | No
         encoding: says which fidelity, or which step.
         views: sealed views.
         folder: where mean labels that are too many for memory have room.
+
+    Raises:
+        InputError: when there are too few labels.
     """
     images, columns = source.identity.images, source.identity.columns
     for_means, for_fit = share_views(views, images)
     blocks = _labels(source, [(view, slice(None)) for view in for_means])
     means = least_squares_means(blocks, images, columns, folder=folder)
     sample, shown = _sample(source, for_fit)
-    edge = len(sample.logits) * SEARCH_SHARE // (SEARCH_SHARE + 1)
+    if len(sample.logits) < 2:
+        raise InputError(
+            "label encoding transform: expected at least 2 labels to calibrate with, beside those that give the means "
+            "and those of view 0, found 1; convert more views, or use --encoding int8"
+        )
+    edge = rows_to_fit(len(sample.logits))
     fitted, search = (Sample(sample.logits[p], sample.pairs.take(p)) for p in (slice(edge), slice(edge, None)))
     found = fit(encoding, means[shown], fitted, search, source.target_columns[shown])
     step = max(READ_BYTES // (4 * columns), 1)
     codes = [found.code(means[start : start + step]) for start in range(0, images, step)]
     return found.with_means(np.concatenate(codes))
+
+
+def rows_to_fit(rows: int) -> int:
+    """How many of at least 2 rows are fitted to; the others choose the step."""
+    return max(min(rows * SEARCH_SHARE // (SEARCH_SHARE + 1), max(rows - SEARCH_ROWS, rows * 2 // 3)), 1)
 
 
 def share_views(views: int, images: int) -> tuple[range, range]:

@@ -12,7 +12,7 @@ from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.columns import IMAGE_COLUMNS, CropRows
 from labelstore.encodings import Encoding, Pairs
 from labelstore.errors import InputError
-from labelstore.fidelity import ROWS, gift_fidelity, summarize
+from labelstore.fidelity import ROWS, quality, summarize
 from labelstore.publish import Described
 from labelstore.records import AuditRows, BlockData
 from labelstore.seals import HEX_64
@@ -109,14 +109,14 @@ def encode_block(identity: Identity, encoding: Encoding, block: BlockIndex, data
 
 
 def fidelity_of(identity: Identity, encoding: Encoding, data: BlockData, targets: npt.NDArray[np.int64]) -> Json:
-    """Fidelity of the encoding over the first rows of the first view of a block, mixed and unmixed apart."""
+    """What the encoding keeps of the first rows of the first view of a block, mixed and unmixed apart."""
     exact = data.logits[0, :ROWS]
     pairs = pairs_of(identity, data.rows[:1]).take((0, slice(ROWS)))
     known = {name: codes[0, :ROWS] for name, codes in (data.codes or {}).items()}
     decoded = encoding.decode(known or encoding.encode(exact, pairs), pairs)
-    cosines = gift_fidelity(exact, decoded, targets[pairs.images], targets[pairs.partners], pairs.weights)
+    found = quality(exact, decoded, targets[pairs.images], targets[pairs.partners], pairs.weights)
     weights = pairs.weights
-    return {"unmixed": summarize(cosines[weights == 1]), "mixed": summarize(cosines[weights < 1])}
+    return {"unmixed": summarize(found.of(weights == 1)), "mixed": summarize(found.of(weights < 1))}
 
 
 def pairs_of(identity: Identity, rows: npt.NDArray[np.uint16]) -> Pairs:

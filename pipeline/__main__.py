@@ -11,6 +11,7 @@ from typing import Any
 import tyro
 
 from labelstore.console import Console, duration, run_command
+from labelstore.fidelity import beside
 from pipeline import ranks, recipes
 from pipeline.build import build
 from pipeline.config import BuildConfig
@@ -75,8 +76,10 @@ def build_command(config: BuildConfig, console: Console) -> int:
 def say(done: Mapping[str, Any]) -> str:
     """The summary of a build for people."""
     sizes = done["bytes_per_label"]
-    fidelity = ", ".join(
-        f"{kind} {values['mean']:.5f}" for kind, values in done["fidelity"].items() if values is not None
+    fidelity = "; ".join(
+        f"{kind} {values['mean']:.5f}{beside(values)}"
+        for kind, values in done["fidelity"].items()
+        if values is not None
     )
     return (
         f"store {done['store']}: {done['images']:,} images x {done['views']:,} views sealed; {done['crops']:,} crops "

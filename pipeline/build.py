@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from labelstore.arrays import AUDIT_BLOCK
+from labelstore.bands import missed
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.console import Console, byte_count, duration
 from labelstore.encodings import make_encoding
+from labelstore.encodings.int8 import masked_value
 from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError, MismatchError
 from labelstore.spec import BlockShape, Identity, Json, first_difference, require_same
@@ -22,14 +24,15 @@ from pipeline import manifest_cache, recipes
 from pipeline.calibrate import Calibrator
 from pipeline.config import BuildConfig
 from pipeline.filling import Filling, Work
+from pipeline.labelling import first_labels
 from pipeline.manifest import Manifest, scan
 from pipeline.memory import keep_freed_memory
 from pipeline.plan import Plan
 from pipeline.ranks import Ranks, join
-from pipeline.render import make_renderer
+from pipeline.render import Renderer, make_renderer
 from pipeline.render.stream import stream
 from pipeline.source import Source
-from pipeline.teacher import TeacherSpec, make_teacher
+from pipeline.teacher import Teacher, TeacherSpec, make_teacher
 from pipeline.verify import require_same_labels
 from pipeline.watching import Moment, Watch, require_log, watching
 
@@ -79,7 +82,7 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
         engine=teacher.engine,
         plan=spec.to_json(),
         crop_columns=spec.columns,
-        encoding=make_encoding(config.encoding_parameters(), teacher.columns).to_json(),
+        encoding=encoding_of(config, plan, renderer, teacher),
         renderer=renderer.id,
         block=block_shape(config, len(manifest), teacher.columns),
         class_columns=teacher.class_columns,
@@ -92,6 +95,18 @@ def block_shape(config: BuildConfig, images: int, columns: int) -> BlockShape:
     if LabelStore.exists(config.store):
         return LabelStore.open(config.store).identity.block
     return BlockShape.choose(images, columns, config.plan_spec().group, config.views)
+
+
+def encoding_of(config: BuildConfig, plan: Plan, renderer: Renderer, teacher: Teacher) -> dict[str, Json]:
+    """The label encoding; the masked value of ``int8`` is the store's, or shown by the first labels of a new one."""
+    parameters = config.encoding_parameters()
+    if parameters["name"] == "int8":
+        if LabelStore.exists(config.store):
+            masked: Json = LabelStore.open(config.store).identity.encoding.get("masked")
+        else:
+            masked = masked_value(first_labels(plan, renderer, teacher))
+        parameters |= {} if masked is None else {"masked": masked}
+    return make_encoding(parameters, teacher.columns).to_json()
 
 
 def settle_engine(config: BuildConfig, ranks: Ranks, console: Console) -> TeacherSpec:
@@ -350,4 +365,5 @@ def summary(store: LabelStore, done: Moment) -> dict[str, Json]:
         "binding_stage": done.binding if done.crops else None,
         "bytes_per_label": dict(store.bytes_per_label()),
         "fidelity": store.fidelity,
+        "missed": [*missed(store.identity.encoding, store.fidelity)],
     }

@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from labelstore.bands import missed
 from labelstore.columns import CropRows
 from labelstore.console import Console, Progress
 from labelstore.encodings import Pairs
 from labelstore.encodings.fitting import Fit, Sample, fit
 from labelstore.encodings.transform import Calibration, Transform
-from labelstore.spec import Identity
+from labelstore.fidelity import beside
+from labelstore.spec import Identity, Json
 from labelstore.writing import pairs_of
 from pipeline.labelling import label
 from pipeline.plan import Plan
@@ -56,7 +58,7 @@ class Calibrator:
         """Fit ``encoding``; takes MEAN_CROPS crops of every image and some 20,000 more.
 
         Raises:
-            InputError: when no step reaches the fidelity.
+            InputError: when the step asked for is too fine for the labels.
         """
         images = self._identity.images
         fitted, searched = rows_to_fit(images, self._identity.columns)
@@ -76,10 +78,19 @@ class Calibrator:
             )
             codes = self._code(found, shown, means, progress)
         calibration = found.with_means(codes)
+        reached: dict[str, Json] = {
+            "rows": searched,
+            "mean": calibration.fidelity,
+            "kl_1": calibration.kl_1,
+            "kl_20": calibration.kl_20,
+            "top1": calibration.top1,
+        }
         console.line(
             f"calibration: step {calibration.step:.4g}, {calibration.components} components, "
-            f"fidelity {calibration.fidelity:.4f} on {searched:,} crops"
+            f"fidelity {calibration.fidelity:.4f}{beside(reached)} on {searched:,} crops"
         )
+        for text in missed(encoding.to_json(), {"calibration": reached}):
+            console.warn(text)
         return calibration
 
     def _sample(self, count: int, progress: Progress) -> tuple[Float32Array, Pairs]:

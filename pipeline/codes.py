@@ -16,8 +16,19 @@ from torch import Tensor
 
 from labelstore.encodings import Codes, Encoding, Pairs
 from labelstore.encodings.float16 import Float16
-from labelstore.encodings.int8 import Int8
-from labelstore.encodings.transform import BASIS_UNIT, BOUNDS, MAX_CODE, SCALES, Transform
+from labelstore.encodings.int8 import MASKED_CODE, MAX_OFFSET, SMALLEST_STEP, TOP, Int8, Int8Format1
+from labelstore.encodings.transform import (
+    BASIS_UNIT,
+    BOUNDS,
+    MAX_CODE,
+    MAX_OFFSET_UNITS,
+    MAX_UNITS,
+    SCALES,
+    Transform,
+    UncodableError,
+    quantise,
+    require_codes,
+)
 from labelstore.errors import InputError
 from pipeline.moving import to_device, to_host
 
@@ -49,19 +60,52 @@ class Float16Twin:
 
 
 class Int8Twin:
-    """Twin of ``int8``."""
+    """Twin of ``int8``: every number in the type that numpy makes it in."""
+
+    def __init__(self, masked: float | None) -> None:
+        self._masked = masked
 
     def encode(self, logits: Tensor, pairs: Pairs) -> dict[str, Tensor]:  # noqa: ARG002
-        """Scale each row to its largest magnitude and round."""
-        top = logits.abs().amax(dim=1)
-        # By a tensor: a GPU divides by a number as it multiplies by its reciprocal, which rounds differently.
-        scales = top / torch.full_like(top, 127)
-        quotients = logits / torch.where(scales > 0, scales, torch.inf)[:, None]
-        return {"labels": quotients.round_().clamp_(-127, 127).to(torch.int8), "scales": scales}
+        """Round each row to multiples of its step."""
+        kept = None if self._masked is None else logits != self._masked
+        step, offset = _step_and_offset(*_range(logits, kept))
+        codes = (logits / torch.where(step > 0, step, torch.inf)[:, None]).round_()
+        codes = codes.sub_(offset[:, None]).clamp_(-TOP, TOP).to(torch.int8)
+        if kept is not None:
+            codes.masked_fill_(~kept, MASKED_CODE)
+        return {"labels": codes, "scales": torch.stack([step, offset], dim=1)}
 
     def decode(self, codes: Mapping[str, Tensor], pairs: Pairs) -> Tensor:  # noqa: ARG002
-        """Code times scale."""
-        return codes["labels"].float() * codes["scales"][:, None]
+        """Code and offset times step."""
+        step, offset = codes["scales"][:, :1], codes["scales"][:, 1:]
+        logits = (codes["labels"].float() + offset).mul_(step)
+        if self._masked is not None:
+            logits.masked_fill_((codes["labels"] == MASKED_CODE) & ~step.isnan(), self._masked)
+        return logits
+
+
+def _range(rows: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest kept value of each row ``[n]``; zeros where none is kept."""
+    if kept is None:
+        return rows.amin(dim=1), rows.amax(dim=1)
+    some = kept.any(dim=1)
+    low = torch.where(kept, rows, torch.inf).amin(dim=1)
+    high = torch.where(kept, rows, -torch.inf).amax(dim=1)
+    return torch.where(some, low, 0.0), torch.where(some, high, 0.0)
+
+
+def _step_and_offset(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Step and offset of rows, float32 ``[n]``: as ``labelstore.encodings.int8`` makes them, operation by operation."""
+    largest = torch.maximum(high, -low).abs()
+    span = high.double() - low.double()
+    # By tensors: a GPU divides by a number as it multiplies by its reciprocal, which rounds differently.
+    least = largest.double() / torch.full_like(span, MAX_OFFSET)
+    narrow = torch.maximum(span / torch.full_like(span, 2 * TOP), least).float()
+    moved = (largest > span) & (narrow >= SMALLEST_STEP)
+    step = torch.where(moved, narrow, largest / torch.full_like(largest, TOP))
+    middle = (high.double() + low.double()) / 2
+    offset = torch.where(moved, (middle / step.double()).round(), 0.0)
+    return step, offset.float()
 
 
 class TransformTwin:
@@ -76,8 +120,9 @@ class TransformTwin:
         self._scales = torch.from_numpy(SCALES).to(device)
         self._bounds = torch.from_numpy(BOUNDS * calibration.reference**2).to(device)
         self._cells = torch.from_numpy(calibration.cells.astype(np.float64)).to(device)
-        self._center = torch.from_numpy(calibration.center).to(device)
-        self._offset = torch.from_numpy(calibration.offset).to(device)
+        self._center = torch.from_numpy(calibration.center_units).to(device)
+        self._center32 = torch.from_numpy(calibration.center32).to(device)
+        self._kept = None if calibration.kept.all() else torch.from_numpy(calibration.kept).to(device)
         self._points = torch.from_numpy(calibration.points).to(device)
         self._basis = torch.from_numpy(np.ascontiguousarray(calibration.basis)).to(device)
         self._synthesis = torch.from_numpy(calibration.synthesis).to(device)
@@ -86,32 +131,66 @@ class TransformTwin:
         """Rotate what the prediction leaves, and quantise it.
 
         Raises:
-            InputError: when a label lies further from its prediction than codes reach.
+            InputError: as ``Transform.encode``.
         """
         calibration = self._calibration
-        scales = torch.bucketize(logits.double().square_().sum(dim=1), self._bounds)
-        # Integers in float64: exact, whatever the order of the sums.
-        units = (logits / calibration.unit).round_().double() - self._center
-        rest = units @ self._basis.T.double() * (calibration.unit * BASIS_UNIT)
+        # Whole numbers in float64: exact, whatever the order of the sums.
+        units = (logits.double() / calibration.unit).round_().sub_(self._center)
+        squares, rest, bad = (
+            self._offset_apart(units, logits) if calibration.offset_apart else self._whole(units, logits)
+        )
+        scales = torch.bucketize(squares, self._bounds)
         rest -= self._prediction(pairs, torch.float64)
         rest /= (self._scales[scales].double() * calibration.step)[:, None]
         magnitudes = rest.abs()
         codes = (magnitudes + (0.5 - self._cells[:, 1])).floor_().clamp_(min=1)
         codes.masked_fill_(magnitudes < self._cells[:, 0], 0)
-        if (far := codes.amax(dim=1) > MAX_CODE).any():
-            row = int(far.nonzero()[0])
-            raise InputError(
-                f"label of image {pairs.images[row]}: lies {float(codes[row].max()):.3g} steps from its prediction, "
-                f"codes reach {MAX_CODE}; look at the teacher, or use --encoding int8"
-            )
+        bad |= codes.amax(dim=1) > MAX_CODE
+        if bad.any():
+            self._refuse(int(bad.nonzero()[0]), logits, pairs)
         return {"labels": codes.copysign_(rest).to(torch.int16), "scales": scales.to(torch.uint8)}
+
+    def _whole(self, units: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Squares of lengths ``[n]``, components ``[n, r]``, and what cannot be coded ``[n]``, as format 1 had them."""
+        bad = logits.new_zeros(len(logits), dtype=torch.bool)
+        return logits.double().square_().sum(dim=1), self._rotated(units), bad
+
+    def _offset_apart(self, units: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same with the offset as component 0; twin of ``Calibration.analysed``."""
+        count = logits.shape[1]
+        if self._kept is not None:
+            bad = ((logits != self._center32) & ~self._kept).any(dim=1)
+            units, count = torch.where(self._kept, units, 0.0), max(int(self._calibration.kept.sum()), 1)
+        else:
+            bad = logits.new_zeros(len(logits), dtype=torch.bool)
+        total = units.sum(dim=1)
+        offset = (total / torch.full_like(total, count)).round_()
+        shape = units - offset[:, None]
+        if self._kept is not None:
+            shape *= self._kept
+        bad |= (shape.abs().amax(dim=1) > MAX_UNITS) | (offset.abs() > MAX_OFFSET_UNITS)
+        found = self._rotated(shape)
+        found[:, 0] = offset * self._calibration.offset_length
+        return shape.square_().sum(dim=1) * self._calibration.unit**2, found, bad
+
+    def _rotated(self, units: Tensor) -> Tensor:
+        return units @ self._basis.T.double() * (self._calibration.unit * BASIS_UNIT)
+
+    def _refuse(self, row: int, logits: Tensor, pairs: Pairs) -> None:
+        """Raise what numpy finds wrong with a label."""
+        one = slice(row, row + 1)
+        try:
+            rest, _ = self._calibration.rest(logits[one].cpu().numpy(), pairs.take(one))
+            require_codes(quantise(rest, self._calibration.cells))
+        except UncodableError as error:
+            raise InputError(f"label of image {pairs.images[row]}: {error.why}") from error
 
     def decode(self, codes: Mapping[str, Tensor], pairs: Pairs) -> Tensor:
         """Centroids, plus the prediction, times the basis."""
         values = self._points[codes["labels"].int() & 0xFFFF]
         values *= self._scales[codes["scales"].int()][:, None]
         values += self._prediction(pairs, torch.float32)
-        return torch.addmm(self._offset, values, self._synthesis)
+        return torch.addmm(self._center32, values, self._synthesis)
 
     def _prediction(self, pairs: Pairs, dtype: torch.dtype) -> Tensor:
         """Predicted coefficients of crops ``[n, r]``."""
@@ -137,11 +216,12 @@ class DeviceCodes:
     def __init__(self, encoding: Encoding, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._carried = encoding.carried if isinstance(encoding, Int8Format1) else None
         self._twin: Twin
         if isinstance(encoding, Transform):
             self._twin = TransformTwin(encoding, device)
-        elif isinstance(encoding, Int8):
-            self._twin = Int8Twin()
+        elif isinstance(encoding, Int8 | Int8Format1):
+            self._twin = Int8Twin(None if isinstance(encoding, Int8Format1) else encoding.masked)
         else:
             assert isinstance(encoding, Float16)  # noqa: S101  the table has no other
             self._twin = Float16Twin()
@@ -162,14 +242,25 @@ class DeviceCodes:
 
     def decode(self, codes: Codes, pairs: Pairs) -> Tensor:
         """Logits of codes ``[n, ...]``, float32 ``[n, C]`` on the device."""
+        if self._carried is not None:
+            codes = self._carried(codes)
         moved = {name: to_device(torch.from_numpy(values), self._device) for name, values in codes.items()}
         return self._twin.decode(moved, pairs)
 
     def directions(self, codes: Codes, pairs: Pairs) -> Tensor:
-        """Labels of codes ``[n, ...]``, each up to a scale of its own: as stored, unless they must be decoded."""
-        if isinstance(self._twin, TransformTwin):
+        """Labels of codes ``[n, ...]``, each up to a scale of its own: as stored, unless they must be decoded.
+
+        Codes of ``int8`` are what they stand for, up to their step, where no label has an offset and nothing is masked.
+        """
+        if isinstance(self._twin, TransformTwin) or (isinstance(self._twin, Int8Twin) and _moved(codes)):
             return self.decode(codes, pairs)
         return to_device(torch.from_numpy(codes["labels"]), self._device)
+
+
+def _moved(codes: Codes) -> bool:
+    """Whether a label of ``int8`` has an offset or a masked value; format 1 has neither."""
+    now = codes["scales"].ndim == codes["labels"].ndim
+    return now and bool(codes["scales"][..., 1].any() or (codes["labels"] == MASKED_CODE).any())
 
 
 def _parts(count: int) -> Iterator[slice]:

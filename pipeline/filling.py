@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from labelstore.arrays import AUDIT_BLOCK
+from labelstore.bands import missed
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.columns import CropRows
 from labelstore.console import Console
@@ -145,7 +146,7 @@ class Filling:
             QUEUED_BLOCKS,
             encode=coder.encode if coder else None,
             at=self._watch.busy.at,
-            written=self._watch.add_block,
+            written=self._written,
         )
         with self._console.progress("labels", self._watch.now().crops_wanted, "crops") as self._progress:
             with writer as write:
@@ -157,6 +158,13 @@ class Filling:
             end = self._watch.so_far()
             self._progress.reach(end.crops, end.crops_wanted, note=end.text)
             self._watch.log(end)
+
+    def _written(self, block: BlockIndex) -> None:
+        """Count a block; with the first, say which bands its labels miss: there is time to stop."""
+        self._watch.add_block(block)
+        if block == AUDIT_BLOCK:
+            for text in missed(self._store.identity.encoding, self._store.fidelity):
+                self._console.warn(text)
 
     def wait(self, between: Callable[[], object] = lambda: None) -> None:
         """Wait for the other ranks; one that has ended ends this one too, unless it stops anyhow."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from labelstore.columns import CropRows
 from labelstore.errors import InputError
+from pipeline.plan import Plan
 from pipeline.render import Renderer
 from pipeline.render.stream import stream
 from pipeline.stages import RENDER, TEACHER, Busy, hand_over
@@ -97,6 +98,32 @@ def label(
                 teach(batch)
                 between()
     teaching.finish()
+
+
+def first_labels(plan: Plan, renderer: Renderer, teacher: Teacher) -> npt.NDArray[np.float32]:
+    """Logits of the first crops of view 0, one batch of them: float32 ``[n, C]``.
+
+    Raises:
+        InputError: when a logit is NaN or infinite.
+    """
+    group = plan.spec.group
+    count = min(-(-teacher.batch // group) * group, plan.images)
+    first = _First([plan.rows(0, 0, count)], ["view 0"])
+    label(renderer, teacher, group, [first])
+    return np.concatenate(first.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class _First:
+    """Crops whose logits are looked at and not kept."""
+
+    rows: Sequence[CropRows]
+    names: Sequence[str]
+    labels: list[npt.NDArray[np.float32]] = field(default_factory=list)
+
+    def take(self, _crops: Tensor, labels: npt.NDArray[np.float32]) -> None:
+        """Keep the labels of the next crops."""
+        self.labels.append(labels.copy())
 
 
 def _on_gpu(teacher: Teacher) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from labelstore.encodings.base import CodeArray, Codec, Codes, Encoding, Logits, Pairs
 from labelstore.encodings.flags import CodecName, EncodingName, encoding_parameters
 from labelstore.encodings.float16 import Float16
-from labelstore.encodings.int8 import Int8
+from labelstore.encodings.int8 import Int8, Int8Format1
 from labelstore.encodings.transform import Transform
 from labelstore.errors import FormatError, InputError
 from labelstore.spec import FORMAT, Json
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 ENCODINGS: dict[str, Callable[..., Encoding]] = {"int8": Int8, "float16": Float16, "transform": Transform}
-FORMAT_1: dict[str, Callable[..., Encoding]] = {"int8": Int8, "float16": Float16, "transform": Transform}
+FORMAT_1: dict[str, Callable[..., Encoding]] = {"int8": Int8Format1, "float16": Float16, "transform": Transform}
 
 
 def make_encoding(parameters: Mapping[str, Json], columns: int, format_number: int = FORMAT) -> Encoding:

@@ -56,6 +56,7 @@ class CodeArray:
         width: codes of a row; None where a row has one code and no axis of its own.
         codec: how its inner chunks are compressed.
         planar: stored as ``[V, width, N]`` in chunks of a few codes of many rows, else ``[V, N, width]``.
+        axis: name of the axis of a row's codes, where they are not planar.
     """
 
     name: str
@@ -64,6 +65,7 @@ class CodeArray:
     width: int | None
     codec: Codec
     planar: bool = False
+    axis: str = "class"
 
 
 class Encoding(Protocol):

@@ -1,42 +1,43 @@
-"""Fit a transform to calibration crops: center, KLT, gains of the means, centroids and the step.
+"""Fit a transform to calibration crops: center, KLT apart from offsets, gains of the means, centroids and the step.
 
 All of it runs on one BLAS thread, so that the same crops give the same calibration however many there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from labelstore.bands import Bands, bands_of
 from labelstore.encodings.base import Codes, Logits, Pairs
+from labelstore.encodings.klt import SMALLEST, apart, make_basis, parts, split
 from labelstore.encodings.transform import (
     BASIS_UNIT,
     GROUP,
     MAX_CODE,
-    MAX_EXACT,
     MAX_UNITS,
-    ROWS_AT_ONCE,
+    MEANS_A_STEP,
     SCALES,
     UNITS_A_STEP,
     Calibration,
     Transform,
     quantise,
+    scales_of,
     unit_of,
 )
 from labelstore.errors import InputError
-from labelstore.fidelity import gift_fidelity
+from labelstore.fidelity import quality, rounded_kl
 
 STEPS = 14  # of the bisection: the step is found to one part in 500
 SMALLEST_STEP = 2.0**-7  # times the root mean square of what predictions leave
-# Times the largest logit: labels up to four times as large can be coded.
-FINEST_STEP = 4 * 2 * UNITS_A_STEP / MAX_UNITS
-OVERSAMPLING = 32
-POWER_ITERATIONS = 2
+ROOM = 4  # labels so many times as far from the center, or from their predictions, can be coded too
+MIN_CONSTANT = 16  # labels: with fewer, a column may be constant by chance
+CONSTANT = 1e-4  # what rounding adds to the mean of a constant column, at most, as a part of it
 CELL_ROUNDS = 2
 MAX_INSIDE = 4096  # fitted rows that gains, cells and centroids are taken from, and means that the basis must span
 PLAIN_CELLS = np.array([[0.5, 0.0]], np.float32)
@@ -95,7 +96,8 @@ class Fit:
     def code(self, means: Float32Array) -> npt.NDArray[np.int16]:
         """Codes of mean labels ``[n, C]``, int16 ``[n, r]``."""
         with threadpool_limits(1):
-            return _code(_rotate(means, self.level, self.calibration.synthesis), self.gains, self.calibration)
+            rotated = _rotate(means, self.level, self.calibration.synthesis, self.calibration.kept)
+            return _code(rotated, self.gains, self.calibration)
 
     def with_means(self, codes: npt.NDArray[np.int16]) -> Calibration:
         """The calibration with the codes of the means of all images, int16 ``[N, r]``."""
@@ -114,9 +116,15 @@ def fit(
         search: other labels, that the step is chosen by.
         targets: label columns of the sampled images' classes ``[M]``.
 
+    Where no step keeps the fidelity and the bands that go with it, the finest is taken; the calibration says what that
+    reaches.
+
     Raises:
-        InputError: when no step reaches the fidelity, or the step is too fine for the labels.
+        InputError: when there are no labels to fit to or to search by, or the step is too fine for them.
     """
+    for what, sample in (("fit", fitted), ("choose the step by", search)):
+        if not len(sample.logits):
+            raise InputError(f"label encoding transform: expected labels to {what}, found none; use --encoding int8")
     with threadpool_limits(1):
         return _Fitter(encoding, means, fitted, search, targets).fit()
 
@@ -131,31 +139,31 @@ class _Fitter:
         targets: npt.NDArray[np.integer],
     ) -> None:
         self._encoding, self._search, self._targets = encoding, search, targets
-        lengths = np.sqrt(_squares(fitted.logits))
-        self._reference = max(float(np.median(lengths)), 1e-6)
-        self._largest = max(float(np.abs(part).max()) for part in (*_split(fitted.logits), *_split(search.logits)))
+        self._kept = kept = ~_constant_columns(means, fitted.logits, search.logits)
         self._level = means.mean(axis=0, dtype=np.float64).astype(np.float32)
         # What the prediction of a mean's own kind leaves: as many bytes as the logits, which are kept beside it.
         rest = np.empty_like(fitted.logits)
-        for part in _parts(len(rest)):
+        for part in parts(len(rest)):
             rest[part] = fitted.logits[part] - _mix(means, fitted.pairs.take(part))
-        offset = rest.mean(axis=0, dtype=np.float64).astype(np.float32)
-        self._center = offset + self._level
-        spread = np.clip(lengths / self._reference, 0.5, 2).astype(np.float32)[:, None]
-        for part in _parts(len(rest)):
-            rest[part] -= offset
-            rest[part] /= spread[part]
-        self._rms = max(float(np.sqrt(_squares(rest).mean() / rest.shape[1])), 1e-12)
-        some = means[:: -(-len(means) // MAX_INSIDE)] - self._level
-        self._basis = _klt(rest, encoding.width, some)
+        shift = rest.mean(axis=0, dtype=np.float64)
+        self._center = np.where(kept, shift + self._level, fitted.logits[0])
+        squares = _squares(fitted.logits, self._center, kept)
+        self._reference = max(float(np.sqrt(np.median(squares))), SMALLEST)
+        spread = np.clip(np.sqrt(squares) / self._reference, 0.5, 2)[:, None]
+        for part in parts(len(rest)):
+            rest[part] = apart(rest[part] - shift, kept)[1] / spread[part]
+        power = sum(float(np.square(part, dtype=np.float64).sum()) for part in split(rest))
+        self._rms = max(math.sqrt(power / len(rest) / max(int(kept.sum()), 1)), SMALLEST)
+        some = apart(means[:: -(-len(means) // MAX_INSIDE)] - self._level, kept)[1]
+        self._basis = make_basis(rest, encoding.width, some.astype(np.float32), kept)
         del rest
-        bare = self._bare(1.0)
-        self._means = _rotate(means, self._level, bare.synthesis)
+        synthesis = self._bare(1.0).synthesis
+        self._means = _rotate(means, self._level, synthesis, kept)
         every = slice(None, None, -(-len(fitted.logits) // MAX_INSIDE))
         self._inside, self._outside = (
             _Rotated(
-                _rotate(logits, self._center, bare.synthesis),
-                np.concatenate([bare.scales(part) for part in _split(logits)]),
+                _rotate(logits, self._center, synthesis, kept),
+                scales_of(_squares(logits, self._center, kept), self._reference),
                 pairs,
             )
             for logits, pairs in (
@@ -165,41 +173,60 @@ class _Fitter:
         )
         ours, theirs = self._inside.values, _mix(self._means, self._inside.pairs)
         cross, power = (np.einsum("nr,nr->r", theirs, other, dtype=np.float64) for other in (ours, theirs))
-        self._gains = np.clip(cross / np.maximum(power, 1e-30), 0, 1.5).astype(np.float32)
+        self._gains = np.clip(cross / np.maximum(power, SMALLEST**2), 0, 1.5).astype(np.float32)
+        self._finest = ROOM * max(self._reach() / MAX_CODE, 2 * UNITS_A_STEP / MAX_UNITS * self._largest(fitted))
 
     def fit(self) -> Fit:
-        finest, step, fidelity = FINEST_STEP * self._largest, self._encoding.step, self._encoding.fidelity
+        step, fidelity = self._encoding.step, self._encoding.fidelity
         if step is not None:
-            if step < finest:
+            if step < self._finest:
                 raise InputError(
-                    f"label encoding transform: expected a step of at least {finest:.3g} logits, for labels up to "
-                    f"{self._largest:.4g}, found {step}; give a larger --step, or use --encoding float16"
+                    f"label encoding transform: expected a step of at least {self._finest:.3g} logits, for labels that "
+                    f"lie so far from their mean, found {step}; give a larger --step, or use --encoding float16"
                 )
             return self._at(step)
         assert fidelity is not None  # noqa: S101  a transform has one of the two
-        low, high = max(SMALLEST_STEP * self._rms, finest), 64 * self._reference / np.sqrt(len(self._basis))
+        bands = bands_of(fidelity)
+        low = max(SMALLEST_STEP * self._rms, self._finest)
+        high = max(64 * self._reference / np.sqrt(len(self._basis)), low)
         best = self._at(low)
-        if best.calibration.fidelity < fidelity:
-            raise InputError(
-                f"label encoding transform: the finest step gives a fidelity of {best.calibration.fidelity:.4f} on "
-                f"calibration crops, asked for {fidelity}; ask for less, or use --encoding int8"
-            )
+        if not self._keeps(best, bands):
+            return best
         for _ in range(STEPS):
             middle = self._at(float(np.sqrt(low * high)))
-            if middle.calibration.fidelity >= fidelity:
+            if self._keeps(middle, bands):
                 best, low = middle, middle.calibration.step
             else:
                 high = middle.calibration.step
         return best
 
+    def _keeps(self, found: Fit, bands: Bands) -> bool:
+        """Whether the search rows keep the bands."""
+        reached = found.calibration
+        measured = (reached.fidelity, reached.kl_1 or 0.0, reached.kl_20 or 0.0, reached.top1 or 0.0)
+        return bands.kept(*measured, len(self._search.logits))
+
+    def _largest(self, fitted: Sample) -> float:
+        """How far a logit lies from the center at most, apart from its label's offset."""
+        each = (*split(fitted.logits), *split(self._search.logits))
+        return max(float(np.abs(apart(part - self._center, self._kept)[1]).max()) for part in each)
+
+    def _reach(self) -> float:
+        """How far a component lies from its prediction at most, in logits of a label of length ``reference``."""
+        rests = (
+            np.abs(sample.values - _mix(self._means * self._gains, sample.pairs)).max(axis=1) / SCALES[sample.scales]
+            for sample in (self._inside, self._outside)
+        )
+        return max(float(rest.max()) for rest in rests)
+
     def _bare(self, step: float) -> Calibration:
         """The calibration with this step and the whole basis, without means and cells."""
-        center = np.rint(self._center.astype(np.float64) / unit_of(step))
+        unit = unit_of(step)
         return Calibration(
             step=step,
             reference=self._reference,
             centroids=(0.0, 0.0),
-            center=np.clip(center, -MAX_UNITS, MAX_UNITS).astype(np.int32),
+            center=np.where(self._kept, np.rint(self._center / unit) * unit, self._center),
             basis=self._basis,
             cells=PLAIN_CELLS,
             means=np.zeros((0, len(self._basis)), np.int16),
@@ -207,7 +234,7 @@ class _Fitter:
         )
 
     def _at(self, step: float) -> Fit:
-        """The fit with this step; its fidelity is that of the search rows."""
+        """The fit with this step; its quality is that of the search rows."""
         bare = self._bare(step)
         bare = replace(bare, means=_code(self._means, self._gains, bare))
         inside, outside = self._inside.rest(bare), self._outside.rest(bare)
@@ -216,7 +243,9 @@ class _Fitter:
             cells = _cells(quantise(inside, cells))
         codes = np.abs(quantise(inside, cells))
         found = np.clip(quantise(outside, cells), -MAX_CODE, MAX_CODE)
-        components = max(-(-max(_used(codes), _used(found)) // GROUP) * GROUP, GROUP)
+        # A component that no label corrects may still be predicted: mean labels need not lie where crops differ.
+        predicted = np.sqrt(np.square(bare.means, dtype=np.float64).mean(axis=0)) > MEANS_A_STEP / 2
+        components = max(-(-max(map(_used, (codes, found, predicted[None]))) // GROUP) * GROUP, GROUP)
         calibration = replace(
             bare,
             centroids=(_shift(inside, codes, 1, 1), _shift(inside, codes, 2, MAX_CODE)),
@@ -227,24 +256,33 @@ class _Fitter:
         labels: Codes = {"labels": found[:, :components].astype(np.int16), "scales": self._outside.scales}
         pairs = self._search.pairs
         decoded = self._encoding.calibrated(calibration).decode(labels, pairs)
-        cosines = gift_fidelity(
+        reached = quality(
             self._search.logits, decoded, self._targets[pairs.images], self._targets[pairs.partners], pairs.weights
         )
-        calibration = replace(calibration, means=calibration.means[:0], fidelity=round(float(cosines.mean()), 9))
+        calibration = replace(
+            calibration,
+            means=calibration.means[:0],
+            fidelity=round(float(reached.fidelity.mean()), 9),
+            kl_1=rounded_kl(reached.kl_1),
+            kl_20=rounded_kl(reached.kl_20),
+            top1=round(float(reached.top1.mean()), 9),
+        )
         return Fit(calibration, self._level, self._gains[:components])
 
 
-def _parts(count: int) -> Iterator[slice]:
-    return (slice(start, start + ROWS_AT_ONCE) for start in range(0, count, ROWS_AT_ONCE))
+def _squares(rows: Float32Array, center: Float64Array, kept: npt.NDArray[np.bool_]) -> Float64Array:
+    """Square of the length of each row, less the center and apart from its offset, ``[n]``."""
+    return np.concatenate([np.square(apart(part - center, kept)[1]).sum(axis=1) for part in split(rows)])
 
 
-def _split(rows: Float32Array) -> Iterator[Float32Array]:
-    return (rows[part] for part in _parts(len(rows)))
-
-
-def _squares(rows: Float32Array) -> Float64Array:
-    """Square of the length of each row ``[n]``."""
-    return np.concatenate([np.square(part, dtype=np.float64).sum(axis=1) for part in _split(rows)])
+def _constant_columns(means: Float32Array, *labels: Float32Array) -> npt.NDArray[np.bool_]:
+    """The columns that are the same in all labels ``[n, C]``, and so in all means, bool ``[C]``."""
+    value = labels[0][0]
+    constant: npt.NDArray[np.bool_] = np.abs(means - value).max(axis=0) <= CONSTANT * np.abs(value)
+    for rows in labels:
+        constant &= (rows.min(axis=0) == value) & (rows.max(axis=0) == value)
+    enough = len(means) + sum(map(len, labels)) >= MIN_CONSTANT
+    return constant if enough else np.zeros_like(constant)
 
 
 def _mix(means: Float32Array, pairs: Pairs) -> Float32Array:
@@ -254,64 +292,28 @@ def _mix(means: Float32Array, pairs: Pairs) -> Float32Array:
     return mixed
 
 
-def _rotate(rows: Float32Array, offset: Float32Array, synthesis: Float32Array) -> Float32Array:
-    """Rows less ``offset`` in the basis, float32 ``[n, r]``."""
+def _rotate(
+    rows: Float32Array,
+    center: npt.NDArray[np.floating],
+    synthesis: Float32Array,
+    kept: npt.NDArray[np.bool_],
+) -> Float32Array:
+    """Rows less ``center`` in the basis, float32 ``[n, r]``; component 0 is the offset."""
     rotated = np.empty((len(rows), len(synthesis)), np.float32)
-    for part in _parts(len(rows)):
-        np.matmul(rows[part] - offset, synthesis.T, out=rotated[part])
+    length = max(float(synthesis[0].max()), BASIS_UNIT)
+    for part in parts(len(rows)):
+        offset, shape = apart(rows[part] - center, kept)
+        np.matmul(shape.astype(np.float32), synthesis.T, out=rotated[part])
+        rotated[part, 0] = offset / length
     return rotated
 
 
 def _code(rotated: Float32Array, gains: Float32Array, calibration: Calibration) -> npt.NDArray[np.int16]:
     """Codes of means in the basis, int16 ``[n, r]``."""
     codes = np.empty(rotated.shape, np.int16)
-    for part in _parts(len(rotated)):
+    for part in parts(len(rotated)):
         codes[part] = np.clip(np.rint(rotated[part] * (gains / calibration.mean_step)), -MAX_CODE, MAX_CODE)
     return codes
-
-
-def _klt(rest: Float32Array, width: int, means: Float32Array) -> npt.NDArray[np.int16]:
-    """Components of what predictions leave, by falling variance, in 1 / 2**15: int16 ``[at most width, C]``.
-
-    A multiple of 16; rows beyond C are zero. Of many classes, only the leading ones are made, by randomised subspace
-    iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4); they must span the means too.
-    """
-    columns = rest.shape[1]
-    if columns <= MAX_EXACT:
-        covariance = np.zeros((columns, columns))
-        for part in _split(rest):
-            exact = part.astype(np.float64)
-            covariance += exact.T @ exact
-        rows = np.linalg.eigh(covariance)[1][:, ::-1].T
-    else:
-        rows = _leading(rest, means, width)
-    # An eigenvector's sign is arbitrary: its largest entry is made positive.
-    peaks = np.take_along_axis(rows, np.abs(rows).argmax(axis=1)[:, None], axis=1)
-    basis = np.zeros((width, columns), np.int16)
-    basis[: len(rows)] = np.clip(np.rint(rows * np.sign(peaks) / BASIS_UNIT), -MAX_CODE, MAX_CODE)
-    return basis
-
-
-def _leading(rest: Float32Array, means: Float32Array, width: int) -> Float32Array:
-    """About ``width`` orthonormal rows that nearly span ``rest`` and ``means``, ordered by the variance of ``rest``."""
-    generator = np.random.Generator(np.random.Philox(0))
-    count, columns = len(rest) + len(means), rest.shape[1]
-
-    def across(found: Float32Array) -> Float32Array:
-        return np.concatenate([rest @ found, means @ found])
-
-    def back(found: Float32Array) -> Float32Array:
-        returned: Float32Array = np.linalg.qr(rest.T @ found[: len(rest)] + means.T @ found[len(rest) :])[0]
-        return returned
-
-    found = back(generator.standard_normal((count, min(width + OVERSAMPLING, count, columns)), np.float32))
-    for _ in range(POWER_ITERATIONS):
-        found = back(np.linalg.qr(across(found))[0])
-    inside = across(found)
-    found = found @ np.linalg.eigh(inside.T @ inside)[1][:, ::-1][:, :width]
-    inside = (rest @ found).astype(np.float64)
-    rows: Float32Array = (found @ np.linalg.eigh(inside.T @ inside)[1][:, ::-1].astype(np.float32)).T
-    return rows
 
 
 def _cells(codes: Float64Array) -> Float32Array:
@@ -328,7 +330,7 @@ def _cells(codes: Float64Array) -> Float32Array:
     return np.stack([np.clip(first, 0.5, 1.2), np.clip(shift, 0, 0.4)], axis=1).astype(np.float32)
 
 
-def _used(codes: Float64Array) -> int:
+def _used(codes: npt.NDArray[Any]) -> int:
     """Components up to the last that leaves zero."""
     used = np.flatnonzero(codes.any(axis=0))
     return int(used[-1]) + 1 if len(used) else 0

@@ -2,14 +2,19 @@
 
 A label ``x`` of a crop that shows image i with weight w, and image j with the rest, becomes codes as follows::
 
-    y = B (x - center)                            its KLT: rows of B are components, by falling variance
+    o = mean(x - center)                          what all its logits have in common, which softmax ignores
+    s = x - center - o                            what classes differ by
+    y = B s                                       its KLT: rows of B are components, by falling variance
     p = w m_i + (1 - w) m_j                       the prediction: mean labels of the images, in the same basis
     q = sign(e) round(|e|)                        codes, of e = (y - p) / (step scale)
 
-The step grows with the length of the label, since fidelity is a cosine: ``scale`` is ``|x| / reference`` in quarter
-octaves, and is stored beside the codes. Cells are moved outwards where that saves more bytes than it costs fidelity,
+Component 0 is the offset o, so that an offset of any size leaves the other codes as they are. The step grows with what
+classes differ by, since fidelity is a cosine: ``scale`` is ``|s| / reference`` in quarter octaves, and is stored beside
+the codes. Cells are moved outwards where that saves more bytes than it costs fidelity,
 by as much as is fitted for each component; a code stands for the centroid of its cell. Logits, center and basis are
 integers of a fixed unit, so that ``y`` is exact in float64: codes do not depend on threads, order or device.
+
+Columns that were constant in the calibration, such as masked ones, come into none of this: they are in ``center``.
 """
 
 from __future__ import annotations
@@ -31,10 +36,13 @@ MAX_EXACT = 4096  # classes; of more, only MAX_COMPONENTS components are made
 MAX_COMPONENTS = 1024
 MIN_COLUMNS = 64  # with fewer, int8 is about as small
 DEFAULT_FIDELITY = 0.98
+LEAST_FIDELITY, MOST_FIDELITY = 0.5, 0.9999
 
 BASIS_UNIT = 2.0**-15
 UNITS_A_STEP = 64
 MAX_UNITS = 2**23  # of a logit: its product with a component stays below 2**53 for 2**20 classes
+MAX_OFFSET_UNITS = 2**36  # of a logit with its offset: the sum of 2**16 of them stays below 2**53
+MAX_LOGIT = 1e30
 MEANS_A_STEP = 2  # means are quantised finer than labels, since every label of an image is predicted from them
 MAX_SCALE = 4  # quarter octaves: the step is at most doubled or halved
 SCALES = np.array([2 ** (k / 4) for k in range(-MAX_SCALE, MAX_SCALE + 1)], np.float32)
@@ -49,30 +57,68 @@ Int16Array = npt.NDArray[np.int16]
 F = TypeVar("F", np.float32, np.float64)
 
 
+class UncodableError(InputError):
+    """A label that the calibration cannot code.
+
+    Args:
+        row: which of the labels.
+        why: what was expected and found, after its name.
+    """
+
+    def __init__(self, row: int, why: str) -> None:
+        super().__init__(f"label {row}: {why}")
+        self.row, self.why = row, why
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Calibration:
     """What is fitted once for a store, and published before its first label.
 
     Attributes:
         step: of the codes of a label of length ``reference``, in logits.
-        reference: the length of a label whose scale is 1.
+        reference: the length of a label, less center and offset, whose scale is 1.
         centroids: how far the values of a cell lie outside its middle, on average, in steps: of codes 1, and above.
-        center: what is taken off every label, in units, int32 ``[C]``.
+        center: what is taken off every label, in logits, float64 ``[C]``: whole units, or the value of a column that
+            was constant.
         basis: components, in 1 / 2**15, int16 ``[r, C]``; a multiple of 16 of them.
         cells: where codes begin, in steps, float32 ``[r, 2]``: the smallest magnitude that becomes 1, and by how much
             cells above are moved outwards.
         means: codes of the mean labels of all images, int16 ``[N, r]``.
         fidelity: mean fidelity of the labels that the step was chosen by.
+        kl_1: their mean KL divergence at temperature 1; None where it was not measured, in format 1.
+        kl_20: the same at temperature 20.
+        top1: their top-1 agreement.
+        offset_apart: whether component 0 is the offset; not so in calibrations that come from format 1.
     """
 
     step: float
     reference: float
     centroids: tuple[float, float]
-    center: npt.NDArray[np.int32]
+    center: Float64Array
     basis: Int16Array
     cells: Float32Array
     means: Int16Array
     fidelity: float
+    kl_1: float | None = None
+    kl_20: float | None = None
+    top1: float | None = None
+    offset_apart: bool = True
+
+    @cached_property
+    def kept(self) -> npt.NDArray[np.bool_]:
+        """The columns that components are made of, bool ``[C]``; the others were constant in the calibration."""
+        every = np.ones(self.basis.shape[1], np.bool_)
+        return self.basis[0] != 0 if self.offset_apart else every
+
+    @cached_property
+    def center_units(self) -> Float64Array:
+        """The center in units, float64 ``[C]``; whole numbers in the columns that are kept."""
+        return self.center / self.unit
+
+    @property
+    def offset_length(self) -> float:
+        """Component 0 of a label whose logits are all one unit above the center."""
+        return self.unit / BASIS_UNIT / max(float(self.basis[0].max()), 1.0)
 
     @cached_property
     def projection(self) -> Float64Array:
@@ -95,10 +141,9 @@ class Calibration:
         return points
 
     @cached_property
-    def offset(self) -> Float32Array:
-        """The center in logits, float32 ``[C]``."""
-        offset: Float32Array = (self.center * self.unit).astype(np.float32)
-        return offset
+    def center32(self) -> Float32Array:
+        """The center that labels are decoded with, float32 ``[C]``."""
+        return self.center.astype(np.float32)
 
     @property
     def unit(self) -> float:
@@ -117,11 +162,72 @@ class Calibration:
 
     def coefficients(self, logits: Logits) -> Float64Array:
         """Logits ``[n, C]`` in the basis, float64 ``[n, r]``, exact for logits rounded to units."""
-        units = np.rint(logits / self.unit, dtype=np.float64)
-        units -= self.center
-        scaled: Float64Array = units @ self.projection
-        scaled *= self.unit * BASIS_UNIT
-        return scaled
+        return self.analysed(logits)[0]
+
+    def analysed(self, logits: Logits) -> tuple[Float64Array, npt.NDArray[np.uint8]]:
+        """Logits ``[n, C]`` in the basis, float64 ``[n, r]``, and their index into ``SCALES``, uint8 ``[n]``.
+
+        Raises:
+            UncodableError: when a label has another value in a column that was constant, or lies too far from the
+                center.
+        """
+        units = logits.astype(np.float64)
+        units /= self.unit
+        np.rint(units, out=units)
+        if not self.offset_apart:
+            squares = np.square(logits, dtype=np.float64).sum(axis=1)
+            return self._rotated(units - self.center_units), scales_of(squares, self.reference)
+        self._require_constant(logits)
+        units -= self.center_units
+        offset, shape = self.apart(units)
+        self._require_near(offset, shape)
+        squares = np.square(shape).sum(axis=1) * self.unit**2
+        found = self._rotated(shape)
+        found[:, 0] = offset * self.offset_length
+        return found, scales_of(squares, self.reference)
+
+    def apart(self, units: Float64Array) -> tuple[Float64Array, Float64Array]:
+        """The offset of rows of units ``[n]``, rounded to units, and what is left of their kept columns ``[n, C]``."""
+        kept = self.kept
+        if not kept.all():
+            units = np.where(kept, units, 0.0)
+        offset = np.rint(units.sum(axis=1) / max(np.count_nonzero(kept), 1))
+        shape = units - offset[:, None]
+        if not kept.all():
+            shape *= kept
+        return offset, shape
+
+    def _require_constant(self, logits: Logits) -> None:
+        """Refuse another value in a column that was constant."""
+        if self.kept.all():
+            return
+        other = (logits != self.center32) & ~self.kept
+        if other.any():
+            row, column = (int(places[0]) for places in np.nonzero(other))
+            raise UncodableError(
+                row,
+                f"has {logits[row, column]:.9g} in column {column}, which was {self.center32[column]:.9g} in every "
+                f"label of the calibration and is not stored; use --encoding int8",
+            )
+
+    def _require_near(self, offset: Float64Array, shape: Float64Array) -> None:
+        """Refuse what the fixed unit does not hold."""
+        for far, limit, what in (
+            (np.abs(shape).max(axis=1, initial=0), MAX_UNITS, ""),
+            (np.abs(offset), MAX_OFFSET_UNITS, " with all its logits"),
+        ):
+            if (rows := np.flatnonzero(~(far <= limit))).size:
+                raise UncodableError(
+                    int(rows[0]),
+                    f"lies {far[rows[0]] * self.unit:.4g} logits from the center{what}, codes of step {self.step:.4g} "
+                    f"reach {limit * self.unit:.4g}; the crops of the calibration were of another kind: look at the "
+                    f"teacher, or use --encoding int8",
+                )
+
+    def _rotated(self, units: Float64Array) -> Float64Array:
+        rotated: Float64Array = units @ self.projection
+        rotated *= self.unit * BASIS_UNIT
+        return rotated
 
     def prediction(self, pairs: Pairs, dtype: type[F] = np.float64) -> npt.NDArray[F]:  # type: ignore[assignment]
         """Predicted coefficients of crops ``[n, r]``; codes are made with float64."""
@@ -134,17 +240,36 @@ class Calibration:
             own[mixed] = weight * own[mixed] + (1 - weight) * (self.means[pairs.partners[mixed]].astype(dtype) * step)
         return own
 
-    def rest(self, logits: Logits, pairs: Pairs, scales: npt.NDArray[np.uint8]) -> Float64Array:
-        """What the prediction leaves of labels, in steps, float64 ``[n, r]``."""
-        rest = self.coefficients(logits) - self.prediction(pairs)
-        rest /= self.step * SCALES[scales, None].astype(np.float64)
-        return rest
+    def rest(self, logits: Logits, pairs: Pairs) -> tuple[Float64Array, npt.NDArray[np.uint8]]:
+        """What the prediction leaves of labels, in steps, float64 ``[n, r]``, and their index into ``SCALES`` ``[n]``.
 
-    def scales(self, logits: Logits) -> npt.NDArray[np.uint8]:
-        """Index into ``SCALES`` of each label, uint8 ``[n]``: its length in quarter octaves around ``reference``."""
-        squares = np.square(logits, dtype=np.float64).sum(axis=1)
-        scales: npt.NDArray[np.uint8] = np.searchsorted(BOUNDS * self.reference**2, squares).astype(np.uint8)
-        return scales
+        Raises:
+            UncodableError: as ``analysed``.
+        """
+        rest, scales = self.analysed(logits)
+        rest -= self.prediction(pairs)
+        rest /= self.step * SCALES[scales, None].astype(np.float64)
+        return rest, scales
+
+
+def require_codes(found: Float64Array) -> None:
+    """Refuse codes ``[n, r]`` that int16 does not hold.
+
+    Raises:
+        UncodableError: names the first such row.
+    """
+    far = np.flatnonzero(np.abs(found).max(axis=1) > MAX_CODE)
+    if len(far):
+        raise UncodableError(
+            int(far[0]),
+            f"lies {np.abs(found[far[0]]).max():.3g} steps from its prediction, codes reach {MAX_CODE}; the crops of "
+            f"the calibration were of another kind: look at the teacher, or use --encoding int8",
+        )
+
+
+def scales_of(squares: Float64Array, reference: float) -> npt.NDArray[np.uint8]:
+    """Index into ``SCALES`` of lengths whose squares are given ``[n]``: in quarter octaves around ``reference``."""
+    return np.searchsorted(BOUNDS * reference**2, squares).astype(np.uint8)
 
 
 def unit_of(step: float) -> float:
@@ -191,8 +316,11 @@ class Transform:
             raise InputError("label encoding transform: expected a fidelity or a step, found both")
         if step is None and fidelity is None:
             fidelity = DEFAULT_FIDELITY
-        if fidelity is not None and not 0.5 <= fidelity <= 0.9999:
-            raise InputError(f"label encoding transform: expected a fidelity of 0.5 to 0.9999, found {fidelity}")
+        if fidelity is not None and not LEAST_FIDELITY <= fidelity <= MOST_FIDELITY:
+            raise InputError(
+                f"label encoding transform: expected a fidelity of {LEAST_FIDELITY} to {MOST_FIDELITY}, "
+                f"found {fidelity}"
+            )
         if step is not None and not 1e-6 <= step <= 1e6:
             raise InputError(f"label encoding transform: expected a step of 1e-6 to 1e6 logits, found {step}")
         self.columns, self.codec, self.fidelity, self.step = columns, codec, fidelity, step
@@ -220,8 +348,9 @@ class Transform:
 
     @property
     def limit(self) -> float:
-        """The largest magnitude of a logit: what the fixed unit holds."""
-        return 1e30 if self._calibration is None else self._calibration.unit * MAX_UNITS
+        """The largest magnitude of a logit; how far labels may lie from the center is seen where they are encoded."""
+        old = self._calibration is not None and not self._calibration.offset_apart
+        return self.calibration.unit * MAX_UNITS if old else MAX_LOGIT
 
     def to_json(self) -> dict[str, Json]:
         """Name, what the step is chosen by, and codec where it is not ``pcodec``."""
@@ -233,7 +362,8 @@ class Transform:
         """Rotate what the prediction leaves, and quantise it.
 
         Raises:
-            InputError: when a label lies further from its prediction than codes reach.
+            InputError: when a label lies further from its prediction than codes reach, or has another value in a column
+                that was constant in the calibration.
         """
         calibration = self.calibration
         rows, flat = logits.reshape(-1, self.columns), pairs.flat()
@@ -241,16 +371,13 @@ class Transform:
         scales = np.empty(len(rows), np.uint8)
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
-            scales[part] = calibration.scales(rows[part])
-            found = quantise(calibration.rest(rows[part], flat.take(part), scales[part]), calibration.cells)
-            far = np.flatnonzero(np.abs(found).max(axis=1) > MAX_CODE)
-            if len(far):
-                row = start + int(far[0])
-                raise InputError(
-                    f"label {row} of {len(rows)}, of image {flat.images[row]}: lies {np.abs(found[far[0]]).max():.3g} "
-                    f"steps from its prediction, codes reach {MAX_CODE}; the crops of the calibration were of another "
-                    f"kind: look at the teacher, or use --encoding int8"
-                )
+            try:
+                rest, scales[part] = calibration.rest(rows[part], flat.take(part))
+                found = quantise(rest, calibration.cells)
+                require_codes(found)
+            except UncodableError as error:
+                row = start + error.row
+                raise InputError(f"label {row} of {len(rows)}, of image {flat.images[row]}: {error.why}") from error
             codes[part] = found
         lead = logits.shape[:-1]
         return {"labels": codes.reshape(*lead, calibration.components), "scales": scales.reshape(lead)}
@@ -268,5 +395,5 @@ class Transform:
             values *= SCALES[scales[part], None]
             values += calibration.prediction(flat.take(part), np.float32)
             np.matmul(values, calibration.synthesis, out=logits[part])
-            logits[part] += calibration.offset
+            logits[part] += calibration.center32
         return logits.reshape(*lead, self.columns)

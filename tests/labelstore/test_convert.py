@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from labelstore import LabelStore, check, publish
+from labelstore.bands import FIXED, bands_of, missed
+from labelstore.calibration import FILE
 from labelstore.convert import convert
 from labelstore.errors import InputError, LeaseError, MismatchError, NotStoredError
+from labelstore.fidelity import agreement, divergence
 from tests.labelstore.making import ENGINE, Content, build, make_identity, tree
 
 
@@ -71,6 +77,164 @@ def test_another_codec_keeps_every_bit_of_the_labels(tmp_path: Path, encoding: s
     origin = again.state.versions[0]["converted_from"]
     assert origin["encoding"] == {"name": encoding, "codec": "zstd"}
     assert origin["converted_from"]["encoding"] == {"name": encoding}
+
+
+def golden(name: str, folder: Path) -> tuple[LabelStore, np.ndarray]:
+    """A store that format 1 wrote, and its labels ``[V, N, C]`` as format 1 read them."""
+    found = Path(__file__).parent / "golden" / name
+    zipfile.ZipFile(found.with_suffix(".zip")).extractall(folder)
+    return LabelStore.open(folder / name), np.load(found.with_suffix(".npz"))["logits"]
+
+
+@pytest.mark.parametrize("codec", [None, "zstd"])
+@pytest.mark.parametrize("name", ["int8", "float16-mixed", "transform-mixed"])
+def test_codes_of_format_1_are_copied(tmp_path: Path, name: str, codec: str | None) -> None:
+    old, logits = golden(name, tmp_path)
+    parameters = {**old.identity.encoding, **({"codec": codec} if codec else {})}
+    new = convert(old, tmp_path / "new", parameters)
+    assert (new.identity.format, new.identity.encoding) == (2, parameters)
+    assert check(new.path).ok
+    for view in range(6):
+        ours, theirs = (store.codes(view, slice(None)) for store in (new, old))
+        assert np.array_equal(ours["labels"], theirs["labels"])
+        if name == "int8":
+            assert np.array_equal(ours["scales"], np.stack([theirs["scales"], 0 * theirs["scales"]], axis=-1))
+        elif "scales" in ours:
+            assert np.array_equal(ours["scales"], theirs["scales"])
+        assert np.array_equal(new.read(view, slice(None)).logits, old.read(view, slice(None)).logits)
+        assert np.allclose(new.read(view, slice(None)).logits, logits[view], rtol=0, atol=1e-5)
+    if name == "transform-mixed":
+        assert not new.encoding.calibration.offset_apart
+        assert not json.loads((new.path / FILE).read_bytes())["offset"]
+        again = convert(new, tmp_path / "again", old.identity.encoding)
+        assert not again.encoding.calibration.offset_apart
+        # What encodes the old labels again makes the old codes.
+        batch, pairs = old.read(2, slice(None)), old.pairs(2, slice(None))
+        codes = [store.encoding.encode(batch.logits, pairs) for store in (old, new, again)]
+        assert all(np.array_equal(codes[0][part], other[part]) for other in codes[1:] for part in codes[0])
+    assert new.fidelity["unmixed"]["mean"] == 1
+    assert new.fidelity["unmixed"]["kl_1"] == 0
+    assert not missed(new.identity.encoding, new.fidelity)
+    assert not missed(old.identity.encoding, old.fidelity)
+
+
+def wide(path: Path, change: Callable[[np.ndarray], None], views: int = 6) -> LabelStore:
+    """Labels of 64 columns, changed in place."""
+    content = Content(make_identity(encoding="float16", images=40, columns=64, block=(1, 40)), views)
+    content.logits *= 4
+    change(content.logits)
+    return build(path, content, views)
+
+
+def masks(logits: np.ndarray) -> None:
+    logits[..., 20:] = -1e4
+
+
+def test_masked_columns_keep_their_value_and_the_others_their_order(tmp_path: Path) -> None:
+    source = wide(tmp_path / "wide", masks)
+    small = convert(source, tmp_path / "small", {"name": "int8"})
+    assert small.identity.encoding == {"name": "int8", "masked": -1e4}
+    packed = convert(small, tmp_path / "packed", {"name": "int8", "codec": "zstd"})  # hands the value on
+    assert packed.identity.encoding == {"name": "int8", "codec": "zstd", "masked": -1e4}
+    coded = convert(source, tmp_path / "coded", {"name": "transform"})
+    again = convert(coded, tmp_path / "again", {"name": "int8"})  # exact, so seen again
+    assert again.identity.encoding == small.identity.encoding
+    for store in (small, packed, coded, again):
+        for view in range(6):
+            exact, found = (of.read(view, slice(None)).logits for of in (source, store))
+            assert np.array_equal(found[:, 20:], exact[:, 20:])
+            assert np.array_equal(found[:, :20] == -1e4, np.zeros_like(found[:, :20], bool))
+        about = store.fidelity["unmixed"]
+        assert about["top1"] >= (0.6 if store is coded else 0.9)
+        assert store is coded or not missed(store.identity.encoding, store.fidelity)
+    assert np.array_equal(packed.read(3, slice(None)).logits, small.read(3, slice(None)).logits)
+    assert packed.fidelity["unmixed"]["kl_1"] == 0
+    plain = convert(source, tmp_path / "plain", {"name": "int8", "masked": -5e3})  # as it is asked for
+    assert plain.fidelity["unmixed"]["top1"] < 0.5
+    assert "top-1 agreement" in missed(plain.identity.encoding, plain.fidelity)[0]
+
+
+@pytest.mark.parametrize("encoding", [{"name": "int8"}, {"name": "transform"}, {"name": "transform", "fidelity": 0.95}])
+def test_an_offset_costs_nothing_that_softmax_sees(tmp_path: Path, encoding: dict[str, object]) -> None:
+    found = []
+    for number, offset in enumerate((0, -15, 300)):
+        source = wide(tmp_path / f"wide{number}", lambda x, offset=offset: x.__iadd__(offset))
+        found.append(convert(source, tmp_path / f"small{number}", encoding).fidelity["unmixed"])
+        assert found[-1]["mean"] >= 0.95
+    for name in ("kl_1", "kl_20"):  # without an offset the fidelity alone may choose the step, and the step of int8
+        values = [about[name] for about in found]
+        assert max(values[1:]) < 1.6 * min(values[1:])  # a few rows choose the step
+        assert max(values) < 3 * min(values)
+    assert min(about["top1"] for about in found) >= (0.9 if encoding["name"] == "int8" else 0.5)
+
+
+def test_a_later_label_with_another_value_in_a_constant_column_is_refused(tmp_path: Path) -> None:
+    def change(logits: np.ndarray) -> None:
+        masks(logits)
+        logits[0, 7, 33] = 2.5  # view 0 comes into no calibration
+
+    source = wide(tmp_path / "wide", change)
+    with pytest.raises(InputError, match=r"has 2.5 in column 33, which was -10000 .*--encoding int8"):
+        convert(source, tmp_path / "small", {"name": "transform"})
+    assert not (tmp_path / "small").exists()
+    small = convert(source, tmp_path / "small", {"name": "int8"})
+    assert abs(small.read(0, slice(None)).logits[7, 33] - 2.5) < 0.1
+
+
+@pytest.mark.parametrize(("images", "views"), [(1, 3), (1, 8), (2, 4), (3, 8)])
+def test_few_images_are_calibrated_with_or_refused_by_name(tmp_path: Path, images: int, views: int) -> None:
+    content = Content(make_identity(encoding="float16", images=images, columns=64, block=(1, images)), views)
+    source = build(tmp_path / "wide", content, views)
+    if images == 1:
+        with pytest.raises(InputError, match=r"expected at least 2 labels .* found 1; convert more views, or .*int8"):
+            convert(source, tmp_path / "small", {"name": "transform"})
+        assert not (tmp_path / "small").exists()
+    else:
+        small = convert(source, tmp_path / "small", {"name": "transform"})
+        assert small.complete
+        assert check(small.path).ok
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda _rng, shape: np.zeros(shape),
+        lambda _rng, shape: np.full(shape, 3.0),
+        lambda _rng, shape: np.full(shape, -2e4),
+        lambda rng, shape: rng.standard_normal((*shape[:2], 1)) * rng.standard_normal((1, 1, shape[2])),
+        lambda rng, shape: rng.standard_normal((*shape[:2], 1)) + np.zeros(shape),
+        lambda rng, shape: 1e4 * rng.standard_normal(shape),
+        lambda rng, shape: 1e-6 * rng.standard_normal(shape),
+        lambda rng, shape: 1e-42 * rng.standard_normal(shape),
+        lambda rng, shape: rng.standard_t(1.5, shape).clip(-6e4, 6e4),
+        lambda rng, shape: 1e4 * (rng.random(shape) < 1 / 64),
+    ],
+    ids=["zeros", "threes", "far", "rank 1", "offsets alone", "huge", "tiny", "denormal", "heavy tails", "hot"],
+)
+@pytest.mark.parametrize("name", ["int8", "transform"])
+def test_labels_of_any_kind_are_kept_or_refused_or_what_is_missed_is_said(
+    tmp_path: Path, draw: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray], name: str
+) -> None:
+    def change(logits: np.ndarray) -> None:
+        logits[...] = draw(np.random.default_rng(5), logits.shape)
+
+    source = wide(tmp_path / "wide", change, views=8)
+    try:
+        small = convert(source, tmp_path / "small", {"name": name})
+    except InputError as error:
+        assert "int8" in str(error)  # noqa: PT017  the way out
+        return
+    exact, found = (
+        np.concatenate([store.read(view, slice(None)).logits for view in range(8)]) for store in (source, small)
+    )
+    assert np.isfinite(found).all()
+    about = small.fidelity["unmixed"]
+    assert about["top1"] == pytest.approx(agreement(exact[:40], found[:40]).mean(), abs=1e-8)
+    assert about["kl_1"] == pytest.approx(divergence(exact[:40], found[:40], 1).mean(), rel=1e-5, abs=1e-11)
+    if not missed(small.identity.encoding, small.fidelity):
+        least = bands_of(0.98) if name == "transform" else FIXED["int8"]
+        assert about["top1"] >= 1 - 1.5 * (1 - least.top1)
+        assert about["kl_1"] <= 1.5 * least.kl_1
 
 
 @pytest.mark.parametrize("kill_at", [3, 8, 20, 33])

@@ -63,7 +63,7 @@ def test_the_order_of_write_check_flush_link_and_folder_flush(
             {("sync_folder", Path(name).parent.as_posix()) for name in names},
         ]
 
-    shards = ["labels/c.0.1.0", "scales/c.0.1", "rows/c.0.0.1"]
+    shards = ["labels/c.0.1.0", "scales/c.0.1.0", "rows/c.0.0.1"]
     for expected in [*published(*shards), *published("markers/0.1.json")]:
         if isinstance(expected, tuple):
             assert steps.pop(0) == expected

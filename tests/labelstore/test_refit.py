@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from labelstore import CropRows, LabelStore, check, disk
+from labelstore.bands import missed
 from labelstore.convert import convert
 from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError
@@ -48,7 +49,8 @@ def test_the_fidelity_asked_for_is_reached_on_rows_that_nothing_was_fitted_to(tm
     encoding = Transform(COLUMNS, fidelity=0.95)
     calibration = refit(store, encoding, 9)
     assert calibration.means.shape == (320, calibration.components)
-    assert fidelity(store, encoding.calibrated(calibration), 0) == pytest.approx(0.95, abs=0.01)
+    assert calibration.fidelity >= 0.95  # and KL and top-1 agreement that go with it
+    assert fidelity(store, encoding.calibrated(calibration), 0) == pytest.approx(calibration.fidelity, abs=0.01)
     again = refit(store, encoding, 9)
     assert np.array_equal(calibration.basis, again.basis)
     assert np.array_equal(calibration.means, again.means)
@@ -77,7 +79,8 @@ def test_a_store_is_converted_to_a_transform_and_on_to_its_other_codec(tmp_path:
     small = convert(wide, tmp_path / "small", parameters)
     assert check(small.path).ok
     kind = "unmixed" if group == 1 else "mixed"
-    assert small.fidelity[kind]["mean"] == pytest.approx(0.95, abs=0.02)
+    assert small.fidelity[kind]["mean"] > 0.94
+    assert not missed(small.identity.encoding, small.fidelity)
     sizes = {
         name: sum(f.stat().st_size for f in small.path.glob(f"{name}/c.*")) for name in ("scales", "calibration/*")
     }

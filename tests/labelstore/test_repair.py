@@ -136,7 +136,7 @@ def test_a_marker_without_data_and_data_without_a_marker(tmp_path: Path, content
     (path / "notes.txt").write_text("mine")
     report = check(path)
     assert [str(block) for block in report.blocks] == ["0.0"]
-    assert report.unpublished == ("labels/c.0.1.0", "rows/c.0.0.1", "scales/c.0.1")
+    assert report.unpublished == ("labels/c.0.1.0", "rows/c.0.0.1", "scales/c.0.1.0")
     assert report.stray == ("notes.txt",)
     assert report.missing == len(LabelStore.open(path).missing())
     assert repair(path).removed == (BlockIndex(0, 0),)

@@ -96,7 +96,7 @@ def test_blocks_come_before_their_turn(path: Path, monkeypatch: pytest.MonkeyPat
     next(stream)
     list(stream)
     assert sorted(seen) == sorted(
-        name for i in range(4) for name in (f"labelsc.{i}.0.0", f"scalesc.{i}.0", f"rowsc.{i}.0.0")
+        name for i in range(4) for name in (f"labelsc.{i}.0.0", f"scalesc.{i}.0.0", f"rowsc.{i}.0.0")
     )
 
 

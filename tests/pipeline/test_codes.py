@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from labelstore.blocks import BlockIndex
 from labelstore.console import Console
 from labelstore.encodings import Encoding, Pairs, make_encoding
-from labelstore.encodings.transform import Calibration, Transform
+from labelstore.encodings.transform import Calibration, Transform, unit_of
 from labelstore.errors import InputError
 from labelstore.writing import pairs_of
 from pipeline import build
@@ -32,15 +33,26 @@ C, R, N = 70, 32, 9
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
-def transform(seed: int = 0) -> Transform:
+DROPPED = [3, 40, 69]  # columns that were constant
+
+
+def transform(seed: int = 0, *, offset_apart: bool = True) -> Transform:
     rng = np.random.default_rng(seed)
-    basis = np.linalg.qr(rng.standard_normal((C, C)))[0][:R]
+    kept = ~np.isin(np.arange(C), DROPPED if seed % 2 and offset_apart else [])
+    rows = rng.standard_normal((R, C)) * kept
+    if offset_apart:
+        rows[0] = kept
+        rows[1:] -= rows[1:].sum(axis=1, keepdims=True) / kept.sum() * kept
+    basis = np.linalg.qr(rows.T)[0].T
+    basis[0] *= np.sign(basis[0].sum()) if offset_apart else 1
+    step = 0.1 + 0.3 * rng.random()
     calibration = Calibration(
-        step=0.1 + 0.3 * rng.random(),
+        step=step,
         reference=0.9 * C**0.5,
         centroids=(0.05, 0.02),
-        center=rng.integers(-500, 500, C).astype(np.int32),
+        center=np.where(kept, rng.integers(-500, 500, C) * unit_of(step), -1e4),
         basis=np.rint(basis * 2**15).astype(np.int16),
+        offset_apart=offset_apart,
         cells=np.stack([0.5 + 0.3 * rng.random(R), 0.2 * rng.random(R)], axis=1).astype(np.float32),
         means=np.rint(4 * rng.standard_normal((N, R))).astype(np.int16),
         fidelity=0.5,
@@ -56,17 +68,24 @@ def drawn(rows: int, seed: int) -> tuple[np.ndarray, Pairs]:
     return x.astype(np.float32), Pairs(own, partners, rng.choice([0, 1, 0.25, 1 / 3], rows))
 
 
+ENCODINGS = [{"name": "float16"}, {"name": "int8"}, {"name": "int8", "masked": -10000.0}, {"name": "int8", "masked": 0}]
+
+
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", ["float16", "int8"])
-def test_codes_and_labels_are_bit_equal_to_those_of_numpy(device: str, name: str) -> None:
-    encoding = make_encoding({"name": name}, 5)
+@pytest.mark.parametrize("parameters", ENCODINGS)
+def test_codes_and_labels_are_bit_equal_to_those_of_numpy(device: str, parameters: dict[str, Any]) -> None:
+    encoding = make_encoding(parameters, 5)
     twin = DeviceCodes(encoding, torch.device(device))
     largest = float(np.nextafter(np.float32(encoding.limit), np.float32(0)))
-    values = st.floats(-largest, largest, width=32)
+    values = st.one_of(st.floats(-largest, largest, width=32), st.sampled_from([-1e4, 0.0]))
 
     @settings(deadline=None)
-    @given(hnp.arrays(np.float32, st.tuples(st.integers(0, 6), st.just(5)), elements=values))
-    def same(x: np.ndarray) -> None:
+    @given(
+        hnp.arrays(np.float32, st.tuples(st.integers(0, 6), st.just(5)), elements=values),
+        st.sampled_from([0.0, -15.0, 1e3, 3e4]),
+    )
+    def same(x: np.ndarray, offset: float) -> None:
+        x = np.where((x == -1e4) | (offset == 0), x, x / largest + offset).astype(np.float32)
         pairs = Pairs.unmixed(np.zeros(len(x), int))
         ours, theirs = twin.encode(x, pairs), encoding.encode(x, pairs) if len(x) else {}
         for codes, expected in theirs.items():
@@ -80,11 +99,45 @@ def test_codes_and_labels_are_bit_equal_to_those_of_numpy(device: str, name: str
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_labels_of_format_1_are_decoded(device: str) -> None:
+    encoding = make_encoding({"name": "int8"}, 5, 1)
+    twin, pairs = DeviceCodes(encoding, torch.device(device)), Pairs.unmixed(np.zeros(9, int))
+    codes = encoding.encode(np.random.default_rng(0).standard_normal((9, 5)).astype(np.float32), pairs)
+    assert np.array_equal(twin.decode(codes, pairs).cpu(), encoding.decode(codes, pairs))
+    assert np.array_equal(twin.directions(codes, pairs).cpu(), codes["labels"])
+
+
+def test_directions_are_codes_only_where_codes_are_directions() -> None:
+    x = np.random.default_rng(0).standard_normal((9, 5)).astype(np.float32)
+    pairs = Pairs.unmixed(np.zeros(9, int))
+    masked = x.copy()
+    masked[4, 1] = -1e4
+    moved = x.copy()
+    moved[7] -= 15
+    for parameters, rows, stored in (
+        ({"name": "int8"}, x, True),
+        ({"name": "int8"}, moved, False),
+        ({"name": "int8", "masked": -1e4}, x, True),
+        ({"name": "int8", "masked": -1e4}, masked, False),
+        ({"name": "float16"}, moved, True),
+    ):
+        encoding = make_encoding(parameters, 5)
+        twin, codes = as_on_a_gpu(encoding), encoding.encode(rows, pairs)
+        found, decoded = twin.directions(codes, pairs), torch.from_numpy(encoding.decode(codes, pairs))
+        assert torch.equal(found, torch.from_numpy(codes["labels"]) if stored else decoded)
+        cosines = torch.nn.functional.cosine_similarity(found.float(), decoded)
+        assert torch.allclose(cosines, torch.ones(9), atol=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("offset_apart", [True, False])
 @pytest.mark.parametrize("seed", range(4))
-def test_codes_of_a_transform_are_those_of_numpy_and_labels_agree(device: str, seed: int) -> None:
-    encoding = transform(seed)
-    twin = DeviceCodes(encoding, torch.device(device))
+def test_codes_of_a_transform_are_those_of_numpy_and_labels_agree(device: str, seed: int, offset_apart: bool) -> None:
+    encoding = transform(seed, offset_apart=offset_apart)
+    twin, kept = DeviceCodes(encoding, torch.device(device)), encoding.calibration.kept
     x, pairs = drawn(ROWS_AT_ONCE + 50, seed)
+    x[::3] += 100
+    x[:, ~kept] = -1e4
     if seed == 0:
         pairs = Pairs.unmixed(pairs.images)
     expected = encoding.encode(x, pairs)
@@ -95,10 +148,21 @@ def test_codes_of_a_transform_are_those_of_numpy_and_labels_agree(device: str, s
     labels = twin.decode(expected, pairs)
     assert labels.dtype == torch.float32
     assert np.allclose(labels.cpu(), encoding.decode(expected, pairs), rtol=1e-5, atol=1e-5)
-    far = np.zeros((3, C), np.float32)
-    far[1] = encoding.limit * np.sign(encoding.calibration.basis[3])
-    with pytest.raises(InputError, match=r"label of image 4: lies .* codes reach 32767"):
-        twin.encode(far, Pairs.unmixed(np.array([3, 4, 5])))
+    assert np.array_equal(labels.cpu()[:, ~kept], x[:, ~kept])
+    far, limit = np.zeros((3, C), np.float32), 2**22 * encoding.calibration.unit
+    far[:, ~kept] = -1e4
+    for wrong, why in (
+        (limit * np.sign(encoding.calibration.basis[3]), "lies .* steps from its prediction, codes reach 32767"),
+        (8 * limit * np.sign(encoding.calibration.basis[3]), "lies .* from"),
+        (np.full(C, 2**20 * limit), "lies .* from"),
+        (np.zeros(C), "has 0 in column 3, which was -10000"),
+    ):
+        far[1] = wrong if "column" in why else np.where(kept, wrong, -1e4)
+        if kept.all() and "column" in why:
+            continue
+        for coder in (twin, encoding):
+            with pytest.raises(InputError, match=rf"of image 4: {why}"):
+                coder.encode(far, Pairs.unmixed(np.array([3, 4, 5])))
     assert all(len(codes) == 0 for codes in twin.encode(x[:0], pairs.take(slice(0))).values())
 
 
