@@ -23,7 +23,7 @@ from labelstore.info import info
 from labelstore.spec import Identity
 
 VIEWS, SEALED = 4, 2  # the views above are published, and their markers are read
-SECONDS = 30  # no use of these stores takes one
+SECONDS = 20  # no use of these stores takes one
 TRANSFORM = {"name": "transform", "step": 0.5}
 IDENTITIES: dict[str, Identity] = {
     "int8": make_identity(5),
@@ -89,7 +89,10 @@ def read(store: LabelStore, view: int) -> tuple[np.ndarray, ...]:
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Published]:
     root = tmp_path_factory.mktemp("stores")
-    return {name: Published.make(root / name, identity) for name, identity in IDENTITIES.items()}
+    made = {name: Published.make(root / name, identity) for name, identity in IDENTITIES.items()}
+    # Of the same identity but for the images, with other labels: sizes and names are the same.
+    twins = {f"twin of {name}": Published.make(root / f"twin of {name}", IDENTITIES[name], 1) for name in made}
+    return made | twins
 
 
 class HangsError(BaseException):
@@ -110,8 +113,15 @@ def no_waiting() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def require_published_or_refused(published: Published, path: Path) -> None:
-    """Every way to read gives what was published, or raises an error of ours."""
+def require_published_or_refused(published: Published, path: Path, count: int = 3, compared: int = VIEWS) -> None:
+    """Every way to read gives what was published, or raises an error of ours.
+
+    Args:
+        published: the store as it was.
+        path: its folder.
+        count: how many of the arrays of a view are compared.
+        compared: how many views are.
+    """
     for follow in (False, True):
         with suppress(GiftwrapError):
             store = LabelStore.open(path, follow=follow)
@@ -120,10 +130,12 @@ def require_published_or_refused(published: Published, path: Path) -> None:
             views = range(VIEWS if follow else SEALED)
             for view in views:
                 with suppress(GiftwrapError):
-                    assert all(map(np.array_equal, read(store, view), published.batches[view]))
+                    found = read(store, view)[:count]
+                    assert view >= compared or all(map(np.array_equal, found, published.batches[view]))
             with suppress(GiftwrapError):
                 for batch in store.stream((view, slice(None)) for view in views):
-                    assert all(map(np.array_equal, parts(batch), published.batches[batch.view]))
+                    found = parts(batch)[:count]
+                    assert batch.view >= compared or all(map(np.array_equal, found, published.batches[batch.view]))
 
 
 def found(path: Path, name: str) -> bool:
@@ -156,8 +168,6 @@ KINDS: dict[str, Callable[[Path], object]] = {
     "link to nothing": in_its_place(lambda path: path.symlink_to("nothing")),
     "link to itself": in_its_place(lambda path: path.symlink_to(path.name)),
 }
-# A number that overflows, by one changed digit, is not refused yet.
-BYTES = st.integers(0, 255).filter(lambda byte: byte not in b"eE")
 
 
 @st.composite
@@ -167,13 +177,10 @@ def harms(draw: st.DrawFn, stores: dict[str, Published]) -> tuple[str, str, str,
     published = stores[of]
     name = draw(st.sampled_from(sorted(published.files)))
     data = published.files[name]
-    kinds = ["byte", "byte", "byte", "byte", "cut", "empty", "longer", "kind"]
-    if "/c." not in name:  # a whole shard of another store is not told apart when it is read
-        kinds.append("other")
-    kind = draw(st.sampled_from(kinds))
+    kind = draw(st.sampled_from(["byte", "byte", "byte", "byte", "cut", "empty", "longer", "other", "kind"]))
     if kind == "byte":
         at = draw(st.integers(0, len(data) - 1))
-        byte = draw(BYTES)
+        byte = draw(st.one_of(st.integers(0, 255), st.sampled_from(b'eE.-+0\\"')))
         return of, name, f"byte {at} is {byte}", put(data[:at] + bytes([byte]) + data[at + 1 :])
     if kind == "cut":
         size = draw(st.integers(0, len(data) - 1))
@@ -181,7 +188,7 @@ def harms(draw: st.DrawFn, stores: dict[str, Published]) -> tuple[str, str, str,
     if kind == "longer":
         return of, name, "longer", put(data + draw(st.binary(min_size=1, max_size=20)))
     if kind == "other":
-        other = stores[draw(st.sampled_from(list(IDENTITIES)))]
+        other = stores[draw(st.sampled_from(list(stores)))]
         file = draw(st.sampled_from([name] if name in other.files else sorted(other.files)))
         return of, name, f"{file} of {other.path.name}", put(other.files[file])
     if kind == "kind":
@@ -191,12 +198,14 @@ def harms(draw: st.DrawFn, stores: dict[str, Published]) -> tuple[str, str, str,
 
 
 def require_safe(stores: dict[str, Published], data: st.DataObject) -> None:
-    of, name, _what, harm = data.draw(harms(stores))
+    of, name, what, harm = data.draw(harms(stores))
     published = stores[of]
+    # Nothing vouches for a whole table of targets but the manifest's digest, which a check compares.
+    count = 2 if name == "images/target/c.0" and " of " in what else 3
     with no_waiting(), published.harmed(name, harm) as path:
         regular = (path / name).is_file() and not (path / name).is_symlink()
         same = regular and (path / name).read_bytes() == published.files[name]
-        require_published_or_refused(published, path)
+        require_published_or_refused(published, path, count)
         assert found(path, name) != same
 
 
