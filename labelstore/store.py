@@ -570,8 +570,15 @@ class LabelStore:
 
     @cached_property
     def targets(self) -> Int64Array:
-        """Hard label of each image: the index of its class, int64 ``[N]``."""
-        return self._whole(self._layout.target, self.files.get(self._layout.target.name)).astype(np.int64)
+        """Hard label of each image: the index of its class, int64 ``[N]``.
+
+        Raises:
+            DamagedError: when it is not what was published, or there is no class of an index.
+        """
+        found = self._whole(self._layout.target, self.files.get(self._layout.target.name)).astype(np.int64)
+        if found.max() >= (known := len(self.identity.classes)):
+            raise DamagedError.of(self.path / ROOT, f"has {known} classes, an image is of class {found.max()}")
+        return found
 
     @cached_property
     def target_columns(self) -> Int64Array:
