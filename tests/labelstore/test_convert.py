@@ -81,7 +81,7 @@ def test_another_codec_keeps_every_bit_of_the_labels(tmp_path: Path, encoding: s
 
 def golden(name: str, folder: Path) -> tuple[LabelStore, np.ndarray]:
     """A store that format 1 wrote, and its labels ``[V, N, C]`` as format 1 read them."""
-    found = Path(__file__).parent / "golden" / name
+    found = Path(__file__).parent / "golden" / "format-1" / name
     zipfile.ZipFile(found.with_suffix(".zip")).extractall(folder)
     return LabelStore.open(folder / name), np.load(found.with_suffix(".npz"))["logits"]
 

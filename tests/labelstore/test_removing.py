@@ -227,7 +227,7 @@ def test_files_in_every_folder_outlive_every_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["labels/c.0.1.0", "rows/c.0.0.1", "scales/c.0.1", "audit/pixels/c.0.0.0.0", "seals/2.json"]
+    "name", ["labels/c.0.1.0", "rows/c.0.0.1", "scales/c.0.1.0", "audit/pixels/c.0.0.0.0", "seals/2.json"]
 )
 def test_a_file_in_the_way_of_a_block_is_named_before_any_work_and_kept(
     tmp_path: Path, content: Content, name: str
