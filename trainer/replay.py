@@ -81,7 +81,8 @@ class Replay:
         decoder: what decodes files: ``cpu``, ``gpu`` or ``gpu-hw``; on a GPU what decoded the store's when None.
         dtype: of ``images``.
         any_scale: labels come as they are stored, in float16 or as int8 codes without their scales, for a loss that
-            takes them in any scale (`LossSpec.any_scale`); those of ``transform`` come decoded.
+            takes them in any scale (`LossSpec.any_scale`); those of ``transform``, and of ``int8`` where they have
+            offsets or masked values, come decoded.
         threads: CPU threads of the renderer; all cores when None.
         cache_bytes: memory budget of decoded images.
 

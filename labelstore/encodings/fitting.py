@@ -31,12 +31,13 @@ from labelstore.encodings.transform import (
     unit_of,
 )
 from labelstore.errors import InputError
-from labelstore.fidelity import quality, rounded_kl
+from labelstore.fidelity import gift_fidelity, quality, rounded_kl
 
 STEPS = 14  # of the bisection: the step is found to one part in 500
 SMALLEST_STEP = 2.0**-7  # times the root mean square of what predictions leave
 ROOM = 4  # labels so many times as far from the center, or from their predictions, can be coded too
 MIN_CONSTANT = 16  # labels: with fewer, a column may be constant by chance
+UNTOLD = 2.0**-20  # of the largest logit: what differs by less is its rounding
 CONSTANT = 1e-4  # what rounding adds to the mean of a constant column, at most, as a part of it
 CELL_ROUNDS = 2
 MAX_INSIDE = 4096  # fitted rows that gains, cells and centroids are taken from, and means that the basis must span
@@ -44,6 +45,7 @@ PLAIN_CELLS = np.array([[0.5, 0.0]], np.float32)
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -102,6 +104,13 @@ class Fit:
     def with_means(self, codes: npt.NDArray[np.int16]) -> Calibration:
         """The calibration with the codes of the means of all images, int16 ``[N, r]``."""
         return replace(self.calibration, means=codes)
+
+
+class _Tried(NamedTuple):
+    """A fit with some step, and the fidelity of the search rows apart from offsets and constant columns."""
+
+    fit: Fit
+    apart: float
 
 
 def fit(
@@ -184,27 +193,40 @@ class _Fitter:
                     f"label encoding transform: expected a step of at least {self._finest:.3g} logits, for labels that "
                     f"lie so far from their mean, found {step}; give a larger --step, or use --encoding float16"
                 )
-            return self._at(step)
+            return self._at(step).fit
         assert fidelity is not None  # noqa: S101  a transform has one of the two
         bands = bands_of(fidelity)
         low = max(SMALLEST_STEP * self._rms, self._finest)
         high = max(64 * self._reference / np.sqrt(len(self._basis)), low)
         best = self._at(low)
         if not self._keeps(best, bands):
-            return best
+            return best.fit
         for _ in range(STEPS):
             middle = self._at(float(np.sqrt(low * high)))
             if self._keeps(middle, bands):
-                best, low = middle, middle.calibration.step
+                best, low = middle, middle.fit.calibration.step
             else:
-                high = middle.calibration.step
-        return best
+                high = middle.fit.calibration.step
+        return best.fit
 
-    def _keeps(self, found: Fit, bands: Bands) -> bool:
-        """Whether the search rows keep the bands."""
-        reached = found.calibration
-        measured = (reached.fidelity, reached.kl_1 or 0.0, reached.kl_20 or 0.0, reached.top1 or 0.0)
+    def _keeps(self, tried: _Tried, bands: Bands) -> bool:
+        """Whether the search rows keep the bands, and the fidelity also apart from offsets and constant columns."""
+        reached = tried.fit.calibration
+        measured = (min(reached.fidelity, tried.apart), reached.kl_1 or 0.0, reached.kl_20 or 0.0, reached.top1 or 0.0)
         return bands.kept(*measured, len(self._search.logits))
+
+    def _apart_fidelity(self, decoded: Float32Array, own: IntArray, other: IntArray) -> float:
+        """Mean fidelity of decoded search rows apart from offsets and constant columns, which no softmax tells."""
+        exact, weights = self._search.logits, self._search.pairs.weights
+        total = 0.0
+        for part in parts(len(exact)):
+            ours, theirs = (apart(logits[part], self._kept)[1] for logits in (exact, decoded))
+            cosines = gift_fidelity(ours, theirs, own[part], other[part], weights[part])
+            # Of what float32 does not tell from a constant row, nothing is asked.
+            largest = np.abs(np.where(self._kept, exact[part], 0)).max(axis=1)
+            cosines[np.abs(ours).max(axis=1) <= UNTOLD * largest] = 1
+            total += float(cosines.sum())
+        return total / len(exact)
 
     def _largest(self, fitted: Sample) -> float:
         """How far a logit lies from the center at most, apart from its label's offset."""
@@ -233,7 +255,7 @@ class _Fitter:
             fidelity=0.0,
         )
 
-    def _at(self, step: float) -> Fit:
+    def _at(self, step: float) -> _Tried:
         """The fit with this step; its quality is that of the search rows."""
         bare = self._bare(step)
         bare = replace(bare, means=_code(self._means, self._gains, bare))
@@ -267,7 +289,8 @@ class _Fitter:
             kl_20=rounded_kl(reached.kl_20),
             top1=round(float(reached.top1.mean()), 9),
         )
-        return Fit(calibration, self._level, self._gains[:components])
+        apart_fidelity = self._apart_fidelity(decoded, self._targets[pairs.images], self._targets[pairs.partners])
+        return _Tried(Fit(calibration, self._level, self._gains[:components]), apart_fidelity)
 
 
 def _squares(rows: Float32Array, center: Float64Array, kept: npt.NDArray[np.bool_]) -> Float64Array:

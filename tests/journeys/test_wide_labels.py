@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from labelstore import LabelStore
+from labelstore.bands import missed
 from labelstore.fidelity import gift_fidelity
 from tests.journeys.world import World, giftwrap, random_teacher
 from trainer import Replay
@@ -38,7 +39,8 @@ def words(made: World, store: Path, kind: str, *more: object) -> list[object]:
 def test_the_fidelity_asked_for_is_that_of_the_labels(wide: tuple[World, str], tmp_path: Path) -> None:
     made, kind = wide
     store = LabelStore.open(made.store)
-    assert store.fidelity[kind]["mean"] == pytest.approx(FIDELITY, abs=0.02)
+    assert store.fidelity[kind]["mean"] > FIDELITY - 0.02  # more where KL or top-1 agreement ask for it
+    assert not missed(store.identity.encoding, store.fidelity)
     exact = giftwrap(
         *made.build_words(tmp_path / "f", "--class-columns", SELECTION, *KINDS[kind], "--encoding", "float16")
     )
@@ -53,7 +55,7 @@ def test_the_fidelity_asked_for_is_that_of_the_labels(wide: tuple[World, str], t
         assert np.array_equal(ours.rows.values, theirs.rows.values)
         targets = plain.target_columns
         found = gift_fidelity(theirs.logits, ours.logits, targets[pairs.images], targets[pairs.partners], pairs.weights)
-        assert found.mean() == pytest.approx(FIDELITY, abs=0.03)
+        assert found.mean() > FIDELITY - 0.03
     assert store.bytes_per_label()["labels"] < plain.bytes_per_label()["labels"] / 5
 
 

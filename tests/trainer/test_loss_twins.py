@@ -150,7 +150,9 @@ def test_labels_go_in_as_they_are_stored(world: World, encoding: str, dtype: tor
     )
     loss = make_loss(LossSpec())
     for ours, theirs in zip(stored, decoded, strict=True):
-        assert (ours.logits.dtype, theirs.logits.dtype) == (dtype, torch.float32)
+        # int8 codes of labels that have an offset are no directions: their batch comes decoded
+        assert ours.logits.dtype in ((dtype,) if encoding == "float16" else (dtype, torch.float32))
+        assert theirs.logits.dtype == torch.float32
         x, *targets = torch.randn(theirs.logits.shape), ours.targets, ours.targets2, ours.lam
         found, expected = (value_and_gradient(loss, x, batch.logits, *targets) for batch in (ours, theirs))
         torch.testing.assert_close(found, expected)
