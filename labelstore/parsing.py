@@ -22,6 +22,7 @@ from labelstore.spec import (
 )
 
 MAX_SIDE = 2**16  # pixels of a crop
+MAX_ORIGINS = 64  # conversions one after the other
 MAX_NAMES = 2**24  # classes and left-out files
 
 
@@ -98,6 +99,33 @@ def read_state(fields: Fields, identity: Identity) -> State:
     return state
 
 
+def read_fidelity(fields: Fields, name: str) -> Json:
+    """The fidelity of an encoding as a marker, a seal or a version holds it: of unmixed rows and of mixed ones.
+
+    Raises:
+        DamagedError: names the file and the field that is not what it must be.
+    """
+    if fields.any(name) is None:
+        return None
+    kinds = fields.fields(name)
+    for kind in ("unmixed", "mixed"):
+        if kinds.any(kind) is not None:
+            _kind(kinds.fields(kind))
+    kinds.end()
+    return fields.plain(name)
+
+
+def _kind(fields: Fields) -> None:
+    fields.integer("rows", 1)
+    for figure in ("mean", "p1"):
+        fields.number(figure, -2, 2)
+    if "kl_1" in fields:  # not in format 1
+        for figure in ("kl_1", "kl_20"):
+            fields.number(figure)
+        fields.number("top1", 0, 1)
+    fields.end()
+
+
 def _missing(fields: Fields, identity: Identity) -> list[Any]:
     if identity.format == 1:
         return []
@@ -123,8 +151,19 @@ def _version(fields: Fields) -> dict[str, Json]:
         if fields.any(name) is not None:
             fields.plain(name)
     if "converted_from" in fields:
-        fields.plain("converted_from")
+        _origin(fields.fields("converted_from"), MAX_ORIGINS)
     return {name: fields.any(name) for name in fields.names()}
+
+
+def _origin(fields: Fields, depth: int) -> None:
+    """What a store was converted from."""
+    fields.fields("encoding").text("name")
+    read_fidelity(fields, "fidelity")
+    if "converted_from" in fields:
+        if not depth:
+            raise fields.wrong("converted_from", f"at most {MAX_ORIGINS} conversions", "more")
+        _origin(fields.fields("converted_from"), depth - 1)
+    fields.end()
 
 
 def _choice(fields: Fields, name: str, known: tuple[str, ...]) -> str:

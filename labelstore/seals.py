@@ -22,6 +22,7 @@ from labelstore.arrays import AUDIT_BLOCK, StoreLayout
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.documents import Fields
 from labelstore.errors import DamagedError, GiftwrapError
+from labelstore.parsing import read_fidelity
 from labelstore.publish import MAX_CRC, XXH3, Described, FileEntry
 from labelstore.removing import Proof
 from labelstore.spec import MAX_VERSIONS, Identity, Json, State
@@ -109,7 +110,7 @@ def read_marker(root: Path, identity: Identity, block: BlockIndex) -> Marker | N
         images=fields.text("images", HEX_64) if current else None,
         version=fields.integer("version", 0, MAX_VERSIONS),
         calibration=fields.text("calibration", HEX_64) if "calibration" in fields else None,
-        fidelity=fields.any("fidelity") if first else None,
+        fidelity=read_fidelity(fields, "fidelity") if first else None,
     )
     fields.end()
     return marker
@@ -337,7 +338,7 @@ def read_seal(root: Path, identity: Identity, stop: int) -> Seal:
         parts=tuple(parts),
         table=table,
         audit=audit,
-        fidelity=fields.any("fidelity") if views[0] == 0 else None,
+        fidelity=read_fidelity(fields, "fidelity") if views[0] == 0 else None,
         calibration=fields.text("calibration", HEX_64) if "calibration" in fields else None,
     )
     fields.end()
