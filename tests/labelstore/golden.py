@@ -10,8 +10,9 @@ import numpy as np
 from making import Content, build, make_identity
 
 from labelstore import BlockIndex, LabelStore
+from labelstore.spec import FORMAT
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent / "golden" / f"format-{FORMAT}"
 
 
 def write(name: str, content: Content) -> None:
@@ -34,6 +35,10 @@ def write(name: str, content: Content) -> None:
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     write("int8", Content(make_identity(10, 3), 6))
+    masked = Content(make_identity(10, 5, encoding={"name": "int8", "masked": -1e4}), 6)
+    masked.logits[..., 3] = -1e4
+    masked.logits[:, 5:, :3] += 100
+    write("int8-masked", masked)
     write("float16-mixed", Content(make_identity(10, 3, encoding="float16", group=2, block=(2, 6)), 6))
     encoding: dict[str, object] = {"name": "transform", "step": 0.5}
     write("transform-mixed", Content(make_identity(10, 64, encoding=encoding, group=2, block=(2, 6)), 6))
