@@ -34,5 +34,5 @@ def test_twenty_thousand_classes_fit_in_8_gib() -> None:
     command = [sys.executable, "-m", "tests.pipeline.wide_labels", "21841", "5000", "0.95"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
-    assert found["fidelity"] == pytest.approx(0.95, abs=0.01)
+    assert found["fidelity"] > 0.94  # drawn labels need more for the top-1 agreement that goes with it
     assert found["peak"] < 8 << 30
