@@ -198,9 +198,7 @@ def repair_lines(repaired: RepairReport) -> list[str]:
     if repaired.unsealed:
         lines.append(f"{repaired.unsealed} views are not sealed until that is filled")
     if repaired.needs_build:
-        lines.append(
-            "run the `python -m pipeline build` that made the store: it fills what is missing, and nothing else"
-        )
+        lines.append(f"run the `{repaired.maker}` that made the store: it fills what is missing, and nothing else")
     lines += [
         f"{file}: follows from the images alone; restore it from a copy of the store, or from a new store of the same "
         f"images (`python -m pipeline build` with --views 1 and another --store)"

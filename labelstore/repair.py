@@ -45,6 +45,7 @@ class RepairReport:
         calibration: whether the calibration is gone, which a build makes again.
         unsealed: views that were sealed and are not until a build has finished; 0 when all still are. Views that only
             lack removed blocks stay sealed, and readable but for these.
+        maker: the command that made the store.
         left: tables of the images, which only a copy or another store of the same images has.
     """
 
@@ -53,6 +54,7 @@ class RepairReport:
     removed: tuple[BlockIndex, ...]
     calibration: bool
     unsealed: int
+    maker: str
     left: tuple[str, ...]
 
     @property
@@ -119,6 +121,7 @@ class _Repair:
             removed=tuple(broken),
             calibration="calibration" in parts,
             unsealed=before - self._store.state.views_sealed,
+            maker=self._store.maker,
             left=tuple(damage.file for damage in self._report.damaged if damage.part == "images"),
         )
 

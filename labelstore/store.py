@@ -284,8 +284,10 @@ class LabelStore:
         return self._grid.positions(block)
 
     def sealed_blocks(self) -> list[BlockIndex]:
-        """The blocks of all sealed views, in stored order."""
-        return list(self._grid.blocks(0, self.state.views_sealed))
+        """The blocks of all sealed views, but those that are missing, in stored order."""
+        there = self._table.published(self.state) if self.state.missing else []
+        gone = set(self.state.missing).difference(there)
+        return [block for block in self._grid.blocks(0, self.state.views_sealed) if block not in gone]
 
     def missing(self) -> list[BlockIndex]:
         """The blocks that are still to be written, in stored order; those that a repair has removed among them."""

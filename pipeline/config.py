@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,7 +208,8 @@ class BuildConfig:
 
 def manifest_cache(store: Path) -> Path:
     """The file beside a store that keeps its images' sizes and digests."""
-    return store.with_name(f"{store.name}.images.npz")
+    named = Path(os.path.abspath(store))  # noqa: PTH100  "." has no name, and links stay
+    return named.with_name(f"{named.name}.images.npz")
 
 
 def json_object(flag: str, text: str) -> Mapping[str, Any]:

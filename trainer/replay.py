@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -324,11 +325,18 @@ def views_of(store: LabelStore, views: int | None) -> int:
     removed = sorted({view for block in store.missing() for view in range(*grid.views(block)) if view < wanted})
     if removed and not store.follow:
         raise NotStoredError(
-            f"{store.path}: views {', '.join(map(str, removed[:8]))} lack blocks that were damaged and are removed; "
+            f"{store.path}: views {in_runs(removed)} lack blocks that were damaged and are removed; "
             f"run the `{store.maker}` that made the store, which fills just them"
             + (f", or play the first {removed[0]}: --views {removed[0]}" if removed[0] else "")
         )
     return wanted
+
+
+def in_runs(numbers: Sequence[int]) -> str:
+    """Ascending numbers in words, runs of them as "3 to 7"."""
+    edges = [at for at in range(1, len(numbers)) if numbers[at] != numbers[at - 1] + 1]
+    runs = [numbers[start:stop] for start, stop in pairwise((0, *edges, len(numbers)))]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
 
 
 def decoder_for(
