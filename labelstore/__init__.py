@@ -9,7 +9,7 @@ from labelstore.columns import CropRows
 from labelstore.spec import BlockShape, Identity, State
 from labelstore.store import AuditRows, BlockData, LabelBatch, LabelStore, require_free_space, store_bytes
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AuditRows",
