@@ -2,14 +2,15 @@
 
 Bytes a label against fidelity, KL and top-1 agreement, of unmixed and of CutMix crops: every encoding of this store,
 the entropy of its codes, and what others store instead. Bytes are those of whole shards: codes and scales, with chunk
-index and checksums, without columns and calibration. All contenders meet the rows of the first block of a float16
-store; what they are fitted to comes from later views of it. float16 itself is what the others are held against.
+index and checksums, without columns and calibration. All contenders meet the first views of a float16 store, 4,096
+rows and more; what they are fitted to comes from later views of it. float16 itself is what the others are held against.
 
 With the images and weights that GIFTWRAP_DATA names, labels are those of an ImageNet classifier for 224 px crops of
 1,000 photographs. The stores, float16 and transform, are made by `python -m pipeline build`, each with a calibration of
 its own, and stay in OUT, so that a second run takes no teacher. Without GIFTWRAP_DATA labels are drawn, and transform
 stores are converted from float16. Curves are coded in memory, with the calibration that a build would make: 16
-unmixed crops of each image for its mean, then rows to fit to, then rows that choose the step.
+unmixed crops of each image for its mean, then rows to fit to, then rows that choose the step; all rows are one block,
+as in a store of more images, where those of so few have smaller blocks.
 
 ``side_share`` is of a set of N = 10,000 images with V = 300 views, by the bytes of a store's files: (a mean, a digest
 and a target x N + marker and share of the seal x 300 blocks + basis, center, cells, audit rows and metadata once), over
@@ -32,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.harness import Report, machine
-from benchmarks.rate_labels import KINDS, Case, Real, Synthetic, case_of, read
+from benchmarks.rate_labels import KINDS, Case, Real, Synthetic, case_of, measured_views, read
 from benchmarks.rivals import (
     ProductQuantiser,
     Stored,
@@ -51,7 +52,7 @@ from labelstore.encodings.transform import Transform
 from labelstore.fidelity import gift_fidelity
 from labelstore.removing import require_absent
 from labelstore.shards import encode_shard
-from labelstore.spec import Json
+from labelstore.spec import BlockShape, Json
 
 FIDELITIES = (0.9, 0.92, 0.935, 0.95, 0.965, 0.979, 0.98, 0.99)
 LARGEST = (5, 10, 25, 50, 100, 200)
@@ -192,8 +193,8 @@ def draw(points: Sequence[Point], path: Path) -> str:
 
 
 def measure_store(board: Board, case: Case, store: LabelStore, promise: Promise) -> dict[str, Json]:
-    """A transform store as its files are, and the fidelity that it records; its first block meets the case's rows."""
-    views = range(store.identity.block.views)
+    """A transform store as its files are, and the fidelity that it records; its first views meet the case's rows."""
+    views = range(measured_views(store.identity.images))
     decoded = read(store, views)
     if not all(map(np.array_equal, decoded.pairs, case.rows.pairs)):
         raise RuntimeError(f"{store}: other crops than those of the float16 store")
@@ -273,9 +274,11 @@ def fitted_transform(case: Case, fidelity: float) -> Transform:
 
 
 def shard_bytes(case: Case, encoding: Encoding, codes: Codes) -> float:
-    """Bytes a label of the shards of the case's block."""
-    layout = StoreLayout.of(replace(case.identity, encoding=encoding.to_json()))
-    views, images = case.identity.block.views, case.identity.images
+    """Bytes a label of the shards of one block with all the case's rows."""
+    images = case.identity.images
+    views = len(case.rows.logits) // images
+    block = BlockShape(views=views, positions=case.identity.block.positions)
+    layout = StoreLayout.of(replace(case.identity, encoding=encoding.to_json(), block=block))
     total = 0
     for array in layout.codes:
         values = codes[array.name].reshape(views, images, *codes[array.name].shape[1:])

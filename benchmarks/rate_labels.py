@@ -18,10 +18,11 @@ from labelstore.convert import convert
 from labelstore.encodings import Pairs
 from labelstore.encodings.fitting import Sample
 from labelstore.errors import InputError
-from labelstore.spec import BlockShape, Identity
+from labelstore.spec import Identity
 from pipeline.calibrate import MEAN_CROPS, rows_to_fit
 
 KINDS = ("unmixed", "CutMix")  # of crops: at 1, those that are mixed
+MEASURED_ROWS = 4_096  # at least, in whole views
 LEARN_VIEWS = 15  # to fit to and to search with
 SPREAD = 0.8  # of drawn labels: means alone are about as good as with real ones
 
@@ -35,7 +36,7 @@ class Case:
     Attributes:
         mixed: whether they are CutMix crops.
         identity: of the float16 store that they come from.
-        rows: the first block: what all contenders are measured on ``[v N]``.
+        rows: of the first v views: what all contenders are measured on ``[v N]``.
         fitted: rows of other views, that contenders are fitted to.
         search: rows of yet other views, that steps are chosen by.
         means: mean labels of all images, from unmixed crops of yet other views ``[N, C]``.
@@ -57,9 +58,14 @@ class Case:
         return mixed
 
 
+def measured_views(images: int) -> int:
+    """Views that contenders are measured on, however few of them a block holds."""
+    return -(-MEASURED_ROWS // images)
+
+
 def views_for(images: int, *, mixed: bool) -> int:
-    """Views of a float16 store: a block to measure on, others for means and to learn from."""
-    return BlockShape.choose(images, 1).views + LEARN_VIEWS + (0 if mixed else MEAN_CROPS)
+    """Views of a float16 store: the first to measure on, others for means and to learn from."""
+    return measured_views(images) + LEARN_VIEWS + (0 if mixed else MEAN_CROPS)
 
 
 class Real:
@@ -80,8 +86,9 @@ class Real:
         return self._build(KINDS[mixed], mixed, views_for(1_000, mixed=mixed), "float16")
 
     def transform(self, source: LabelStore, fidelity: float) -> LabelStore:
-        """The first block of the same crops, in a transform."""
-        views, name = source.identity.block.views, f"{source.path.name}-{fidelity}"
+        """The first crops of it in a transform, in blocks of the same shape."""
+        block, name = source.identity.block.views, f"{source.path.name}-{fidelity}"
+        views = -(-measured_views(source.identity.images) // block) * block
         return self._build(name, source.identity.group > 1, views, "transform", "--fidelity", fidelity)
 
     def _build(self, name: str, mixed: bool, views: int, encoding: str, *flags: object) -> LabelStore:
@@ -117,9 +124,9 @@ class Synthetic:
 
 def case_of(source: LabelStore, unmixed: LabelStore, *, mixed: bool) -> Case:
     """The labels of a float16 store, shared out; mean labels come from the store of unmixed crops."""
-    block = source.identity.block.views
-    for_means = range(block, block + MEAN_CROPS)
-    first = block if mixed else for_means.stop
+    measured = measured_views(source.identity.images)
+    for_means = range(measured, measured + MEAN_CROPS)
+    first = measured if mixed else for_means.stop
     to_learn = read(source, range(first, first + LEARN_VIEWS))
     fitted, searched = rows_to_fit(source.identity.images, source.identity.columns)
     searched = min(searched, len(to_learn.logits) // 5)
@@ -131,7 +138,7 @@ def case_of(source: LabelStore, unmixed: LabelStore, *, mixed: bool) -> Case:
     return Case(
         mixed=mixed,
         identity=source.identity,
-        rows=read(source, range(block)),
+        rows=read(source, range(measured)),
         fitted=Sample(to_learn.logits[head], to_learn.pairs.take(head)),
         search=Sample(to_learn.logits[tail], to_learn.pairs.take(tail)),
         means=(means / MEAN_CROPS).astype(np.float32),

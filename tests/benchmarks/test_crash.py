@@ -78,10 +78,11 @@ def test_lost_blocks_and_damage_are_counted(whole: Path, store: Path, tmp_path: 
 
 def test_phases_are_told_from_what_is_left(store: Path) -> None:
     assert phase(store, VIEWS) == "leaving"
+    assert LabelStore.open(store).identity.block.views == VIEWS // 2  # two blocks are there
     assert phase(store, VIEWS + 4) == "extending"
     with LabelStore.open(store).lease() as extended:
         extended.raise_target(VIEWS + 4)
     assert phase(store, VIEWS + 4) == "labelling"
     (store / ".partial").mkdir()
-    (store / ".partial" / "labels~c.1.0.0").touch()
+    (store / ".partial" / "labels~c.2.0.0").touch()
     assert phase(store, VIEWS + 4) == "publishing"

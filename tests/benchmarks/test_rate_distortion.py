@@ -169,7 +169,7 @@ def test_bytes_in_memory_are_those_on_disk(
     assert found["bytes"] == pytest.approx(shards / (4 * 4_096), abs=0.01)
 
 
-def test_means_are_those_of_the_views_after_the_first_block(
+def test_means_are_those_of_the_views_after_the_measured_ones(
     stores: tuple[LabelStore, LabelStore], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(rate_labels, "MEAN_CROPS", 2)
@@ -179,6 +179,18 @@ def test_means_are_those_of_the_views_after_the_first_block(
     both = [source.read_images(view, [17]).logits[0] for view in (1, 2)]
     np.testing.assert_allclose(case.means[17], np.mean(both, axis=0), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(case.search.logits[-1], source.read(3, [4_095]).logits[0])
+
+
+def test_a_small_set_is_measured_on_as_many_rows_whatever_its_blocks_hold(tmp_path: Path) -> None:
+    maker = rate_labels.Synthetic(tmp_path, quick=True)
+    source = maker.source(mixed=False)
+    assert source.identity.block.views * 256 < 4_096
+    case = rate_labels.case_of(source, source, mixed=False)
+    assert len(case.rows.logits) == 4_096
+    assert not set(map(bytes, case.rows.logits)) & set(map(bytes, [*case.fitted.logits, *case.search.logits]))
+    raw = make_encoding({"name": "float16", "codec": "raw"}, 64)
+    size = claim.shard_bytes(case, raw, raw.encode(case.rows.logits, case.rows.pairs))
+    assert 128 < size < 128.1  # with the table of chunks
 
 
 def test_a_promise_is_of_bytes_and_of_fidelity() -> None:
@@ -201,7 +213,8 @@ def test_real_stores_are_built_by_the_command_beside_the_report(
     def build(*words: object) -> dict[str, Any]:
         print("$ python -m pipeline build")
         said.append([str(word) for word in words])
-        Drawn(64, 64, 1, group=32).create(Path(said[-1][-1]), {"name": "float16"})
+        views = int(said[-1][said[-1].index("--views") + 1])
+        Drawn(64, 64, views, group=32).create(Path(said[-1][-1]), {"name": "float16"})
         return {}
 
     monkeypatch.setattr(rate_labels, "command", build)
@@ -210,7 +223,9 @@ def test_real_stores_are_built_by_the_command_beside_the_report(
     assert real.transform(source, 0.95).path == tmp_path / "out" / "CutMix-0.95"
     first, second = (" ".join(words) for words in said)
     assert "--mix cutmix --views 20 --encoding float16" in first
-    assert "--mix cutmix --views 64 --encoding transform --fidelity 0.95" in second
+    block = source.identity.block.views
+    assert (block, 64 % block) == (10, 4)  # 64 views of 64 images are measured, in whole blocks
+    assert "--mix cutmix --views 70 --encoding transform --fidelity 0.95" in second
     assert not capsys.readouterr().out  # which is the summary's
 
 

@@ -32,7 +32,8 @@ def wide(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.
 
 
 def words(made: World, store: Path, kind: str, *more: object) -> list[object]:
-    chosen = ("--class-columns", SELECTION, *KINDS[kind])
+    """A build of 170 views; one of twice as many has blocks of the same shape."""
+    chosen = ("--views", 170, "--class-columns", SELECTION, *KINDS[kind])
     return made.build_words(store, *chosen, "--encoding", "transform", "--fidelity", FIDELITY, *more)
 
 
@@ -77,7 +78,7 @@ def test_it_is_looked_at_verified_and_extended(wide: tuple[World, str], tmp_path
     assert ended.code == 0, ended.err
     assert "calibration: step" not in ended.out
     longer, direct = LabelStore.open(tmp_path / "store"), tmp_path / "direct"
-    assert longer.state.views_sealed == more
+    assert longer.state.views_sealed == more == 340
     assert np.array_equal(longer.read(0, slice(None)).logits, before.read(0, slice(None)).logits)
     ended = giftwrap(*words(made, direct, kind, "--views", more))
     assert ended.code == 0, ended.err

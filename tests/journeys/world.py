@@ -8,7 +8,7 @@ import os
 import runpy
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from labelstore import AuditRows, LabelStore
+from labelstore.convert import converted_block
 from pipeline.networks import build_network
 from pipeline.networks.weights import save_weights
 
@@ -109,6 +111,30 @@ def random_teacher(path: Path, *, columns: int = len(CLASSES)) -> Path:
     torch.manual_seed(0)
     network = build_network("convnet-d2", {"width": 16, "norm": "batch"}, classes=columns, size=SIDE)
     save_weights(network.state_dict(), path)
+    return path
+
+
+def with_audit(source: LabelStore, path: Path, audit: AuditRows) -> Path:
+    """A sealed store with all that ``source`` has, but these audit rows: made by another engine than it says.
+
+    What is changed in a store's files is damage, and found before anything is compared.
+    """
+    store = LabelStore.create(
+        path,
+        source.identity,
+        image_digests=source.image_digests,
+        targets=source.targets,
+        views=source.state.views_sealed,
+        versions=source.state.versions,
+    )
+    blocks = store.missing()
+    labels = source.stream((view, slice(*store.positions(b))) for b in blocks for view in range(*store.views(b)))
+    with store.lease():
+        with store.writer() as write:
+            for block in blocks:
+                data = converted_block(source, store, block, labels)
+                write(block, replace(data, audit=data.audit and audit))
+        store.seal()
     return path
 
 

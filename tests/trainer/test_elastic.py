@@ -38,7 +38,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         teacher_args=('{"width": 16, "norm": "batch"}',),
         weights=(str(random_teacher(folder / "teacher.safetensors")),),
         size=SIDE,
-        views=1,
+        views=2,
         threads=1,
         **({} if mix == "none" else {"mix": mix, "group": group}),
         store=folder / "store",

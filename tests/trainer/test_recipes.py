@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from labelstore import Identity
 from labelstore.errors import MismatchError
 from pipeline import recipes as stores
 from pipeline.networks import build_network
 from pipeline.plan import PlanSpec
 from pipeline.recipes import Setting, flags_of, require_store, words
+from tests.labelstore.making import make_identity
 from trainer.optimisers import OptimiserSpec
 from trainer.recipes import RECIPES
 from trainer.schedules import ScheduleSpec
@@ -177,20 +178,22 @@ def test_a_store_of_the_recipe_is_taken_and_another_one_named(recipe: str, size:
     numbers = {name: value for name, value in flags.items() if name not in stores.NORMALISATION}
     imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
-    def store(**changes: Any) -> Any:
+    def store(**changes: Any) -> Identity:
         spec = PlanSpec(size=size, seed=5, **{**numbers, **changes})
         teacher = {"name": "other", **imagenet}
-        return SimpleNamespace(images=100, classes=tuple("abcdefghij"), size=size, teacher=teacher, plan=spec.to_json())
+        return make_identity(
+            100, 10, classes=tuple("abcdefghij"), size=size, teacher=teacher, plan=spec.to_json(), block=(1, 100)
+        )
 
     require_store(recipe, store(), "s")
     for changes in ({"flip": 0.25}, {"augment": ("dsa", "patch-shuffle=3")}):
         name = next(iter(changes))
         with pytest.raises(MismatchError, match=rf"--recipe {recipe} trains on a store with {name}.*this one has"):
             require_store(recipe, store(**changes), "s")
-    plain = SimpleNamespace(**{**vars(store()), "plan": PlanSpec(size=size).to_json()})
+    plain = replace(store(), plan=PlanSpec(size=size).to_json())
     with pytest.raises(MismatchError, match=f"pipeline build --recipe {recipe}"):
         require_store(recipe, plain, "s")
-    moved = SimpleNamespace(**{**vars(store()), "teacher": {"name": "other", **imagenet, "mean": [0.5, 0.5, 0.5]}})
+    moved = replace(store(), teacher={"name": "other", **imagenet, "mean": [0.5, 0.5, 0.5]})
     if recipe == "gift":  # whose teachers have a mean for each set
         require_store(recipe, moved, "s")
     else:

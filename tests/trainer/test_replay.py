@@ -29,7 +29,10 @@ MIXES = [("none", None), ("cutmix", 5), ("mixup", 8)]
 
 @pytest.fixture(scope="module", params=MIXES, ids=[mix for mix, _ in MIXES])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, torch.Tensor]:
-    """A store of 24 images, unmixed or mixed; its images; and the pixels that its teacher was shown, in order."""
+    """A store of 24 images, unmixed or mixed; its images; and the pixels that its teacher was shown, in order.
+
+    The first 24 of them show whether the teacher masks columns, and are shown again for their labels.
+    """
     mix, group = request.param
     folder = tmp_path_factory.mktemp("replay")
     shown: list[torch.Tensor] = []
@@ -63,8 +66,10 @@ def test_replayed_pixels_are_the_teachers_over_all_views(made: tuple[Path, Path,
     replay = Replay(path, images, batch_size=9)
     views, count = replay.order.views, replay.order.images
     replayed = torch.cat([replay.source.crops(view, 0, count) for view in range(views)])
-    # the first crops were shown once more before, for their labels to show whether a value is masked
-    assert torch.equal(replayed, shown[-views * count :].reshape(views * count, SIDE, SIDE, 3))
+    first = shown[: -views * count]
+    assert len(first) == count
+    assert torch.equal(first, replayed[:count])
+    assert torch.equal(replayed, shown[-views * count :])
     replay.close()
 
 
