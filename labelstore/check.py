@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -29,6 +30,9 @@ from labelstore.spec import Json
 from labelstore.store import LabelStore
 
 ATTEMPTS = 3  # of a check beside builds and repairs; each of these changes the state a few times
+# What a system says of content that is lost. All else (permissions, descriptors, a server that is away) says nothing of
+# the content: a check ends with it, or a repair would remove what is whole.
+LOST = {errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO), errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 SHA256 = re.compile("[0-9a-f]{64}")
 T = TypeVar("T")
 Part: TypeAlias = Literal["root", "metadata", "images", "calibration", "seal"] | BlockIndex
@@ -121,6 +125,7 @@ def check(path: Path | str, progress: Callable[[int, int], None] | None = None) 
 
     Raises:
         FormatError: when it is not a store, or one of another format.
+        OSError: when a file cannot be read for a reason that says nothing of its content, as permissions.
     """
     for _ in range(ATTEMPTS):
         try:
@@ -374,6 +379,8 @@ class _Check:
             self._damaged.append(Damage(file, "is not there", part))
             return None
         except (DamagedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in LOST:
+                raise
             self._damaged.append(Damage(file, getattr(error, "why", None) or str(error), part))
             return None
         if value is not None:

@@ -1,13 +1,15 @@
-"""A check beside a build or a repair finds no damage, and calls nothing of theirs stray."""
+"""A check beside a build or a repair, or of files that it may not read, finds no damage where there is none."""
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
-from making import Content, build, create, make_identity
+from making import Content, build, create, make_identity, tree
 
-from labelstore import BlockIndex, LabelStore, check, publish
+from labelstore import BlockIndex, LabelStore, check, disk, publish
 from labelstore.check import _Check
 from labelstore.repair import repair
 from labelstore.seals import read_marker, seal_documents
@@ -77,3 +79,42 @@ def test_damage_that_stays_is_still_found_beside_an_extension(tmp_path: Path) ->
         build(tmp_path / "s", CONTENT, next(steps, 12))
 
     assert check(tmp_path / "s", progress).blocks == [BlockIndex(1, 1)]
+
+
+def refusing(name: str, error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the system refuse to open one file."""
+    plain = disk.open_file
+
+    def open_file(path: Path) -> int:
+        if path.as_posix().endswith(name):
+            raise error
+        return plain(path)
+
+    monkeypatch.setattr(disk, "open_file", open_file)
+
+
+FILES = ("labels/c.1.1.0", "markers/1.1.json", "seals/4.json", "images/target/c.0", "labels/zarr.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_file_that_cannot_be_opened_is_not_damaged_and_no_repair_removes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+) -> None:
+    store = build(tmp_path / "s", CONTENT, 4)
+    before = tree(store.path)
+    refusing(name, OSError(number, os.strerror(number)), monkeypatch)
+    for look in (check, repair):
+        with pytest.raises(OSError, match=os.strerror(number)):
+            look(store.path)
+    monkeypatch.undo()
+    assert tree(store.path) == before
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EBADMSG])
+def test_a_file_whose_content_the_disk_has_lost_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store = build(tmp_path / "s", CONTENT, 4)
+    refusing("labels/c.1.1.0", OSError(number, os.strerror(number)), monkeypatch)
+    assert check(store.path).blocks == [BlockIndex(1, 1)]
