@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,18 +17,22 @@ import numpy.typing as npt
 from labelstore import calibration, disk, documents, publish
 from labelstore.arrays import ArrayLayout, StoreLayout, group_metadata
 from labelstore.blocks import BlockGrid, BlockIndex
-from labelstore.errors import DamagedError
+from labelstore.errors import DamagedError, LeaseError
 from labelstore.images import manifest_digest
-from labelstore.lease import LEASE
+from labelstore.lease import LEASE, require_free
 from labelstore.leftovers import shard_of
 from labelstore.publish import PARTIAL, FileEntry
 from labelstore.removing import may_go
 from labelstore.root import ROOT, groups
-from labelstore.seals import Marker, Seal, marker_file, read_marker, read_seal, read_table, seal_file
+from labelstore.seals import PART, Marker, Seal, marker_file, read_marker, read_seal, read_table, seal_file, seal_of
 from labelstore.shards import Shard
 from labelstore.spec import Json
 from labelstore.store import LabelStore
 
+ATTEMPTS = 3  # of a check beside builds and repairs; each of these changes the state a few times
+# What a system says of content that is lost. All else (permissions, descriptors, a server that is away) says nothing of
+# the content: a check ends with it, or a repair would remove what is whole.
+LOST = {errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO), errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 SHA256 = re.compile("[0-9a-f]{64}")
 T = TypeVar("T")
 Part: TypeAlias = Literal["root", "metadata", "images", "calibration", "seal"] | BlockIndex
@@ -119,12 +125,19 @@ def check(path: Path | str, progress: Callable[[int, int], None] | None = None) 
 
     Raises:
         FormatError: when it is not a store, or one of another format.
+        OSError: when a file cannot be read for a reason that says nothing of its content, as permissions.
     """
-    try:
-        store = LabelStore.open(path)
-    except DamagedError as error:
-        return CheckReport((Damage(ROOT, str(error)),), (), (), 0, 1, 0)
-    return _Check(store).run(progress or (lambda _done, _total: None))
+    for _ in range(ATTEMPTS):
+        try:
+            store = LabelStore.open(path)
+            report = _Check(store).run(progress or (lambda _done, _total: None))
+            checked = store.state
+            store.refresh()
+        except DamagedError as error:
+            return CheckReport((Damage(ROOT, str(error)),), (), (), 0, 1, 0)
+        if report.ok or store.state == checked:
+            break  # else a build or a repair has changed it meanwhile, and what was compared belongs to two states
+    return report
 
 
 class _Check:
@@ -135,6 +148,10 @@ class _Check:
         self._grid, self._layout = BlockGrid.of(store.identity), StoreLayout.of(store.identity)
         self._damaged: list[Damage] = []
         self._known = {ROOT, LEASE}
+        # In this order: what a build beside this check has sealed when it ends, the state then knows.
+        self._there = self._files_there()  # what a build adds later is not looked at
+        self._building = self._is_held()
+        store.refresh()
         self._calibration: str | None = None
         self._coded_with: dict[str | None, list[BlockIndex]] = {}
         self._missing = self._files = self._bytes = 0
@@ -159,8 +176,7 @@ class _Check:
         if (self._root / "markers").is_dir():
             self._missing = self._store.missing_blocks
         self._foreign_calibration()
-        names = (path.relative_to(self._root).as_posix() for path in self._root.rglob("*") if not path.is_dir())
-        others = sorted(name for name in set(names) - self._known if not name.startswith(f"{PARTIAL}/"))
+        others = sorted(name for name in self._there - self._known if not self._is_passing(name))
         unpublished = tuple(name for name in others if self._is_shard(name))
         stray = tuple(name for name in others if name not in unpublished)
         report = CheckReport(tuple(self._damaged), unpublished, stray, self._missing, self._files, self._bytes)
@@ -172,6 +188,32 @@ class _Check:
             return self._store.fidelity
         except DamagedError:
             return None
+
+    def _files_there(self) -> set[str]:
+        """Every file of the folder, by its path in it, but for temporaries."""
+        found: set[str] = set()
+        for folder, folders, names in os.walk(self._root):
+            inside = Path(folder).relative_to(self._root)
+            if inside == Path():
+                folders[:] = [name for name in folders if name != PARTIAL]
+            found |= {(inside / name).as_posix() for name in names}
+        return found
+
+    def _is_held(self) -> bool:
+        """Whether a build writes the store, for all that can be known from here."""
+        try:
+            require_free(self._root)
+        except LeaseError:
+            return True
+        return False
+
+    def _is_passing(self, name: str) -> bool:
+        """Whether a file is gone by now, or a seal that a running build is about to use or to remove."""
+        path = self._root / name
+        if not os.path.lexists(path):
+            return True
+        proofs = (PART, seal_of(self._store.identity))
+        return self._building and name.startswith("seals/") and any(may_go(path, proof) for proof in proofs)
 
     def _is_shard(self, name: str) -> bool:
         """Whether a file is named, and built, as a shard that blocks or a calibration publish."""
@@ -332,13 +374,16 @@ class _Check:
         self._known.add(file)
         try:
             value = read()
+            size = (self._root / file).stat().st_size if value is not None else 0
         except FileNotFoundError:
             self._damaged.append(Damage(file, "is not there", part))
             return None
         except (DamagedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in LOST:
+                raise
             self._damaged.append(Damage(file, getattr(error, "why", None) or str(error), part))
             return None
         if value is not None:
             self._files += 1
-            self._bytes += (self._root / file).stat().st_size
+            self._bytes += size
         return value

@@ -517,23 +517,23 @@ class LabelStore:
         reader = self._new_reader(map_bytes=budget_bytes)
 
         def read(view: int, positions: slice | npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
-            return reader.codes(view, self._index(view, positions))
+            return reader.codes(*self._index(view, positions))
 
         return stream(requests, reader, self._index, read, budget_bytes)
 
     def read_images(self, view: int, images: slice | npt.ArrayLike) -> LabelBatch:
         """Labels and crop rows of some images in a view, in the order of ``images``."""
-        self._require_view(view)
+        view = self._readable(view)
         index = require_indexes("images", images, self.identity.images)
         return self.read(view, self._reader.positions_of(view, index))
 
     def codes(self, view: int, positions: slice | npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
         """Codes of the labels as they are stored, one array ``[n, ...]`` for each array of the encoding."""
-        return self._reader.codes(view, self._index(view, positions))
+        return self._reader.codes(*self._index(view, positions))
 
     def pairs(self, view: int, positions: slice | npt.ArrayLike) -> Pairs:
         """Which two images each crop shows, and the weight of the first ``[n]``."""
-        return self._reader.pairs(view, self._index(view, positions))
+        return self._reader.pairs(*self._index(view, positions))
 
     def audit(self) -> AuditRows:
         """The first crops of view 0, whole, with their float16 logits."""
@@ -571,21 +571,29 @@ class LabelStore:
         return {"labels": each["labels"], "columns": each["rows"], "side": side}
 
     @cached_property
-    def targets(self) -> Int64Array:
-        """Hard label of each image: the index of its class, int64 ``[N]``.
-
-        Raises:
-            DamagedError: when it is not what was published, or there is no class of an index.
-        """
+    def _targets(self) -> Int64Array:
         found = self._whole(self._layout.target, self.files.get(self._layout.target.name)).astype(np.int64)
         if found.max() >= (known := len(self.identity.classes)):
             raise DamagedError.of(self.path / ROOT, f"has {known} classes, an image is of class {found.max()}")
         return found
 
     @cached_property
+    def _target_columns(self) -> Int64Array:
+        return np.array(self.identity.label_columns, np.int64)[self._targets]
+
+    @property
+    def targets(self) -> Int64Array:
+        """Hard label of each image: the index of its class, int64 ``[N]``, a copy.
+
+        Raises:
+            DamagedError: when it is not what was published, or there is no class of an index.
+        """
+        return self._targets.copy()
+
+    @property
     def target_columns(self) -> Int64Array:
-        """Hard label of each image as a column of the labels, int64 ``[N]``."""
-        return np.array(self.identity.label_columns, np.int64)[self.targets]
+        """Hard label of each image as a column of the labels, int64 ``[N]``, a copy."""
+        return self._target_columns.copy()
 
     @property
     def image_digests(self) -> npt.NDArray[np.uint8]:
@@ -609,7 +617,7 @@ class LabelStore:
             pixels=data.pixels_digest,
             images=images_digest(images_of(self.identity, data.rows)),
             version=len(self.state.versions) - 1 if data.version is None else data.version,
-            fidelity=fidelity_of(self.identity, self.encoding, data, self.target_columns) if first else None,
+            fidelity=fidelity_of(self.identity, self.encoding, data, self._target_columns) if first else None,
         )
 
     def _publish(self, block: BlockIndex, encoded: EncodedBlock) -> None:
@@ -665,20 +673,23 @@ class LabelStore:
         positions: slice | npt.ArrayLike,
         decode: Callable[[Codes, Pairs], Any] | None = None,
     ) -> LabelBatch:
-        index = self._index(view, positions)
+        view, index = self._index(view, positions)
         rows = CropRows(self.identity.crop_columns, reader.rows(view, index))
         pairs = reader.pairs(view, index) if self.encoding.predictive else Pairs.unmixed(rows.image)
         logits = (decode or self.encoding.decode)(reader.codes(view, index), pairs)
-        return LabelBatch(view, index, rows, logits, self.target_columns[rows.image])
+        return LabelBatch(view, index, rows, logits, self._target_columns[rows.image])
 
     def _whole(self, array: ArrayLayout, entry: publish.FileEntry | None) -> npt.NDArray[Any]:
         return Shard(array, array.shape, self.path / array.file(), entry).read()
 
-    def _index(self, view: int, positions: slice | npt.ArrayLike) -> Int64Array:
-        self._require_view(view)
-        return require_indexes("positions", positions, self.identity.images)
+    def _index(self, view: int, positions: slice | npt.ArrayLike) -> tuple[int, Int64Array]:
+        return self._readable(view), require_indexes("positions", positions, self.identity.images)
 
-    def _require_view(self, view: int) -> None:
+    def _readable(self, view: int) -> int:
+        """A view that can be read, as Python's integer: those of numpy overflow."""
+        if isinstance(view, bool) or not isinstance(view, (int, np.integer)):
+            raise InputError(f"view: expected an integer, found {view!r}")
+        view = int(view)
         if self.follow and view >= self.state.views_target:
             self.refresh()
         readable = self.state.views_target if self.follow else self.state.views_sealed
@@ -688,6 +699,7 @@ class LabelStore:
             raise NotStoredError(
                 f"{self.path}: view {view} cannot be read: {sealed} of {target} views are sealed; {hint}"
             )
+        return view
 
     def _marker(self, block: BlockIndex) -> Marker:
         if marker := self._table.marker(block, self.state):

@@ -31,7 +31,7 @@ T = TypeVar("T")
 def stream(
     requests: Iterable[Request],
     reader: Reader,
-    index: Callable[[int, Positions], Int64Array],
+    index: Callable[[int, Positions], tuple[int, Int64Array]],
     read: Callable[[int, Positions], T],
     budget: int,
 ) -> Iterator[T]:
@@ -40,7 +40,7 @@ def stream(
     Args:
         requests: taken ahead of the answers, so they must not wait for these.
         reader: holds the maps of what is ahead; no other stream's.
-        index: positions of a request as integers, or an error.
+        index: view and positions of a request as integers, or an error.
         read: answers a request.
         budget: the most bytes of encoded blocks, and of positions, that are ahead or in use. Of a request for more,
             and of a block that is larger, the rest is read when its turn comes.
@@ -80,7 +80,7 @@ class _Ahead:
         self,
         requests: Iterable[Request],
         reader: Reader,
-        index: Callable[[int, Positions], Int64Array],
+        index: Callable[[int, Positions], tuple[int, Int64Array]],
         budget: int,
         pool: ThreadPoolExecutor,
     ) -> None:
@@ -148,7 +148,7 @@ class _Ahead:
     def _entry(self, request: Request) -> _Entry:
         view, positions = request
         try:
-            index = self._index(view, positions)
+            view, index = self._index(view, positions)
             blocks = {block: self._reader.block_bytes(block) for block in self._reader.blocks(view, index)}
         except GiftwrapError:
             return _Entry(request, 0, {})
