@@ -19,7 +19,7 @@ from labelstore.places import require_apart
 from labelstore.records import BlockData, LabelBatch
 from labelstore.refit import refit
 from labelstore.space import require_free_space, store_bytes
-from labelstore.spec import FORMAT, Identity, Json, require_same
+from labelstore.spec import FORMAT, Identity, Json, require_integer, require_same
 from labelstore.store import LabelStore
 
 MASKED_ROWS = 4_096  # of view 0, that show whether a value is masked
@@ -94,7 +94,7 @@ def with_masked(source: LabelStore, parameters: Mapping[str, Json]) -> Mapping[s
 def views_to_convert(source: LabelStore, views: int | None) -> int:
     """How many views to convert: whole blocks, all of them sealed."""
     sealed = source.state.views_sealed
-    wanted = sealed if views is None else BlockGrid.of(source.identity).whole_views(views)
+    wanted = sealed if views is None else BlockGrid.of(source.identity).whole_views(require_integer("views", views))
     if not 0 < wanted <= sealed:
         raise NotStoredError(
             f"{source.path}: {sealed} of {source.state.views_target} views are sealed, expected at least "

@@ -15,10 +15,11 @@ from labelstore.encodings import Logits
 from labelstore.errors import DamagedError, InputError, NotStoredError
 from labelstore.newfile import new_file
 from labelstore.places import require_apart
-from labelstore.reading import require_indexes
 from labelstore.space import require_free_space
+from labelstore.spec import require_integer
 from labelstore.store import LabelStore
 
+TEMPERATURES = (1e-30, 1e30)  # what float32 divides by without a zero or an infinity
 MAX_FLOAT16 = float(np.finfo(np.float16).max)
 HEADER_BYTES = 4 << 10
 BYTES_AT_ONCE = 64 << 20  # of float32 logits
@@ -53,12 +54,15 @@ def export(
     sealed = store.state.views_sealed
     if not sealed:
         raise NotStoredError(f"{store.path}: no view is sealed yet; finish its build first")
-    chosen = range(sealed) if views is None else range(views, views + 1) if isinstance(views, int) else views
-    require_indexes("views", np.array(chosen, np.int64), sealed)
-    if temperature is not None and not (np.isfinite(temperature) and temperature > 0):
-        raise InputError(f"--temperature: expected a number above 0, found {temperature}")
+    single = views is not None and not isinstance(views, range)
+    chosen = range(sealed) if views is None else views if isinstance(views, range) else one_view(views)
+    if not chosen or min(chosen) < 0 or max(chosen) >= sealed:
+        raise InputError(f"views: expected 0 to {sealed - 1}, found {views}")
+    if temperature is not None and not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
+        low, high = TEMPERATURES
+        raise InputError(f"--temperature: expected a number above 0, from {low:g} to {high:g}, found {temperature}")
     view_shape = (store.identity.images, store.identity.columns)
-    shape = view_shape if isinstance(views, int) else (len(chosen), *view_shape)
+    shape = view_shape if single else (len(chosen), *view_shape)
     require_place(out)
     require_free_space(out, math.prod(shape) * 2 + HEADER_BYTES)
     with new_file(out) as file:
@@ -70,6 +74,12 @@ def export(
                 progress(done + 1, len(chosen))
         array.flush()
     return shape
+
+
+def one_view(view: int) -> range:
+    """A view as a range of views."""
+    first = require_integer("view", view)
+    return range(first, first + 1)
 
 
 def open_array(file: BinaryIO, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float16]]:

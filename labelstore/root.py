@@ -21,7 +21,7 @@ from labelstore.publish import PARTIAL, Described, FileEntry, publish
 from labelstore.removing import Proof
 from labelstore.seals import read_entries
 from labelstore.shards import described
-from labelstore.spec import FORMAT, MAX_BLOCKS, READABLE, Identity, Json, State
+from labelstore.spec import FORMAT, MAX_BLOCKS, READABLE, Identity, Json, State, require_integer
 
 ROOT = "zarr.json"
 FOLDERS = ("markers", "seals")
@@ -206,8 +206,9 @@ def require_views(identity: Identity, views: int) -> int:
     """``views`` rounded up to whole blocks.
 
     Raises:
-        InputError: when that is more than a store can list.
+        InputError: when it is no integer, or more than a store can list.
     """
+    views = require_integer("views", views)
     if views < 1:
         raise InputError(f"views: expected at least 1, found {views}")
     grid = BlockGrid.of(identity)

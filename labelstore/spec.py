@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias
 
+import numpy as np
+
 from labelstore.errors import InputError, MismatchError
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -193,6 +195,17 @@ class State:
         if format_number == 1:
             return plain
         return {**plain, "missing": [list(block) for block in self.missing], "views_before": self.views_before}
+
+
+def require_integer(name: str, value: object) -> int:
+    """An integer, one of numpy's too, as Python's, which never overflows.
+
+    Raises:
+        InputError: when it is none; True and 1.0 are none.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise InputError(f"{name}: expected an integer, found {value!r}")
+    return int(value)
 
 
 def first_difference(ours: Json, theirs: Json, path: str = "") -> tuple[str, Json, Json] | None:

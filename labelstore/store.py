@@ -45,7 +45,7 @@ from labelstore.sealing import permutations, reseal
 from labelstore.seals import PART, Marker, marker_file, seal_documents
 from labelstore.shards import Shard
 from labelstore.space import require_free_space, store_bytes
-from labelstore.spec import Identity, Json, State, first_difference, require_same
+from labelstore.spec import Identity, Json, State, first_difference, require_integer, require_same
 from labelstore.streaming import STREAM_BYTES, Request, stream
 from labelstore.sweeping import leftovers, require_clear, take_back
 from labelstore.table import BlockTable
@@ -686,10 +686,8 @@ class LabelStore:
         return self._readable(view), require_indexes("positions", positions, self.identity.images)
 
     def _readable(self, view: int) -> int:
-        """A view that can be read, as Python's integer: those of numpy overflow."""
-        if isinstance(view, bool) or not isinstance(view, (int, np.integer)):
-            raise InputError(f"view: expected an integer, found {view!r}")
-        view = int(view)
+        """A view that can be read, as Python's integer."""
+        view = require_integer("view", view)
         if self.follow and view >= self.state.views_target:
             self.refresh()
         readable = self.state.views_target if self.follow else self.state.views_sealed

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from making import Content, build, make_identity
+from making import Content, build, create, make_identity
 
 from labelstore import LabelStore
+from labelstore.convert import convert
 from labelstore.errors import InputError
+from labelstore.export import export
 
 READERS: dict[str, Callable[[LabelStore, Any], object]] = {
     "read": lambda store, view: store.read(view, [0]),
@@ -90,3 +92,47 @@ def test_writing_into_what_was_read_changes_nothing_that_is_read_later(
     for name, read in GIVEN.items():
         for array, before in zip(arrays_of(read(store)), wanted[name], strict=True):
             np.testing.assert_array_equal(array, before, err_msg=name)
+
+
+MAKERS: dict[str, Callable[[LabelStore, Path, Any], int]] = {
+    "create": lambda _, path, views: create(path, CONTENT, views).state.views_target,
+    "extend": lambda _, path, views: build(path, CONTENT, views).state.views_target,
+    "convert": lambda store, path, views: convert(store, path, {"name": "float16"}, views=views).state.views_target,
+    "export": lambda store, path, views: len(export(store, path.with_suffix(".npy"), views=views)),
+}
+CONTENT = Content(make_identity(), 4)
+
+
+@pytest.mark.parametrize("views", [1.0, 2.5, float("nan"), True, np.True_, "2", [2]])
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_number_of_views_that_is_no_integer_is_refused_and_leaves_nothing(
+    tmp_path: Path, maker: str, views: object
+) -> None:
+    store = build(tmp_path / "s", CONTENT, 4)
+    with pytest.raises(InputError, match=r"views?: expected an integer, found"):
+        MAKERS[maker](store, tmp_path / "made", views)
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int64, np.uint64])
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_number_of_views_may_be_one_of_numpy(tmp_path: Path, maker: str, kind: type[np.integer[Any]]) -> None:
+    store = build(tmp_path / "s", CONTENT, 4)
+    assert MAKERS[maker](store, tmp_path / "made", kind(2)) == 2
+
+
+@pytest.mark.parametrize("views", [4, -1, 10**30, range(4, 5), range(-1, 2), range(0), range(0, 10**30, 3)])
+def test_views_that_are_not_sealed_are_not_exported(tmp_path: Path, views: int | range) -> None:
+    store = build(tmp_path / "s", CONTENT, 4)
+    with pytest.raises(InputError, match="views: expected 0 to 3, found"):
+        export(store, tmp_path / "made.npy", views=views)
+
+
+@pytest.mark.parametrize("temperature", [0, -1, 1e-300, 1e300, float("nan"), float("inf")])
+def test_no_temperature_makes_probabilities_that_are_no_numbers(tmp_path: Path, temperature: float) -> None:
+    store = build(tmp_path / "s", CONTENT, 4)
+    with pytest.raises(InputError, match="--temperature: expected a number above 0"):
+        export(store, tmp_path / "made.npy", temperature=temperature)
+    for possible in (1e-30, 1e30):
+        export(store, tmp_path / f"{possible}.npy", temperature=possible)
+        assert np.isfinite(np.load(tmp_path / f"{possible}.npy")).all()
