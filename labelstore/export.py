@@ -56,8 +56,8 @@ def export(
         raise NotStoredError(f"{store.path}: no view is sealed yet; finish its build first")
     single = views is not None and not isinstance(views, range)
     chosen = range(sealed) if views is None else views if isinstance(views, range) else one_view(views)
-    if not chosen or min(chosen) < 0 or max(chosen) >= sealed:
-        raise InputError(f"views: expected 0 to {sealed - 1}, found {views}")
+    if not chosen or not all(0 <= end < sealed for end in (chosen[0], chosen[-1])):
+        raise InputError(f"views: expected 0 to {sealed - 1}, found {out_of(chosen, sealed)}")
     if temperature is not None and not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
         low, high = TEMPERATURES
         raise InputError(f"--temperature: expected a number above 0, from {low:g} to {high:g}, found {temperature}")
@@ -80,6 +80,14 @@ def one_view(view: int) -> range:
     """A view as a range of views."""
     first = require_integer("view", view)
     return range(first, first + 1)
+
+
+def out_of(chosen: range, sealed: int) -> int | str:
+    """The first view of a range that is not below ``sealed``, of an ascending range or of one view."""
+    if not chosen:
+        return "none"
+    steps = 0 if chosen[0] < 0 or chosen.step < 0 else max(-(-(sealed - chosen[0]) // chosen.step), 0)
+    return chosen[steps]
 
 
 def open_array(file: BinaryIO, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float16]]:

@@ -218,9 +218,7 @@ def require_views(identity: Identity, views: int) -> int:
     return grid.whole_views(views)
 
 
-def require_images(
-    identity: Identity, digests: npt.NDArray[np.uint8], targets: npt.NDArray[np.integer[Any]], views: int
-) -> None:
+def require_images(identity: Identity, digests: npt.NDArray[np.uint8], targets: npt.NDArray[np.integer[Any]]) -> None:
     """Refuse arrays of images that do not fit the identity."""
     count = identity.images
     if digests.dtype != np.uint8 or digests.shape != (count, 32):
@@ -233,5 +231,3 @@ def require_images(
         )
     if len(identity.classes) > identity.columns:
         raise InputError(f"columns: expected one for each of {len(identity.classes)} classes, found {identity.columns}")
-    if views < 1:
-        raise InputError(f"views: expected at least 1, found {views}")

@@ -155,14 +155,14 @@ class LabelStore:
         """
         root = Path(path)
         require_writable(root, identity)
-        require_images(identity, image_digests, targets, views)
+        require_images(identity, image_digests, targets)
+        target = require_views(identity, views)
         require_own(root)
         version: dict[str, Json] = {
             "first_view": 0,
             "engine": dict(identity.engine) if identity.engine is not None else None,
             "renderer": dict(identity.renderer) if identity.renderer is not None else None,
         }
-        target = require_views(identity, views)
         state = State(views_target=target, views_sealed=0, versions=tuple(versions or (version,)))
         made = tuple(folder for folder in (root, *root.parents) if not folder.exists())
         disk.make_folder(root)
