@@ -16,7 +16,7 @@ READABLE = (1, 2)  # formats that this version reads; it writes the last
 
 MAX_POSITIONS = 16_384
 MAX_BLOCK_BYTES = 64 << 20
-SMALL_BLOCK_ROWS = 2_048  # crops of a block of several views: seconds of a teacher's work
+SMALL_BLOCK_ROWS = 3_072  # crops of a block of several views: seconds of a teacher's work; fewer compress worse
 BATCH_ROWS = 128  # crops of a teacher's batch; blocks of fewer would be padded to it
 MAX_ROUNDING = 0.1  # of the views asked for, that whole blocks may add
 MAX_COLUMNS = 65_535
@@ -40,7 +40,7 @@ class BlockShape:
         """The block shape that P4 prescribes for a store whose first build asks for V views.
 
         Positions: as many whole groups as 16,384 positions and 64 MiB of float16 hold. Views, where a block holds all
-        positions: as many as 2,048 crops and half of V hold, or 128 crops, a batch, where that is more. Down to half
+        positions: as many as 3,072 crops and half of V hold, or 128 crops, a batch, where that is more. Down to half
         as many if whole blocks then exceed V by less, and down to one where they exceed it by more than a tenth.
 
         Args:
