@@ -80,7 +80,7 @@ def missed(encoding: Mapping[str, Json], measured: Json) -> list[str]:
 
 
 def _bands_for(encoding: Mapping[str, Any], reached: float) -> Bands:
-    """What an encoding is held against; with a step of its own, what goes with the fidelity that it has."""
+    """The bands of an encoding; where a step was chosen, those of the fidelity that was reached."""
     if fixed := FIXED.get(encoding["name"]):
         return fixed
     own = min(max(reached, LEAST_FIDELITY), MOST_FIDELITY)

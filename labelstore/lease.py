@@ -86,7 +86,7 @@ class Lease:
 def hold(root: Path, *, take_over: bool = False) -> Iterator[Lease]:
     """Hold the store for the length of the context; it is let go however the context ends.
 
-    A process that was forked meanwhile lets go of nothing when it leaves the context too.
+    A process that was forked meanwhile does not release it when it leaves the context too.
 
     Args:
         root: the store's folder.

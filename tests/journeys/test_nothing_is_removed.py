@@ -125,7 +125,7 @@ def test_places_that_overlap_are_refused_before_any_work(case: str, world: World
     before = everything(world.folder, tmp_path)
     ended = giftwrap(*written)
     assert ended.code == 2, ended
-    # The parser frames what it says.
+    # The parser prints a frame around its message.
     text = " ".join((ended.err + ended.out).replace("│", " ").split())
     assert all(part in text for part in said), text
     assert "Traceback" not in text
