@@ -4,21 +4,40 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import tyro
 
-from benchmarks import crash, gpu, loss, plan, precompute, rate_distortion, read, render, resume, step, teacher, write
-from benchmarks.harness import Report
-from labelstore.console import Console, run_command
+from labelstore.console import Console
 from labelstore.errors import InputError
 from labelstore.places import require_apart
+from labelstore.program import Command, run_program
 from labelstore.spec import Json
+
+if TYPE_CHECKING:
+    from benchmarks.harness import Report
+
+
+CLAIMS = (
+    "plan",
+    "render",
+    "precompute",
+    "teacher",
+    "rate-distortion",
+    "read",
+    "write",
+    "crash",
+    "loss",
+    "step",
+    "resume",
+)
+"""The claims; each is a file: its claim is the first line of the docstring, and its measurement is ``run``."""
 
 
 class Claim(Protocol):
-    """What the file of a claim holds: the claim in the first line of its docstring, and its measurement."""
+    """What the file of a claim holds."""
 
     __doc__: str | None
 
@@ -31,19 +50,9 @@ class Claim(Protocol):
         """
 
 
-CLAIMS: dict[str, Claim] = {
-    "plan": plan,
-    "render": render,
-    "precompute": precompute,
-    "teacher": teacher,
-    "rate-distortion": rate_distortion,
-    "read": read,
-    "write": write,
-    "crash": crash,
-    "loss": loss,
-    "step": step,
-    "resume": resume,
-}
+def claim(name: str) -> Claim:
+    """The file of a claim; what it needs is imported with it."""
+    return cast("Claim", import_module(f"benchmarks.{name.replace('-', '_')}"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,37 +87,49 @@ class GpuConfig:
     """Print the summary as one JSON object on standard output and all else on standard error."""
 
 
+def list_command(_config: ListConfig, console: Console) -> int:
+    """Name the claims."""
+    claims: dict[str, Json] = {name: (claim(name).__doc__ or "").splitlines()[0] for name in CLAIMS}
+    console.summary(claims, lines(claims))
+    return 0
+
+
+def run_command(config: RunConfig, console: Console) -> int:
+    """Measure a claim; 1 when it is not kept."""
+    if config.name not in CLAIMS:
+        raise InputError(f"claim: expected one of {', '.join(CLAIMS)}, found {config.name!r}")
+    if config.out is not None:
+        require_apart({"--out": config.out}, {})
+    from benchmarks.harness import Report
+
+    report = Report(config.name, config.out)
+    values = claim(config.name).run(report, quick=config.quick)
+    report.end(values)
+    console.summary(values, lines(values))
+    return 0 if values.get("kept", True) else 1
+
+
+def gpu_command(config: GpuConfig, console: Console) -> int:
+    """Measure what needs a GPU; 1 when something is not kept."""
+    if config.out is not None:
+        require_apart({"--out": config.out}, {})
+    from benchmarks import gpu
+
+    values = gpu.measure(config.out)
+    console.summary(values, lines(values))
+    return 0 if values["kept"] else 1
+
+
+COMMANDS = {
+    "list": Command(ListConfig, list_command),
+    "run": Command(RunConfig, run_command),
+    "gpu": Command(GpuConfig, gpu_command),
+}
+
+
 def main() -> int:
     """Run the command that the arguments name."""
-    config = tyro.extras.subcommand_cli_from_dict(
-        {"list": ListConfig, "run": RunConfig, "gpu": GpuConfig},
-        prog="python -m benchmarks",
-        description="Every claim, measured.",
-    )
-    console = Console(as_json=config.json)
-
-    def command() -> int:
-        if isinstance(config, ListConfig):
-            claims: dict[str, Json] = {name: (claim.__doc__ or "").splitlines()[0] for name, claim in CLAIMS.items()}
-            console.summary(claims, lines(claims))
-            return 0
-        if isinstance(config, GpuConfig):
-            if config.out is not None:
-                require_apart({"--out": config.out}, {})
-            values = gpu.measure(config.out)
-            console.summary(values, lines(values))
-            return 0 if values["kept"] else 1
-        if config.name not in CLAIMS:
-            raise InputError(f"claim: expected one of {', '.join(CLAIMS)}, found {config.name!r}")
-        if config.out is not None:
-            require_apart({"--out": config.out}, {})
-        report = Report(config.name, config.out)
-        values = CLAIMS[config.name].run(report, quick=config.quick)
-        report.end(values)
-        console.summary(values, lines(values))
-        return 0 if values.get("kept", True) else 1
-
-    return run_command("benchmarks", command)
+    return run_program("benchmarks", "Every claim, measured.", COMMANDS)
 
 
 def lines(values: dict[str, Json]) -> str:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
 from labelstore.bands import missed
 from labelstore.check import check
-from labelstore.console import Console, byte_count, run_command
+from labelstore.console import Console, byte_count
 from labelstore.convert import convert
 from labelstore.encodings import CodecName, EncodingName, encoding_parameters
 from labelstore.errors import InputError
 from labelstore.export import export
 from labelstore.info import in_words, info, lines
+from labelstore.program import Command, run_program
 from labelstore.repair import RepairReport, repair
 from labelstore.spec import Json
 from labelstore.store import LabelStore
@@ -270,24 +270,17 @@ def export_command(config: ExportConfig, console: Console) -> int:
     return 0
 
 
-COMMANDS: dict[str, tuple[Any, Callable[[Any, Console], int]]] = {
-    "info": (InfoConfig, info_command),
-    "check": (CheckConfig, check_command),
-    "convert": (ConvertConfig, convert_command),
-    "export": (ExportConfig, export_command),
+COMMANDS = {
+    "info": Command(InfoConfig, info_command),
+    "check": Command(CheckConfig, check_command),
+    "convert": Command(ConvertConfig, convert_command, resumes=True),
+    "export": Command(ExportConfig, export_command),
 }
 
 
 def main() -> int:
     """Run the command that the arguments name."""
-    config: Any = tyro.extras.subcommand_cli_from_dict(
-        {name: kind for name, (kind, _) in COMMANDS.items()},
-        prog="python -m labelstore",
-        description="Look at a label store, convert it, export its labels.",
-    )
-    (command,) = (command for kind, command in COMMANDS.values() if isinstance(config, kind))
-    console = Console(as_json=config.json)
-    return run_command("labelstore", lambda: command(config, console), resumes=isinstance(config, ConvertConfig))
+    return run_program("labelstore", "Look at a label store, convert it, export its labels.", COMMANDS)
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def build(config: BuildConfig, console: Console) -> Mapping[str, Json]:
             return dry_run(config, prepare(config, console, Ranks()), console) if ranks.first else {}
         if not ranks.first:
             return write_share(config, prepare(config, console, ranks), console, ranks)
-        with watching(config.log, config.metrics_port, config.metrics_host, console) as watch:
+        with watching(config.progress_log, config.metrics_port, config.metrics_host, console) as watch:
             work = prepare(config, console, ranks)
             store = open_for(config, work)
             try:
@@ -309,8 +309,8 @@ def dry_run(config: BuildConfig, work: Work, console: Console) -> Mapping[str, J
     """What the build would make and take, from a probe of a few batches; writes nothing."""
     identity = work.identity
     views = BlockGrid.of(identity).whole_views(config.views)
-    if config.log is not None:
-        require_log(config.log)
+    if config.progress_log is not None:
+        require_log(config.progress_log)
     if store := checked(config, work):
         require_same_engine(config, store, work, console)
         views = views_to_write(store, views)

@@ -1,4 +1,7 @@
-"""What `build` is told: one frozen dataclass whose fields are the command's flags."""
+"""What each command is told: one frozen dataclass each, whose fields are the flags.
+
+Nothing that takes long to import is imported here, so that help and the errors of a command line come at once.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
 
 from labelstore.encodings import CodecName, EncodingName, encoding_parameters
 from labelstore.errors import InputError
@@ -16,8 +21,10 @@ from labelstore.places import require_apart
 from labelstore.removing import require_absent
 from labelstore.spec import Json
 from pipeline.engine.spec import CompileMode, DTypeName, TeacherSpec, make_members
-from pipeline.plan import PlanSpec
 from pipeline.render import Decoder
+
+if TYPE_CHECKING:
+    from pipeline.plan import PlanSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -128,7 +135,7 @@ class BuildConfig:
     """Take the lease of a build on another host that is known to be dead."""
     dry_run: bool = False
     """Check everything, measure a short probe, print crops, bytes and time, and write nothing."""
-    log: Path | None = None
+    progress_log: Path | None = None
     """File that gets a line of JSON every ten seconds: what is done, how busy each stage is, and which one binds."""
     metrics_port: int | None = None
     """Serve the same as Prometheus metrics on this port."""
@@ -145,12 +152,18 @@ class BuildConfig:
         if self.metrics_port is not None and not 1 <= self.metrics_port <= 65_535:
             raise InputError(f"--metrics-port: expected 1 to 65535, found {self.metrics_port}")
         self.encoding_parameters()
-        places = {"--store": self.store, "the cache of --store": self.manifest_cache, "--log": self.log}
+        places = {
+            "--store": self.store,
+            "the cache of --store": self.manifest_cache,
+            "--progress-log": self.progress_log,
+        }
         require_apart(places, {"--images": self.images})
-        require_apart({"--log": self.log}, {"--store": self.store})
+        require_apart({"--progress-log": self.progress_log}, {"--store": self.store})
 
     def plan_spec(self) -> PlanSpec:
         """The plan's part of the flags."""
+        from pipeline.plan import PlanSpec  # takes seconds to import
+
         return PlanSpec(
             size=self.size,
             seed=self.seed,
@@ -204,6 +217,81 @@ class BuildConfig:
     def manifest_cache(self) -> Path:
         """The file beside the store that keeps sizes and digests of the images."""
         return manifest_cache(self.store)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Render stored crops again, run the teacher on them, and compare with what the store holds."""
+
+    store: Path
+    """Folder of the store."""
+    images: Path
+    """Class folder that the store was made of."""
+    weights: tuple[str, ...] = ()
+    """Weights of the store's teacher, of several one each; without them only the pixels are compared."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N."""
+    decoder: Decoder | None = None
+    """What decodes files: cpu, gpu or gpu-hw; on a GPU what decoded the store's when left out."""
+    threads: int | None = None
+    """CPU threads; the teacher takes as many as the store's did when left out."""
+    cache_gib: float = 2.0
+    """Memory for decoded images."""
+    rehash: bool = False
+    """Read every image again instead of believing size and modification time."""
+    json: bool = False
+    """Print the summary as one JSON object on standard output and all else on standard error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowConfig:
+    """Draw a contact sheet (PNG): crops as the student sees them, with target, the teacher's top-3, confidence."""
+
+    store: Path
+    """Folder of the store."""
+    images: Path
+    """Class folder that the store was made of."""
+    out: Path
+    """The PNG to write."""
+    view: int = 0
+    """View to show."""
+    start: int = 0
+    """First position to show."""
+    count: int = 32
+    """Crops to show."""
+    columns: int = 8
+    """Crops a row of the sheet."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N."""
+    decoder: Decoder | None = None
+    """What decodes files: cpu, gpu or gpu-hw; on a GPU what decoded the store's when left out."""
+    threads: int | None = None
+    """CPU threads; all cores when left out."""
+    cache_gib: float = 2.0
+    """Memory for decoded images."""
+    json: bool = False
+    """Print the summary as one JSON object on standard output and all else on standard error."""
+
+    def __post_init__(self) -> None:
+        """Refuse, before anything is drawn, what could not be written."""
+        require_apart({"--out": self.out}, {"--images": self.images, "--store": self.store})
+        require_place("--out", self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Turn a published tensor file (a dict of images and labels) into a class folder of lossless PNG."""
+
+    data: tyro.conf.Positional[Path]
+    """The file, as GIFT and other distillation repositories publish it: data.pt."""
+    out: Path
+    """Class folder to make."""
+    mean: tuple[float, ...] | None = None
+    """Channel means that the images were normalised with; needed for float images."""
+    std: tuple[float, ...] | None = None
+    """Channel standard deviations that the images were normalised with."""
+    json: bool = False
+    """Print the summary as one JSON object on standard output and all else on standard error."""
 
 
 def manifest_cache(store: Path) -> Path:

@@ -19,7 +19,6 @@ from labelstore.errors import InputError, MismatchError
 from labelstore.spec import Identity, Json, first_difference
 from pipeline.class_folder import list_images
 from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, BuildConfig
-from pipeline.plan import PlanSpec
 
 Value: TypeAlias = "Json | tuple[float, ...] | tuple[str, ...]"
 Flags: TypeAlias = dict[str, Value]
@@ -148,6 +147,8 @@ def require_store(name: str, identity: Identity, student: str) -> None:
     flags = flags_of(RECIPES, name, Setting.of(identity, student))
     if name == "gift" and len(identity.classes) == IMAGENET and identity.require("plan").get("factor") == 2:
         flags["factor"] = 2
+    from pipeline.plan import PlanSpec  # takes seconds to import
+
     plain = asdict(PlanSpec(size=identity.size))
     wanted: dict[str, Any] = {**plain, **flags}
     teacher = identity.require("teacher")

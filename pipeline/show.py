@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,51 +10,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from labelstore.errors import InputError
 from labelstore.newfile import new_file
-from labelstore.places import require_apart
 from labelstore.store import LabelBatch
-from pipeline.config import gibibytes, require_place
-from pipeline.render import Decoder
+from pipeline.config import ShowConfig, gibibytes
 from pipeline.source import Source, check_pixels, open_source
 
 CAPTION_LINES = 4
 LINE_HEIGHT = 12
 MARGIN = 6
 MIN_SIDE = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShowConfig:
-    """Draw a contact sheet (PNG): crops as the student sees them, with target, the teacher's top-3, confidence."""
-
-    store: Path
-    """Folder of the store."""
-    images: Path
-    """Class folder that the store was made of."""
-    out: Path
-    """The PNG to write."""
-    view: int = 0
-    """View to show."""
-    start: int = 0
-    """First position to show."""
-    count: int = 32
-    """Crops to show."""
-    columns: int = 8
-    """Crops a row of the sheet."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N."""
-    decoder: Decoder | None = None
-    """What decodes files: cpu, gpu or gpu-hw; on a GPU what decoded the store's when left out."""
-    threads: int | None = None
-    """CPU threads; all cores when left out."""
-    cache_gib: float = 2.0
-    """Memory for decoded images."""
-    json: bool = False
-    """Print the summary as one JSON object on standard output and all else on standard error."""
-
-    def __post_init__(self) -> None:
-        """Refuse, before anything is drawn, what could not be written."""
-        require_apart({"--out": self.out}, {"--images": self.images, "--store": self.store})
-        require_place("--out", self.out)
 
 
 def show(config: ShowConfig) -> int:

@@ -14,12 +14,12 @@ from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.class_order import CLASS_COLUMNS, TEACHER_CLASSES, check_classes, select_columns
 from pipeline.engine.batches import require_weights_fit
-from pipeline.engine.device import choose_device
+from pipeline.engine.device import DTYPES, choose_device
 from pipeline.engine.ensemble import Ensemble
 from pipeline.engine.folding import fold_batch_norms
 from pipeline.engine.neighbours import require_independent
 from pipeline.engine.running import Engine, eager, enough_memory, make_engine
-from pipeline.engine.spec import DTYPES, Member, TeacherSpec, make_members
+from pipeline.engine.spec import Member, TeacherSpec, make_members
 from pipeline.networks.load import load_network
 from pipeline.networks.weights import Weights
 from pipeline.render.normalise import normalise

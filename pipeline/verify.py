@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,38 +17,13 @@ from labelstore.errors import MismatchError
 from labelstore.fidelity import gift_fidelity
 from labelstore.spec import Json, first_difference, require_same
 from labelstore.store import LabelStore
-from pipeline.config import gibibytes
+from pipeline.config import VerifyConfig, gibibytes
 from pipeline.engine.spec import MAX_RELATIVE_ERROR
-from pipeline.render import Decoder
 from pipeline.source import Source, check_pixels, open_source
 from pipeline.teacher import Teacher, TeacherSpec, make_teacher, stored_members
 
 MIN_FIDELITY = 0.99
 MARGIN = 0.01  # by which the audit rows may fall below the fidelity of the many rows that the store has measured
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
-    """Render stored crops again, run the teacher on them, and compare with what the store holds."""
-
-    store: Path
-    """Folder of the store."""
-    images: Path
-    """Class folder that the store was made of."""
-    weights: tuple[str, ...] = ()
-    """Weights of the store's teacher, of several one each; without them only the pixels are compared."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N."""
-    decoder: Decoder | None = None
-    """What decodes files: cpu, gpu or gpu-hw; on a GPU what decoded the store's when left out."""
-    threads: int | None = None
-    """CPU threads; the teacher takes as many as the store's did when left out."""
-    cache_gib: float = 2.0
-    """Memory for decoded images."""
-    rehash: bool = False
-    """Read every image again instead of believing size and modification time."""
-    json: bool = False
-    """Print the summary as one JSON object on standard output and all else on standard error."""
 
 
 def verify(config: VerifyConfig, console: Console) -> tuple[bool, Mapping[str, Json]]:

@@ -139,7 +139,7 @@ class Watch:
             with self._log.open("a") as file:
                 file.write(json.dumps({"time": round(time.time(), 3), **moment.to_json()}) + "\n")
         except OSError as error:
-            raise GiftwrapError(f"--log {self._log}: cannot be written ({error.strerror})") from error
+            raise GiftwrapError(f"--progress-log {self._log}: cannot be written ({error.strerror})") from error
 
     def _mark(self) -> _Mark:
         return _Mark(time.monotonic(), self._crops, self.busy.seconds())
@@ -183,12 +183,12 @@ def require_log(log: Path) -> None:
     """
     folder = next(parent for parent in log.absolute().parents if parent.exists())
     if not folder.is_dir() or log.is_dir() or not os.access(log if log.exists() else folder, os.W_OK):
-        raise InputError(f"--log {log}: expected a file that can be written")
+        raise InputError(f"--progress-log {log}: expected a file that can be written")
     for line in log.read_bytes().splitlines(keepends=True) if log.is_file() else ():
         if not _is_moment(line) and (line.endswith(b"\n") or not line.startswith(b'{"time": ')):  # one may be cut off
             raise InputError(
-                f"--log {log}: expected the log of a build, or no file, found another file; nothing is added to it: "
-                f"give another name"
+                f"--progress-log {log}: expected the log of a build, or no file, found another file; nothing is added to "
+                f"it: give another name"
             )
 
 
@@ -220,7 +220,9 @@ def watching(log: Path | None, port: int | None, host: str, console: Console) ->
                 log.parent.mkdir(parents=True, exist_ok=True)
                 log.open("a").close()
             except OSError as error:
-                raise InputError(f"--log {log}: expected a file that can be written ({error.strerror})") from error
+                raise InputError(
+                    f"--progress-log {log}: expected a file that can be written ({error.strerror})"
+                ) from error
         watch = Watch(log)
         if port is not None:
             stack.enter_context(_served(watch, host, port))

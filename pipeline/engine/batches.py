@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from labelstore.console import byte_count
 from labelstore.errors import InputError
-from pipeline.engine.spec import DTYPES, TeacherSpec
+from pipeline.engine.device import DTYPES
+from pipeline.engine.spec import TeacherSpec
 from pipeline.memory import available_memory
 
 CPU_BATCH = 128  # measured: ResNet-18 at 224 px gains nothing from more, and loses a few percent with 32

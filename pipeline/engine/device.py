@@ -8,9 +8,14 @@ import torch
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
-from pipeline.engine.spec import TeacherSpec
+from pipeline.engine.spec import DTypeName, TeacherSpec
 from pipeline.networks.load import library_version
 
+DTYPES: Mapping[DTypeName, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 # Instructions that decide which kernels of one capability are taken.
 CPU_FEATURES = ("avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "amx_fp16")
 

@@ -17,9 +17,9 @@ from labelstore.spec import Json
 from pipeline.augment import inputs_of
 from pipeline.engine.batches import find_batch
 from pipeline.engine.compiling import CompileError, compiled, compilers
-from pipeline.engine.device import describe_engine
+from pipeline.engine.device import DTYPES, describe_engine
 from pipeline.engine.graphs import CudaGraph
-from pipeline.engine.spec import DTYPES, MAX_RELATIVE_ERROR, TeacherSpec
+from pipeline.engine.spec import MAX_RELATIVE_ERROR, TeacherSpec
 from pipeline.render.normalise import network_input, normalise
 
 Step: TypeAlias = Callable[[Tensor], Tensor]

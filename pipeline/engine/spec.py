@@ -5,19 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
-
-import torch
+from typing import Any, Literal, get_args
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
-DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 # Largest error, as a share of the largest logit, that another order of summation explains.
 MAX_RELATIVE_ERROR: Mapping[str, float] = {"float32": 2e-3, "bfloat16": 5e-2, "float16": 1e-2}
 CompileMode = Literal["off", "on", "require"]
@@ -78,8 +71,8 @@ class TeacherSpec:
         """Refuse what cannot be run."""
         if not self.members:
             raise InputError("teacher: expected at least one network, found none")
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, found {self.dtype!r}")
+        if self.dtype not in get_args(DTypeName):
+            raise InputError(f"dtype: expected one of {', '.join(get_args(DTypeName))}, found {self.dtype!r}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3 or not all(math.isfinite(value) for value in values):
                 raise InputError(f"{name}: expected three finite numbers, found {values}")

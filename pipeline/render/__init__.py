@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
-
 from labelstore.columns import CropRows
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.render.identity import DECODERS, Decoder, decoder_of
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from pipeline.manifest import Manifest
     from pipeline.plan import PlanSpec
 
@@ -81,6 +81,8 @@ def make_renderer(
 
 def _device(name: str) -> torch.device:
     """The device called ``name``, proven to be there; a CUDA device has an index."""
+    import torch
+
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from labelstore.spec import Json
-from pipeline.augment import fingerprints
-from pipeline.render import dali
+
+if TYPE_CHECKING:
+    import torch
 
 Decoder = Literal["cpu", "gpu", "gpu-hw"]
 # How a GPU decodes so that pixels do not depend on the rest of the batch: nothing, or all that it can take, goes to
@@ -38,6 +37,11 @@ def renderer_id(device: torch.device, decoder: str, columns: Sequence[str] = ())
         decoder: one of `DECODERS`.
         columns: of the rows; operators on floats that they ask for are known by their fingerprints.
     """
+    import torch  # here alone: commands read the names above before they know that they will need it
+
+    from pipeline.augment import fingerprints
+    from pipeline.render import dali
+
     operators: dict[str, Json] = {name: list(numbers) for name, numbers in fingerprints(columns, device).items()}
     cpu, with_dali = device.type == "cpu", dali.load() is not None
     versions: dict[str, Json] = {}

@@ -64,7 +64,7 @@ def test_the_command_tells_and_fails_when_a_claim_is_not_kept(
     kept: bool, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values: dict[str, Any] = {"rate": {"wall": 2_500_000.0, "cpu": 0.123456}, "kept": kept}
-    monkeypatch.setitem(command.CLAIMS, "plan", SimpleNamespace(run=lambda _report, **_options: values))
+    monkeypatch.setattr("benchmarks.plan.run", lambda _report, **_options: values)
     assert run(monkeypatch, "run", "plan", "--json") == code
     assert json.loads(capsys.readouterr().out) == values
     assert run(monkeypatch, "run", "plan") == code

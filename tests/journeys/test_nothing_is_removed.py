@@ -64,8 +64,14 @@ OVERLAPS: dict[str, tuple[Words, tuple[str, ...]]] = {
     "a store around the images": (lambda w, _: build(w, w.folder), ("--store", "holds --images")),
     "through a link": (lambda w, tmp: build(w, link(tmp / "l", w.images) / "ant" / "s"), ("lies in --images",)),
     "in another store": (lambda w, _: build(w, w.store / "labels" / "s"), ("--store", "lies in the label store")),
-    "a log in the images": (lambda w, t: build(w, t / "s", "--log", w.images / "ant/00.jpg"), ("--log", "--images")),
-    "a log in the store": (lambda w, t: build(w, t / "s", "--log", t / "s/log"), ("--log", "lies in --store")),
+    "a log in the images": (
+        lambda w, t: build(w, t / "s", "--progress-log", w.images / "ant/00.jpg"),
+        ("--progress-log", "--images"),
+    ),
+    "a log in the store": (
+        lambda w, t: build(w, t / "s", "--progress-log", t / "s/log"),
+        ("--progress-log", "lies in --store"),
+    ),
     "a dry run in the images": (lambda w, _: build(w, w.images / "s", "--dry-run"), ("lies in --images",)),
     "a run in the images": (lambda w, _: train(w, w.images / "run"), ("--run", "lies in --images")),
     "a run in the store": (lambda w, _: train(w, w.store / "run"), ("--run", "lies in --store")),
@@ -176,8 +182,8 @@ REFUSED: dict[str, Words] = {
     "another plan": lambda w, _: build(w, w.store, "--seed", 1),
     "another hierarchy": lambda w, t: build(w, put(t / "s/zarr.json", b"{}").parent),
     "labels without their root": lambda w, t: build(w, put(t / "s/markers/0.0.json").parents[1]),
-    "another log": lambda w, t: build(w, t / "s", "--log", put(t / "a.jpg", b"\xff\xd8 no line")),
-    "a log that is a folder": lambda w, t: build(w, t / "s", "--log", put(t / "d/x").parent),
+    "another log": lambda w, t: build(w, t / "s", "--progress-log", put(t / "a.jpg", b"\xff\xd8 no line")),
+    "a log that is a folder": lambda w, t: build(w, t / "s", "--progress-log", put(t / "d/x").parent),
     "a file in the way": in_the_way,
     "a held store": held,
 }
@@ -208,12 +214,12 @@ def test_the_users_files_outlive_a_build_a_run_and_their_outputs(world: World, t
         for name in (".store.images.npz", "store.images.npz.partial", "store.images.npz", "notes", ".run", "sheet.txt")
     ]
     mine = dict.fromkeys(files, MINE)
-    built = giftwrap(*world.build_words(store, "--log", tmp_path / "log"))
+    built = giftwrap(*world.build_words(store, "--progress-log", tmp_path / "log"))
     assert built.code == 0, built.err
     assert "store.images.npz: is no cache of images and stays as it is" in built.err
     names = ("notes", "checkpoint.pt.partial", "config.json.partial", "log.jsonl.partial", "x/y", ".lock2")
     mine |= {put(folder / name): MINE for folder in (store, store / "labels", store / "markers") for name in names}
-    more = giftwrap(*world.build_words(store, "--views", 400, "--log", tmp_path / "log"))
+    more = giftwrap(*world.build_words(store, "--views", 400, "--progress-log", tmp_path / "log"))
     assert more.code == 0, more.err
     words = train(replace(world, store=store), run, "--test-images", world.images)
     assert giftwrap(*words).code == 0

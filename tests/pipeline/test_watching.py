@@ -191,12 +191,12 @@ def test_the_log_gets_a_line_every_ten_seconds_and_continues(clock: Clock, tmp_p
 def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     console = Console(silent=True)
     with (
-        pytest.raises(InputError, match=r"--log .*: expected a file that can be written"),
+        pytest.raises(InputError, match=r"--progress-log .*: expected a file that can be written"),
         watch_for(tmp_path, None, "127.0.0.1", console),
     ):
         pass
     full = Watch(Path("/dev/full"))
-    with pytest.raises(GiftwrapError, match=r"--log /dev/full: cannot be written \(No space left on device\)"):
+    with pytest.raises(GiftwrapError, match=r"--progress-log /dev/full: cannot be written \(No space left on device\)"):
         full.log(full.so_far())
 
 

@@ -1,0 +1,107 @@
+"""A program of several commands: its command line is read at once, and only what the command needs is imported."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any
+
+from labelstore.console import Console, run_command
+from labelstore.errors import InputError
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command of a program.
+
+    Attributes:
+        config: frozen dataclass whose fields are the flags, with ``json`` among them; its docstring is the help.
+        run: gets the config and the console; returns the exit code. Imports what takes long.
+        resumes: whether typing the same command again continues stopped work.
+    """
+
+    config: type[Any]
+    run: Callable[[Any, Console], int]
+    resumes: bool = False
+
+
+def run_program(
+    package: str,
+    description: str,
+    commands: Mapping[str, Command],
+    *,
+    typed: Callable[[Sequence[str]], Sequence[str]] = lambda words: words,
+    short: Mapping[str, str] = MappingProxyType({}),
+    python: Sequence[str] = (sys.executable,),
+) -> int:
+    """Run the command that ``sys.argv`` names; returns the exit code.
+
+    Args:
+        package: the package whose ``python -m`` this is.
+        description: what all commands are about, for the help.
+        commands: by name.
+        typed: turns the words of the command line into the words that are parsed: a recipe into its flags.
+        short: shorter spellings of flags. Torchrun takes them for abbreviations of its own, so that they are no names.
+        python: what comes before ``-m`` in the line that says how to resume; empty when another process says it.
+    """
+    words = [spelled_out(word, short) for word in sys.argv[1:]]
+    if words[:1] == ["--version"]:
+        from labelstore import __version__
+
+        print(f"giftwrap {__version__}")
+        return 0
+    if words[:1] in ([], ["-h"], ["--help"]):
+        print(overview(package, description, commands), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    command = commands.get(words[0])
+
+    def act() -> int:
+        if command is None:
+            close = get_close_matches(words[0], commands, 1)
+            meant = f"did you mean {close[0]}?" if close else f"see python -m {package} --help"
+            raise InputError(f"command: expected one of {', '.join(commands)}, found {words[0]!r}; {meant}")
+        config = read_flags(command.config, f"python -m {package} {words[0]}", typed(words)[1:])
+        return command.run(config, Console(as_json=config.json))
+
+    resumes = command is not None and command.resumes and bool(python)
+    return run_command(package, act, resumes=resumes, python=python)
+
+
+def spelled_out(word: str, short: Mapping[str, str]) -> str:
+    """A word of a command line with the name of its flag in full."""
+    flag, equals, value = word.partition("=")
+    return short.get(flag, flag) + equals + value
+
+
+def overview(package: str, description: str, commands: Mapping[str, Command]) -> str:
+    """The help of a program: its commands, and the first sentence of each."""
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {(each.config.__doc__ or '').splitlines()[0]}" for name, each in commands.items()]
+    usage = f"usage: python -m {package} [--help] [--version] COMMAND [--help] ..."
+    return "\n".join([usage, "", description, "", *lines])
+
+
+def read_flags(config: type[Any], program: str, words: Sequence[str]) -> Any:
+    """An instance of ``config`` from the words of its flags.
+
+    Raises:
+        InputError: an address where a path is expected, or values that do not go together.
+        SystemExit: after the help, or a line about flags that are not there.
+    """
+    import tyro
+
+    for word in words:
+        if _ADDRESS.match(word.partition("=")[2] if word.startswith("--") else word):
+            raise InputError(
+                f"{word}: expected a path on this machine, found an address; copy it here and give its path"
+            )
+    # Its checks run outside of the parser, which would put the name of the class before their words.
+    unchecked = type(config.__name__, (config,), {"__post_init__": lambda _: None, "__doc__": config.__doc__})
+    parsed: Any = tyro.cli(unchecked, prog=program, args=list(words))
+    return config(**{field.name: getattr(parsed, field.name) for field in fields(config)})

@@ -1,0 +1,102 @@
+"""What a command says before it works: help, versions, mistakes in flags; at once, and without a traceback."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+from torch.distributed.run import get_args_parser
+
+from benchmarks.__main__ import COMMANDS as BENCHMARKS
+from labelstore import __version__
+from labelstore.__main__ import COMMANDS as LABELSTORE
+from labelstore.program import Command, read_flags
+from pipeline.__main__ import COMMANDS as PIPELINE
+
+PROGRAMS: dict[str, dict[str, Command]] = {"labelstore": LABELSTORE, "pipeline": PIPELINE, "benchmarks": BENCHMARKS}
+EVERY = [(program, name) for program, commands in PROGRAMS.items() for name in commands]
+# What takes longest to import; none of it is needed to read a command line.
+HEAVY = ("torch", "torchvision", "zarr", "PIL", "nvidia.dali", "timm", "matplotlib", "hypothesis")
+SAYS_WHAT_IT_IMPORTED = """
+import runpy, sys
+program, *words = sys.argv[1:]
+sys.argv = [program, *words]
+try:
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    print("imported", [name for name in {heavy} if name in sys.modules], end.code)
+"""
+
+
+def say(*words: str) -> tuple[str, str, list[str], int]:
+    """What a program says to these words: output, errors, which heavy modules it imported, exit code."""
+    code = SAYS_WHAT_IT_IMPORTED.replace("{heavy}", repr(HEAVY))
+    ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    out, _, last = ended.stdout.rpartition("imported ")
+    imported, code_of = re.fullmatch(r"\[(.*)\] (\w+)\n", last).groups()
+    return out, ended.stderr, imported.split(", ") if imported else [], int(code_of)
+
+
+@pytest.mark.parametrize(("program", "name"), [*EVERY, *((program, "") for program in PROGRAMS)])
+def test_help_imports_nothing_that_takes_long(program: str, name: str) -> None:
+    out, err, imported, code = say(program, *filter(None, [name]), "--help")
+    assert (imported, code, err) == ([], 0, "")
+    assert f"usage: python -m {program}" in out
+    assert all(command in out for command in PROGRAMS[program]) or name
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_mistakes_are_named_before_anything_is_imported(program: str) -> None:
+    name, command = next(iter(PROGRAMS[program].items()))
+    for words, expected in (
+        ([], f"usage: python -m {program}"),
+        ([f"{name}x"], f"found '{name}x'; did you mean {name}?"),
+        (["--verbose"], f"found '--verbose'; see python -m {program} --help"),
+        ([name, "--no-such-flag"], f"python -m {program} {name} --help"),
+    ):
+        out, err, imported, code = say(program, *words)
+        assert (out, imported, code) == ("", [], 2)
+        assert expected in err
+        assert "Traceback" not in err
+        assert command.config.__name__ not in err
+    out, err, imported, code = say(program, "--version")
+    assert (out, err, imported, code) == (f"giftwrap {__version__}\n", "", [], 0)
+
+
+def test_flags_that_exclude_each_other_are_named_without_our_names() -> None:
+    _, err, imported, code = say("labelstore", "export", "x", "y", "--view", "1", "--views", "2")
+    assert (err, imported, code) == ("error: --view and --views: expected one of them, found both\n", [], 2)
+
+
+@pytest.mark.parametrize("word", ["s3://bucket/x", "--store=gs://bucket/x", "hf://datasets/x", "https://host/x.pt"])
+@pytest.mark.parametrize("program", ["labelstore", "pipeline"])
+def test_addresses_are_no_paths(word: str, program: str) -> None:
+    name = next(iter(PROGRAMS[program]))
+    _, err, _, code = say(program, name, word)
+    assert (err, code) == (
+        f"error: {word}: expected a path on this machine, found an address; copy it here and give its path\n",
+        2,
+    )
+
+
+@pytest.mark.parametrize("command", [PIPELINE["build"]], ids=["build"])
+def test_torchrun_hands_on_every_flag(command: Command) -> None:
+    parser = get_args_parser()
+    theirs = {option for action in parser._actions for option in action.option_strings}
+    for field in fields(command.config):
+        flag = f"--{field.name.replace('_', '-')}"
+        words = ["train", flag, "1", f"{flag}=1"]
+        found = parser.parse_args(["--nproc-per-node=2", "-m", "trainer", *words])
+        assert (found.training_script, found.training_script_args) == ("trainer", words)
+        # Which abbreviations argparse takes differs from one Python to the next; these are in no Python.
+        assert [option for option in theirs if option.startswith(flag)] in ([], [flag])
+
+
+def test_defaults_and_types_of_flags_are_the_fields() -> None:
+    words = ["a", "b", "--encoding", "transform", "--fidelity", "0.9", "--views", "3"]
+    config = read_flags(LABELSTORE["convert"].config, "convert", words)
+    assert type(config) is LABELSTORE["convert"].config
+    assert (str(config.source), config.fidelity, config.views, config.codec, config.json) == ("a", 0.9, 3, None, False)
