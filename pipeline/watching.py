@@ -187,8 +187,8 @@ def require_log(log: Path) -> None:
     for line in log.read_bytes().splitlines(keepends=True) if log.is_file() else ():
         if not _is_moment(line) and (line.endswith(b"\n") or not line.startswith(b'{"time": ')):  # one may be cut off
             raise InputError(
-                f"--progress-log {log}: expected the log of a build, or no file, found another file; nothing is added to "
-                f"it: give another name"
+                f"--progress-log {log}: expected the log of a build, or no file, found another file; nothing is added "
+                f"to it: give another name"
             )
 
 
