@@ -141,6 +141,8 @@ def readable(value: Json) -> str:
     """A value as people read it."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {readable(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return f"[{', '.join(map(readable, value))}]"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return str(value)

@@ -8,8 +8,10 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import comb
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,11 +26,17 @@ class Timing:
 
     Attributes:
         wall: seconds of wall clock of each round, by candidate.
-        cpu: seconds of processor time of each round, all threads together, by candidate.
+        cpu: seconds of processor time of each round, of all threads and of the processes that they started, by
+            candidate.
     """
 
     wall: Mapping[str, list[float]]
     cpu: Mapping[str, list[float]]
+
+    @property
+    def rounds(self) -> int:
+        """How often each candidate took its turn."""
+        return len(next(iter(self.wall.values())))
 
     def rate(self, name: str, count: int) -> dict[str, float]:
         """Things a second at the median round, when a round of candidate ``name`` does ``count`` of them."""
@@ -38,22 +46,105 @@ class Timing:
         """Median over the rounds of the wall time of ``other`` over that of ``name``."""
         return median(b / a for a, b in zip(self.wall[name], self.wall[other], strict=True))
 
+    def interval(self, name: str, other: str, clock: Literal["wall", "cpu"] = "wall") -> Interval:
+        """The ratio of the time of ``name`` to that of ``other``, taken round by round."""
+        times: Mapping[str, list[float]] = getattr(self, clock)
+        return Interval.of([ours / theirs for ours, theirs in zip(times[name], times[other], strict=True)])
 
-def interleave(candidates: Mapping[str, Callable[[], object]], rounds: int = 5) -> Timing:
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A median, and where it lies with 95 % confidence, whatever the values are distributed like.
+
+    Attributes:
+        median: of the values.
+        low: lower end; with fewer than 6 values, the smallest, and the confidence is less.
+        high: upper end, likewise.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Interval:
+        """The interval between two order statistics: as many values below the one as above the other."""
+        ordered, count = sorted(values), len(values)
+        # The median lies below the k-th smallest value with the probability that fewer than k of n coins fall one way.
+        outside = [sum(comb(count, i) for i in range(k)) / 2**count for k in range(1, count + 1)]
+        below = max(sum(2 * chance <= 0.05 for chance in outside) - 1, 0)
+        return cls(median(ordered), ordered[below], ordered[-1 - below])
+
+    @property
+    def width(self) -> float:
+        """Of the interval."""
+        return self.high - self.low
+
+    def to_json(self) -> Json:
+        """Median, low and high."""
+        return [self.median, self.low, self.high]
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int = 5,
+    *,
+    until: Callable[[Timing], bool] = lambda _: True,
+    most: int = 0,
+) -> Timing:
     """Time candidates in turns, after one round that does not count.
 
     A candidate that works on a GPU waits for it before it returns.
+
+    Args:
+        candidates: what each does in a round.
+        rounds: that are timed.
+        until: whether that was enough; asked after them and then after every further round.
+        most: rounds that are timed at most, when it never is.
     """
-    wall: dict[str, list[float]] = {name: [] for name in candidates}
-    cpu: dict[str, list[float]] = {name: [] for name in candidates}
-    for number in range(rounds + 1):
+    timing = Timing({name: [] for name in candidates}, {name: [] for name in candidates})
+    for candidate in candidates.values():
+        candidate()
+    while timing.rounds < rounds or (timing.rounds < most and not until(timing)):
         for name, candidate in candidates.items():
-            wall_start, cpu_start = time.perf_counter(), time.process_time()
+            wall_start, cpu_start = time.perf_counter(), cpu_seconds()
             candidate()
-            if number:
-                cpu[name].append(time.process_time() - cpu_start)
-                wall[name].append(time.perf_counter() - wall_start)
-    return Timing(wall, cpu)
+            timing.cpu[name].append(cpu_seconds() - cpu_start)
+            timing.wall[name].append(time.perf_counter() - wall_start)
+    return timing
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process, and of all that run because of it, such as the workers of a loader."""
+    return time.process_time() + sum(map(_ticks, _descendants(os.getpid()))) / os.sysconf("SC_CLK_TCK")
+
+
+def _descendants(ancestor: int) -> list[int]:
+    """The processes that a process has started, and those that these have."""
+    parents = {
+        int(stat.parent.name): int(fields[1]) for stat in Path("/proc").glob("[0-9]*/stat") if (fields := _stat(stat))
+    }
+    found, pending = [], [ancestor]
+    while pending:
+        parent = pending.pop()
+        children = [process for process, its in parents.items() if its == parent]
+        found += children
+        pending += children
+    return found
+
+
+def _ticks(process: int) -> int:
+    """Clock ticks that a process has run for; 0 when it has ended."""
+    fields = _stat(Path(f"/proc/{process}/stat"))
+    return int(fields[11]) + int(fields[12]) if fields else 0
+
+
+def _stat(path: Path) -> list[str]:
+    """The fields of a process behind its name, of which the first is its state; none when it has ended."""
+    try:
+        return path.read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 class Report:

@@ -72,7 +72,7 @@ def prepare(folder: Path, images: int) -> Replay:
     torch.manual_seed(0)
     save_weights(build_network(network, {"width": 4}, CLASSES, size=SIDE).state_dict(), weights)
     config = BuildConfig(
-        images=draw_set(folder / "images", images, SIDE),
+        images=draw_set(folder / "images", images, (SIDE, SIDE)),
         teacher=(network,),
         teacher_args=('{"width": 4}',),
         weights=(str(weights),),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ def test_candidates_take_turns_and_the_first_round_does_not_count(monkeypatch: p
 
     time = SimpleNamespace(perf_counter=lambda: clock["wall"], process_time=lambda: clock["cpu"])
     monkeypatch.setattr(harness, "time", time)
+    monkeypatch.setattr(harness, "_descendants", lambda _: [])
     timing = harness.interleave(
         {"fast": lambda: work("fast", [90, 1, 2, 4]), "slow": lambda: work("slow", [90, 8, 8, 8])}, rounds=3
     )
@@ -33,6 +35,36 @@ def test_candidates_take_turns_and_the_first_round_does_not_count(monkeypatch: p
     assert timing.wall == {"fast": [1, 2, 4], "slow": [8, 8, 8]}
     assert timing.rate("fast", 10) == {"wall": 5, "cpu": 2.5}
     assert timing.speedup("fast", "slow") == 4  # the median of 8, 4, 2
+
+
+def test_rounds_go_on_until_they_are_enough() -> None:
+    asked: list[int] = []
+
+    def until(timing: harness.Timing) -> bool:
+        asked.append(timing.rounds)
+        return timing.rounds == 6
+
+    assert harness.interleave({"a": lambda: None}, 4, until=until, most=9).rounds == 6
+    assert asked == [4, 5, 6]
+    assert harness.interleave({"a": lambda: None}, 4, until=lambda _: False, most=9).rounds == 9
+
+
+def test_the_interval_of_a_median_is_the_binomials() -> None:
+    """Ranks from tables of the sign test: for 6 to 8 values the extremes, for 25 the 8th from each end."""
+    for count, rank in ((3, 1), (6, 1), (8, 1), (9, 2), (20, 6), (25, 8), (50, 18)):
+        values = np.random.default_rng(count).permutation(count) + 1.0
+        found = harness.Interval.of(values.tolist())
+        assert (found.low, found.high) == (rank, count + 1 - rank)
+        assert found.median == (count + 1) / 2
+
+
+def test_processor_time_counts_the_processes_that_work_for_this_one() -> None:
+    code = "import time\nwhile time.process_time() < 0.4: pass\nprint(flush=True)\ninput()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    start = harness.cpu_seconds()
+    process.stdout.readline()
+    assert harness.cpu_seconds() - start > 0.2
+    process.communicate(b"\n")
 
 
 @pytest.mark.parametrize("name", command.CLAIMS)
