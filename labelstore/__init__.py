@@ -1,6 +1,7 @@
 """Label stores: soft labels of crops in chunked Zarr v3 arrays, beside the numbers that made each crop.
 
-Needs numpy, numcodecs and google_crc32c; what it writes is read by zarr (see docs/FORMAT.md).
+Needs numpy, numcodecs with pcodec, google-crc32c, xxhash and threadpoolctl, and tyro for its commands; what it writes
+is read by zarr-python too (see docs/FORMAT.md).
 """
 
 from labelstore.blocks import BlockIndex

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +51,8 @@ def run_program(
         short: shorter spellings of flags. Torchrun takes them for abbreviations of its own, so that they are no names.
         python: what comes before ``-m`` in the line that says how to resume; empty when another process says it.
     """
+    # Idle OpenMP threads sleep: those that spin take the cores that other processes, and this one's own threads, need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = [spelled_out(word, short) for word in sys.argv[1:]]
     if words[:1] == ["--version"]:
         from labelstore import __version__

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as commands run, and before torch is imported
 from tests.journeys.world import World, draw_images, giftwrap, random_teacher
-
-BUNDLE = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data() -> Path:
     """The folder of real images and weights; tests that ask for it are skipped where there is none."""
     unpacked = os.environ.get("GIFTWRAP_DATA")
-    if unpacked:
-        return Path(unpacked)
-    if not (BUNDLE / "unpack").exists():
+    if not unpacked:
         pytest.skip("needs real images: set GIFTWRAP_DATA")
-    folder = tmp_path_factory.mktemp("data")
-    subprocess.run([BUNDLE / "unpack", folder], check=True, capture_output=True)
-    return folder
+    return Path(unpacked)
 
 
 @pytest.fixture(scope="session")
