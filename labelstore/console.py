@@ -166,6 +166,8 @@ def run_command(
         print(f"resume with: {words}", file=sys.stderr, flush=True)
 
     signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return command() or 0
     except GiftwrapError as error:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from torch.distributed.run import get_args_parser
@@ -100,3 +103,22 @@ def test_defaults_and_types_of_flags_are_the_fields() -> None:
     config = read_flags(LABELSTORE["convert"].config, "convert", words)
     assert type(config) is LABELSTORE["convert"].config
     assert (str(config.source), config.fidelity, config.views, config.codec, config.json) == ("a", 0.9, 3, None, False)
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "words"),
+    [
+        ("tyro", -signal.SIGINT, ["labelstore", "info", "x"]),
+        ("numpy", -signal.SIGINT, ["pipeline", "build"]),
+        ("numpy", -signal.SIGINT, ["benchmarks", "list"]),
+        ("torch", 130, ["pipeline", "verify", "--store", "x", "--images", "y"]),
+        ("torch", 130, ["benchmarks", "list"]),
+    ],
+)
+def test_ctrl_c_while_modules_are_imported_ends_quietly(
+    module: str, code: int, words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / f"{module}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    ended = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, env=environment)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (code, False), ended.stderr
