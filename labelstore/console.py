@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TextIO
 
-from labelstore.errors import GiftwrapError
+from labelstore.errors import GiftwrapError, MismatchError, reason
 from labelstore.spec import Json
 
 PLAIN_INTERVAL_S = 10.0
@@ -156,9 +156,9 @@ def run_command(
         raise Stopped
 
     def say(error: object, notes: Sequence[str] = ()) -> None:
-        """Name the error, and how to go on where it notes that something is kept."""
+        """Name the error, and how to resume where it notes that something is kept, unless this command was refused."""
         print(f"error: {error}", *notes, sep="\n", file=sys.stderr, flush=True)
-        if notes and resumes:
+        if notes and resumes and not isinstance(error, MismatchError):
             say_how_to_resume()
 
     def say_how_to_resume() -> None:
@@ -185,7 +185,7 @@ def run_command(
         return 143 if isinstance(stopped, Stopped) else 130
     except OSError as error:
         again = "; mend that and type the same command again, what was finished is kept" if resumes else ""
-        say(f"{error}{again}", notes_of(error))
+        say(f"{reason(error)}{again}", notes_of(error))
         return 1
     except MemoryError as error:
         say(f"out of memory: {error}", notes_of(error))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f]")
 
 
 class GiftwrapError(Exception):
@@ -52,3 +55,15 @@ class NotStoredError(GiftwrapError, LookupError):
 
 class LeaseError(GiftwrapError):
     """Another build holds the store."""
+
+
+def reason(error: BaseException) -> str:
+    """What an error of another library says, in one line and printable: the file and the system's words of an OSError.
+
+    Such texts may have many lines, terminal codes and numbers of errors, and none at all.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return _CODES.sub("", text)

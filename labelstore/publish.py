@@ -120,7 +120,7 @@ def link(root: Path, temporary: Path, name: str) -> None:
         if error.errno not in disk.NO_LINKS:
             raise
         raise InputError(
-            f"{root}: this file system refused a hard link ({error}); "
+            f"{root}: this file system refused a hard link ({error.strerror}); "
             f"build the store on a local file system that has them and copy it when it is finished"
         ) from error
     removing.remove(temporary, STAGED)
