@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import re
+import shutil
 import signal
 import socket
 import sys
