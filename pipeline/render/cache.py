@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from labelstore.errors import InputError
-from pipeline.headers import read_header
+from pipeline.headers import Header, read_header
+from pipeline.quiet import quiet
 from pipeline.render.plain import is_plain
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ class Encoded:
         image: index of the image.
         data: its file's bytes.
         plain: whether DALI decodes them to Pillow's pixels.
-        orientation: EXIF orientation, 1 to 8.
+        header: what the file declares.
     """
 
     image: int
     data: bytes
     plain: bool
-    orientation: int
+    header: Header
 
 
 def runs(costs: npt.NDArray[np.int64], most: int, count: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -74,7 +74,7 @@ class Images:
     def __init__(
         self,
         manifest: Manifest,
-        decode: Callable[[Sequence[bytes]], Sequence[Tensor | None]],
+        decode: Callable[[Sequence[bytes], Sequence[Header]], Sequence[Tensor | None]],
         pool: Executor,
         cache_bytes: int,
     ) -> None:
@@ -82,7 +82,7 @@ class Images:
 
         Args:
             manifest: the images.
-            decode: decodes plain files to uint8 ``[H, W, 3]``; None for a file that it refuses.
+            decode: decodes plain files to uint8 ``[H, W, 3]``, by their headers; None for a file that it refuses.
             pool: where Pillow decodes the others.
             cache_bytes: memory for decoded images: all of them are kept, or none.
         """
@@ -108,7 +108,7 @@ class Images:
             ) from error
         self._require_sides(image, (header.height, header.width))
         self._require_digest(image, data, (status.st_size, status.st_mtime_ns))
-        return Encoded(image, data, is_plain(header.kind, data), header.orientation)
+        return Encoded(image, data, is_plain(header.kind, data), header)
 
     def whole(self, images: Sequence[int]) -> list[Tensor]:
         """Decoded images, uint8 ``[H, W, 3]`` each, one for each index.
@@ -148,7 +148,7 @@ class Images:
     def _decode_all(self, files: Sequence[Encoded]) -> list[Tensor]:
         """Plain files by DALI, each once; the others, and what DALI refuses, by Pillow."""
         plain = [file for file in files if file.plain]
-        by_dali = self._decode([file.data for file in plain]) if plain else []
+        by_dali = self._decode([file.data for file in plain], [file.header for file in plain]) if plain else []
         decoded = {file.image: image for file, image in zip(plain, by_dali, strict=True) if image is not None}
         others = [file for file in files if file.image not in decoded]
         decoded |= zip((file.image for file in others), self._pool.map(self._by_pillow, others), strict=True)
@@ -159,10 +159,9 @@ class Images:
     def _by_pillow(self, file: Encoded) -> Tensor:
         """One image as Pillow sees it, upright."""
         try:
-            with warnings.catch_warnings():  # of broken metadata, and of sizes, which the manifest has checked
-                warnings.simplefilter("ignore")
+            with quiet():  # of broken metadata, and of sizes, which the manifest has checked
                 image = Image.open(io.BytesIO(file.data))
-                turn = _UPRIGHT.get(file.orientation)
+                turn = _UPRIGHT.get(file.header.orientation)
                 pixels = np.array((image if turn is None else image.transpose(turn)).convert("RGB"))
         except Exception as error:  # whatever its plugins raise: OSError, SyntaxError, ValueError, struct.error, ...
             raise InputError(

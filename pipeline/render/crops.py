@@ -108,7 +108,9 @@ class CropRenderer:
             plain = np.array([file.plain for file in files])
             regions, others = at[plain], at[~plain]
             if len(regions):
-                self._decoder.start_regions([file.data for file in files if file.plain], work.boxes[regions])
+                ready = [file for file in files if file.plain]
+                headers = [file.header for file in ready]
+                self._decoder.start_regions([file.data for file in ready], work.boxes[regions], headers)
             chunk = next(ahead, None)
             if len(regions) and not self._decoder.finish_regions(partial(self._resize, work, regions)):
                 others = at  # whole and one by one, the file that does not decode gets its name

@@ -148,7 +148,7 @@ class DeviceRenderer:
         if not all(file.plain for file in files):
             return None
         made: list[tuple[Tensor, Indexes]] = []
-        self._decoder.start_regions([file.data for file in files], boxes)
+        self._decoder.start_regions([file.data for file in files], boxes, [file.header for file in files])
         whole = self._decoder.finish_regions(lambda regions: made.append(flatten(regions, self._device)))
         return made[0] if whole else None
 

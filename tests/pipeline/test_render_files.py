@@ -81,7 +81,7 @@ def ycck(jpeg: bytes) -> bytes:
 
 JPEG, PNG = encoded(RGB, "JPEG"), encoded(RGB, "PNG")
 CMYK = encoded(RGB.convert("CMYK"), "JPEG")
-XMP = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation='6'/></x:xmpmeta>"
+XMP = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 
 # name -> (file, whether DALI is trusted with it)
 KINDS: dict[str, tuple[bytes, bool]] = {
@@ -99,11 +99,11 @@ KINDS: dict[str, tuple[bytes, bool]] = {
     "JPEG turned, big-endian": (encoded(RGB, "JPEG", exif=exif(6, ">")), True),
     "JPEG grayscale turned": (encoded(GRAY, "JPEG", exif=exif(5)), True),
     "JPEG progressive turned": (encoded(RGB, "JPEG", exif=exif(8), progressive=True), True),
-    "JPEG of unknown orientation": (encoded(RGB, "JPEG", exif=exif(9)), False),
-    "JPEG turned by a long": (encoded(RGB, "JPEG", exif=exif(6, kind=4)), False),
-    "JPEG with EXIF that points outside": (encoded(RGB, "JPEG", exif=exif(6, x011A=(5, 1, 9999))), False),
-    "JPEG with empty EXIF": (with_segments(JPEG, segment(0xE1, b"Exif\0\0")), False),
-    "JPEG turned by XMP, which does not count": (with_segments(JPEG, segment(0xE1, XMP)), True),
+    "JPEG of unknown orientation": (encoded(RGB, "JPEG", exif=exif(9)), True),
+    "JPEG turned by a long": (encoded(RGB, "JPEG", exif=exif(6, kind=4)), True),
+    "JPEG with EXIF that points outside": (encoded(RGB, "JPEG", exif=exif(6, x011A=(5, 1, 9999))), True),
+    "JPEG with empty EXIF": (with_segments(JPEG, segment(0xE1, b"Exif\0\0")), True),
+    "JPEG turned by XMP": (with_segments(JPEG, segment(0xE1, XMP)), True),
     **{f"PNG {image.mode}": (encoded(image, "PNG"), True) for image in (RGB, GRAY, PALETTE, ALPHA)},
     "PNG LA": (encoded(ALPHA.convert("LA"), "PNG"), True),
     "PNG of 1 bit": (encoded(GRAY.convert("1"), "PNG"), True),
@@ -118,17 +118,14 @@ KINDS: dict[str, tuple[bytes, bool]] = {
     "WebP": (encoded(RGB, "WEBP"), True),
     "WebP lossless": (encoded(RGB, "WEBP", lossless=True), True),
     "WebP with alpha": (encoded(ALPHA, "WEBP"), True),
-    "WebP turned": (encoded(RGB, "WEBP", exif=exif(6)), False),
-    "WebP with alpha turned": (encoded(ALPHA, "WEBP", exif=exif(6)), False),
+    "WebP turned": (encoded(RGB, "WEBP", exif=exif(6)), True),
+    "WebP with alpha turned": (encoded(ALPHA, "WEBP", exif=exif(6)), True),
 }
 
 
 def upright(data: bytes) -> npt.NDArray[np.uint8]:
-    """What Pillow sees; XMP and malformed orientations do not count."""
-    image = Image.open(io.BytesIO(data))
-    if b"xap" in data:
-        return np.asarray(image.convert("RGB"))
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    """What Pillow sees."""
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
 
 
 def rows_of(images: list[int], boxes: list[tuple[int, int]]) -> CropRows:
@@ -179,10 +176,7 @@ def test_dali_is_trusted_with_what_was_found_equal(name: str) -> None:
 
 
 def test_dali_is_not_trusted_with_what_crashes_it() -> None:
-    twice = with_segments(JPEG, segment(0xE1, exif(6)), segment(0xE1, exif(3)))
-    assert not is_plain("JPEG", twice)
     assert not is_plain("JPEG", JPEG[: len(JPEG) // 2])
-    assert not is_plain("PNG", PNG[:-12] + png_chunk(b"eXIf", exif(6)[6:]) * 2 + PNG[-12:])
 
 
 BROKEN: dict[str, tuple[str, bytes]] = {
