@@ -226,8 +226,9 @@ def png(rng: Rng) -> bytes:
     data = bases("PNG")[rng.integers(len(bases("PNG")))]
     before = data.index(b"IDAT") - 4
     for _ in range(int(rng.choice((1, 1, 1, 2, 3)))):
-        where = int(rng.choice((33, before, len(data) - 12)))
-        data = data[:where] + png_metadata(rng) + data[where:]
+        where, made = int(rng.choice((33, before, len(data) - 12))), png_metadata(rng)
+        data = data[:where] + made + data[where:]
+        before += len(made) if where <= before else 0
     if rng.random() < 0.02:
         data = data[:-12] + chunk(b"a-b!", b"") + png_metadata(rng) + data[-12:]
     return data
