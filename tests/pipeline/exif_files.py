@@ -51,6 +51,9 @@ TAGS += (0x214, 0x2BC, 0x4746, 0x8298, 0x8769, 0x8825, 0x9286, 0x9C9B, 0xA005, 0
 BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 ODD = (0, 1, 2, 6, 8, 26, 50, 72, 300, 65_535, 65_536, 393_216, 2**31, 2**32 - 1)
 
+METADATA = (b"Exif\0\0", b"eXIf", b"EXIF", b"tEXt", b"zTXt", b"iTXt", b"tiff:Orientation", b"XMP ")
+SCAN = b"\xff\xda"  # DALI looks no further for EXIF
+
 Rng = np.random.Generator
 
 
@@ -106,7 +109,11 @@ def entry(rng: Rng, order: str, tag: int, big: bool) -> bytes:
     packed = raw[:width] if order == "<" else raw[8 - width :]
     if kind == 11 and count == 1:
         packed = struct.pack(f"{order}f", value)
-    return struct.pack(f"{order}HH", tag, kind) + struct.pack(f"{order}{'Q' if big else 'I'}", count) + packed.ljust(field, b"\0")
+    return (
+        struct.pack(f"{order}HH", tag, kind)
+        + struct.pack(f"{order}{'Q' if big else 'I'}", count)
+        + packed.ljust(field, b"\0")
+    )
 
 
 def exif(rng: Rng) -> bytes:
@@ -122,7 +129,9 @@ def exif(rng: Rng) -> bytes:
     magic = {"<": b"II+\0" if big else b"II*\0", ">": b"MM\0+" if big else b"MM\0*"}[order]
     head = magic + (struct.pack(f"{order}HHQ", 8, 0, start) if big else struct.pack(f"{order}I", start))
     tail = struct.pack(f"{order}I", int(rng.choice((0, 0, 8, 40)))) + rng.bytes(int(rng.integers(0, 260)))
-    made = bytearray(head.ljust(min(start, 16), b"\0") + struct.pack(f"{order}{'Q' if big else 'H'}", claimed) + entries + tail)
+    made = bytearray(
+        head.ljust(min(start, 16), b"\0") + struct.pack(f"{order}{'Q' if big else 'H'}", claimed) + entries + tail
+    )
     if rng.random() < 0.25:
         for _ in range(int(rng.integers(1, 4))):
             made[int(rng.integers(len(made)))] = int(rng.choice((0, 1, 2, 6, 8, 255, int(rng.integers(256)))))
@@ -296,7 +305,10 @@ def compare(files: dict[int, tuple[str, bytes]], counts: Counter[str]) -> list[s
                 wrong.append(f"{number}: {kind}: Pillow {'refuses' if pixels is None else 'reads'} it, we do not")
             continue
         counts[f"{kind} turned"] += header.orientation > 1
-        counts[f"{kind} by DALI"] += is_plain(kind, data) and bare(kind, data) is not None
+        stored = bare(kind, data) if is_plain(kind, data) else None
+        counts[f"{kind} by DALI"] += stored is not None
+        if stored and any(name in stored[: stored.find(SCAN) if kind == "JPEG" else None] for name in METADATA):
+            wrong.append(f"{number}: {kind}: DALI is given metadata")
         if pixels.shape[:2] != (header.height, header.width):
             wrong.append(f"{number}: {kind}: sides {header.height} x {header.width}, Pillow's {pixels.shape[:2]}")
         else:
