@@ -192,12 +192,14 @@ def _webp(file: BinaryIO) -> tuple[int, int, bytes]:
     if kind != b"VP8X" or length != 10:
         raise BrokenImageError("has a damaged WebP header")
     data = _exactly(file, 10)
-    if data[0] & 0x02:
-        raise UnsupportedImageError("is animated; expected one still image")
     height, width = int.from_bytes(data[7:10], "little") + 1, int.from_bytes(data[4:7], "little") + 1
+    exif, frames = b"", 0
     while len(head := file.read(8)) == 8:
         kind, length = struct.unpack("<4sI", head)
-        if kind == b"EXIF":
-            return height, width, file.read(min(length, _EXIF_BYTES))
-        file.seek(length + (length & 1), 1)
-    return height, width, b""
+        frames += kind == b"ANMF"
+        if frames > 1:
+            raise UnsupportedImageError("is animated; expected one still image")
+        content = file.read(min(length, _EXIF_BYTES)) if kind == b"EXIF" and not exif else b""
+        exif = exif or content
+        file.seek(length + (length & 1) - len(content), 1)
+    return height, width, exif

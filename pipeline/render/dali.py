@@ -16,6 +16,7 @@ from torch.utils.dlpack import from_dlpack
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from pipeline.render.complaints import DamagedDataError, Listener
 
 
 @cache
@@ -53,15 +54,16 @@ class Decoder:
         self._region = _Runner(lambda: _region(settings), device)
 
     def whole(self, files: Sequence[bytes]) -> list[Tensor | None]:
-        """Decoded images, uint8 ``[H, W, 3]`` on the device; None for a file that DALI refuses."""
+        """Decoded images, uint8 ``[H, W, 3]`` on the device; None for a file that DALI refuses or finds damaged."""
         if not files or not self.there:
             return [None] * len(files)
         images: list[Tensor | None] = []
         try:
             self._whole.start(files=[np.frombuffer(file, np.uint8) for file in files])
             self._whole.finish(lambda decoded: images.extend(image.clone() for image in decoded))
-        except RuntimeError:  # of one file at least
-            self._whole.drop()
+        except RuntimeError as error:  # of one file at least
+            if not isinstance(error, DamagedDataError):
+                self._whole.drop()
             return [None] if len(files) == 1 else [self.whole([file])[0] for file in files]
         return images
 
@@ -79,10 +81,12 @@ class Decoder:
         """Wait for the regions and hand them to ``take``; they are gone when it returns.
 
         Returns:
-            False, and nothing was handed on, when DALI refuses one of the files.
+            False, and nothing was handed on, when DALI refuses one of the files or finds it damaged.
         """
         try:
             self._region.wait()
+        except DamagedDataError:
+            return False
         except RuntimeError:
             self._region.drop()
             return False
@@ -104,6 +108,7 @@ class _Runner:
         self._inputs: dict[str, Any] = {}
         self._running = False
         self._outputs: Any = None
+        self._listener = Listener()
 
     def start(self, **inputs: Any) -> None:
         """Begin a batch; files are not copied and are kept until it is finished."""
@@ -113,13 +118,24 @@ class _Runner:
         self._inputs = inputs
         for name, values in inputs.items():
             self._pipeline.feed_input(name, values)
-        self._pipeline.schedule_run()
+        self._listener.start()
+        try:
+            self._pipeline.schedule_run()
+        except BaseException:
+            self._listener.stop()
+            raise
         self._running = True
 
     def wait(self) -> None:
-        """Wait for the batch; RuntimeError when it failed."""
+        """Wait for the batch; RuntimeError when it failed, DamagedDataError when it is done but not to be used."""
         self._running = False
-        self._outputs = self._pipeline.share_outputs()
+        try:
+            self._outputs = self._pipeline.share_outputs()
+        finally:
+            damaged = self._listener.stop()
+        if damaged:
+            self._release()
+            raise DamagedDataError("libjpeg found damaged data")
 
     def finish(self, take: Callable[[list[Tensor]], None]) -> None:
         """Wait for the batch and hand it to ``take`` in DALI's own memory, which is used again afterwards."""
@@ -128,6 +144,10 @@ class _Runner:
         take([from_dlpack(image) for image in self._outputs[0]])
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()  # and not what other streams are doing
+        self._release()
+
+    def _release(self) -> None:
+        """Give the batch's memory back to DALI."""
         self._outputs = None
         self._pipeline.release_outputs()
         self._inputs = {}

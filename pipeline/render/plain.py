@@ -3,16 +3,18 @@
 Pillow defines what an image looks like. DALI gives the same pixels, faster, for nearly all that cameras and encoders
 write: every subsampling, progressive and grayscale JPEG, palettes, alpha, orientation in EXIF, regions of all these.
 Found to differ (DALI 2.4): CMYK (inverted without Adobe's marker, and one level off where turned), EXIF with entries
-that point outside it (orientation lost), a second EXIF segment (a crash), WebP with EXIF and alpha (refused), and a
-JPEG without its end (its first rows decode as if nothing were wrong).
+that point outside it (orientation lost), a second EXIF segment (a crash), WebP with EXIF and alpha (refused), a JPEG
+without its end (its first rows decode as if nothing were wrong), and regions of a progressive JPEG without its last
+scans (libjpeg smooths its blocks, by their neighbours in the region).
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+from pipeline.render.jpeg_scans import Scans, scans_of
+
 EXIF = b"Exif\0\0"
-END_OF_IMAGE = b"\xff\xd9"
 _ORIENTATION, _SHORT = 0x0112, 3
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 
@@ -28,21 +30,18 @@ def is_plain(kind: str, data: bytes) -> bool:
 
 
 def _jpeg(data: bytes) -> bool:
-    """Ordinary frames of one or three components, at most one EXIF, and an end."""
+    """Ordinary and whole scans, and at most one EXIF before them."""
     exifs, position = 0, 2
     while data[position : position + 2] != b"\xff\xda":  # the first scan
         if data[position : position + 1] != b"\xff":
             return False  # junk between the segments, or the end of the file
         marker, start = data[position + 1], position + 4
         position += 2 + int.from_bytes(data[position + 2 : start])
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            if marker > 0xC2 or data[start + 5] not in (1, 3):
-                return False
-        elif marker == 0xE1 and data.startswith(EXIF, start):
+        if marker == 0xE1 and data.startswith(EXIF, start):
             exifs += 1
             if exifs > 1 or not _well_formed(data[start + len(EXIF) : position]):
                 return False
-    return data.rfind(END_OF_IMAGE, position) >= 0
+    return scans_of(data) is Scans.WHOLE
 
 
 def _png(data: bytes) -> bool:
@@ -61,8 +60,8 @@ def _png(data: bytes) -> bool:
 
 
 def _webp(data: bytes) -> bool:
-    """No EXIF."""
-    return data[12:16] != b"VP8X" or not data[20] & 0b1000
+    """No EXIF, and no animation, whose frame may be smaller than the image."""
+    return data[12:16] != b"VP8X" or not data[20] & 0b1010
 
 
 def _well_formed(exif: bytes) -> bool:
