@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import BinaryIO
 
 import PIL
-from PIL import Image, features
+from PIL import Image, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
 from pipeline.headers import BrokenImageError
@@ -42,6 +42,8 @@ def require_decodes(file: BinaryIO) -> None:
                 image.convert("RGB")
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:  # of any damage that Pillow meets before the pixels
+        raise BrokenImageError("does not decode (its header, or a chunk before its pixels, is damaged)") from error
     except Exception as error:  # its plugins raise whatever comes to them: SyntaxError, ValueError, struct.error, ...
         if isinstance(error, OSError) and error.errno is not None:
             raise

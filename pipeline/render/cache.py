@@ -202,8 +202,8 @@ class Images:
             pixels = np.array((image if turn is None else image.transpose(turn)).convert("RGB"))
         except Exception as error:  # whatever its plugins raise: OSError, SyntaxError, ValueError, struct.error, ...
             raise InputError(
-                f"{self._manifest.file(file.image)}: expected an image that decodes, found: {error}; repair "
-                f"or remove the file, or build with --skip-broken, which leaves such files out and lists them"
+                f"{self._manifest.file(file.image)}: expected an image that decodes, as when the folder was scanned, "
+                f"found: {error}; put the old file back"
             ) from error
         return torch.from_numpy(pixels)
 

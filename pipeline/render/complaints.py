@@ -1,8 +1,8 @@
-"""What libjpeg says on standard error while DALI decodes: heard instead of printed, and taken for a refusal.
+"""What libjpeg and libpng say on standard error while DALI decodes: heard instead of printed, and taken for a refusal.
 
-libjpeg writes a line when data are damaged, one for each time that it decodes them, which names no file and reaches
-the caller in no other way. It writes through C's ``stderr``, which is another stream while somebody listens. Python's
-own ``sys.stderr`` and file descriptor 2 stay what they are; lines of others than libjpeg are handed on to the latter.
+They write a line when data are damaged, one for each time that these are decoded, which names no file and reaches the
+caller in no other way. They write through C's ``stderr``, which is another stream while somebody listens. Python's own
+``sys.stderr`` and file descriptor 2 stay what they are; lines of others are handed on to the latter.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ import threading
 from functools import cache
 
 _NO_BUFFER = 2  # _IONBF of C's setvbuf
-_BEGINNINGS = (  # of the messages of libjpeg's own warnings
+_BEGINNINGS = (  # of their messages
     b"Corrupt JPEG data",
     b"Premature end of JPEG file",
+    b"Input file read error",
     b"Inconsistent progression sequence",
     b"Invalid SOS parameters",
     b"Unknown Adobe color transform",
     b"Warning: unknown JFIF",
+    b"libpng warning:",
+    b"libpng error:",
 )
 
 
 class DamagedDataError(RuntimeError):
-    """libjpeg decoded a file and warned that its data are damaged."""
+    """A file was decoded, with a warning that its data are damaged."""
 
 
 class Listener:
@@ -38,7 +41,7 @@ class Listener:
         self._since = _ear().open()
 
     def stop(self) -> bool:
-        """Listen no more; whether libjpeg wrote anything since `start`."""
+        """Listen no more; whether they wrote anything since `start`."""
         if self._since is None:
             return False
         since, self._since = self._since, None
@@ -69,7 +72,7 @@ class _Ear:
             return os.fstat(self._file).st_size
 
     def close(self, since: int) -> bool:
-        """One less listens; whether libjpeg wrote anything behind byte ``since``."""
+        """One less listens; whether the decoders wrote anything behind byte ``since``."""
         with self._lock:
             self._listeners -= 1
             size = os.fstat(self._file).st_size
@@ -82,8 +85,8 @@ class _Ear:
             return any(line.startswith(_BEGINNINGS) for line in heard)
 
     def _hand_on(self, lines: list[bytes]) -> None:
-        """Write what others than libjpeg wrote."""
-        others = b"".join(line for line in lines if not line.startswith(_BEGINNINGS))
+        """Write what others wrote."""
+        others = b"".join(line for line in lines if line.strip() and not line.startswith(_BEGINNINGS))
         if others:
             os.write(2, others)
 

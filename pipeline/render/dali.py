@@ -135,7 +135,7 @@ class _Runner:
             damaged = self._listener.stop()
         if damaged:
             self._release()
-            raise DamagedDataError("libjpeg found damaged data")
+            raise DamagedDataError("a decoder found damaged data")
 
     def finish(self, take: Callable[[list[Tensor]], None]) -> None:
         """Wait for the batch and hand it to ``take`` in DALI's own memory, which is used again afterwards."""

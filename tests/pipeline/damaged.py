@@ -1,8 +1,9 @@
-"""Damaged JPEG files, each a function of its seed: every sampling and kind of scan, cut, flipped, spliced and worse."""
+"""Damaged files, each a function of its seed: JPEG of every sampling and kind of scan, PNG and WebP, cut and worse."""
 
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -21,11 +22,16 @@ def picture(seed: int, smooth: bool) -> npt.NDArray[np.uint8]:
     return (np.stack(waves, 2) + noise).clip(0, 255).astype(np.uint8)
 
 
-def encoded(image: Image.Image, **options: object) -> bytes:
-    """A JPEG file."""
+def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    """A file of a kind."""
     file = io.BytesIO()
-    image.save(file, "JPEG", **options)
+    image.save(file, kind, **options)
     return file.getvalue()
+
+
+def png_chunk(name: bytes, body: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    return len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
 
 
 def segments(jpeg: bytes) -> list[tuple[int, int, int]]:
@@ -197,11 +203,133 @@ def _in_scan(data: bytearray, rng: np.random.Generator) -> int:
     return int(rng.integers(min(first, len(data) - 2), len(data) - 1))
 
 
-def damaged(seed: int) -> bytes:
-    """A damaged file; seeds run through the kinds of damage."""
+def damaged(kind: str, seed: int) -> bytes:
+    """A damaged file of a kind: JPEG, PNG, WEBP, or SCANS, progressive JPEG without some of its scans."""
+    if kind == "SCANS":
+        return without_scans(seed)
+    return damaged_jpeg(seed) if kind == "JPEG" else damaged_still(kind, seed)
+
+
+def without_scans(seed: int) -> bytes:
+    """A whole file but for some scans: the last ones, as when a download stops, or any."""
+    rng = np.random.default_rng(seed)
+    progressive = [file for file in WHOLE if b"\xff\xc2\0" in file]
+    data = progressive[int(rng.integers(len(progressive)))]
+    parts = segments(data)
+    scans = [at for at, (marker, _, _) in enumerate(parts) if marker == 0xDA]
+    if rng.random() < 0.5:
+        lost = set(scans[int(rng.integers(1, len(scans) + 1)) :])
+    else:
+        lost = set(rng.choice(scans[1:], int(rng.integers(1, 3)), replace=False).tolist())
+    kept = (data[start:stop] for at, (_, start, stop) in enumerate(parts) if at not in lost)
+    return data[:2] + b"".join(kept) + b"\xff\xd9"
+
+
+def damaged_jpeg(seed: int) -> bytes:
+    """A damaged JPEG; seeds run through the kinds of damage."""
     rng = np.random.default_rng(seed)
     data = bytearray(WHOLE[int(rng.integers(len(WHOLE)))])
-    for harm in (HARMS[seed % len(HARMS)], *(HARMS[int(at)] for at in rng.integers(len(HARMS), size=rng.choice([0, 0, 1])))):
+    more = [HARMS[int(at)] for at in rng.integers(len(HARMS), size=rng.choice([0, 0, 1]))]
+    for harm in (HARMS[seed % len(HARMS)], *more):
         if len(data) > 40:
             harm(data, rng)
     return bytes(data)
+
+
+def _stills() -> dict[str, list[bytes]]:
+    """Undamaged PNG and WebP files of every kind."""
+    rgb = Image.fromarray(picture(0, smooth=False))
+    alpha = rgb.copy()
+    alpha.putalpha(rgb.convert("L"))
+    modes = [rgb, alpha, rgb.quantize(40), rgb.convert("L"), rgb.convert("1"), alpha.convert("LA")]
+    small = rgb.resize((30, 20))
+    return {
+        "PNG": [
+            *(encoded(image, "PNG") for image in modes),
+            encoded(rgb.quantize(9), "PNG", transparency=bytes(range(9))),
+            encoded(rgb, "PNG", icc_profile=b"no profile" * 20),
+        ],
+        "WEBP": [
+            *(encoded(image, "WEBP", lossless=lossless) for image in (rgb, alpha) for lossless in (False, True)),
+            encoded(rgb, "WEBP", icc_profile=b"no profile" * 20),
+            encoded(rgb, "WEBP", save_all=True, append_images=[small.resize(rgb.size)]),
+            one_frame(encoded(small, "WEBP"), (2, 4)),
+        ],
+    }
+
+
+def one_frame(webp: bytes, offset: tuple[int, int]) -> bytes:
+    """A still WebP as the only frame of an animation, (top, left) within a larger canvas."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return name + len(body).to_bytes(4, "little") + body + bytes(len(body) & 1)
+
+    def three(number: int) -> bytes:
+        return number.to_bytes(3, "little")
+
+    width, height = Image.open(io.BytesIO(webp)).size
+    top, left = offset
+    frame = three(left // 2) + three(top // 2) + three(width - 1) + three(height - 1) + three(100) + b"\0" + webp[12:]
+    head = bytes([2, 0, 0, 0]) + three(width + left + 5) + three(height + top + 3)
+    body = b"WEBP" + chunk(b"VP8X", head) + chunk(b"ANIM", bytes(6)) + chunk(b"ANMF", frame)
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+STILLS = _stills()
+
+
+def _chunks(data: bytes, kind: str) -> list[tuple[int, int]]:
+    """(start, stop) of the chunks of a PNG or WebP file."""
+    found, at = [], 8 if kind == "PNG" else 12
+    while at + 8 <= len(data):
+        if kind == "PNG":
+            stop = at + 12 + int.from_bytes(data[at : at + 4])
+        else:
+            length = int.from_bytes(data[at + 4 : at + 8], "little")
+            stop = at + 8 + length + (length & 1)
+        found.append((at, min(stop, len(data))))
+        at = stop
+    return found
+
+
+def damaged_still(kind: str, seed: int) -> bytes:
+    """A damaged PNG or WebP file: bytes or whole chunks lost, changed, exchanged; checksums put right or not."""
+    rng = np.random.default_rng(seed)
+    data = bytearray(STILLS[kind][int(rng.integers(len(STILLS[kind])))])
+    for _ in range(int(rng.choice([1, 1, 2]))):
+        chunks = _chunks(bytes(data), kind)
+        (start, stop), how = chunks[int(rng.integers(len(chunks)))], int(rng.integers(8))
+        if how == 0:
+            del data[start:stop]
+        elif how == 1:
+            data[start:start] = data[start:stop]
+        elif how == 2:
+            body = bytes(rng.integers(0, 256, int(rng.integers(0, 9)), np.uint8))
+            name = [b"tEXt", b"gAMA", b"zzZz", b"EXTR", b"ICCP"][int(rng.integers(5))]
+            sizes = len(body).to_bytes(4, "big"), len(body).to_bytes(4, "little")
+            data[stop:stop] = sizes[0] + name + body + bytes(4) if kind == "PNG" else name + sizes[1] + body
+        elif how == 3 and stop - start > 1:
+            del data[int(rng.integers(start, stop - 1)) :]
+        else:
+            harm = [_flip, _put, _tail][int(rng.integers(3))]
+            harm(data, rng)
+            if kind == "PNG" and rng.random() < 0.6:
+                _mend(data)
+        if len(data) < 40:
+            break
+        if kind == "WEBP" and rng.random() < 0.7:
+            data[4:8] = (len(data) - 8).to_bytes(4, "little")
+    return bytes(data)
+
+
+def _tail(data: bytearray, rng: np.random.Generator) -> None:
+    """Bytes lost near the end."""
+    at = len(data) - int(rng.integers(1, min(60, len(data))))
+    del data[at : at + int(rng.integers(1, 20))]
+
+
+def _mend(data: bytearray) -> None:
+    """Put the checksums of a PNG right."""
+    for start, stop in _chunks(bytes(data), "PNG"):
+        if stop - start >= 12:
+            data[stop - 4 : stop] = zlib.crc32(data[start + 4 : stop - 4]).to_bytes(4, "big")

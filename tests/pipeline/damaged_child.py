@@ -1,7 +1,7 @@
-"""Damaged JPEG files through scan and renderer, beside Pillow; a process of its own, for a decoder may crash.
+"""Damaged files through scan and renderer, beside Pillow; a process of its own, for a decoder may crash.
 
-Called with the first seed, the one behind the last, and an empty folder. Prints counts and the seeds that failed as
-JSON.
+Called with an empty folder, and for each run a kind, the first seed and the one behind the last. Prints counts and the
+seeds that failed as JSON.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pipeline.plan import PlanSpec
 from pipeline.render import make_renderer
 
 SIZE, BOXES = 4, 10
+SUFFIXES = {"JPEG": "jpg", "SCANS": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
 def seen(data: bytes) -> npt.NDArray[np.uint8] | None:
@@ -67,21 +68,21 @@ def scanned(root: Path) -> tuple[Manifest, set[int]]:
     return manifest, {int(Path(path).stem) for path in manifest.paths}
 
 
-def run(first: int, behind: int, root: Path) -> dict[str, object]:
+def run(kind: str, first: int, behind: int, root: Path) -> dict[str, object]:
     """Counts, and the seeds that failed."""
     failed: dict[str, list[int]] = {"verdict": [], "whole": [], "region": [], "sides": []}
     counts: Counter[str] = Counter()
     expected: dict[int, npt.NDArray[np.uint8]] = {}
     (root / "a").mkdir(parents=True)
     for seed in range(first, behind):
-        data = damaged(seed)
+        data = damaged(kind, seed)
         if not supported(data):
             counts["unsupported"] += 1
             continue
         pixels = seen(data)
         if pixels is not None:
             expected[seed] = pixels
-        (root / "a" / f"{seed:08d}.jpg").write_bytes(data)
+        (root / "a" / f"{seed:08d}.{SUFFIXES[kind]}").write_bytes(data)
     manifest, accepted = scanned(root)
     counts.update(files=behind - first, accepted=len(accepted))
     failed["verdict"] = sorted(accepted ^ expected.keys())
@@ -109,7 +110,9 @@ def run(first: int, behind: int, root: Path) -> dict[str, object]:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    root, words = Path(sys.argv[1]), sys.argv[2:]
+    runs = zip(words[::3], words[1::3], words[2::3], strict=True)
     try:
-        print(json.dumps(run(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))))
+        print(json.dumps([run(kind, int(first), int(behind), root / kind) for kind, first, behind in runs]))
     except InputError as error:
         print(json.dumps({"error": str(error)}))
