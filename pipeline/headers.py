@@ -25,7 +25,7 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _JPEG_APP1, _JPEG_END, _JPEG_SCAN = 0xE1, 0xD9, 0xDA
-_WEBP_EXIF_OR_XMP, _WEBP_ANIMATED = 0x0C, 0x02
+_WEBP_EXIF_OR_XMP = 0x0C
 
 
 class BrokenImageError(InputError):
@@ -187,7 +187,12 @@ def _webp(file: BinaryIO) -> tuple[int, int, BinaryIO | None]:
     if kind != b"VP8X" or length != 10:
         raise BrokenImageError("has a damaged WebP header")
     data = _exactly(file, 10)
-    if data[0] & _WEBP_ANIMATED:
-        raise UnsupportedImageError("is animated; expected one still image")
     height, width = int.from_bytes(data[7:10], "little") + 1, int.from_bytes(data[4:7], "little") + 1
+    frames = 0
+    while len(head := file.read(8)) == 8:
+        kind, length = struct.unpack("<4sI", head)
+        frames += kind == b"ANMF"
+        if frames > 1:
+            raise UnsupportedImageError("is animated; expected one still image")
+        file.seek(length + (length & 1), 1)
     return height, width, file if data[0] & _WEBP_EXIF_OR_XMP else None  # chunks without their flag do not count

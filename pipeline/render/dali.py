@@ -22,6 +22,7 @@ from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.headers import Header, read_header
 from pipeline.render.bare import bare
+from pipeline.render.complaints import DamagedDataError, Listener
 
 _FLIPS = {1: (), 2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}
 """Axes (rows, columns) flipped by each orientation, after rows and columns were exchanged from 5 on."""
@@ -64,7 +65,7 @@ class Decoder:
         self._all_there = True  # whether they are: DALI is given all or none
 
     def whole(self, files: Sequence[bytes], headers: Sequence[Header] | None = None) -> list[Tensor | None]:
-        """Decoded images, uint8 ``[H, W, 3]`` on the device; None for a file that DALI refuses.
+        """Decoded images, uint8 ``[H, W, 3]`` on the device; None for a file that DALI refuses or finds damaged.
 
         Args:
             files: encoded images.
@@ -80,15 +81,16 @@ class Decoder:
         return images
 
     def _stored(self, files: Sequence[bytes]) -> list[Tensor | None]:
-        """Images as they are stored; None for a file that DALI refuses."""
+        """Images as they are stored; None for a file that DALI refuses or finds damaged."""
         if not files:
             return []
         images: list[Tensor | None] = []
         try:
             self._whole.start(files=[np.frombuffer(file, np.uint8) for file in files])
             self._whole.finish(lambda decoded: images.extend(image.clone() for image in decoded))
-        except RuntimeError:  # of one file at least
-            self._whole.drop()
+        except RuntimeError as error:  # of one file at least
+            if not isinstance(error, DamagedDataError):
+                self._whole.drop()
             return [None] if len(files) == 1 else [self._stored([file])[0] for file in files]
         return images
 
@@ -115,12 +117,14 @@ class Decoder:
         """Wait for the regions and hand them to ``take``; they are gone when it returns.
 
         Returns:
-            False, and nothing was handed on, when DALI refuses one of the files, or is not trusted with it.
+            False, and nothing was handed on, when DALI refuses one of the files, finds it damaged, or may not have it.
         """
         if not self._all_there:
             return False
         try:
             self._region.wait()
+        except DamagedDataError:
+            return False
         except RuntimeError:
             self._region.drop()
             return False
@@ -163,6 +167,7 @@ class _Runner:
         self._inputs: dict[str, Any] = {}
         self._running = False
         self._outputs: Any = None
+        self._listener = Listener()
 
     def start(self, **inputs: Any) -> None:
         """Begin a batch; files are not copied and are kept until it is finished."""
@@ -172,13 +177,24 @@ class _Runner:
         self._inputs = inputs
         for name, values in inputs.items():
             self._pipeline.feed_input(name, values)
-        self._pipeline.schedule_run()
+        self._listener.start()
+        try:
+            self._pipeline.schedule_run()
+        except BaseException:
+            self._listener.stop()
+            raise
         self._running = True
 
     def wait(self) -> None:
-        """Wait for the batch; RuntimeError when it failed."""
+        """Wait for the batch; RuntimeError when it failed, DamagedDataError when it is done but not to be used."""
         self._running = False
-        self._outputs = self._pipeline.share_outputs()
+        try:
+            self._outputs = self._pipeline.share_outputs()
+        finally:
+            damaged = self._listener.stop()
+        if damaged:
+            self._release()
+            raise DamagedDataError("a decoder found damaged data")
 
     def finish(self, take: Callable[[list[Tensor]], None]) -> None:
         """Wait for the batch and hand it to ``take`` in DALI's own memory, which is used again afterwards."""
@@ -187,6 +203,10 @@ class _Runner:
         take([from_dlpack(image) for image in self._outputs[0]])
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()  # and not what other streams are doing
+        self._release()
+
+    def _release(self) -> None:
+        """Give the batch's memory back to DALI."""
         self._outputs = None
         self._pipeline.release_outputs()
         self._inputs = {}

@@ -2,13 +2,14 @@
 
 Pillow defines what an image looks like. DALI gives the same pixels, faster, for nearly all that cameras and encoders
 write: every subsampling, progressive and grayscale JPEG, palettes, alpha, regions of all these. Found to differ
-(DALI 2.4): CMYK (inverted without Adobe's marker, and one level off where turned), and a JPEG without its end (its
-first rows decode as if nothing were wrong). Metadata is no matter here: DALI is not given any (`pipeline.render.bare`).
+(DALI 2.4): CMYK (inverted without Adobe's marker, and one level off where turned), a JPEG without its end (its first
+rows decode as if nothing were wrong), and regions of a progressive JPEG without its last scans (libjpeg smooths its
+blocks, by their neighbours in the region). Metadata is no matter here: DALI is not given any (`pipeline.render.bare`).
 """
 
 from __future__ import annotations
 
-END_OF_IMAGE = b"\xff\xd9"
+from pipeline.render.jpeg_scans import Scans, scans_of
 
 
 def is_plain(kind: str, data: bytes) -> bool:
@@ -22,17 +23,8 @@ def is_plain(kind: str, data: bytes) -> bool:
 
 
 def _jpeg(data: bytes) -> bool:
-    """Ordinary frames of one or three components, and an end."""
-    position = 2
-    while data[position : position + 2] != b"\xff\xda":  # the first scan
-        if data[position : position + 1] != b"\xff":
-            return False  # junk between the segments, or the end of the file
-        marker, start = data[position + 1], position + 4
-        position += 2 + int.from_bytes(data[position + 2 : start])
-        frame = 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
-        if frame and (marker > 0xC2 or data[start + 5] not in (1, 3)):
-            return False
-    return data.rfind(END_OF_IMAGE, position) >= 0
+    """Ordinary and whole scans."""
+    return scans_of(data) is Scans.WHOLE
 
 
 def _png(data: bytes) -> bool:
@@ -47,5 +39,5 @@ def _png(data: bytes) -> bool:
 
 
 def _webp(data: bytes) -> bool:
-    """One image, by itself."""
+    """No animation, whose frame may be smaller than the image."""
     return data[12:16] != b"VP8X" or not data[20] & 0b10
