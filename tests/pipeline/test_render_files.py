@@ -170,14 +170,19 @@ def test_every_kind_of_file_is_what_pillow_sees(tmp_path: Path) -> None:
 
 
 def test_regions_of_every_size_are_those_of_the_whole_image(tmp_path: Path) -> None:
-    files = {f"{at}.jpg": encoded(RGB, "JPEG", subsampling=at % 3, progressive=at > 2) for at in range(6)}
+    kinds = [(at, turn) for at in range(6) for turn in range(1, 9)]
+    files = {
+        f"{at}{turn}.jpg": encoded(RGB, "JPEG", subsampling=at % 3, progressive=at > 2, exif=exif(turn))
+        for at, turn in kinds
+    }
     manifest = folder_of(tmp_path, files)
-    rng = np.random.default_rng(2)
-    values = np.zeros((len(CROP_COLUMNS), 900), np.uint16)
-    values[0] = rng.integers(0, len(files), 900)
-    values[4], values[5] = rng.integers(1, HEIGHT + 1, 900), rng.choice([1, 1, 2, 3, 20, WIDTH], 900)
-    values[2] = rng.integers(0, HEIGHT - values[4].astype(int) + 1)
-    values[3] = rng.integers(0, WIDTH - values[5].astype(int) + 1) * rng.integers(0, 2, 900)
+    rng, n = np.random.default_rng(2), 4_000
+    values = np.zeros((len(CROP_COLUMNS), n), np.uint16)
+    values[0] = rng.integers(0, len(files), n)
+    sides = np.stack([manifest.heights[values[0]], manifest.widths[values[0]]])
+    values[4:6] = np.minimum(rng.choice([1, 1, 2, 3, 20, WIDTH], (2, n)), sides)
+    room = sides - values[4:6]
+    values[2:4] = rng.choice([0.0, 0.3, 1.0], (2, n)) * room
     rows = CropRows(CROP_COLUMNS, values)
     whole, regions = (renderer_of(manifest, cache).render(rows) for cache in (MEMORY, REGIONS))
     assert torch.equal(whole, regions)
