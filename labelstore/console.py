@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -168,6 +169,7 @@ def run_command(
     signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    plainly, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         return command() or 0
     except GiftwrapError as error:
@@ -192,6 +194,12 @@ def run_command(
         return 1
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        warnings.formatwarning = plainly
+
+
+def _one_line(message: Warning | str, *_where: object) -> str:
+    """A warning of the code below a command as the command's own are written, without the place in the code."""
+    return f"warning: {message}\n"
 
 
 def notes_of(error: BaseException) -> Sequence[str]:

@@ -135,7 +135,6 @@ def read_images(config: BuildConfig, console: Console) -> Manifest:
             class_order=config.class_order,
             cache=None if config.dry_run else config.manifest_cache,
             rehash=config.rehash,
-            check_images=config.check_images,
             skip_broken=config.skip_broken,
             progress=progress.reach,
         )

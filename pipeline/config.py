@@ -125,8 +125,6 @@ class BuildConfig:
     """Order of the class folders; auto is byte order and stops where integer names sort otherwise as numbers."""
     rehash: bool = False
     """Read every image again instead of believing size and modification time."""
-    check_images: bool = False
-    """Decode every image before any work starts."""
     skip_broken: bool = False
     """Leave out images that do not decode, list them, and record them in the store."""
     allow_engine_change: bool = False

@@ -10,7 +10,10 @@ import zlib
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from PIL import UnidentifiedImageError
+
 from labelstore.errors import InputError
+from pipeline.orientation import EXIF, XMP, XMP_ORIENTATION, PngMetadata, read_orientation
 
 MAX_PIXELS = 2**26
 """Largest declared image (201 MB as RGB); below the size at which Pillow itself begins to warn."""
@@ -19,13 +22,10 @@ MAX_SIDE = 65_000
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_EXIF_MAGIC = b"Exif\0\0"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _JPEG_APP1, _JPEG_END, _JPEG_SCAN = 0xE1, 0xD9, 0xDA
-_EXIF_BYTES = 1 << 16
-_ORIENTATION_TAG = 0x0112
-_INTEGERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
+_WEBP_EXIF_OR_XMP = 0x0C
 
 
 class BrokenImageError(InputError):
@@ -42,9 +42,9 @@ class Header:
 
     Attributes:
         kind: ``JPEG``, ``PNG`` or ``WebP``, by content.
-        height: rows after EXIF orientation.
-        width: columns after EXIF orientation.
-        orientation: EXIF orientation, 1 to 8; from 5 on rows and columns are exchanged.
+        height: rows after orientation.
+        width: columns after orientation.
+        orientation: the turn that Pillow reads from EXIF or XMP, 1 to 8; from 5 on rows and columns are exchanged.
     """
 
     kind: str
@@ -57,17 +57,18 @@ def read_header(file: BinaryIO) -> Header:
     """Parse the header of an image file that is open at its start.
 
     Raises:
-        BrokenImageError: the content is no JPEG, PNG or WebP, or ends within its header.
+        BrokenImageError: the content is no JPEG, PNG or WebP, ends within its header, or has metadata that Pillow
+            cannot read.
         UnsupportedImageError: more than 8 bits a channel, animated, or larger than the limits above.
     """
     magic = file.read(12)
     try:
         if magic.startswith(_JPEG_MAGIC):
-            kind, (height, width, exif) = "JPEG", _jpeg(file)
+            kind, (height, width, metadata) = "JPEG", _jpeg(file)
         elif magic.startswith(_PNG_MAGIC):
-            kind, (height, width, exif) = "PNG", _png(file)
+            kind, (height, width, metadata) = "PNG", _png(file)
         elif magic[:4] == b"RIFF" and magic[8:] == b"WEBP":
-            kind, (height, width, exif) = "WebP", _webp(file)
+            kind, (height, width, metadata) = "WebP", _webp(file)
         else:
             found = f"content that begins with {magic!r}" if magic else "an empty file"
             raise BrokenImageError(f"expected a JPEG, PNG or WebP file, found {found}")
@@ -80,30 +81,24 @@ def read_header(file: BinaryIO) -> Header:
             f"declares {height:,} x {width:,} pixels; expected at most {MAX_PIXELS:,} pixels "
             f"and sides of at most {MAX_SIDE:,}"
         )
-    orientation = exif_orientation(exif)
+    orientation = 1 if metadata is None else _orientation(kind, metadata)
     if orientation >= 5:
         height, width = width, height
     return Header(kind, height, width, orientation)
 
 
-def exif_orientation(exif: bytes) -> int:
-    """The orientation (1 to 8) in a block of EXIF; 1 where there is none or it cannot be read."""
-    while exif.startswith(_EXIF_MAGIC):
-        exif = exif[len(_EXIF_MAGIC) :]
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
-    orientation = 1
-    if order is None:
-        return orientation
+def _orientation(kind: str, metadata: BinaryIO) -> int:
+    """The orientation of a file that has EXIF or XMP; BrokenImageError where Pillow raises on reading it."""
     try:
-        (table,) = struct.unpack_from(f"{order}I", exif, 4)
-        (entries,) = struct.unpack_from(f"{order}H", exif, table)
-        for entry in range(table + 2, table + 2 + 12 * entries, 12):
-            tag, kind, count = struct.unpack_from(f"{order}HHI", exif, entry)
-            if tag == _ORIENTATION_TAG and kind in _INTEGERS and count == 1:
-                (orientation,) = struct.unpack_from(f"{order}{_INTEGERS[kind]}", exif, entry + 8)
-    except struct.error:
-        pass  # a damaged table: what came before it counts, as other readers do it
-    return orientation if 1 <= orientation <= 8 else 1
+        return read_orientation(kind, metadata)
+    except Exception as error:  # its plugins raise what comes to them: SyntaxError, struct.error, ValueError, ...
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the file, not its content
+        reason = "it does not open" if isinstance(error, UnidentifiedImageError) else error
+        raise BrokenImageError(
+            f"has metadata (EXIF or XMP) in which Pillow finds no orientation but an error ({reason}); write the file "
+            f"anew without its metadata, e.g. with `exiftool -all= FILE`"
+        ) from error
 
 
 def _exactly(file: BinaryIO, count: int) -> bytes:
@@ -114,11 +109,11 @@ def _exactly(file: BinaryIO, count: int) -> bytes:
     return data
 
 
-def _jpeg(file: BinaryIO) -> tuple[int, int, bytes]:
-    """(height, width, EXIF) from the segments before the first scan."""
+def _jpeg(file: BinaryIO) -> tuple[int, int, BinaryIO | None]:
+    """(height, width, file to read the orientation from) from the segments before the first scan."""
     file.seek(2)
     height = width = 0
-    exif = b""
+    turned = False
     while (marker := _jpeg_marker(file)) not in (_JPEG_SCAN, _JPEG_END):
         if marker in _JPEG_STANDALONE:
             continue
@@ -133,10 +128,9 @@ def _jpeg(file: BinaryIO) -> tuple[int, int, bytes]:
         elif marker == _JPEG_APP1:
             segment = _exactly(file, length)
             length = 0
-            if segment.startswith(_EXIF_MAGIC):
-                exif += segment[len(_EXIF_MAGIC) :]
+            turned |= segment.startswith(EXIF) or (segment.startswith(XMP) and XMP_ORIENTATION in segment)
         file.seek(max(length, 0), 1)
-    return height, width, exif
+    return height, width, file if turned else None
 
 
 def _jpeg_marker(file: BinaryIO) -> int:
@@ -150,8 +144,8 @@ def _jpeg_marker(file: BinaryIO) -> int:
     return marker
 
 
-def _png(file: BinaryIO) -> tuple[int, int, bytes]:
-    """(height, width, EXIF) from the chunks; EXIF may also stand behind the pixels."""
+def _png(file: BinaryIO) -> tuple[int, int, BinaryIO | None]:
+    """(height, width, file to read the orientation from) from the chunks; metadata may come behind the pixels."""
     file.seek(len(_PNG_MAGIC))
     first = _exactly(file, 25)
     length, kind, width, height, depth = struct.unpack(">I4sIIB", first[:17])
@@ -159,22 +153,23 @@ def _png(file: BinaryIO) -> tuple[int, int, bytes]:
         raise BrokenImageError("has a damaged PNG header")
     if depth == 16:
         raise UnsupportedImageError("has 16 bits a channel; expected 8: convert it first")
-    exif = b""
+    metadata = PngMetadata()
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
-        if kind == b"IEND":
+        taken = metadata.take(head, file)
+        if taken < 0:
             break
-        data = file.read(min(length, _EXIF_BYTES)) if kind in (b"eXIf", b"acTL") else b""
-        if kind == b"eXIf":
-            exif = data
-        elif kind == b"acTL" and int.from_bytes(data[:4], "big") > 1:
-            raise UnsupportedImageError("is animated; expected one still image")
-        file.seek(length - len(data) + 4, 1)
-    return height, width, exif
+        if kind == b"acTL":
+            data = file.read(min(length, 4))
+            taken = len(data)
+            if int.from_bytes(data, "big") > 1:
+                raise UnsupportedImageError("is animated; expected one still image")
+        file.seek(length + 4 - taken, 1)
+    return height, width, metadata.file() if metadata.any else None
 
 
-def _webp(file: BinaryIO) -> tuple[int, int, bytes]:
-    """(height, width, EXIF) from the RIFF chunks."""
+def _webp(file: BinaryIO) -> tuple[int, int, BinaryIO | None]:
+    """(height, width, file to read the orientation from) from the first RIFF chunk."""
     file.seek(12)
     kind, length = struct.unpack("<4sI", _exactly(file, 8))
     if kind == b"VP8 ":
@@ -182,22 +177,22 @@ def _webp(file: BinaryIO) -> tuple[int, int, bytes]:
         if data[3:6] != b"\x9d\x01\x2a":
             raise BrokenImageError("has a damaged WebP header")
         width, height = (side & 0x3FFF for side in struct.unpack("<HH", data[6:]))
-        return height, width, b""
+        return height, width, None
     if kind == b"VP8L":
         data = _exactly(file, 5)
         if data[0] != 0x2F:
             raise BrokenImageError("has a damaged WebP header")
         sides = int.from_bytes(data[1:], "little")
-        return (sides >> 14 & 0x3FFF) + 1, (sides & 0x3FFF) + 1, b""
+        return (sides >> 14 & 0x3FFF) + 1, (sides & 0x3FFF) + 1, None
     if kind != b"VP8X" or length != 10:
         raise BrokenImageError("has a damaged WebP header")
     data = _exactly(file, 10)
-    if data[0] & 0x02:
-        raise UnsupportedImageError("is animated; expected one still image")
     height, width = int.from_bytes(data[7:10], "little") + 1, int.from_bytes(data[4:7], "little") + 1
+    frames = 0
     while len(head := file.read(8)) == 8:
         kind, length = struct.unpack("<4sI", head)
-        if kind == b"EXIF":
-            return height, width, file.read(min(length, _EXIF_BYTES))
+        frames += kind == b"ANMF"
+        if frames > 1:
+            raise UnsupportedImageError("is animated; expected one still image")
         file.seek(length + (length & 1), 1)
-    return height, width, b""
+    return height, width, file if data[0] & _WEBP_EXIF_OR_XMP else None  # chunks without their flag do not count

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from labelstore.errors import InputError, MismatchError
 from labelstore.images import manifest_digest
 from labelstore.spec import Identity
 from pipeline import manifest_cache
 from pipeline.class_folder import ClassOrder, Listing, list_images, named
+from pipeline.decodes import require_decodes
 from pipeline.headers import BrokenImageError, Header, read_header
 from pipeline.manifest_cache import FileRows
 
@@ -87,22 +87,21 @@ def scan(
     cache: Path | None = None,
     rehash: bool = False,
     digests: bool = True,
-    check_images: bool = False,
     skip_broken: bool = False,
     leave_out: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
 ) -> Manifest:
-    """Make the manifest of a class folder: list it, then read the header of every file, and its digest.
+    """Make the manifest of a class folder: list it, then read every file: its header, its digest, whether it decodes.
 
     Args:
         root: the class folder.
         class_order: order of the classes; ``auto`` is byte order, and stops where integers sort otherwise.
-        cache: file that keeps what was read; files of the same size and modification time are believed.
+        cache: file that keeps what was read; files of the same size and modification time are believed, and contents
+            that decoded are not decoded again.
         rehash: read every file again.
         digests: compute SHA-256 digests.
-        check_images: decode every file.
-        skip_broken: decode every file, and leave out those that do not decode.
+        skip_broken: leave out the files that do not decode, instead of refusing them.
         leave_out: relative paths to leave out (what a store recorded as ``skipped``).
         progress: called with (files read, files to read).
         threads: threads that read; a few more than the cores when None.
@@ -111,16 +110,13 @@ def scan(
         InputError: names what is wrong with the folder, or the files that cannot be used.
     """
     listing = list_images(root, class_order, leave_out)
-    known = FileRows.empty(len(listing.paths))
+    known, decoded = FileRows.empty(len(listing.paths)), set[bytes]()
     if cache is not None and not rehash:
-        known = manifest_cache.load(cache, listing)
-    decode = check_images or skip_broken
-    todo = known.heights == 0
+        known, decoded = manifest_cache.load(cache, listing)
+    todo = ~known.decoded
     if digests:
         todo |= ~known.digests.any(axis=1)
-    if decode:
-        todo |= ~known.decoded
-    reader = _Reader(listing, known, digests, decode)
+    reader = _Reader(listing, known, digests, decoded)
     try:
         reader.read(np.flatnonzero(todo).tolist(), progress, threads)
     finally:  # what was read is kept even when a file is refused, or the user stops
@@ -133,17 +129,18 @@ def scan(
 class _Reader:
     """Reads files with a thread pool into the rows, and collects those that cannot be used."""
 
-    def __init__(self, listing: Listing, rows: FileRows, digest: bool, decode: bool) -> None:
+    def __init__(self, listing: Listing, rows: FileRows, digest: bool, decoded: set[bytes]) -> None:
         self.listing = listing
         self.rows = rows
         self.digest = digest
-        self.decode = decode
+        self.decoded = decoded
         self.broken: dict[int, str] = {}
         self.refused: dict[int, str] = {}
 
     def read(self, images: list[int], progress: Callable[[int, int], None] | None, threads: int | None) -> None:
         """Read these files; stops early when many are refused."""
-        with ThreadPoolExecutor(threads) as pool:
+        with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+            warnings.simplefilter("ignore")  # Pillow's, of metadata
             for start in range(0, len(images), _FILES_IN_FLIGHT):
                 part = images[start : start + _FILES_IN_FLIGHT]
                 for done, _ in enumerate(pool.map(self._read_one, part), start + 1):
@@ -155,18 +152,19 @@ class _Reader:
     def _read_one(self, image: int) -> None:
         """Read one file into its row; the row counts as not read when the file cannot be used."""
         path = self.listing.root / self.listing.paths[image]
-        self.rows.heights[image] = 0
+        self.rows.decoded[image] = False
         try:
-            header, digest = _read_file(path, self.digest, self.decode)
+            header, digest = _read_file(path, self.digest, self.decoded)
         except BrokenImageError as error:
             self.broken[image] = str(error)
         except InputError as error:
             self.refused[image] = str(error)
         else:
             self.rows.heights[image], self.rows.widths[image] = header.height, header.width
-            self.rows.decoded[image] |= self.decode
             if digest:
+                self.decoded.add(digest)
                 self.rows.digests[image] = np.frombuffer(digest, np.uint8)
+            self.rows.decoded[image] = True
 
     def check(self, skip_broken: bool) -> None:
         """Raise when files are refused, or broken ones may not be skipped."""
@@ -185,32 +183,18 @@ class _Reader:
         raise InputError("\n".join([f"{len(unusable)} image files cannot be used; {advice}:", *lines]))
 
 
-def _read_file(path: Path, digest: bool, decode: bool) -> tuple[Header, bytes]:
-    """Header and SHA-256 (or nothing) of a file."""
+def _read_file(path: Path, digest: bool, decoded: Collection[bytes]) -> tuple[Header, bytes]:
+    """Header and SHA-256 (or nothing) of a file that decodes, as those of the digests ``decoded`` did."""
     try:
         with path.open("rb") as file:
             header = read_header(file)
             file.seek(0)
             sha = hashlib.file_digest(file, "sha256").digest() if digest else b""
-            if decode:
-                _decode(file)
+            if sha not in decoded:
+                require_decodes(file)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})") from error
     return header, sha
-
-
-def _decode(file: BinaryIO) -> None:
-    """Decode a whole file; BrokenImageError when that fails."""
-    kinds = ("JPEG", "PNG", "WEBP")
-    try:
-        file.seek(0)
-        with Image.open(file, formats=kinds) as image:
-            image.verify()  # the checksums and the end of a PNG, which decoding passes over
-        file.seek(0)
-        with Image.open(file, formats=kinds) as image:
-            image.load()
-    except Exception as error:  # decoders raise whatever comes to them
-        raise BrokenImageError(f"does not decode ({error})") from error
 
 
 def _manifest(listing: Listing, rows: FileRows, broken: list[int], leave_out: Collection[str]) -> Manifest:

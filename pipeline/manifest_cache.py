@@ -14,8 +14,9 @@ import numpy.typing as npt
 from labelstore.newfile import new_version
 from labelstore.removing import Proof, may_go
 from pipeline.class_folder import Listing
+from pipeline.decodes import judge
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class FileRows:
         heights: rows after EXIF orientation, int32 ``[N]``; 0 where nothing has been read yet.
         widths: columns after EXIF orientation, int32 ``[N]``.
         digests: SHA-256 of each file, uint8 ``[N, 32]``; zeros where it was not computed.
-        decoded: whether the whole file has been decoded without an error, bool ``[N]``.
+        decoded: whether the file is known to decode, bool ``[N]``; nothing else is worth anything where it is not.
     """
 
     heights: npt.NDArray[np.int32]
@@ -49,16 +50,25 @@ class FileRows:
         return self.heights, self.widths, self.digests, self.decoded
 
 
-def load(cache: Path, listing: Listing) -> FileRows:
-    """Rows of the listed files, taken from ``cache`` where path, size and modification time are the same.
+def load(cache: Path, listing: Listing) -> tuple[FileRows, set[bytes]]:
+    """What ``cache`` knows of the listed files.
 
-    A cache that is absent, damaged, of another version or of another folder is worth nothing: all rows are empty.
+    A cache that is absent, damaged or of another version is worth nothing. What decodes in the eyes of another version
+    of Pillow is not believed.
+
+    Returns:
+        Rows, those of files with the same path, size and modification time in the same folder; the others are empty.
+        And the SHA-256 of every content that is known to decode, wherever it was.
     """
     rows = FileRows.empty(len(listing.paths))
     try:
-        paths, sizes, mtimes, stored = _read(cache, listing.root)
+        root, paths, sizes, mtimes, stored = _read(cache)
     except Exception:  # whatever damaged bytes lead to, the images themselves can be read
-        return rows
+        return rows, set()
+    hashed = stored.digests[stored.decoded & stored.digests.any(axis=1)]
+    decoded = set(map(bytes, hashed))
+    if root != _root_digest(listing.root):
+        return rows, decoded
     if paths == listing.paths:
         place = np.arange(len(paths))
     else:
@@ -67,14 +77,15 @@ def load(cache: Path, listing: Listing) -> FileRows:
     same = (place >= 0) & (sizes[place] == listing.sizes) & (mtimes[place] == listing.mtimes)
     for ours, theirs in zip(rows.columns(), stored.columns(), strict=True):
         ours[same] = theirs[place[same]]
-    return rows
+    return rows, decoded
 
 
-def _read(cache: Path, root: Path) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.int64], FileRows]:
-    """Paths, sizes, modification times and rows of a cache of ``root``; any exception when it is not one."""
+def _read(cache: Path) -> tuple[bytes, list[str], npt.NDArray[np.int64], npt.NDArray[np.int64], FileRows]:
+    """Root's digest, paths, sizes, modification times and rows of a cache; any exception when it is not one."""
     with cache.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-        if file["version"] != _VERSION or bytes(file["root"]) != _root_digest(root):
-            raise ValueError("of another version or folder")
+        if file["version"] != _VERSION or bytes(file["judge"]).decode() != judge():
+            raise ValueError("of another version, or other versions of what decodes")
+        root = bytes(file["root"])
         sizes, mtimes, paths = file["sizes"], file["mtimes"], bytes(file["paths"]).decode().split("\0")
         rows = FileRows(file["heights"], file["widths"], file["digests"], file["decoded"])
     times = np.empty(len(paths), np.int64)
@@ -82,7 +93,7 @@ def _read(cache: Path, root: Path) -> tuple[list[str], npt.NDArray[np.int64], np
     for found, wanted in zip((sizes, mtimes, *rows.columns()), expected, strict=True):
         if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
             raise ValueError("columns of other types or lengths")
-    return paths, sizes, mtimes, rows
+    return root, paths, sizes, mtimes, rows
 
 
 def save(cache: Path, listing: Listing, rows: FileRows) -> None:
@@ -99,6 +110,7 @@ def save(cache: Path, listing: Listing, rows: FileRows) -> None:
                 file,
                 version=np.array(_VERSION),
                 root=np.frombuffer(_root_digest(listing.root), np.uint8),
+                judge=np.frombuffer(judge().encode(), np.uint8),
                 paths=np.frombuffer("\0".join(listing.paths).encode(), np.uint8),
                 sizes=listing.sizes,
                 mtimes=listing.mtimes,

@@ -17,7 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from labelstore.errors import InputError
-from pipeline.headers import read_header
+from pipeline.decodes import FORMATS
+from pipeline.headers import Header, read_header
+from pipeline.quiet import quiet
+from pipeline.render.jpeg_scans import Scans, scans_of
 from pipeline.render.plain import is_plain
 
 if TYPE_CHECKING:
@@ -34,6 +37,14 @@ _UPRIGHT = {
 }
 
 
+JPEG_MAGIC = b"\xff\xd8"
+_NAMED = 10  # damaged files that are named
+
+
+class DamagedImageWarning(UserWarning):
+    """A file decodes although its data are damaged."""
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """The bytes of an image file.
@@ -42,13 +53,13 @@ class Encoded:
         image: index of the image.
         data: its file's bytes.
         plain: whether DALI decodes them to Pillow's pixels.
-        orientation: EXIF orientation, 1 to 8.
+        header: what the file declares.
     """
 
     image: int
     data: bytes
     plain: bool
-    orientation: int
+    header: Header
 
 
 def runs(costs: npt.NDArray[np.int64], most: int, count: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -74,7 +85,7 @@ class Images:
     def __init__(
         self,
         manifest: Manifest,
-        decode: Callable[[Sequence[bytes]], Sequence[Tensor | None]],
+        decode: Callable[[Sequence[bytes], Sequence[Header]], Sequence[Tensor | None]] | None,
         pool: Executor,
         cache_bytes: int,
     ) -> None:
@@ -82,7 +93,8 @@ class Images:
 
         Args:
             manifest: the images.
-            decode: decodes plain files to uint8 ``[H, W, 3]``; None for a file that it refuses.
+            decode: decodes plain files to uint8 ``[H, W, 3]``, by their headers; None for a file that it refuses or
+                finds damaged. None where DALI is absent.
             pool: where Pillow decodes the others.
             cache_bytes: memory for decoded images: all of them are kept, or none.
         """
@@ -90,7 +102,9 @@ class Images:
         self.sizes: npt.NDArray[np.int64] = 3 * manifest.heights.astype(np.int64) * manifest.widths
         self.kept_all = int(self.sizes.sum()) <= cache_bytes
         self._kept: dict[int, Tensor] = {}
-        self._believed: npt.NDArray[np.int64] = np.zeros((len(manifest), 2), np.int64)  # their sizes and times
+        self._seen: npt.NDArray[np.int64] = np.zeros((len(manifest), 2), np.int64)  # files' sizes and times
+        self._plain: npt.NDArray[np.bool_] = np.zeros(len(manifest), np.bool_)  # of the files seen
+        self._damaged: set[int] = set()
 
     def read(self, image: int) -> Encoded:
         """The file of an image.
@@ -107,8 +121,12 @@ class Images:
                 f"{path}: expected the image that was there when the folder was scanned; {error}"
             ) from error
         self._require_sides(image, (header.height, header.width))
-        self._require_digest(image, data, (status.st_size, status.st_mtime_ns))
-        return Encoded(image, data, is_plain(header.kind, data), header.orientation)
+        stamp = status.st_size, status.st_mtime_ns
+        if tuple(self._seen[image]) != stamp:
+            self._require_digest(image, data)
+            self._plain[image] = is_plain(header.kind, data)
+            self._seen[image] = stamp
+        return Encoded(image, data, bool(self._plain[image]), header)
 
     def whole(self, images: Sequence[int]) -> list[Tensor]:
         """Decoded images, uint8 ``[H, W, 3]`` each, one for each index.
@@ -146,28 +164,47 @@ class Images:
             )
 
     def _decode_all(self, files: Sequence[Encoded]) -> list[Tensor]:
-        """Plain files by DALI, each once; the others, and what DALI refuses, by Pillow."""
-        plain = [file for file in files if file.plain]
-        by_dali = self._decode([file.data for file in plain]) if plain else []
+        """Plain files by DALI, each once; the others, and what DALI refuses or finds damaged, by Pillow."""
+        plain = [file for file in files if file.plain] if self._decode else []
+        data, headers = [file.data for file in plain], [file.header for file in plain]
+        by_dali = self._decode(data, headers) if self._decode and plain else []
         decoded = {file.image: image for file, image in zip(plain, by_dali, strict=True) if image is not None}
         others = [file for file in files if file.image not in decoded]
-        decoded |= zip((file.image for file in others), self._pool.map(self._by_pillow, others), strict=True)
+        refused = [file.image for file in plain if file.image not in decoded]
+        with quiet():  # of broken metadata, and of sizes, which the manifest has checked
+            decoded |= zip((file.image for file in others), self._pool.map(self._by_pillow, others), strict=True)
+        self._plain[refused] = False  # not to be tried again
+        self._name_damaged([file for file in others if self._decode])
         for image, pixels in decoded.items():
             self._require_sides(image, tuple(pixels.shape[:2]))
         return [decoded[file.image] for file in files]
 
+    def _name_damaged(self, files: Sequence[Encoded]) -> None:
+        """Warn once of each JPEG that libjpeg completes with what it invents: of these, which Pillow decoded."""
+        for file in files:
+            damaged = file.plain or scans_of(file.data) is Scans.DAMAGED
+            if not damaged or file.image in self._damaged or not file.data.startswith(JPEG_MAGIC):
+                continue
+            self._damaged.add(file.image)
+            if len(self._damaged) <= _NAMED:
+                more = "; further such files are not named" if len(self._damaged) == _NAMED else ""
+                warnings.warn(
+                    f"{self._manifest.file(file.image)}: its JPEG data are damaged; it is used as Pillow decodes it"
+                    f"{more}",
+                    DamagedImageWarning,
+                    stacklevel=2,
+                )
+
     def _by_pillow(self, file: Encoded) -> Tensor:
         """One image as Pillow sees it, upright."""
         try:
-            with warnings.catch_warnings():  # of broken metadata, and of sizes, which the manifest has checked
-                warnings.simplefilter("ignore")
-                image = Image.open(io.BytesIO(file.data))
-                turn = _UPRIGHT.get(file.orientation)
-                pixels = np.array((image if turn is None else image.transpose(turn)).convert("RGB"))
+            image = Image.open(io.BytesIO(file.data), formats=FORMATS)
+            turn = _UPRIGHT.get(file.header.orientation)
+            pixels = np.array((image if turn is None else image.transpose(turn)).convert("RGB"))
         except Exception as error:  # whatever its plugins raise: OSError, SyntaxError, ValueError, struct.error, ...
             raise InputError(
-                f"{self._manifest.file(file.image)}: expected an image that decodes, found: {error}; repair "
-                f"or remove the file, or build with --skip-broken, which leaves such files out and lists them"
+                f"{self._manifest.file(file.image)}: expected an image that decodes, as when the folder was scanned, "
+                f"found: {error}; put the old file back"
             ) from error
         return torch.from_numpy(pixels)
 
@@ -180,10 +217,10 @@ class Images:
                 f"scanned, found {found[0]} x {found[1]}; put the old file back, or scan again with --rehash"
             )
 
-    def _require_digest(self, image: int, data: bytes, stamp: tuple[int, int]) -> None:
-        """Refuse a file with other bytes than the manifest's; then believe it by size and time."""
+    def _require_digest(self, image: int, data: bytes) -> None:
+        """Refuse a file with other bytes than the manifest's, where that knows them."""
         expected = self._manifest.digests[image]
-        if tuple(self._believed[image]) == stamp or not expected.any():
+        if not expected.any():
             return
         found = hashlib.sha256(data)
         if found.digest() != expected.tobytes():
@@ -192,4 +229,3 @@ class Images:
                 f"{expected.tobytes().hex()[:16]}...), found another one ({found.hexdigest()[:16]}...); put the old "
                 f"file back, or make another store of the new ones"
             )
-        self._believed[image] = stamp

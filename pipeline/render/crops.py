@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 CHUNK_CROPS = 64  # crops in work at a time (8 a thread where that is more) ...
 CHUNK_BYTES = 256 << 20  # ... of at most so many bytes of decoded images, or of one image
 SPAN = 8  # crops that a thread resizes at one go
+LEAST_SIDE = 2  # of regions: one stored column of JPEG 4:2:0, decoded alone at the left border, has other chroma
 
 Indexes = npt.NDArray[np.int64]
 
@@ -52,7 +53,8 @@ class CropRenderer:
         self._chunk = max(CHUNK_CROPS, 8 * threads)
         self._pool = ThreadPoolExecutor(threads, "giftwrap-render")
         self._decoder = Decoder(device, threads, self._chunk)
-        self._images = Images(manifest, self._decoder.whole, self._pool, cache_bytes)
+        decode = self._decoder.whole if self._decoder.there else None
+        self._images = Images(manifest, decode, self._pool, cache_bytes)
         whole = bool(spec.effective_pad) or arranges(spec.columns)
         self._regions = self._decoder.there and not self._images.kept_all and not whole
         self._lock = threading.Lock()
@@ -105,10 +107,12 @@ class CropRenderer:
         chunk = next(ahead, None)
         while chunk:
             at, files = chunk
-            plain = np.array([file.plain for file in files])
-            regions, others = at[plain], at[~plain]
+            by_region = np.array([file.plain for file in files]) & (work.boxes[at, 2:].min(axis=1) >= LEAST_SIDE)
+            regions, others = at[by_region], at[~by_region]
             if len(regions):
-                self._decoder.start_regions([file.data for file in files if file.plain], work.boxes[regions])
+                chosen = [file for file, region in zip(files, by_region.tolist(), strict=True) if region]
+                data, headers = [file.data for file in chosen], [file.header for file in chosen]
+                self._decoder.start_regions(data, work.boxes[regions], headers)
             chunk = next(ahead, None)
             if len(regions) and not self._decoder.finish_regions(partial(self._resize, work, regions)):
                 others = at  # whole and one by one, the file that does not decode gets its name

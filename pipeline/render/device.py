@@ -24,7 +24,7 @@ from pipeline.augment import arrange, arranges
 from pipeline.moving import to_device
 from pipeline.render.batched import Boxes, resize_all
 from pipeline.render.cache import Images, runs
-from pipeline.render.crops import CHUNK_BYTES, CHUNK_CROPS, finish
+from pipeline.render.crops import CHUNK_BYTES, CHUNK_CROPS, LEAST_SIDE, finish
 from pipeline.render.dali import Decoder
 from pipeline.render.identity import DECODERS, renderer_id
 
@@ -58,7 +58,8 @@ class DeviceRenderer:
         self._pool = ThreadPoolExecutor(threads, "giftwrap-render")
         where = torch.device("cpu") if decoder == "cpu" else device
         self._decoder = Decoder(where, threads, self._chunk, DECODERS[decoder])
-        self._images = Images(manifest, self._decoder.whole, self._pool, cache_bytes)
+        decode = self._decoder.whole if self._decoder.there else None
+        self._images = Images(manifest, decode, self._pool, cache_bytes)
         self._kept = Kept(self._images, device, self._chunk) if self._images.kept_all else None
         whole = bool(spec.effective_pad) or arranges(spec.columns)
         self._regions = decoder == "cpu" and self._decoder.there and not self._kept and not whole
@@ -145,10 +146,10 @@ class DeviceRenderer:
     def _decode_regions(self, images: Indexes, boxes: npt.NDArray[np.int32]) -> tuple[Tensor, Indexes] | None:
         """The regions of all boxes as `flatten` gives them; None when a file wants Pillow, or does not decode."""
         files = [self._images.read(image) for image in images.tolist()]
-        if not all(file.plain for file in files):
+        if not all(file.plain for file in files) or (boxes[:, 2:] < LEAST_SIDE).any():
             return None
         made: list[tuple[Tensor, Indexes]] = []
-        self._decoder.start_regions([file.data for file in files], boxes)
+        self._decoder.start_regions([file.data for file in files], boxes, [file.header for file in files])
         whole = self._decoder.finish_regions(lambda regions: made.append(flatten(regions, self._device)))
         return made[0] if whole else None
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
+from damaged import encoded, one_frame, png_chunk
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,6 +22,7 @@ from torchvision.datasets import ImageFolder
 from labelstore.errors import InputError, MismatchError
 from labelstore.spec import BlockShape, Identity
 from pipeline import manifest as manifest_module
+from pipeline import manifest_cache as cache_module
 from pipeline.class_folder import SUFFIXES, order_classes
 from pipeline.manifest import Manifest, require_same_images, scan
 
@@ -44,9 +48,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     read: list[str] = []
     real = manifest_module._read_file
 
-    def spy(path: Path, digest: bool, decode: bool) -> object:
+    def spy(path: Path, digest: bool, decoded: set[bytes]) -> object:
         read.append("/".join(path.parts[-2:]))
-        return real(path, digest, decode)
+        return real(path, digest, decoded)
 
     monkeypatch.setattr(manifest_module, "_read_file", spy)
     return read
@@ -222,7 +226,7 @@ def test_all_unusable_files_are_named(folder: Path) -> None:
 
 
 def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-20])
+    path.write_bytes(path.read_bytes()[:-60])
 
 
 @pytest.mark.parametrize("path", ["a/y.PNG", "a/z.JPEG", "b/1.webp"])
@@ -232,10 +236,8 @@ def test_broken_files(folder: Path, path: str, reads: list[str]) -> None:
     write(folder / "a" / "third.png", 99)
     before = scan(folder)
     truncate(folder / path)
-    if not path.endswith("webp"):  # declared sizes are right: found when decoded
-        assert len(scan(folder)) == 6
     with pytest.raises(InputError, match=rf"{path}: does not decode"):
-        scan(folder, check_images=True)
+        scan(folder)
     cache = folder.parent / "cache.npz"
     found = scan(folder, skip_broken=True, cache=cache)
     assert found.skipped == (path,)
@@ -248,6 +250,71 @@ def test_broken_files(folder: Path, path: str, reads: list[str]) -> None:
     (folder / path).unlink()
     copy = scan(folder, leave_out=found.skipped)
     assert (copy.skipped, copy.digest) == (found.skipped, found.digest)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The contents that are decoded."""
+    contents: list[bytes] = []
+    real = manifest_module.require_decodes
+
+    def spy(file: BinaryIO) -> None:
+        file.seek(0)
+        contents.append(file.read())
+        real(file)
+
+    monkeypatch.setattr(manifest_module, "require_decodes", spy)
+    return contents
+
+
+def test_a_content_that_decodes_is_decoded_once(folder: Path, decoded: list[bytes]) -> None:
+    cache = folder.parent / "cache.npz"
+    first = scan(folder, cache=cache)
+    assert sorted(decoded) == sorted(first.file(image).read_bytes() for image in range(5))
+    decoded.clear()
+    os.utime(folder / "b" / "2.png", ns=(1, 1))
+    (folder / "a" / "z.JPEG").rename(folder / "b" / "moved.jpg")
+    shutil.copy(folder / "b" / "1.webp", folder / "a" / "copy.webp")
+    scan(folder, cache=cache)
+    scan(folder.rename(folder.with_name("elsewhere")), cache=cache)
+    assert decoded == []
+
+
+def test_a_verdict_of_another_pillow_is_asked_for_again(
+    folder: Path, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = folder.parent / "cache.npz"
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "judge", lambda: "another")
+        scan(folder, cache=cache)
+    decoded.clear()
+    scan(folder, cache=cache)
+    assert len(decoded) == 5
+
+
+def test_a_file_with_two_readings_has_one_verdict(folder: Path) -> None:
+    picture = Image.effect_noise((40, 30), 60).convert("RGB")
+    plain = encoded(picture, "PNG")
+    text = png_chunk(b"tEXt", b"Software\0scanner")[:-4] + bytes(4)
+    files = {
+        "behind.png": plain[:-12] + text + plain[-12:],
+        "endless.png": plain[:-12],
+        "before.png": plain[:33] + text + plain[33:],
+        "frame.webp": one_frame(encoded(picture, "WEBP"), (2, 4)),
+        "frames.webp": encoded(picture, "WEBP", save_all=True, append_images=[picture.rotate(180)]),
+    }
+    for name, data in files.items():
+        (folder / "a" / name).write_bytes(data)
+    with pytest.raises(InputError, match=r"1 image files cannot be used(.|\n)*a/frames.webp: is animated"):
+        scan(folder, skip_broken=True)
+    (folder / "a" / "frames.webp").unlink()
+    with pytest.raises(InputError, match=r"1 image files cannot be used(.|\n)*a/before.png: does not decode"):
+        scan(folder)
+    found = scan(folder, skip_broken=True)
+    assert found.skipped == ("a/before.png",)
+    frame = list(found.paths).index("a/frame.webp")
+    with Image.open(folder / "a" / "frame.webp") as image:
+        assert (found.heights[frame], found.widths[frame]) == image.size[::-1]
 
 
 def test_a_class_of_broken_files_only(folder: Path) -> None:
@@ -297,11 +364,10 @@ def test_the_cache_knows_what_was_not_done(folder: Path, reads: list[str]) -> No
         _ = plain.digest
     assert scan(folder, cache=cache).digest == scan(folder).digest
     reads.clear()
-    scan(folder, cache=cache, check_images=True)
-    assert len(reads) == 5
-    scan(folder, cache=cache, check_images=True)
+    scan(folder, cache=cache)
     scan(folder, cache=cache, digests=False)
-    assert len(reads) == 5
+    scan(folder, cache=cache, skip_broken=True)
+    assert reads == []
 
 
 def test_a_cache_of_another_folder_is_not_believed(folder: Path, reads: list[str]) -> None:
@@ -430,6 +496,6 @@ def test_other_classes_are_refused_by_name(folder: Path) -> None:
 
 
 def test_real_images_decode(data: Path) -> None:
-    found = scan(data / "cifar10" / "test_jpeg", check_images=True)
+    found = scan(data / "cifar10" / "test_jpeg")
     oracle = ImageFolder(str(data / "cifar10" / "test_jpeg"))
     assert [str(found.file(i)) for i in range(len(found))] == [path for path, _ in oracle.samples]

@@ -1,0 +1,76 @@
+"""An image file without its metadata: only what a decoder needs to make its pixels.
+
+DALI is given nothing else. Its readers of EXIF misread some and crash on others, so they must not meet any; how an
+image is turned is known already (`pipeline.orientation`).
+"""
+
+from __future__ import annotations
+
+_JPEG_SCAN = b"\xff\xda"
+_JPEG_KEPT = frozenset({*range(0xC0, 0xD0), 0xDB, 0xDD, 0xE0, 0xEE})  # tables, frame; JFIF and Adobe tell the colours
+_JPEG_DROPPED = frozenset({*range(0xE1, 0xF0), 0xFE})  # the other applications' segments, and comments
+_PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
+_WEBP_PIXELS = frozenset({b"VP8 ", b"VP8L"})
+
+
+def bare(kind: str, data: bytes) -> bytes | None:
+    """The file without metadata, its pixels as they are stored; ``data`` itself where there is none.
+
+    Args:
+        kind: ``JPEG``, ``PNG`` or ``WebP``.
+        data: the file.
+
+    Returns:
+        None where the file is not built plainly enough to tell: Pillow decodes it.
+    """
+    parts = {"JPEG": _jpeg, "PNG": _png, "WebP": _webp}[kind](memoryview(data))
+    if parts is None or sum(map(len, parts)) == len(data):
+        return data if parts else None
+    return b"".join(parts)
+
+
+def _jpeg(data: memoryview) -> list[memoryview | bytes] | None:
+    """Tables, frame and scans, and what tells the colours."""
+    kept: list[memoryview | bytes] = [data[:2]]
+    position = 2
+    while (marker := data[position : position + 2]) != _JPEG_SCAN:
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
+        if len(marker) < 2 or marker[0] != 0xFF or not position + 4 <= end <= len(data):
+            return None
+        if marker[1] in _JPEG_KEPT:
+            kept.append(data[position:end])
+        elif marker[1] not in _JPEG_DROPPED:
+            return None
+        position = end
+    return [*kept, data[position:]]
+
+
+def _png(data: memoryview) -> list[memoryview | bytes] | None:
+    """Header, palette, transparency, pixels without anything between them, and the end."""
+    kept: list[memoryview | bytes] = [data[:8]]
+    position, before, runs = 8, b"", 0
+    while position + 12 <= len(data):
+        name, end = bytes(data[position + 4 : position + 8]), position + 12 + int.from_bytes(data[position:][:4])
+        runs += name == b"IDAT" != before
+        if end > len(data) or not name.isalpha() or runs > 1:
+            return None
+        if name in _PNG_KEPT:
+            kept.append(data[position:end])
+        if name == b"IEND":
+            return kept
+        position, before = end, name
+    return None
+
+
+def _webp(data: memoryview) -> list[memoryview | bytes] | None:
+    """The pixels; alpha is dropped like everything else, for what is decoded is RGB."""
+    position = 12
+    while position + 8 <= len(data):
+        name, length = bytes(data[position:][:4]), int.from_bytes(data[position + 4 : position + 8], "little")
+        end = position + 8 + length + length % 2
+        if end > len(data) or name == b"ANIM":
+            return None
+        if name in _WEBP_PIXELS:
+            return [b"RIFF", (4 + end - position).to_bytes(4, "little"), b"WEBP", data[position:end]]
+        position = end
+    return None

@@ -1,0 +1,19 @@
+"""How commands speak."""
+
+from __future__ import annotations
+
+import warnings
+
+from labelstore.console import run_command
+
+
+def test_warnings_of_the_code_below_a_command_are_one_line() -> None:
+    before = warnings.formatwarning
+    said: list[str] = []
+
+    def command() -> None:
+        said.append(warnings.formatwarning("words", UserWarning, "file.py", 1))
+
+    assert run_command("pipeline", command) == 0
+    assert said == ["warning: words\n"]
+    assert warnings.formatwarning is before
