@@ -197,7 +197,13 @@ def run_command(
         warnings.formatwarning = plainly
 
 
-def _one_line(message: Warning | str, *_where: object) -> str:
+def _one_line(
+    message: Warning | str,
+    category: type[Warning],  # noqa: ARG001  as `warnings` calls it
+    filename: str,  # noqa: ARG001
+    lineno: int,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> str:
     """A warning of the code below a command as the command's own are written, without the place in the code."""
     return f"warning: {message}\n"
 
