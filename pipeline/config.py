@@ -40,6 +40,9 @@ class BuildConfig:
     Several label together: the weighted mean of their logits."""
     weights: tuple[str, ...]
     """Weights, one a teacher: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
+    weights_key: tuple[str, ...] = ()
+    """Of several sets of weights in a file the one to take, such as model_ema or model.state_dict; one a teacher, or
+    one for all. Left out, a running mean (EMA) where there is one; what is taken is printed."""
     size: int
     """Side S of the square crops in pixels."""
     views: int
@@ -181,6 +184,7 @@ class BuildConfig:
                 self.weights,
                 [json_object("--teacher-args", text) for text in self.teacher_args],
                 self.teacher_weights,
+                self.weights_key,
             ),
             classes=self.teacher_classes,
             class_columns=self.class_columns,
