@@ -110,7 +110,7 @@ def _told(chosen: WeightSet, found: list[WeightSet], place: str, key: str | None
     """The choice with what is to be said of it."""
     notes, warnings = [], []
     others = [one.key or "the file itself" for one in found if one is not chosen]
-    name = f"those under {shown(chosen.key)!r}" if chosen.path else "those of the file itself"
+    name = f"those under '{shown(chosen.key)}'" if chosen.path else "those of the file itself"
     if others and not key:
         warnings.append(
             f"{place}: holds {len(found)} sets of weights; taken: {name}; also there: {listed(others)}; "
