@@ -26,6 +26,7 @@ from labelstore.errors import InputError
 from pipeline.networks import Weights, build_network, load_network, read_weights
 from pipeline.networks.torch_files import read_content
 from pipeline.networks.weights import state_digest
+from pipeline.teacher import Teacher, TeacherSpec, make_members, make_teacher, stored_members
 
 ARGS = {"width": 4, "norm": "batch"}
 State = dict[str, Tensor]
@@ -362,3 +363,33 @@ def test_names_from_a_file_do_not_write_on_the_terminal(key: str | None, tmp_pat
             weights = load(path)
             assert weights.warnings
             assert all(text.isprintable() for text in (*weights.notes, *weights.warnings))
+
+
+def test_each_network_of_a_teacher_has_a_key_or_all_have_one() -> None:
+    names, weights = ("a", "b"), ("a.pt", "b.pt")
+    for keys, expected in (((), [None, None]), (("ema",), ["ema", "ema"]), (("ema", ""), ["ema", None])):
+        members = make_members(names, weights, [{}], (), keys)
+        assert [member.key for member in members] == expected
+        stored = {"members": [{"name": member.name, "args": {}, "share": 0.5} for member in members]}
+        assert [member.key for member in stored_members(stored, weights, keys)] == expected
+    for make in (
+        lambda: make_members(names, weights, [{}], (), ("a", "b", "c")),
+        lambda: stored_members({"members": [{"name": "a"}, {"name": "b"}]}, weights, ("a", "b", "c")),
+    ):
+        with pytest.raises(InputError, match="--weights-key: expected one for each of"):
+            make()
+
+
+def test_a_teacher_says_which_weights_it_has(tmp_path: Path) -> None:
+    torch.save({"state_dict": state(2), "state_dict_ema": state(1)}, tmp_path / "w.pt")
+
+    def teacher(*keys: str) -> Teacher:
+        members = make_members(("convnet-d2",), (str(tmp_path / "w.pt"),), [ARGS], (), keys)
+        return make_teacher(TeacherSpec(members=members, batch=2), size=8, classes=["a", "b", "c"])
+
+    assert any("taken: those under 'state_dict_ema'" in warning for warning in teacher().warnings)
+    assert teacher().identity["weights"] == plain_digest(state(1))
+    chosen = teacher("state_dict")
+    assert not any("sets of weights" in warning for warning in chosen.warnings)
+    assert chosen.notes == (f"weights {tmp_path / 'w.pt'}: those under 'state_dict' are taken",)
+    assert chosen.identity["weights"] == plain_digest(state(2))
