@@ -134,6 +134,11 @@ def _scale(
     scale = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
     if not (torch.isfinite(torch.stack(scale)).all() and (scale[1] > 0).all()):
         raise InputError(f"--mean and --std: expected finite numbers, --std above 0, found {mean} and {std}")
+    if max(mean) > 1 or max(std) > 1:
+        raise InputError(
+            f"--mean and --std: expected those of pixels in [0, 1], found {mean} and {std}; divide those of levels of "
+            "0 to 255 by 255"
+        )
     return scale
 
 

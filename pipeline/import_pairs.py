@@ -69,7 +69,10 @@ def read_pair(file: Path, *, labels: Path | None, index: int | None, argmax: boo
     several = [Pair(held, held, name, "") for name, held in _tensors(other, LABEL_KEYS, {1, 2})]
     own = _one(several, labels, index if len(several) > 1 else None, f"labels [N], found {_outline(other)}")
     _refuse_soft_labels({"": own.images}, "", f"{labels}: {own.images_name}", len(found.images), argmax)
-    return replace(found, labels=own.images, labels_name=f"{labels}: {own.images_name}")
+    notes = found.notes
+    if labels != file and any(True for _ in _pairs(content, "", argmax=True)):
+        notes += (f"labels are those of {labels}, not those that {file} holds too",)
+    return replace(found, labels=own.images, labels_name=f"{labels}: {own.images_name}", notes=notes)
 
 
 def _content(file: Path) -> object:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from labelstore.errors import InputError
 from pipeline.networks.file_kinds import SAFETENSORS, TORCH, kind_of, shown
 
+_OF_TORCH = 3  # a magic number, a version, and what wrote it come first
 WANTED = "nothing but tensors, written by torch.save or safetensors"
 _PICKLES = 5  # a legacy file is a row of as many
 _HELPERS = ("builtins.", "copyreg.", "functools.")
@@ -148,8 +149,9 @@ def read_content(path: Path, place: str, advice: str, *, mapped: bool = False) -
     """
     if not path.exists():
         raise InputError(f"{place}: no such file")
-    if path.is_dir():
-        raise InputError(f"{place}: expected a file, found a folder; give the file in it")
+    if not path.is_file():  # a pipe would be waited for
+        found = "a folder; give the file in it" if path.is_dir() else "none with content of its own"
+        raise InputError(f"{place}: expected a file, found {found}")
     try:
         kind, remedy = kind_of(path)
         if kind == TORCH:
@@ -199,6 +201,7 @@ def _diagnosis(path: Path, advice: str) -> tuple[str, str]:
     """What is in a file that torch could not read as data, and what to do."""
     try:
         names, protocol, whole = _pickle(path)
+        zipped = zipfile.is_zipfile(path)
     except Exception:  # whatever the bytes lead to
         return "something else, or a damaged file", f"download it again, or {advice}"
     own = torch._weights_only_unpickler._get_allowed_globals()
@@ -208,13 +211,15 @@ def _diagnosis(path: Path, advice: str) -> tuple[str, str]:
         foreign.sort(key=lambda name: name.startswith(_HELPERS))  # what they make says more
         more = f" and {len(foreign) - 1} other kinds of objects" if len(foreign) > 1 else ""
         return f"a pickled {shown(foreign[0])}{more}, which only code could make", advice
+    if whole and not zipped and whole < _OF_TORCH:
+        return "a pickle that torch did not write", "load it where it comes from and save its tensors by torch.save"
     if whole and protocol > 2:
         return f"a pickle of protocol {protocol}, which is not read", "save it by torch.save as it is"
     return "a damaged file, or one that ends early", f"download it again, or {advice}"
 
 
-def _pickle(path: Path) -> tuple[list[str], int, bool]:
-    """The names of classes and functions in a file's pickles, in order; the protocol; whether the last one ends."""
+def _pickle(path: Path) -> tuple[list[str], int, int]:
+    """The names of classes and functions in a file's pickles, in order; the protocol; how many pickles are whole."""
     with path.open("rb") as file:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
@@ -225,17 +230,16 @@ def _pickle(path: Path) -> tuple[list[str], int, bool]:
         return _names([file] * _PICKLES)
 
 
-def _names(files: list[Any]) -> tuple[list[str], int, bool]:
+def _names(files: list[Any]) -> tuple[list[str], int, int]:
     found: dict[str, None] = {}
-    protocol, whole = 0, False
+    protocol, whole = 0, 0
     for file in files:
-        whole = False
         try:
             for name, argument in _globals(file):
                 if name == "PROTO":
                     protocol = max(protocol, int(argument))
                 elif name == "STOP":
-                    whole = True
+                    whole += 1
                 else:
                     found[argument] = None
         except ValueError:  # behind the pickles come the tensors' bytes

@@ -23,6 +23,7 @@ ORDER = (
 COUNTERS = frozenset({"num_batches_tracked", "n_averaged", "num_updates", "initted", "step", "updates", "decay"})
 _NOT_WEIGHTS = re.compile("optim(?!al)|sched|scaler|rng|exp_avg|momentum_buffer|hyper_param")
 _DEPTH = 4
+_MEMBERS = 64  # of a list
 LISTED = 8
 
 
@@ -82,6 +83,8 @@ def choose_set(content: object, place: str, key: str | None, own: Mapping[str, T
     Raises:
         InputError: names what was found where there is no such set.
     """
+    if isinstance(content, list | tuple) and any(isinstance(one, Mapping) for one in content):
+        content = {str(index): one for index, one in enumerate(content)}
     if not isinstance(content, Mapping):
         raise InputError(f"{place}: expected a state dict, found {shown(type(content).__name__)}")
     sets = list(_sets(content))
@@ -137,10 +140,12 @@ def _named(key: str, found: list[WeightSet], content: Mapping[Any, Any], place: 
 
 
 def _mappings(content: Mapping[Any, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All dicts within a dict, by the keys that lead to them."""
+    """All dicts within a dict, and in lists within it, by the keys that lead to them."""
     yield path, content
     if len(path) < _DEPTH:
         for key, value in content.items():
+            if isinstance(key, str) and isinstance(value, list | tuple):
+                value = {str(index): one for index, one in enumerate(value[:_MEMBERS]) if isinstance(one, Mapping)}
             if isinstance(key, str) and isinstance(value, Mapping):
                 yield from _mappings(value, (*path, key))
 

@@ -47,7 +47,7 @@ class Weights:
 
     def __post_init__(self) -> None:
         """Bring the names into their plain form."""
-        tensors = {name: tensor for name, tensor in self.tensors.items() if name != AVERAGES}
+        tensors = dict(self.tensors)
         while tensors and (prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), "")):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         tensors = {name: tensor for name, tensor in tensors.items() if not is_counter(name)}
@@ -105,7 +105,10 @@ def read_weights(path: Path, *, key: str | None = None, own: Mapping[str, Tensor
         content = read_content(path, place, "save the state dict alone: torch.save(network.state_dict(), FILE)")
         found = Weights(str(path), {})
     choice = choose_set(content, place, key, own)
-    return replace(found, tensors=choice.chosen.tensors, notes=choice.notes, warnings=choice.warnings)
+    tensors = choice.chosen.tensors
+    if own is None and all(name.startswith("module.") for name in tensors.keys() - {AVERAGES}):
+        tensors = {name: tensor for name, tensor in tensors.items() if name != AVERAGES}
+    return replace(found, tensors=tensors, notes=choice.notes, warnings=choice.warnings)
 
 
 def require_file(path: Path) -> None:

@@ -195,6 +195,7 @@ def test_soft_labels_are_refused_by_name(tmp_path: Path, content: Any, name: str
         ((LEVELS, LABELS), {"mean": MEAN, "std": STD}, "leave out --mean and --std"),
         ((LEVELS / 255, LABELS), {"mean": MEAN[:1], "std": STD}, "expected 3 numbers"),
         ((LEVELS / 255, LABELS), {"mean": MEAN, "std": ZEROS}, "--std above 0"),
+        ((LEVELS / 255, LABELS), {"mean": (125.3, 123.0, 113.9), "std": (51.6, 50.8, 51.3)}, "by 255"),
         (
             {"images": LEVELS, "labels": LABELS, "made": torch.nn.Linear(1, 1)},
             {},

@@ -8,6 +8,7 @@ import datetime
 import gzip
 import json
 import os
+import pickle
 import shutil
 import struct
 import tarfile
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from labelstore.errors import InputError
 from pipeline.networks import Weights, build_network, load_network, read_weights
 from pipeline.networks.torch_files import read_content
+from pipeline.networks.weight_sets import choose_set
 from pipeline.networks.weights import state_digest
 from pipeline.teacher import Teacher, TeacherSpec, make_members, make_teacher, stored_members
 
@@ -108,6 +110,8 @@ SEVERAL: list[tuple[Callable[[State, State], Any], str, str]] = [
     (lambda a, b: {"swa_model": {"n_averaged": torch.tensor(3), **behind("module.", a)}, "net": b}, "swa_model", "net"),
     (lambda a, b: {"discriminator": b, "model_state_dict": a}, "model_state_dict", "discriminator"),
     (lambda a, b: {"best": a, "last": b}, "best", "last"),
+    (lambda a, b: {"models": [a, b]}, "models.0", "models.1"),
+    (lambda a, b: {"models": [{"net": b, "ema": a}]}, "models.0.ema", "models.0.net"),
     (lambda a, b: {**behind("online_model.", b), **behind("ema_model.", a)}, "ema_model", "online_model"),
     (
         lambda a, b: {"state_dict": {**behind("net_ema.", a), **behind("net.", b)}},
@@ -324,7 +328,10 @@ KINDS: list[tuple[Callable[[Path], bytes], str]] = [
     (lambda _: struct.pack("<Q", 4000) + b'{"a":', "a .safetensors file that ends early"),
     (lambda _: struct.pack("<Q", 12) + b'{"a": 1, "b"' + bytes(9), "a damaged .safetensors file"),
     (lambda _: np.random.default_rng(0).bytes(3000), "something else, or a damaged file"),
-    (lambda _: b"\x80\x02}q\x00.", "a damaged file"),
+    (lambda _: pickle.dumps({"weight": np.ones(3)}, 2), "a pickle that torch did not write"),
+    (lambda _: pickle.dumps({"weight": [1.0]}), "a pickle that torch did not write"),
+    (lambda _: pickle.dumps(nn.ReLU()), "a pickled torch.nn.modules.activation.ReLU"),
+    (lambda _: b"\x80\x02}q\x00.", "a pickle that torch did not write"),
     (lambda _: b"\x80\x04\x95\x12\0\0\0", "a damaged file"),
 ]
 
@@ -348,6 +355,9 @@ def test_content_decides_and_not_the_name(tmp_path: Path) -> None:
         assert load(tmp_path / name).digest == plain_digest(state())
     with pytest.raises(InputError, match="found a folder; give the file in it"):
         read_weights(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="expected a file, found none"):
+        read_weights(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("key", [None, "c\nd"])
@@ -393,3 +403,10 @@ def test_a_teacher_says_which_weights_it_has(tmp_path: Path) -> None:
     assert not any("sets of weights" in warning for warning in chosen.warnings)
     assert chosen.notes == (f"weights {tmp_path / 'w.pt'}: those under 'state_dict' are taken",)
     assert chosen.identity["weights"] == plain_digest(state(2))
+
+
+def test_a_running_mean_that_is_the_network_keeps_its_digest() -> None:
+    """Of a network that is itself an AveragedModel all tensors count, as in stores of the first versions."""
+    tensors = {"n_averaged": torch.tensor(3), **behind("module.", state())}
+    found = choose_set(tensors, "w", None, tensors).chosen
+    assert Weights("w", found.tensors).digest == plain_digest(tensors)
