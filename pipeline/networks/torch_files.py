@@ -209,7 +209,7 @@ def _diagnosis(path: Path, advice: str) -> tuple[str, str]:
     foreign = [name for name in names if name not in known]
     if foreign:
         foreign.sort(key=lambda name: name.startswith(_HELPERS))  # what they make says more
-        more = f" and {len(foreign) - 1} other kinds of objects" if len(foreign) > 1 else ""
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         return f"a pickled {shown(foreign[0])}{more}, which only code could make", advice
     if whole and not zipped and whole < _OF_TORCH:
         return "a pickle that torch did not write", "load it where it comes from and save its tensors by torch.save"

@@ -53,7 +53,15 @@ class WeightSet:
         """Sets of a lower one are preferred."""
         words = [word for part in self.path for word in re.split("[^a-z0-9]+", part.lower())]
         averaged = any(word in AVERAGED or word.startswith("ema") or word.endswith("ema") for word in words)
-        return not averaged, [ORDER.index(part) if part in ORDER else len(ORDER) for part in self.path]
+        return not averaged, [_place(part) for part in self.path]
+
+
+def _place(part: str) -> int:
+    """Where a key comes in the order: itself, else by its first word that has a place, else last."""
+    if part in ORDER:
+        return ORDER.index(part)
+    words = [ORDER.index(word) for word in re.split("[^a-z0-9]+", part.lower()) if word in ORDER]
+    return len(ORDER) + min(words, default=len(ORDER))
 
 
 @dataclass(frozen=True, eq=False)

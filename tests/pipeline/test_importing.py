@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from labelstore.errors import InputError
+from pipeline.__main__ import entries
 from pipeline.importing import ImportReport, import_tensors
 from pipeline.manifest import scan
 
@@ -389,3 +390,12 @@ def test_images_are_stretched(tmp_path_factory: pytest.TempPathFactory, seed: in
         assert report.clipped_share == 0
         for image, (_, pixels) in written(folder / "out").items():
             assert np.abs(pixels.transpose(2, 0, 1) - expected[image]).max() <= 0.5 + 1e-6
+
+
+def test_class_names_are_a_list_or_the_lines_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "names").write_text("\ufeffcat\n tabby, dog \n\n", encoding="utf-8")
+    assert entries(str(tmp_path / "names"), "--class-names") == ("cat", "tabby, dog")
+    assert entries("cat, dog", "--class-names") == ("cat", "dog")
+    (tmp_path / "names").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="--class-names .*: not a readable text file"):
+        entries(str(tmp_path / "names"), "--class-names")

@@ -110,6 +110,7 @@ SEVERAL: list[tuple[Callable[[State, State], Any], str, str]] = [
     (lambda a, b: {"swa_model": {"n_averaged": torch.tensor(3), **behind("module.", a)}, "net": b}, "swa_model", "net"),
     (lambda a, b: {"discriminator": b, "model_state_dict": a}, "model_state_dict", "discriminator"),
     (lambda a, b: {"best": a, "last": b}, "best", "last"),
+    (lambda a, b: {**behind("target_encoder.", b), **behind("online_encoder.", a)}, "online_encoder", "target_encoder"),
     (lambda a, b: {"models": [a, b]}, "models.0", "models.1"),
     (lambda a, b: {"models": [{"net": b, "ema": a}]}, "models.0.ema", "models.0.net"),
     (lambda a, b: {**behind("online_model.", b), **behind("ema_model.", a)}, "ema_model", "online_model"),
