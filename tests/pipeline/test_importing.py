@@ -397,5 +397,5 @@ def test_class_names_are_a_list_or_the_lines_of_a_file(tmp_path: Path) -> None:
     assert entries(str(tmp_path / "names"), "--class-names") == ("cat", "tabby, dog")
     assert entries("cat, dog", "--class-names") == ("cat", "dog")
     (tmp_path / "names").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="--class-names .*: not a readable text file"):
+    with pytest.raises(InputError, match=r"--class-names .*: not a readable text file"):
         entries(str(tmp_path / "names"), "--class-names")
