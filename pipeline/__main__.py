@@ -9,9 +9,11 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from labelstore.console import Console, duration
+from labelstore.errors import InputError
 from labelstore.fidelity import beside
 from labelstore.program import Command, run_program
 from pipeline import ranks, recipes
@@ -53,12 +55,37 @@ def verify_command(config: VerifyConfig, console: Console) -> int:
     return 0 if ok else 1
 
 
+def entries(given: str, flag: str) -> tuple[str, ...]:
+    """Names that a flag was given: comma-separated, or the lines of a file."""
+    try:
+        path = Path(given)
+        if "," not in given and path.is_file():
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            return tuple(line.strip() for line in lines if line.strip())
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise InputError(f"{flag} {given}: not a readable text file") from error
+    return tuple(name.strip() for name in given.split(","))
+
+
 def import_command(config: ImportConfig, console: Console) -> int:
     """Import and say what was rounded."""
     from pipeline.importing import import_tensors
 
     with console.progress("images", 1, "images") as progress:
-        report = import_tensors(config.data, config.out, mean=config.mean, std=config.std, progress=progress.reach)
+        report = import_tensors(
+            config.data,
+            config.out,
+            mean=config.mean,
+            std=config.std,
+            normalise=config.normalise,
+            labels=config.labels,
+            argmax=config.argmax,
+            index=config.index,
+            class_names=None if config.class_names is None else entries(config.class_names, "--class-names"),
+            progress=progress.reach,
+        )
+    for note in report.notes:
+        console.line(note)
     if report.clipped_share > 0.01:
         console.warn("more than 1 % of the values lie outside of 0 to 255: --mean and --std may be others")
     console.summary(
@@ -67,10 +94,15 @@ def import_command(config: ImportConfig, console: Console) -> int:
             "images": report.images,
             "classes": report.classes,
             "max_rounding_error": report.max_rounding_error,
+            "mean_rounding_error": report.mean_rounding_error,
             "clipped_share": report.clipped_share,
+            "max_clipped": report.max_clipped,
+            "mean_clipped": report.mean_clipped,
         },
-        f"{report.images:,} images in {report.classes:,} classes written to {config.out}; largest rounding error "
-        f"{report.max_rounding_error:.4f} levels, {100 * report.clipped_share:.4f} % of values clipped",
+        f"{report.images:,} images in {report.classes:,} classes written to {config.out}; rounded to 8 bits: by "
+        f"{report.max_rounding_error:.4f} levels at most, {report.mean_rounding_error:.4f} on average; "
+        f"{100 * report.clipped_share:.4f} % of values clipped, by {report.max_clipped:.1f} levels at most, "
+        f"{report.mean_clipped:.1f} on average",
     )
     return 0
 

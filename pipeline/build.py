@@ -59,6 +59,8 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
     teacher = make_teacher(settle_engine(config, ranks, console), size=config.size, classes=manifest.classes)
     if ranks.first:
         ranks.tell(dict(teacher.engine))
+    for note in teacher.notes:
+        console.line(note)
     for warning in teacher.warnings:
         console.warn(warning)
     renderer = make_renderer(

@@ -47,6 +47,9 @@ class BuildConfig:
     Several label together: the weighted mean of their logits."""
     weights: tuple[str, ...]
     """Weights, one a teacher: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
+    weights_key: tuple[str, ...] = ()
+    """Of several sets of weights in a file the one to take, such as model_ema or model.state_dict; one a teacher, or
+    one for all. Left out, a running mean (EMA) where there is one; what is taken is printed."""
     size: int
     """Side S of the square crops in pixels."""
     views: int
@@ -192,6 +195,7 @@ class BuildConfig:
                 self.weights,
                 [json_object("--teacher-args", text) for text in self.teacher_args],
                 self.teacher_weights,
+                self.weights_key,
             ),
             classes=self.teacher_classes,
             class_columns=self.class_columns,
@@ -227,6 +231,8 @@ class VerifyConfig:
     """Class folder that the store was made of."""
     weights: tuple[str, ...] = ()
     """Weights of the store's teacher, of several one each; without them only the pixels are compared."""
+    weights_key: tuple[str, ...] = ()
+    """Of several sets of weights in a file the one to take, as for build."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
     decoder: Decoder | None = None
@@ -278,7 +284,7 @@ class ShowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Turn a published tensor file (a dict of images and labels) into a class folder of lossless PNG."""
+    """Turn a published tensor file (images and labels) into a class folder of PNG, 8 bits a channel."""
 
     data: tyro.conf.Positional[Path]
     """The file, as GIFT and other distillation repositories publish it: data.pt."""
@@ -288,6 +294,18 @@ class ImportConfig:
     """Channel means that the images were normalised with; needed for float images."""
     std: tuple[float, ...] | None = None
     """Channel standard deviations that the images were normalised with."""
+    normalise: Literal["mean-std", "per-image", "min-max"] | None = None
+    """Stretch each image (per-image) or all alike (min-max) to 0 to 255 instead of --mean and --std; mean-std: take
+    these though the numbers speak against them, as of ZCA-whitened images, which are refused when this is left out."""
+    labels: Path | None = None
+    """File of the labels, where they are not with the images (MTT, FTD, TESLA, DATM: labels_best.pt)."""
+    argmax: bool = False
+    """Of soft labels keep the class of the largest, and drop the rest; left out, they are refused."""
+    index: int | None = None
+    """Which of several sets of images in the file (DC, DSA, DM: one an experiment), from 0."""
+    class_names: str | None = None
+    """Names of the classes 0, 1, ..., comma-separated or a file with one a line; they name the folders, preceded by
+    the index where their own order is another."""
     json: bool = False
     """Print the summary as one JSON object on standard output and all else on standard error."""
 

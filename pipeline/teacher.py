@@ -19,7 +19,7 @@ from pipeline.engine.ensemble import Ensemble
 from pipeline.engine.folding import fold_batch_norms
 from pipeline.engine.neighbours import require_independent
 from pipeline.engine.running import Engine, eager, enough_memory, make_engine
-from pipeline.engine.spec import Member, TeacherSpec, make_members
+from pipeline.engine.spec import Member, TeacherSpec, every_key, make_members
 from pipeline.networks.load import load_network
 from pipeline.networks.weights import Weights
 from pipeline.render.normalise import normalise
@@ -96,6 +96,7 @@ class Teacher:
         class_columns: the column of each class folder in a label; empty where folder k has column k.
         identity: what the teacher is (P3).
         warnings: what the user should look at before trusting the labels.
+        notes: which of the weights in its files it has, where that is not the only way to read them.
     """
 
     spec: TeacherSpec
@@ -107,6 +108,7 @@ class Teacher:
     class_columns: tuple[int, ...]
     identity: Mapping[str, Json]
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def batch(self) -> int:
@@ -180,7 +182,7 @@ def make_teacher(
         torch.set_num_threads(spec.threads)
     require_weights_fit(spec, device)
     network, weights = _load(spec, len(classes), size)
-    warnings: list[str] = []
+    warnings = [warning for found in weights for warning in found.warnings]
     folded = spec.fold and bool(fold_batch_norms(network, _probe(spec, size)))
     if spec.fold and not folded:
         warnings.append("--fold: no batch norm of the teacher follows a convolution alone, nothing is folded")
@@ -203,30 +205,35 @@ def make_teacher(
         class_columns=chosen.folders,
         identity=_identity(spec, weights, chosen.selected, size),
         warnings=(*warnings, *chosen.warnings, *run.warnings),
+        notes=tuple(note for found in weights for note in found.notes),
     )
 
 
-def stored_members(teacher: Mapping[str, Any], weights: Sequence[str]) -> tuple[Member, ...]:
+def stored_members(teacher: Mapping[str, Any], weights: Sequence[str], keys: Sequence[str] = ()) -> tuple[Member, ...]:
     """The members of a teacher by its identity in a store.
 
     Args:
         teacher: its identity.
         weights: of each member.
+        keys: of each member's set of weights in its file, or one for all.
     """
     members = teacher.get("members", [{**teacher, "share": 1.0}])
     if len(weights) != len(members):
         names = ", ".join(member["name"] for member in members)
         raise InputError(f"--weights: expected one for each network of the store ({names}), found {len(weights)}")
+    if len(keys) not in {0, 1, len(members)}:
+        raise InputError(f"--weights-key: expected one for each of {len(members)} networks, found {len(keys)}")
     return tuple(
-        Member(name=member["name"], args=member["args"], weights=file, share=member["share"])
-        for member, file in zip(members, weights, strict=True)
+        Member(name=member["name"], args=member["args"], weights=file, share=member["share"], key=key)
+        for member, file, key in zip(members, weights, every_key(keys, len(members)), strict=True)
     )
 
 
 def _load(spec: TeacherSpec, classes: int, size: int) -> tuple[nn.Module, list[Weights]]:
     """The network, in eval mode, float32, on the CPU; of several the ensemble. And the weights of each."""
     loaded = [
-        load_network(member.name, member.args, member.weights, classes=classes, size=size) for member in spec.members
+        load_network(member.name, member.args, member.weights, classes=classes, size=size, key=member.key)
+        for member in spec.members
     ]
     networks = [network.eval().requires_grad_(False) for network, _ in loaded]
     network = networks[0] if len(networks) == 1 else Ensemble(networks, [member.share for member in spec.members])

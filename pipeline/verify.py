@@ -73,7 +73,7 @@ def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Tea
     stored: Any = store.identity.require("teacher")
     engine: Any = store.identity.require("engine")
     spec = TeacherSpec(
-        members=stored_members(stored, config.weights),
+        members=stored_members(stored, config.weights, config.weights_key),
         classes=",".join(map(str, stored["columns"])) if stored["columns"] else None,
         class_columns=",".join(map(str, store.identity.class_columns)) or None,
         mean=tuple(stored["mean"]),
@@ -87,6 +87,8 @@ def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Tea
         cuda_graph=engine.get("cuda_graph", False) and config.device.startswith("cuda"),
     )
     teacher = make_teacher(spec, size=store.identity.size, classes=store.identity.classes)
+    for note in teacher.notes:
+        console.line(note)
     for warning in teacher.warnings:
         console.warn(warning)
     require_same("teacher", dict(stored), dict(teacher.identity), "give --weights of the store's teacher")

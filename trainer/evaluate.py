@@ -74,6 +74,9 @@ class EvaluateConfig:
     """Side of the network's input in pixels, cut from the centre."""
     student_args: str = "{}"
     """Keyword arguments of the network's constructor, as JSON."""
+    weights_key: str | None = None
+    """Of several sets of weights in the file the one to take, such as model_ema; left out, a running mean (EMA) where
+    there is one; what is taken is printed."""
     classes: str | None = None
     """Columns of a wider network: comma-separated indexes or class names, or a file with one a line."""
     resize: int | None = None
@@ -117,6 +120,7 @@ class EvaluateConfig:
                     name=self.student,
                     weights=self.weights,
                     args=json_object("--student-args", self.student_args),
+                    key=self.weights_key,
                 ),
             ),
             classes=self.classes,
@@ -250,6 +254,8 @@ def evaluate_command(config: EvaluateConfig, console: Console) -> EvalResult:
     spec = PlanSpec(size=config.size, crop="center", resize=config.resize, interpolation=config.interpolation, flip=0)
     images = scan(config.images, class_order=config.class_order, digests=False)
     network = make_teacher(config.network_spec(), size=config.size, classes=images.classes, flags=("--classes",))
+    for note in network.notes:
+        console.line(note)
     for warning in network.warnings:
         console.warn(warning)
     renderer = make_renderer(

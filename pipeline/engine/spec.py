@@ -25,12 +25,14 @@ class Member:
         weights: a file, ``torchvision:ENUM`` or ``timm:pretrained``.
         args: keyword arguments of its constructor.
         share: of its logits in the teacher's; those of all members sum to 1.
+        key: of several sets of weights in the file, the one to take; None takes the usual one, and says so.
     """
 
     name: str
     weights: str
     args: Mapping[str, Json] = field(default_factory=dict)
     share: float = 1.0
+    key: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +109,7 @@ def make_members(
     weights: Sequence[str],
     args: Sequence[Mapping[str, Json]],
     shares: Sequence[float] = (),
+    keys: Sequence[str] = (),
 ) -> tuple[Member, ...]:
     """The members that flags name.
 
@@ -115,12 +118,14 @@ def make_members(
         weights: of each network.
         args: of each network, or one for all.
         shares: of each network's logits, in any scale; none given is equal shares.
+        keys: of each network's set of weights in its file, or one for all; an empty one chooses nothing.
     """
     count = len(names)
     for flag, given, allowed in (
         ("--weights", weights, {count}),
         ("--teacher-args", args, {1, count}),
         ("--teacher-weights", shares, {0, count}),
+        ("--weights-key", keys, {0, 1, count}),
     ):
         if len(given) not in allowed:
             raise InputError(f"{flag}: expected one for each of the {count} networks of --teacher, found {len(given)}")
@@ -130,6 +135,11 @@ def make_members(
     every = list(args) * (count if len(args) == 1 else 1)
     total = sum(parts)
     return tuple(
-        Member(name=name, weights=file, args=keywords, share=part / total)
-        for name, file, keywords, part in zip(names, weights, every, parts, strict=True)
+        Member(name=name, weights=file, args=keywords, share=part / total, key=key)
+        for name, file, keywords, part, key in zip(names, weights, every, parts, every_key(keys, count), strict=True)
     )
+
+
+def every_key(keys: Sequence[str], count: int) -> list[str | None]:
+    """The key of each of so many networks, where there is one for each, one for all, or none."""
+    return [key or None for key in (list(keys) * count if len(keys) == 1 else keys or [""] * count)]

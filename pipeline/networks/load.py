@@ -17,7 +17,7 @@ from labelstore.errors import InputError
 from pipeline.networks.cifar_resnet import CifarResNet
 from pipeline.networks.convnet import ConvNet
 from pipeline.networks.resnet_modified import RESNETS, resnet_modified
-from pipeline.networks.weights import Weights, head_classes, load_weights, read_weights
+from pipeline.networks.weights import Weights, head_classes, load_weights, read_weights, require_file
 
 FAMILIES: Mapping[str, Callable[..., nn.Module]] = {
     **{f"convnet-d{depth}": partial(ConvNet, depth) for depth in range(1, 7)},
@@ -46,7 +46,7 @@ def build_network(name: str, args: Mapping[str, Any], classes: int | None, *, si
 
 
 def load_network(
-    name: str, args: Mapping[str, Any], weights: str, *, classes: int, size: int
+    name: str, args: Mapping[str, Any], weights: str, *, classes: int, size: int, key: str | None = None
 ) -> tuple[nn.Module, Weights]:
     """A network with its trained weights.
 
@@ -56,16 +56,20 @@ def load_network(
         weights: a file, ``torchvision:ENUM`` (such as IMAGENET1K_V1) or ``timm:pretrained``.
         classes: the classes of the images; the class count of the weights' own head wins over it.
         size: side of the square input in pixels.
+        key: of several sets of weights in the file, the one to take; as for ``read_weights``.
 
     Raises:
         InputError: when network or weights cannot be had, or do not fit each other.
     """
+    if key and (weights.startswith(TORCHVISION) or weights == TIMM_PRETRAINED):
+        raise InputError(f"--weights-key {key}: chooses among the sets of weights in a file, found {weights}")
     if weights.startswith(TORCHVISION):
         return _torchvision_pretrained(name, args, weights)
     if weights == TIMM_PRETRAINED:
         return _timm_pretrained(name, args)
-    found = read_weights(Path(weights))
+    require_file(Path(weights))  # before the network takes its time
     network = build_network(name, args, classes, size=size)
+    found = read_weights(Path(weights), key=key, own=network.state_dict())
     trained_for = head_classes(network, classes, found)
     if trained_for is not None and "num_classes" not in args:
         network = build_network(name, args, trained_for, size=size)

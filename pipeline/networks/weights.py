@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from labelstore.errors import InputError
 from labelstore.newfile import write_over
 from labelstore.removing import Proof, require
+from pipeline.networks.file_kinds import is_safetensors, shown
+from pipeline.networks.torch_files import read_content
+from pipeline.networks.weight_sets import WRAPPED_BY, choose_set, is_counter, listed, plain_names
 
-WRAPPERS = ("state_dict", "model", "net")
-PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 CLASSES_KEY = "classes"
-LISTED = 8
+PREFIXES = tuple(f"{name}." for name in sorted(WRAPPED_BY))
+AVERAGES = "n_averaged"  # torch's AveragedModel counts its steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,22 +35,28 @@ class Weights:
         source: where it came from, for messages.
         tensors: name -> tensor in the file's dtype, without ``module.`` and ``num_batches_tracked``.
         class_names: the classes of the network's columns in order; None when unknown.
-        digest: SHA-256 of the tensors (P3), hex.
+        notes: how the file was read, where it was not the only way.
+        warnings: what else in the file might have been meant.
     """
 
     source: str
     tensors: Mapping[str, Tensor]
     class_names: tuple[str, ...] | None = None
-    digest: str = field(init=False)
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Bring the names into their plain form and take the digest."""
+        """Bring the names into their plain form."""
         tensors = dict(self.tensors)
         while tensors and (prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), "")):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-        tensors = {name: tensor for name, tensor in tensors.items() if not _is_counter(name)}
+        tensors = {name: tensor for name, tensor in tensors.items() if not is_counter(name)}
         object.__setattr__(self, "tensors", tensors)
-        object.__setattr__(self, "digest", state_digest(tensors))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the tensors (P3), hex."""
+        return state_digest(self.tensors)
 
 
 def state_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -77,24 +85,39 @@ def state_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_weights(path: Path) -> Weights:
-    """The weights in a ``.safetensors`` file or a state dict saved by torch; nothing in it is executed."""
-    if not path.is_file():
+def read_weights(path: Path, *, key: str | None = None, own: Mapping[str, Tensor] | None = None) -> Weights:
+    """The weights in a ``.safetensors`` file or a state dict saved by torch; nothing in it is executed.
+
+    Args:
+        path: the file, told by its content, not its name.
+        key: of several sets of weights the one to take: its keys, joined by dots.
+        own: the network's tensors: of several sets one that has them is taken, under the network's names.
+
+    Raises:
+        InputError: says what was found instead.
+    """
+    place = f"weights {path}"
+    require_file(path)
+    if is_safetensors(path):
+        found = _read_safetensors(path)
+        content: object = found.tensors
+    else:
+        content = read_content(path, place, "save the state dict alone: torch.save(network.state_dict(), FILE)")
+        found = Weights(str(path), {})
+    choice = choose_set(content, place, key, own)
+    tensors = choice.chosen.tensors
+    if own is None and all(name.startswith("module.") for name in tensors.keys() - {AVERAGES}):
+        tensors = {name: tensor for name, tensor in tensors.items() if name != AVERAGES}
+    return replace(found, tensors=tensors, notes=choice.notes, warnings=choice.warnings)
+
+
+def require_file(path: Path) -> None:
+    """Refuse weights that are not there."""
+    if not path.exists():
         raise InputError(
             f"weights {path}: no such file; give a .safetensors file, a state dict saved by torch, "
             "torchvision:NAME or timm:pretrained"
         )
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged, foreign and unsafe files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"weights {path}: cannot be read as tensors alone ({reason}); save the state dict itself, "
-            "as .safetensors or by torch.save(network.state_dict(), FILE)"
-        ) from error
-    return Weights(str(path), _state_dict(content, path))
 
 
 def _read_safetensors(path: Path) -> Weights:
@@ -103,7 +126,7 @@ def _read_safetensors(path: Path) -> Weights:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"weights {path}: not a readable .safetensors file: {error}") from error
+        raise InputError(f"weights {path}: a damaged .safetensors file ({shown(error)}); download it again") from error
     names = None
     if CLASSES_KEY in metadata:
         try:
@@ -113,44 +136,15 @@ def _read_safetensors(path: Path) -> Weights:
     return Weights(str(path), tensors, names)
 
 
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in what torch.load returned: itself, or under one of the usual keys."""
-    if not isinstance(content, Mapping):
-        raise InputError(f"weights {path}: expected a state dict, found {type(content).__name__}")
-    for key in WRAPPERS:
-        if isinstance(content.get(key), Mapping):
-            return _state_dict(content[key], path)
-    foreign = [key for key, value in content.items() if not (isinstance(key, str) and _is_plain(value))]
-    if foreign or not content:
-        raise InputError(
-            f"weights {path}: expected a state dict of dense tensors (or one under {', '.join(WRAPPERS)}), "
-            f"found other values: {_listed(map(str, foreign)) or 'nothing'}"
-        )
-    return {name: tensor.detach() for name, tensor in content.items()}
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
-
-
-def _is_counter(name: str) -> bool:
-    return name.rpartition(".")[2] == "num_batches_tracked"
-
-
-def _listed(items: Iterable[str]) -> str:
-    shown = list(items)
-    more = f" and {len(shown) - LISTED} more" if len(shown) > LISTED else ""
-    return ", ".join(shown[:LISTED]) + more
-
-
 def load_weights(network: nn.Module, weights: Weights) -> None:
     """Copy the weights into the network; every tensor must be there, fit, and be wanted.
 
     Raises:
         InputError: lists missing and unexpected names and other shapes.
     """
-    own = {name: tensor for name, tensor in network.state_dict().items() if not _is_counter(name)}
-    found = weights.tensors
+    own = {name: tensor for name, tensor in network.state_dict().items() if not is_counter(name)}
+    names = plain_names(own)
+    found = {names.get(name, source): weights.tensors[source] for name, source in plain_names(weights.tensors).items()}
     problems = {
         "missing": [name for name in own if name not in found],
         "unexpected": [name for name in found if name not in own],
@@ -161,7 +155,7 @@ def load_weights(network: nn.Module, weights: Weights) -> None:
         ],
     }
     if any(problems.values()):
-        text = "; ".join(f"{kind}: {_listed(names)}" for kind, names in problems.items() if names)
+        text = "; ".join(f"{kind}: {listed(names)}" for kind, names in problems.items() if names)
         raise InputError(
             f"weights {weights.source} do not fit the network {type(network).__name__}: {text}; "
             "check the network's name, its arguments and --size"

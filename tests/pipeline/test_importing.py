@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from labelstore.errors import InputError
+from pipeline.__main__ import entries
 from pipeline.importing import ImportReport, import_tensors
 from pipeline.manifest import scan
 
@@ -58,6 +60,9 @@ def assert_written(out: Path, levels: torch.Tensor = LEVELS, labels: torch.Tenso
         (LEVELS, LABELS),
         [LEVELS, LABELS],
         {"data": [[LEVELS, LABELS]], "accs_all_exps": {"ConvNet": [0.5, 0.25]}},
+        {"data": [[LEVELS, LABELS]], "accs_all_exps": {"ConvNet": [np.float64(0.5)]}, "made": Path("x")},
+        {"images": LEVELS.numpy(), "labels": LABELS.numpy()},
+        {"images": LEVELS, "labels": LABELS.tolist()},
     ],
 )
 def test_layouts_of_published_files(tmp_path: Path, content: Any) -> None:
@@ -95,6 +100,7 @@ def test_normalised_images_come_back_exactly(tmp_path: Path, dtype: torch.dtype,
     assert report.clipped_share == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1, 2, width=32), min_size=12, max_size=12))
 def test_rounding_and_clipping_are_reported(tmp_path_factory: pytest.TempPathFactory, values: list[float]) -> None:
     folder = tmp_path_factory.mktemp("import")
@@ -107,7 +113,11 @@ def test_rounding_and_clipping_are_reported(tmp_path_factory: pytest.TempPathFac
     assert target == 4
     assert pixels.transpose(2, 0, 1).ravel().tolist() == rounded.clip(0, 255).tolist()
     assert report.clipped_share == clipped.mean()
-    assert report.max_rounding_error == np.abs(exact - rounded)[~clipped].max(initial=0)
+    errors, excess = np.abs(exact - rounded)[~clipped], np.abs(exact - exact.clip(0, 255))[clipped]
+    assert report.max_rounding_error == errors.max(initial=0)
+    assert report.mean_rounding_error == pytest.approx(errors.mean() if len(errors) else 0)
+    assert report.max_clipped == excess.max(initial=0)
+    assert report.mean_clipped == pytest.approx(excess.mean() if len(excess) else 0)
 
 
 def test_more_images_than_are_taken_at_once(tmp_path: Path) -> None:
@@ -159,7 +169,19 @@ def test_soft_labels_are_refused_by_name(tmp_path: Path, content: Any, name: str
     [
         (LEVELS, {}, "found one tensor [7, 3, 5, 6]"),
         ({"pictures": LEVELS, "labels": LABELS}, {}, "found a dict of pictures, labels"),
-        ({"a": (LEVELS, LABELS), "b": (LEVELS, LABELS)}, {}, "found 2 (a.0, b.0)"),
+        ({"a": (LEVELS, LABELS), "b": (LEVELS, LABELS)}, {}, "found 2 (a.0, b.0); --index K takes one of them, 0 to 1"),
+        ({"data": [[LEVELS, LABELS]] * 2}, {"index": 2}, "--index 2: expected 0 to 1"),
+        ((LEVELS, LABELS), {"index": -1}, "--index -1: expected 0 to 0"),
+        ((LEVELS, LABELS), {"normalise": "per-image"}, "leave out --mean and --std, and --normalise"),
+        ((LEVELS / 255, LABELS), {"normalise": "min-max", "mean": MEAN, "std": STD}, "needs no --mean and --std"),
+        ((LEVELS / 255, LABELS), {"normalise": "mean-std"}, "pass --mean 0 0 0"),
+        ((LEVELS * 0.0, LABELS), {"normalise": "min-max"}, "all values are 0"),
+        ((LEVELS, LABELS), {"class_names": ["a"] * 11}, "names of the classes 0 to 11, found 11"),
+        ((LEVELS, LABELS), {"class_names": [*"abcdefghijkA"]}, "each name once, found A, a"),
+        ((LEVELS, LABELS), {"class_names": ["a/b", *"abcdefghijk"]}, "name 0, 'a/b', cannot name a folder"),
+        ((LEVELS, LABELS), {"class_names": [*"abcdefghijk", ".."]}, "name 11, '..', cannot name"),
+        ((LEVELS, LABELS), {"class_names": [*"abcdefghijk", "x\x1b[1m"]}, "name 11, 'x\\x1b[1m', cannot name"),
+        ((LEVELS, torch.ones(7, 10)), {"argmax": True}, "7 of 7 rows have no single largest value"),
         ((LEVELS, LABELS[:3]), {}, "each of the 7 images, found a tensor [3]"),
         ((LEVELS[:0], LABELS[:0]), {}, "each of the 0 images"),
         ((LEVELS, torch.nn.functional.one_hot(LABELS)), {}, "each of the 7 images, found a tensor [7, 12]"),
@@ -174,10 +196,11 @@ def test_soft_labels_are_refused_by_name(tmp_path: Path, content: Any, name: str
         ((LEVELS, LABELS), {"mean": MEAN, "std": STD}, "leave out --mean and --std"),
         ((LEVELS / 255, LABELS), {"mean": MEAN[:1], "std": STD}, "expected 3 numbers"),
         ((LEVELS / 255, LABELS), {"mean": MEAN, "std": ZEROS}, "--std above 0"),
+        ((LEVELS / 255, LABELS), {"mean": (125.3, 123.0, 113.9), "std": (51.6, 50.8, 51.3)}, "by 255"),
         (
-            {"images": LEVELS, "labels": LABELS, "made": Path("x")},
+            {"images": LEVELS, "labels": LABELS, "made": torch.nn.Linear(1, 1)},
             {},
-            "found a pathlib.PosixPath, which only code could make",
+            "found a pickled torch.nn.modules.linear.Linear",
         ),
     ],
 )
@@ -205,3 +228,174 @@ def test_the_folder_must_be_absent_or_empty(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"absent or empty|cannot be written"):
             import_tensors(tmp_path / "data.pt", out)
     assert_written(tmp_path / "out")
+
+
+def test_one_of_several_experiments(tmp_path: Path) -> None:
+    runs = [[LEVELS.flip(0), LABELS], [LEVELS, LABELS], [LEVELS.flip(2), LABELS]]
+    report = run(tmp_path, {"data": runs}, index=1)
+    assert_written(tmp_path / "out")
+    assert report.notes == ("set 1 of 3 is taken: data.1.0",)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (LEVELS, LABELS),
+        (torch.nn.Parameter(LEVELS, requires_grad=False), LABELS.reshape(-1, 1).float()),
+        ({"images": LEVELS, "lr": 0.01}, {"labels": LABELS}),
+        ({"data": LEVELS}, LABELS.tolist()),
+    ],
+)
+def test_images_and_labels_in_two_files(tmp_path: Path, images: Any, labels: Any) -> None:
+    torch.save(images, tmp_path / "images_best.pt")
+    torch.save(labels, tmp_path / "labels_best.pt")
+    with pytest.raises(InputError, match=r"--labels FILE names the file of their labels \(labels_best.pt lies beside"):
+        import_tensors(tmp_path / "images_best.pt", tmp_path / "out")
+    import_tensors(tmp_path / "images_best.pt", tmp_path / "out", labels=tmp_path / "labels_best.pt")
+    assert_written(tmp_path / "out")
+
+
+def test_soft_labels_of_their_own_file(tmp_path: Path) -> None:
+    soft = torch.nn.functional.one_hot(LABELS).float() * 3 + torch.rand(7, 12)  # DATM has logits
+    torch.save(LEVELS, tmp_path / "images_best.pt")
+    torch.save(soft, tmp_path / "labels_best.pt")
+    paths = tmp_path / "images_best.pt", tmp_path / "out"
+    with pytest.raises(InputError, match=r"holds soft labels; .* --argmax keeps the class of the largest alone"):
+        import_tensors(*paths, labels=tmp_path / "labels_best.pt")
+    report = import_tensors(*paths, labels=tmp_path / "labels_best.pt", argmax=True)
+    assert_written(tmp_path / "out")
+    assert "of the largest of 12 values" in report.notes[0]
+    torch.save({"other": LEVELS}, tmp_path / "labels_best.pt")
+    with pytest.raises(InputError, match=r"expected labels \[N\], found a dict of other"):
+        import_tensors(paths[0], tmp_path / "b", labels=tmp_path / "labels_best.pt")
+
+
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck", "x", "zebra")
+
+
+@pytest.mark.parametrize(
+    ("names", "folders"),
+    [
+        (NAMES, ["airplane", "automobile", "bird", "zebra"]),
+        (NAMES[::-1], ["00_zebra", "01_x", "02_truck", "11_airplane"]),
+        ([f"class_{index}" for index in range(12)], ["class_0", "class_1", "class_2", "class_11"]),
+        ([f"v{index}" for index in (10, 2, 3, *range(20, 28), 4)], ["00_v10", "01_v2", "02_v3", "11_v4"]),
+        (["B", "a", *NAMES[2:]], ["B", "a", "bird", "zebra"]),
+    ],
+)
+def test_class_names_keep_the_order_of_the_labels(tmp_path: Path, names: list[str], folders: list[str]) -> None:
+    """Byte order of the folders is that of the labels, and so is the order of the numbers in them."""
+    if folders[3] == "class_11":  # byte order has it before class_2
+        folders = [f"{label:02d}_class_{label}" for label in (0, 1, 2, 11)]
+    report = run(tmp_path, (LEVELS, LABELS), class_names=names)
+    found = scan(tmp_path / "out")
+    assert list(found.classes) == folders
+    order = dict(zip(folders, (0, 1, 2, 11), strict=True))
+    assert {int(Path(path).stem): order[path.partition("/")[0]] for path in found.paths} == dict(
+        enumerate(LABELS.tolist())
+    )
+    assert bool(report.notes) == folders[0].startswith("00_")
+
+
+def leaves(count: int, seed: int, side: int = 16) -> np.ndarray[Any, Any]:
+    """Pictures of overlapping discs of any size, as photographs have edges and areas: ``[n, 3, side, side]`` in 0-1."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:side, :side]
+    images = np.empty((count, 3, side, side))
+    for image in images:
+        image[:] = random.random((3, 1, 1))
+        for _ in range(14):
+            row, column, radius = *random.uniform(-4, side + 4, 2), 1.5 / random.uniform(0.15, 1)
+            image[:, (rows - row) ** 2 + (columns - column) ** 2 < radius**2] = random.random((3, 1))
+    return images
+
+
+PICTURES = leaves(1200, 0)
+SHIFT, SCALE = (np.array(values).reshape(3, 1, 1) for values in (MEAN, STD))
+
+
+@functools.cache
+def axes_of(normalised: bool) -> tuple[np.ndarray[Any, Any], ...]:
+    """The pictures as centred rows, the variances along their principal axes, and these."""
+    images = (PICTURES - SHIFT) / SCALE if normalised else PICTURES
+    flat = images.reshape(len(images), -1) - images.reshape(len(images), -1).mean(axis=0)
+    return flat, *np.linalg.eigh(flat.T @ flat / len(flat))
+
+
+def zca(normalised: bool, regularisation: float) -> np.ndarray[Any, Any]:
+    flat, power, axes = axes_of(normalised)
+    whitened = (flat[:40] @ axes / np.sqrt(power.clip(0) + regularisation)) @ axes.T
+    return np.asarray(whitened.reshape(40, *PICTURES.shape[1:]))
+
+
+def set_of(images: np.ndarray[Any, Any], count: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(images[:count]).float(), torch.arange(min(count, len(images))) % 10
+
+
+@pytest.mark.parametrize("regularisation", [0.1, 0.03, 0.01, 1e-3])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_whitened_images_are_refused_by_name(tmp_path: Path, regularisation: float, normalised: bool) -> None:
+    images = zca(normalised, regularisation)
+    message = refusal(tmp_path, set_of(images), mean=MEAN, std=STD)
+    assert "look whitened (ZCA)" in message
+    assert "--normalise per-image (or min-max)" in message
+    report = run(tmp_path, set_of(images), normalise="mean-std", mean=MEAN, std=STD)
+    assert report.images == 40
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (PICTURES, "pixels in [0, 1] that were not normalised; pass --mean 0 0 0 --std 1 1 1"),
+        (2 * PICTURES / PICTURES.max() - 1, "pixels in [-1, 1]; pass --mean .5 .5 .5 --std .5 .5 .5"),
+        (255 * PICTURES, "they look like levels of 0 to 255: save them as uint8"),
+    ],
+)
+def test_another_normalisation_is_refused_by_name(tmp_path: Path, images: Any, message: str) -> None:
+    assert message in refusal(tmp_path, set_of(images), mean=MEAN, std=STD)
+
+
+NOISE = np.random.default_rng(0).standard_normal((40, 3, 16, 16))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        (PICTURES - SHIFT) / SCALE,
+        (PICTURES - SHIFT) / SCALE + 0.5 * np.resize(NOISE, PICTURES.shape),  # optimised for long
+        NOISE / 2,
+        NOISE,
+        1.5 * NOISE,
+        NOISE / 2 + 0.7 * (PICTURES[:40] - SHIFT) / SCALE,
+        (np.rint(255 * (0.45 + 0.1 * PICTURES)) / 255 - SHIFT) / SCALE,  # pale, but whole levels
+    ],
+)
+def test_photographs_and_synthetic_images_are_not_refused(tmp_path: Path, images: np.ndarray[Any, Any]) -> None:
+    assert run(tmp_path, set_of(images), mean=MEAN, std=STD).images == 40
+
+
+@given(st.integers(0, 999), st.floats(-3, 3), st.floats(0.01, 9))
+@settings(deadline=None, max_examples=20)
+def test_images_are_stretched(tmp_path_factory: pytest.TempPathFactory, seed: int, shift: float, scale: float) -> None:
+    random = np.random.default_rng(seed)
+    images = (random.standard_normal((5, 3, 4, 4)) * scale * random.random((5, 1, 1, 1)) + shift).astype(np.float32)
+    images[3] = images[3, 0, 0, 0]
+    exact = images.astype(np.float64)
+    low, high = exact.min(axis=(1, 2, 3), keepdims=True), exact.max(axis=(1, 2, 3), keepdims=True)
+    per_image = np.where(high > low, (exact - low) / np.where(high > low, high - low, 1), 0.5) * 255
+    together = (exact - exact.min()) / (exact.max() - exact.min()) * 255
+    for name, expected in (("per-image", per_image), ("min-max", together)):
+        folder = tmp_path_factory.mktemp("import")
+        report = run(folder, (torch.from_numpy(images), torch.arange(5)), normalise=name)
+        assert report.clipped_share == 0
+        for image, (_, pixels) in written(folder / "out").items():
+            assert np.abs(pixels.transpose(2, 0, 1) - expected[image]).max() <= 0.5 + 1e-6
+
+
+def test_class_names_are_a_list_or_the_lines_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "names").write_text("\ufeffcat\n tabby, dog \n\n", encoding="utf-8")
+    assert entries(str(tmp_path / "names"), "--class-names") == ("cat", "tabby, dog")
+    assert entries("cat, dog", "--class-names") == ("cat", "dog")
+    (tmp_path / "names").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"--class-names .*: not a readable text file"):
+        entries(str(tmp_path / "names"), "--class-names")

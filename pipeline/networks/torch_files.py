@@ -1,0 +1,276 @@
+"""Files of torch.save, read as data: tensors, plain values, and numbers of numpy. Nothing in them is executed.
+
+The classes that people save beside tensors (arguments, paths, dates, configurations) are never imported or made:
+inert values take their places. Every other class is refused by name.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import warnings
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from labelstore.errors import InputError
+from pipeline.networks.file_kinds import SAFETENSORS, TORCH, kind_of, shown
+
+_OF_TORCH = 3  # a magic number, a version, and what wrote it come first
+WANTED = "nothing but tensors, written by torch.save or safetensors"
+_PICKLES = 5  # a legacy file is a row of as many
+_HELPERS = ("builtins.", "copyreg.", "functools.")
+_DTYPES = frozenset({"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"})
+_BITS = (8, 16, 32, 64)
+
+
+class Inert:
+    """Stands for an object of a class that is not made: it takes what the object would be made of and keeps none."""
+
+    def __new__(cls, *_args: object) -> Inert:
+        """Take anything."""
+        return super().__new__(cls)
+
+    def __init__(self, *_args: object) -> None:
+        """Take anything."""
+
+    def __setstate__(self, _state: object) -> None:
+        """Take anything."""
+
+    def __repr__(self) -> str:
+        """No more than that it is one."""
+        return "<not read>"
+
+
+class _NumpyType:
+    """A dtype of numpy: its code, such as ``f8``, and its byte order."""
+
+    def __init__(self, code: object = "", *_flags: object) -> None:
+        self.code, self.order = str(code), "<"
+
+    def __setstate__(self, state: Any) -> None:
+        """The second of the state is the byte order."""
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
+            self.order = state[1]
+
+    def array(self, content: object) -> np.ndarray[Any, Any] | None:
+        """The numbers in these bytes, one-dimensional; None when they are no numbers."""
+        raw = content.encode("latin-1") if isinstance(content, str) else content
+        if self.code not in _DTYPES or not isinstance(raw, bytes):
+            return None
+        return np.frombuffer(raw, np.dtype(self.order + self.code))
+
+
+class _NumpyArray:
+    """An array of numpy that becomes a tensor once all is read."""
+
+    def __init__(self, *_args: object) -> None:
+        self.value: torch.Tensor | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        """The state is (version, shape, dtype, Fortran order, bytes)."""
+        _, shape, dtype, fortran, content = state
+        flat = dtype.array(content) if isinstance(dtype, _NumpyType) else None
+        if flat is not None:
+            array = flat.reshape(shape, order="F" if fortran else "C")
+            self.value = torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")).copy())
+
+
+def _scalar(dtype: Any = None, content: object = b"") -> object:
+    """A number of numpy as one of Python."""
+    numbers = dtype.array(content) if isinstance(dtype, _NumpyType) else None
+    return numbers[0].item() if numbers is not None and len(numbers) == 1 else Inert()
+
+
+def _mapping(*_factory: object) -> OrderedDict[Any, Any]:
+    """A dict of another class, empty before it is filled."""
+    return OrderedDict()
+
+
+_PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+_INERT: Mapping[str, tuple[str, ...]] = {
+    "argparse": ("Namespace",),
+    "types": ("SimpleNamespace",),
+    "typing": ("Any",),
+    "pathlib": _PATHS,
+    "pathlib._local": _PATHS,
+    "datetime": ("datetime", "date", "time", "timedelta", "timezone"),
+    "decimal": ("Decimal",),
+    "fractions": ("Fraction",),
+    "uuid": ("UUID",),
+    "builtins": ("list", "dict", "tuple", "int", "float", "str", "bool", "bytes", "frozenset", "slice", "range"),
+    "numpy": ("ndarray", "bool_", "bool", *(f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in _BITS)),
+    "omegaconf.base": ("ContainerMetadata", "Metadata"),
+    "omegaconf.dictconfig": ("DictConfig",),
+    "omegaconf.listconfig": ("ListConfig",),
+    "omegaconf.nodes": ("AnyNode", "BooleanNode", "FloatNode", "IntegerNode", "StringNode"),
+}
+_MAPPINGS: Mapping[str, tuple[str, ...]] = {
+    "collections": ("defaultdict",),
+    "easydict": ("EasyDict",),
+    "yacs.config": ("CfgNode",),
+    "addict.addict": ("Dict",),
+    "munch": ("Munch",),
+    "lightning_fabric.utilities.data": ("AttributeDict",),
+    "lightning.fabric.utilities.data": ("AttributeDict",),
+    "pytorch_lightning.utilities.parsing": ("AttributeDict",),
+}
+
+
+def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """What a file may name besides torch's own tensors, and what is made instead."""
+    arrays = [f"numpy.{core}.multiarray" for core in ("core", "_core")]
+    return [
+        *((Inert, f"{module}.{name}") for module, names in _INERT.items() for name in names),
+        *((_mapping, f"{module}.{name}") for module, names in _MAPPINGS.items() for name in names),
+        (_NumpyType, "numpy.dtype"),
+        *((_scalar, f"{module}.scalar") for module in arrays),
+        *((_NumpyArray, f"{module}._reconstruct") for module in arrays),
+    ]
+
+
+def read_content(path: Path, place: str, advice: str, *, mapped: bool = False) -> object:
+    """What ``torch.save`` or safetensors wrote, on the CPU.
+
+    Args:
+        path: the file; its content decides how it is read, never its name.
+        place: what it is, for messages.
+        advice: what to do when it holds an object of a class that is not allowed.
+        mapped: map the tensors of torch's zip format instead of reading them.
+
+    Raises:
+        InputError: says in one line what was found instead of tensors.
+    """
+    if not path.exists():
+        raise InputError(f"{place}: no such file")
+    if not path.is_file():  # a pipe would be waited for
+        found = "a folder; give the file in it" if path.is_dir() else "none with content of its own"
+        raise InputError(f"{place}: expected a file, found {found}")
+    try:
+        kind, remedy = kind_of(path)
+        if kind == TORCH:
+            return _settled(_torch_load(path, mapped))
+    except OSError as error:
+        raise InputError(f"{place}: cannot be read ({error.strerror or type(error).__name__})") from error
+    except Exception as error:  # torch raises whatever the bytes lead to
+        found, remedy = _diagnosis(path, advice)
+        raise InputError(f"{place}: expected {WANTED}, found {found}; {remedy}") from error
+    if kind == SAFETENSORS:
+        return _safetensors(path, place)
+    raise InputError(f"{place}: expected {WANTED}, found {kind}; {remedy}")
+
+
+def _torch_load(path: Path, mapped: bool) -> object:
+    with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if mapped and zipfile.is_zipfile(path) and path.suffix != ".safetensors":  # torch goes by that suffix
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _safetensors(path: Path, place: str) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{place}: a damaged .safetensors file ({shown(error)}); download it again") from error
+
+
+def _settled(value: Any) -> Any:
+    """The content with tensors in the places of numpy's arrays."""
+    if isinstance(value, _NumpyArray):
+        return Inert() if value.value is None else value.value
+    if isinstance(value, dict):
+        for key, held in value.items():
+            value[key] = _settled(held)
+    elif isinstance(value, list):
+        value[:] = [_settled(held) for held in value]
+    elif type(value) is tuple:
+        return tuple(_settled(held) for held in value)
+    return value
+
+
+def _diagnosis(path: Path, advice: str) -> tuple[str, str]:
+    """What is in a file that torch could not read as data, and what to do."""
+    try:
+        names, protocol, whole = _pickle(path)
+        zipped = zipfile.is_zipfile(path)
+    except Exception:  # whatever the bytes lead to
+        return "something else, or a damaged file", f"download it again, or {advice}"
+    own = torch._weights_only_unpickler._get_allowed_globals()
+    known = {entry[1] for entry in _allowed() if isinstance(entry, tuple)} | own.keys()
+    foreign = [name for name in names if name not in known]
+    if foreign:
+        foreign.sort(key=lambda name: name.startswith(_HELPERS))  # what they make says more
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        return f"a pickled {shown(foreign[0])}{more}, which only code could make", advice
+    if whole and not zipped and whole < _OF_TORCH:
+        return "a pickle that torch did not write", "load it where it comes from and save its tensors by torch.save"
+    if whole and protocol > 2:
+        return f"a pickle of protocol {protocol}, which is not read", "save it by torch.save as it is"
+    return "a damaged file, or one that ends early", f"download it again, or {advice}"
+
+
+def _pickle(path: Path) -> tuple[list[str], int, int]:
+    """The names of classes and functions in a file's pickles, in order; the protocol; how many pickles are whole."""
+    with path.open("rb") as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                name = next(name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
+                with archive.open(name) as content:
+                    return _names([content])
+        file.seek(0)
+        return _names([file] * _PICKLES)
+
+
+def _names(files: list[Any]) -> tuple[list[str], int, int]:
+    found: dict[str, None] = {}
+    protocol, whole = 0, 0
+    for file in files:
+        try:
+            for name, argument in _globals(file):
+                if name == "PROTO":
+                    protocol = max(protocol, int(argument))
+                elif name == "STOP":
+                    whole += 1
+                else:
+                    found[argument] = None
+        except ValueError:  # behind the pickles come the tensors' bytes
+            if not found and not whole and protocol == 0:
+                raise
+            break
+    return list(found), protocol, whole
+
+
+def _globals(file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    """(PROTO, number), (STOP, None) and (GLOBAL, name) of one pickle."""
+    texts: list[str] = []
+    memo: dict[int, str] = {}
+    last = ""
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name in {"PROTO", "STOP"}:
+            yield opcode.name, argument
+        elif opcode.name in {"GLOBAL", "INST"}:
+            yield "GLOBAL", _renamed(*str(argument).split(" ", 1))
+        elif opcode.name == "STACK_GLOBAL" and len(texts) > 1:
+            yield "GLOBAL", _renamed(*texts[-2:])
+        if isinstance(argument, str) and "UNICODE" in opcode.name:
+            texts.append(argument)
+            last = argument
+        elif opcode.name == "MEMOIZE":
+            memo[len(memo)] = last
+        elif opcode.name in {"BINGET", "LONG_BINGET"} and argument in memo:
+            texts.append(memo[argument])
+
+
+def _renamed(module: str, name: str) -> str:
+    """The name that a class of Python 2 has today."""
+    module, name = NAME_MAPPING.get((module, name), (module, name))
+    return f"{IMPORT_MAPPING.get(module, module)}.{name}"
