@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from labelstore.console import Console
 from labelstore.errors import InputError
+from labelstore.names import printable
 from labelstore.newfile import write_over
 from labelstore.places import require_apart
 from labelstore.removing import Proof
@@ -26,6 +27,7 @@ from pipeline.engine.spec import DTypeName
 from pipeline.manifest import Manifest, scan
 from pipeline.memory import keep_freed_memory
 from pipeline.plan import Plan, PlanSpec
+from pipeline.remarks import say_left_out
 from pipeline.render import Decoder, Renderer, make_renderer
 from pipeline.render.normalise import normalise
 from pipeline.teacher import Member, TeacherSpec, make_teacher
@@ -226,7 +228,7 @@ def write_classes(path: Path, classes: Sequence[str], result: EvalResult) -> Non
     rows = csv.writer(text)
     rows.writerow(TABLE)
     for name, images, hits in zip(classes, result.class_images, result.class_hits, strict=True):
-        rows.writerow([name, images, hits, f"{100 * hits / images:.2f}" if images else ""])
+        rows.writerow([printable(name), images, hits, f"{100 * hits / images:.2f}" if images else ""])
     write_over(path, text.getvalue().encode(), table_of(classes))
 
 
@@ -239,7 +241,7 @@ def table_of(classes: Sequence[str]) -> Proof:
                 header, *rows = csv.reader(file)
         except (ValueError, csv.Error):
             return False
-        return header == TABLE and [row[0] for row in rows if row] == list(classes)
+        return header == TABLE and [row[0] for row in rows if row] == [*map(printable, classes)]
 
     return Proof("a table of these classes", holds)
 
@@ -249,7 +251,10 @@ def evaluate_command(config: EvaluateConfig, console: Console) -> EvalResult:
     keep_freed_memory()
     spec = PlanSpec(size=config.size, crop="center", resize=config.resize, interpolation=config.interpolation, flip=0)
     images = scan(config.images, class_order=config.class_order, digests=False)
+    say_left_out(images, console)
     network = make_teacher(config.network_spec(), size=config.size, classes=images.classes, flags=("--classes",))
+    for note in network.notes:
+        console.line(note)
     for warning in network.warnings:
         console.warn(warning)
     renderer = make_renderer(
