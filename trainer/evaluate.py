@@ -77,7 +77,8 @@ class EvaluateConfig:
     student_args: str = "{}"
     """Keyword arguments of the network's constructor, as JSON."""
     classes: str | None = None
-    """Columns of a wider network: comma-separated indexes or class names, or a file with one a line."""
+    """Columns of a wider network: comma-separated indexes or class names, a file with one a line, or imagenet: by its
+    public list."""
     resize: int | None = None
     """Short side of an image before the central crop; the crop's size when left out."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
@@ -87,7 +88,7 @@ class EvaluateConfig:
     std: tuple[float, float, float] = IMAGENET_STD
     """Channel standard deviations of the normalisation."""
     class_order: Literal["auto", "bytes", "numeric"] = "auto"
-    """Order of the class folders; auto is byte order, and stops where integer names sort otherwise."""
+    """Order of the class folders; auto is byte order, and stops where numbers in the names sort otherwise."""
     batch: int = 128
     """Images a batch."""
     dtype: DTypeName = "float32"
