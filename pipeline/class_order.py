@@ -165,8 +165,8 @@ def _by_public_list(folders: Sequence[str], names: Sequence[str] | None, total: 
         return f"; the folders are named as classes of ImageNet, but {error}"
     only, *both = (f"{flag} {IMAGENET}" for flag in flags)
     either = f"{only} (or {both[0]})" if both else only
-    order = "" if names else " if the network's columns are in that list's order"
-    return f"; by ImageNet's public list, which {either} takes{order}, they are: {found.text}"
+    order = "" if names else " if the network's columns are in ImageNet's order"
+    return f", or {either}{order}: by its public list they are {found.text}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,9 @@ def _placed(entries: Sequence[int], names: Sequence[str] | None, total: int) -> 
             raise InputError(f"expected a network of {COLUMNS:,} columns, found {total:,}; name the columns themselves")
         return tuple(entries)
     called = [_called(name) for name in names]
-    if total == COLUMNS and all(entry in meant for entry, meant in enumerate(called)):
+    agreeing = sum(entry in meant for entry, meant in enumerate(called))
+    others = sum(entry not in meant for entry, meant in enumerate(called) if meant)
+    if total == COLUMNS and not others and agreeing > COLUMNS / 2:  # in the list's order, some in words of their own
         return tuple(entries)
     columns: dict[int, list[int]] = {}
     for column, meant in enumerate(called):

@@ -71,6 +71,10 @@ class Manifest:
         """The file of an image."""
         return self.root / self.paths[image]
 
+    def said(self, image: int) -> str:
+        """The file of an image, for a message."""
+        return printable(str(self.file(image)))
+
     def subset(self, images: npt.NDArray[np.integer]) -> Manifest:
         """The manifest of the images at ``images``, in that order; the classes stay."""
         return replace(
@@ -283,7 +287,7 @@ def require_same_images(
     raise MismatchError(
         f"other images: image {image} of the store is {_row(identity.classes, digests, targets, image)}, "
         f"here it is {_row(manifest.classes, manifest.digests, manifest.targets, image)}"
-        f"{f' ({printable(str(manifest.file(image)))})' if image < len(manifest) else ''}; {found}; {advice}"
+        f"{f' ({manifest.said(image)})' if image < len(manifest) else ''}; {found}; {advice}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,17 @@ def test_the_networks_own_names_decide_where_a_class_is(seed: int, columns: list
     mapping = public_mapping([IDS[c] for c in clear], names, 1000)
     assert [names[column] for column in mapping.columns] == [TORCHVISION[c] for c in clear]
     assert public_mapping([IDS[c] for c in columns], TORCHVISION, 1000).columns == tuple(columns)
+    own = [name if place % 3 else f"words of its own {place}" for place, name in enumerate(TORCHVISION)]
+    assert public_mapping([IDS[c] for c in columns], own, 1000).columns == tuple(columns)
+
+
+def test_the_list_is_in_the_package() -> None:
+    """Whatever lies beside the modules and is no module is named as data of its package."""
+    root = Path(__file__).parents[2]
+    named = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for package in ("labelstore", "pipeline", "trainer", "benchmarks"):
+        found = {path.name for path in (root / package).iterdir() if path.is_file() and path.suffix != ".py"}
+        assert found == {*named[package]}
 
 
 @pytest.mark.parametrize("name", ["crane", "Crane", "maillot", "Cardigan"])
@@ -95,12 +107,12 @@ def test_what_the_list_does_not_say_is_refused(
 def test_nothing_is_guessed() -> None:
     ten = [IDS[c] for c in TEN]
     ask = (
-        r"--teacher-classes imagenet \(or --class-columns imagenet\) takes if the network's.*"
-        r"n01440764 -> column 0 \(tench\), n02102040 -> column 217"
+        r"--teacher-classes imagenet \(or --class-columns imagenet\) if the network's columns are in ImageNet's order: "
+        r".*n01440764 -> column 0 \(tench\), n02102040 -> column 217"
     )
     with pytest.raises(InputError, match=ask):
         check_classes(range(1000), None, ten)
-    with pytest.raises(InputError, match=r"--classes imagenet takes if"):
+    with pytest.raises(InputError, match=r"--classes imagenet if the"):
         check_classes(range(1000), None, ten, flags=("--classes",))
     for folders, total in ((ten, 999), (["ant", "bee", "zzz"], 1000)):
         with pytest.raises(InputError) as caught:
@@ -108,7 +120,7 @@ def test_nothing_is_guessed() -> None:
         assert "imagenet" not in str(caught.value)
     with pytest.raises(InputError) as caught:  # its own names are others
         check_classes(range(1000), [f"c{i}" for i in range(1000)], ten)
-    assert "imagenet takes" not in str(caught.value)
+    assert "--teacher-classes imagenet" not in str(caught.value)
     with pytest.raises(InputError, match=r"give --teacher-classes 1,0 to keep"):  # its own names decide
         check_classes(range(3), ("n01443537", "n01440764", "x"), ["n01440764", "n01443537"])
 
