@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import ImageFolder
@@ -49,6 +49,7 @@ def nfd(name: str) -> str:
 # Files.
 
 
+@settings(deadline=None)  # a busy machine
 @given(
     st.lists(
         st.tuples(
@@ -196,6 +197,7 @@ def test_an_empty_class_says_what_lies_in_it(tmp_path: Path) -> None:
         scan(tmp_path)
 
 
+@settings(deadline=None)  # a busy machine
 @given(st.one_of(st.binary(max_size=600), st.sampled_from([encoded(kind) for kind in READ])), st.integers(0, 40))
 def test_the_listing_and_the_header_agree_on_what_an_image_is(data: bytes, cut: int) -> None:
     data = data[cut:] if cut < 20 else data
@@ -234,6 +236,7 @@ def by_value(name: str) -> list[tuple[int, int]]:
 NAMES = st.text(st.sampled_from("ab-_ 0129é\u0663"), min_size=1, max_size=6)
 
 
+@settings(deadline=None)  # a busy machine
 @given(st.lists(NAMES, min_size=1, max_size=8, unique=True))
 def test_natural_order(names: list[str]) -> None:
     by_bytes = sorted(names, key=str.encode)
@@ -247,6 +250,7 @@ def test_natural_order(names: list[str]) -> None:
             order_classes(names, "auto")
 
 
+@settings(deadline=None)  # a busy machine
 @given(
     st.lists(st.integers(0, 999), min_size=1, max_size=8, unique=True), st.sampled_from(["class_{}", "{}_cat", "a-{}b"])
 )
@@ -290,6 +294,7 @@ def test_a_store_tells_the_order_of_its_classes(tmp_path: Path, order: str) -> N
 ACCENTS = st.text(st.sampled_from("aezéüñå가"), min_size=1, max_size=4)
 
 
+@settings(deadline=None)  # a busy machine
 @given(st.lists(ACCENTS, min_size=1, max_size=4, unique=True), st.lists(ACCENTS, min_size=1, max_size=4, unique=True))
 def test_a_folder_in_the_other_unicode_form_is_the_same_set(
     tmp_path_factory: pytest.TempPathFactory, classes: list[str], files: list[str]
@@ -332,6 +337,7 @@ def test_left_out_files_are_found_in_the_other_form(tmp_path: Path) -> None:
     assert list(scan(tmp_path, leave_out=["a/é.png"]).paths) == ["a/0.png", f"a/{nfd('é.png')}"]
 
 
+@settings(deadline=None)  # a busy machine
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_names_are_told_apart(ours: str, theirs: str) -> None:
     left, right = told_apart(ours, theirs)
@@ -345,6 +351,7 @@ def test_names_are_told_apart(ours: str, theirs: str) -> None:
     )
 
 
+@settings(deadline=None)  # a busy machine
 @given(st.text(max_size=30))
 def test_printable_text_breaks_nothing_and_loses_nothing(text: str) -> None:
     shown = printable(text)
