@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TextIO
 
 from labelstore.errors import GiftwrapError, MismatchError, reason
+from labelstore.names import printable
 from labelstore.spec import Json
 
 PLAIN_INTERVAL_S = 10.0
@@ -27,6 +28,13 @@ PLAIN_INTERVAL_S = 10.0
 
 class Stopped(BaseException):
     """SIGTERM arrived; like KeyboardInterrupt, not an Exception, so that nothing swallows it."""
+
+
+def _say(text: str, out: TextIO) -> None:
+    """Print text that may hold names from elsewhere: nothing in it but line breaks reaches a terminal as a command."""
+    shown = printable(text, keep="\n")
+    encoding = getattr(out, "encoding", None) or "utf-8"
+    print(shown.encode(encoding, "backslashreplace").decode(encoding), file=out, flush=True)
 
 
 class Progress:
@@ -66,7 +74,7 @@ class Progress:
             f"({100 * self._done / max(self._total, 1):.0f} %), {rate:,.1f} {self._unit}/s, "
         )
         text += f"{duration(elapsed)} taken" if self._done == self._total else f"{duration(left)} left"
-        return f"{text}, {note}" if note else text
+        return printable(f"{text}, {note}") if note else text
 
     def close(self) -> None:
         """End the live line."""
@@ -97,11 +105,11 @@ class Console:
 
     def line(self, text: str) -> None:
         """One line for people."""
-        print(text, file=self._out, flush=True)
+        _say(text, self._out)
 
     def warn(self, text: str) -> None:
         """One warning, on standard error."""
-        print(f"warning: {text}", file=self._out if self._silent else sys.stderr, flush=True)
+        _say(f"warning: {text}", self._out if self._silent else sys.stderr)
 
     @contextmanager
     def progress(self, name: str, total: int, unit: str) -> Iterator[Progress]:
@@ -158,7 +166,7 @@ def run_command(
 
     def say(error: object, notes: Sequence[str] = ()) -> None:
         """Name the error, and how to resume where it notes that something is kept, unless this command was refused."""
-        print(f"error: {error}", *notes, sep="\n", file=sys.stderr, flush=True)
+        _say("\n".join([f"error: {error}", *notes]), sys.stderr)
         if notes and resumes and not isinstance(error, MismatchError):
             say_how_to_resume()
 

@@ -17,6 +17,7 @@ from labelstore.encodings import make_encoding
 from labelstore.encodings.int8 import masked_value
 from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError, MismatchError
+from labelstore.names import printable
 from labelstore.spec import BlockShape, Identity, Json, first_difference, require_same
 from labelstore.stopping import Stops
 from labelstore.store import LabelStore, require_free_space, store_bytes
@@ -25,13 +26,14 @@ from pipeline.calibrate import Calibrator
 from pipeline.config import BuildConfig
 from pipeline.filling import Filling, Work
 from pipeline.labelling import first_labels
-from pipeline.manifest import Manifest, scan
+from pipeline.manifest import Manifest, explained, scan, with_classes, with_order
 from pipeline.memory import keep_freed_memory
 from pipeline.plan import Plan
 from pipeline.ranks import Ranks, join
+from pipeline.remarks import say_left_out
 from pipeline.render import Renderer, make_renderer
 from pipeline.render.stream import stream
-from pipeline.source import Source
+from pipeline.source import Source, order_of
 from pipeline.teacher import Teacher, TeacherSpec, make_teacher
 from pipeline.verify import require_same_labels
 from pipeline.watching import Moment, Watch, require_log, watching
@@ -131,24 +133,29 @@ def settle_engine(config: BuildConfig, ranks: Ranks, console: Console) -> Teache
 
 def read_images(config: BuildConfig, console: Console) -> Manifest:
     """The manifest of the images, from the cache beside the store where files have not changed."""
+    store = LabelStore.open(config.store) if LabelStore.exists(config.store) else None
+    ordered = store is not None and config.class_order == "auto"
     with console.progress("images", 1, "images") as progress:
         manifest = scan(
             config.images,
-            class_order=config.class_order,
+            class_order=order_of(store.identity.classes) if store and ordered else config.class_order,
             cache=None if config.dry_run else config.manifest_cache,
             rehash=config.rehash,
             skip_broken=config.skip_broken,
             progress=progress.reach,
         )
+    if store:
+        if ordered or {*store.identity.classes} != {*manifest.classes}:
+            manifest = with_classes(store.identity.classes, manifest)
+        manifest = with_order(store.image_digests, manifest)
     console.line(f"images: {len(manifest):,} in {len(manifest.classes):,} classes, digest {manifest.digest[:16]}")
-    for suffix, count in manifest.unsupported.items():
-        console.warn(f"{count:,} files named *{suffix} are not read: only JPEG, PNG and WebP are")
+    say_left_out(manifest, console)
     if not config.dry_run and manifest_cache.is_foreign(config.manifest_cache):
         console.warn(
             f"{config.manifest_cache}: is no cache of images and stays as it is; all images are read again each time"
         )
     for path in manifest.skipped:
-        console.warn(f"left out, does not decode: {path}")
+        console.warn(f"left out, does not decode: {printable(path)}")
     return manifest
 
 
@@ -254,7 +261,7 @@ def checked(config: BuildConfig, work: Work) -> LabelStore | None:
         require_free_space(config.store, store_bytes(identity, views))
         return None
     store = LabelStore.open(config.store)
-    require_same_identity(store.identity, identity)
+    require_same_identity(store.identity, identity, explained(store.identity.images, work.manifest))
     store.require_writable(views, take_over=config.take_over)
     require_free_space(config.store, store_bytes(identity, views_to_write(store, views)))
     return store
@@ -287,10 +294,16 @@ def require_same_engine(config: BuildConfig, store: LabelStore, work: Work, cons
         require_same_labels(source, work.teacher, console)
 
 
-def require_same_identity(stored: Identity, given: Identity) -> None:
-    """Refuse to continue a store with other images, another teacher, another plan or another shape."""
+def require_same_identity(stored: Identity, given: Identity, found: str = "") -> None:
+    """Refuse to continue a store with other images, another teacher, another plan or another shape.
+
+    Args:
+        stored: the store's identity.
+        given: what this build would make.
+        found: why the images may be others.
+    """
     advice = {
-        "images": "give the images that the store was made of, or another --store",
+        "images": f"give the images that the store was made of, or another --store{found}",
         "teacher": "give the teacher that the store was made with, or another --store",
         "plan": "give the crop, mix, size and seed flags of the store, or another --store",
         "label encoding": "give the store's --encoding, --codec, --fidelity or --step, or another --store",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
+import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from labelstore.errors import InputError
+from labelstore.names import printable, same_form, told_apart
+from pipeline.imagenet import COLUMNS as IMAGENET_COLUMNS
+from pipeline.imagenet import FOLDERS, IMAGENET, PublicMapping, is_public, public_mapping
+from pipeline.natural import natural_key
 
 TEACHER_CLASSES, CLASS_COLUMNS = "--teacher-classes", "--class-columns"
 MIN_ROWS = 30  # fewer crops say nothing about the order of classes
 SHOWN = 100
+MAX_PATH = 4096  # characters of a path
 
 
 def select_columns(
@@ -22,13 +30,15 @@ def select_columns(
 ) -> tuple[int, ...]:
     """Columns chosen by comma-separated indexes or class names, or by a file with one a line.
 
+    A name that holds commas is quoted in a list, alone it need not be.
+
     Args:
         selection: what the user wrote.
         names: class names of all columns, where known.
         total: columns of the network.
         flag: the flag it was given to, for messages.
     """
-    entries = [entry.strip() for entry in _entries(selection, flag)]
+    entries = [entry.strip() for entry in _entries(selection, names or (), flag)]
     columns = [_column(entry, names, total, flag) for entry in entries if entry]
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice or not columns:
@@ -37,15 +47,20 @@ def select_columns(
     return tuple(columns)
 
 
-def _entries(selection: str, flag: str) -> list[str]:
-    if "," in selection or selection.strip().isdecimal():
-        return selection.split(",")
+def _entries(selection: str, names: Sequence[str], flag: str) -> list[str]:
+    """What a selection lists: itself where it is a name, the lines of a file, or what commas separate."""
+    if same_form(selection) in map(same_form, names):
+        return [selection]
+    numbers = selection.replace(",", "").replace(" ", "").isdecimal()
     try:
-        if Path(selection).is_file():
-            return Path(selection).read_text(encoding="utf-8-sig").splitlines()
+        if not numbers and len(selection) < MAX_PATH and Path(selection).is_file():
+            return re.split(r"\r\n|\r|\n", Path(selection).read_text(encoding="utf-8-sig"))
+        rows = csv.reader(io.StringIO(selection, newline=""), skipinitialspace=True)
+        return [entry for row in rows for entry in row]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{flag} {selection}: not a readable text file: {error}") from error
-    return [selection]
+        raise InputError(f"{flag} {printable(selection)}: not a readable text file: {error}") from error
+    except csv.Error as error:
+        raise InputError(f"{flag} {printable(selection[:SHOWN])}: no list separated by commas: {error}") from error
 
 
 def _column(entry: str, names: Sequence[str] | None, total: int, flag: str) -> int:
@@ -55,13 +70,17 @@ def _column(entry: str, names: Sequence[str] | None, total: int, flag: str) -> i
         raise InputError(f"{flag}: index {entry} of a network of {total} columns; expected 0 to {total - 1}")
     if names is None:
         raise InputError(f"{flag}: {entry!r} is no index and no file, and the network's class names are unknown")
-    found = [column for column, name in enumerate(names) if name == entry]
+    found = [column for column, name in enumerate(names) if same_form(name) == same_form(entry)]
     if len(found) == 1:
         return found[0]
     if found:
         raise InputError(f"{flag}: {entry!r} names the columns {found}; give the index")
     near = difflib.get_close_matches(entry, names, 3)
-    hint = f"; near it: {', '.join(near)}" if near else ""
+    hint = f"; near it: {printable(', '.join(near))}" if near else ""
+    if near and not (entry.isascii() and near[0].isascii()):
+        hint += f" (it is {' and not '.join(told_apart(entry, near[0]))})"
+    elif any(entry in name for name in names if "," in name):
+        hint += "; quote names that hold commas, or give a file with one name a line"
     raise InputError(f"{flag}: {entry!r} is no file and none of the network's {len(names)} classes{hint}")
 
 
@@ -80,25 +99,28 @@ def check_classes(
         folders: class folders in target order.
         flags: the flag that selects those columns, and the one that keeps the others too, for messages.
     """
-    known = {name: column for column, name in enumerate(names or ())}
-    all_known = known.keys() >= set(folders)
+    known = _by_form(names or ())
+    forms = [same_form(folder) for folder in folders]
+    all_known = known.keys() >= {*forms}
     if len(columns) != len(folders):
         if all_known:
             remedy = f"the folders are among the network's classes: {_remedies(flags, known, folders)}"
         else:
             remedy = f"name the {len(folders)} columns in the folders' order: {_remedies(flags, None, folders)}"
+            remedy += _by_public_list(folders, names, len(columns), flags)
         raise InputError(
-            f"expected a column for each of the {len(folders)} class folders "
-            f"({', '.join(folders[:5])}{', ...' if len(folders) > 5 else ''}), found {len(columns)} columns; {remedy}"
+            f"expected a column for each of the {len(folders)} class folders ({printable(', '.join(folders[:5]))}"
+            f"{', ...' if len(folders) > 5 else ''}), found {len(columns)} columns; {remedy}"
         )
-    chosen = None if names is None else [names[column] for column in columns]
-    if chosen is None or chosen == list(folders):
+    chosen = None if names is None else [same_form(names[column]) for column in columns]
+    if chosen is None or chosen == forms:
         return None
-    shared = {*chosen} & {*folders}
+    shared = {*chosen} & {*forms}
     if not shared and not all_known:  # other words for the same classes, as WordNet ids and English names
         return None
-    first = next(i for i, (name, folder) in enumerate(zip(chosen, folders, strict=True)) if name != folder)
-    difference = f"column {columns[first]} of the network is {chosen[first]!r}, folder {first} is {folders[first]!r}"
+    first = next(i for i, (name, form) in enumerate(zip(chosen, forms, strict=True)) if name != form)
+    ours, theirs = told_apart(chosen[first], folders[first])
+    difference = f"column {columns[first]} of the network is {ours}, folder {first} is {theirs}"
     if all_known:
         raise InputError(
             f"the classes of the network are others than the folders, or in another order: {difference}; "
@@ -107,14 +129,100 @@ def check_classes(
     return f"only {len(shared)} of the {len(folders)} folders are classes of the network: {difference}"
 
 
-def _remedies(flags: tuple[str, ...], known: dict[str, int] | None, folders: Sequence[str]) -> str:
+def _by_form(names: Sequence[str]) -> dict[str, list[int]]:
+    """The columns of each class name, whatever its Unicode form."""
+    known: dict[str, list[int]] = {}
+    for column, name in enumerate(names):
+        known.setdefault(same_form(name), []).append(column)
+    return known
+
+
+def _remedies(flags: tuple[str, ...], known: dict[str, list[int]] | None, folders: Sequence[str]) -> str:
     """What to give each flag: the columns of the folders in their order, where known."""
-    if known and len(folders) <= SHOWN:
-        selection = f" {','.join(str(known[folder]) for folder in folders)}"
-    else:
-        selection = " a file with the folder names, one a line, in their order" if known else ""
+    selection, twice = "", ""
+    if known:
+        found = [known[same_form(folder)] for folder in folders]
+        several = next((i for i, columns in enumerate(found) if len(columns) > 1), None)
+        if several is not None:
+            twice = f"; {folders[several]!r} is the name of the columns {found[several]}, which only you can tell apart"
+        if several is None and len(folders) <= SHOWN:
+            selection = f" {','.join(str(columns[0]) for columns in found)}"
+        else:
+            numbers = several is not None or any(folder.isdecimal() for folder in folders)
+            selection = f" a file with the {'indexes' if numbers else 'folder names'}, one a line, in their order"
     only, *both = (f"{flag}{selection}" for flag in flags)
-    return f"give {only} to keep these columns alone, or {both[0]} to keep all" if both else f"give {only}"
+    what = f"give {only} to keep these columns alone, or {both[0]} to keep all" if both else f"give {only}"
+    return what + twice
+
+
+def _by_public_list(folders: Sequence[str], names: Sequence[str] | None, total: int, flags: tuple[str, ...]) -> str:
+    """What to give where the folders are classes of ImageNet; empty where they are not, or the network's are others."""
+    if not is_public(folders) or (names is None and total != IMAGENET_COLUMNS):
+        return ""
+    try:
+        found = public_mapping(folders, names, total)
+    except InputError as error:
+        return f"; the folders are named as classes of ImageNet, but {error}"
+    only, *both = (f"{flag} {IMAGENET}" for flag in flags)
+    either = f"{only} (or {both[0]})" if both else only
+    order = "" if names else " if the network's columns are in ImageNet's order"
+    return f", or {either}{order}: by its public list they are {found.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Columns that a flag selects.
+
+    Attributes:
+        columns: in the order given; None where column k is class k.
+        mapping: by which the public list found them, else None.
+    """
+
+    columns: tuple[int, ...] | None
+    mapping: PublicMapping | None = None
+
+
+def choose(selection: str, names: Sequence[str] | None, total: int, folders: Sequence[str], *, flag: str) -> Choice:
+    """The columns that a flag selects: as `select_columns` does, by ImageNet's list, or as the folders are.
+
+    Args:
+        selection: what the user wrote.
+        names: class names of all columns, where known.
+        total: columns of the network.
+        folders: class folders in target order.
+        flag: the flag it was given to, for messages.
+    """
+    if selection == FOLDERS:
+        return Choice(None)
+    if selection != IMAGENET:
+        return Choice(select_columns(selection, names, total, flag=flag))
+    try:
+        mapping = public_mapping(folders, names, total)
+    except InputError as error:
+        raise InputError(f"{flag} {IMAGENET}: {error}") from error
+    return Choice(None if mapping.in_order and total == len(folders) else mapping.columns, mapping)
+
+
+def require_said(folders: Sequence[str], names: Sequence[str] | None, total: int, flags: tuple[str, ...]) -> None:
+    """Refuse to take column k for folder k without a word where ImageNet's list puts the folders elsewhere.
+
+    Raises:
+        InputError: all 1,000 classes of ImageNet by name, whose byte order is not the order of published networks.
+    """
+    if total != len(folders) or total != IMAGENET_COLUMNS or not is_public(folders):
+        return
+    if names is not None and _by_form(names).keys() >= {*map(same_form, folders)}:
+        return  # the network's own names decide
+    try:
+        mapping = public_mapping(folders, names, total)
+        where = "" if mapping.in_order else f"by ImageNet's public list the folders are {mapping.text}"
+    except InputError as error:
+        where = f"the folders are named as classes of ImageNet, but {error}"
+    if where:
+        raise InputError(
+            f"which column of the network is which folder's is not known: {where}; give {flags[0]} {IMAGENET} where "
+            f"the columns are in that list's order, or {flags[0]} {FOLDERS} where column k is folder k"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +272,7 @@ def agreement(logits: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]
                 f"in {order} order of the folder names it would agree on {100 * better / rows:.2f} %: "
                 f"stop, and start a new store with --class-order {order}"
             )
-    if not warnings and rows >= MIN_ROWS and hits <= max(guessing, poor):
+    if not warnings and len(classes) > 1 and rows >= MIN_ROWS and hits <= max(guessing, poor):
         warnings.append(
             "the teacher agrees with the folders hardly more often than chance: its classes may be in "
             f"another order ({TEACHER_CLASSES}, {CLASS_COLUMNS}, --class-order), or its normalisation another "
@@ -174,12 +282,13 @@ def agreement(logits: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]
 
 
 def _other_orders(classes: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
-    """Where all names are integers: order -> the column of each target if the columns were in that order."""
-    if not all(name.isascii() and name.isdecimal() for name in classes):
+    """Orders of the names that numbers in them make others: order -> the column of each target if it were that."""
+    sortings = {"numeric": sorted(classes, key=natural_key), "bytes": sorted(classes)}
+    if sortings["numeric"] == sortings["bytes"]:
         return {}
-    sortings = {"numeric": sorted(classes, key=int), "bytes": sorted(classes, key=str.encode)}
+    places = {order: {name: place for place, name in enumerate(names)} for order, names in sortings.items()}
     return {
-        order: np.array([names.index(name) for name in classes])
-        for order, names in sortings.items()
-        if names != list(classes)
+        order: np.array([place[name] for name in classes])
+        for order, place in places.items()
+        if sortings[order] != list(classes)
     }

@@ -61,9 +61,11 @@ class BuildConfig:
     teacher_weights: tuple[float, ...] = ()
     """Weights of several teachers' logits in the mean, in any scale; equal when left out."""
     teacher_classes: str | None = None
-    """Columns of a wider teacher to keep: comma-separated indexes or class names, or a file with one a line."""
+    """Columns of a wider teacher to keep: comma-separated indexes or class names, or a file with one a line; imagenet:
+    those of folders named as ImageNet's classes, by its public list; folders: column k is folder k."""
     class_columns: str | None = None
-    """Keep all columns of a teacher wider than the folders: which of them are the folders', in the folders' order."""
+    """Keep all columns of a teacher wider than the folders: which of them are the folders', in the folders' order, or
+    imagenet."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Channel means of the teacher's normalisation, of pixels in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
@@ -125,7 +127,8 @@ class BuildConfig:
     cache_gib: float = 2.0
     """Memory for decoded images; a larger set is decoded region by region, with the same pixels."""
     class_order: Literal["auto", "bytes", "numeric"] = "auto"
-    """Order of the class folders; auto is byte order and stops where integer names sort otherwise as numbers."""
+    """Order of the class folders; numeric counts digits that stand together as one number; auto is the store's order,
+    of a new store byte order, and stops where numbers in the names sort otherwise."""
     rehash: bool = False
     """Read every image again instead of believing size and modification time."""
     skip_broken: bool = False

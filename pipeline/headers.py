@@ -13,6 +13,7 @@ from typing import BinaryIO
 from PIL import UnidentifiedImageError
 
 from labelstore.errors import InputError
+from pipeline.kinds import GIT_LFS, HEAD_BYTES, TEXT, UNKNOWN, other_kind
 from pipeline.orientation import EXIF, XMP, XMP_ORIENTATION, PngMetadata, read_orientation
 
 MAX_PIXELS = 2**26
@@ -70,8 +71,7 @@ def read_header(file: BinaryIO) -> Header:
         elif magic[:4] == b"RIFF" and magic[8:] == b"WEBP":
             kind, (height, width, metadata) = "WebP", _webp(file)
         else:
-            found = f"content that begins with {magic!r}" if magic else "an empty file"
-            raise BrokenImageError(f"expected a JPEG, PNG or WebP file, found {found}")
+            raise BrokenImageError(f"expected a JPEG, PNG or WebP file, found {_other(magic, file)}")
     except EOFError as error:
         raise BrokenImageError("ends within its header") from error
     if not height or not width:
@@ -85,6 +85,16 @@ def read_header(file: BinaryIO) -> Header:
     if orientation >= 5:
         height, width = width, height
     return Header(kind, height, width, orientation)
+
+
+def _other(magic: bytes, file: BinaryIO) -> str:
+    """What a file is instead of an image that is read."""
+    if not magic:
+        return "an empty file"
+    kind = other_kind(magic + file.read(HEAD_BYTES - len(magic)))
+    if kind == GIT_LFS:
+        return "a Git LFS pointer: run `git lfs pull` for the image"
+    return f"content that begins with {magic!r}{'' if kind in (TEXT, UNKNOWN) else f', as {kind} does'}"
 
 
 def _orientation(kind: str, metadata: BinaryIO) -> int:

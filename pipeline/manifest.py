@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
 
 from labelstore.errors import InputError, MismatchError
 from labelstore.images import manifest_digest
+from labelstore.names import printable, same_form, told_apart
 from labelstore.spec import Identity
 from pipeline import manifest_cache
-from pipeline.class_folder import ClassOrder, Listing, list_images, named
+from pipeline.class_folder import FORMER_SUFFIXES, ClassOrder, Listing, list_images, named
 from pipeline.decodes import require_decodes
 from pipeline.headers import BrokenImageError, Header, read_header
+from pipeline.left_out import LeftOut
 from pipeline.manifest_cache import FileRows
 
 _FILES_IN_FLIGHT = 1_024
@@ -41,7 +44,7 @@ class Manifest:
         widths: columns after EXIF orientation, int32 ``[N]``.
         digests: SHA-256 of each file, uint8 ``[N, 32]``; zeros when they were not asked for.
         skipped: relative paths of images that were left out.
-        unsupported: number of ignored files by suffix, for kinds of images that are not read.
+        left_out: what of the folder is not read, counted by kind.
     """
 
     root: Path
@@ -52,7 +55,7 @@ class Manifest:
     widths: npt.NDArray[np.int32]
     digests: npt.NDArray[np.uint8]
     skipped: tuple[str, ...] = ()
-    unsupported: Mapping[str, int] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -67,6 +70,10 @@ class Manifest:
     def file(self, image: int) -> Path:
         """The file of an image."""
         return self.root / self.paths[image]
+
+    def said(self, image: int) -> str:
+        """The file of an image, for a message."""
+        return printable(str(self.file(image)))
 
     def subset(self, images: npt.NDArray[np.integer]) -> Manifest:
         """The manifest of the images at ``images``, in that order; the classes stay."""
@@ -96,7 +103,7 @@ def scan(
 
     Args:
         root: the class folder.
-        class_order: order of the classes; ``auto`` is byte order, and stops where integers sort otherwise.
+        class_order: order of the classes; ``auto`` is byte order, and stops where numbers in names sort otherwise.
         cache: file that keeps what was read; files of the same size and modification time are believed, and contents
             that decoded are not decoded again.
         rehash: read every file again.
@@ -172,7 +179,7 @@ class _Reader:
         if not unusable:
             return
         lines = [
-            f"  {self.listing.root / self.listing.paths[image]}: {reason}"
+            f"  {printable(str(self.listing.root / self.listing.paths[image]))}: {reason}"
             for image, reason in sorted(unusable.items())[:_LISTED]
         ]
         if len(unusable) > _LISTED:
@@ -210,7 +217,7 @@ def _manifest(listing: Listing, rows: FileRows, broken: list[int], leave_out: Co
         widths=rows.widths,
         digests=rows.digests,
         skipped=tuple(sorted(skipped)),
-        unsupported=listing.unsupported,
+        left_out=listing.left_out,
     )
     if not broken:
         return whole
@@ -248,11 +255,13 @@ def require_same_images(
         f"{manifest.root} has {len(manifest):,} in {len(manifest.classes):,}"
     )
     advice = "give the folder that the store was made of, or build another store for this one"
+    found += explained(identity.images, manifest)
     for index, (stored, given) in enumerate(zip_longest(identity.classes, manifest.classes)):
         if stored != given:
+            ours, theirs = _quoted(stored, given)
             raise MismatchError(
-                f"other images: class {index} of the store is {_quoted(stored)}, of {manifest.root} it is "
-                f"{_quoted(given)}; {found}; {advice}"
+                f"other images: class {index} of the store is {ours}, of {printable(str(manifest.root))} it is "
+                f"{theirs}; {found}; {advice}"
             )
     both = min(len(digests), len(manifest))
     differ = (digests[:both] != manifest.digests[:both]).any(axis=1) | (targets[:both] != manifest.targets[:both])
@@ -262,7 +271,7 @@ def require_same_images(
     raise MismatchError(
         f"other images: image {image} of the store is {_row(identity.classes, digests, targets, image)}, "
         f"here it is {_row(manifest.classes, manifest.digests, manifest.targets, image)}"
-        f"{f' ({manifest.file(image)})' if image < len(manifest) else ''}; {found}; {advice}"
+        f"{f' ({manifest.said(image)})' if image < len(manifest) else ''}; {found}; {advice}"
     )
 
 
@@ -273,6 +282,54 @@ def _row(classes: Sequence[str], digests: npt.NDArray[np.uint8], targets: npt.ND
     return f"{digests[image, :8].tobytes().hex()} of class {classes[targets[image]]!r}"
 
 
-def _quoted(name: str | None) -> str:
-    """A class name, for a message."""
-    return "absent" if name is None else repr(name)
+def _quoted(ours: str | None, theirs: str | None) -> tuple[str, str]:
+    """Two class names, for a message."""
+    if ours is None or theirs is None:
+        return ("absent" if ours is None else repr(ours)), ("absent" if theirs is None else repr(theirs))
+    return told_apart(ours, theirs)
+
+
+def explained(images: int, manifest: Manifest) -> str:
+    """Why a folder may hold more or fewer images than a store that an earlier version made of it; empty if unknown."""
+    new = [path for path in manifest.paths if not path.lower().endswith(FORMER_SUFFIXES)]
+    if len(manifest) > images and new:
+        return (
+            f"; {len(new):,} of these are not named {', '.join(FORMER_SUFFIXES)}, as {printable(new[0])}: versions "
+            f"before 0.2 did not read such files, so move them out of the folder to go on with a store of that time"
+        )
+    if len(manifest) < images and manifest.left_out.line:
+        return f"; {manifest.left_out.line} (versions before 0.2 took images in folders of systems for the set's)"
+    return ""
+
+
+def with_classes(classes: Sequence[str], manifest: Manifest) -> Manifest:
+    """A manifest with its classes in the order and the Unicode form of ``classes``; as it is where they are others."""
+    forms = {same_form(name): target for target, name in enumerate(classes)}
+    places = [forms.get(same_form(name), -1) for name in manifest.classes]
+    if manifest.classes == tuple(classes) or sorted(places) != [*range(len(classes))]:
+        return manifest
+    targets = np.array(places, np.int64)[manifest.targets]
+    order = np.argsort(targets, kind="stable")
+    return replace(manifest.subset(order), classes=tuple(classes), targets=targets[order])
+
+
+def with_order(digests: npt.NDArray[np.uint8], manifest: Manifest) -> Manifest:
+    """A manifest in the order of a store whose files had their names in another Unicode form; else as it is.
+
+    File systems and archives write one letter in several ways, and these sort differently.
+
+    Args:
+        digests: the store's image digests, uint8 ``[N, 32]``.
+        manifest: with digests, classes in the store's order.
+    """
+    if np.array_equal(digests, manifest.digests) or all(map(str.isascii, manifest.paths)):
+        return manifest
+    for form in ("NFC", "NFD"):
+        names = [normalize(form, path).split("/")[1:] for path in manifest.paths]
+        keys = [
+            (target, "/".join(parts[:-1]), parts[-1]) for target, parts in zip(manifest.targets, names, strict=True)
+        ]
+        moved = manifest.subset(np.array(sorted(range(len(keys)), key=keys.__getitem__)))
+        if np.array_equal(digests, moved.digests):
+            return moved
+    return manifest

@@ -173,7 +173,7 @@ def typed(arguments: Sequence[str]) -> list[str]:
     known = given(arguments, "build", "--recipe", "--images", "--size", "--teacher")
     if known is None:
         return list(arguments)
-    listing = list_images(Path(known["--images"]))
+    listing = list_images(Path(known["--images"]), "bytes")  # counted, in whatever order
     if not known["--size"].isdecimal():
         return list(arguments)  # said by the command's own parser
     setting = Setting(

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from labelstore.errors import InputError
+from labelstore.names import printable
 from labelstore.newfile import new_file
 from labelstore.store import LabelBatch
 from pipeline.config import ShowConfig, gibibytes
@@ -52,7 +53,7 @@ def write_sheet(source: Source, config: ShowConfig) -> int:
 
 def captions(source: Source, labels: LabelBatch) -> list[list[str]]:
     """Four lines a crop: the target, then the teacher's top-3 with its confidence (softmax at T = 1)."""
-    names = source.store.identity.column_names
+    names = {column: printable(name) for column, name in source.store.identity.column_names.items()}
     shown = []
     for target, image, logits in zip(labels.targets, labels.rows.image, labels.logits, strict=True):
         confidence = softmax(logits)

@@ -14,8 +14,9 @@ from labelstore.arrays import AUDIT_BLOCK
 from labelstore.errors import MismatchError
 from labelstore.places import require_apart
 from labelstore.store import LabelStore
+from pipeline.class_folder import ClassOrder
 from pipeline.config import manifest_cache
-from pipeline.manifest import Manifest, require_same_images, scan
+from pipeline.manifest import Manifest, require_same_images, scan, with_classes, with_order
 from pipeline.plan import PlanSpec
 from pipeline.render import Renderer, decoder_of, make_renderer
 from pipeline.render.audit import DIGEST_POSITIONS, compare, pixels_digest
@@ -94,6 +95,7 @@ def open_images(store: LabelStore, images: Path, *, rehash: bool = False) -> Man
         rehash=rehash,
         leave_out=identity.skipped,
     )
+    manifest = with_order(store.image_digests, manifest)
     require_same_images(identity, store.image_digests, store.targets, manifest)
     return manifest
 
@@ -107,16 +109,21 @@ def scan_as(
     digests: bool = True,
     leave_out: Sequence[str] = (),
 ) -> Manifest:
-    """The manifest of ``images`` with its classes in the order that ``classes`` are in."""
-    in_bytes = list(classes) == sorted(classes, key=str.encode)
-    return scan(
+    """The manifest of ``images`` with its classes named and ordered as ``classes``, where they are the same."""
+    manifest = scan(
         images,
-        class_order="bytes" if in_bytes else "numeric",
+        class_order=order_of(classes),
         cache=cache,
         rehash=rehash,
         digests=digests,
         leave_out=leave_out,
     )
+    return with_classes(classes, manifest)
+
+
+def order_of(classes: Sequence[str]) -> ClassOrder:
+    """The order that ``classes`` are in."""
+    return "bytes" if list(classes) == sorted(classes) else "numeric"
 
 
 def open_source(

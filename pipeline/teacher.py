@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from labelstore.columns import CropRows
 from labelstore.errors import InputError
 from labelstore.spec import Json
-from pipeline.class_order import CLASS_COLUMNS, TEACHER_CLASSES, check_classes, select_columns
+from pipeline.class_order import CLASS_COLUMNS, TEACHER_CLASSES, Choice, check_classes, choose, require_said
 from pipeline.engine.batches import require_weights_fit
 from pipeline.engine.device import DTYPES, choose_device
 from pipeline.engine.ensemble import Ensemble
@@ -96,7 +96,7 @@ class Teacher:
         class_columns: the column of each class folder in a label; empty where folder k has column k.
         identity: what the teacher is (P3).
         warnings: what the user should look at before trusting the labels.
-        notes: which of the weights in its files it has, where that is not the only way to read them.
+        notes: which of the weights in its files it has, and which columns are the folders', where that was looked up.
     """
 
     spec: TeacherSpec
@@ -205,7 +205,7 @@ def make_teacher(
         class_columns=chosen.folders,
         identity=_identity(spec, weights, chosen.selected, size),
         warnings=(*warnings, *chosen.warnings, *run.warnings),
-        notes=tuple(note for found in weights for note in found.notes),
+        notes=(*(note for found in weights for note in found.notes), *chosen.notes),
     )
 
 
@@ -286,27 +286,33 @@ class _Columns:
     names: tuple[str, ...] | None
     folders: tuple[int, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def _choose_columns(
     spec: TeacherSpec, names: tuple[str, ...] | None, total: int, classes: Sequence[str], flags: tuple[str, ...]
 ) -> _Columns:
     """The columns that the spec asks for, checked against the class folders."""
-    selected = None if spec.classes is None else select_columns(spec.classes, names, total, flag=flags[0])
-    kept = tuple(range(total)) if selected is None else selected
+    only = Choice(None) if spec.classes is None else choose(spec.classes, names, total, classes, flag=flags[0])
+    kept = tuple(range(total)) if only.columns is None else only.columns
     kept_names = None if names is None else tuple(names[column] for column in kept)
-    folders: tuple[int, ...] = ()
-    if spec.class_columns is None:
-        warning = check_classes(kept, names, classes, flags=flags[:1] if selected else flags)
-    else:
-        folders = select_columns(spec.class_columns, kept_names, len(kept), flag=CLASS_COLUMNS)
-        warning = check_classes(folders, kept_names, classes, flags=(CLASS_COLUMNS,))
+    both = Choice(None)
+    if spec.class_columns is not None:
+        both = choose(spec.class_columns, kept_names, len(kept), classes, flag=CLASS_COLUMNS)
+    elif spec.classes is None:
+        require_said(classes, names, total, flags)
+    mapping, warning = both.mapping or only.mapping, None
+    if both.columns is not None and both.mapping is None:
+        warning = check_classes(both.columns, kept_names, classes, flags=(CLASS_COLUMNS,))
+    elif mapping is None:
+        warning = check_classes(kept, names, classes, flags=flags if only.columns is None else flags[:1])
     return _Columns(
-        selected=selected,
+        selected=only.columns,
         count=len(kept),
         names=kept_names,
-        folders=folders,
+        folders=both.columns or (),
         warnings=() if warning is None else (warning,),
+        notes=() if mapping is None else (f"columns of the folders, by ImageNet's public list: {mapping.text}",),
     )
 
 

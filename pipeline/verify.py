@@ -19,6 +19,7 @@ from labelstore.spec import Json, first_difference, require_same
 from labelstore.store import LabelStore
 from pipeline.config import VerifyConfig, gibibytes
 from pipeline.engine.spec import MAX_RELATIVE_ERROR
+from pipeline.imagenet import FOLDERS
 from pipeline.source import Source, check_pixels, open_source
 from pipeline.teacher import Teacher, TeacherSpec, make_teacher, stored_members
 
@@ -75,7 +76,7 @@ def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Tea
     spec = TeacherSpec(
         members=stored_members(stored, config.weights, config.weights_key),
         classes=",".join(map(str, stored["columns"])) if stored["columns"] else None,
-        class_columns=",".join(map(str, store.identity.class_columns)) or None,
+        class_columns=",".join(map(str, store.identity.class_columns)) or FOLDERS,
         mean=tuple(stored["mean"]),
         std=tuple(stored["std"]),
         dtype=engine["dtype"],

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from labelstore.console import Console
 from labelstore.errors import InputError
+from labelstore.names import printable
 from labelstore.newfile import write_over
 from labelstore.places import require_apart
 from labelstore.removing import Proof
@@ -26,6 +27,7 @@ from pipeline.engine.spec import DTypeName
 from pipeline.manifest import Manifest, scan
 from pipeline.memory import keep_freed_memory
 from pipeline.plan import Plan, PlanSpec
+from pipeline.remarks import say_left_out
 from pipeline.render import Decoder, Renderer, make_renderer
 from pipeline.render.normalise import normalise
 from pipeline.teacher import Member, TeacherSpec, make_teacher
@@ -78,7 +80,8 @@ class EvaluateConfig:
     """Of several sets of weights in the file the one to take, such as model_ema; left out, a running mean (EMA) where
     there is one; what is taken is printed."""
     classes: str | None = None
-    """Columns of a wider network: comma-separated indexes or class names, or a file with one a line."""
+    """Columns of a wider network: comma-separated indexes or class names, a file with one a line, or imagenet: by its
+    public list."""
     resize: int | None = None
     """Short side of an image before the central crop; the crop's size when left out."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
@@ -88,7 +91,7 @@ class EvaluateConfig:
     std: tuple[float, float, float] = IMAGENET_STD
     """Channel standard deviations of the normalisation."""
     class_order: Literal["auto", "bytes", "numeric"] = "auto"
-    """Order of the class folders; auto is byte order, and stops where integer names sort otherwise."""
+    """Order of the class folders; auto is byte order, and stops where numbers in the names sort otherwise."""
     batch: int = 128
     """Images a batch."""
     dtype: DTypeName = "float32"
@@ -230,7 +233,7 @@ def write_classes(path: Path, classes: Sequence[str], result: EvalResult) -> Non
     rows = csv.writer(text)
     rows.writerow(TABLE)
     for name, images, hits in zip(classes, result.class_images, result.class_hits, strict=True):
-        rows.writerow([name, images, hits, f"{100 * hits / images:.2f}" if images else ""])
+        rows.writerow([printable(name), images, hits, f"{100 * hits / images:.2f}" if images else ""])
     write_over(path, text.getvalue().encode(), table_of(classes))
 
 
@@ -243,7 +246,7 @@ def table_of(classes: Sequence[str]) -> Proof:
                 header, *rows = csv.reader(file)
         except (ValueError, csv.Error):
             return False
-        return header == TABLE and [row[0] for row in rows if row] == list(classes)
+        return header == TABLE and [row[0] for row in rows if row] == [*map(printable, classes)]
 
     return Proof("a table of these classes", holds)
 
@@ -253,6 +256,7 @@ def evaluate_command(config: EvaluateConfig, console: Console) -> EvalResult:
     keep_freed_memory()
     spec = PlanSpec(size=config.size, crop="center", resize=config.resize, interpolation=config.interpolation, flip=0)
     images = scan(config.images, class_order=config.class_order, digests=False)
+    say_left_out(images, console)
     network = make_teacher(config.network_spec(), size=config.size, classes=images.classes, flags=("--classes",))
     for note in network.notes:
         console.line(note)

@@ -17,6 +17,7 @@ from pipeline.memory import keep_freed_memory
 from pipeline.networks.weights import require_weights, save_weights
 from pipeline.ranks import join
 from pipeline.recipes import require_store
+from pipeline.remarks import say_left_out
 from trainer import recipes
 from trainer.batch import TrainBatch
 from trainer.checkpoint import load_checkpoint
@@ -82,6 +83,8 @@ def begin(run: Run, console: Console) -> None:
     how = "bit for bit" if pixels.equal else f"within {pixels.max_difference} levels, on another renderer"
     other = "" if size == run.replay.size else f"; the student gets the same boxes at {run.replay.size} px"
     console.line(f"replay: {pixels.crops} stored crops came out again at {size} px, {how}{other}")
+    if run.test:
+        say_left_out(run.test.images, console)
     if ranks.world > 1:
         console.line(f"processes: {ranks.world}, each with its slice of every batch of {config.batch_size}")
 

@@ -118,7 +118,7 @@ class Images:
             header = read_header(io.BytesIO(data))
         except (OSError, InputError) as error:
             raise InputError(
-                f"{path}: expected the image that was there when the folder was scanned; {error}"
+                f"{self._manifest.said(image)}: expected the image that was there when the folder was scanned; {error}"
             ) from error
         self._require_sides(image, (header.height, header.width))
         stamp = status.st_size, status.st_mtime_ns
@@ -158,7 +158,7 @@ class Images:
         if wrong.any():
             row = int(np.flatnonzero(wrong.any(axis=1))[0])
             raise InputError(
-                f"{self._manifest.file(int(images[row]))}: the box (top, left, height, width) = {boxes[row].tolist()} "
+                f"{self._manifest.said(int(images[row]))}: the box (top, left, height, width) = {boxes[row].tolist()} "
                 f"is not within its {sides[row, 0]} x {sides[row, 1]} pixels padded by {pad}; these rows are of "
                 f"other images"
             )
@@ -203,7 +203,7 @@ class Images:
             pixels = np.array((image if turn is None else image.transpose(turn)).convert("RGB"))
         except Exception as error:  # whatever its plugins raise: OSError, SyntaxError, ValueError, struct.error, ...
             raise InputError(
-                f"{self._manifest.file(file.image)}: expected an image that decodes, as when the folder was scanned, "
+                f"{self._manifest.said(file.image)}: expected an image that decodes, as when the folder was scanned, "
                 f"found: {error}; put the old file back"
             ) from error
         return torch.from_numpy(pixels)
@@ -213,7 +213,7 @@ class Images:
         expected = int(self._manifest.heights[image]), int(self._manifest.widths[image])
         if found != expected:
             raise InputError(
-                f"{self._manifest.file(image)}: expected {expected[0]} x {expected[1]} pixels, as when the folder was "
+                f"{self._manifest.said(image)}: expected {expected[0]} x {expected[1]} pixels, as when the folder was "
                 f"scanned, found {found[0]} x {found[1]}; put the old file back, or scan again with --rehash"
             )
 
@@ -225,7 +225,7 @@ class Images:
         found = hashlib.sha256(data)
         if found.digest() != expected.tobytes():
             raise InputError(
-                f"{self._manifest.file(image)}: expected the file that was there when the folder was scanned (SHA-256 "
+                f"{self._manifest.said(image)}: expected the file that was there when the folder was scanned (SHA-256 "
                 f"{expected.tobytes().hex()[:16]}...), found another one ({found.hexdigest()[:16]}...); put the old "
                 f"file back, or make another store of the new ones"
             )

@@ -93,16 +93,6 @@ def test_moving_the_folder_keeps_the_digest_and_renaming_a_class_does_not(folder
     assert scan(moved).digest != before
 
 
-def test_hidden_files_are_ignored_and_other_kinds_counted(folder: Path) -> None:
-    for name in ("a/.hidden.png", ".checkpoints/x.png", "a/.cache/x.png", "loose.png"):
-        write(folder / name)
-    for name in ("a/1.bmp", "a/2.GIF", "b/3.gif", "b/readme.txt"):
-        (folder / name).write_bytes(b"")
-    found = scan(folder)
-    assert (len(found), found.classes) == (5, ("a", "a-b", "b"))
-    assert found.unsupported == {".bmp": 1, ".gif": 2}
-
-
 def test_sizes_are_those_after_orientation(folder: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -133,9 +123,9 @@ def test_numeric_order_of_a_folder(tmp_path: Path) -> None:
     assert scan(tmp_path, class_order="bytes").classes == ("10", "2")
     assert scan(tmp_path, class_order="numeric").classes == ("2", "10")
     write(tmp_path / "dog" / "x.png")
-    assert scan(tmp_path).classes == ("10", "2", "dog")
-    with pytest.raises(InputError, match="named by integers, found 'dog'"):
-        scan(tmp_path, class_order="numeric")
+    with pytest.raises(InputError, match=r"'10', '2', 'dog'.*'2', '10', 'dog'"):
+        scan(tmp_path)
+    assert scan(tmp_path, class_order="numeric").classes == ("2", "10", "dog")
 
 
 def test_links_inside_are_followed(folder: Path) -> None:

@@ -346,6 +346,7 @@ def test_imagenet_teacher_on_ten_columns(data: Path) -> None:
     with pytest.raises(InputError, match=r"10 class folders.*1000 columns.*--teacher-classes"):
         mobilenet(data, classes, None)
     teacher = mobilenet(data, classes, columns)
+    assert dict(mobilenet(data, classes, "imagenet").identity) == dict(teacher.identity)
     logits = label(teacher, [np.asarray(Image.open(file).convert("RGB")) for file in files])
     assert agreement(logits, targets, classes).top1 >= 93  # 98.8 % on all
 

@@ -1,0 +1,68 @@
+"""What a command says of an image folder before it works with it: what is not read, and folders that are no classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from labelstore.console import Console
+from labelstore.names import printable
+from pipeline.manifest import Manifest
+
+SPLITS = frozenset(
+    {"train", "training", "trainset", "val", "valid", "validation", "dev", "test", "testing", "testset", "eval",
+     "evaluation", "holdout"}
+)  # fmt: skip
+
+
+def say_left_out(manifest: Manifest, console: Console) -> None:
+    """Say what of the folder is not read, and warn where its folders look like splits instead of classes."""
+    for warning in (*manifest.left_out.warnings, *filter(None, [splits_warning(manifest)])):
+        console.warn(warning)
+    if manifest.left_out.line:
+        console.line(manifest.left_out.line)
+
+
+def is_split(name: str) -> bool:
+    """Whether a folder is named as a split of a data set: ``train``, ``Val``, ``test_images``, ``train2017``."""
+    word = name.lower().rstrip("0123456789").strip("_-. ")
+    for end in ("images", "imgs", "set", "split", "jpeg", "data", "crop"):
+        word = word.removesuffix(end).rstrip("_-. ") or word
+    return word in SPLITS
+
+
+def splits_warning(manifest: Manifest) -> str | None:
+    """A warning where what are taken for classes seem to be splits, or one folder around the classes; else None."""
+    inside = subfolders(manifest)
+    splits = [name for name in manifest.classes if is_split(name)]
+    nested = [name for name in splits if inside[name]]
+    root = printable(str(manifest.root))
+    if splits and (nested or len(splits) == len(manifest.classes)):
+        first = min(nested or splits, key=lambda name: (not name.lower().startswith("train"), name))
+        what = (
+            f"the folders {_named(splits)} of {root}" if len(splits) > 1 else f"the folder {_named(splits)} of {root}"
+        )
+        are = "are" if len(splits) > 1 else "is"
+        if not nested:
+            return f"{what} {are} taken for classes, but named as splits of a set without class folders"
+        return (
+            f"{what} {are} taken for classes, but seem{'' if len(splits) > 1 else 's'} to be splits with class folders "
+            f"of their own; give one of them: --images {root}/{printable(first)}"
+        )
+    only = manifest.classes[0]
+    if len(manifest.classes) == 1 and inside[only] > 1 and all(path.count("/") > 1 for path in manifest.paths):
+        return (
+            f"{root} has one class folder, {only!r}, with {inside[only]:,} folders in it; if these are the classes, "
+            f"give --images {root}/{printable(only)}"
+        )
+    return None
+
+
+def subfolders(manifest: Manifest) -> Counter[str]:
+    """How many folders each class folder has right below it that hold images."""
+    found = {(parts[0], parts[1]) for path in manifest.paths if len(parts := path.split("/", 2)) == 3}
+    return Counter(name for name, _ in found)
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
