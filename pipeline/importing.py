@@ -22,6 +22,7 @@ from labelstore.errors import InputError
 from labelstore.places import require_apart
 from labelstore.removing import Proof
 from pipeline.headers import MAX_PIXELS, MAX_SIDE
+from pipeline.render.normalise import require_normalisation
 
 IMAGE_KEYS = ("images", "image", "data", "x", "image_syn", "images_syn", "syn_images")
 LABEL_KEYS = ("labels", "label", "targets", "target", "y", "label_syn", "labels_syn", "syn_labels")
@@ -277,10 +278,8 @@ def _scale(
         raise InputError(
             f"{place}: expected {channels} numbers in --mean and in --std, found {len(mean)} and {len(std)}"
         )
-    scale = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
-    if not (torch.isfinite(torch.stack(scale)).all() and (scale[1] > 0).all()):
-        raise InputError(f"--mean and --std: expected finite numbers, --std above 0, found {mean} and {std}")
-    return scale
+    require_normalisation(mean, std)
+    return torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
 
 
 def _levels(

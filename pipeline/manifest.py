@@ -92,6 +92,7 @@ def scan(
     leave_out: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
+    save: bool = True,
 ) -> Manifest:
     """Make the manifest of a class folder: list it, then read the header of every file, and its digest.
 
@@ -106,6 +107,7 @@ def scan(
         leave_out: relative paths to leave out (what a store recorded as ``skipped``).
         progress: called with (files read, files to read).
         threads: threads that read; a few more than the cores when None.
+        save: write what was read to the cache.
 
     Raises:
         InputError: names what is wrong with the folder, or the files that cannot be used.
@@ -124,7 +126,7 @@ def scan(
     try:
         reader.read(np.flatnonzero(todo).tolist(), progress, threads)
     finally:  # what was read is kept even when a file is refused, or the user stops
-        if cache is not None and todo.any():
+        if cache is not None and save and todo.any():
             manifest_cache.save(cache, listing, known)
     reader.check(skip_broken)
     return _manifest(listing, known, sorted(reader.broken), leave_out)
