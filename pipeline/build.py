@@ -285,7 +285,7 @@ def require_same_identity(stored: Identity, given: Identity) -> None:
     """Refuse to continue a store with other images, another teacher, another plan or another shape."""
     advice = {
         "images": "give the images that the store was made of, or another --store",
-        "teacher": "give the teacher that the store was made with, or another --store",
+        "teacher": "give the teacher that the store was made with (--weights, --mean, --std), or another --store",
         "plan": "give the crop, mix, size and seed flags of the store, or another --store",
         "label encoding": "give the store's --encoding, --codec, --fidelity or --step, or another --store",
     }

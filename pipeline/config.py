@@ -18,7 +18,6 @@ from labelstore.spec import Json
 from pipeline.engine.spec import CompileMode, DTypeName, TeacherSpec, make_members
 from pipeline.plan import PlanSpec
 from pipeline.render import Decoder
-from pipeline.render.normalise import require_normalisation
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -147,7 +146,6 @@ class BuildConfig:
                 raise InputError(f"--{name}: expected at least 1, found {value}")
         if self.metrics_port is not None and not 1 <= self.metrics_port <= 65_535:
             raise InputError(f"--metrics-port: expected 1 to 65535, found {self.metrics_port}")
-        require_normalisation(self.mean or (), self.std or ())
         self.encoding_parameters(self.encoding or self.implied_encoding or "transform")
         places = {"--store": self.store, "the cache of --store": self.manifest_cache, "--log": self.log}
         require_apart(places, {"--images": self.images})

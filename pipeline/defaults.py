@@ -18,6 +18,7 @@ from pipeline.networks.settling import differences, normalisation, require_netwo
 from pipeline.networks.trained import trained_with
 from pipeline.plan import Plan
 from pipeline.render import Renderer
+from pipeline.render.normalise import require_normalisation
 from pipeline.teacher import Teacher
 
 NOBODY_SAYS = "ImageNet's: the weights do not say; --mean and --std do"
@@ -66,6 +67,7 @@ def settled(config: BuildConfig, console: Console) -> BuildConfig:
     Raises:
         InputError: when the weights are of another network than the flags say, or of several that differ.
     """
+    require_normalisation(config.mean or (), config.std or ())
     count = len(config.teacher)
     given = [dict(json_object("--teacher-args", text)) for text in config.teacher_args]
     make_members(config.teacher, config.weights, given or [{}], config.teacher_weights)  # refuses other counts
@@ -83,5 +85,5 @@ def settled(config: BuildConfig, console: Console) -> BuildConfig:
         console.warn(warning)
     for each in filter(None, trained):
         if note := differences(each, config.size, config.interpolation):
-            console.line(note)
+            console.line(f"note: {note}")
     return replace(config, mean=normal.mean, std=normal.std, teacher_args=tuple(args))

@@ -78,7 +78,6 @@ class EvaluateConfig:
         for name, value in (("size", self.size), ("resize", self.resize), ("batch", self.batch)):
             if value is not None and value < 1:
                 raise InputError(f"--{name}: expected at least 1, found {value}")
-        require_normalisation(self.mean or (), self.std or ())
         if self.csv:
             require_apart({"--csv": self.csv}, {"--images": self.images} if self.images else {})
             require_place("--csv", self.csv)
@@ -151,6 +150,7 @@ def settle(config: EvaluateConfig) -> Subject:
     Raises:
         InputError: when nobody says it, and names the flags to give; when a flag names another network.
     """
+    require_normalisation(config.mean or (), config.std or ())
     weights, trained = _of_run(config.run) if config.run else (config.weights or "", None)
     images = config.images or (test_images_of(config.run) if config.run else None)
     args = None if config.student_args is None else json_object("--student-args", config.student_args)
@@ -174,7 +174,10 @@ def settle(config: EvaluateConfig) -> Subject:
         said.append(f"images: {images}, as the run tested")
     warnings = [*found.warnings]
     if trained and (other := differences(trained, plan.size, plan.interpolation, plan.resize or plan.size)):
-        (warnings if trained.network else said).append(other)
+        if trained.network:
+            warnings.append(other)
+        else:
+            said.append(f"note: {other}")
     return Subject(
         config=config,
         member=Member(name=network, weights=weights, args=args),

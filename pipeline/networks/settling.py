@@ -135,4 +135,4 @@ def differences(trained: Trained, size: int, interpolation: str, resize: int | N
         )
         if None not in (ours, theirs) and ours != theirs
     ]
-    return f"note: {', '.join(told)} of {trained.source}" if told else None
+    return f"{', '.join(told)} of {trained.source}" if told else None
