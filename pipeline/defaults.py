@@ -54,7 +54,9 @@ def choose_encoding(config: BuildConfig, images: int, columns: int, console: Con
     labels = images * config.views
     found = choosing.estimates(columns, images, labels, fidelity=config.fidelity, mixed=config.mix != "none")
     asked = config.encoding or config.implied_encoding
-    why = "--encoding" if config.encoding else "as its flags ask" if asked else "the smaller one"
+    why = "the smaller one" if "transform" in found else "fewer columns than transform takes"
+    if asked:
+        why = "--encoding" if config.encoding else "as its flags ask"
     name = asked or choosing.smaller(found)
     if name in found:  # else said where it is made
         console.line(choosing.said(name, found, images, columns, why))
