@@ -245,6 +245,7 @@ def settings(folder: Path, device: torch.device, network: str, **options: Any) -
         "size": size,
         "views": 1,
         "store": folder / "store",
+        "encoding": "int8",
         "dtype": "bfloat16",
         "device": str(device),
         "batch": NETWORKS[network] if on_gpu else 4,

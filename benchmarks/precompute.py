@@ -90,6 +90,7 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
             size=size.side,
             views=size.views,
             store=folder / "store",
+            encoding="int8",
             dtype="bfloat16",
             batch=size.batch,
             device="cuda" if on_gpu else "cpu",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
@@ -13,32 +12,28 @@ from labelstore.arrays import AUDIT_BLOCK
 from labelstore.bands import missed
 from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.console import Console, byte_count, duration
-from labelstore.encodings import make_encoding
-from labelstore.encodings.int8 import masked_value
 from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError, MismatchError
 from labelstore.names import printable
 from labelstore.spec import BlockShape, Identity, Json, first_difference, require_same
 from labelstore.stopping import Stops
 from labelstore.store import LabelStore, require_free_space, store_bytes
-from pipeline import manifest_cache, recipes
+from pipeline import manifest_cache, probing, recipes
 from pipeline.calibrate import Calibrator
 from pipeline.config import BuildConfig
-from pipeline.filling import Filling, Work
-from pipeline.labelling import first_labels
+from pipeline.defaults import encoding_of, settled
+from pipeline.filling import Filling, Work, report_agreement
 from pipeline.manifest import Manifest, explained, scan, with_classes, with_order
 from pipeline.memory import keep_freed_memory
 from pipeline.plan import Plan
 from pipeline.ranks import Ranks, join
 from pipeline.remarks import say_left_out
-from pipeline.render import Renderer, make_renderer
-from pipeline.render.stream import stream
+from pipeline.render import make_renderer
 from pipeline.source import Source, order_of
-from pipeline.teacher import Teacher, TeacherSpec, make_teacher
+from pipeline.teacher import TeacherSpec, make_teacher
 from pipeline.verify import require_same_labels
 from pipeline.watching import Moment, Watch, require_log, watching
 
-PROBE_BATCHES = 3
 STOPPING = "stopping after the block in hand; the same again stops at once"
 KEPT = "finished blocks are kept"
 
@@ -52,13 +47,17 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
     keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    config = settled(config, console)
     spec = config.plan_spec()
     with ranks.first_alone():
         manifest = read_images(config, console)
     if config.recipe:
         console.line(recipes.said(config, len(manifest), len(manifest.classes)))
     plan = Plan(spec, manifest.heights, manifest.widths)
-    teacher = make_teacher(settle_engine(config, ranks, console), size=config.size, classes=manifest.classes)
+    wanted = settle_engine(config, ranks, console)
+    teacher = make_teacher(
+        probing.shortened(wanted) if config.dry_run else wanted, size=config.size, classes=manifest.classes
+    )
     if ranks.first:
         ranks.tell(dict(teacher.engine))
     for note in teacher.notes:
@@ -80,13 +79,13 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
         size=config.size,
         seed=config.seed,
         group=spec.group,
-        manifest=manifest.digest,
+        manifest=manifest.digest if manifest.digests.any() else "",  # a dry run may not know it
         skipped=manifest.skipped,
         teacher=teacher.identity,
-        engine=teacher.engine,
+        engine=probing.engine_of(wanted, teacher.engine) if config.dry_run else teacher.engine,
         plan=spec.to_json(),
         crop_columns=spec.columns,
-        encoding=encoding_of(config, plan, renderer, teacher),
+        encoding=encoding_of(config, plan, renderer, teacher, console),
         renderer=renderer.id,
         block=block_shape(config, len(manifest), teacher.columns),
         class_columns=teacher.class_columns,
@@ -99,18 +98,6 @@ def block_shape(config: BuildConfig, images: int, columns: int) -> BlockShape:
     if LabelStore.exists(config.store):
         return LabelStore.open(config.store).identity.block
     return BlockShape.choose(images, columns, config.plan_spec().group, config.views)
-
-
-def encoding_of(config: BuildConfig, plan: Plan, renderer: Renderer, teacher: Teacher) -> dict[str, Json]:
-    """The label encoding; the masked value of ``int8`` is the store's, or shown by the first labels of a new one."""
-    parameters = config.encoding_parameters()
-    if parameters["name"] == "int8":
-        if LabelStore.exists(config.store):
-            masked: Json = LabelStore.open(config.store).identity.encoding.get("masked")
-        else:
-            masked = masked_value(first_labels(plan, renderer, teacher))
-        parameters |= {} if masked is None else {"masked": masked}
-    return make_encoding(parameters, teacher.columns).to_json()
 
 
 def settle_engine(config: BuildConfig, ranks: Ranks, console: Console) -> TeacherSpec:
@@ -132,15 +119,22 @@ def settle_engine(config: BuildConfig, ranks: Ranks, console: Console) -> Teache
 
 
 def read_images(config: BuildConfig, console: Console) -> Manifest:
-    """The manifest of the images, from the cache beside the store where files have not changed."""
+    """The manifest of the images, from the cache beside the store where files have not changed.
+
+    A dry run of a new store takes no digests and decodes nothing, for which every byte would be read.
+    """
     store = LabelStore.open(config.store) if LabelStore.exists(config.store) else None
+    thorough = store is not None or not config.dry_run
     ordered = store is not None and config.class_order == "auto"
     with console.progress("images", 1, "images") as progress:
         manifest = scan(
             config.images,
             class_order=order_of(store.identity.classes) if store and ordered else config.class_order,
-            cache=None if config.dry_run else config.manifest_cache,
+            cache=config.manifest_cache,
             rehash=config.rehash,
+            digests=thorough,
+            decode=thorough,
+            save=not config.dry_run,
             skip_broken=config.skip_broken,
             progress=progress.reach,
         )
@@ -148,7 +142,8 @@ def read_images(config: BuildConfig, console: Console) -> Manifest:
         if ordered or {*store.identity.classes} != {*manifest.classes}:
             manifest = with_classes(store.identity.classes, manifest)
         manifest = with_order(store.image_digests, manifest)
-    console.line(f"images: {len(manifest):,} in {len(manifest.classes):,} classes, digest {manifest.digest[:16]}")
+    digest = f", digest {manifest.digest[:16]}" if thorough else ""
+    console.line(f"images: {len(manifest):,} in {len(manifest.classes):,} classes{digest}")
     say_left_out(manifest, console)
     if not config.dry_run and manifest_cache.is_foreign(config.manifest_cache):
         console.warn(
@@ -277,7 +272,8 @@ def views_to_write(store: LabelStore, views: int) -> int:
 def require_same_engine(config: BuildConfig, store: LabelStore, work: Work, console: Console) -> None:
     """Refuse to write views by another engine or renderer than the last, unless that is wanted and gives the same."""
     last = store.state.versions[-1]
-    ours: dict[str, Json] = {"engine": dict(work.teacher.engine), "renderer": dict(work.renderer.id)}
+    engine = work.identity.require("engine")
+    ours: dict[str, Json] = {"engine": dict(engine), "renderer": dict(work.renderer.id)}
     theirs: dict[str, Json] = {name: last[name] for name in ours}
     found = first_difference(theirs, ours)
     if not found or not views_to_write(store, config.views):
@@ -304,7 +300,7 @@ def require_same_identity(stored: Identity, given: Identity, found: str = "") ->
     """
     advice = {
         "images": f"give the images that the store was made of, or another --store{found}",
-        "teacher": "give the teacher that the store was made with, or another --store",
+        "teacher": "give the teacher that the store was made with (--weights, --mean, --std), or another --store",
         "plan": "give the crop, mix, size and seed flags of the store, or another --store",
         "label encoding": "give the store's --encoding, --codec, --fidelity or --step, or another --store",
     }
@@ -332,36 +328,33 @@ def dry_run(config: BuildConfig, work: Work, console: Console) -> Mapping[str, J
     with watching(None, config.metrics_port, config.metrics_host, console):
         pass  # the port is free
     with closing(work.renderer):
-        rate = probe(work)
-    crops = work.crops(views)
+        probed = probing.probe(work)
+    report_agreement(work, probed.data, console)
+    crops, seconds = work.crops(views), work.crops(views) / probed.rate
+    unchecked = [
+        f"that images decode, but for those of {probed.crops:,} crops",
+        *(() if work.identity.manifest else ("their digests",)),
+        "that a whole batch fits memory",
+        *(("--compile",) if config.compile != "off" else ()),
+        *(("--cuda-graph",) if config.cuda_graph else ()),
+    ]
     values: dict[str, Json] = {
         "store": str(config.store),
         "crops": crops,
         "views": views,
         "bytes": size,
-        "crops_per_second": round(rate, 1),
-        "seconds": round(crops / rate, 1),
+        "crops_per_second": round(probed.rate, 1),
+        "seconds": round(seconds, 1),
+        "encoding": dict(identity.encoding),
+        "not_checked": [*unchecked],
     }
+    console.line(f"not checked: {', '.join(unchecked)}")
     console.summary(
         values,
         f"dry run: {crops:,} crops ({identity.images:,} images x {views} views), at most {byte_count(size)}, "
-        f"about {duration(crops / rate)} at {rate:,.0f} crops/s; nothing was written",
+        f"about {duration(seconds)} at {probed.rate:,.0f} crops/s; nothing was written",
     )
     return values
-
-
-def probe(work: Work) -> float:
-    """Crops a second over a few batches, after one that warms up."""
-    group, batch = work.identity.group, work.teacher.batch
-    count = min(-(-(PROBE_BATCHES + 1) * batch // group) * group, work.identity.images)
-    start, done = time.monotonic(), 0
-    for number, (crops, rows) in enumerate(stream(work.renderer, [work.plan.rows(0, 0, count)], batch, group)):
-        work.teacher.logits(crops, rows)
-        if number == 0 and count > len(crops):
-            start = time.monotonic()
-        else:
-            done += len(crops)
-    return done / max(time.monotonic() - start, 1e-9)
 
 
 def summary(store: LabelStore, done: Moment) -> dict[str, Json]:

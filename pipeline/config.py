@@ -56,7 +56,7 @@ class BuildConfig:
     """Crops per image; rounded up to whole blocks."""
     store: Path
     """Folder of the store; made when absent, resumed or extended when present."""
-    teacher_args: tuple[str, ...] = ("{}",)
+    teacher_args: tuple[str, ...] = ()
     """Keyword arguments of the teacher's constructor, as JSON; of several, one for each or one for all."""
     teacher_weights: tuple[float, ...] = ()
     """Weights of several teachers' logits in the mean, in any scale; equal when left out."""
@@ -66,10 +66,11 @@ class BuildConfig:
     class_columns: str | None = None
     """Keep all columns of a teacher wider than the folders: which of them are the folders', in the folders' order, or
     imagenet."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Channel means of the teacher's normalisation, of pixels in [0, 1]."""
-    std: tuple[float, float, float] = IMAGENET_STD
-    """Channel standard deviations of the teacher's normalisation."""
+    mean: tuple[float, float, float] | None = None
+    """Channel means of the teacher's normalisation, of pixels in [0, 1]; left out, what its weights were trained with
+    (a student's, timm's, torchvision's), or else ImageNet's."""
+    std: tuple[float, float, float] | None = None
+    """Channel standard deviations of the teacher's normalisation; likewise."""
     crop: Literal["resized", "center", "padded", "factor"] = "resized"
     """resized: RandomResizedCrop; center: centre fit; padded: zero-padded random crop (CIFAR); factor: GIFT's."""
     scale: tuple[float, float] = (0.08, 1.0)
@@ -98,8 +99,9 @@ class BuildConfig:
     """What has a mixing weight or box of its own: a group, or each crop with its partner."""
     seed: int = 0
     """Seed of the plan: orders, boxes, flips, mixes."""
-    encoding: EncodingName = "int8"
-    """How labels are stored: int8 is C + 4 bytes a label, float16 2 C, transform C / 20 to C / 9."""
+    encoding: EncodingName | None = None
+    """How labels are stored: int8 is C + 4 bytes a label, float16 2 C, transform C / 20 to C / 5 and a calibration for
+    the whole store. Left out, the store's, and of a new store int8 or transform, whichever is smaller."""
     codec: CodecName | None = None
     """How codes are compressed: int8, float16: raw (their own) or zstd; transform: pcodec (its own) or zstd."""
     fidelity: float | None = None
@@ -155,7 +157,7 @@ class BuildConfig:
                 raise InputError(f"--{name}: expected at least 1, found {value}")
         if self.metrics_port is not None and not 1 <= self.metrics_port <= 65_535:
             raise InputError(f"--metrics-port: expected 1 to 65535, found {self.metrics_port}")
-        self.encoding_parameters()
+        self.encoding_parameters(self.encoding or self.implied_encoding or "transform")
         places = {
             "--store": self.store,
             "the cache of --store": self.manifest_cache,
@@ -186,9 +188,16 @@ class BuildConfig:
             group=self.group if self.group is not None else (DEFAULT_GROUP if self.mix != "none" else 1),
         )
 
-    def encoding_parameters(self) -> dict[str, Json]:
-        """The label encoding's part of the flags."""
-        return encoding_parameters(self.encoding, codec=self.codec, fidelity=self.fidelity, step=self.step)
+    @property
+    def implied_encoding(self) -> EncodingName | None:
+        """The encoding that other flags belong to; None where they leave the choice."""
+        if self.fidelity is not None or self.step is not None or self.codec == "pcodec":
+            return "transform"
+        return "int8" if self.codec == "raw" else None
+
+    def encoding_parameters(self, name: str) -> dict[str, Json]:
+        """The label encoding's part of the flags, of the encoding of that name."""
+        return encoding_parameters(name, codec=self.codec, fidelity=self.fidelity, step=self.step)
 
     def teacher_spec(self) -> TeacherSpec:
         """The teacher's part of the flags."""
@@ -196,14 +205,14 @@ class BuildConfig:
             members=make_members(
                 self.teacher,
                 self.weights,
-                [json_object("--teacher-args", text) for text in self.teacher_args],
+                [json_object("--teacher-args", text) for text in self.teacher_args] or [{}],
                 self.teacher_weights,
                 self.weights_key,
             ),
             classes=self.teacher_classes,
             class_columns=self.class_columns,
-            mean=self.mean,
-            std=self.std,
+            mean=self.mean or IMAGENET_MEAN,
+            std=self.std or IMAGENET_STD,
             dtype=self.dtype,
             batch=self.batch,
             device=self.device,

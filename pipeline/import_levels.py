@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from labelstore.errors import InputError
+from pipeline.render.normalise import require_normalisation
 
 Normalise = Literal["mean-std", "per-image", "min-max"]
 Stretch = Callable[[Tensor], Tensor]
@@ -131,15 +132,8 @@ def _scale(
         raise InputError(
             f"{place}: expected {channels} numbers in --mean and in --std, found {len(mean)} and {len(std)}"
         )
-    scale = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
-    if not (torch.isfinite(torch.stack(scale)).all() and (scale[1] > 0).all()):
-        raise InputError(f"--mean and --std: expected finite numbers, --std above 0, found {mean} and {std}")
-    if max(mean) > 1 or max(std) > 1:
-        raise InputError(
-            f"--mean and --std: expected those of pixels in [0, 1], found {mean} and {std}; divide those of levels of "
-            "0 to 255 by 255"
-        )
-    return scale
+    require_normalisation(mean, std)
+    return torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
 
 
 def _require_plausible(images: Tensor, place: str, mean: Tensor, std: Tensor) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from labelstore.places import require_apart
 from labelstore.removing import Proof
 from pipeline.import_levels import Normalise, Rounding, levels, make_stretch
 from pipeline.import_pairs import channels_last, class_indexes, read_pair
+from pipeline.natural import natural_key
 from pipeline.networks.file_kinds import shown
 
 _MAX_NAME = 200  # bytes of a folder's name, below what file systems take
@@ -153,18 +153,13 @@ def folder_names(
     if twice:
         raise InputError(f"--class-names: expected each name once, found {', '.join(map(shown, twice[:3]))} again")
     chosen = [names[label] for label in used]
-    if chosen == sorted(chosen, key=os.fsencode) == sorted(chosen, key=_natural):
+    if chosen == sorted(chosen, key=os.fsencode) == sorted(chosen, key=natural_key):
         return dict(zip(used, chosen, strict=True)), ()
     folders = {label: f"{label:0{digits}d}_{names[label]}" for label in used}
     note = (
         f"folders are named {folders[used[0]]}, ...: by the names alone they would be in another order than the labels"
     )
     return folders, (note,)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts numbers within names as numbers."""
-    return [(int(part), "") if part.isascii() and part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _make_paths(root: Path, labels: npt.NDArray[np.int64], folders: Mapping[int, str]) -> list[Path]:

@@ -98,6 +98,8 @@ def scan(
     leave_out: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
+    save: bool = True,
+    decode: bool = True,
 ) -> Manifest:
     """Make the manifest of a class folder: list it, then read every file: its header, its digest, whether it decodes.
 
@@ -112,22 +114,26 @@ def scan(
         leave_out: relative paths to leave out (what a store recorded as ``skipped``).
         progress: called with (files read, files to read).
         threads: threads that read; a few more than the cores when None.
+        save: write what was read to the cache.
+        decode: find out whether files decode; False reads headers alone, and neither takes nor makes a cache.
 
     Raises:
         InputError: names what is wrong with the folder, or the files that cannot be used.
     """
     listing = list_images(root, class_order, leave_out)
     known, decoded = FileRows.empty(len(listing.paths)), set[bytes]()
+    if not decode:
+        cache = None
     if cache is not None and not rehash:
         known, decoded = manifest_cache.load(cache, listing)
     todo = ~known.decoded
     if digests:
         todo |= ~known.digests.any(axis=1)
-    reader = _Reader(listing, known, digests, decoded)
+    reader = _Reader(listing, known, digests, decoded, decode)
     try:
         reader.read(np.flatnonzero(todo).tolist(), progress, threads)
     finally:  # what was read is kept even when a file is refused, or the user stops
-        if cache is not None and todo.any():
+        if cache is not None and save and todo.any():
             manifest_cache.save(cache, listing, known)
     reader.check(skip_broken)
     return _manifest(listing, known, sorted(reader.broken), leave_out)
@@ -136,11 +142,12 @@ def scan(
 class _Reader:
     """Reads files with a thread pool into the rows, and collects those that cannot be used."""
 
-    def __init__(self, listing: Listing, rows: FileRows, digest: bool, decoded: set[bytes]) -> None:
+    def __init__(self, listing: Listing, rows: FileRows, digest: bool, decoded: set[bytes], decode: bool) -> None:
         self.listing = listing
         self.rows = rows
         self.digest = digest
         self.decoded = decoded
+        self.decode = decode
         self.broken: dict[int, str] = {}
         self.refused: dict[int, str] = {}
 
@@ -161,7 +168,7 @@ class _Reader:
         path = self.listing.root / self.listing.paths[image]
         self.rows.decoded[image] = False
         try:
-            header, digest = _read_file(path, self.digest, self.decoded)
+            header, digest = _read_file(path, self.digest, self.decoded if self.decode else None)
         except BrokenImageError as error:
             self.broken[image] = str(error)
         except InputError as error:
@@ -190,14 +197,17 @@ class _Reader:
         raise InputError("\n".join([f"{len(unusable)} image files cannot be used; {advice}:", *lines]))
 
 
-def _read_file(path: Path, digest: bool, decoded: Collection[bytes]) -> tuple[Header, bytes]:
-    """Header and SHA-256 (or nothing) of a file that decodes, as those of the digests ``decoded`` did."""
+def _read_file(path: Path, digest: bool, decoded: Collection[bytes] | None) -> tuple[Header, bytes]:
+    """Header and SHA-256 (or nothing) of a file that decodes, as those of the digests ``decoded`` did.
+
+    With None nobody looks whether it does.
+    """
     try:
         with path.open("rb") as file:
             header = read_header(file)
             file.seek(0)
             sha = hashlib.file_digest(file, "sha256").digest() if digest else b""
-            if sha not in decoded:
+            if decoded is not None and sha not in decoded:
                 require_decodes(file)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})") from error

@@ -16,8 +16,9 @@ from labelstore.console import Console, run_command
 from pipeline import ranks
 from trainer import recipes
 from trainer.config import TrainConfig
-from trainer.evaluate import EvaluateConfig, evaluate_command
+from trainer.evaluate import evaluate_command
 from trainer.plot import PlotConfig, plot
+from trainer.subject import EvaluateConfig
 from trainer.train import say, train
 
 

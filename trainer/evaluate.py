@@ -20,18 +20,17 @@ from labelstore.console import Console
 from labelstore.errors import InputError
 from labelstore.names import printable
 from labelstore.newfile import write_over
-from labelstore.places import require_apart
 from labelstore.removing import Proof
-from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, gibibytes, json_object, require_place
-from pipeline.engine.spec import DTypeName
-from pipeline.manifest import Manifest, scan
+from pipeline.config import gibibytes
+from pipeline.manifest import Manifest
 from pipeline.memory import keep_freed_memory
 from pipeline.plan import Plan, PlanSpec
 from pipeline.remarks import say_left_out
-from pipeline.render import Decoder, Renderer, make_renderer
-from pipeline.render.normalise import normalise
-from pipeline.teacher import Member, TeacherSpec, make_teacher
+from pipeline.render import Renderer, make_renderer
+from pipeline.render.normalise import normalise, require_normalisation
+from pipeline.teacher import make_teacher
 from trainer.metrics import ranks
+from trainer.subject import EvaluateConfig, settle
 
 TABLE = ["class", "images", "hits", "top1"]
 
@@ -62,80 +61,6 @@ class EvalResult:
         return {"top1": self.top1, "top5": self.top5, "loss": self.loss if math.isfinite(self.loss) else None}
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Measure top-1 and top-5 of a network on a class folder."""
-
-    student: str
-    """Network, by the names that `train --student` takes."""
-    weights: str
-    """Its weights: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
-    images: Path
-    """Class folder of test images."""
-    size: int
-    """Side of the network's input in pixels, cut from the centre."""
-    student_args: str = "{}"
-    """Keyword arguments of the network's constructor, as JSON."""
-    weights_key: str | None = None
-    """Of several sets of weights in the file the one to take, such as model_ema; left out, a running mean (EMA) where
-    there is one; what is taken is printed."""
-    classes: str | None = None
-    """Columns of a wider network: comma-separated indexes or class names, a file with one a line, or imagenet: by its
-    public list."""
-    resize: int | None = None
-    """Short side of an image before the central crop; the crop's size when left out."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Antialiased filter of the resize."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Channel means of the normalisation, of pixels in [0, 1]."""
-    std: tuple[float, float, float] = IMAGENET_STD
-    """Channel standard deviations of the normalisation."""
-    class_order: Literal["auto", "bytes", "numeric"] = "auto"
-    """Order of the class folders; auto is byte order, and stops where numbers in the names sort otherwise."""
-    batch: int = 128
-    """Images a batch."""
-    dtype: DTypeName = "float32"
-    """Precision of the network."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N."""
-    decoder: Decoder | None = None
-    """What decodes files: cpu, gpu or gpu-hw; on a GPU gpu when left out."""
-    threads: int | None = None
-    """CPU threads; all cores when left out."""
-    cache_gib: float = 2.0
-    """Memory for decoded images."""
-    csv: Path | None = None
-    """File for the accuracy of each class: class, images, hits, top1 in percent."""
-    json: bool = False
-    """Print the summary as one JSON object on standard output and all else on standard error."""
-
-    def __post_init__(self) -> None:
-        """Refuse, before anything is measured, what could not be written."""
-        if self.csv:
-            require_apart({"--csv": self.csv}, {"--images": self.images})
-            require_place("--csv", self.csv)
-
-    def network_spec(self) -> TeacherSpec:
-        """The network's part of the flags; it is run exactly as a teacher is."""
-        return TeacherSpec(
-            members=(
-                Member(
-                    name=self.student,
-                    weights=self.weights,
-                    args=json_object("--student-args", self.student_args),
-                    key=self.weights_key,
-                ),
-            ),
-            classes=self.classes,
-            mean=self.mean,
-            std=self.std,
-            dtype=self.dtype,
-            batch=self.batch,
-            device=self.device,
-            threads=self.threads,
-        )
-
-
 def evaluate(
     network: nn.Module,
     images: Manifest,
@@ -163,6 +88,7 @@ def evaluate(
         device: where the network is.
         columns: of the network, one a class; None takes all.
     """
+    require_normalisation(mean, std, "evaluate: ")
     kept = slice(None) if columns is None else list(columns)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16")
 
@@ -254,24 +180,30 @@ def table_of(classes: Sequence[str]) -> Proof:
 def evaluate_command(config: EvaluateConfig, console: Console) -> EvalResult:
     """Measure a network by the flags of the command."""
     keep_freed_memory()
-    spec = PlanSpec(size=config.size, crop="center", resize=config.resize, interpolation=config.interpolation, flip=0)
-    images = scan(config.images, class_order=config.class_order, digests=False)
+    subject = settle(config)
+    for line in subject.said:
+        console.line(line)
+    for warning in subject.warnings:
+        console.warn(warning)
+    images = subject.scan()
     say_left_out(images, console)
-    network = make_teacher(config.network_spec(), size=config.size, classes=images.classes, flags=("--classes",))
+    network = make_teacher(
+        subject.spec(images.classes), size=subject.size, classes=images.classes, flags=("--classes",)
+    )
     for note in network.notes:
         console.line(note)
     for warning in network.warnings:
         console.warn(warning)
     renderer = make_renderer(
         images,
-        spec,
+        subject.plan,
         device=config.device,
         decoder=config.decoder,
         threads=config.threads,
         cache_bytes=gibibytes("--cache-gib", config.cache_gib),
     )
     with closing(renderer), console.progress("evaluate", len(images), "images") as progress:
-        result = count_hits(network.logits, images, spec, renderer, config.batch, progress.advance)
+        result = count_hits(network.logits, images, subject.plan, renderer, config.batch, progress.advance)
     if config.csv:
         write_classes(config.csv, images.classes, result)
     return result

@@ -20,7 +20,7 @@ from pipeline.augment.sides import at_size
 from pipeline.codes import DeviceCodes
 from pipeline.manifest import Manifest
 from pipeline.moving import to_device
-from pipeline.render.normalise import network_input, normalise
+from pipeline.render.normalise import network_input, normalise, require_normalisation
 from pipeline.source import PixelReport, Source, check_pixels, open_source
 from trainer.ahead import ahead
 from trainer.batch import TrainBatch, concatenate, slices
@@ -356,6 +356,7 @@ def normalisation_of(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of the network's input: the teacher's unless others are given, where others can be."""
     augmented = inputs_of(store.identity.crop_columns)
+    require_normalisation(mean or (), std or (), "Replay: ")
     if mean is not None and std is not None and not augmented:
         return tuple(mean), tuple(std)
     teacher: Any = store.identity.require("teacher")

@@ -18,6 +18,7 @@ from labelstore.store import LabelStore
 from pipeline.config import json_object
 from pipeline.manifest import Manifest
 from pipeline.networks import build_network
+from pipeline.networks.trained import Trained
 from pipeline.plan import PlanSpec
 from pipeline.ranks import Ranks
 from pipeline.render import Renderer, decoder_of, make_renderer
@@ -30,7 +31,7 @@ from trainer.evaluate import EvalResult
 from trainer.guard import Guard
 from trainer.losses import Loss, make_loss
 from trainer.replay import Replay
-from trainer.run_folder import begun_with, made_of
+from trainer.run_folder import begun_with, made_of, trained_as
 from trainer.stopping import Stops
 
 
@@ -103,11 +104,9 @@ class Run:
         return self.average.network if self.average else self.student
 
     @property
-    def classes(self) -> list[str] | None:
-        """Class names of the student's columns, where all have one."""
-        identity = self.replay.store.identity
-        names = [name for _, name in sorted(identity.column_names.items())]
-        return names if len(names) == identity.columns else None
+    def trained(self) -> Trained:
+        """What the student is trained with."""
+        return trained_as(self.made_of, str(self.folder))
 
     def close(self) -> None:
         """Release the renderers."""

@@ -22,7 +22,9 @@ from labelstore.errors import InputError, LeaseError
 from labelstore.newfile import write_new, write_over
 from labelstore.removing import Proof
 from labelstore.spec import Json, require_same
+from pipeline.config import json_object
 from pipeline.manifest import Manifest
+from pipeline.networks.trained import Trained
 from trainer.checkpoint import elsewhere
 from trainer.config import TrainConfig
 from trainer.replay import Replay
@@ -129,10 +131,50 @@ def described_in(path: Path) -> Any:
     return made
 
 
+def test_images_of(folder: Path) -> Path | None:
+    """The test images that a run began with; None when there were none."""
+    try:
+        named = json.loads((folder / "config.json").read_text())["made_with"]["test_images"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Path(named) if isinstance(named, str) else None
+
+
 def begun_with(folder: Path) -> int | None:
     """The views of a run that is continued: fixed when it began, though the store may have more by now."""
     stored = described_in(folder / "config.json")
     return stored["store"]["views"] if stored else None
+
+
+def trained_as(made: Mapping[str, Any], source: str) -> Trained:
+    """What the weights of a run are trained with, from what the run is made of.
+
+    Args:
+        made: as ``made_of`` gives it, or the run's config.json holds it.
+        source: where it comes from, for messages.
+
+    Raises:
+        InputError: when it is no description of a run.
+    """
+    try:
+        run, identity = made["run"], made["store"]["identity"]
+        teacher, plan = identity["teacher"] or {}, identity["plan"] or {}
+        record = {
+            "version": __version__,
+            "network": run["student"],
+            "args": dict(json_object("--student-args", run["student_args"])),
+            "size": run["size"],
+            "mean": teacher.get("mean"),
+            "std": teacher.get("std"),
+            "resize": run["test_resize"],
+            "interpolation": plan.get("interpolation"),
+            "columns": identity["columns"],
+            "classes": identity["classes"],
+            "class_columns": identity.get("class_columns") or (),
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{source}: expected the description of a run, found another one ({error!r})") from error
+    return Trained.of_json(record, source)
 
 
 def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) -> None:

@@ -92,7 +92,7 @@ def begin(run: Run, console: Console) -> None:
 def require_own(run: Run) -> None:
     """Refuse, before the first step, files in the run's folder that are not its own and have names that it needs."""
     for name in ("last.safetensors", "best.safetensors"):
-        require_weights(run.result.state_dict(), run.folder / name, classes=run.classes)
+        require_weights(run.result.state_dict(), run.folder / name, trained=run.trained)
     if run.test:
         require(run.folder / "classes.csv", table_of(run.test.images.classes))
 
@@ -122,7 +122,7 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
             batches.close()
     if not first:
         return {}
-    save_weights(run.result.state_dict(), run.folder / "last.safetensors", classes=run.classes)
+    save_weights(run.result.state_dict(), run.folder / "last.safetensors", trained=run.trained)
     return summary(run, before, time.monotonic() - start)
 
 
@@ -245,7 +245,7 @@ def assess(run: Run, test: Test, epoch: int) -> dict[str, float | None]:
     write_classes(run.folder / "classes.csv", test.images.classes, result)
     if run.best is None or result.top1 > run.best.top1:
         run.best, run.best_epoch = result, epoch
-        save_weights(run.result.state_dict(), run.folder / "best.safetensors", classes=run.classes)
+        save_weights(run.result.state_dict(), run.folder / "best.safetensors", trained=run.trained)
     return {f"test_{name}": value for name, value in result.numbers.items()}
 
 

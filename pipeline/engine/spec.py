@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from pipeline.render.normalise import require_normalisation
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 # Largest error, as a share of the largest logit, that another order of summation explains.
@@ -43,7 +44,7 @@ class TeacherSpec:
         members: its networks; several make an ensemble.
         classes: columns to keep, as ``select_columns`` takes them; None keeps all.
         class_columns: of those that are kept, the columns of the class folders, likewise; None where all are.
-        mean: channel means of the pixels in [0, 1].
+        mean: channel means of the pixels in [0, 1]; see ``require_normalisation``.
         std: channel standard deviations of the pixels in [0, 1].
         dtype: precision of weights and activations; float32 means float32, without TF32.
         batch: crops a batch; fewer are padded, so that the shape never changes. None finds one that memory takes.
@@ -76,10 +77,9 @@ class TeacherSpec:
         if self.dtype not in get_args(DTypeName):
             raise InputError(f"dtype: expected one of {', '.join(get_args(DTypeName))}, found {self.dtype!r}")
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise InputError(f"{name}: expected three finite numbers, found {values}")
-        if min(self.std) <= 0:
-            raise InputError(f"std: expected numbers above 0, found {self.std}")
+            if len(values) != 3:
+                raise InputError(f"{name}: expected three numbers, found {values}")
+        require_normalisation(self.mean, self.std)
         for name, number in (("batch", self.batch), ("threads", self.threads)):
             if number is not None and number < 1:
                 raise InputError(f"{name}: expected at least 1, found {number}")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +21,7 @@ from labelstore.newfile import write_over
 from labelstore.removing import Proof, require
 from pipeline.networks.file_kinds import is_safetensors, shown
 from pipeline.networks.torch_files import read_content
+from pipeline.networks.trained import LARGEST_HEADER, RECORD_KEY, Trained, parsed
 from pipeline.networks.weight_sets import WRAPPED_BY, choose_set, is_counter, listed, plain_names
 
 CLASSES_KEY = "classes"
@@ -128,7 +130,9 @@ def _read_safetensors(path: Path) -> Weights:
     except (SafetensorError, OSError) as error:
         raise InputError(f"weights {path}: a damaged .safetensors file ({shown(error)}); download it again") from error
     names = None
-    if CLASSES_KEY in metadata:
+    if RECORD_KEY in metadata:
+        names = parsed(metadata[RECORD_KEY], str(path)).column_names
+    elif CLASSES_KEY in metadata:
         try:
             names = tuple(str(name) for name in json.loads(metadata[CLASSES_KEY]))
         except (ValueError, TypeError) as error:
@@ -188,26 +192,46 @@ def head_classes(network: nn.Module, classes: int, weights: Weights) -> int | No
     return counts.pop() if len(counts) == 1 else None
 
 
-def save_weights(state_dict: Mapping[str, Tensor], path: Path, *, classes: Sequence[str] | None = None) -> None:
-    """Write a state dict as ``.safetensors``, whole or not at all, with the class names of its columns.
+def save_weights(
+    state_dict: Mapping[str, Tensor],
+    path: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    trained: Trained | None = None,
+) -> None:
+    """Write a state dict as ``.safetensors``, whole or not at all.
+
+    Args:
+        state_dict: the tensors.
+        path: the file; weights of the same network in it are replaced.
+        classes: class names of its columns, where nothing more is known.
+        trained: what it was trained with, its classes among them.
 
     Raises:
         InputError: when there is a file that holds no weights of this network.
     """
-    content = packed(state_dict, classes)
+    content = packed(state_dict, classes, trained)
     write_over(path, content, weights_like(content))
 
 
-def require_weights(state_dict: Mapping[str, Tensor], path: Path, *, classes: Sequence[str] | None = None) -> None:
+def require_weights(
+    state_dict: Mapping[str, Tensor],
+    path: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    trained: Trained | None = None,
+) -> None:
     """Refuse a place where :func:`save_weights` would refuse to write, without a change."""
     if os.path.lexists(path):
-        require(path, weights_like(packed(state_dict, classes)))
+        require(path, weights_like(packed(state_dict, classes, trained)))
 
 
-def packed(state_dict: Mapping[str, Tensor], classes: Sequence[str] | None) -> bytes:
+def packed(state_dict: Mapping[str, Tensor], classes: Sequence[str] | None, trained: Trained | None = None) -> bytes:
     """The bytes of a state dict as ``.safetensors``."""
     # One key at most: safetensors writes several in an order that changes from call to call.
     metadata = None if classes is None else {CLASSES_KEY: json.dumps(list(classes))}
+    if trained is not None:
+        metadata = {RECORD_KEY: json.dumps(trained.to_json())}
     # clones: safetensors refuses tensors that share memory
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
     content: bytes = save(tensors, metadata)
@@ -215,13 +239,49 @@ def packed(state_dict: Mapping[str, Tensor], classes: Sequence[str] | None) -> b
 
 
 def weights_like(content: bytes) -> Proof:
-    """The proof of a file of weights of the same network: all but the numbers in it is the same."""
-    head = 8 + int.from_bytes(content[:8], "little")
+    """The proof of a file of weights of the same network: all but the numbers in it is the same.
+
+    Such a file may be of another version, and of one that did not say yet what weights were trained with.
+    """
+    ours = _Outline.of(content[: 8 + int.from_bytes(content[:8], "little")])
 
     def holds(path: Path) -> bool:
-        if path.stat().st_size != len(content):
-            return False
+        size = path.stat().st_size
         with path.open("rb") as file:
-            return file.read(head) == content[:head]
+            first = file.read(8)
+            length = int.from_bytes(first, "little")
+            if length > min(LARGEST_HEADER, size - 8):
+                return False
+            try:
+                theirs = _Outline.of(first + file.read(length))
+            except (ValueError, TypeError, AttributeError, RecursionError, InputError):
+                return False
+        same = (theirs.tensors, theirs.names) == (ours.tensors, ours.names)
+        return same and size - theirs.length == len(content) - ours.length and theirs.record in (None, ours.record)
 
     return Proof("weights of the same network", holds)
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """What the head of a ``.safetensors`` file says: of its tensors, of classes, and of what it was trained with."""
+
+    length: int
+    tensors: Mapping[str, Any]
+    names: tuple[str, ...] | None
+    record: Trained | None
+
+    @classmethod
+    def of(cls, head: bytes) -> _Outline:
+        """Of the first bytes; ValueError or InputError when it has other metadata than this module writes."""
+        tensors = json.loads(head[8:])
+        metadata = tensors.pop("__metadata__", None) or {}
+        record, names = None, None
+        if RECORD_KEY in metadata:
+            record = replace(parsed(metadata.pop(RECORD_KEY), ""), version=None)
+            names = record.column_names
+        elif CLASSES_KEY in metadata:
+            names = tuple(map(str, json.loads(metadata.pop(CLASSES_KEY))))
+        if metadata:
+            raise ValueError(f"metadata {', '.join(metadata)} of another tool")
+        return cls(len(head), tensors, names, record)

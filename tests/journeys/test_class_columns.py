@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors import safe_open
 
 from labelstore import LabelStore
 from labelstore.fidelity import gift_fidelity
+from pipeline.networks import read_weights
 from tests.journeys.world import SIDE, World, draw_images, giftwrap, random_teacher
 from trainer import Replay
 
@@ -94,14 +96,13 @@ def test_a_student_has_all_columns_and_is_measured_on_those_of_the_folders(wide:
     assert trained.code == 0, trained.err
     with safe_open(run / "last.safetensors", framework="pt") as file:
         assert file.get_tensor("classifier.bias").shape == (7,)
-        assert file.metadata() is None
-    words = (
-        "trainer", "evaluate", *student, "--weights", run / "last.safetensors", "--images", test, "--size", SIDE,
-        "--threads", 1, "--json",
-    )  # fmt: skip
-    evaluated = giftwrap(*words, "--classes", SELECTION)
-    assert evaluated.code == 0, evaluated.err
-    assert evaluated.summary == {"images": 15, **trained.summary["last"]}
+        assert json.loads(file.metadata()["giftwrap"])["class_columns"] == [5, 0, 3]
+    words = ("trainer", "evaluate", "--weights", run / "last.safetensors", "--images", test, "--threads", 1, "--json")
+    for selected in ((), ("--classes", SELECTION)):
+        evaluated = giftwrap(*words, *selected)
+        assert evaluated.code == 0, evaluated.err
+        assert evaluated.summary == {"images": 15, **trained.summary["last"]}
+    (test / "bee").rename(test / "eel")
     refused = giftwrap(*words)
     assert refused.code == 2
     assert "give --classes" in refused.err
@@ -117,8 +118,9 @@ def test_class_names_of_columns_in_another_order_go_with_the_weights(world: Worl
     )  # fmt: skip
     assert trained.code == 0, trained.err
     with safe_open(tmp_path / "run" / "last.safetensors", framework="pt") as file:
-        assert file.metadata() == {"classes": '["bee", "cat", "ant"]'}
+        assert list(file.metadata()) == ["giftwrap"]
         assert file.get_tensor("classifier.bias").dtype == torch.float32
+    assert read_weights(tmp_path / "run" / "last.safetensors").class_names == ("bee", "cat", "ant")
 
 
 def test_what_does_not_fit_is_refused(wide: World, tmp_path: Path) -> None:

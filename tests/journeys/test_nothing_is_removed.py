@@ -54,6 +54,7 @@ def evaluate(world: World, csv: Path) -> list[object]:
     return [
         "trainer", "evaluate", "--student", TEACHER[1], "--student-args", TEACHER[3], "--weights", world.weights,
         "--images", world.images, "--size", SIDE, "--threads", 1, "--csv", csv,
+        "--mean", 0.5, 0.5, 0.5, "--std", 0.25, 0.25, 0.25,
     ]  # fmt: skip
 
 

@@ -195,7 +195,7 @@ def test_soft_labels_are_refused_by_name(tmp_path: Path, content: Any, name: str
         ((torch.empty(1, 1, 1, 1).expand(1, 3, 70_000, 2), LABELS[:1]), {}, "sides of at most 65,000"),
         ((LEVELS, LABELS), {"mean": MEAN, "std": STD}, "leave out --mean and --std"),
         ((LEVELS / 255, LABELS), {"mean": MEAN[:1], "std": STD}, "expected 3 numbers"),
-        ((LEVELS / 255, LABELS), {"mean": MEAN, "std": ZEROS}, "--std above 0"),
+        ((LEVELS / 255, LABELS), {"mean": MEAN, "std": ZEROS}, "--std: expected numbers above 0"),
         ((LEVELS / 255, LABELS), {"mean": (125.3, 123.0, 113.9), "std": (51.6, 50.8, 51.3)}, "by 255"),
         (
             {"images": LEVELS, "labels": LABELS, "made": torch.nn.Linear(1, 1)},

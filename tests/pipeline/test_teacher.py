@@ -136,7 +136,7 @@ def test_spec_refuses_what_cannot_run(weights: Path) -> None:
         ({"dtype": "float64"}, "float64"),
         ({"std": (0.2, 0.0, 0.2)}, "above 0"),
         ({"mean": (0.2, 0.1)}, "three"),
-        ({"mean": (0.2, 0.1, float("nan"))}, "finite"),
+        ({"mean": (0.2, 0.1, float("nan"))}, "0 to 1"),
         ({"batch": 0}, "batch: expected at least 1, found 0"),
         ({"threads": 0}, "threads"),
         ({"device": "gpu"}, "'gpu'"),

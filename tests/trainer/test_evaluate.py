@@ -22,12 +22,14 @@ from labelstore.columns import CropRows
 from labelstore.console import Console
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from pipeline.config import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.manifest import Manifest, scan
 from pipeline.networks import build_network, load_network, save_weights
 from pipeline.plan import PlanSpec
 from pipeline.render import make_renderer
-from trainer.evaluate import EvalResult, EvaluateConfig, count_hits, evaluate, evaluate_command
+from trainer.evaluate import EvalResult, count_hits, evaluate, evaluate_command
 from trainer.metrics import ranks
+from trainer.subject import EvaluateConfig
 
 SPEC = PlanSpec(size=8, crop="center", flip=0)
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -197,7 +199,8 @@ def test_the_command_prints_what_the_function_finds(images: Manifest, weights_of
 
 
 def test_the_command_names_its_own_flag(images: Manifest, weights_of_seven: Path) -> None:
-    flags = {"student": "convnet-d1", "student_args": '{"width": 4}', "weights": str(weights_of_seven), "size": 8}
+    flags: dict[str, Any] = {"student": "convnet-d1", "weights": str(weights_of_seven), "size": 8}
+    flags |= {"student_args": '{"width": 4}', "mean": MEAN, "std": STD}
     with pytest.raises(InputError, match=r"^--classes: index 9 of a network of 7 columns"):
         measure(**flags, images=images.root, classes="0,2,9")
     with pytest.raises(InputError, match=r"7 class folders .*found 2 columns.*give --classes$"):
@@ -209,7 +212,10 @@ def test_the_command_names_its_own_flag(images: Manifest, weights_of_seven: Path
 def cifar(data: Path, network: str) -> dict[str, Any]:
     """The flags of a bundled CIFAR-10 teacher on the lossless test images."""
     weights = data / "models" / f"{network.replace('cifar-', 'cifar10-')}.safetensors"
-    return {"student": network, "weights": str(weights), "images": data / "cifar10" / "test", "size": 32}
+    normalisation = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    return {
+        "student": network, "weights": str(weights), "images": data / "cifar10" / "test", "size": 32, **normalisation
+    }  # fmt: skip
 
 
 def test_a_real_teacher_sees_what_pillow_decodes(data: Path) -> None:

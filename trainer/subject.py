@@ -1,0 +1,218 @@
+"""What `evaluate` measures: flags, and what the weights say that they were trained with; nothing is guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from labelstore.errors import InputError
+from labelstore.names import same_form
+from labelstore.places import require_apart
+from pipeline.config import json_object, require_place
+from pipeline.engine.spec import DTypeName, Member, TeacherSpec
+from pipeline.manifest import Manifest, scan
+from pipeline.networks.settling import differences, normalisation, require_network
+from pipeline.networks.trained import Trained, recorded_in, trained_with
+from pipeline.plan import PlanSpec
+from pipeline.render import Decoder
+from pipeline.render.normalise import require_normalisation
+from pipeline.source import scan_as
+from trainer.run_folder import described_in, test_images_of, trained_as
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure top-1 and top-5 of a network on a class folder."""
+
+    run: Annotated[Path | None, tyro.conf.arg(aliases=["--run-folder"])] = None
+    """Folder of a run of `train`: its last weights, as it tested them, on its test images."""
+    weights: str | None = None
+    """Instead: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
+    images: Path | None = None
+    """Class folder of test images; those of the run when left out."""
+    student: str | None = None
+    """Network, by the names that `train --student` takes; the one that the weights say they are of when left out."""
+    student_args: str | None = None
+    """Keyword arguments of the network's constructor, as JSON; likewise."""
+    weights_key: str | None = None
+    """Of several sets of weights in the file the one to take, such as model_ema; left out, a running mean (EMA) where
+    there is one; what is taken is printed."""
+    size: int | None = None
+    """Side of the network's input in pixels, cut from the centre; what it was trained with when left out."""
+    classes: str | None = None
+    """Columns of a wider network: comma-separated indexes or class names, a file with one a line, or imagenet: by its
+    public list."""
+    resize: int | None = None
+    """Short side of an image before the central crop; as the run tested, or the crop's size, when left out."""
+    interpolation: Interpolation | None = None
+    """Antialiased filter of the resize; as the run tested, or bilinear, when left out."""
+    mean: tuple[float, float, float] | None = None
+    """Channel means of the normalisation, of pixels in [0, 1]; what the network was trained with when left out."""
+    std: tuple[float, float, float] | None = None
+    """Channel standard deviations of the normalisation; likewise."""
+    class_order: Literal["auto", "bytes", "numeric"] = "auto"
+    """Order of the class folders; auto is byte order, and stops where numbers in the names sort otherwise."""
+    batch: int = 128
+    """Images a batch."""
+    dtype: DTypeName = "float32"
+    """Precision of the network."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N."""
+    decoder: Decoder | None = None
+    """What decodes files: cpu, gpu or gpu-hw; on a GPU gpu when left out."""
+    threads: int | None = None
+    """CPU threads; all cores when left out."""
+    cache_gib: float = 2.0
+    """Memory for decoded images."""
+    csv: Path | None = None
+    """File for the accuracy of each class: class, images, hits, top1 in percent."""
+    json: bool = False
+    """Print the summary as one JSON object on standard output and all else on standard error."""
+
+    def __post_init__(self) -> None:
+        """Refuse, before anything is measured, what could not be written."""
+        if (self.run is None) == (self.weights is None):
+            found = "neither" if self.run is None else "both"
+            raise InputError(f"--run, --weights: expected the folder of a run or a file of weights, found {found}")
+        for name, value in (("size", self.size), ("resize", self.resize), ("batch", self.batch)):
+            if value is not None and value < 1:
+                raise InputError(f"--{name}: expected at least 1, found {value}")
+        if self.csv:
+            require_apart({"--csv": self.csv}, {"--images": self.images} if self.images else {})
+            require_place("--csv", self.csv)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is measured, on which images, and how they are shown.
+
+    Attributes:
+        config: the flags.
+        member: the network and its weights.
+        images: class folder of test images.
+        plan: how they are cut.
+        mean: channel means of the normalisation.
+        std: channel standard deviations of the normalisation.
+        trained: what the weights were trained with, where that is known.
+        said: all of it, for people.
+        warnings: where flags say something else than the weights.
+    """
+
+    config: EvaluateConfig
+    member: Member
+    images: Path
+    plan: PlanSpec
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    trained: Trained | None
+    said: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Side of the network's input."""
+        return self.plan.size
+
+    def scan(self) -> Manifest:
+        """The test images, their classes in the order that the network was trained in where they are the same."""
+        order, root = self.config.class_order, self.images
+        known = self.trained.classes if self.trained else None
+        folders = {same_form(path.name) for path in root.iterdir() if path.is_dir()} if root.is_dir() else set()
+        if known and order == "auto" and folders == {*map(same_form, known)}:
+            return scan_as(root, known, digests=False)
+        return scan(root, class_order=order, digests=False)
+
+    def spec(self, classes: Sequence[str]) -> TeacherSpec:
+        """The network's part of the flags; it is run exactly as a teacher is.
+
+        Args:
+            classes: of the test images.
+        """
+        config, trained, selection = self.config, self.trained, self.config.classes
+        if selection is None and trained and trained.class_columns and tuple(classes) == trained.classes:
+            selection = ",".join(map(str, trained.class_columns))
+        return TeacherSpec(
+            members=(self.member,),
+            classes=selection,
+            mean=self.mean,
+            std=self.std,
+            dtype=config.dtype,
+            batch=config.batch,
+            device=config.device,
+            threads=config.threads,
+        )
+
+
+def settle(config: EvaluateConfig) -> Subject:
+    """What the flags leave out, from the run, from the weights, or from the network's library.
+
+    Raises:
+        InputError: when nobody says it, and names the flags to give; when a flag names another network.
+    """
+    require_normalisation(config.mean or (), config.std or ())
+    weights, trained = _of_run(config.run) if config.run else (config.weights or "", None)
+    images = config.images or (test_images_of(config.run) if config.run else None)
+    args = None if config.student_args is None else json_object("--student-args", config.student_args)
+    trained = trained or trained_with(config.student, args or {}, weights)
+    size = config.size or (trained.size if trained else None)
+    found = normalisation({"mean": config.mean, "std": config.std}, [trained])
+    network = config.student or (trained.network if trained else None)
+    wanted = {"--student": network, "--size": size, "--mean": found.mean, "--std": found.std, "--images": images}
+    missing = [flag for flag, value in wanted.items() if value is None]
+    if network is None or size is None or found.mean is None or found.std is None or images is None:
+        unsaid = [flag for flag in missing if flag != "--images"]
+        why = f"{weights} does not say what it was trained with, and nothing is guessed; " if unsaid else ""
+        raise InputError(f"{', '.join(missing)}: {why}give {' and '.join(missing)}")
+    if config.csv:
+        require_apart({"--csv": config.csv}, {"--images": images})
+    network, args = require_network(trained, network, args, ("--student", "--student-args"))
+    plan = _plan(config, trained, size)
+    how = f"{plan.size} px, cut from short side {plan.resize or plan.size}, {plan.interpolation}"
+    said = [f"network: {network}{f' {dict(args)}' if args else ''} of {weights}, {how}", found.text]
+    if config.run and not config.images:
+        said.append(f"images: {images}, as the run tested")
+    warnings = [*found.warnings]
+    if trained and (other := differences(trained, plan.size, plan.interpolation, plan.resize or plan.size)):
+        if trained.network:
+            warnings.append(other)
+        else:
+            said.append(f"note: {other}")
+    return Subject(
+        config=config,
+        member=Member(name=network, weights=weights, args=args, key=config.weights_key),
+        images=images,
+        plan=plan,
+        mean=found.mean,
+        std=found.std,
+        trained=trained,
+        said=tuple(said),
+        warnings=tuple(warnings),
+    )
+
+
+def _plan(config: EvaluateConfig, trained: Trained | None, size: int) -> PlanSpec:
+    """How images are cut: as a run tested its student, where nothing else is asked for."""
+    resize, interpolation = config.resize, config.interpolation
+    if trained and trained.network:
+        resize = resize or (trained.resize if size == trained.size else None)
+        interpolation = interpolation or ("bicubic" if trained.interpolation == "bicubic" else "bilinear")
+    return PlanSpec(size=size, crop="center", resize=resize, interpolation=interpolation or "bilinear", flip=0)
+
+
+def _of_run(folder: Path) -> tuple[str, Trained]:
+    """The last weights of a run, and what they were trained with."""
+    made = described_in(folder / "config.json")
+    if made is None:
+        raise InputError(f"--run {folder}: expected the folder of a run, found no config.json; give --weights instead")
+    weights = folder / "last.safetensors"
+    if not weights.exists():
+        raise InputError(
+            f"{weights}: is there when a run has ended; continue it, or give --weights {folder / 'best.safetensors'}"
+        )
+    return str(weights), recorded_in(str(weights)) or trained_as(made, str(folder / "config.json"))
