@@ -106,6 +106,8 @@ def scan_as(
     rehash: bool = False,
     digests: bool = True,
     leave_out: Sequence[str] = (),
+    check_images: bool = False,
+    skip_broken: bool = False,
 ) -> Manifest:
     """The manifest of ``images`` with its classes in the order that ``classes`` are in."""
     in_bytes = list(classes) == sorted(classes, key=str.encode)
@@ -116,6 +118,8 @@ def scan_as(
         rehash=rehash,
         digests=digests,
         leave_out=leave_out,
+        check_images=check_images,
+        skip_broken=skip_broken,
     )
 
 

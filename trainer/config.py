@@ -57,6 +57,8 @@ class TrainConfig:
     """Class folder of test images, with the same classes; without it nothing is evaluated."""
     test_resize: int | None = None
     """Short side of a test image before the central crop; the student's crop size when left out."""
+    skip_broken: bool = False
+    """Leave out test images that do not decode; they are listed, counted and recorded."""
     eval_every: int | None = None
     """Epochs between evaluations; a tenth of the run when left out. The last epoch is always evaluated."""
     eval_from: float = 0.0
@@ -137,6 +139,8 @@ class TrainConfig:
     """Steps between further checkpoints, within epochs."""
     tensorboard: bool = False
     """Write the numbers of each epoch as TensorBoard scalars too, into tensorboard/ of the run."""
+    anyway: bool = False
+    """Continue a run though code, test images, versions or the renderer have changed; config.json records it."""
     json: bool = False
     """Print the summary as one JSON object on standard output and all else on standard error."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from labelstore.console import Console, Progress, duration
 from labelstore.errors import GiftwrapError
 from labelstore.removing import require
 from labelstore.spec import Json
+from pipeline.class_folder import named
 from pipeline.memory import keep_freed_memory
 from pipeline.networks.weights import require_weights, save_weights
 from pipeline.ranks import join
@@ -26,7 +28,17 @@ from trainer.following import view_is_there, wait_for_view
 from trainer.guard import DivergedError
 from trainer.replay import normalisation_of
 from trainer.run import Run, Test, make_run
-from trainer.run_folder import LOG, describe, hold, lines_of, open_log
+from trainer.run_folder import (
+    CONFIG,
+    LOG,
+    accepted,
+    describe,
+    hold,
+    lines_of,
+    open_log,
+    record_changes,
+    with_its_interval,
+)
 from trainer.step import step
 from trainer.stopping import Asked, Stops
 
@@ -45,6 +57,7 @@ def train(config: TrainConfig, console: Console) -> Mapping[str, Json]:
     """
     keep_freed_memory()
     with join("training") as ranks:
+        config = with_its_interval(config) if ranks.first else config
         config, console = ranks.share(config), console if ranks.first else Console(silent=True)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -70,20 +83,41 @@ def begin(run: Run, console: Console) -> None:
     if config.recipe:
         console.line(recipes.said(config, run.replay.store.identity))
         require_store(config.recipe, run.replay.store.identity, config.student)
+    if run.test:
+        say_skipped(run.test, console)
+    changes: Any = []
     if ranks.first:
-        describe(config, run.made_of, run.student)
+        changes = describe(config, run.made_of, run.student)
         require_own(run)
+    changes = ranks.tell(changes)
     if ranks.tell(run.checkpoint.exists()):
-        run.load_state(load_checkpoint(run.checkpoint, run.made_of))
+        run.load_state(load_checkpoint(run.checkpoint, run.made_of, partial(accepted, anyway=config.anyway)))
+        if ranks.first:
+            write_weights(run)  # a kill may have come between a checkpoint and these
+        if changes:
+            save(run)
         console.line(f"resuming {config.run} at epoch {run.replay.epoch} of {config.epochs}, step {run.step}")
     elif ranks.first and lines_of(config.run / LOG):
         console.warn(f"{run.checkpoint}: there is no checkpoint; the run begins again, and its log")
+    for change in changes:
+        console.warn(f"{change['at']} has changed since the run began; {config.run / CONFIG} records it")
+    if changes and ranks.first:
+        record_changes(config, run.made_of, changes, run.step)
     pixels, size = run.replay.pixels, run.replay.store.identity.size
     how = "bit for bit" if pixels.equal else f"within {pixels.max_difference} levels, on another renderer"
     other = "" if size == run.replay.size else f"; the student gets the same boxes at {run.replay.size} px"
     console.line(f"replay: {pixels.crops} stored crops came out again at {size} px, {how}{other}")
     if ranks.world > 1:
         console.line(f"processes: {ranks.world}, each with its slice of every batch of {config.batch_size}")
+
+
+def say_skipped(test: Test, console: Console) -> None:
+    """Name the test images that are left out."""
+    if skipped := test.images.skipped:
+        console.warn(
+            f"{len(skipped)} test images do not decode and are left out: {named(skipped)}; accuracy is of the other "
+            f"{len(test.images):,}"
+        )
 
 
 def require_own(run: Run) -> None:
@@ -113,14 +147,29 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
             while run.entry or run.replay.epoch < config.epochs:
                 one_view(run, console, progress, log, iter(run.replay) if config.follow else batches)
         except Asked:
-            run.save()
+            save(run)
             raise
         finally:
             batches.close()
     if not first:
         return {}
-    save_weights(run.result.state_dict(), run.folder / "last.safetensors", classes=run.classes)
     return summary(run, before, time.monotonic() - start)
+
+
+def save(run: Run) -> None:
+    """Save a checkpoint, and then the files of weights as it has them."""
+    run.save()
+    if run.ranks.first:
+        write_weights(run)
+        run.save_seconds += time.monotonic() - run.saved_at
+
+
+def write_weights(run: Run) -> None:
+    """Write the files of weights as the last checkpoint has them; called when one was saved or loaded."""
+    save_weights(run.result.state_dict(), run.folder / "last.safetensors", classes=run.classes)
+    if run.best_weights is not None and not run.best_written:
+        save_weights(run.best_weights, run.folder / "best.safetensors", classes=run.classes)
+        run.best_written = True
 
 
 def one_view(
@@ -143,12 +192,14 @@ def one_view(
     log({**run.entry, **scores})
     run.entry = {}
     if run.replay.epoch == config.epochs or is_due(run):
-        run.save()
+        save(run)
 
 
 def is_due(run: Run) -> bool:
-    """Whether a checkpoint is wanted behind an epoch."""
+    """Whether a checkpoint is wanted behind an epoch: the best weights so far are kept at once."""
     config = run.config
+    if run.ranks.tell(run.best_weights is not None and not run.best_written):
+        return True
     if config.checkpoint_steps is not None and run.step % config.checkpoint_steps == 0:
         return True
     if config.checkpoint_every is not None:
@@ -163,7 +214,7 @@ def await_view(run: Run, console: Console) -> None:
     if not store.follow or run.ranks.tell(run.ranks.first and view_is_there(store, view)):
         return
     if run.step:
-        run.save()
+        save(run)
     console.line(f"waiting for view {view} of {store.path}")
     on_first(run, lambda: wait_for_view(store, view))
 
@@ -200,7 +251,7 @@ def one_epoch(run: Run, progress: Progress, batches: Iterator[TrainBatch]) -> di
             break
         run.guard.between_steps()
         if every is not None and run.step % every == 0:
-            run.save()
+            save(run)
     seconds = time.monotonic() - start
     totals: list[Any] = run.ranks.gather(float(run.total))
     return {
@@ -241,8 +292,7 @@ def assess(run: Run, test: Test, epoch: int) -> dict[str, float | None]:
     run.last, run.evaluations = result, run.evaluations + 1
     write_classes(run.folder / "classes.csv", test.images.classes, result)
     if run.best is None or result.top1 > run.best.top1:
-        run.best, run.best_epoch = result, epoch
-        save_weights(run.result.state_dict(), run.folder / "best.safetensors", classes=run.classes)
+        run.keep_best(result, epoch)
     return {f"test_{name}": value for name, value in result.numbers.items()}
 
 
@@ -277,6 +327,7 @@ def summary(run: Run, before: int, seconds: float) -> dict[str, Json]:
         "last": dict(last.numbers if last else NOT_EVALUATED),
         "best": {**(best.numbers if best else NOT_EVALUATED), "epoch": run.best_epoch},
         "evaluations": run.evaluations,
+        "test_images": {"used": len(run.test.images), "skipped": len(run.test.images.skipped)} if run.test else None,
     }
 
 
