@@ -54,7 +54,7 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
     with ranks.first_alone():
         manifest = read_images(config, console)
     if config.recipe:
-        console.line(recipes.said(config, len(manifest), len(manifest.classes)))
+        console.line(recipes.said(config, manifest))
     plan = Plan(spec, manifest.heights, manifest.widths)
     teacher = make_teacher(settle_engine(config, ranks, console), size=config.size, classes=manifest.classes)
     if ranks.first:

@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -46,6 +46,7 @@ NOT_THE_RUN = (
     "tensorboard",
     "skip_broken",
     "anyway",
+    "log_every",
 )
 LOCK, LOG, CONFIG, TEST_CACHE = ".lock", "log.jsonl", "config.json", "test.images.npz"
 # What may have changed since a run began, where --anyway says so: it decides what comes out, not whether it can go on.
@@ -118,7 +119,7 @@ def made_of(
         test: the test images.
         processes: how many train together.
     """
-    plain = {name: value for name, value in asdict(config).items() if name not in NOT_THE_RUN}
+    plain = {name: value for name, value in config.in_effect().items() if name not in NOT_THE_RUN}
     identity = replay.store.identity
     # In this order differences are looked for: what others follow from comes first.
     described: dict[str, Json] = {
@@ -127,11 +128,9 @@ def made_of(
         "run": plain
         | {
             "device": torch.device(config.device).type,
-            "view_order": config.play_order,
             "size": replay.size,
             "threads": torch.get_num_threads(),
             "processes": processes,
-            "eval_every": config.evaluation_interval,
             "test_resize": config.test_resize or replay.size,
         },
         "student": {"layout": layout_of(student)},
@@ -139,7 +138,7 @@ def made_of(
         "optimizer": config.optimiser_spec().to_json(),
         "schedule": config.schedule_spec().to_json(),
     }
-    described["code"] = code_of(student, config.student)
+    described["code"] = code_of(student, config.student, config.loss, config.optimizer)
     described["replay_renderer"] = dict(replay.source.renderer.id)
     described["versions"] = {name: version(name) for name in VERSIONS}
     if test:

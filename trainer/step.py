@@ -23,7 +23,7 @@ def step(run: Run, batch: TrainBatch) -> Tensor:
     config = run.config
     factor = lr_factor(config.schedule_spec(), run.step, run.total_steps, steps_per_epoch=len(run.replay))
     for group in run.optimizer.param_groups:
-        group["lr"] = config.lr * factor
+        group["lr"] = config.rate * factor
     run.optimizer.zero_grad(set_to_none=True)
     loss = gradients(run, batch)
     run.guard.see(loss, run.step)

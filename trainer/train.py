@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -80,8 +80,9 @@ def train(config: TrainConfig, console: Console) -> Mapping[str, Json]:
 def begin(run: Run, console: Console) -> None:
     """Describe a new run, or load an old one's last checkpoint; say what it is made of."""
     config, ranks = run.config, run.ranks
+    views = run.replay.order.views
     if config.recipe:
-        console.line(recipes.said(config, run.replay.store.identity))
+        console.line(recipes.said(config, run.replay.store.identity, views))
         require_store(config.recipe, run.replay.store.identity, config.student)
     if run.test:
         say_skipped(run.test, console)
@@ -103,12 +104,27 @@ def begin(run: Run, console: Console) -> None:
         console.warn(f"{change['at']} has changed since the run began; {config.run / CONFIG} records it")
     if changes and ranks.first:
         record_changes(config, run.made_of, changes, run.step)
+    console.line(f"trains by {in_words(run.made_of)}; plays {recipes.plays(config.epochs, views)}")
+    if config.ema and (1 - config.ema) * run.total_steps < 1:
+        console.warn(
+            f"--ema {config.ema}: a mean over some {1 / (1 - config.ema):,.0f} steps, of a run of {run.total_steps:,}"
+        )
     pixels, size = run.replay.pixels, run.replay.store.identity.size
     how = "bit for bit" if pixels.equal else f"within {pixels.max_difference} levels, on another renderer"
     other = "" if size == run.replay.size else f"; the student gets the same boxes at {run.replay.size} px"
     console.line(f"replay: {pixels.crops} stored crops came out again at {size} px, {how}{other}")
     if ranks.world > 1:
         console.line(f"processes: {ranks.world}, each with its slice of every batch of {config.batch_size}")
+
+
+def in_words(made: Mapping[str, Json]) -> str:
+    """The loss, the optimiser and the schedule of a run with every number that they have."""
+    parts = []
+    for what in ("loss", "optimizer", "schedule"):
+        values: Any = dict(cast("Mapping[str, Any]", made[what]))
+        numbers = ", ".join(f"{name} {value}" for name, value in values.items() if name != "name")
+        parts.append(f"{'schedule ' if what == 'schedule' else ''}{values['name']}{f' ({numbers})' if numbers else ''}")
+    return "; ".join(parts)
 
 
 def say_skipped(test: Test, console: Console) -> None:
