@@ -23,6 +23,7 @@ from pipeline.ranks import Ranks
 from pipeline.render import Renderer, decoder_of, make_renderer
 from pipeline.source import scan_as
 from trainer import distributed
+from trainer.beginning import begin_with
 from trainer.checkpoint import (
     packed,
     random_state,
@@ -62,6 +63,7 @@ class Run:
         best_weights: those of the best evaluation, in memory, on the first process; files are written of what a
             checkpoint holds alone.
         total: sum of the losses of the current epoch, each times its batch's share.
+        gradient: norm of the last step's gradient, where it is logged.
         entry: what the log will say of an epoch that is trained and not evaluated yet.
         saved: the step of the last checkpoint; None before the first.
         saved_at: when it was saved, by the monotonic clock.
@@ -82,6 +84,7 @@ class Run:
     made_of: Mapping[str, Json]
     total: Tensor
     step: int = 0
+    gradient: float | None = None
     entry: dict[str, Any] = field(default_factory=dict)
     last: EvalResult | None = None
     best: EvalResult | None = None
@@ -97,6 +100,11 @@ class Run:
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return self.config.epochs * len(self.replay)
+
+    @property
+    def logs_step(self) -> bool:
+        """Whether the step in hand is one of those of --log-every; of a run's steps, each K-th."""
+        return self.config.log_every is not None and (self.step + 1) % self.config.log_every == 0
 
     @property
     def folder(self) -> Path:
@@ -201,6 +209,7 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
         views: Any = ranks.tell()
         replay = open_replay(config, ranks, views)
         test = open_test(config, replay) if config.test_images else None
+    loss, optimiser = make_loss(config.loss_spec()), config.optimiser_spec()
     student = make_student(config, ranks, replay)
     made = made_of(config, replay, student, test.images if test else None, ranks.world)
     require_same(
@@ -210,7 +219,7 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
         "start all ranks with the same command",
         holder="the first rank",
     )
-    optimizer = config.optimiser_spec().make(student.named_parameters())
+    optimizer = optimiser.make(student.named_parameters())
     average = Average(student, config.ema) if config.ema and ranks.first else None
     spread = distributed.spread(student, config, ranks)
     device = torch.device(config.device)
@@ -223,7 +232,7 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
         spread=spread,
         average=average,
         optimizer=optimizer,
-        loss=make_loss(config.loss_spec()),
+        loss=loss,
         guard=Guard(ranks, device, stops),
         test=test,
         made_of=made,
@@ -258,7 +267,8 @@ def make_student(config: TrainConfig, ranks: Ranks, replay: Replay) -> nn.Module
     columns = replay.store.identity.columns
     seed_all(config.seed)
     args = json_object("--student-args", config.student_args)
-    student = distributed.prepare(build_network(config.student, args, columns, size=replay.size), config, ranks)
+    made = build_network(config.student, args, columns, size=replay.size)
+    student = distributed.prepare(begin_with(made, config, columns, replay.size), config, ranks)
     try:
         with torch.no_grad():
             found: Any = student.eval()(torch.zeros(2, 3, replay.size, replay.size, device=config.device))

@@ -23,6 +23,7 @@ from labelstore.removing import Proof
 from labelstore.spec import Json, first_difference, require_same, said
 from pipeline.manifest import Manifest
 from pipeline.manifest_cache import CACHE
+from pipeline.networks.weights import state_digest
 from trainer.checkpoint import elsewhere
 from trainer.config import TrainConfig
 from trainer.replay import Replay
@@ -47,8 +48,9 @@ NOT_THE_RUN = (
     "skip_broken",
     "anyway",
     "log_every",
+    "student_weights",
 )
-LOCK, LOG, CONFIG, TEST_CACHE = ".lock", "log.jsonl", "config.json", "test.images.npz"
+LOCK, LOG, STEPS, CONFIG, TEST_CACHE = ".lock", "log.jsonl", "steps.jsonl", "config.json", "test.images.npz"
 # What may have changed since a run began, where --anyway says so: it decides what comes out, not whether it can go on.
 CHANGES = {
     "code": "the code of the student has changed since the run began",
@@ -133,7 +135,10 @@ def made_of(
             "processes": processes,
             "test_resize": config.test_resize or replay.size,
         },
-        "student": {"layout": layout_of(student)},
+        "student": {
+            "layout": layout_of(student),
+            **({"begins": state_digest(student.state_dict())} if config.student_weights else {}),
+        },
         "loss": config.loss_spec().to_json(),
         "optimizer": config.optimiser_spec().to_json(),
         "schedule": config.schedule_spec().to_json(),
@@ -217,9 +222,9 @@ def lengthened(stored: Any, made: Mapping[str, Json]) -> Any:
 
 
 def with_its_interval(config: TrainConfig) -> TrainConfig:
-    """A run that is lengthened goes on to be evaluated as often as it was, unless a flag says how often."""
+    """A run that is continued, lengthened or not, is evaluated as often as it was, unless a flag says how often."""
     stored = described_in(config.run / CONFIG)
-    if stored is None or config.eval_every is not None or config.epochs <= stored["run"]["epochs"]:
+    if stored is None or config.eval_every is not None or config.epochs < stored["run"]["epochs"]:
         return config
     return replace(config, eval_every=stored["run"]["eval_every"])
 
@@ -245,17 +250,18 @@ def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) 
         write_new(path, _document(made, _made_with(config, student), []))
         return []
     same = accepted(stored, made, anyway=config.anyway)
-    if stored.get("store") == made["store"] and same["student"] != made["student"]:
+    ours: Any = made["student"]
+    if stored["store"] == made["store"] and same["student"]["layout"] != ours["layout"]:
         raise MismatchError(
             f"the student has other weights than when the run began: names, shapes or types in its state dict differ; "
             f"give the code and the arguments of {path} again, or another --run"
         )
     advice = f"give the flags of {path}, or another --run"
     require_same("run", same, dict(made), advice, holder="the folder")
-    ours, theirs = dict(made), elsewhere(stored, made)
+    theirs = elsewhere(stored, made)
     changes: list[Json] = []
     for key in (*CHANGES, "run"):
-        if difference := first_difference({key: theirs.get(key)}, {key: ours.get(key)}):
+        if difference := first_difference({key: theirs.get(key)}, {key: made.get(key)}):
             place, was, now = difference
             changes.append({"at": place, "was": was, "is": now})
     return changes
@@ -309,7 +315,7 @@ EMPTY = Proof("an empty file", lambda path: path.stat().st_size == 0)
 
 @contextmanager
 def open_log(
-    folder: Path, epoch: int, warn: Callable[[str], object], *, tensorboard: bool = False
+    folder: Path, epoch: int, warn: Callable[[str], object], *, tensorboard: bool = False, step: int = 0
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """What takes the entry of each epoch: a line of log.jsonl, and with ``tensorboard`` its numbers as scalars.
 
@@ -318,20 +324,21 @@ def open_log(
         epoch: the next one; what was said of it and of later ones, after the last checkpoint, is dropped.
         warn: told when epochs before it are missing.
         tensorboard: whether scalars are wanted.
+        step: the last one of the last checkpoint; what steps.jsonl says of later ones is dropped.
     """
     path = folder / LOG
     kept = {number: line for number, line in lines_of(path).items() if number < epoch}
     if len(kept) < epoch:
         warn(f"{path}: expected a line for each of {epoch} epochs, found {len(kept)}; the others are not made again")
-    if path.exists():
-        content, others = path.read_bytes(), Proof("the log of a run", lambda found: found.is_file())
-        if (lines := without(content, epoch)) != content:
-            write_over(path, lines, others)  # a line that is not the run's is kept
+    for file, key, first in ((path, "epoch", epoch), (folder / STEPS, "step", step + 1)):
+        if file.exists():
+            content, others = file.read_bytes(), Proof("the log of a run", lambda found: found.is_file())
+            if (lines := without(content, first, key)) != content:
+                write_over(file, lines, others)  # a line that is not the run's is kept
     scalars = _scalars(folder / "tensorboard", epoch) if tensorboard else None
 
     def log(entry: Mapping[str, Any]) -> None:
-        with path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        append(path, entry)
         for name, value in entry.items():
             if scalars and name != "epoch" and value is not None:
                 scalars.add_scalar(name, value, entry["epoch"])
@@ -341,6 +348,12 @@ def open_log(
     finally:
         if scalars:
             scalars.close()
+
+
+def append(path: Path, entry: Mapping[str, Any]) -> None:
+    """Add a line to a log."""
+    with path.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
 
 
 def _scalars(folder: Path, epoch: int) -> Any:
@@ -355,18 +368,18 @@ def _scalars(folder: Path, epoch: int) -> Any:
     return writer(folder, purge_step=epoch)
 
 
-def without(content: bytes, epoch: int) -> bytes:
-    """A log without what was said of ``epoch`` and later ones, and without a last line that a crash has cut off."""
+def without(content: bytes, first: int, key: str = "epoch") -> bytes:
+    """A log without what was said of epoch (or step) ``first`` and later ones, and without a last line cut off."""
     kept = []
     *lines, last = content.split(b"\n")
     for line in lines:
         try:
-            if json.loads(line)["epoch"] >= epoch:
+            if json.loads(line)[key] >= first:
                 continue
         except (ValueError, LookupError, TypeError):
             pass
         kept.append(line + b"\n")
-    begin = b'{"epoch": '
+    begin = f'{{"{key}": '.encode()
     return b"".join(kept) + (b"" if last.startswith(begin) or begin.startswith(last) else last + b"\n")
 
 

@@ -27,6 +27,9 @@ def step(run: Run, batch: TrainBatch) -> Tensor:
     run.optimizer.zero_grad(set_to_none=True)
     loss = gradients(run, batch)
     run.guard.see(loss, run.step)
+    if run.logs_step:
+        found = [each.grad for each in run.student.parameters() if each.grad is not None]
+        run.gradient = float(torch.nn.utils.get_total_norm(found))
     if config.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(run.student.parameters(), config.clip_norm)
     run.optimizer.step()

@@ -31,7 +31,9 @@ from trainer.run import Run, Test, make_run
 from trainer.run_folder import (
     CONFIG,
     LOG,
+    STEPS,
     accepted,
+    append,
     describe,
     hold,
     lines_of,
@@ -152,7 +154,13 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
     """
     config, first, start, before = run.config, run.ranks.first, time.monotonic(), run.step
     with (
-        open_log(config.run, run.entry.get("epoch", run.replay.epoch), console.warn, tensorboard=config.tensorboard)
+        open_log(
+            config.run,
+            run.entry.get("epoch", run.replay.epoch),
+            console.warn,
+            tensorboard=config.tensorboard,
+            step=run.step,
+        )
         if first
         else nullcontext(lambda _: None) as log,
         console.progress("steps", run.total_steps, "steps") as progress,
@@ -260,7 +268,12 @@ def one_epoch(run: Run, progress: Progress, batches: Iterator[TrainBatch]) -> di
     run.network.train()
     crops, waited = 0, 0.0
     for batch, wait in timed(batches):
-        run.total += step(run, batch)
+        logged = run.logs_step
+        loss = step(run, batch)
+        run.total += loss
+        if logged:
+            shares: list[Any] = run.ranks.gather(float(loss))
+            log_step(run, epoch, sum(shares) / len(shares))
         crops, waited = crops + batch.total, waited + wait
         progress.advance(note=f"epoch {epoch}, {binding(waited, time.monotonic() - start)}")
         if run.replay.epoch != epoch:
@@ -281,6 +294,13 @@ def one_epoch(run: Run, progress: Progress, batches: Iterator[TrainBatch]) -> di
         "crops_per_second": round(crops / seconds, 1),
         "waiting_share": round(waited / seconds, 3),
     }
+
+
+def log_step(run: Run, epoch: int, loss: float) -> None:
+    """A line of steps.jsonl for the step that was just taken; the first process writes."""
+    if run.ranks.first:
+        values = {"step": run.step, "epoch": epoch, "loss": loss, "lr": run.optimizer.param_groups[0]["lr"]}
+        append(run.folder / STEPS, {**values, "gradient_norm": run.gradient})
 
 
 def binding(waited: float, seconds: float) -> str:
