@@ -52,7 +52,7 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
     with ranks.first_alone():
         manifest = read_images(config, console)
     if config.recipe:
-        console.line(recipes.said(config, len(manifest), len(manifest.classes)))
+        console.line(recipes.said(config, manifest))
     plan = Plan(spec, manifest.heights, manifest.widths)
     wanted = settle_engine(config, ranks, console)
     teacher = make_teacher(

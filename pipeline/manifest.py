@@ -193,7 +193,7 @@ class _Reader:
             lines.append(f"  and {len(unusable) - _LISTED} more")
         advice = "repair, convert or remove them"
         if self.broken and not skip_broken:
-            advice += "; `pipeline build --skip-broken` leaves out those that do not decode"
+            advice += "; --skip-broken leaves out those that do not decode"
         raise InputError("\n".join([f"{len(unusable)} image files cannot be used; {advice}:", *lines]))
 
 

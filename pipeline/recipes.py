@@ -10,15 +10,20 @@ sre2l: SRe2L (NeurIPS 2023): resized crop, flip, CutMix with one weight and box 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from labelstore.errors import InputError, MismatchError
+from labelstore import LabelStore
+from labelstore.errors import GiftwrapError, InputError, MismatchError
 from labelstore.spec import Identity, Json, first_difference
 from pipeline.class_folder import list_images
 from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, BuildConfig
+
+if TYPE_CHECKING:
+    from pipeline.manifest import Manifest
 
 Value: TypeAlias = "Json | tuple[float, ...] | tuple[str, ...]"
 Flags: TypeAlias = dict[str, Value]
@@ -33,12 +38,13 @@ class Setting:
     """What the numbers of a recipe depend on.
 
     Attributes:
-        images: number of images N.
+        images: number of images N, those that do not decode included: see `listed`.
         classes: number of class folders C.
         size: side of the crops.
         student: the network that is trained; the teacher's where it is not known yet.
         teacher: the network that made the labels.
         epochs: of the run, where they are given; else the recipe has them.
+        side: side of the student's crops, where it is another one.
     """
 
     images: int
@@ -47,17 +53,19 @@ class Setting:
     student: str
     teacher: str
     epochs: int | None = None
+    side: int | None = None
 
     @classmethod
-    def of(cls, identity: Identity, student: str, epochs: int | None = None) -> Setting:
-        """Of a store, a student, and the epochs that it is trained for."""
+    def of(cls, identity: Identity, student: str, epochs: int | None = None, side: int | None = None) -> Setting:
+        """Of a store, a student, the epochs that it is trained for, and the side of its crops."""
         return cls(
-            images=identity.images,
+            images=listed(identity.images, identity.skipped),
             classes=len(identity.classes),
             size=identity.size,
             student=student,
             teacher=str(identity.require("teacher").get("name")),
             epochs=epochs,
+            side=side,
         )
 
     @property
@@ -74,6 +82,14 @@ class Setting:
     def conv3(self) -> bool:
         """RDED's exception: ConvNet-D3 from ConvNet-D3 on CIFAR-100."""
         return self.classes == CIFAR100 and self.student == self.teacher == "convnet-d3"
+
+
+def listed(kept: int, skipped: Sequence[str]) -> int:
+    """The number of images that a recipe's numbers follow from: of all that the set has, left out or not.
+
+    A build must know it before it decodes, and a run finds it in the store: both count here.
+    """
+    return kept + len(skipped)
 
 
 def rded_batch(setting: Setting) -> int:
@@ -128,6 +144,8 @@ def sre2l(setting: Setting) -> Flags:
 
 RECIPES: dict[str, Callable[[Setting], Flags]] = {"gift": gift, "rded": rded, "sre2l": sre2l}
 FIRST = ("crop", "mix", "augment")  # what other differences follow from
+# What belongs to the choice of a flag: another choice goes without.
+OWNED = {"crop": ("scale", "ratio", "pad", "resize", "factor"), "mix": ("alpha", "group", "mix_per")}
 NORMALISATION = ("mean", "std")  # of the teacher; the other flags are the plan's
 
 
@@ -170,32 +188,61 @@ def typed(arguments: Sequence[str]) -> list[str]:
     Raises:
         GiftwrapError: when there is no such recipe, or no class folder.
     """
-    known = given(arguments, "build", "--recipe", "--images", "--size", "--teacher")
+    known = given(
+        arguments, "build", "--recipe", "--images", "--size", "--teacher", also=("--store", "--crop", "--mix")
+    )
     if known is None:
         return list(arguments)
     listing = list_images(Path(known["--images"]), "bytes")  # counted, in whatever order
     if not known["--size"].isdecimal():
         return list(arguments)  # said by the command's own parser
     setting = Setting(
-        images=len(listing.paths),
+        images=in_store(known["--store"]) or len(listing.paths),
         classes=len(listing.classes),
         size=int(known["--size"]),
         student=known["--teacher"],
         teacher=known["--teacher"],
     )
-    return ["build", *words(flags_of(RECIPES, known["--recipe"], setting)), *arguments[1:]]
+    flags = without_replaced(flags_of(RECIPES, known["--recipe"], setting), known, OWNED)
+    return ["build", *words(flags), *arguments[1:]]
 
 
-def given(arguments: Sequence[str], command: str, *flags: str, also: str | None = None) -> dict[str, str] | None:
+def without_replaced(flags: Flags, known: Mapping[str, str | None], owned: Mapping[str, Sequence[str]]) -> Flags:
+    """The flags of a recipe without those that belong to a choice in whose place another one is given."""
+    gone = {
+        name
+        for choice, names in owned.items()
+        if known[f"--{choice}"] not in (None, flags.get(choice))
+        for name in names
+    }
+    return {name: value for name, value in flags.items() if name not in gone}
+
+
+def in_store(store: str | None) -> int:
+    """How many images the set of a store has that is resumed or extended; 0 where there is none yet."""
+    try:
+        identity = LabelStore.open(store, follow=True).identity if store else None
+    except (GiftwrapError, OSError):
+        return 0  # said by the build
+    return listed(identity.images, identity.skipped) if identity else 0
+
+
+def given(arguments: Sequence[str], command: str, *flags: str, also: Sequence[str] = ()) -> dict[str, str] | None:
     """The values of flags of a command; None when it is another one, or one of them is not given, but for ``also``."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for flag in filter(None, (*flags, also)):
+    for flag in (*flags, *also):
         parser.add_argument(flag, dest=flag)
     try:
-        known = vars(parser.parse_known_args(arguments[1:])[0])
+        known = vars(parser.parse_known_args([with_dashes(word) for word in arguments[1:]])[0])
     except argparse.ArgumentError:
         return None  # said by the command's own parser
     return known if arguments[:1] == [command] and all(known[flag] for flag in flags) else None
+
+
+def with_dashes(word: str) -> str:
+    """A flag as it is named; the command takes ``--batch_size`` too."""
+    name, equals, value = word.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}" if word.startswith("--") else word
 
 
 def words(flags: Mapping[str, Value]) -> list[str]:
@@ -210,18 +257,63 @@ def words(flags: Mapping[str, Value]) -> list[str]:
     return every
 
 
-def said(config: BuildConfig, images: int, classes: int) -> str:
-    """Every value of a build's recipe, and what was given instead."""
+# What decides neither pixels nor labels, or is said elsewhere.
+UNSAID = ("recipe", "images", "store", "log", "metrics_port", "metrics_host", "json", "dry_run", "rehash", "take_over")
+
+
+def said(config: BuildConfig, manifest: Manifest) -> str:
+    """Every value of a build's recipe, what was given instead, what else is in effect, and what is not reproduced."""
     name, teacher = config.recipe or "", config.teacher[0]
-    setting = Setting(images=images, classes=classes, size=config.size, student=teacher, teacher=teacher)
-    return describe(name, flags_of(RECIPES, name, setting), config)
+    images = listed(len(manifest), manifest.skipped)
+    setting = Setting(images=images, classes=len(manifest.classes), size=config.size, student=teacher, teacher=teacher)
+    plan = config.plan_spec()
+    used: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(config)} | {"group": plan.group}
+    idle = [name for name in asdict(plan) if name not in plan.to_json() and name in used and name not in LATER]
+    return describe(
+        name, flags_of(RECIPES, name, setting), {key: value for key, value in used.items() if key not in idle}, UNSAID
+    )
 
 
-def describe(name: str, flags: Flags, config: object) -> str:
-    """Every value of a recipe, and what was given instead."""
+LATER = ("mix_per", "augment")  # are left out of a plan's identity at their defaults, and yet have an effect
+NOT_REPRODUCED = {
+    "gift": "DSA draws one of crop, scale and rotation for each crop, where GIFT's code draws it once a batch",
+    "rded": "a group of crops shares its CutMix weight and box, where RDED's code draws them for each batch",
+    "sre2l": "the group of crops that CutMix mixes is a batch of 1,024 at most, and of all images in a smaller set",
+}
+
+
+def describe(name: str, flags: Flags, used: Mapping[str, Any], unsaid: Sequence[str]) -> str:
+    """Every value of a recipe, what was given instead, all else that is in effect, and what is not reproduced.
+
+    Args:
+        name: of the recipe.
+        flags: its values.
+        used: every flag that has an effect, and its value.
+        unsaid: flags that are no part of a protocol.
+    """
     parts = []
     for flag, value in flags.items():
-        used = getattr(config, flag)
-        instead = "" if used == value else f" (the recipe has {value})"
-        parts.append(f"{flag.replace('_', '-')} {used}{instead}")
-    return f"recipe {name}: {', '.join(parts)}"
+        now = used.get(flag, "not used")
+        parts.append(f"{spelled(flag)} {shown(now)}{'' if same(now, value) else f' (the recipe has {shown(value)})'}")
+    beside = [f"{spelled(key)} {shown(value)}" for key, value in used.items() if key not in (*flags, *unsaid)]
+    return (
+        f"recipe {name}: {', '.join(parts)}\nbeside the recipe: {', '.join(beside)}\n"
+        f"not reproduced: {NOT_REPRODUCED[name]}"
+    )
+
+
+def spelled(flag: str) -> str:
+    """A flag's name as it is typed."""
+    return flag.replace("_", "-")
+
+
+def shown(value: Any) -> str:
+    """A value for people; those that are left to the command are none."""
+    return "none" if value in (None, ()) else str(value)
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Whether two values of a flag mean the same; JSON objects by their content."""
+    if isinstance(ours, str) and isinstance(theirs, str) and theirs.startswith("{"):
+        return bool(json.loads(ours) == json.loads(theirs))
+    return bool(ours == theirs)

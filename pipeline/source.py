@@ -108,6 +108,7 @@ def scan_as(
     rehash: bool = False,
     digests: bool = True,
     leave_out: Sequence[str] = (),
+    skip_broken: bool = False,
 ) -> Manifest:
     """The manifest of ``images`` with its classes named and ordered as ``classes``, where they are the same."""
     manifest = scan(
@@ -117,6 +118,7 @@ def scan_as(
         rehash=rehash,
         digests=digests,
         leave_out=leave_out,
+        skip_broken=skip_broken,
     )
     return with_classes(classes, manifest)
 

@@ -7,10 +7,12 @@ import hashlib
 import io
 import json
 import pickle
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,8 +49,23 @@ def is_checkpoint(path: Path) -> bool:
 CHECKPOINT = Proof("the checkpoint of a run", is_checkpoint)
 
 
-def load_checkpoint(path: Path, config: Mapping[str, Json]) -> dict[str, Any]:
+def elsewhere(stored: Any, made: Any) -> Any:
+    """What a run was made of, for other processes that continue it: their number and their threads may differ."""
+    ours, theirs = made.get("run", {}), stored.get("run", {})
+    if theirs.get("processes") == ours.get("processes"):
+        return stored
+    return {**stored, "run": {**theirs, **{name: ours[name] for name in ("processes", "threads")}}}
+
+
+def load_checkpoint(
+    path: Path, config: Mapping[str, Json], accept: Callable[[Any, Any], Any] = elsewhere
+) -> dict[str, Any]:
     """The state in a checkpoint, on the CPU, for a run with the resolved configuration ``config``.
+
+    Args:
+        path: the file.
+        config: the resolved configuration of this run.
+        accept: makes of the checkpoint's configuration and of this run's what must equal this run's.
 
     Raises:
         InputError: there is none, or it is of another format.
@@ -76,7 +93,7 @@ def load_checkpoint(path: Path, config: Mapping[str, Json]) -> dict[str, Any]:
             "continue the run with the version that began it"
         )
     made = json.loads(json.dumps(config))
-    found = first_difference(elsewhere(json.loads(stored["config"]), made), made)
+    found = first_difference(accept(json.loads(stored["config"]), made), made)
     if found:
         place, theirs, ours = found
         raise MismatchError(
@@ -87,20 +104,46 @@ def load_checkpoint(path: Path, config: Mapping[str, Json]) -> dict[str, Any]:
     return state
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The states of torch's generators that a run on ``device`` draws from."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
+def seed_all(seed: int) -> None:
+    """Seed the generators that a network may draw from: torch's, numpy's and Python's own."""
+    torch.manual_seed(seed)
+    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002  the one that networks draw from
+    random.seed(seed)
+
+
+def random_state(device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The states of the generators that a run on ``device`` draws from: torch's, numpy's and Python's own."""
+    state = {"cpu": torch.get_rng_state(), "numpy": _as_tensor(_numpy_state()), "python": _as_tensor(random.getstate())}
+    if torch.device(device).type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def elsewhere(stored: Any, made: Any) -> Any:
-    """What a run was made of, for other processes that continue it: their number and their threads may differ."""
-    ours, theirs = made.get("run", {}), stored.get("run", {})
-    if theirs.get("processes") == ours.get("processes"):
-        return stored
-    return {**stored, "run": {**theirs, **{name: ours[name] for name in ("processes", "threads")}}}
+def restore_random_state(state: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
+    """Put back what `random_state` gave on the same kind of device."""
+    torch.set_rng_state(state["cpu"])
+    name, key, *rest = _from_tensor(state["numpy"])
+    np.random.set_state((name, np.array(key, np.uint32), *rest))  # noqa: NPY002
+    version, words, gauss = _from_tensor(state["python"])
+    random.setstate((version, tuple(words), gauss))
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _numpy_state() -> list[Json]:
+    """The state of numpy's global generator as plain values."""
+    name, key, *rest = np.random.get_state()  # noqa: NPY002
+    return [name, [int(word) for word in key], *rest]
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """Plain values as the bytes of their JSON, which is exact for numbers of 64 bits."""
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _from_tensor(value: Tensor) -> Any:
+    """What `_as_tensor` made bytes of."""
+    return json.loads(value.numpy().tobytes())
 
 
 def packed(state: Mapping[str, Tensor]) -> dict[str, Json]:
@@ -113,10 +156,3 @@ def unpacked(state: Mapping[str, str]) -> dict[str, Tensor]:
     return {
         name: torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8) for name, text in state.items()
     }
-
-
-def restore_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """Put back what `random_state` gave on the same kind of device."""
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,9 +14,9 @@ from labelstore.errors import InputError
 from labelstore.places import require_apart
 from pipeline.config import gibibytes, json_object
 from pipeline.render import Decoder
-from trainer.losses import LossName, LossSpec
+from trainer.losses import LossSpec
 from trainer.losses.gift import GiftForm
-from trainer.optimisers import Decay, OptimiserSpec
+from trainer.optimisers import Decay, OptimiserSpec, defaults_of
 from trainer.schedules import ScheduleName, SchedulePer, ScheduleSpec
 
 # The field of each number of a loss.
@@ -27,6 +28,15 @@ LOSS_NUMBERS = {
     "temperature": "temperature",
     "t_squared": "t_squared",
     "hard_weight": "hard_weight",
+}
+
+
+# The field of each number of a schedule, and the schedules that have it.
+SCHEDULE_NUMBERS = {
+    "milestones": ("step",),
+    "drop": ("step",),
+    "final": ("cosine",),
+    "horizon": ("cosine",),
 }
 
 
@@ -51,18 +61,25 @@ class TrainConfig:
     """Folder of the run: config.json, log.jsonl, checkpoint.pt, last.safetensors, best.safetensors."""
     student_args: str = "{}"
     """Keyword arguments of the student's constructor, as JSON."""
+    student_weights: str | None = None
+    """Weights to begin with: of an earlier run, a file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
+    new_head: bool = False
+    """With --student-weights of other classes: the student keeps a new classifier of its own."""
     size: int | None = None
     """Side of the student's crops, from the same boxes; the store's when left out."""
     test_images: Path | None = None
     """Class folder of test images, with the same classes; without it nothing is evaluated."""
     test_resize: int | None = None
     """Short side of a test image before the central crop; the student's crop size when left out."""
+    skip_broken: bool = False
+    """Leave out test images that do not decode; they are listed, counted and recorded."""
     eval_every: int | None = None
     """Epochs between evaluations; a tenth of the run when left out. The last epoch is always evaluated."""
     eval_from: float = 0.0
     """Fraction of the run before the first evaluation."""
-    loss: LossName = "gift"
-    """gift, cosine, kl, soft_ce, mse, ce, mse+ce or soft_ce+ce, each on raw logits."""
+    loss: str = "gift"
+    """gift, cosine, kl, soft_ce, mse, ce, mse+ce or soft_ce+ce, each on raw logits; or module:attribute, called as
+    loss(x, t, y, y2, lam)."""
     gift_form: GiftForm = "released"
     """gift: released (t/|t| + gamma s/|s|) or convex ((1 - w) t/|t| + w s/|s|)."""
     gamma: float = 0.1
@@ -82,15 +99,16 @@ class TrainConfig:
     accumulate: int = 1
     """Pieces that a batch is taken in, one after the other, for its gradient."""
     optimizer: str = "AdamW"
-    """Any optimiser of torch.optim by its name."""
-    lr: float = 1e-3
-    """First learning rate; the schedule multiplies it."""
-    weight_decay: float = 1e-4
-    """Weight decay."""
+    """Any optimiser of torch.optim by its name, or module:attribute."""
+    lr: float | None = None
+    """First learning rate; the schedule multiplies it. Left out, the optimiser's own: AdamW 1e-3, SGD 1e-2, others as
+    torch has them."""
+    weight_decay: float | None = None
+    """Weight decay. Left out, the optimiser's own: AdamW 1e-4, SGD 5e-4, others as torch has them."""
     decay: Decay = "all"
     """What decays: all parameters, or weights of more than one dimension alone."""
     optimizer_args: str = "{}"
-    """More keyword arguments of the optimiser, as JSON."""
+    """More keyword arguments of the optimiser, as JSON; SGD has {"momentum": 0.9} of its own."""
     fused: bool = False
     """The fused kernel of Adam, AdamW, SGD and Adagrad."""
     clip_norm: float | None = None
@@ -101,6 +119,8 @@ class TrainConfig:
     """How the learning rate falls: cosine, step or constant."""
     schedule_per: SchedulePer = "step"
     """Whether the rate changes once a step or once an epoch."""
+    warmup_epochs: int = 0
+    """Epochs in which the rate rises to --lr; the schedule has the rest of the run."""
     final: float = 0.0
     """cosine: fraction of --lr that is reached at the end of its half wave."""
     horizon: float = 1.0
@@ -111,8 +131,8 @@ class TrainConfig:
     """step: what the rate is multiplied by at each milestone."""
     views: int | None = None
     """Play the first V views of the store alone; all that are there when left out."""
-    view_order: Literal["shuffle", "cycle"] = "shuffle"
-    """Which view an epoch plays: drawn by the seed, or in stored order."""
+    view_order: Literal["shuffle", "cycle"] | None = None
+    """Which view an epoch plays: shuffle, drawn by the seed (the default), or cycle, in stored order (--follow's)."""
     follow: bool = False
     """Train from a store that is still being built: views in stored order, each waited for."""
     seed: int = 0
@@ -135,8 +155,12 @@ class TrainConfig:
     """Epochs between checkpoints; when left out, as many as keep saving at a twentieth of the time."""
     checkpoint_steps: int | None = None
     """Steps between further checkpoints, within epochs."""
+    log_every: int | None = None
+    """Steps between lines of steps.jsonl: loss, rate and the gradient's norm; no such file when left out."""
     tensorboard: bool = False
     """Write the numbers of each epoch as TensorBoard scalars too, into tensorboard/ of the run."""
+    anyway: bool = False
+    """Continue a run though code, test images, versions or the renderer have changed; config.json records it."""
     json: bool = False
     """Print the summary as one JSON object on standard output and all else on standard error."""
 
@@ -148,7 +172,16 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag}: expected at least 1, found {getattr(self, name)}")
-        for name in ("size", "views", "test_resize", "eval_every", "checkpoint_every", "checkpoint_steps", "threads"):
+        for name in (
+            "size",
+            "views",
+            "test_resize",
+            "eval_every",
+            "checkpoint_every",
+            "checkpoint_steps",
+            "log_every",
+            "threads",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')}: expected at least 1, found {value}")
@@ -158,6 +191,17 @@ class TrainConfig:
                 raise InputError(
                     f"--{name.replace('_', '-')}: not a number of --loss {self.loss} in this form; leave it out"
                 )
+        for name, schedules in SCHEDULE_NUMBERS.items():
+            if self.schedule not in schedules and getattr(self, name) != getattr(type(self), name):
+                raise InputError(f"--{name}: not a number of --schedule {self.schedule}; leave it out")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise InputError(
+                f"--warmup-epochs: expected 0 to {self.epochs - 1}, fewer than --epochs, found {self.warmup_epochs}"
+            )
+        if self.follow and self.view_order == "shuffle":
+            raise InputError("--view-order shuffle: --follow plays views in stored order; leave one of them out")
+        if self.new_head and not self.student_weights:
+            raise InputError("--new-head: has an effect only with --student-weights; leave it out")
         if not 0 <= self.eval_from <= 1:
             raise InputError(f"--eval-from: expected a fraction between 0 and 1, found {self.eval_from}")
         if not 0 <= self.seed < 2**63:
@@ -174,12 +218,14 @@ class TrainConfig:
 
     def optimiser_spec(self) -> OptimiserSpec:
         """The optimiser's part of the flags."""
+        own = defaults_of(self.optimizer)
+        given = json_object("--optimizer-args", self.optimizer_args)
         return OptimiserSpec(
             name=self.optimizer,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
+            lr=self.rate,
+            weight_decay=own.weight_decay if self.weight_decay is None else self.weight_decay,
             decay=self.decay,
-            args={**json_object("--optimizer-args", self.optimizer_args), **({"fused": True} if self.fused else {})},
+            args={**own.args, **given, **({"fused": True} if self.fused else {})},
         )
 
     def schedule_spec(self) -> ScheduleSpec:
@@ -191,12 +237,38 @@ class TrainConfig:
             drop=self.drop,
             final=self.final,
             horizon=self.horizon,
+            warmup=self.warmup_epochs,
         )
+
+    @property
+    def rate(self) -> float:
+        """The first learning rate."""
+        rate = defaults_of(self.optimizer).lr if self.lr is None else self.lr
+        if rate is None:
+            raise InputError(f"--optimizer {self.optimizer}: has no learning rate of its own; give --lr")
+        return rate
+
+    def in_effect(self) -> dict[str, Any]:
+        """Every flag that has an effect, by its field, with the value that is used."""
+        optimiser = self.optimiser_spec()
+        used: dict[str, Any] = {
+            "lr": optimiser.lr,
+            "weight_decay": optimiser.weight_decay,
+            "optimizer_args": dumps(dict(optimiser.args)),
+            "view_order": self.play_order,
+            "eval_every": self.evaluation_interval,
+        }
+        numbers = self.loss_spec().numbers
+        unused = [name for number, name in LOSS_NUMBERS.items() if number not in numbers]
+        unused += [name for name, schedules in SCHEDULE_NUMBERS.items() if self.schedule not in schedules]
+        if not self.student_weights:
+            unused.append("new_head")
+        return {name: used.get(name, value) for name, value in asdict(self).items() if name not in unused}
 
     @property
     def play_order(self) -> Literal["shuffle", "cycle"]:
         """Which view an epoch plays; a build that goes on is followed in stored order."""
-        return "cycle" if self.follow else self.view_order
+        return "cycle" if self.follow else self.view_order or "shuffle"
 
     @property
     def cache_bytes(self) -> int:

@@ -11,6 +11,7 @@ from torch import nn
 from labelstore.errors import InputError
 from pipeline.engine.compiling import compilers
 from pipeline.ranks import WORK_TIMEOUT, Ranks
+from trainer.checkpoint import seed_all
 from trainer.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -56,4 +57,4 @@ def compiled(network: nn.Module, config: TrainConfig) -> nn.Module:
 def seed_rank(seed: int, rank: int, step: int) -> None:
     """Seed what this process draws (dropout), apart from what the others draw."""
     digest = hashlib.sha256(f"{seed} {rank} {step}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    seed_all(int.from_bytes(digest[:8], "little") >> 1)

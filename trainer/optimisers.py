@@ -1,18 +1,20 @@
-"""Any optimiser of ``torch.optim``, by name."""
+"""Any optimiser of ``torch.optim`` by its name, or one of the user's; each with defaults of its own."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from functools import lru_cache
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch.nn import Parameter
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from trainer.imported import imported
 
 # all: every parameter; weights: those named weight with more than one dimension, so no bias and no norm layer.
 Decay = Literal["all", "weights"]
@@ -28,11 +30,68 @@ OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Defaults:
+    """What `train` gives an optimiser where no flag says anything.
+
+    Attributes:
+        lr: first learning rate; None: it has to be given.
+        weight_decay: 0 where the optimiser has none.
+        args: further keyword arguments.
+    """
+
+    lr: float | None
+    weight_decay: float
+    args: Mapping[str, Json] = field(default_factory=dict)
+
+
+# AdamW as GIFT has it; SGD as data-efficient training has it (the ECCV 2024 challenge, no-distillation).
+DEFAULTS = {
+    "AdamW": Defaults(lr=1e-3, weight_decay=1e-4),
+    "SGD": Defaults(lr=1e-2, weight_decay=5e-4, args={"momentum": 0.9}),
+}
+
+
+def optimiser_class(name: str) -> Callable[..., Any]:
+    """The class of an optimiser.
+
+    Raises:
+        InputError: when there is none of that name.
+    """
+    if ":" in name:
+        return cast("Callable[..., Any]", imported("--optimizer", name))
+    if name not in OPTIMISERS:
+        raise InputError(f"optimiser: expected one of {', '.join(OPTIMISERS)}, or module:attribute, found {name!r}")
+    return OPTIMISERS[name]
+
+
+@lru_cache
+def defaults_of(name: str) -> Defaults:
+    """What `train` gives an optimiser where no flag says anything: `DEFAULTS`, or what its class says."""
+    if name in DEFAULTS:
+        return DEFAULTS[name]
+    arguments = _arguments(name)
+    found = {key: arguments[key].default for key in ("lr", "weight_decay") if key in arguments}
+    lr, decay = (
+        float(found[key]) if isinstance(found.get(key), int | float) else None for key in ("lr", "weight_decay")
+    )
+    return Defaults(lr=lr, weight_decay=decay or 0.0)
+
+
+def _arguments(name: str) -> Mapping[str, inspect.Parameter]:
+    """The arguments of an optimiser's class, without the first, the parameters."""
+    try:
+        found = inspect.signature(optimiser_class(name)).parameters
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--optimizer {name}: expected a class of optimisers ({error})") from error
+    return dict(list(found.items())[1:])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OptimiserSpec:
     """An optimiser and its numbers."""
 
     name: str = "AdamW"
-    """Class in torch.optim."""
+    """Class in torch.optim, or module:attribute."""
     lr: float = 1e-3
     """First learning rate; the schedule multiplies it."""
     weight_decay: float = 1e-4
@@ -44,11 +103,9 @@ class OptimiserSpec:
 
     def __post_init__(self) -> None:
         """Refuse what the class would not take, before any work starts."""
-        if self.name not in OPTIMISERS:
-            raise InputError(f"optimiser: expected one of {', '.join(OPTIMISERS)}, found {self.name!r}")
         known = self._defaults()
         unknown = [name for name in self.args if name not in known]
-        if unknown:
+        if unknown and not self._takes_any:
             raise InputError(
                 f"optimiser {self.name}: unknown arguments {', '.join(unknown)}; "
                 f"it takes {', '.join(known)}, and lr and weight_decay by flags of their own"
@@ -65,9 +122,14 @@ class OptimiserSpec:
         """The optimiser of a network's named parameters."""
         values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in self._given().items()}
         try:
-            return OPTIMISERS[self.name](self._groups(parameters), **values)
-        except (TypeError, ValueError, RuntimeError) as error:
+            made = optimiser_class(self.name)(self._groups(parameters), **values)
+        except Exception as error:
+            if ":" not in self.name and not isinstance(error, TypeError | ValueError | RuntimeError):
+                raise
             raise InputError(f"optimiser {self.name}: {error}") from error
+        if not isinstance(made, torch.optim.Optimizer):
+            raise InputError(f"optimiser {self.name}: expected a torch.optim.Optimizer, found {type(made).__name__}")
+        return made
 
     def to_json(self) -> dict[str, Json]:
         """Name and every argument with its value; those that are None are left to torch."""
@@ -87,14 +149,22 @@ class OptimiserSpec:
     def _given(self) -> dict[str, Json]:
         """The keyword arguments of the class that are not left to their defaults."""
         decay: dict[str, Json] = {"weight_decay": self.weight_decay}
-        if "weight_decay" not in inspect.signature(OPTIMISERS[self.name]).parameters:
+        if "weight_decay" not in _arguments(self.name) and not self._takes_any:
             if self.weight_decay:
                 raise InputError(f"optimiser {self.name}: has no weight decay; give a weight decay of 0")
             decay = {}
         return {**self.args, "lr": self.lr, **decay}
 
+    @property
+    def _takes_any(self) -> bool:
+        """Whether the class takes arguments that it does not name."""
+        return any(each.kind is each.VAR_KEYWORD for each in _arguments(self.name).values())
+
     def _defaults(self) -> dict[str, Json]:
         """The arguments of the class, without those that have a field of their own, and their defaults."""
-        arguments = inspect.signature(OPTIMISERS[self.name]).parameters
-        own = ("params", "lr", "weight_decay")
-        return {name: argument.default for name, argument in arguments.items() if name not in own}
+        named = {n: a for n, a in _arguments(self.name).items() if a.kind not in (a.VAR_KEYWORD, a.VAR_POSITIONAL)}
+        return {
+            name: None if argument.default is argument.empty else argument.default
+            for name, argument in named.items()
+            if name not in ("lr", "weight_decay")
+        }

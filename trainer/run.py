@@ -24,14 +24,22 @@ from pipeline.ranks import Ranks
 from pipeline.render import Renderer, decoder_of, make_renderer
 from pipeline.source import scan_as
 from trainer import distributed
-from trainer.checkpoint import packed, random_state, restore_random_state, save_checkpoint, unpacked
+from trainer.beginning import begin_with
+from trainer.checkpoint import (
+    packed,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+    seed_all,
+    unpacked,
+)
 from trainer.config import TrainConfig
 from trainer.ema import Average
 from trainer.evaluate import EvalResult
 from trainer.guard import Guard
 from trainer.losses import Loss, make_loss
 from trainer.replay import Replay
-from trainer.run_folder import begun_with, made_of, trained_as
+from trainer.run_folder import TEST_CACHE, begun_with, made_of, trained_as
 from trainer.stopping import Stops
 
 
@@ -53,7 +61,10 @@ class Run:
         network: the student as a step calls it: on several processes, compiled.
         spread: the part of ``network`` that averages gradients over processes; None when there is one.
         average: the running mean of the student's weights, where it is wanted, on the first process.
+        best_weights: those of the best evaluation, in memory, on the first process; files are written of what a
+            checkpoint holds alone.
         total: sum of the losses of the current epoch, each times its batch's share.
+        gradient: norm of the last step's gradient, where it is logged.
         entry: what the log will say of an epoch that is trained and not evaluated yet.
         saved: the step of the last checkpoint; None before the first.
         saved_at: when it was saved, by the monotonic clock.
@@ -74,10 +85,13 @@ class Run:
     made_of: Mapping[str, Json]
     total: Tensor
     step: int = 0
+    gradient: float | None = None
     entry: dict[str, Any] = field(default_factory=dict)
     last: EvalResult | None = None
     best: EvalResult | None = None
+    best_weights: dict[str, Tensor] | None = None
     best_epoch: int | None = None
+    best_written: bool = False
     evaluations: int = 0
     saved: int | None = None
     saved_at: float = -math.inf
@@ -87,6 +101,11 @@ class Run:
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return self.config.epochs * len(self.replay)
+
+    @property
+    def logs_step(self) -> bool:
+        """Whether the step in hand is one of those of --log-every; of a run's steps, each K-th."""
+        return self.config.log_every is not None and (self.step + 1) % self.config.log_every == 0
 
     @property
     def folder(self) -> Path:
@@ -130,6 +149,15 @@ class Run:
         self.saved, self.saved_at = self.step, time.monotonic()
         self.save_seconds = self.saved_at - start
 
+    def keep_best(self, result: EvalResult, epoch: int) -> None:
+        """Remember these weights as the best so far; the next checkpoint holds them, and then their file."""
+        self.best, self.best_epoch = result, epoch
+        self.best_weights = {
+            name: value.detach().cpu().clone() if isinstance(value, Tensor) else value
+            for name, value in self.result.state_dict().items()
+        }
+        self.best_written = False
+
     def state(self) -> dict[str, Any]:
         """What all processes share; tensors, numbers and strings only."""
         return {
@@ -142,6 +170,7 @@ class Run:
             "last": asdict(self.last) if self.last else None,
             "best": asdict(self.best) if self.best else None,
             "best_epoch": self.best_epoch,
+            "best_weights": self.best_weights,
             "evaluations": self.evaluations,
         }
 
@@ -157,6 +186,7 @@ class Run:
         self.last = EvalResult(**state["last"]) if state["last"] else None
         self.best = EvalResult(**state["best"]) if state["best"] else None
         self.best_epoch = state["best_epoch"]
+        self.best_weights = state["best_weights"] if self.ranks.first else None
         self.evaluations = state["evaluations"]
         rank, world, saved = self.ranks.rank, self.ranks.world, state["ranks"]
         if len(saved) == world:
@@ -172,12 +202,15 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
     """Open the store and the images, make student, optimiser and loss; refuses what does not fit together."""
     if ranks.first:  # and the others find what it has found out of the images
         replay = open_replay(config, ranks, config.views or begun_with(config.run))
+        test = open_test(config, replay) if config.test_images else None
         ranks.tell(replay.order.views)
     else:
         views: Any = ranks.tell()
         replay = open_replay(config, ranks, views)
-    test = open_test(config, replay) if config.test_images else None
-    made = made_of(config, replay, test.images if test else None, ranks.world)
+        test = open_test(config, replay) if config.test_images else None
+    loss, optimiser = make_loss(config.loss_spec()), config.optimiser_spec()
+    student = make_student(config, ranks, replay)
+    made = made_of(config, replay, student, test.images if test else None, ranks.world)
     require_same(
         f"rank {ranks.rank}",
         ranks.tell(dict(made)),
@@ -185,8 +218,7 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
         "start all ranks with the same command",
         holder="the first rank",
     )
-    student = make_student(config, ranks, replay)
-    optimizer = config.optimiser_spec().make(student.named_parameters())
+    optimizer = optimiser.make(student.named_parameters())
     average = Average(student, config.ema) if config.ema and ranks.first else None
     spread = distributed.spread(student, config, ranks)
     device = torch.device(config.device)
@@ -199,7 +231,7 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
         spread=spread,
         average=average,
         optimizer=optimizer,
-        loss=make_loss(config.loss_spec()),
+        loss=loss,
         guard=Guard(ranks, device, stops),
         test=test,
         made_of=made,
@@ -232,9 +264,10 @@ def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
 def make_student(config: TrainConfig, ranks: Ranks, replay: Replay) -> nn.Module:
     """The student with its first weights, the same on every process; refused when it does not fit the labels."""
     columns = replay.store.identity.columns
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
     args = json_object("--student-args", config.student_args)
-    student = distributed.prepare(build_network(config.student, args, columns, size=replay.size), config, ranks)
+    made = build_network(config.student, args, columns, size=replay.size)
+    student = distributed.prepare(begin_with(made, config, columns, replay.size), config, ranks)
     try:
         with torch.no_grad():
             found: Any = student.eval()(torch.zeros(2, 3, replay.size, replay.size, device=config.device))
@@ -254,9 +287,16 @@ def make_student(config: TrainConfig, ranks: Ranks, replay: Replay) -> nn.Module
 
 
 def open_test(config: TrainConfig, replay: Replay) -> Test:
-    """The test images; refused when their classes are not those of the store."""
+    """The test images; refused when their classes are not those of the store, or one of them does not decode."""
     classes = list(replay.store.identity.classes)
-    images = scan_as(config.test_images or Path(), classes, digests=False)
+    images = scan_as(
+        config.test_images or Path(),
+        classes,
+        cache=config.run / TEST_CACHE,
+        skip_broken=config.skip_broken,
+    )
+    if not len(images):
+        raise InputError(f"--test-images {config.test_images}: expected images that decode, found none")
     require_same(
         "list of test classes",
         list[Json](classes),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -17,19 +16,23 @@ from typing import IO, Any
 import torch
 from torch import nn
 
-from labelstore import __version__
-from labelstore.errors import InputError, LeaseError
+from labelstore import __version__, removing
+from labelstore.errors import InputError, LeaseError, MismatchError
 from labelstore.newfile import write_new, write_over
 from labelstore.removing import Proof
-from labelstore.spec import Json, require_same
+from labelstore.spec import Json, first_difference, require_same, said
 from pipeline.config import json_object
 from pipeline.manifest import Manifest
+from pipeline.manifest_cache import CACHE
 from pipeline.networks.trained import Trained
+from pipeline.networks.weights import state_digest
 from trainer.checkpoint import elsewhere
 from trainer.config import TrainConfig
 from trainer.replay import Replay
+from trainer.sources import code_of, layout_of
 
-VERSIONS = ("torch", "torchvision", "numpy", "zarr", "numcodecs")
+FORMAT = 2  # of a run: 1 knew neither digests of code and test images nor the random numbers of numpy and Python
+VERSIONS = ("torch", "torchvision", "numpy", "numcodecs")
 # Where and how fast a run is made does not change what it is; what is recorded of the store has views and decoder.
 NOT_THE_RUN = (
     "run",
@@ -44,32 +47,60 @@ NOT_THE_RUN = (
     "views",
     "decoder",
     "tensorboard",
+    "skip_broken",
+    "anyway",
+    "log_every",
+    "student_weights",
 )
-LOCK, LOG = ".lock", "log.jsonl"
+LOCK, LOG, STEPS, CONFIG, TEST_CACHE = ".lock", "log.jsonl", "steps.jsonl", "config.json", "test.images.npz"
+# What may have changed since a run began, where --anyway says so: it decides what comes out, not whether it can go on.
+CHANGES = {
+    "code": "the code of the student has changed since the run began",
+    "test": "these are not the test images with which the run began",
+    "versions": "other versions than those with which the run began",
+    "replay_renderer": "another renderer than the one with which the run began",
+}
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Keep other processes out of a run's folder; the system lets go of it however this process ends.
 
+    A call that is refused before its run has begun leaves nothing behind.
+
     Raises:
         InputError: when there is something else than a run.
         LeaseError: when another process trains there.
     """
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{folder}: expected a folder, found a file in its place; give another --run") from error
-    if not (folder / "config.json").exists() and any(path.name != LOCK for path in folder.iterdir()):
+    cache = folder / TEST_CACHE
+    others = [
+        path for path in folder.iterdir() if path.name != LOCK and not (path == cache and removing.may_go(path, CACHE))
+    ]
+    if others and not (folder / CONFIG).exists():
         raise InputError(f"{folder}: expected an empty folder or a run, found other files; give another --run")
     with _open_lock(folder / LOCK) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            if not os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
+                raise FileNotFoundError  # another call removed it when it was refused
+        except (BlockingIOError, FileNotFoundError) as error:
             raise LeaseError(
                 f"{folder}: another process trains in this folder; wait for it, or give another --run"
             ) from error
-        yield
+        try:
+            yield
+        finally:
+            if not (folder / CONFIG).exists():
+                for path, proof in ((cache, CACHE), (folder / LOCK, EMPTY)):
+                    if removing.may_go(path, proof):
+                        removing.remove(path, proof)
+                if made:
+                    removing.remove_folder(folder)
 
 
 def _open_lock(path: Path) -> IO[bytes]:
@@ -80,39 +111,45 @@ def _open_lock(path: Path) -> IO[bytes]:
         raise InputError(f"{path}: cannot be locked ({error.strerror}); give another --run") from error
 
 
-def made_of(config: TrainConfig, replay: Replay, test: Manifest | None, processes: int = 1) -> dict[str, Json]:
+def made_of(
+    config: TrainConfig, replay: Replay, student: nn.Module, test: Manifest | None, processes: int = 1
+) -> dict[str, Json]:
     """Everything that decides what a run comes to: the same here means the same student.
 
     Args:
         config: of the run, as one process has it.
         replay: what it plays.
+        student: what it trains.
         test: the test images.
         processes: how many train together.
     """
-    plain = {name: value for name, value in asdict(config).items() if name not in NOT_THE_RUN}
+    plain = {name: value for name, value in config.in_effect().items() if name not in NOT_THE_RUN}
     identity = replay.store.identity
     # In this order differences are looked for: what others follow from comes first.
     described: dict[str, Json] = {
+        "format": FORMAT,
         "store": {"identity": identity.to_json(), "views": replay.order.views},
         "run": plain
         | {
             "device": torch.device(config.device).type,
-            "view_order": config.play_order,
             "size": replay.size,
             "threads": torch.get_num_threads(),
             "processes": processes,
-            "eval_every": config.evaluation_interval,
             "test_resize": config.test_resize or replay.size,
+        },
+        "student": {
+            "layout": layout_of(student),
+            **({"begins": state_digest(student.state_dict())} if config.student_weights else {}),
         },
         "loss": config.loss_spec().to_json(),
         "optimizer": config.optimiser_spec().to_json(),
         "schedule": config.schedule_spec().to_json(),
     }
+    described["code"] = code_of(student, config.student, config.loss, config.optimizer)
     described["replay_renderer"] = dict(replay.source.renderer.id)
     described["versions"] = {name: version(name) for name in VERSIONS}
     if test:
-        names = "\n".join(test.paths).encode()
-        described["test"] = {"images": len(test), "paths": hashlib.sha256(names).hexdigest()}
+        described["test"] = {"images": len(test), "skipped": list(test.skipped), "digest": test.digest}
     as_stored: dict[str, Json] = json.loads(json.dumps(described))
     return as_stored
 
@@ -124,10 +161,16 @@ def described_in(path: Path) -> Any:
     try:
         made = json.loads(path.read_text())["made_of"]
         int(made["store"]["views"])
+        form = made.get("format", 1)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: expected the config.json of a run, found another file; give another --run"
         ) from error
+    if form != FORMAT:
+        raise InputError(
+            f"{path}: expected a run of format {FORMAT}, found format {form}; continue it with the version of giftwrap "
+            f"that began it, or give another --run"
+        )
     return made
 
 
@@ -140,9 +183,66 @@ def test_images_of(folder: Path) -> Path | None:
     return Path(named) if isinstance(named, str) else None
 
 
+def accepted(stored: Any, made: Mapping[str, Json], *, anyway: bool) -> Any:
+    """What a run was made of, with what may be another now put in its place; all else must equal ``made``.
+
+    Args:
+        stored: what the run was made of.
+        made: what this call would make it of.
+        anyway: whether other code, test images, versions and renderers are taken.
+
+    Raises:
+        InputError: when it has more epochs now, and its schedule or evaluations do not allow that.
+        MismatchError: without ``anyway``, when the code or the like has changed and nothing else has.
+    """
+    taken = lengthened(elsewhere(stored, made), made)
+    kept = {key: value for key, value in taken.items() if key not in CHANGES}
+    if not anyway and not first_difference(kept, {key: made[key] for key in made if key not in CHANGES}):
+        for key, what in CHANGES.items():
+            if difference := first_difference({key: taken.get(key)}, {key: made.get(key)}):
+                place, theirs, ours = difference
+                raise MismatchError(
+                    f"{what}: {place} was {said(theirs)} and is {said(ours)}; put back what there was, give another "
+                    f"--run, or go on with what there is now by --anyway, which {CONFIG} records"
+                )
+    return {**kept, **{key: made[key] for key in CHANGES if key in made}}
+
+
+def lengthened(stored: Any, made: Mapping[str, Json]) -> Any:
+    """What a run was made of, with more epochs where all that was trained by now would have been the same.
+
+    Raises:
+        InputError: names the flag that makes the beginning of a run depend on its length.
+    """
+    ours: Any = made.get("run", {})
+    theirs = stored.get("run", {})
+    before, now = theirs.get("epochs", 0), ours.get("epochs", 0)
+    if now <= before:
+        return stored
+    because = {
+        f"--schedule {theirs['schedule']}": theirs["schedule"] != "constant",
+        f"--eval-from {theirs['eval_from']}": theirs["eval_from"] > 0,
+    }
+    for flag, forbids in because.items():
+        if forbids:
+            raise InputError(
+                f"--epochs {now}: the run began with {before}, and {flag} depends on the length of the whole run; "
+                f"keep --epochs {before}, or give another --run (a run of --schedule constant can be lengthened)"
+            )
+    return {**stored, "run": {**theirs, "epochs": now}}
+
+
+def with_its_interval(config: TrainConfig) -> TrainConfig:
+    """A run that is continued, lengthened or not, is evaluated as often as it was, unless a flag says how often."""
+    stored = described_in(config.run / CONFIG)
+    if stored is None or config.eval_every is not None or config.epochs < stored["run"]["epochs"]:
+        return config
+    return replace(config, eval_every=stored["run"]["eval_every"])
+
+
 def begun_with(folder: Path) -> int | None:
     """The views of a run that is continued: fixed when it began, though the store may have more by now."""
-    stored = described_in(folder / "config.json")
+    stored = described_in(folder / CONFIG)
     return stored["store"]["views"] if stored else None
 
 
@@ -177,21 +277,58 @@ def trained_as(made: Mapping[str, Any], source: str) -> Trained:
     return Trained.of_json(record, source)
 
 
-def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) -> None:
+def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) -> list[Json]:
     """Write config.json of a new run; refuse to continue a run that was another one.
+
+    Returns:
+        What has changed since the run began, and is taken: place, what it was, what it is.
 
     Raises:
         MismatchError: names the first difference between the run folder and this run.
     """
-    path = config.run / "config.json"
+    path = config.run / CONFIG
     stored = described_in(path)
-    if stored is not None:
-        advice = f"give the flags of {path}, or another --run"
-        require_same("run", elsewhere(stored, made), dict(made), advice, holder="the folder")
-        return
+    if stored is None:
+        write_new(path, _document(made, _made_with(config, student), []))
+        return []
+    same = accepted(stored, made, anyway=config.anyway)
+    ours: Any = made["student"]
+    if stored["store"] == made["store"] and same["student"]["layout"] != ours["layout"]:
+        raise MismatchError(
+            f"the student has other weights than when the run began: names, shapes or types in its state dict differ; "
+            f"give the code and the arguments of {path} again, or another --run"
+        )
+    advice = f"give the flags of {path}, or another --run"
+    require_same("run", same, dict(made), advice, holder="the folder")
+    theirs = elsewhere(stored, made)
+    changes: list[Json] = []
+    for key in (*CHANGES, "run"):
+        if difference := first_difference({key: theirs.get(key)}, {key: made.get(key)}):
+            place, was, now = difference
+            changes.append({"at": place, "was": was, "is": now})
+    return changes
+
+
+def record_changes(config: TrainConfig, made: Mapping[str, Json], changes: Sequence[Any], step: int) -> None:
+    """Write into config.json what a run is made of from ``step`` on, and what it was before."""
+    path = config.run / CONFIG
+    document = json.loads(path.read_text())
+    changed = [*document.get("changed", ()), *({"step": step, **change} for change in changes)]
+    write_over(path, _document(made, document["made_with"], changed), RUN)
+
+
+def _document(made: Mapping[str, Json], where: Mapping[str, Json], changed: list[Json]) -> bytes:
+    """The content of config.json."""
+    return json.dumps(
+        {"made_of": dict(made), "made_with": dict(where), **({"changed": changed} if changed else {})}, indent=2
+    ).encode()
+
+
+def _made_with(config: TrainConfig, student: nn.Module) -> dict[str, Json]:
+    """What a reader of config.json wants to know, and nothing depends on."""
     kinds = {type(layer).__name__ for layer in student.modules()}
     norms: Json = [name for name in sorted(kinds) if "Norm" in name]
-    where: dict[str, Json] = {
+    return {
         "versions": {
             "giftwrap": __version__,
             "python": platform.python_version(),
@@ -204,13 +341,23 @@ def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) 
         "labels": "raw logits of the teacher, made after mixing",
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
     }
-    config.run.mkdir(parents=True, exist_ok=True)
-    write_new(path, json.dumps({"made_of": dict(made), "made_with": where}, indent=2).encode())
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a file is the config.json of a run."""
+    try:
+        return described_in(path) is not None
+    except InputError:
+        return False
+
+
+RUN = Proof("the config.json of a run", _is_run)
+EMPTY = Proof("an empty file", lambda path: path.stat().st_size == 0)
 
 
 @contextmanager
 def open_log(
-    folder: Path, epoch: int, warn: Callable[[str], object], *, tensorboard: bool = False
+    folder: Path, epoch: int, warn: Callable[[str], object], *, tensorboard: bool = False, step: int = 0
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """What takes the entry of each epoch: a line of log.jsonl, and with ``tensorboard`` its numbers as scalars.
 
@@ -219,20 +366,21 @@ def open_log(
         epoch: the next one; what was said of it and of later ones, after the last checkpoint, is dropped.
         warn: told when epochs before it are missing.
         tensorboard: whether scalars are wanted.
+        step: the last one of the last checkpoint; what steps.jsonl says of later ones is dropped.
     """
     path = folder / LOG
     kept = {number: line for number, line in lines_of(path).items() if number < epoch}
     if len(kept) < epoch:
         warn(f"{path}: expected a line for each of {epoch} epochs, found {len(kept)}; the others are not made again")
-    if path.exists():
-        content, others = path.read_bytes(), Proof("the log of a run", lambda found: found.is_file())
-        if (lines := without(content, epoch)) != content:
-            write_over(path, lines, others)  # a line that is not the run's is kept
+    for file, key, first in ((path, "epoch", epoch), (folder / STEPS, "step", step + 1)):
+        if file.exists():
+            content, others = file.read_bytes(), Proof("the log of a run", lambda found: found.is_file())
+            if (lines := without(content, first, key)) != content:
+                write_over(file, lines, others)  # a line that is not the run's is kept
     scalars = _scalars(folder / "tensorboard", epoch) if tensorboard else None
 
     def log(entry: Mapping[str, Any]) -> None:
-        with path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        append(path, entry)
         for name, value in entry.items():
             if scalars and name != "epoch" and value is not None:
                 scalars.add_scalar(name, value, entry["epoch"])
@@ -242,6 +390,12 @@ def open_log(
     finally:
         if scalars:
             scalars.close()
+
+
+def append(path: Path, entry: Mapping[str, Any]) -> None:
+    """Add a line to a log."""
+    with path.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
 
 
 def _scalars(folder: Path, epoch: int) -> Any:
@@ -256,18 +410,18 @@ def _scalars(folder: Path, epoch: int) -> Any:
     return writer(folder, purge_step=epoch)
 
 
-def without(content: bytes, epoch: int) -> bytes:
-    """A log without what was said of ``epoch`` and later ones, and without a last line that a crash has cut off."""
+def without(content: bytes, first: int, key: str = "epoch") -> bytes:
+    """A log without what was said of epoch (or step) ``first`` and later ones, and without a last line cut off."""
     kept = []
     *lines, last = content.split(b"\n")
     for line in lines:
         try:
-            if json.loads(line)["epoch"] >= epoch:
+            if json.loads(line)[key] >= first:
                 continue
         except (ValueError, LookupError, TypeError):
             pass
         kept.append(line + b"\n")
-    begin = b'{"epoch": '
+    begin = f'{{"{key}": '.encode()
     return b"".join(kept) + (b"" if last.startswith(begin) or begin.startswith(last) else last + b"\n")
 
 

@@ -30,6 +30,8 @@ class ScheduleSpec:
     """cosine: the fraction of the first rate that is reached at the end of its half wave."""
     horizon: float = 1.0
     """cosine: the length of that half wave, in runs."""
+    warmup: int = 0
+    """Epochs in which the rate rises to its first value, in equal steps; the schedule begins behind them."""
 
     def __post_init__(self) -> None:
         """Refuse what is not a schedule."""
@@ -49,22 +51,26 @@ class ScheduleSpec:
             raise InputError(f"schedule drop: expected a number > 0, found {self.drop}")
         if not (math.isfinite(self.horizon) and self.horizon >= 1):
             raise InputError(f"schedule horizon: expected at least 1 run, found {self.horizon}")
+        if self.warmup < 0:
+            raise InputError(f"schedule warm-up: expected 0 epochs or more, found {self.warmup}")
         if not 0 <= self.final <= 1:
             raise InputError(f"schedule final: expected a fraction in [0, 1], found {self.final}")
 
     def to_json(self) -> dict[str, Json]:
         """Name and the numbers in effect."""
+        slowly: dict[str, Json] = {"warmup": self.warmup} if self.warmup else {}
         if self.name == "step":
             return {
                 "name": self.name,
                 "per": self.per,
                 "milestones": list(self.milestones),
                 "drop": self.drop,
+                **slowly,
             }
         if self.name == "cosine":
             longer = {} if self.horizon == 1 else {"horizon": self.horizon}
-            return {"name": self.name, "per": self.per, "final": self.final, **longer}
-        return {"name": self.name}
+            return {"name": self.name, "per": self.per, "final": self.final, **longer, **slowly}
+        return {"name": self.name, **({"per": self.per, **slowly} if slowly else {})}
 
     def factor(self, done: int, total: int) -> float:
         """What the first learning rate is multiplied by after ``done`` of ``total`` epochs or steps."""
@@ -79,6 +85,9 @@ class ScheduleSpec:
 
 def lr_factor(spec: ScheduleSpec, step: int, total: int, *, steps_per_epoch: int) -> float:
     """The factor of optimiser step ``step`` of ``total``, counted from 0 over the whole run."""
+    done, length, rise = step, total, spec.warmup * steps_per_epoch
     if spec.per == "epoch":
-        return spec.factor(step // steps_per_epoch, -(-total // steps_per_epoch))
-    return spec.factor(step, total)
+        done, length, rise = step // steps_per_epoch, -(-total // steps_per_epoch), spec.warmup
+    if done < rise:
+        return (done + 1) / (rise + 1)
+    return spec.factor(done - rise, length - rise)

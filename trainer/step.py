@@ -23,10 +23,13 @@ def step(run: Run, batch: TrainBatch) -> Tensor:
     config = run.config
     factor = lr_factor(config.schedule_spec(), run.step, run.total_steps, steps_per_epoch=len(run.replay))
     for group in run.optimizer.param_groups:
-        group["lr"] = config.lr * factor
+        group["lr"] = config.rate * factor
     run.optimizer.zero_grad(set_to_none=True)
     loss = gradients(run, batch)
     run.guard.see(loss, run.step)
+    if run.logs_step:
+        found = [each.grad for each in run.student.parameters() if each.grad is not None]
+        run.gradient = float(torch.nn.utils.get_total_norm(found))
     if config.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(run.student.parameters(), config.clip_norm)
     run.optimizer.step()

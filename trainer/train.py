@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -13,6 +14,7 @@ from labelstore.console import Console, Progress, duration
 from labelstore.errors import GiftwrapError
 from labelstore.removing import require
 from labelstore.spec import Json
+from pipeline.class_folder import named
 from pipeline.memory import keep_freed_memory
 from pipeline.networks.weights import require_weights, save_weights
 from pipeline.ranks import join
@@ -27,7 +29,19 @@ from trainer.following import view_is_there, wait_for_view
 from trainer.guard import DivergedError
 from trainer.replay import normalisation_of
 from trainer.run import Run, Test, make_run
-from trainer.run_folder import LOG, describe, hold, lines_of, open_log
+from trainer.run_folder import (
+    CONFIG,
+    LOG,
+    STEPS,
+    accepted,
+    append,
+    describe,
+    hold,
+    lines_of,
+    open_log,
+    record_changes,
+    with_its_interval,
+)
 from trainer.step import step
 from trainer.stopping import Asked, Stops
 
@@ -46,6 +60,7 @@ def train(config: TrainConfig, console: Console) -> Mapping[str, Json]:
     """
     keep_freed_memory()
     with join("training") as ranks:
+        config = with_its_interval(config) if ranks.first else config
         config, console = ranks.share(config), console if ranks.first else Console(silent=True)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -68,17 +83,35 @@ def train(config: TrainConfig, console: Console) -> Mapping[str, Json]:
 def begin(run: Run, console: Console) -> None:
     """Describe a new run, or load an old one's last checkpoint; say what it is made of."""
     config, ranks = run.config, run.ranks
+    views = run.replay.order.views
     if config.recipe:
-        console.line(recipes.said(config, run.replay.store.identity))
+        console.line(recipes.said(config, run.replay.store.identity, views))
         require_store(config.recipe, run.replay.store.identity, config.student)
+    if run.test:
+        say_skipped(run.test, console)
+    changes: Any = []
     if ranks.first:
-        describe(config, run.made_of, run.student)
+        changes = describe(config, run.made_of, run.student)
         require_own(run)
+    changes = ranks.tell(changes)
     if ranks.tell(run.checkpoint.exists()):
-        run.load_state(load_checkpoint(run.checkpoint, run.made_of))
+        run.load_state(load_checkpoint(run.checkpoint, run.made_of, partial(accepted, anyway=config.anyway)))
+        if ranks.first:
+            write_weights(run)  # a kill may have come between a checkpoint and these
+        if changes:
+            save(run)
         console.line(f"resuming {config.run} at epoch {run.replay.epoch} of {config.epochs}, step {run.step}")
     elif ranks.first and lines_of(config.run / LOG):
         console.warn(f"{run.checkpoint}: there is no checkpoint; the run begins again, and its log")
+    for change in changes:
+        console.warn(f"{change['at']} has changed since the run began; {config.run / CONFIG} records it")
+    if changes and ranks.first:
+        record_changes(config, run.made_of, changes, run.step)
+    console.line(f"trains by {in_words(run.made_of)}; plays {recipes.plays(config.epochs, views)}")
+    if config.ema and (1 - config.ema) * run.total_steps < 1:
+        console.warn(
+            f"--ema {config.ema}: a mean over some {1 / (1 - config.ema):,.0f} steps, of a run of {run.total_steps:,}"
+        )
     pixels, size = run.replay.pixels, run.replay.store.identity.size
     how = "bit for bit" if pixels.equal else f"within {pixels.max_difference} levels, on another renderer"
     other = "" if size == run.replay.size else f"; the student gets the same boxes at {run.replay.size} px"
@@ -87,6 +120,25 @@ def begin(run: Run, console: Console) -> None:
         say_left_out(run.test.images, console)
     if ranks.world > 1:
         console.line(f"processes: {ranks.world}, each with its slice of every batch of {config.batch_size}")
+
+
+def in_words(made: Mapping[str, Json]) -> str:
+    """The loss, the optimiser and the schedule of a run with every number that they have."""
+    parts = []
+    for what in ("loss", "optimizer", "schedule"):
+        values: Any = dict(cast("Mapping[str, Any]", made[what]))
+        numbers = ", ".join(f"{name} {value}" for name, value in values.items() if name != "name")
+        parts.append(f"{'schedule ' if what == 'schedule' else ''}{values['name']}{f' ({numbers})' if numbers else ''}")
+    return "; ".join(parts)
+
+
+def say_skipped(test: Test, console: Console) -> None:
+    """Name the test images that are left out."""
+    if skipped := test.images.skipped:
+        console.warn(
+            f"{len(skipped)} test images do not decode and are left out: {named(skipped)}; accuracy is of the other "
+            f"{len(test.images):,}"
+        )
 
 
 def require_own(run: Run) -> None:
@@ -105,7 +157,13 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
     """
     config, first, start, before = run.config, run.ranks.first, time.monotonic(), run.step
     with (
-        open_log(config.run, run.entry.get("epoch", run.replay.epoch), console.warn, tensorboard=config.tensorboard)
+        open_log(
+            config.run,
+            run.entry.get("epoch", run.replay.epoch),
+            console.warn,
+            tensorboard=config.tensorboard,
+            step=run.step,
+        )
         if first
         else nullcontext(lambda _: None) as log,
         console.progress("steps", run.total_steps, "steps") as progress,
@@ -116,14 +174,29 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
             while run.entry or run.replay.epoch < config.epochs:
                 one_view(run, console, progress, log, iter(run.replay) if config.follow else batches)
         except Asked:
-            run.save()
+            save(run)
             raise
         finally:
             batches.close()
     if not first:
         return {}
-    save_weights(run.result.state_dict(), run.folder / "last.safetensors", trained=run.trained)
     return summary(run, before, time.monotonic() - start)
+
+
+def save(run: Run) -> None:
+    """Save a checkpoint, and then the files of weights as it has them."""
+    run.save()
+    if run.ranks.first:
+        write_weights(run)
+        run.save_seconds += time.monotonic() - run.saved_at
+
+
+def write_weights(run: Run) -> None:
+    """Write the files of weights as the last checkpoint has them; called when one was saved or loaded."""
+    save_weights(run.result.state_dict(), run.folder / "last.safetensors", trained=run.trained)
+    if run.best_weights is not None and not run.best_written:
+        save_weights(run.best_weights, run.folder / "best.safetensors", trained=run.trained)
+        run.best_written = True
 
 
 def one_view(
@@ -146,12 +219,14 @@ def one_view(
     log({**run.entry, **scores})
     run.entry = {}
     if run.replay.epoch == config.epochs or is_due(run):
-        run.save()
+        save(run)
 
 
 def is_due(run: Run) -> bool:
-    """Whether a checkpoint is wanted behind an epoch."""
+    """Whether a checkpoint is wanted behind an epoch: the best weights so far are kept at once."""
     config = run.config
+    if run.ranks.tell(run.best_weights is not None and not run.best_written):
+        return True
     if config.checkpoint_steps is not None and run.step % config.checkpoint_steps == 0:
         return True
     if config.checkpoint_every is not None:
@@ -166,7 +241,7 @@ def await_view(run: Run, console: Console) -> None:
     if not store.follow or run.ranks.tell(run.ranks.first and view_is_there(store, view)):
         return
     if run.step:
-        run.save()
+        save(run)
     console.line(f"waiting for view {view} of {store.path}")
     on_first(run, lambda: wait_for_view(store, view))
 
@@ -196,14 +271,19 @@ def one_epoch(run: Run, progress: Progress, batches: Iterator[TrainBatch]) -> di
     run.network.train()
     crops, waited = 0, 0.0
     for batch, wait in timed(batches):
-        run.total += step(run, batch)
+        logged = run.logs_step
+        loss = step(run, batch)
+        run.total += loss
+        if logged:
+            shares: list[Any] = run.ranks.gather(float(loss))
+            log_step(run, epoch, sum(shares) / len(shares))
         crops, waited = crops + batch.total, waited + wait
         progress.advance(note=f"epoch {epoch}, {binding(waited, time.monotonic() - start)}")
         if run.replay.epoch != epoch:
             break
         run.guard.between_steps()
         if every is not None and run.step % every == 0:
-            run.save()
+            save(run)
     seconds = time.monotonic() - start
     totals: list[Any] = run.ranks.gather(float(run.total))
     return {
@@ -217,6 +297,13 @@ def one_epoch(run: Run, progress: Progress, batches: Iterator[TrainBatch]) -> di
         "crops_per_second": round(crops / seconds, 1),
         "waiting_share": round(waited / seconds, 3),
     }
+
+
+def log_step(run: Run, epoch: int, loss: float) -> None:
+    """A line of steps.jsonl for the step that was just taken; the first process writes."""
+    if run.ranks.first:
+        values = {"step": run.step, "epoch": epoch, "loss": loss, "lr": run.optimizer.param_groups[0]["lr"]}
+        append(run.folder / STEPS, {**values, "gradient_norm": run.gradient})
 
 
 def binding(waited: float, seconds: float) -> str:
@@ -244,8 +331,7 @@ def assess(run: Run, test: Test, epoch: int) -> dict[str, float | None]:
     run.last, run.evaluations = result, run.evaluations + 1
     write_classes(run.folder / "classes.csv", test.images.classes, result)
     if run.best is None or result.top1 > run.best.top1:
-        run.best, run.best_epoch = result, epoch
-        save_weights(run.result.state_dict(), run.folder / "best.safetensors", trained=run.trained)
+        run.keep_best(result, epoch)
     return {f"test_{name}": value for name, value in result.numbers.items()}
 
 
@@ -280,6 +366,7 @@ def summary(run: Run, before: int, seconds: float) -> dict[str, Json]:
         "last": dict(last.numbers if last else NOT_EVALUATED),
         "best": {**(best.numbers if best else NOT_EVALUATED), "epoch": run.best_epoch},
         "evaluations": run.evaluations,
+        "test_images": {"used": len(run.test.images), "skipped": len(run.test.images.skipped)} if run.test else None,
     }
 
 

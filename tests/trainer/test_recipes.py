@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import tyro
 
 from labelstore import Identity
-from labelstore.errors import MismatchError
+from labelstore.errors import InputError, MismatchError
 from pipeline import recipes as stores
+from pipeline.class_folder import list_images
+from pipeline.config import BuildConfig, json_object
+from pipeline.manifest import scan
 from pipeline.networks import build_network
 from pipeline.plan import PlanSpec
 from pipeline.recipes import Setting, flags_of, require_store, words
+from tests.journeys.world import draw_images
 from tests.labelstore.making import make_identity
+from trainer import recipes as trained
+from trainer.config import TrainConfig
 from trainer.optimisers import OptimiserSpec
+from trainer.order import Order
 from trainer.recipes import RECIPES
 from trainer.schedules import ScheduleSpec
 
@@ -81,16 +93,197 @@ BETAS = {"optimizer_args": '{"betas": [0.9, 0.999]}'}
 @pytest.mark.parametrize(
     ("recipe", "classes", "values"),
     [
-        ("gift", 1000, {**GIFT, **ADAMW, **STEPS, "epochs": 300, "batch_size": 100, "eval_every": 75, "eval_from": 0}),
-        ("gift", 10, {**GIFT, **ADAMW, **STEPS, "epochs": 1000, "batch_size": 50, "eval_every": 250, "eval_from": 0}),
+        ("gift", 1000, {**GIFT, **ADAMW, **STEPS, "epochs": 300, "batch_size": 100, "eval_every": 75, "eval_from": 0,
+                       "test_resize": 32}),
+        ("gift", 10, {**GIFT, **ADAMW, **STEPS, "epochs": 1000, "batch_size": 50, "eval_every": 250, "eval_from": 0,
+                     "test_resize": 32}),
         ("rded", 10, {**KL, **ADAMW, **BETAS, **BY_WEIGHTS, **COSINE,
-                      "horizon": 2, "batch_size": 50, "eval_every": 10, "eval_from": 0.8}),
+                      "horizon": 2, "batch_size": 50, "eval_every": 10, "eval_from": 0.8, "test_resize": 32}),
         ("sre2l", 1000, {**KL, **ADAMW, **BY_WEIGHTS, **COSINE,
-                         "horizon": 1, "batch_size": 1024, "eval_every": 10, "eval_from": 0}),
+                         "horizon": 1, "batch_size": 1024, "eval_every": 10, "eval_from": 0, "test_resize": 32}),
     ],
 )  # fmt: skip
 def test_every_value(recipe: str, classes: int, values: dict[str, object]) -> None:
     assert RECIPES[recipe](setting(classes, 10)) == values
+
+
+# (recipe, classes, student, side of the crops): short side of a test image, as the evaluators have it
+TESTED = {
+    ("gift", 1000, "torchvision:resnet18", 224): 256,  # GIFT evaluator 153-172
+    ("gift", 10, "torchvision:resnet18", 224): 256,  # a subset of ImageNet
+    ("gift", 1000, "convnet-d4", 64): 73,
+    ("gift", 10, "convnet-d5", 128): 146,
+    ("gift", 10, "convnet-d3", 32): 32, ("gift", 100, "resnet18-modified", 32): 32,
+    ("gift", 200, "convnet-d4", 64): 64, ("gift", 200, "resnet18-modified", 64): 64,
+    ("rded", 10, "convnet-d3", 32): 32, ("rded", 200, "resnet18-modified", 64): 72,  # size // 7 * 8
+    ("rded", 10, "convnet-d5", 128): 144, ("rded", 1000, "torchvision:resnet18", 224): 256,
+    ("rded", 1000, "convnet-d4", 64): 72,
+    ("rded", 10, "s", 5): 5, ("rded", 10, "s", 20): 20,  # never less than the crop
+    ("sre2l", 1000, "torchvision:resnet18", 224): 256, ("sre2l", 200, "resnet18-modified", 64): 64,
+    ("sre2l", 10, "resnet18-modified", 32): 32,
+}  # fmt: skip
+
+
+def test_what_is_tested() -> None:
+    found = {key: RECIPES[key[0]](setting(key[1], 10, key[2], size=key[3]))["test_resize"] for key in TESTED}
+    assert found == TESTED
+    smaller = replace(setting(1000, 10, "convnet-d4", size=224), side=64)  # a student of another size than the store's
+    assert RECIPES["gift"](smaller)["test_resize"] == 73
+
+
+def typed_config(identity: Identity, monkeypatch: pytest.MonkeyPatch, recipe: str, *words: object) -> TrainConfig:
+    """The run of a command line on a store of ``identity``."""
+    monkeypatch.setattr(trained.LabelStore, "open", lambda *_args, **_named: SimpleNamespace(identity=identity))
+    line = ["train", "--store", "s", "--images", "i", "--run", "r", "--student", "convnet-d3", "--recipe", recipe]
+    arguments = trained.typed([*line, *map(str, words)])
+    return tyro.cli(TrainConfig, args=arguments[1:])
+
+
+def identity_of(images: int, classes: int = 10, skipped: tuple[str, ...] = ()) -> Identity:
+    made = make_identity(
+        images, classes, classes=tuple(f"{k:03}" for k in range(classes)), size=32, teacher={"name": "other"},
+        plan=PlanSpec(size=32).to_json(), block=(1, images),
+    )  # fmt: skip
+    return replace(made, skipped=skipped)
+
+
+def test_another_optimiser_goes_without_the_values_of_the_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = identity_of(100)
+    config = typed_config(identity, monkeypatch, "rded", "--optimizer", "SGD")
+    spec = config.optimiser_spec()
+    assert (spec.lr, spec.weight_decay, spec.args, spec.decay) == (0.01, 5e-4, {"momentum": 0.9}, "weights")
+    text = trained.said(config, identity, 300)
+    assert "optimizer SGD (the recipe has AdamW)" in text
+    assert "lr 0.01 (the recipe has 0.001)" in text
+    assert "weight-decay 0.0005 (the recipe has 0.01)" in text
+    given = typed_config(identity, monkeypatch, "rded", "--optimizer", "SGD", "--lr", 0.3, "--optimizer-args", "{}")
+    assert given.optimiser_spec().lr == 0.3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "beside", "not_used"),
+    [
+        ("rded", ("--loss", "gift"), "gamma 0.1", "temperature not used (the recipe has 20.0)"),
+        ("gift", ("--loss", "kl"), "temperature 20.0", "gamma not used (the recipe has 0.1)"),
+        ("gift", ("--gift-form", "convex"), "w 0.1", "gamma not used (the recipe has 0.1)"),
+        ("gift", ("--schedule", "cosine"), "final 0.0", "milestones not used"),
+        ("rded", ("--schedule", "constant", "--warmup-epochs", 3), "warmup-epochs 3", "horizon not used"),
+    ],
+)
+def test_another_loss_or_schedule_has_its_own_numbers(
+    recipe: str, words: tuple[object, ...], beside: str, not_used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = identity_of(100)
+    text = trained.said(typed_config(identity, monkeypatch, recipe, *words), identity, 300)
+    assert beside in text.partition("beside the recipe: ")[2]
+    assert not_used in text
+
+
+def test_student_args_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def args(*words: object) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(typed_config(identity_of(100), monkeypatch, "gift", *words).student_args)
+        return found
+
+    assert args() == {"norm": "batch"}
+    assert args("--student-args", '{"width": 8}') == {"norm": "batch", "width": 8}
+    assert args('--student_args={"norm": "instance"}') == {"norm": "instance"}
+    betas = typed_config(identity_of(100), monkeypatch, "rded", "--optimizer-args", '{"eps": 1e-7}').optimiser_spec()
+    assert betas.args == {"betas": [0.9, 0.999], "eps": 1e-7}
+    with pytest.raises(InputError, match="--student-args: expected a JSON object"):
+        json_object(
+            "--student-args", typed_config(identity_of(100), monkeypatch, "gift", "--student-args", "{").student_args
+        )
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_value_is_said(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = identity_of(100)
+    config = typed_config(identity, monkeypatch, recipe, "--clip-norm", 1.5, "--seed", 9, "--epochs", 60)
+    text = trained.said(config, identity, 41)
+    flags = RECIPES[recipe](Setting.of(identity, "convnet-d3", 60))
+    first, beside, rest = text.split("\n")
+    assert all(f"{name.replace('_', '-')} " in first for name in flags)
+    assert "clip-norm 1.5" in beside
+    assert "seed 9" in beside
+    numbers = config.loss_spec().numbers
+    assert all(f"{name.replace('_', '-')} {value}" in text for name, value in numbers.items() if name != "form")
+    assert "not reproduced" in rest
+    assert "--views 60" in rest  # fresh crops in each epoch
+    named = {word.rstrip(",") for word in text.replace("\n", " ").split()}
+    effective = set(config.in_effect()) - set(trained.UNSAID)
+    assert {name.replace("_", "-") for name in effective} <= named
+
+
+@pytest.mark.parametrize(
+    ("epochs", "views", "text"),
+    [(60, 41, "22 once, 19 twice"), (41, 41, "41 once"), (10, 41, "31 never, 10 once"), (300, 100, "100 3 times")],
+)
+def test_how_often_each_view_is_played(epochs: int, views: int, text: str) -> None:
+    order = Order(views=views, images=4, group=1, seed=0, mode="shuffle")
+    played = Counter(Counter(order.view(epoch) for epoch in range(epochs)).values())
+    said = trained.plays(epochs, views)
+    assert said.endswith(text)
+    for times, count in played.items():
+        assert f"{count} {({1: 'once', 2: 'twice'}).get(times, f'{times} times')}" in said
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_images_that_are_left_out_count_in_both_halves(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = draw_images(tmp_path / "images", per_class=7)  # 21: RDED's batch, and its group, is all of them
+    listing = list_images(root)
+    flags = stores.typed(
+        [
+            "build",
+            "--recipe",
+            recipe,
+            "--images",
+            str(root),
+            "--size",
+            "32",
+            "--teacher",
+            "t",
+            "--store",
+            str(tmp_path / "s"),
+        ]
+    )
+    group = int(flags[flags.index("--group") + 1]) if "--group" in flags else 1
+    assert group in (1, 21)
+    kept = replace(identity_of(20, 3, (listing.paths[5],)), classes=listing.classes)
+    config = typed_config(kept, monkeypatch, recipe, "--student", "s")
+    assert config.batch_size == {"gift": 50, "rded": 21, "sre2l": 1024}[recipe]
+    monkeypatch.setattr(stores.LabelStore, "open", lambda *_args, **_named: SimpleNamespace(identity=kept))
+    (root / listing.paths[5]).unlink()  # the broken file was removed meanwhile: the store is still continued
+    again = stores.typed(
+        ["build", "--recipe", recipe, "--images", str(root), "--size", "32", "--teacher", "t", "--store", "s"]
+    )
+    assert [*again[:-1], str(tmp_path / "s")] == flags
+
+
+@pytest.mark.parametrize("words", [("--mix", "none"), ("--crop", "center")])
+def test_another_crop_or_mix_goes_without_the_values_of_the_recipes(words: tuple[str, ...], tmp_path: Path) -> None:
+    root = draw_images(tmp_path / "images", per_class=7)
+    line = [
+        "build",
+        "--recipe",
+        "rded",
+        "--images",
+        root,
+        "--size",
+        "16",
+        "--teacher",
+        "t",
+        "--weights",
+        "w",
+        "--views",
+        3,
+    ]
+    arguments = stores.typed([*map(str, line), "--store", str(tmp_path / "s"), *words])
+    config = tyro.cli(BuildConfig, args=arguments[1:])
+    config.plan_spec()
+    text = stores.said(config, scan(root, digests=False))
+    assert "not used (the recipe has" in text
 
 
 @pytest.mark.parametrize("recipe", ["gift", "rded"])

@@ -130,7 +130,7 @@ def test_every_loss_lowers_itself(loss: Any, config: TrainConfig, tmp_path: Path
 
 def test_autocast_and_schedules(config: TrainConfig, tmp_path: Path) -> None:
     run = dataclasses.replace(
-        config, dtype="bfloat16", optimizer="SGD", optimizer_args='{"momentum": 0.9}', schedule="step",
+        config, dtype="bfloat16", optimizer="SGD", lr=1e-3, optimizer_args='{"momentum": 0.9}', schedule="step",
         schedule_per="epoch", milestones=(0.5,), drop=0.1, run=tmp_path / "run", test_images=None,
     )  # fmt: skip
     loop.train(run, Console(as_json=True))

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from trainer.imported import imported
 from trainer.losses.closed import gift_rows, kl_rows, well_posed
 from trainer.losses.cosine import cosine_loss
 from trainer.losses.cross_entropy import ce_loss
@@ -55,7 +57,7 @@ class Loss(Protocol):
 class LossSpec:
     """A loss and every number in it; each loss uses its own and ignores the others."""
 
-    name: LossName = "gift"
+    name: LossName | str = "gift"
     """What the student is compared with, and how."""
     form: GiftForm = "released"
     """gift: released (additive, gamma) or convex (weight)."""
@@ -74,8 +76,8 @@ class LossSpec:
 
     def __post_init__(self) -> None:
         """Refuse numbers that a loss is not defined for."""
-        if self.name not in LOSSES:
-            raise InputError(f"loss: expected one of {', '.join(LOSSES)}, found {self.name!r}")
+        if self.name not in LOSSES and ":" not in self.name:
+            raise InputError(f"loss: expected one of {', '.join(LOSSES)}, or module:attribute, found {self.name!r}")
         check_numbers(self.form, self.gamma, self.smoothing, self.weight)
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise InputError(f"loss temperature: expected a number > 0, found {self.temperature}")
@@ -120,6 +122,32 @@ class LossSpec:
     def to_json(self) -> dict[str, Json]:
         """Name and the numbers in effect; ``LossSpec(**spec.to_json())`` is the same loss."""
         return {"name": self.name, **self.numbers}
+
+
+def users_loss(name: str) -> Loss:
+    """A loss of the user's, called as every loss is.
+
+    Raises:
+        InputError: unless it gives one finite number, with a gradient for the student, of a few drawn logits.
+    """
+    loss: Loss = imported("--loss", name)
+    generator = torch.Generator().manual_seed(0)
+    x, t = (torch.randn(2, 4, generator=generator) for _ in range(2))
+    x.requires_grad_()
+    try:
+        found: object = loss(x, t, torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([1.0, 0.5]))
+    except Exception as error:  # of the user's code
+        raise InputError(
+            f"--loss {name}: fails when called as loss(x, t, y, y2, lam), with logits x and t [n, C] of student and "
+            f"teacher, targets y and y2 [n] and the weight lam [n] of y ({type(error).__name__}: {error})"
+        ) from error
+    scalar = isinstance(found, Tensor) and found.ndim == 0 and found.requires_grad and bool(found.isfinite())
+    if not scalar:
+        raise InputError(
+            f"--loss {name}: expected the mean loss of a batch, one finite number with a gradient for the student, "
+            f"found {found!r}"
+        )
+    return loss
 
 
 def soft(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -177,6 +205,8 @@ def make_loss(spec: LossSpec, *, compile: Compile = "auto") -> Loss:  # noqa: A0
         spec: the loss and its numbers.
         compile: on a CPU: ``auto`` compiles for batches of 2^18 logits and more.
     """
+    if ":" in spec.name:
+        return users_loss(spec.name)
     definition = partial(LOSSES[spec.name], **spec.numbers)
     if spec.any_scale and well_posed(*spec.weights):
         soft_weight, hard_weight = spec.weights

@@ -1,0 +1,158 @@
+"""A run that is killed at any write reports, and leaves behind, what an uninterrupted one does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from labelstore import disk
+from labelstore.console import Console
+from tests.journeys.world import SERVER, World, draw_images
+from trainer import train as loop
+from trainer.checkpoint import random_state, restore_random_state, seed_all
+from trainer.config import TrainConfig
+
+FILES = ("last.safetensors", "best.safetensors", "classes.csv")
+
+
+class Drawing(nn.Module):
+    """A student that draws from numpy's and Python's generators, whose accuracy goes up and down."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 8, 3, stride=2)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x).relu().mean((2, 3))
+        if self.training:
+            x = x * (0.5 + float(np.random.rand()) + random.random())  # noqa: NPY002
+        logits: Tensor = self.head(x)
+        return logits
+
+
+@pytest.fixture(scope="module")
+def config(world: World, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("records")
+    return TrainConfig(
+        store=world.store, images=world.images, student="tests.trainer.test_records:Drawing", epochs=6, batch_size=8,
+        lr=0.05, schedule="constant", run=folder / "run", test_images=draw_images(folder / "test", per_class=5),
+        eval_every=1, checkpoint_every=2, threads=1, seed=3,
+    )  # fmt: skip
+
+
+def run_until(config: TrainConfig, step: str, count: int) -> None:
+    """Train, and die before or after the ``count``-th call of a step of writing."""
+    original, calls = getattr(disk, step), 0
+
+    def dying(*args: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == count and count % 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        found = original(*args)
+        if calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    setattr(disk, step, dying)
+    torch.set_num_threads(1)
+    loop.train(config, Console(as_json=True))
+
+
+def test_killed_at_its_writes(config: TrainConfig, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    whole = loop.train(config, Console(as_json=True))
+    run = dataclasses.replace(config, run=tmp_path / "run")
+    died = 0
+    for step, count in (("link_unnamed", 6), ("replace", 3), ("replace", 4), ("replace", 1), ("link_unnamed", 5)):
+        process = SERVER.Process(target=run_until, args=(run, step, count))
+        process.start()
+        process.join()
+        died += process.exitcode == -signal.SIGKILL
+    assert died > 3
+    again = loop.train(run, Console(as_json=True))
+    assert {name: again[name] for name in ("last", "best", "evaluations")} == {
+        name: whole[name] for name in ("last", "best", "evaluations")
+    }
+    for name in FILES:
+        assert (run.run / name).read_bytes() == (config.run / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+def test_what_is_reported_is_what_the_file_gives(
+    after: int, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between the evaluation of an epoch and its checkpoint, and within what a checkpoint writes."""
+    run = dataclasses.replace(config, run=tmp_path / "run")
+    original, calls = loop.save, 0
+
+    def dying(this: loop.Run) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == (after + 1) // 2:
+            if after % 2:
+                raise RuntimeError
+            with monkeypatch.context() as patch:
+                patch.setattr(loop, "write_weights", lambda _: (_ for _ in ()).throw(RuntimeError()))
+                original(this)
+        original(this)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save", dying)
+        with pytest.raises(RuntimeError):
+            loop.train(run, Console(as_json=True))
+    summary = loop.train(run, Console(as_json=True))
+    assert (run.run / "best.safetensors").read_bytes() == (config.run / "best.safetensors").read_bytes()
+    lines = [json.loads(line) for line in (run.run / "log.jsonl").read_text().splitlines()]
+    best = max(line["test_top1"] for line in lines)
+    assert summary["best"]["top1"] == best  # type: ignore[index, call-overload]
+
+
+def test_last_weights_are_those_of_the_last_checkpoint(config: TrainConfig, tmp_path: Path) -> None:
+    run = dataclasses.replace(config, run=tmp_path / "run")
+    original = loop.save
+
+    def once(this: loop.Run) -> None:
+        original(this)
+        raise RuntimeError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "save", once)
+        with pytest.raises(RuntimeError):
+            loop.train(run, Console(as_json=True))
+    from safetensors.torch import load_file
+
+    from trainer.checkpoint import load_checkpoint
+
+    made = json.loads((run.run / "config.json").read_text())["made_of"]
+    state = load_checkpoint(run.run / "checkpoint.pt", made)
+    last = load_file(run.run / "last.safetensors")
+    assert set(last) == set(state["student"])
+    assert all(torch.equal(last[name], state["student"][name]) for name in last)
+
+
+def test_every_generator_is_seeded_kept_and_restored(tmp_path: Path) -> None:
+    def drawn() -> tuple[float, ...]:
+        numpy = np.random.standard_normal(3).tolist()  # noqa: NPY002  an odd number: one is kept for the next call
+        return (*numpy, random.gauss(0, 1), float(torch.rand(1)))
+
+    for seed in (0, 5, 2**62 + 7):
+        seed_all(seed)
+        first = drawn()
+        torch.save(random_state(), tmp_path / "state.pt")
+        following = drawn()
+        seed_all(seed)
+        assert drawn() == first
+        restore_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
+        assert drawn() == following
+    assert len({seed_all(seed) or drawn() for seed in (0, 1, 2**32, 2**33)}) == 4
