@@ -114,8 +114,10 @@ def _construct(name: str, constructor: Callable[..., Any], args: Mapping[str, An
         raise InputError(f"network {name} cannot be made with {dict(args)}: {reason}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"network {name}: expected a torch.nn.Module, found {type(network).__name__}")
-    wrapped = network.module if isinstance(network, nn.DataParallel) else network._modules.get("_orig_mod")
-    return wrapped or network  # by DataParallel or torch.compile, whose own names would be saved
+    if isinstance(network, nn.DataParallel):  # its own names, and torch.compile's, would be saved
+        return network.module
+    inner = getattr(network, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else network
 
 
 def _give_shapes(name: str, network: nn.Module, size: int) -> None:
