@@ -240,15 +240,13 @@ def _probe(spec: TeacherSpec, size: int) -> Tensor:
     return normalise(crops.to(torch.uint8), spec.mean, spec.std, torch.float32, channels_last=False)
 
 
-def _lay_out(
-    network: nn.Module, spec: TeacherSpec, device: torch.device, size: int
-) -> tuple[TeacherSpec, int]:
+def _lay_out(network: nn.Module, spec: TeacherSpec, device: torch.device, size: int) -> tuple[TeacherSpec, int]:
     """Bring the network into a layout that it takes; the spec with that layout, and the network's columns."""
     columns = 0
 
     def trial(channels_last: bool) -> None:
         nonlocal columns
-        network.to(memory_format=memory_format(channels_last))  # type: ignore[call-overload]
+        network.to(memory_format=memory_format(channels_last))
         plain = eager(network, replace(spec, channels_last=channels_last), device, 1)
         for count in range(1, min(spec.batch or PROBE_CROPS, PROBE_CROPS) + 1):  # of one crop alone more is a view
             columns = _count_columns(plain, spec, size, count)

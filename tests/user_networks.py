@@ -294,8 +294,20 @@ class Drawing(Small):
     """Draws from Python's and numpy's generators."""
 
     def features(self, x: Tensor) -> Tensor:
-        noise = random.gauss(0, 1) + float(np.random.randn()) if self.training else 0.0  # noqa: NPY002, S311
+        noise = random.gauss(0, 1) + float(np.random.randn()) if self.training else 0.0  # noqa: NPY002
         return super().features(x) + 0.01 * noise
+
+
+class Skipping(Small):
+    """Leaves out a layer now and then."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.more = nn.Linear(8, 8)
+
+    def features(self, x: Tensor) -> Tensor:
+        features = super().features(x)
+        return features if self.training and torch.rand(()) < 0.4 else features + self.more(features)
 
 
 class Masked(Small):
@@ -377,7 +389,7 @@ def compiled(num_classes: int) -> nn.Module:
 TRAINED = (
     *FLATTENING, "ViewsInTraining", "MergesCrops", "ViewsInBackward", "Auxiliary", "WithFeatures", "Named",
     "Attributed", "Unused", "lazy", "Unsaved", "Tied", "Strided", "Complex", "DoubleHead", "Half", "Frozen", "Drawing",
-    "Masked", "TensorState", "Caching", "Switching", "weight_norm", "spectral_norm", "scripted", "parallel", "compiled",
+    "Skipping", "Masked", "TensorState", "Caching", "Switching", "weight_norm", "spectral_norm", "scripted", "parallel", "compiled",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -87,10 +88,11 @@ class _Beside:
         if not isinstance(other, _Beside):
             return NotImplemented
         ours, theirs = self.rows, other.rows
-        same = ours is theirs or (
-            ours is not None and theirs is not None and ours.names == theirs.names and (ours.values == theirs.values).all()
-        )
-        return (self.total, self.share) == (other.total, other.share) and bool(same)
+        if ours is None or theirs is None:
+            same = ours is theirs
+        else:
+            same = ours.names == theirs.names and np.array_equal(ours.values, theirs.values)
+        return same and (self.total, self.share) == (other.total, other.share)
 
 
 def _flat(batch: TrainBatch) -> tuple[list[Tensor], _Beside]:
@@ -103,11 +105,12 @@ def _flat_with_keys(batch: TrainBatch) -> tuple[list[tuple[Any, Tensor]], _Besid
 
 
 def _whole(tensors: Iterable[Any], beside: _Beside) -> TrainBatch:
-    return TrainBatch(*tensors, total=beside.total, share=beside.share, rows=beside.rows)
+    columns: dict[str, Any] = dict(zip(COLUMNS, tensors, strict=True))
+    return TrainBatch(**columns, total=beside.total, share=beside.share, rows=beside.rows)
 
 
 # Functions of trees of tensors (torch.utils._pytree.tree_map) take a batch for its tensors.
-pytree.register_pytree_node(TrainBatch, _flat, _whole, flatten_with_keys_fn=_flat_with_keys)  # type: ignore[arg-type]
+pytree.register_pytree_node(TrainBatch, _flat, _whole, flatten_with_keys_fn=_flat_with_keys)
 
 
 def concatenate(batches: list[TrainBatch]) -> TrainBatch:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -62,6 +63,20 @@ def spread(
         raise InputError(
             f"student {config.student}: has parameters or buffers of a type that processes cannot send each other; "
             f"train it alone"
+        ) from error
+
+
+@contextmanager
+def said(config: TrainConfig) -> Iterator[None]:
+    """Say in words that a parameter without a gradient was not expected."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "finished reduction in the prior iteration" not in str(error):
+            raise
+        raise InputError(
+            f"student {config.student}: a step left a parameter without a gradient, which no step of the trial did; "
+            f"several processes cannot train it: train it alone"
         ) from error
 
 

@@ -33,9 +33,9 @@ class Average:
         for own, other in zip(ours, theirs, strict=True):
             if not own.is_floating_point():
                 own.copy_(other)
-        for own, other in zip(self.network.modules(), student.modules(), strict=True):
-            if type(other).get_extra_state is not nn.Module.get_extra_state:
-                own.set_extra_state(copy.deepcopy(other.get_extra_state()))
+        for mean, layer in zip(self.network.modules(), student.modules(), strict=True):
+            if type(layer).get_extra_state is not nn.Module.get_extra_state:
+                mean.set_extra_state(copy.deepcopy(layer.get_extra_state()))
         self._begun = True
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labelstore.errors import InputError
 from labelstore.spec import Json, require_same
 from labelstore.store import LabelStore
 from pipeline.config import json_object

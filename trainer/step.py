@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from trainer import distributed
 from trainer.batch import TrainBatch
 from trainer.distributed import autocast
 from trainer.run import Run
@@ -38,7 +39,7 @@ def gradients(run: Run, batch: TrainBatch) -> Tensor:
     for number, piece in enumerate(pieces, 1):
         held = nullcontext() if number == len(pieces) or run.spread is None else run.spread.no_sync()
         with held:
-            with autocast(run.config):
+            with autocast(run.config), distributed.said(run.config):
                 logits = run.network(piece.images)
             loss = run.loss(logits, piece.logits, piece.targets, piece.targets2, piece.lam)
             if piece.share != 1:

@@ -22,6 +22,7 @@ from trainer.distributed import autocast, compiled
 from trainer.ema import Average
 
 FEW = 2
+DRAWS = 12
 # where nothing but the channels of one crop is left to norm over
 BATCH_NORM_SAYS = "more than 1 value per channel"
 SAME = 1e-2  # largest difference of the same logits made twice, as a share of the largest
@@ -78,10 +79,11 @@ def fit(student: nn.Module, config: TrainConfig, columns: int, size: int, counts
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many crops a student gets at a time, ascending: in steps, and where it is evaluated."""
+    """How many crops a student gets at a time, ascending: in steps of ``world`` processes, and where it is evaluated."""
 
     training: tuple[int, ...]
     evaluating: tuple[int, ...] = (FEW,)
+    world: int = 1
 
     @classmethod
     def of(cls, config: TrainConfig, images: int, world: int, evaluating: Sequence[int]) -> Counts:
@@ -92,7 +94,7 @@ class Counts:
             for own in slices(min(total, images), world)
             for rows in slices(max(own.stop - own.start, 1), min(config.accumulate, max(own.stop - own.start, 1)))
         }
-        return cls(tuple(sorted({min(training), max(training)})), tuple(sorted({FEW, *evaluating})))
+        return cls(tuple(sorted({min(training), max(training)})), tuple(sorted({FEW, *evaluating})), world)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ class Trial:
         self.require_repeatable()
         optimizer = self.config.optimiser_spec().make(self.student.named_parameters())
         unused = [self.backward(Logits(self.student), count) for count in counts.training]
+        if counts.world > 1:  # which parameters get a gradient may be drawn, and processes must know whether to look
+            unused += [self.backward(Logits(self.student), FEW) for _ in range(DRAWS)]
         with said(f"student {name}: a step of --optimizer {self.config.optimizer} fails"):
             if self.config.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.config.clip_norm)

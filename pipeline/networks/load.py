@@ -114,9 +114,8 @@ def _construct(name: str, constructor: Callable[..., Any], args: Mapping[str, An
         raise InputError(f"network {name} cannot be made with {dict(args)}: {reason}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"network {name}: expected a torch.nn.Module, found {type(network).__name__}")
-    if isinstance(network, nn.DataParallel):  # its own names, and torch.compile's, would be saved
-        return network.module
-    inner = getattr(network, "_orig_mod", None)
+    # of DataParallel and torch.compile, whose own names would be saved
+    inner = network.module if isinstance(network, nn.DataParallel) else getattr(network, "_orig_mod", None)
     return inner if isinstance(inner, nn.Module) else network
 
 
@@ -129,7 +128,8 @@ def _give_shapes(name: str, network: nn.Module, size: int) -> None:
         with torch.no_grad():
             network.eval()(torch.zeros(2, 3, size, size))
     except Exception as error:  # a network may raise anything at a size that it does not take
-        raise InputError(f"network {name}: does not take crops of {size} px: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"network {name}: does not take crops of {size} px: {reason}") from error
     network.train(training)
     if left := [parameter for parameter, value in network.named_parameters() if is_lazy(value)]:
         raise InputError(f"network {name}: expected a forward that calls its lazy layers, found none of {left[0]}")

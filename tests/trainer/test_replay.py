@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,12 +236,13 @@ def test_ahead_hands_on_errors_and_stops_with_its_consumer() -> None:
     assert where == [results._thread]
 
 
+WAYS = [("", 0), ("sys.exit(3)", 3), ("del batches, others", 0), ("raise KeyboardInterrupt", -signal.SIGINT)]
 LEFT = """
 import sys, threading
 import trainer
 replay = trainer.Replay(sys.argv[1], sys.argv[2], batch_size=2, threads=1)
 other = trainer.Replay(sys.argv[1], sys.argv[2], batch_size=3, threads=1)
-batches, others = replay.play(5_000_000), other.play(5_000_000)
+batches, others = replay.play(10**15), other.play(10**15)  # made as they are played
 next(batches), next(others)
 import atexit
 from trainer import ahead
@@ -251,7 +254,10 @@ exec(sys.argv[3])
 """
 
 
-@pytest.mark.parametrize(("how", "code"), [("", 0), ("raise ValueError('of the loop')", 1), ("sys.exit(3)", 3)])
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [("raise ValueError('of the loop')", 1), *(pytest.param(*case, marks=pytest.mark.long) for case in WAYS)],
+)
 def test_a_loop_that_is_left_early_ends_with_the_program(how: str, code: int, world: World) -> None:
     """No thread works any more when Python is torn down, where it would abort the process."""
     words = [sys.executable, "-c", LEFT, str(world.store), str(world.images), how]
@@ -263,16 +269,19 @@ def test_another_process_is_told_what_to_do(world: World) -> None:
     """A forked one has none of the threads; a spawned one would have to be sent the replay."""
     with closing(Replay(world.store, world.images, batch_size=5, threads=1)) as replay:
         loader = torch.utils.data.DataLoader(replay, batch_size=None, num_workers=1, multiprocessing_context="fork")
-        with pytest.raises(InputError, match="made in another process.*without workers"):
+        with pytest.raises(InputError, match=r"made in another process.*without workers"):
             next(iter(loader))
         with pytest.raises(InputError, match="cannot be sent to another process"):
             pickle.dumps(replay)
         plain = torch.utils.data.DataLoader(replay, batch_size=None)
-        assert [batch.position.tolist() for batch in plain][0] == list(range(5))
+        assert next(iter(plain)).position.tolist() == list(range(5))
 
 
 def test_an_iterator_in_hand_does_not_wait_in_a_forked_process(world: World) -> None:
-    with closing(Replay(world.store, world.images, batch_size=5, threads=1)) as replay, closing(replay.play(9)) as batches:
+    with (
+        closing(Replay(world.store, world.images, batch_size=5, threads=1)) as replay,
+        closing(replay.play(9)) as batches,
+    ):
         next(batches)
         process = os.fork()
         if not process:  # pragma: no cover  another process
@@ -293,7 +302,10 @@ def test_a_batch_is_a_tree_of_tensors_that_moves(made: tuple[Path, Path, torch.T
     leaves, structure = tree_flatten({"train": [batch]})
     assert len(leaves) == len(COLUMNS)
     assert structure == tree_flatten({"train": [pickle.loads(pickle.dumps(batch))]})[1]  # noqa: S301
-    assert structure != tree_flatten({"train": [batch[:3]]})[1] or batch.rows is None
+    rows = [CropRows(("image",), np.full((1, 10), value, np.uint16)) for value in (1, 1, 2)]
+    first, same, other = (tree_flatten(replace(batch, rows=each))[1] for each in rows)
+    assert first == same != other
+    assert first != tree_flatten(replace(batch, rows=None))[1]
     moved = [batch.to("meta", non_blocking=True), tree_map(lambda leaf: leaf.to("meta"), batch)]
     for each in moved:
         assert isinstance(each, TrainBatch)

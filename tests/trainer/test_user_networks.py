@@ -159,7 +159,7 @@ def words(world: World, run: Path, name: str, *more: object) -> list[object]:
     ]  # fmt: skip
 
 
-BY_TWO = ("conv_net", "Auxiliary", "Unused", "Unsaved")
+BY_TWO = ("conv_net", "Auxiliary", "Skipping", "Unsaved")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,10 @@ def test_two_processes_refuse_what_one_refuses(world: World, tmp_path: Path) -> 
 
 def test_one_crop_left_over_is_found_before_the_first_step(config: TrainConfig) -> None:
     """Of 24 images, one is left over by batches of 23; of two processes, by halves of a batch of 3."""
-    for name, said in (("Whole", "more than 1 value per channel.*choose another --batch-size"), ("Squeezing", r"\[3\]")):
+    for name, said in (
+        ("Whole", "more than 1 value per channel.*choose another --batch-size"),
+        ("Squeezing", r"\[3\]"),
+    ):
         own = dataclasses.replace(config, student=f"{HOME}:{name}", run=config.run / name, test_images=None)
         with pytest.raises(InputError, match=f"{name}.*{said}"):
             loop.train(dataclasses.replace(own, batch_size=23), Console(silent=True))
