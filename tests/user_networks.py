@@ -389,7 +389,8 @@ def compiled(num_classes: int) -> nn.Module:
 TRAINED = (
     *FLATTENING, "ViewsInTraining", "MergesCrops", "ViewsInBackward", "Auxiliary", "WithFeatures", "Named",
     "Attributed", "Unused", "lazy", "Unsaved", "Tied", "Strided", "Complex", "DoubleHead", "Half", "Frozen", "Drawing",
-    "Skipping", "Masked", "TensorState", "Caching", "Switching", "weight_norm", "spectral_norm", "scripted", "parallel", "compiled",
+    "Skipping", "Masked", "TensorState", "Caching", "Switching", "weight_norm", "spectral_norm", "scripted", "parallel",
+    "compiled",
 )  # fmt: skip
 
 

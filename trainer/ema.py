@@ -20,7 +20,9 @@ class Average:
     """
 
     def __init__(self, student: nn.Module, decay: float) -> None:
-        self.network = copied(student).eval().requires_grad_(False)
+        self.network = copied(student).eval()
+        for parameter in self.network.parameters():  # a scripted network has no requires_grad_
+            parameter.requires_grad_(False)
         self._decay, self._begun = decay, False
 
     @torch.no_grad()

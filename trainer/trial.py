@@ -79,7 +79,7 @@ def fit(student: nn.Module, config: TrainConfig, columns: int, size: int, counts
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many crops a student gets at a time, ascending: in steps of ``world`` processes, and where it is evaluated."""
+    """How many crops a student gets at a time, ascending: in steps, of ``world`` processes, and in evaluations."""
 
     training: tuple[int, ...]
     evaluating: tuple[int, ...] = (FEW,)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -18,8 +18,16 @@ def copied(network: nn.Module) -> nn.Module:
     Raises:
         InputError: when it cannot be copied.
     """
+    with torch.no_grad():  # a scripted one has its parameters copied as any other tensors
+        copy = _copy(network)
+    for own, theirs in zip(copy.parameters(), network.parameters(), strict=True):
+        own.requires_grad_(theirs.requires_grad)
+    return copy
+
+
+def _copy(network: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(network)
+        return deepcopy(network)
     except Exception:  # what a network holds may raise anything
         memo: dict[int, Any] = {}
     for module in network.modules():
@@ -31,14 +39,14 @@ def copied(network: nn.Module) -> nn.Module:
             elif not _is_copied(value):  # a module of Python, a lock, an open file
                 memo[id(value)] = value
     try:
-        return copy.deepcopy(network, memo)
+        return deepcopy(network, memo)
     except Exception as error:
         raise InputError(f"network {type(network).__name__}: cannot be copied: {error}") from error
 
 
 def _is_copied(value: object) -> bool:
     try:
-        copy.deepcopy(value)
+        deepcopy(value)
     except Exception:
         return False
     return True
