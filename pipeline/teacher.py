@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,13 +20,15 @@ from pipeline.engine.folding import fold_batch_norms
 from pipeline.engine.neighbours import require_independent
 from pipeline.engine.running import Engine, eager, enough_memory, make_engine
 from pipeline.engine.spec import Member, TeacherSpec, every_key, make_members
+from pipeline.networks.layout import memory_format, takes_channels_last
 from pipeline.networks.load import load_network
+from pipeline.networks.outputs import Logits
 from pipeline.networks.weights import Weights
 from pipeline.render.normalise import normalise
 
 __all__ = ["BrokenLogitsError", "Member", "Pending", "Teacher", "TeacherSpec", "make_members", "make_teacher"]
 
-FOLDING_CROPS = 2
+FOLDING_CROPS = PROBE_CROPS = 2
 
 
 class BrokenLogitsError(InputError):
@@ -186,11 +188,10 @@ def make_teacher(
     folded = spec.fold and bool(fold_batch_norms(network, _probe(spec, size)))
     if spec.fold and not folded:
         warnings.append("--fold: no batch norm of the teacher follows a convolution alone, nothing is folded")
-    layout = torch.channels_last if spec.channels_last else torch.contiguous_format
     with enough_memory(1):
-        network = network.to(device, DTYPES[spec.dtype]).to(memory_format=layout)
+        network = network.to(device, DTYPES[spec.dtype])
+        spec, total = _lay_out(network, spec, device, size)
         plain = eager(network, spec, device, 1)
-        total = _count_columns(plain, spec, size)
     chosen = _choose_columns(spec, _class_names(weights, total), total, classes, flags)
     with enough_memory(spec.batch or 1):
         require_independent(spec.name, network, plain.logits, size, spec.batch)
@@ -235,7 +236,7 @@ def _load(spec: TeacherSpec, classes: int, size: int) -> tuple[nn.Module, list[W
         load_network(member.name, member.args, member.weights, classes=classes, size=size, key=member.key)
         for member in spec.members
     ]
-    networks = [network.eval().requires_grad_(False) for network, _ in loaded]
+    networks: list[nn.Module] = [Logits(network).eval().requires_grad_(False) for network, _ in loaded]
     network = networks[0] if len(networks) == 1 else Ensemble(networks, [member.share for member in spec.members])
     return network.eval(), [weights for _, weights in loaded]
 
@@ -246,9 +247,27 @@ def _probe(spec: TeacherSpec, size: int) -> Tensor:
     return normalise(crops.to(torch.uint8), spec.mean, spec.std, torch.float32, channels_last=False)
 
 
-def _count_columns(plain: Engine, spec: TeacherSpec, size: int) -> int:
-    """Columns of the network, from one black crop."""
-    crop = torch.zeros(1, size, size, 3, dtype=torch.uint8)
+def _lay_out(network: nn.Module, spec: TeacherSpec, device: torch.device, size: int) -> tuple[TeacherSpec, int]:
+    """Bring the network into a layout that it takes; the spec with that layout, and the network's columns."""
+    columns = 0
+
+    def trial(channels_last: bool) -> None:
+        nonlocal columns
+        network.to(memory_format=memory_format(channels_last))
+        plain = eager(network, replace(spec, channels_last=channels_last), device, 1)
+        for count in range(1, min(spec.batch or PROBE_CROPS, PROBE_CROPS) + 1):  # of one crop alone more is a view
+            columns = _count_columns(plain, spec, size, count)
+
+    if spec.channels_last:
+        spec = replace(spec, channels_last=takes_channels_last(trial))
+    else:
+        trial(False)
+    return spec, columns
+
+
+def _count_columns(plain: Engine, spec: TeacherSpec, size: int, count: int) -> int:
+    """Columns of the network, from black crops."""
+    crop = torch.zeros(count, size, size, 3, dtype=torch.uint8)
     try:
         logits: Any = plain.logits(crop)
     except torch.OutOfMemoryError:
@@ -257,8 +276,9 @@ def _count_columns(plain: Engine, spec: TeacherSpec, size: int) -> int:
         raise InputError(
             f"network {spec.name} gives no logits for crops of {size} x {size} px in {spec.dtype}: {error}"
         ) from error
-    if logits.ndim != 2 or len(logits) != 1:
-        raise InputError(f"network {spec.name}: expected logits [1, C] for one crop, found {list(logits.shape)}")
+    if logits.ndim != 2 or len(logits) != count:
+        crops = "one crop" if count == 1 else f"{count} crops"
+        raise InputError(f"network {spec.name}: expected logits [{count}, C] for {crops}, found {list(logits.shape)}")
     return int(logits.shape[1])
 
 

@@ -83,6 +83,7 @@ def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Tea
         batch=engine["batch"],
         device=config.device,
         threads=config.threads or engine["threads"],
+        channels_last=engine["channels_last"],
         fold=engine["folding"] != "none",
         compile="on" if engine["compile"] != "none" else "off",
         cuda_graph=engine.get("cuda_graph", False) and config.device.startswith("cuda"),

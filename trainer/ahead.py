@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import queue
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import Any, TypeVar
 
+from labelstore.errors import InputError
+
 T = TypeVar("T")
+
+_RUNNING: set[ahead[Any]] = set()
 
 
 class ahead(Iterator[T]):  # noqa: N801  reads as a verb: with ahead(items, 2) as items
     """Take items of an iterator in a thread; at most ``depth`` wait, while one more is made.
 
-    A context manager: leaving it stops the thread, however the consumer ended. Errors of the iterator are raised
-    where its item would have come.
+    A context manager: leaving it stops the thread, however the consumer ended; the end of the program does too, since
+    native code that still runs when Python is torn down aborts the process. Errors of the iterator are raised where
+    its item would have come.
     """
 
     def __init__(self, items: Generator[T], depth: int) -> None:
@@ -23,10 +30,12 @@ class ahead(Iterator[T]):  # noqa: N801  reads as a verb: with ahead(items, 2) a
         self._results: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
         self._stopped = threading.Event()
         self._ended = False
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._work, daemon=True, name="giftwrap-ahead")
 
     def __enter__(self) -> ahead[T]:
         self._thread.start()
+        _RUNNING.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -36,8 +45,10 @@ class ahead(Iterator[T]):  # noqa: N801  reads as a verb: with ahead(items, 2) a
                 self._results.get(timeout=0.05)
             except queue.Empty:
                 continue
+        _RUNNING.discard(self)
 
     def __next__(self) -> T:
+        require_process(self._process)
         if self._ended:
             raise StopIteration
         more, value = self._results.get()
@@ -61,3 +72,24 @@ class ahead(Iterator[T]):  # noqa: N801  reads as a verb: with ahead(items, 2) a
             end = error
         if not self._stopped.is_set():
             self._results.put((False, end))
+
+
+def require_process(process: int) -> None:
+    """Refuse to wait in a forked process, where no thread of ``process`` runs.
+
+    Raises:
+        InputError: says what to do instead.
+    """
+    if os.getpid() != process:
+        raise InputError(
+            "replay: it was made in another process, whose threads are not here (a DataLoader worker?); iterate over "
+            "it where it was made, without workers: it renders ahead in threads of its own. For several processes "
+            "that train together make one in each, with rank and world"
+        )
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Stop what the program left behind: loops that were left early, iterators that were never closed."""
+    for each in list(_RUNNING):
+        each.__exit__()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from labelstore.columns import CropRows
 
@@ -59,11 +61,56 @@ class TrainBatch:
         changed: dict[str, Any] = {name: to(getattr(self, name)) for name in COLUMNS}
         return replace(self, **changed)
 
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> TrainBatch:
+        """The batch on a device; what Lightning and Accelerate call."""
+        return self.change(lambda column: column.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> TrainBatch:
+        """The batch in pinned memory, from which a GPU copies without being waited for."""
+        return self.change(Tensor.pin_memory)
+
     def pieces(self, count: int) -> Iterator[TrainBatch]:
         """At most ``count`` pieces whose sizes differ by at most one, each with its part of the share."""
         for rows in slices(len(self), min(count, len(self))):
             piece = self[rows]
             yield replace(piece, share=self.share * len(piece) / len(self))
+
+
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """What a batch has beside its tensors; a part of its structure, equal to others by what is in it."""
+
+    total: int
+    share: float
+    rows: CropRows | None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Beside):
+            return NotImplemented
+        ours, theirs = self.rows, other.rows
+        if ours is None or theirs is None:
+            same = ours is theirs
+        else:
+            same = ours.names == theirs.names and np.array_equal(ours.values, theirs.values)
+        return same and (self.total, self.share) == (other.total, other.share)
+
+
+def _flat(batch: TrainBatch) -> tuple[list[Tensor], _Beside]:
+    return [getattr(batch, name) for name in COLUMNS], _Beside(batch.total, batch.share, batch.rows)
+
+
+def _flat_with_keys(batch: TrainBatch) -> tuple[list[tuple[Any, Tensor]], _Beside]:
+    tensors, beside = _flat(batch)
+    return [(pytree.GetAttrKey(name), tensor) for name, tensor in zip(COLUMNS, tensors, strict=True)], beside
+
+
+def _whole(tensors: Iterable[Any], beside: _Beside) -> TrainBatch:
+    columns: dict[str, Any] = dict(zip(COLUMNS, tensors, strict=True))
+    return TrainBatch(**columns, total=beside.total, share=beside.share, rows=beside.rows)
+
+
+# Functions of trees of tensors (torch.utils._pytree.tree_map) take a batch for its tensors.
+pytree.register_pytree_node(TrainBatch, _flat, _whole, flatten_with_keys_fn=_flat_with_keys)
 
 
 def concatenate(batches: list[TrainBatch]) -> TrainBatch:

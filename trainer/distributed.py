@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -19,18 +21,27 @@ if TYPE_CHECKING:
 
 
 def prepare(student: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
-    """The student before its optimiser is made: on its device, with norms over all processes where that is wanted."""
+    """The student before it is tried: with norms over all processes where that is wanted."""
     device = torch.device(config.device)
     if config.sync_bn and device.type == "cpu":
         raise InputError("--sync-bn: works on GPUs; leave it out, or take instance norm")
     if config.sync_bn and ranks.world > 1:
         norm: Any = nn.SyncBatchNorm
         student = norm.convert_sync_batchnorm(student)
-    return student.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return student
 
 
-def spread(student: nn.Module, config: TrainConfig, ranks: Ranks) -> DistributedDataParallel | None:
-    """The student with its gradients averaged over the processes; None when there is one."""
+def spread(
+    student: nn.Module, config: TrainConfig, ranks: Ranks, *, some_unused: bool
+) -> DistributedDataParallel | None:
+    """The student with its gradients averaged over the processes; None when there is one.
+
+    Args:
+        student: as a step calls it.
+        config: of the run.
+        ranks: the processes.
+        some_unused: whether steps leave some parameters without a gradient, which is looked for then.
+    """
     if ranks.world == 1:
         return None
     from torch import distributed
@@ -40,9 +51,34 @@ def spread(student: nn.Module, config: TrainConfig, ranks: Ranks) -> Distributed
     if device.type == "cuda":
         torch.cuda.set_device(device)
     group = distributed.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=WORK_TIMEOUT)
-    return DistributedDataParallel(
-        student, device_ids=[device.index] if device.type == "cuda" else None, process_group=group
-    )
+    try:
+        return DistributedDataParallel(
+            student,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            process_group=group,
+            find_unused_parameters=some_unused,
+        )
+    except RuntimeError as error:
+        if "Invalid scalar type" not in str(error):
+            raise
+        raise InputError(
+            f"student {config.student}: has parameters or buffers of a type that processes cannot send each other; "
+            f"train it alone"
+        ) from error
+
+
+@contextmanager
+def said(config: TrainConfig) -> Iterator[None]:
+    """Say in words that a parameter without a gradient was not expected."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "finished reduction in the prior iteration" not in str(error):
+            raise
+        raise InputError(
+            f"student {config.student}: a step left a parameter without a gradient, which no step of the trial did; "
+            f"several processes cannot train it: train it alone"
+        ) from error
 
 
 def compiled(network: nn.Module, config: TrainConfig) -> nn.Module:
@@ -52,6 +88,13 @@ def compiled(network: nn.Module, config: TrainConfig) -> nn.Module:
     compilers(torch.device(config.device))
     # For each shape alone, since what is compiled for all of them depends on which one came first.
     return cast("nn.Module", torch.compile(network, dynamic=False))
+
+
+def autocast(config: TrainConfig) -> AbstractContextManager[Any]:
+    """The student's precision."""
+    if config.dtype == "bfloat16":
+        return torch.autocast(torch.device(config.device).type, torch.bfloat16)
+    return nullcontext()
 
 
 def seed_rank(seed: int, rank: int, step: int) -> None:

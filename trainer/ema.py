@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.networks.state import copied, load_unsaved_buffers, unsaved_buffers
+
 
 class Average:
     """An exponential moving average of parameters and buffers; begins with those of the first step.
@@ -18,7 +20,9 @@ class Average:
     """
 
     def __init__(self, student: nn.Module, decay: float) -> None:
-        self.network = copy.deepcopy(student).eval().requires_grad_(False)
+        self.network = copied(student).eval()
+        for parameter in self.network.parameters():  # a scripted network has no requires_grad_
+            parameter.requires_grad_(False)
         self._decay, self._begun = decay, False
 
     @torch.no_grad()
@@ -31,15 +35,20 @@ class Average:
         for own, other in zip(ours, theirs, strict=True):
             if not own.is_floating_point():
                 own.copy_(other)
+        for mean, layer in zip(self.network.modules(), student.modules(), strict=True):
+            if type(layer).get_extra_state is not nn.Module.get_extra_state:
+                mean.set_extra_state(copy.deepcopy(layer.get_extra_state()))
         self._begun = True
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` takes."""
-        return {"network": self.network.state_dict(), "begun": self._begun}
+        buffers = unsaved_buffers(self.network)
+        return {"network": self.network.state_dict(), "buffers": buffers, "begun": self._begun}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state."""
         self.network.load_state_dict(state["network"])
+        load_unsaved_buffers(self.network, state.get("buffers", {}))
         self._begun = state["begun"]
 
 

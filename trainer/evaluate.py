@@ -24,6 +24,8 @@ from labelstore.removing import Proof
 from pipeline.config import gibibytes
 from pipeline.manifest import Manifest
 from pipeline.memory import keep_freed_memory
+from pipeline.networks.layout import takes_channels_last
+from pipeline.networks.outputs import logits_of
 from pipeline.plan import Plan, PlanSpec
 from pipeline.remarks import say_left_out
 from pipeline.render import Renderer, make_renderer
@@ -33,6 +35,7 @@ from trainer.metrics import ranks
 from trainer.subject import EvaluateConfig, settle
 
 TABLE = ["class", "images", "hits", "top1"]
+BATCH = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +72,13 @@ def evaluate(
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    batch: int = 128,
+    batch: int = BATCH,
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: str = "cpu",
     columns: Sequence[int] | None = None,
+    channels_last: bool | None = None,
 ) -> EvalResult:
-    """How a network in eval mode does; its mode afterwards is what it was before.
+    """How a network in eval mode does; its modes afterwards are what they were before.
 
     Args:
         network: on ``device``.
@@ -87,23 +91,32 @@ def evaluate(
         dtype: bfloat16 runs the network under autocast.
         device: where the network is.
         columns: of the network, one a class; None takes all.
+        channels_last: memory layout of its images; tried out on the first batch when None.
     """
     require_normalisation(mean, std, "evaluate: ")
     kept = slice(None) if columns is None else list(columns)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16")
 
-    def logits(pixels: Tensor) -> Tensor:
-        inputs = normalise(pixels.to(device), mean, std, torch.float32, channels_last=True)
+    def run(pixels: Tensor, layout: bool) -> Tensor:
+        inputs = normalise(pixels.to(device), mean, std, torch.float32, channels_last=layout)
         with autocast, torch.no_grad():
-            output: Tensor = network(inputs)
-        return output[:, kept]
+            return logits_of(network(inputs))[:, kept]
 
-    training = network.training
+    def logits(pixels: Tensor) -> Tensor:
+        nonlocal channels_last
+        if channels_last is not None:
+            return run(pixels, channels_last)
+        made: dict[bool, Tensor] = {}
+        channels_last = takes_channels_last(lambda layout: made.update({layout: run(pixels, layout)}))
+        return made[channels_last]
+
+    modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         return count_hits(logits, images, spec, renderer, batch)
     finally:
-        network.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def count_hits(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
+from torch.utils.data import IterableDataset
 
 from labelstore.blocks import BlockGrid
 from labelstore.encodings import Codes, Pairs
@@ -22,7 +24,7 @@ from pipeline.manifest import Manifest
 from pipeline.moving import to_device
 from pipeline.render.normalise import network_input, normalise, require_normalisation
 from pipeline.source import PixelReport, Source, check_pixels, open_source
-from trainer.ahead import ahead
+from trainer.ahead import ahead, require_process
 from trainer.batch import TrainBatch, concatenate, slices
 from trainer.following import wait_for_view
 from trainer.order import Order
@@ -56,12 +58,15 @@ class Span:
     reused: int
 
 
-class Replay:
+class Replay(IterableDataset[TrainBatch]):
     """The crops of a store, rendered again and paired with their labels.
 
     Iterating gives the batches of one epoch; iterating again gives the next epoch. The order is a function of
     (seed, epoch) alone: see :class:`trainer.order.Order`. Nothing is dropped: the last batch may be short. Of several
     processes each gets its slice of every batch; their sizes differ by one at most.
+
+    It is a loader already, with threads of its own: give it to a loop, or to Lightning, as it stands. Around it, a
+    ``DataLoader(replay, batch_size=None)`` does nothing; with workers it is refused, since these are other processes.
 
     Args:
         store: a label store or its path.
@@ -81,6 +86,8 @@ class Replay:
         device: where batches are made and delivered.
         decoder: what decodes files: ``cpu``, ``gpu`` or ``gpu-hw``; on a GPU what decoded the store's when None.
         dtype: of ``images``.
+        channels_last: memory layout of ``images``, of the same shape: channels-last spares a copy and is fastest for
+            convolutions whose weights have it too; networks that flatten by ``view`` need the other.
         any_scale: labels come as they are stored, in float16 or as int8 codes without their scales, for a loss that
             takes them in any scale (`LossSpec.any_scale`); those of ``transform``, and of ``int8`` where they have
             offsets or masked values, come decoded.
@@ -110,6 +117,7 @@ class Replay:
         device: str = "cpu",
         decoder: str | None = None,
         dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
         any_scale: bool = False,
         threads: int | None = None,
         cache_bytes: int = 2 << 30,
@@ -147,9 +155,10 @@ class Replay:
             mode=view_order,
         )
         self._mean, self._std = normalisation_of(self.store, mean, std)
-        self._device, self._dtype = torch.device(device), dtype
+        self._device, self._dtype, self.channels_last = torch.device(device), dtype, channels_last
         self._decode = decoder_for(self.store, self._device, any_scale=any_scale)
         self._epoch, self._position = epoch, 0
+        self._process = os.getpid()
         self._turn = 0  # of iterators and states: an iterator of before must not go on
 
     def __len__(self) -> int:
@@ -182,14 +191,14 @@ class Replay:
             InputError: when another iteration was begun meanwhile, or a state loaded; when more than the current epoch
                 is wanted of a store that is followed, whose next view may not be there.
         """
+        require_process(self._process)
         self._turn += 1
         images, turn = self.store.identity.images, self._turn
         if self.store.follow:
             if epochs > self._epoch + 1:
                 raise InputError(f"play: expected one epoch of a store that is followed, found {epochs - self._epoch}")
             wait_for_view(self.store, self.view)
-        places = [(epoch, self._position if epoch == self._epoch else 0) for epoch in range(self._epoch, epochs)]
-        with ahead(self._made(places), READ_AHEAD) as batches:
+        with ahead(self._made(self._epoch, self._position, epochs), READ_AHEAD) as batches:
             for batch, made in batches:
                 # Advanced before the batch is handed out: the state names the next batch while this one is used.
                 if self._turn != turn:
@@ -225,6 +234,12 @@ class Replay:
         """Release the renderer."""
         self.source.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "replay: cannot be sent to another process (a DataLoader worker?); iterate over it where it was made, "
+            "without workers, or make one in each process, with rank and world"
+        )
+
     def _order_state(self) -> dict[str, int | str]:
         order = self.order
         return {
@@ -238,28 +253,31 @@ class Replay:
             "view_order": order.mode,
         }
 
-    def _made(self, places: Sequence[tuple[int, int]]) -> Generator[tuple[TrainBatch, torch.cuda.Event | None]]:
-        """This process's slices of epochs from an offset on, on the device; on a GPU with when they are there."""
+    def _made(self, first: int, start: int, stop: int) -> Generator[tuple[TrainBatch, torch.cuda.Event | None]]:
+        """This process's slices of epochs ``first`` to ``stop``, the first one from an offset on, on the device.
+
+        On a GPU with when they are there.
+        """
         stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         with torch.cuda.stream(stream):
-            for batch in self._slices(places):
+            for batch in self._slices(first, start, stop):
                 moved = batch.change(lambda column: to_device(column, self._device))
                 yield moved, stream.record_event() if stream else None
 
-    def _slices(self, places: Sequence[tuple[int, int]]) -> Iterator[TrainBatch]:
-        """This process's slice of each batch, in memory, of epochs from an offset on."""
-        group, stop = self.store.identity.group, self.store.identity.images
+    def _slices(self, first: int, start: int, stop: int) -> Iterator[TrainBatch]:
+        """This process's slice of each batch, in memory, of epochs ``first`` to ``stop``."""
+        group, images = self.store.identity.group, self.store.identity.images
         requests = (
             (self.order.view(epoch), self.order.positions(epoch, span.low + span.reused, span.high))
-            for epoch, start in places
-            for span in self._spans(start, stop)
+            for epoch in range(first, stop)
+            for span in self._spans(start if epoch == first else 0, images)
             if span.low + span.reused < span.high
         )
         # Blocks come ahead of the crops that are rendered, within LABEL_BYTES.
         stream = self.store.stream(requests, budget_bytes=LABEL_BYTES, decode=self._decode)
-        for _, start in places:
+        for epoch in range(first, stop):
             held: TrainBatch | None = None
-            for span in self._spans(start, stop):
+            for span in self._spans(start if epoch == first else 0, images):
                 parts = [held[len(held) - span.reused :]] if held and span.reused else []
                 if span.low + span.reused < span.high:
                     parts.append(self._render(next(stream)))
@@ -304,7 +322,7 @@ class Replay:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(made)
             batch.change(lambda column: _used_on(column, stream))
-        how = (self._mean, self._std, self._dtype, True)
+        how = (self._mean, self._std, self._dtype, self.channels_last)
         if batch.rows is None:
             return replace(batch, images=normalise(batch.images, *how))
         return replace(batch, images=network_input(batch.images, batch.rows, *how, size=self.store.identity.size))

@@ -18,6 +18,9 @@ from labelstore.store import LabelStore
 from pipeline.config import json_object
 from pipeline.manifest import Manifest
 from pipeline.networks import build_network
+from pipeline.networks.layout import memory_format
+from pipeline.networks.outputs import Logits
+from pipeline.networks.state import load_unsaved_buffers, unsaved_buffers
 from pipeline.networks.trained import Trained
 from pipeline.plan import PlanSpec
 from pipeline.ranks import Ranks
@@ -35,12 +38,13 @@ from trainer.checkpoint import (
 )
 from trainer.config import TrainConfig
 from trainer.ema import Average
-from trainer.evaluate import EvalResult
+from trainer.evaluate import BATCH, EvalResult
 from trainer.guard import Guard
 from trainer.losses import Loss, make_loss
 from trainer.replay import Replay
 from trainer.run_folder import TEST_CACHE, begun_with, made_of, trained_as
 from trainer.stopping import Stops
+from trainer.trial import Counts, Fit, fit
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,7 @@ class Run:
         """What all processes share; tensors, numbers and strings only."""
         return {
             "student": self.student.state_dict(),
+            "buffers": unsaved_buffers(self.student),
             "average": self.average.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "replay": self.replay.state_dict(),
@@ -177,6 +182,7 @@ class Run:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from what :meth:`save` saved, on as many processes as there are now."""
         self.student.load_state_dict(state["student"])
+        load_unsaved_buffers(self.student, state.get("buffers", {}))
         if self.average:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -209,7 +215,8 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
         replay = open_replay(config, ranks, views)
         test = open_test(config, replay) if config.test_images else None
     loss, optimiser = make_loss(config.loss_spec()), config.optimiser_spec()
-    student = make_student(config, ranks, replay)
+    student, found = make_student(config, ranks, replay, test)
+    replay.channels_last = found.channels_last
     made = made_of(config, replay, student, test.images if test else None, ranks.world)
     require_same(
         f"rank {ranks.rank}",
@@ -220,14 +227,15 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
     )
     optimizer = optimiser.make(student.named_parameters())
     average = Average(student, config.ema) if config.ema and ranks.first else None
-    spread = distributed.spread(student, config, ranks)
+    called = Logits(student)
+    spread = distributed.spread(called, config, ranks, some_unused=found.some_unused)
     device = torch.device(config.device)
     return Run(
         config=config,
         ranks=ranks,
         replay=replay,
         student=student,
-        network=distributed.compiled(spread or student, config),
+        network=distributed.compiled(spread or called, config),
         spread=spread,
         average=average,
         optimizer=optimizer,
@@ -261,29 +269,25 @@ def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
     )
 
 
-def make_student(config: TrainConfig, ranks: Ranks, replay: Replay) -> nn.Module:
-    """The student with its first weights, the same on every process; refused when it does not fit the labels."""
+def make_student(config: TrainConfig, ranks: Ranks, replay: Replay, test: Test | None = None) -> tuple[nn.Module, Fit]:
+    """The student with its first weights, the same on every process, and how it is run.
+
+    Raises:
+        InputError: when it does not fit the labels, or could not be trained, evaluated, saved and continued.
+    """
     columns = replay.store.identity.columns
     seed_all(config.seed)
     args = json_object("--student-args", config.student_args)
     made = build_network(config.student, args, columns, size=replay.size)
     student = distributed.prepare(begin_with(made, config, columns, replay.size), config, ranks)
-    try:
-        with torch.no_grad():
-            found: Any = student.eval()(torch.zeros(2, 3, replay.size, replay.size, device=config.device))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise InputError(f"student {config.student}: does not take crops of {replay.size} px: {error}") from error
-    shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-    if shape != [2, columns]:
-        raise InputError(
-            f"student {config.student}: expected logits [2, {columns}] for 2 crops, a column for each of the labels in "
-            f"{config.store}, found {shape}; leave its number of classes to the store, or give another store"
-        )
-    if not any(parameter.requires_grad for parameter in student.parameters()):
-        raise InputError(f"student {config.student}: expected weights to train, found none; give another --student")
+    images = len(test.images) if test else 0
+    evaluating = {min(images, BATCH), images % BATCH} - {0}
+    counts = Counts.of(config, replay.store.identity.images, ranks.world, [*evaluating])
+    found = fit(student, config, columns, replay.size, counts)
+    student = student.to(device=config.device, memory_format=memory_format(found.channels_last))  # type: ignore[call-overload]
     if ranks.rank:
         distributed.seed_rank(config.seed, ranks.rank, 0)
-    return student
+    return student, found
 
 
 def open_test(config: TrainConfig, replay: Replay) -> Test:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from labelstore.errors import InputError
+from trainer import distributed
 from trainer.batch import TrainBatch
-from trainer.config import TrainConfig
+from trainer.distributed import autocast
 from trainer.run import Run
 from trainer.schedules import lr_factor
-
-# where nothing but the channels of one crop is left to norm over
-BATCH_NORM_SAYS = "more than 1 value per channel"
 
 
 def step(run: Run, batch: TrainBatch) -> Tensor:
@@ -46,16 +42,8 @@ def gradients(run: Run, batch: TrainBatch) -> Tensor:
     for number, piece in enumerate(pieces, 1):
         held = nullcontext() if number == len(pieces) or run.spread is None else run.spread.no_sync()
         with held:
-            try:
-                with autocast(run.config):
-                    logits = run.network(piece.images)
-            except ValueError as error:
-                if BATCH_NORM_SAYS not in str(error):
-                    raise
-                raise InputError(
-                    f"a batch of {batch.total} crops, {len(piece)} of them at a time: {error}; "
-                    f"choose another --batch-size"
-                ) from error
+            with autocast(run.config), distributed.said(run.config):
+                logits = run.network(piece.images)
             loss = run.loss(logits, piece.logits, piece.targets, piece.targets2, piece.lam)
             if piece.share != 1:
                 loss = loss * piece.share
@@ -63,10 +51,3 @@ def gradients(run: Run, batch: TrainBatch) -> Tensor:
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None  # noqa: S101  a batch has a crop at least
     return total
-
-
-def autocast(config: TrainConfig) -> AbstractContextManager[Any]:
-    """The student's precision."""
-    if config.dtype == "bfloat16":
-        return torch.autocast(torch.device(config.device).type, torch.bfloat16)
-    return nullcontext()

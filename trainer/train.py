@@ -349,6 +349,7 @@ def evaluated(run: Run, test: Test) -> EvalResult:
         dtype=run.config.dtype,
         device=run.config.device,
         columns=identity.label_columns,
+        channels_last=run.replay.channels_last,
     )
 
 

@@ -49,7 +49,7 @@ def require_independent(
 def _reason(network: nn.Module) -> str:
     """What in the network looks at its neighbours, and what to do."""
     without = [
-        path
+        path.removeprefix("network.")
         for path, module in network.named_modules()
         if isinstance(module, _NormBase)
         and "Batch" in type(module).__name__

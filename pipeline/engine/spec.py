@@ -50,7 +50,7 @@ class TeacherSpec:
         batch: crops a batch; fewer are padded, so that the shape never changes. None finds one that memory takes.
         device: "cpu", "cuda" or "cuda:N".
         threads: CPU threads of torch; None leaves torch's number.
-        channels_last: memory format of weights and activations.
+        channels_last: memory format of weights and activations, where all networks take it; else contiguous.
         fold: fold batch norms into the layers before them.
         compile: by torch.compile; "on" runs uncompiled, with a warning, where that fails, "require" refuses to.
         cuda_graph: replay the batch as one CUDA graph.
@@ -92,7 +92,7 @@ class TeacherSpec:
         return " + ".join(member.name for member in self.members)
 
     def like(self, engine: Mapping[str, Any]) -> TeacherSpec:
-        """This spec with the batch that was found for ``engine``, and compiled exactly when that was.
+        """This spec with the batch and layout that were found for ``engine``, and compiled exactly when that was.
 
         So a build that is resumed gives the same bytes, and a compile that fails then is an error (P4).
         """
@@ -100,6 +100,7 @@ class TeacherSpec:
         return replace(
             self,
             batch=self.batch or engine.get("batch"),
+            channels_last=self.channels_last and engine.get("channels_last", True),
             compile=compiled if self.compile == "on" else self.compile,
         )
 

@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torchvision
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from labelstore.errors import InputError
 from pipeline.networks.cifar_resnet import CifarResNet
@@ -42,7 +44,9 @@ def build_network(name: str, args: Mapping[str, Any], classes: int | None, *, si
     given: dict[str, Any] = {"size": size}
     if classes is not None:
         given["num_classes"] = classes
-    return _construct(name, constructor, {**{key: given[key] for key in given if key in takes}, **args})
+    network = _construct(name, constructor, {**{key: given[key] for key in given if key in takes}, **args})
+    _give_shapes(name, network, size)
+    return network
 
 
 def load_network(
@@ -114,7 +118,25 @@ def _construct(name: str, constructor: Callable[..., Any], args: Mapping[str, An
         raise InputError(f"network {name} cannot be made with {dict(args)}: {reason}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"network {name}: expected a torch.nn.Module, found {type(network).__name__}")
-    return network
+    # of DataParallel and torch.compile, whose own names would be saved
+    inner = network.module if isinstance(network, nn.DataParallel) else getattr(network, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else network
+
+
+def _give_shapes(name: str, network: nn.Module, size: int) -> None:
+    """Run lazy layers once, on black crops, so that their parameters have shapes and their first values."""
+    if not any(map(is_lazy, [*network.parameters(), *network.buffers()])):
+        return
+    training = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(2, 3, size, size))
+    except Exception as error:  # a network may raise anything at a size that it does not take
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"network {name}: does not take crops of {size} px: {reason}") from error
+    network.train(training)
+    if left := [parameter for parameter, value in network.named_parameters() if is_lazy(value)]:
+        raise InputError(f"network {name}: expected a forward that calls its lazy layers, found none of {left[0]}")
 
 
 def _timm() -> Any:

@@ -111,7 +111,7 @@ def test_going_on_costs_the_same_anywhere(
     group = replay.store.identity.group
     for position in range(IMAGES - 3):
         rendered.clear()
-        first = next(replay._slices([(epoch, position)]))
+        first = next(replay._slices(epoch, position, epoch + 1))
         assert first.position.tolist() == replay.order.positions(epoch, position, position + 3).tolist()
         assert sum(rendered) <= -(-3 // group) * group + group
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten, tree_map
 
 from labelstore import LabelStore
 from labelstore.columns import CropRows
@@ -19,9 +26,10 @@ from labelstore.errors import InputError
 from pipeline.build import build
 from pipeline.config import BuildConfig
 from pipeline.teacher import Pending, Teacher
-from tests.journeys.world import SIDE, draw_images, random_teacher
+from tests.journeys.world import SIDE, World, draw_images, random_teacher
 from trainer import Replay
 from trainer.ahead import ahead
+from trainer.batch import COLUMNS
 from trainer.replay import READ_AHEAD, TrainBatch
 
 MIXES = [("none", None), ("cutmix", 5), ("mixup", 8)]
@@ -226,3 +234,92 @@ def test_ahead_hands_on_errors_and_stops_with_its_consumer() -> None:
         assert next(results) == 0
     assert not results._thread.is_alive()
     assert where == [results._thread]
+
+
+WAYS = [("", 0), ("sys.exit(3)", 3), ("del batches, others", 0), ("raise KeyboardInterrupt", -signal.SIGINT)]
+LEFT = """
+import sys, threading
+import trainer
+replay = trainer.Replay(sys.argv[1], sys.argv[2], batch_size=2, threads=1)
+other = trainer.Replay(sys.argv[1], sys.argv[2], batch_size=3, threads=1)
+batches, others = replay.play(10**15), other.play(10**15)  # made as they are played
+next(batches), next(others)
+import atexit
+from trainer import ahead
+atexit.unregister(ahead._stop_all)
+atexit.register(lambda: print(len(ahead._RUNNING), [t.name for t in threading.enumerate() if "ahead" in t.name]))
+atexit.register(ahead._stop_all)
+print("left")
+exec(sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [("raise ValueError('of the loop')", 1), *(pytest.param(*case, marks=pytest.mark.long) for case in WAYS)],
+)
+def test_a_loop_that_is_left_early_ends_with_the_program(how: str, code: int, world: World) -> None:
+    """No thread works any more when Python is torn down, where it would abort the process."""
+    words = [sys.executable, "-c", LEFT, str(world.store), str(world.images), how]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout.split("\n")) == (code, ["left", "0 []", ""]), ended.stderr
+
+
+def test_another_process_is_told_what_to_do(world: World) -> None:
+    """A forked one has none of the threads; a spawned one would have to be sent the replay."""
+    with closing(Replay(world.store, world.images, batch_size=5, threads=1)) as replay:
+        loader = torch.utils.data.DataLoader(replay, batch_size=None, num_workers=1, multiprocessing_context="fork")
+        with pytest.raises(InputError, match=r"made in another process.*without workers"):
+            next(iter(loader))
+        with pytest.raises(InputError, match="cannot be sent to another process"):
+            pickle.dumps(replay)
+        plain = torch.utils.data.DataLoader(replay, batch_size=None)
+        assert next(iter(plain)).position.tolist() == list(range(5))
+
+
+def test_an_iterator_in_hand_does_not_wait_in_a_forked_process(world: World) -> None:
+    with (
+        closing(Replay(world.store, world.images, batch_size=5, threads=1)) as replay,
+        closing(replay.play(9)) as batches,
+    ):
+        next(batches)
+        process = os.fork()
+        if not process:  # pragma: no cover  another process
+            try:
+                for _ in batches:
+                    pass
+            except InputError:
+                os._exit(7)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 7
+        next(batches)
+
+
+def test_a_batch_is_a_tree_of_tensors_that_moves(made: tuple[Path, Path, torch.Tensor]) -> None:
+    path, images, _ = made
+    with closing(Replay(path, images, batch_size=10)) as replay:
+        batch = next(iter(replay))
+    leaves, structure = tree_flatten({"train": [batch]})
+    assert len(leaves) == len(COLUMNS)
+    assert structure == tree_flatten({"train": [pickle.loads(pickle.dumps(batch))]})[1]  # noqa: S301
+    rows = [CropRows(("image",), np.full((1, 10), value, np.uint16)) for value in (1, 1, 2)]
+    first, same, other = (tree_flatten(replace(batch, rows=each))[1] for each in rows)
+    assert first == same != other
+    assert first != tree_flatten(replace(batch, rows=None))[1]
+    moved = [batch.to("meta", non_blocking=True), tree_map(lambda leaf: leaf.to("meta"), batch)]
+    for each in moved:
+        assert isinstance(each, TrainBatch)
+        assert all(getattr(each, name).is_meta for name in COLUMNS)
+        assert (each.total, each.share) == (batch.total, batch.share)
+        assert each.rows is batch.rows
+
+
+def test_layouts_hold_the_same_numbers(made: tuple[Path, Path, torch.Tensor]) -> None:
+    path, images, _ = made
+    plain, last = (Replay(path, images, batch_size=10, channels_last=layout) for layout in (False, True))
+    for ours, theirs in zip(plain, last, strict=True):
+        assert ours.images.is_contiguous()
+        assert theirs.images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(ours.images, theirs.images)
+    for each in (plain, last):
+        each.close()

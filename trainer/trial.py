@@ -1,0 +1,241 @@
+"""What steps and evaluations need of a student, tried on a copy of it before the first step."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from labelstore.errors import InputError
+from pipeline.networks.layout import memory_format, takes_channels_last
+from pipeline.networks.outputs import Logits
+from pipeline.networks.state import copied, require_savable
+from trainer.batch import slices
+from trainer.config import TrainConfig
+from trainer.distributed import autocast, compiled
+from trainer.ema import Average
+
+FEW = 2
+DRAWS = 12
+# where nothing but the channels of one crop is left to norm over
+BATCH_NORM_SAYS = "more than 1 value per channel"
+SAME = 1e-2  # largest difference of the same logits made twice, as a share of the largest
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a student is run.
+
+    Attributes:
+        channels_last: memory layout of its weights and images; contiguous where it does not take channels-last.
+        some_unused: whether steps leave some of its parameters without a gradient.
+    """
+
+    channels_last: bool
+    some_unused: bool
+
+
+def fit(student: nn.Module, config: TrainConfig, columns: int, size: int, counts: Counts) -> Fit:
+    """Try a step of each kind, and evaluations, on copies of a student; itself, and what is drawn, stay as they are.
+
+    Args:
+        student: on any device.
+        config: of the run.
+        columns: C of its logits.
+        size: side S of its crops in pixels.
+        counts: how many crops it gets at a time.
+
+    Raises:
+        InputError: when it cannot be trained or evaluated so.
+    """
+    unused: dict[bool, bool] = {}
+
+    def trial(channels_last: bool) -> None:
+        copy = copied(student).to(device=config.device, memory_format=memory_format(channels_last))  # type: ignore[call-overload]
+        unused[channels_last] = Trial(copy, config, columns, size, channels_last).run(counts)
+
+    for name, value in student.named_parameters():
+        if value.requires_grad and 0 in value.stride():
+            raise InputError(
+                f"student {config.student}: expected parameters with memory of their own for every number, which a "
+                f"step can change, found {name}, which is expanded; make a parameter of what is expanded"
+            )
+    try:
+        with undrawn(torch.device(config.device)):
+            channels_last = takes_channels_last(trial)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"student {config.student}: a step of {counts.training[-1]} crops takes more memory than {config.device} "
+            f"has free; give --accumulate, or a smaller --batch-size"
+        ) from error
+    return Fit(channels_last, unused[channels_last])
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many crops a student gets at a time, ascending: in steps, of ``world`` processes, and in evaluations."""
+
+    training: tuple[int, ...]
+    evaluating: tuple[int, ...] = (FEW,)
+    world: int = 1
+
+    @classmethod
+    def of(cls, config: TrainConfig, images: int, world: int, evaluating: Sequence[int]) -> Counts:
+        """The smallest and the largest number, of all processes."""
+        training = {
+            rows.stop - rows.start
+            for total in (min(config.batch_size, images), images % config.batch_size or config.batch_size)
+            for own in slices(min(total, images), world)
+            for rows in slices(max(own.stop - own.start, 1), min(config.accumulate, max(own.stop - own.start, 1)))
+        }
+        return cls(tuple(sorted({min(training), max(training)})), tuple(sorted({FEW, *evaluating})), world)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A copy of a student, tried in one layout."""
+
+    student: nn.Module
+    config: TrainConfig
+    columns: int
+    size: int
+    channels_last: bool
+
+    def run(self, counts: Counts) -> bool:
+        """Evaluate, take steps, evaluate what came of them; whether some parameter got no gradient.
+
+        Raises:
+            InputError: names what does not work.
+        """
+        name, before = self.config.student, shapes(self.student)
+        with said(f"student {name}"):
+            require_savable(self.student)
+        self.evaluate(counts.evaluating)
+        if not any(parameter.requires_grad for parameter in self.student.parameters()):
+            raise InputError(f"student {name}: expected weights to train, found none; give another --student")
+        self.student.train()
+        self.require_repeatable()
+        optimizer = self.config.optimiser_spec().make(self.student.named_parameters())
+        unused = [self.backward(Logits(self.student), count) for count in counts.training]
+        if counts.world > 1:  # which parameters get a gradient may be drawn, and processes must know whether to look
+            unused += [self.backward(Logits(self.student), FEW) for _ in range(DRAWS)]
+        with said(f"student {name}: a step of --optimizer {self.config.optimizer} fails"):
+            if self.config.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.config.clip_norm)
+            optimizer.step()
+        if self.config.ema:
+            with said(f"student {name}: --ema fails"):
+                Average(self.student, self.config.ema).update(self.student)
+        if self.config.compile:
+            with said(f"student {name}: does not compile; leave --compile out"):
+                self.backward(compiled(Logits(self.student), self.config), counts.training[-1])
+        self.evaluate(counts.evaluating)
+        if shapes(self.student) != before:
+            raise InputError(
+                f"student {name}: its forward makes or changes parameters or buffers, and a run could not be "
+                f"continued; make them in its constructor"
+            )
+        return any(unused)
+
+    def evaluate(self, counts: Sequence[int]) -> None:
+        """Run it in eval mode."""
+        network = Logits(self.student).eval()
+        for count in counts:
+            with said(f"student {self.config.student}: does not take crops of {self.size} px"), torch.no_grad():
+                logits = self.logits(network, count)
+            self.require_fit(logits, count)
+
+    def backward(self, network: nn.Module, count: int) -> bool:
+        """Gradients of a few crops; whether some parameter got none."""
+        self.student.zero_grad(set_to_none=True)
+        with said(f"student {self.config.student}: a step of {count} crops fails"):
+            logits = self.logits(network, count)
+            self.require_fit(logits, count)
+            logits.float().square().mean().backward()  # type: ignore[no-untyped-call]
+        return any(weight.grad is None for weight in self.student.parameters() if weight.requires_grad)
+
+    def require_repeatable(self) -> None:
+        """Refuse a student that keeps what no checkpoint has."""
+        found: list[Tensor] = []
+        buffers = [(buffer, buffer.clone()) for buffer in self.student.buffers()]
+        network = Logits(self.student)
+        network.register_forward_hook(lambda _network, _inputs, logits: found.append(logits.detach().float()))
+        for _ in range(2):
+            seed(0)
+            self.backward(network, FEW)
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+        for first, again in pairwise(found):
+            if not torch.allclose(first, again, rtol=0, atol=SAME * float(first.abs().max()), equal_nan=True):
+                raise InputError(
+                    f"student {self.config.student}: gives other logits when it is called again: it keeps state "
+                    f"outside of its parameters and buffers, or draws random numbers of its own, and a run could not "
+                    f"be continued; keep state in buffers (register_buffer), and draw from torch, numpy or random"
+                )
+
+    def logits(self, network: nn.Module, count: int) -> Tensor:
+        """Logits of random crops, in the layout and precision of a step."""
+        shape = (count, 3, self.size, self.size)
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        images = images.to(device=self.config.device, memory_format=memory_format(self.channels_last))
+        with autocast(self.config):
+            logits: Tensor = network(images)
+        return logits
+
+    def require_fit(self, logits: Tensor, count: int) -> None:
+        """Refuse logits that are not those of the store's labels."""
+        if list(logits.shape) != [count, self.columns] or not logits.is_floating_point():
+            kind = "" if logits.is_floating_point() else f" of {logits.dtype}"
+            raise InputError(
+                f"student {self.config.student}: expected logits [{count}, {self.columns}] for {count} crops, a column "
+                f"for each of the labels in {self.config.store}, found {list(logits.shape)}{kind}; leave its number of "
+                f"classes to the store, or give another store"
+            )
+
+
+def shapes(network: nn.Module) -> dict[str, torch.Size]:
+    """What the parameters and buffers are."""
+    named = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
+    return {name: value.shape for name, value in named}
+
+
+@contextmanager
+def said(what: str) -> Iterator[None]:
+    """Say in one line what a network raised, which may be anything."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        lines = str(getattr(error, "inner_exception", None) or error).strip().splitlines()
+        reason = lines[-1] if isinstance(error, torch.jit.Error) else (lines or [""])[0]
+        kind = "" if isinstance(error, (RuntimeError, InputError)) and reason else f"{type(error).__name__}: "
+        advice = "; choose another --batch-size" if BATCH_NORM_SAYS in reason else ""
+        raise InputError(f"{what}: {kind}{reason}{advice}") from error
+
+
+@contextmanager
+def undrawn(device: torch.device) -> Iterator[None]:
+    """Random numbers that are drawn in here are drawn again after it."""
+    drawn: Callable[[], object] = random.getstate
+    before, numpy_before = drawn(), np.random.get_state()  # noqa: NPY002  students draw from it
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(before)  # type: ignore[arg-type]
+            np.random.set_state(numpy_before)  # noqa: NPY002
+
+
+def seed(number: int) -> None:
+    """Seed all that a student may draw from."""
+    random.seed(number)
+    np.random.seed(number)  # noqa: NPY002
+    torch.manual_seed(number)
