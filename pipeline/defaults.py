@@ -16,9 +16,9 @@ from pipeline.engine.spec import make_members
 from pipeline.labelling import first_labels
 from pipeline.networks.settling import differences, normalisation, require_network
 from pipeline.networks.trained import trained_with
+from pipeline.normalisation import require_normalisation
 from pipeline.plan import Plan
 from pipeline.render import Renderer
-from pipeline.render.normalise import require_normalisation
 from pipeline.teacher import Teacher
 
 NOBODY_SAYS = "ImageNet's: the weights do not say; --mean and --std do"

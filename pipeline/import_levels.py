@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from labelstore.errors import InputError
-from pipeline.render.normalise import require_normalisation
+from pipeline.normalisation import require_normalisation
 
 Normalise = Literal["mean-std", "per-image", "min-max"]
 Stretch = Callable[[Tensor], Tensor]

@@ -8,50 +8,60 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends quietly until a command runs
 
 import sys
-from typing import Any
 
-import tyro
-
-from labelstore.console import Console, run_command
+from labelstore.console import Console
+from labelstore.program import Command, run_program
 from pipeline import ranks
 from trainer import recipes
-from trainer.config import TrainConfig
-from trainer.evaluate import evaluate_command
-from trainer.plot import PlotConfig, plot
-from trainer.subject import EvaluateConfig
-from trainer.train import say, train
+from trainer.config import EvaluateConfig, PlotConfig, TrainConfig
+
+
+def train_command(config: TrainConfig, console: Console) -> int:
+    """Train and say how the student does."""
+    from trainer.train import say, train
+
+    if values := train(config, console):
+        console.summary(values, say(values))
+    return 0
+
+
+def evaluate_command(config: EvaluateConfig, console: Console) -> int:
+    """Measure a network and say how it does."""
+    from trainer.evaluate import evaluate_network
+
+    result = evaluate_network(config, console)
+    console.summary(
+        {"images": result.images, **result.numbers},
+        f"{result.images:,} images: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}",
+    )
+    return 0
+
+
+def plot_command(config: PlotConfig, console: Console) -> int:
+    """Draw curves of runs."""
+    from trainer.plot import plot
+
+    plot(config, console)
+    return 0
+
+
+COMMANDS = {
+    "train": Command(TrainConfig, train_command, resumes=True),
+    "evaluate": Command(EvaluateConfig, evaluate_command),
+    "plot": Command(PlotConfig, plot_command),
+}
 
 
 def main() -> int:
     """Run the command that the arguments name."""
-    arguments: list[str] = []
-    if code := run_command("trainer", lambda: arguments.extend(recipes.typed(sys.argv[1:]))):
-        return code
-    config: Any = tyro.extras.subcommand_cli_from_dict(
-        {"train": TrainConfig, "evaluate": EvaluateConfig, "plot": PlotConfig},
-        prog="python -m trainer",
-        description="Labels in, student out.",
-        args=arguments,
+    return run_program(
+        "trainer",
+        "Labels in, student out.",
+        COMMANDS,
+        typed=recipes.typed,
+        short={"--run": "--run-folder"},
+        python=ranks.python(),
     )
-    console = Console(as_json=config.json)
-
-    def command() -> int:
-        if isinstance(config, TrainConfig):
-            if values := train(config, console):
-                console.summary(values, say(values))
-            return 0
-        if isinstance(config, PlotConfig):
-            plot(config, console)
-            return 0
-        result = evaluate_command(config, console)
-        console.summary(
-            {"images": result.images, **result.numbers},
-            f"{result.images:,} images: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}",
-        )
-        return 0
-
-    python = ranks.python()
-    return run_command("trainer", command, resumes=isinstance(config, TrainConfig) and bool(python), python=python)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""What `train` is told: one frozen dataclass whose fields are the command's flags."""
+"""What each command is told: one frozen dataclass each, whose fields are the flags.
+
+Nothing that takes long to import is imported here, so that help and the errors of a command line come at once.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,22 @@ import math
 from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from labelstore.errors import InputError
 from labelstore.places import require_apart
-from pipeline.config import gibibytes, json_object
+from pipeline.config import gibibytes, json_object, require_place
+from pipeline.engine.spec import DTypeName
 from pipeline.render import Decoder
-from trainer.losses import LossSpec
-from trainer.losses.gift import GiftForm
-from trainer.optimisers import Decay, OptimiserSpec, defaults_of
+from trainer.choices import Decay, GiftForm, LossSpec
 from trainer.schedules import ScheduleName, SchedulePer, ScheduleSpec
 
+if TYPE_CHECKING:
+    from trainer.optimisers import OptimiserSpec
+
+PICTURES = (".png", ".svg", ".pdf")
 # The field of each number of a loss.
 LOSS_NUMBERS = {
     "form": "gift_form",
@@ -57,7 +63,7 @@ class TrainConfig:
     """torchvision:NAME, timm:NAME, convnet-dN, cifar-resnetN, resnet18/101-modified or module:attribute."""
     epochs: int
     """Epochs; each plays one view of the store."""
-    run: Annotated[Path, tyro.conf.arg(aliases=["--run-folder"])]
+    run: Annotated[Path, tyro.conf.arg(name="run-folder")]
     """Folder of the run: config.json, log.jsonl, checkpoint.pt, last.safetensors, best.safetensors."""
     student_args: str = "{}"
     """Keyword arguments of the student's constructor, as JSON."""
@@ -218,6 +224,8 @@ class TrainConfig:
 
     def optimiser_spec(self) -> OptimiserSpec:
         """The optimiser's part of the flags."""
+        from trainer.optimisers import OptimiserSpec, defaults_of  # takes seconds to import
+
         own = defaults_of(self.optimizer)
         given = json_object("--optimizer-args", self.optimizer_args)
         return OptimiserSpec(
@@ -243,6 +251,8 @@ class TrainConfig:
     @property
     def rate(self) -> float:
         """The first learning rate."""
+        from trainer.optimisers import defaults_of  # takes seconds to import
+
         rate = defaults_of(self.optimizer).lr if self.lr is None else self.lr
         if rate is None:
             raise InputError(f"--optimizer {self.optimizer}: has no learning rate of its own; give --lr")
@@ -284,3 +294,86 @@ class TrainConfig:
         """Whether the student is evaluated after ``epoch`` (counted from 0)."""
         due = (epoch + 1) % self.evaluation_interval == 0 and epoch + 1 > self.eval_from * self.epochs
         return due or epoch + 1 == self.epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure top-1 and top-5 of a network on a class folder."""
+
+    run: Annotated[Path | None, tyro.conf.arg(name="run-folder")] = None
+    """Folder of a run of `train`: its last weights, as it tested them, on its test images."""
+    weights: str | None = None
+    """Instead: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
+    images: Path | None = None
+    """Class folder of test images; those of the run when left out."""
+    student: str | None = None
+    """Network, by the names that `train --student` takes; the one that the weights say they are of when left out."""
+    student_args: str | None = None
+    """Keyword arguments of the network's constructor, as JSON; likewise."""
+    weights_key: str | None = None
+    """Of several sets of weights in the file the one to take, such as model_ema; left out, a running mean (EMA) where
+    there is one; what is taken is printed."""
+    size: int | None = None
+    """Side of the network's input in pixels, cut from the centre; what it was trained with when left out."""
+    classes: str | None = None
+    """Columns of a wider network: comma-separated indexes or class names, a file with one a line, or imagenet: by its
+    public list."""
+    resize: int | None = None
+    """Short side of an image before the central crop; as the run tested, or the crop's size, when left out."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Antialiased filter of the resize; as the run tested, or bilinear, when left out."""
+    mean: tuple[float, float, float] | None = None
+    """Channel means of the normalisation, of pixels in [0, 1]; what the network was trained with when left out."""
+    std: tuple[float, float, float] | None = None
+    """Channel standard deviations of the normalisation; likewise."""
+    class_order: Literal["auto", "bytes", "numeric"] = "auto"
+    """Order of the class folders; auto is byte order, and stops where numbers in the names sort otherwise."""
+    batch: int = 128
+    """Images a batch."""
+    dtype: DTypeName = "float32"
+    """Precision of the network."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N."""
+    decoder: Decoder | None = None
+    """What decodes files: cpu, gpu or gpu-hw; on a GPU gpu when left out."""
+    threads: int | None = None
+    """CPU threads; all cores when left out."""
+    cache_gib: float = 2.0
+    """Memory for decoded images."""
+    csv: Path | None = None
+    """File for the accuracy of each class: class, images, hits, top1 in percent."""
+    json: bool = False
+    """Print the summary as one JSON object on standard output and all else on standard error."""
+
+    def __post_init__(self) -> None:
+        """Refuse, before anything is measured, what could not be written."""
+        if (self.run is None) == (self.weights is None):
+            found = "neither" if self.run is None else "both"
+            raise InputError(f"--run, --weights: expected the folder of a run or a file of weights, found {found}")
+        for name, value in (("size", self.size), ("resize", self.resize), ("batch", self.batch)):
+            if value is not None and value < 1:
+                raise InputError(f"--{name}: expected at least 1, found {value}")
+        if self.csv:
+            require_apart({"--csv": self.csv}, {"--images": self.images} if self.images else {})
+            require_place("--csv", self.csv)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotConfig:
+    """Draw the curves of one or more runs on one PNG; needs matplotlib (the extra `plot`)."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of runs."""
+    out: Path = Path("curves.png")
+    """The picture; must not exist."""
+    json: bool = False
+    """Print the summary as one JSON object on standard output and all else on standard error."""
+
+    def __post_init__(self) -> None:
+        """Refuse no runs."""
+        if not self.runs:
+            raise InputError("plot: expected the folder of a run, found none")
+        require_apart({"--out": self.out}, {})
+        require_place("--out", self.out)
+        if self.out.suffix not in PICTURES:
+            raise InputError(f"--out: expected a name that ends in {', '.join(PICTURES)}, found {self.out}")

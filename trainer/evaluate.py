@@ -26,13 +26,15 @@ from pipeline.manifest import Manifest
 from pipeline.memory import keep_freed_memory
 from pipeline.networks.layout import takes_channels_last
 from pipeline.networks.outputs import logits_of
+from pipeline.normalisation import require_normalisation
 from pipeline.plan import Plan, PlanSpec
 from pipeline.remarks import say_left_out
 from pipeline.render import Renderer, make_renderer
-from pipeline.render.normalise import normalise, require_normalisation
+from pipeline.render.normalise import normalise
 from pipeline.teacher import make_teacher
+from trainer.config import EvaluateConfig
 from trainer.metrics import ranks
-from trainer.subject import EvaluateConfig, settle
+from trainer.subject import settle
 
 TABLE = ["class", "images", "hits", "top1"]
 BATCH = 128
@@ -190,7 +192,7 @@ def table_of(classes: Sequence[str]) -> Proof:
     return Proof("a table of these classes", holds)
 
 
-def evaluate_command(config: EvaluateConfig, console: Console) -> EvalResult:
+def evaluate_network(config: EvaluateConfig, console: Console) -> EvalResult:
     """Measure a network by the flags of the command."""
     keep_freed_memory()
     subject = settle(config)

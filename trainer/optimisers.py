@@ -7,17 +7,15 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch.nn import Parameter
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from trainer.choices import Decay
 from trainer.imported import imported
-
-# all: every parameter; weights: those named weight with more than one dimension, so no bias and no norm layer.
-Decay = Literal["all", "weights"]
 
 # LBFGS calls the loss again and again, SparseAdam takes sparse gradients: neither fits a student's loop.
 OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {

@@ -4,41 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from labelstore.console import Console
 from labelstore.errors import InputError
 from labelstore.newfile import new_file
-from labelstore.places import require_apart
-from pipeline.config import require_place
+from trainer.config import PlotConfig
 
-PICTURES = (".png", ".svg", ".pdf")
 PANELS = {"loss": "training loss", "lr": "learning rate", "test_top1": "test top-1, %", "test_loss": "test loss"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlotConfig:
-    """Draw the curves of one or more runs on one PNG; needs matplotlib (the extra `plot`)."""
-
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of runs."""
-    out: Path = Path("curves.png")
-    """The picture; must not exist."""
-    json: bool = False
-    """Print the summary as one JSON object on standard output and all else on standard error."""
-
-    def __post_init__(self) -> None:
-        """Refuse no runs."""
-        if not self.runs:
-            raise InputError("plot: expected the folder of a run, found none")
-        require_apart({"--out": self.out}, {})
-        require_place("--out", self.out)
-        if self.out.suffix not in PICTURES:
-            raise InputError(f"--out: expected a name that ends in {', '.join(PICTURES)}, found {self.out}")
 
 
 def plot(config: PlotConfig, console: Console) -> dict[str, int]:

@@ -22,7 +22,8 @@ from pipeline.augment.sides import at_size
 from pipeline.codes import DeviceCodes
 from pipeline.manifest import Manifest
 from pipeline.moving import to_device
-from pipeline.render.normalise import network_input, normalise, require_normalisation
+from pipeline.normalisation import require_normalisation
+from pipeline.render.normalise import network_input, normalise
 from pipeline.source import PixelReport, Source, check_pixels, open_source
 from trainer.ahead import ahead, require_process
 from trainer.batch import TrainBatch, concatenate, slices

@@ -5,87 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
 
 from labelstore.errors import InputError
 from labelstore.names import same_form
 from labelstore.places import require_apart
-from pipeline.config import json_object, require_place
-from pipeline.engine.spec import DTypeName, Member, TeacherSpec
+from pipeline.config import json_object
+from pipeline.engine.spec import Member, TeacherSpec
 from pipeline.manifest import Manifest, scan
 from pipeline.networks.settling import differences, normalisation, require_network
 from pipeline.networks.trained import Trained, recorded_in, trained_with
+from pipeline.normalisation import require_normalisation
 from pipeline.plan import PlanSpec
-from pipeline.render import Decoder
-from pipeline.render.normalise import require_normalisation
 from pipeline.source import scan_as
+from trainer.config import EvaluateConfig
 from trainer.run_folder import described_in, test_images_of, trained_as
-
-Interpolation = Literal["bilinear", "bicubic"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Measure top-1 and top-5 of a network on a class folder."""
-
-    run: Annotated[Path | None, tyro.conf.arg(aliases=["--run-folder"])] = None
-    """Folder of a run of `train`: its last weights, as it tested them, on its test images."""
-    weights: str | None = None
-    """Instead: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
-    images: Path | None = None
-    """Class folder of test images; those of the run when left out."""
-    student: str | None = None
-    """Network, by the names that `train --student` takes; the one that the weights say they are of when left out."""
-    student_args: str | None = None
-    """Keyword arguments of the network's constructor, as JSON; likewise."""
-    weights_key: str | None = None
-    """Of several sets of weights in the file the one to take, such as model_ema; left out, a running mean (EMA) where
-    there is one; what is taken is printed."""
-    size: int | None = None
-    """Side of the network's input in pixels, cut from the centre; what it was trained with when left out."""
-    classes: str | None = None
-    """Columns of a wider network: comma-separated indexes or class names, a file with one a line, or imagenet: by its
-    public list."""
-    resize: int | None = None
-    """Short side of an image before the central crop; as the run tested, or the crop's size, when left out."""
-    interpolation: Interpolation | None = None
-    """Antialiased filter of the resize; as the run tested, or bilinear, when left out."""
-    mean: tuple[float, float, float] | None = None
-    """Channel means of the normalisation, of pixels in [0, 1]; what the network was trained with when left out."""
-    std: tuple[float, float, float] | None = None
-    """Channel standard deviations of the normalisation; likewise."""
-    class_order: Literal["auto", "bytes", "numeric"] = "auto"
-    """Order of the class folders; auto is byte order, and stops where numbers in the names sort otherwise."""
-    batch: int = 128
-    """Images a batch."""
-    dtype: DTypeName = "float32"
-    """Precision of the network."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N."""
-    decoder: Decoder | None = None
-    """What decodes files: cpu, gpu or gpu-hw; on a GPU gpu when left out."""
-    threads: int | None = None
-    """CPU threads; all cores when left out."""
-    cache_gib: float = 2.0
-    """Memory for decoded images."""
-    csv: Path | None = None
-    """File for the accuracy of each class: class, images, hits, top1 in percent."""
-    json: bool = False
-    """Print the summary as one JSON object on standard output and all else on standard error."""
-
-    def __post_init__(self) -> None:
-        """Refuse, before anything is measured, what could not be written."""
-        if (self.run is None) == (self.weights is None):
-            found = "neither" if self.run is None else "both"
-            raise InputError(f"--run, --weights: expected the folder of a run or a file of weights, found {found}")
-        for name, value in (("size", self.size), ("resize", self.resize), ("batch", self.batch)):
-            if value is not None and value < 1:
-                raise InputError(f"--{name}: expected at least 1, found {value}")
-        if self.csv:
-            require_apart({"--csv": self.csv}, {"--images": self.images} if self.images else {})
-            require_place("--csv", self.csv)
 
 
 @dataclass(frozen=True, kw_only=True)

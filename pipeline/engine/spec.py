@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
-from pipeline.render.normalise import require_normalisation
+from pipeline.normalisation import require_normalisation
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 # Largest error, as a share of the largest logit, that another order of summation explains.

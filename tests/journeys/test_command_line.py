@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,14 @@ from labelstore import __version__
 from labelstore.__main__ import COMMANDS as LABELSTORE
 from labelstore.program import Command, read_flags
 from pipeline.__main__ import COMMANDS as PIPELINE
+from trainer.__main__ import COMMANDS as TRAINER
 
-PROGRAMS: dict[str, dict[str, Command]] = {"labelstore": LABELSTORE, "pipeline": PIPELINE, "benchmarks": BENCHMARKS}
+PROGRAMS: dict[str, dict[str, Command]] = {
+    "labelstore": LABELSTORE,
+    "pipeline": PIPELINE,
+    "trainer": TRAINER,
+    "benchmarks": BENCHMARKS,
+}
 EVERY = [(program, name) for program, commands in PROGRAMS.items() for name in commands]
 # What takes longest to import; none of it is needed to read a command line.
 HEAVY = ("torch", "torchvision", "zarr", "PIL", "nvidia.dali", "timm", "matplotlib", "hypothesis")
@@ -75,7 +80,7 @@ def test_flags_that_exclude_each_other_are_named_without_our_names() -> None:
 
 
 @pytest.mark.parametrize("word", ["s3://bucket/x", "--store=gs://bucket/x", "hf://datasets/x", "https://host/x.pt"])
-@pytest.mark.parametrize("program", ["labelstore", "pipeline"])
+@pytest.mark.parametrize("program", ["labelstore", "pipeline", "trainer"])
 def test_addresses_are_no_paths(word: str, program: str) -> None:
     name = next(iter(PROGRAMS[program]))
     _, err, _, code = say(program, name, word)
@@ -85,17 +90,22 @@ def test_addresses_are_no_paths(word: str, program: str) -> None:
     )
 
 
-@pytest.mark.parametrize("command", [PIPELINE["build"]], ids=["build"])
+@pytest.mark.parametrize("command", [PIPELINE["build"], TRAINER["train"]], ids=["build", "train"])
 def test_torchrun_hands_on_every_flag(command: Command) -> None:
     parser = get_args_parser()
     theirs = {option for action in parser._actions for option in action.option_strings}
-    for field in fields(command.config):
-        flag = f"--{field.name.replace('_', '-')}"
+    for flag in flags_of(command):
         words = ["train", flag, "1", f"{flag}=1"]
         found = parser.parse_args(["--nproc-per-node=2", "-m", "trainer", *words])
         assert (found.training_script, found.training_script_args) == ("trainer", words)
         # Which abbreviations argparse takes differs from one Python to the next; these are in no Python.
         assert [option for option in theirs if option.startswith(flag)] in ([], [flag])
+
+
+def flags_of(command: Command) -> list[str]:
+    """Every flag that a command's help names."""
+    help_text = say(*next([p, n, "--help"] for p in PROGRAMS for n, c in PROGRAMS[p].items() if c is command))[0]
+    return sorted(set(re.findall(r"(?<=[│,] )--[a-z][a-z0-9-]*", help_text)))
 
 
 def test_defaults_and_types_of_flags_are_the_fields() -> None:
@@ -113,6 +123,8 @@ def test_defaults_and_types_of_flags_are_the_fields() -> None:
         ("numpy", -signal.SIGINT, ["benchmarks", "list"]),
         ("torch", 130, ["pipeline", "verify", "--store", "x", "--images", "y"]),
         ("torch", 130, ["benchmarks", "list"]),
+        ("numpy", -signal.SIGINT, ["trainer", "train"]),
+        ("torch", 130, ["trainer", "evaluate", "--weights", "x", "--images", "y"]),
     ],
 )
 def test_ctrl_c_while_modules_are_imported_ends_quietly(

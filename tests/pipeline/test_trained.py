@@ -19,7 +19,7 @@ from pipeline.networks import read_weights, save_weights
 from pipeline.networks.settling import normalisation, require_network
 from pipeline.networks.trained import RECORD_KEY, Trained, own_configuration, recorded_in, same_network
 from pipeline.networks.weights import packed, weights_like
-from pipeline.render.normalise import require_normalisation
+from pipeline.normalisation import require_normalisation
 
 STATE = {"b": torch.arange(3.0), "a": torch.zeros(2, 2)}
 RECORD = Trained(

@@ -8,23 +8,22 @@ A loss is called as ``loss(x, t, y, y2=None, lam=None)`` with student logits ``x
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from trainer.choices import LossName, LossSpec
 from trainer.imported import imported
 from trainer.losses.closed import gift_rows, kl_rows, well_posed
 from trainer.losses.cosine import cosine_loss
 from trainer.losses.cross_entropy import ce_loss
 from trainer.losses.fused import Compile, Fused, compiled
-from trainer.losses.gift import GiftForm, check_numbers, gift_loss, gift_target
+from trainer.losses.gift import gift_loss, gift_target
 from trainer.losses.kl import kl_loss
 from trainer.losses.mse import mse_loss
 from trainer.losses.soft_ce import soft_ce_loss
@@ -43,85 +42,12 @@ __all__ = [
     "soft_ce_loss",
 ]
 
-LossName = Literal["gift", "cosine", "kl", "soft_ce", "mse", "ce", "mse+ce", "soft_ce+ce"]
-
 
 class Loss(Protocol):
     """What `make_loss` gives."""
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, y2: Tensor | None = None, lam: Tensor | None = None) -> Tensor:
         """The mean loss of a batch, a scalar in float32 at least."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LossSpec:
-    """A loss and every number in it; each loss uses its own and ignores the others."""
-
-    name: LossName | str = "gift"
-    """What the student is compared with, and how."""
-    form: GiftForm = "released"
-    """gift: released (additive, gamma) or convex (weight)."""
-    gamma: float = 0.1
-    """gift, released form: weight of the hard label."""
-    smoothing: float = 0.1
-    """gift: label smoothing of the hard label."""
-    weight: float = 0.1
-    """gift, convex form: weight of the hard label."""
-    temperature: float = 20.0
-    """kl: temperature of both softmaxes."""
-    t_squared: bool = False
-    """kl: multiply by the square of the temperature."""
-    hard_weight: float = 0.1
-    """mse+ce, soft_ce+ce: weight of the hard cross-entropy."""
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that a loss is not defined for."""
-        if self.name not in LOSSES and ":" not in self.name:
-            raise InputError(f"loss: expected one of {', '.join(LOSSES)}, or module:attribute, found {self.name!r}")
-        check_numbers(self.form, self.gamma, self.smoothing, self.weight)
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise InputError(f"loss temperature: expected a number > 0, found {self.temperature}")
-        if not (math.isfinite(self.hard_weight) and self.hard_weight >= 0):
-            raise InputError(f"loss hard weight: expected a number >= 0, found {self.hard_weight}")
-
-    @property
-    def numbers(self) -> dict[str, Json]:
-        """The numbers that this loss uses, by the name of its keyword argument."""
-        if self.name == "gift" and self.form == "released":
-            return {"form": self.form, "gamma": self.gamma, "smoothing": self.smoothing}
-        if self.name == "gift":
-            return {"form": self.form, "weight": self.weight, "smoothing": self.smoothing}
-        if self.name == "kl":
-            return {"temperature": self.temperature, "t_squared": self.t_squared}
-        return {"hard_weight": self.hard_weight} if "+" in self.name else {}
-
-    @property
-    def weights(self) -> tuple[float, float]:
-        """gift, cosine: weights of the soft and of the hard label, each of length 1."""
-        if self.name == "cosine":
-            return 1.0, 0.0
-        return (1.0, self.gamma) if self.form == "released" else (1 - self.weight, self.weight)
-
-    @property
-    def any_scale(self) -> bool:
-        """Whether a label may come in any scale, as its codes are without theirs."""
-        return self.name in ("gift", "cosine")
-
-    def require_content(self, content: str) -> None:
-        """Refuse labels that do not hold what the loss looks at.
-
-        Raises:
-            InputError: when only the largest columns are known, and the loss needs all logits.
-        """
-        if content == "topk" and self.name in ("gift", "cosine", "mse", "mse+ce"):
-            raise InputError(
-                f"--loss {self.name}: needs the logits of all columns, and this store has only the largest ones "
-                f"(content topk); take kl, soft_ce or soft_ce+ce, for which the others have probability 0"
-            )
-
-    def to_json(self) -> dict[str, Json]:
-        """Name and the numbers in effect; ``LossSpec(**spec.to_json())`` is the same loss."""
-        return {"name": self.name, **self.numbers}
 
 
 def users_loss(name: str) -> Loss:

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from labelstore.errors import InputError
+from trainer.choices import GiftForm, check_numbers
 from trainer.losses.cosine import cosine_loss, paired, unit
-
-GiftForm = Literal["released", "convex"]
 
 
 def smoothed_one_hot(y: Tensor, classes: int, smoothing: float, dtype: torch.dtype) -> Tensor:
     """``1 - a`` at ``y`` and ``a / (C - 1)`` elsewhere, ``[B, C]``, for targets ``[B]``."""
     s = torch.full((len(y), classes), smoothing / (classes - 1), dtype=dtype, device=y.device)
     return s.scatter_(1, y[:, None], 1 - smoothing)
-
-
-def check_numbers(form: str, gamma: float, smoothing: float, weight: float) -> None:
-    """Raise InputError unless these are numbers that the loss is defined for."""
-    if form not in ("released", "convex"):
-        raise InputError(f"gift form: expected 'released' or 'convex', found {form!r}")
-    if not (math.isfinite(gamma) and gamma >= 0):
-        raise InputError(f"gift gamma: expected a number >= 0, found {gamma}")
-    if not 0 <= smoothing < 1:
-        raise InputError(f"gift smoothing: expected a number in [0, 1), found {smoothing}")
-    if not 0 <= weight <= 1:
-        raise InputError(f"gift weight: expected a number in [0, 1], found {weight}")
 
 
 def check_targets(logits: Tensor, y: Tensor, y2: Tensor | None, lam: Tensor | None) -> None:

@@ -1,0 +1,35 @@
+"""Which means and deviations of pixels a network can have been trained with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from labelstore.errors import InputError
+
+LEVELS = 255
+
+
+def require_normalisation(mean: Sequence[float], std: Sequence[float], place: str = "") -> None:
+    """Refuse a normalisation that pixels in [0, 1] cannot have.
+
+    Their mean lies in [0, 1]. Their deviation is at most 0.5, but networks are also trained without one (mean 0,
+    std 1), or on pixels of 0 to 255 (std 1/255), so that all of (0, 1] is taken.
+
+    Args:
+        mean: channel means.
+        std: channel standard deviations.
+        place: what comes before the flags in a message.
+
+    Raises:
+        InputError: names the flag, and the numbers that are meant where these are of pixels of 0 to 255.
+    """
+    for flag, values, lowest in (("mean", mean, 0.0), ("std", std, math.ulp(0.0))):
+        if all(lowest <= value <= 1 for value in values):
+            continue
+        among = "0 to 1" if flag == "mean" else "above 0, up to 1"
+        expected = f"{place}--{flag}: expected numbers {among}, of pixels in [0, 1], found {' '.join(map(str, values))}"
+        if all(0 <= value <= LEVELS for value in values) and max(values) > 1:
+            meant = " ".join(f"{value / LEVELS:.4g}" for value in values)
+            raise InputError(f"{expected}; these are of pixels of 0 to 255: divide by 255, --{flag} {meant}")
+        raise InputError(f"{expected}; give those that the network was trained with")
