@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import closing
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
 
+from labelstore import removing
 from labelstore.arrays import AUDIT_BLOCK
 from labelstore.bands import missed
 from labelstore.blocks import BlockGrid, BlockIndex
@@ -15,6 +17,7 @@ from labelstore.console import Console, byte_count, duration
 from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError, MismatchError
 from labelstore.names import printable
+from labelstore.removing import Proof
 from labelstore.spec import BlockShape, Identity, Json, first_difference, require_same
 from labelstore.stopping import Stops
 from labelstore.store import LabelStore, require_free_space, store_bytes
@@ -23,19 +26,21 @@ from pipeline.calibrate import Calibrator
 from pipeline.config import BuildConfig
 from pipeline.defaults import encoding_of, settled
 from pipeline.filling import Filling, Work, report_agreement
-from pipeline.manifest import Manifest, explained, scan, with_classes, with_order
+from pipeline.manifest import Manifest, UnusableFilesError, explained, scan, with_classes, with_order
 from pipeline.memory import keep_freed_memory
+from pipeline.networks.load import require_known
 from pipeline.plan import Plan
 from pipeline.ranks import Ranks, join
 from pipeline.remarks import say_left_out
 from pipeline.render import make_renderer
 from pipeline.source import Source, order_of
 from pipeline.teacher import TeacherSpec, make_teacher
-from pipeline.verify import require_same_labels
+from pipeline.verify import labels_come_out_again, require_same_labels
 from pipeline.watching import Moment, Watch, require_log, watching
 
 STOPPING = "stopping after the block in hand; the same again stops at once"
 KEPT = "finished blocks are kept"
+EMPTY = Proof("an empty file", lambda path: not path.stat().st_size)
 
 
 def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
@@ -47,6 +52,8 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
     keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    for name, weights in zip(config.teacher, config.weights, strict=False):
+        require_known(name, weights)
     config = settled(config, console)
     spec = config.plan_spec()
     with ranks.first_alone():
@@ -168,7 +175,10 @@ def build(config: BuildConfig, console: Console) -> Mapping[str, Json]:
             return dry_run(config, prepare(config, console, Ranks()), console) if ranks.first else {}
         if not ranks.first:
             return write_share(config, prepare(config, console, ranks), console, ranks)
-        with watching(config.progress_log, config.metrics_port, config.metrics_host, console) as watch:
+        with (
+            nothing_left(config),
+            watching(config.progress_log, config.metrics_port, config.metrics_host, console) as watch,
+        ):
             work = prepare(config, console, ranks)
             store = open_for(config, work)
             try:
@@ -180,6 +190,27 @@ def build(config: BuildConfig, console: Console) -> Mapping[str, Json]:
                 raise
 
 
+@contextmanager
+def nothing_left(config: BuildConfig) -> Iterator[None]:
+    """A build that is refused before it has a store leaves no cache of its images, no log and no folder either.
+
+    What was read is kept where single files are to be mended: reading all others again may take hours.
+    """
+    cache, log = config.manifest_cache, config.progress_log
+    made = {cache: manifest_cache.CACHE, **({log: EMPTY} if log else {})}
+    made = {path: proof for path, proof in made.items() if not os.path.lexists(path)}
+    folders = [folder for folder in cache.parents if not folder.exists()]
+    try:
+        yield
+    except InputError as error:
+        if not (isinstance(error, UnusableFilesError) or LabelStore.exists(config.store)):
+            for path, proof in made.items():
+                removing.remove(path, proof)
+            for folder in folders:
+                removing.remove_folder(folder)
+        raise
+
+
 def write(
     config: BuildConfig, work: Work, store: LabelStore, console: Console, ranks: Ranks, watch: Watch
 ) -> Mapping[str, Json]:
@@ -188,12 +219,14 @@ def write(
         require_same_engine(config, store, work, console)
         views = store.raise_target(config.views, engine=work.teacher.engine, renderer=work.renderer.id)
         whole = BlockGrid.of(work.identity).whole_views(config.views)
-        if whole != config.views:
-            console.line(f"views: {config.views} rounded up to {whole}, whole blocks of {work.identity.block.views}")
         if views > whole:
-            console.line(f"views: the store has or wants {views} already; they are kept")
+            console.line(f"views: the store has or wants {views} already, and --views {config.views} adds none")
+        elif whole != config.views:
+            console.line(f"views: {config.views} rounded up to {whole}, whole blocks of {work.identity.block.views}")
         calibrate(store, work, console)
         missing = store.missing()
+        if not missing:
+            console.line("labels: all are there, none is missing")
         ranks.tell(
             {"build": store.build, "missing": [list(block) for block in missing], "work": work.identity.to_json()}
         )
@@ -278,16 +311,27 @@ def require_same_engine(config: BuildConfig, store: LabelStore, work: Work, cons
     found = first_difference(theirs, ours)
     if not found or not views_to_write(store, config.views):
         return
+    audited = AUDIT_BLOCK not in store.missing()
+    # the audit rows are there before their views are sealed
+    source = Source(LabelStore.open(store.path, follow=True), work.manifest, work.plan.spec, work.renderer)
+    if audited and only_threads_differ(theirs, ours) and labels_come_out_again(source, work.teacher):
+        console.line(f"{found[0]}: {found[1]} in the store and {found[2]} here, with the same labels of the audit rows")
+        return
     if not config.allow_engine_change:
         raise MismatchError(
             f"another engine at {found[0]}: the store has {found[1]!r}, this run has {found[2]!r}; run where and "
             f"as the store was begun (--dtype, --batch, --threads, --fold, --compile, --cuda-graph), or say "
             f"--allow-engine-change, which the store records for the views to come"
         )
-    if AUDIT_BLOCK not in store.missing():
-        follower = LabelStore.open(store.path, follow=True)  # the audit rows are there before their views are sealed
-        source = Source(follower, work.manifest, work.plan.spec, work.renderer)
+    if audited:
         require_same_labels(source, work.teacher, console)
+
+
+def only_threads_differ(theirs: Mapping[str, Json], ours: Mapping[str, Json]) -> bool:
+    """Whether two descriptions of engine and renderer are the same but for the number of CPU threads."""
+    engine: Any = theirs["engine"]
+    other: Any = ours["engine"]
+    return first_difference({**theirs, "engine": {**engine, "threads": other.get("threads")}}, dict(ours)) is None
 
 
 def require_same_identity(stored: Identity, given: Identity, found: str = "") -> None:

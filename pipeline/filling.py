@@ -156,7 +156,8 @@ class Filling:
                 self.wait(self._say)
                 self._look()
             end = self._watch.so_far()
-            self._progress.reach(end.crops, end.crops_wanted, note=end.text)
+            if self._missing:
+                self._progress.reach(end.crops, end.crops_wanted, note=end.text)
             self._watch.log(end)
 
     def _written(self, block: BlockIndex) -> None:

@@ -139,6 +139,10 @@ def scan(
     return _manifest(listing, known, sorted(reader.broken), leave_out)
 
 
+class UnusableFilesError(InputError):
+    """Image files that cannot be used, each with why."""
+
+
 class _Reader:
     """Reads files with a thread pool into the rows, and collects those that cannot be used."""
 
@@ -194,7 +198,7 @@ class _Reader:
         advice = "repair, convert or remove them"
         if self.broken and not skip_broken:
             advice += "; --skip-broken leaves out those that do not decode"
-        raise InputError("\n".join([f"{len(unusable)} image files cannot be used; {advice}:", *lines]))
+        raise UnusableFilesError("\n".join([f"{len(unusable)} image files cannot be used; {advice}:", *lines]))
 
 
 def _read_file(path: Path, digest: bool, decoded: Collection[bytes] | None) -> tuple[Header, bytes]:

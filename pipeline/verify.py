@@ -159,6 +159,13 @@ def require_same_labels(source: Source, teacher: Teacher, console: Console) -> N
     )
 
 
+def labels_come_out_again(source: Source, teacher: Teacher) -> bool:
+    """Whether a teacher gives the audit rows of a store bit for bit, as they are stored in float16."""
+    audit = source.store.audit()
+    found = audit_errors(source.store, teacher, torch.from_numpy(audit.crops)).logits
+    return np.array_equal(found.astype(np.float16), audit.logits)
+
+
 def compare_labels(source: Source, teacher: Teacher, console: Console) -> dict[str, Json]:
     """The teacher's logits of the audit crops against the float16 logits and the codes that are stored."""
     store = source.store

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,17 @@ def load_network(
     return network, found
 
 
+def require_known(name: str, weights: str) -> None:
+    """Refuse, before anything is read, a network that no name stands for, and weights that are not there.
+
+    Raises:
+        InputError: names the network or the file.
+    """
+    _constructor(name)
+    if not weights.startswith(TORCHVISION) and weights != TIMM_PRETRAINED:
+        require_file(Path(weights))
+
+
 def library_version(name: str) -> dict[str, str]:
     """Name and version of the library besides torch that the network's code comes from, where known."""
     package = "torchvision" if name in RESNETS else name.partition(":")[0].partition(".")[0]
@@ -96,9 +108,16 @@ def _constructor(name: str) -> tuple[Callable[..., Any], Collection[str]]:
     if not (library and colon and attribute):
         raise InputError(
             f"network {name!r}: expected one of {', '.join(FAMILIES)}, torchvision:NAME, timm:NAME "
-            "or package.module:attribute"
+            f"or package.module:attribute{_meant(name)}"
+        )
+    if library.endswith(".py") or "/" in library:
+        raise InputError(
+            f"network {name}: expected the name of a module, not of its file; give "
+            f"{Path(library).stem}:{attribute}, with the file in this folder or its folder in PYTHONPATH"
         )
     if library == "torchvision":
+        if attribute not in torchvision.models.list_models():
+            raise InputError(f"network {name}: torchvision has none of that name{_meant(attribute)}")
         return partial(torchvision.models.get_model, attribute), ("num_classes",)
     if library == "timm":
         return partial(_timm().create_model, attribute), ("num_classes",)
@@ -108,6 +127,14 @@ def _constructor(name: str) -> tuple[Callable[..., Any], Collection[str]]:
     except Exception as error:  # a module may raise anything when it is imported
         raise InputError(f"network {name}: cannot be imported and called: {error}") from error
     return constructor, takes
+
+
+def _meant(name: str) -> str:
+    """The nearest names, for a message."""
+    known = [*FAMILIES, *(f"{TORCHVISION}{model}" for model in torchvision.models.list_models())]
+    exact = [f"{TORCHVISION}{name}"] if name in torchvision.models.list_models() else []
+    near = exact or get_close_matches(name, known, 2) or get_close_matches(f"{TORCHVISION}{name}", known, 2)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def _construct(name: str, constructor: Callable[..., Any], args: Mapping[str, Any]) -> nn.Module:
