@@ -186,7 +186,9 @@ def test_steps_are_logged_with_the_gradients_norm(
         train(config, log_every=2)
     found = lines(config.run / "steps.jsonl")
     assert [line["step"] for line in found] == [2, 4, 6]
-    assert [line["gradient_norm"] for line in found] == pytest.approx(norms[1::2], rel=1e-5)
+    assert [line["gradient_norm"] for line in found] == pytest.approx(
+        norms[-6:][1::2], rel=1e-5
+    )  # the trial before takes steps of its own
     clipped = tmp_path / "clipped"
     train(config, run=clipped, log_every=2, clip_norm=1e-3)  # said as it is before it is bounded
     assert lines(clipped / "steps.jsonl")[0]["gradient_norm"] > 1e-3

@@ -27,9 +27,9 @@ from pipeline.manifest import Manifest, scan
 from pipeline.networks import build_network, load_network, save_weights
 from pipeline.plan import PlanSpec
 from pipeline.render import make_renderer
-from trainer.evaluate import EvalResult, count_hits, evaluate, evaluate_command
+from trainer.config import EvaluateConfig
+from trainer.evaluate import EvalResult, count_hits, evaluate, evaluate_network
 from trainer.metrics import ranks
-from trainer.subject import EvaluateConfig
 
 SPEC = PlanSpec(size=8, crop="center", flip=0)
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -172,7 +172,7 @@ def test_images_are_read_in_manifest_order(images: Manifest) -> None:
 
 def measure(**flags: Any) -> EvalResult:
     """What `python -m trainer evaluate` does, in this process."""
-    return evaluate_command(EvaluateConfig(**flags), Console(as_json=True))
+    return evaluate_network(EvaluateConfig(**flags), Console(as_json=True))
 
 
 @pytest.fixture

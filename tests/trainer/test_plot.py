@@ -10,7 +10,8 @@ from PIL import Image
 
 from labelstore.console import Console
 from labelstore.errors import InputError
-from trainer.plot import PlotConfig, plot, read_log
+from trainer.config import PlotConfig
+from trainer.plot import plot, read_log
 from trainer.run_folder import open_log
 
 

@@ -25,8 +25,8 @@ from tests.journeys.world import SIDE, World, draw_images
 from tests.user_networks import FLATTENING, REFUSED, TRAINED
 from trainer import Replay
 from trainer import train as loop
-from trainer.config import TrainConfig
-from trainer.evaluate import EvaluateConfig, evaluate, evaluate_command
+from trainer.config import EvaluateConfig, TrainConfig
+from trainer.evaluate import evaluate, evaluate_network
 from trainer.losses import LossSpec, make_loss
 from trainer.trial import Counts, Fit, fit
 
@@ -111,9 +111,14 @@ def test_each_is_evaluated(name: str, test_images: Path, tmp_path: Path) -> None
     wanted = 100 * float((logits.argmax(1).numpy() == images.targets[rows.image]).mean())
     assert found.top1 == pytest.approx(wanted)
     config = EvaluateConfig(
-        student=f"{HOME}:{name}", weights=str(tmp_path / "weights.safetensors"), images=test_images, size=SIDE
+        student=f"{HOME}:{name}",
+        weights=str(tmp_path / "weights.safetensors"),
+        images=test_images,
+        size=SIDE,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
     )
-    told = evaluate_command(config, Console(silent=True))
+    told = evaluate_network(config, Console(silent=True))
     assert (told.top1, told.loss) == (pytest.approx(found.top1), pytest.approx(found.loss, rel=1e-4))
 
 
