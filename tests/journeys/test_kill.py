@@ -34,7 +34,7 @@ def build_store(world: World, store: Path) -> None:
             teacher_args=('{"width": 16, "norm": "batch"}',),
             weights=(str(world.weights),),
             size=SIDE,
-            views=12 * 171,
+            views=7 * 128,
             batch=256,
             threads=1,
             store=store,
@@ -71,7 +71,7 @@ def digests(store: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """24 images and an uninterrupted build of them: a dozen blocks."""
+    """24 images and an uninterrupted build of them: seven blocks."""
     folder = tmp_path_factory.mktemp("kill")
     world = World(
         folder, draw_images(folder / "images"), random_teacher(folder / "teacher.safetensors"), folder / "whole"

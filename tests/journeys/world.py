@@ -43,7 +43,9 @@ class Ended:
 
 # Commands run in processes forked from one that has imported everything: seconds less each, and still processes.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tyro", "pipeline.render.dali", "trainer.train"])
+SERVER.set_forkserver_preload(
+    ["tyro", "pipeline.render.dali", "pipeline.build", "pipeline.verify", "pipeline.show", "trainer.train"]
+)
 
 
 @dataclass(frozen=True)
