@@ -19,6 +19,7 @@ from tests.journeys.world import SIDE, World, draw_images, giftwrap, random_teac
 
 WILD = ("a\x1b[31mred", "b\nnew: line", "c\u202eright, left")
 IDS = tuple(public_classes()[column].wordnet_id for column in (0, 217, 701))
+NORMALISED = ("--mean", 0.485, 0.456, 0.406, "--std", 0.229, 0.224, 0.225)
 
 
 def world_of(world: World, folder: Path, classes: tuple[str, ...], columns: int = 3, per_class: int = 4) -> World:
@@ -47,13 +48,13 @@ def test_wild_names_break_no_line_and_no_terminal(world: World, tmp_path: Path) 
     network = ("--student-args", '{"width": 16, "norm": "batch"}')
     measured = giftwrap(
         "trainer", "evaluate", "--student", "convnet-d2", *network, "--weights", made.weights, "--images",
-        made.images, "--size", SIDE, "--threads", 1, "--csv", tmp_path / "classes.csv",
+        made.images, "--size", SIDE, "--threads", 1, "--csv", tmp_path / "classes.csv", *NORMALISED,
     )  # fmt: skip
     assert measured.code == 2  # evaluation leaves nothing out
     broken.unlink()
     measured = giftwrap(
         "trainer", "evaluate", "--student", "convnet-d2", *network, "--weights", made.weights, "--images",
-        made.images, "--size", SIDE, "--threads", 1, "--csv", tmp_path / "classes.csv",
+        made.images, "--size", SIDE, "--threads", 1, "--csv", tmp_path / "classes.csv", *NORMALISED,
     )  # fmt: skip
     assert measured.code == 0, measured.err
     for ended in (refused, built, shown, about, measured):
@@ -124,7 +125,7 @@ def test_wordnet_ids_are_asked_about_mapped_and_kept(world: World, tmp_path: Pat
     measured = giftwrap(
         "trainer", "evaluate", "--student", "convnet-d2", "--student-args", '{"width": 16, "norm": "batch"}',
         "--weights", made.weights, "--images", made.images, "--size", SIDE, "--threads", 1, "--classes", "imagenet",
-        "--json",
+        "--json", *NORMALISED,
     )  # fmt: skip
     assert measured.code == 0, measured.err
     assert "n01440764 -> column 0 (tench)" in measured.err
