@@ -132,9 +132,9 @@ COMMANDS = {
 }
 
 
-def main() -> int:
+def main(invocation: str = "python -m benchmarks") -> int:
     """Run the command that the arguments name."""
-    return run_program("benchmarks", "Every claim, measured.", COMMANDS)
+    return run_program(invocation, "Every claim, measured.", COMMANDS)
 
 
 def lines(values: dict[str, Json]) -> str:

@@ -131,4 +131,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("benchmarks.demo", main, resumes=True))
+    sys.exit(run_command(main, restart=(sys.executable, "-m", "benchmarks.demo")))

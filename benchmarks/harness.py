@@ -115,8 +115,9 @@ def interleave(
 
 
 def cpu_seconds() -> float:
-    """Processor time of this process, and of all that run because of it, such as the workers of a loader."""
-    return time.process_time() + sum(map(_ticks, _descendants(os.getpid()))) / os.sysconf("SC_CLK_TCK")
+    """Processor time of this process, and of those that it has started, such as the workers of a loader."""
+    ended = os.times().children_user + os.times().children_system
+    return time.process_time() + ended + sum(map(_ticks, _descendants(os.getpid()))) / os.sysconf("SC_CLK_TCK")
 
 
 def _descendants(ancestor: int) -> list[int]:

@@ -237,4 +237,4 @@ def choose_images(source: Path, target: Path, per_class: int) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("benchmarks.study", main, resumes=True))
+    sys.exit(run_command(main, restart=(sys.executable, "-m", "benchmarks.study")))

@@ -285,7 +285,12 @@ COMMANDS = {
 
 def main() -> int:
     """Run the command that the arguments name."""
-    return run_program("labelstore", "Look at a label store, convert it, export its labels.", COMMANDS)
+    return run_program(
+        "python -m labelstore",
+        "Look at a label store, convert it, export its labels.",
+        COMMANDS,
+        start=(sys.executable, "-m", "labelstore"),
+    )
 
 
 if __name__ == "__main__":

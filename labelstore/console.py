@@ -149,16 +149,12 @@ def byte_count(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def run_command(
-    package: str, command: Callable[[], int | None], *, resumes: bool = False, python: Sequence[str] = (sys.executable,)
-) -> int:
+def run_command(command: Callable[[], int | None], *, restart: Sequence[str] = ()) -> int:
     """Run a command and turn its end into an exit code.
 
     Args:
-        package: the package whose ``python -m`` this is, for the line that says how to resume.
         command: the command; returns 0 or None when all is well, 1 when what it checked is not.
-        resumes: whether typing the same command again continues the work.
-        python: what comes before ``-m``, for that line.
+        restart: the words before the arguments that run it again, where that continues the work; else none.
     """
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -167,11 +163,11 @@ def run_command(
     def say(error: object, notes: Sequence[str] = ()) -> None:
         """Name the error, and how to resume where it notes that something is kept, unless this command was refused."""
         _say("\n".join([f"error: {error}", *notes]), sys.stderr)
-        if notes and resumes and not isinstance(error, MismatchError):
+        if notes and restart and not isinstance(error, MismatchError):
             say_how_to_resume()
 
     def say_how_to_resume() -> None:
-        words = shlex.join([*python, "-m", package, *sys.argv[1:]])
+        words = shlex.join([*restart, *sys.argv[1:]])
         print(f"resume with: {words}", file=sys.stderr, flush=True)
 
     signal.signal(signal.SIGTERM, stop)
@@ -190,11 +186,11 @@ def run_command(
     except (KeyboardInterrupt, Stopped) as stopped:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut off what is said here
         print("\nstopped; what was finished is kept", file=sys.stderr, flush=True)
-        if resumes:
+        if restart:
             say_how_to_resume()
         return 143 if isinstance(stopped, Stopped) else 130
     except OSError as error:
-        again = "; mend that and type the same command again, what was finished is kept" if resumes else ""
+        again = "; mend that and type the same command again, what was finished is kept" if restart else ""
         say(f"{reason(error)}{again}", notes_of(error))
         return 1
     except MemoryError as error:

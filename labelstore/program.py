@@ -6,9 +6,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from types import MappingProxyType
 from typing import Any
 
 from labelstore.console import Console, run_command
@@ -25,55 +24,52 @@ class Command:
         config: frozen dataclass whose fields are the flags, with ``json`` among them; its docstring is the help.
         run: gets the config and the console; returns the exit code. Imports what takes long.
         resumes: whether typing the same command again continues stopped work.
+        typed: turns the words of the command line into the words that are parsed: a recipe into its flags.
+        short: shorter spellings of flags. Torchrun takes them for abbreviations of its own, so that they are no names.
     """
 
     config: type[Any]
     run: Callable[[Any, Console], int]
     resumes: bool = False
+    typed: Callable[[Sequence[str]], Sequence[str]] = lambda words: words
+    short: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_program(
-    package: str,
-    description: str,
-    commands: Mapping[str, Command],
-    *,
-    typed: Callable[[Sequence[str]], Sequence[str]] = lambda words: words,
-    short: Mapping[str, str] = MappingProxyType({}),
-    python: Sequence[str] = (sys.executable,),
+    invocation: str, description: str, commands: Mapping[str, Command], start: Sequence[str] = (sys.executable, "-m")
 ) -> int:
     """Run the command that ``sys.argv`` names; returns the exit code.
 
     Args:
-        package: the package whose ``python -m`` this is.
+        invocation: what people type before the name of a command, for help and messages.
         description: what all commands are about, for the help.
         commands: by name.
-        typed: turns the words of the command line into the words that are parsed: a recipe into its flags.
-        short: shorter spellings of flags. Torchrun takes them for abbreviations of its own, so that they are no names.
-        python: what comes before ``-m`` in the line that says how to resume; empty when another process says it.
+        start: the words that start this program, for the line that says how to resume; none when another process
+            says it.
     """
     # Idle OpenMP threads sleep: those that spin take the cores that other processes, and this one's own threads, need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    words = [spelled_out(word, short) for word in sys.argv[1:]]
+    words = sys.argv[1:]
     if words[:1] == ["--version"]:
         from labelstore import __version__
 
         print(f"giftwrap {__version__}")
         return 0
     if words[:1] in ([], ["-h"], ["--help"]):
-        print(overview(package, description, commands), file=sys.stdout if words else sys.stderr)
+        print(overview(invocation, description, commands), file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
     command = commands.get(words[0])
 
     def act() -> int:
         if command is None:
             close = get_close_matches(words[0], commands, 1)
-            meant = f"did you mean {close[0]}?" if close else f"see python -m {package} --help"
+            meant = f"did you mean {close[0]}?" if close else f"see {invocation} --help"
             raise InputError(f"command: expected one of {', '.join(commands)}, found {words[0]!r}; {meant}")
-        config = read_flags(command.config, f"python -m {package} {words[0]}", typed(words)[1:])
+        typed = command.typed([spelled_out(word, command.short) for word in words])
+        config = read_flags(command.config, f"{invocation} {words[0]}", typed[1:])
         return command.run(config, Console(as_json=config.json))
 
-    resumes = command is not None and command.resumes and bool(python)
-    return run_command(package, act, resumes=resumes, python=python)
+    return run_command(act, restart=start if command and command.resumes else ())
 
 
 def spelled_out(word: str, short: Mapping[str, str]) -> str:
@@ -82,11 +78,11 @@ def spelled_out(word: str, short: Mapping[str, str]) -> str:
     return short.get(flag, flag) + equals + value
 
 
-def overview(package: str, description: str, commands: Mapping[str, Command]) -> str:
+def overview(invocation: str, description: str, commands: Mapping[str, Command]) -> str:
     """The help of a program: its commands, and the first sentence of each."""
     width = max(map(len, commands))
     lines = [f"  {name:<{width}}  {(each.config.__doc__ or '').splitlines()[0]}" for name, each in commands.items()]
-    usage = f"usage: python -m {package} [--help] [--version] COMMAND [--help] ..."
+    usage = f"usage: {invocation} [--help] [--version] COMMAND [--help] ..."
     return "\n".join([usage, "", description, "", *lines])
 
 
@@ -107,4 +103,4 @@ def read_flags(config: type[Any], program: str, words: Sequence[str]) -> Any:
     # Its checks run outside of the parser, which would put the name of the class before their words.
     unchecked = type(config.__name__, (config,), {"__post_init__": lambda _: None, "__doc__": config.__doc__})
     parsed: Any = tyro.cli(unchecked, prog=program, args=list(words))
-    return config(**{field.name: getattr(parsed, field.name) for field in fields(config)})
+    return config(**{each.name: getattr(parsed, each.name) for each in fields(config)})

@@ -117,7 +117,7 @@ def show_command(config: ShowConfig, console: Console) -> int:
 
 
 COMMANDS = {
-    "build": Command(BuildConfig, build_command, resumes=True),
+    "build": Command(BuildConfig, build_command, resumes=True, typed=recipes.typed, short={"--log": "--progress-log"}),
     "verify": Command(VerifyConfig, verify_command),
     "show": Command(ShowConfig, show_command),
     "import": Command(ImportConfig, import_command),
@@ -126,14 +126,7 @@ COMMANDS = {
 
 def main() -> int:
     """Run the command that the arguments name."""
-    return run_program(
-        "pipeline",
-        "Images in, labels out.",
-        COMMANDS,
-        typed=recipes.typed,
-        short={"--log": "--progress-log"},
-        python=ranks.python(),
-    )
+    return run_program("python -m pipeline", "Images in, labels out.", COMMANDS, start=ranks.started("pipeline"))
 
 
 if __name__ == "__main__":

@@ -211,16 +211,16 @@ def join(work: str = "build") -> Iterator[Ranks]:
         distributed.destroy_process_group()
 
 
-def python() -> list[str]:
-    """The words that started this process's Python, for the line that says how to resume; none if the first says it."""
+def started(package: str) -> list[str]:
+    """The words that start a package's program as this one was; none where the first rank says how to resume."""
     if os.environ.get("RANK", "0") != "0":
         return []
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     if world == 1:
-        return [sys.executable]
+        return [sys.executable, "-m", package]
     nodes = [] if local == world else [f"--nnodes={world // local}", "..."]  # the rest is the cluster's
-    return ["torchrun", *nodes, f"--nproc-per-node={local}"]
+    return ["torchrun", *nodes, f"--nproc-per-node={local}", "-m", package]
 
 
 def _place() -> tuple[int, int, int, int]:

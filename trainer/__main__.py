@@ -46,22 +46,15 @@ def plot_command(config: PlotConfig, console: Console) -> int:
 
 
 COMMANDS = {
-    "train": Command(TrainConfig, train_command, resumes=True),
-    "evaluate": Command(EvaluateConfig, evaluate_command),
+    "train": Command(TrainConfig, train_command, resumes=True, typed=recipes.typed, short={"--run": "--run-folder"}),
+    "evaluate": Command(EvaluateConfig, evaluate_command, short={"--run": "--run-folder"}),
     "plot": Command(PlotConfig, plot_command),
 }
 
 
 def main() -> int:
     """Run the command that the arguments name."""
-    return run_program(
-        "trainer",
-        "Labels in, student out.",
-        COMMANDS,
-        typed=recipes.typed,
-        short={"--run": "--run-folder"},
-        python=ranks.python(),
-    )
+    return run_program("python -m trainer", "Labels in, student out.", COMMANDS, start=ranks.started("trainer"))
 
 
 if __name__ == "__main__":

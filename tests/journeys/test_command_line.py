@@ -13,6 +13,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from benchmarks.__main__ import COMMANDS as BENCHMARKS
+from giftwrap.__main__ import commands
 from labelstore import __version__
 from labelstore.__main__ import COMMANDS as LABELSTORE
 from labelstore.program import Command, read_flags
@@ -25,9 +26,11 @@ PROGRAMS: dict[str, dict[str, Command]] = {
     "trainer": TRAINER,
     "benchmarks": BENCHMARKS,
 }
+GIFTWRAP = commands()
 EVERY = [(program, name) for program, commands in PROGRAMS.items() for name in commands]
 # What takes longest to import; none of it is needed to read a command line.
 HEAVY = ("torch", "torchvision", "zarr", "PIL", "nvidia.dali", "timm", "matplotlib", "hypothesis")
+SCRIPT = "import giftwrap.__main__ as m; m.main()"  # what the installed script does
 SAYS_WHAT_IT_IMPORTED = """
 import runpy, sys
 program, *words = sys.argv[1:]
@@ -54,6 +57,46 @@ def test_help_imports_nothing_that_takes_long(program: str, name: str) -> None:
     assert (imported, code, err) == ([], 0, "")
     assert f"usage: python -m {program}" in out
     assert all(command in out for command in PROGRAMS[program]) or name
+
+
+def test_one_command_has_those_of_all_packages() -> None:
+    assert list(GIFTWRAP) == [*PIPELINE, *TRAINER, *LABELSTORE]  # and none of them twice
+    out, err, imported, code = say("giftwrap", "--help")
+    assert (imported, code, err) == ([], 0, "")
+    assert all(f"\n  {name} " in out for name in GIFTWRAP)
+    out, _, imported, code = say("giftwrap", "train", "--help")
+    assert (imported, code) == ([], 0)
+    assert "usage: giftwrap train" in out
+    out, _, imported, code = say("giftwrap", "bench", "run", "--help")
+    assert (imported, code) == ([], 0)
+    assert "usage: giftwrap bench run" in out
+
+
+def test_modules_of_the_working_folder_are_not_taken_for_ours_and_are_found(tmp_path: Path) -> None:
+    for name in ("trainer", "pipeline", "labelstore"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')")
+    (tmp_path / "mine.py").write_text("raise RuntimeError('found')")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    words = ["pipeline", "build", "--images", "x", "--teacher", "mine:Net", "--weights", "w", "--size", "8"]
+    words += ["--views", "1", "--store", "s"]
+    for start in (
+        [sys.executable, "-m", "giftwrap"],
+        [sys.executable, "-c", "import giftwrap.__main__ as m; m.main()"],
+    ):
+        ended = subprocess.run([*start, *words[1:]], capture_output=True, text=True, env=environment, cwd=tmp_path)
+        assert "the wrong one" not in ended.stderr + ended.stdout
+        if start[1] == "-m":
+            assert "error: network mine:Net: cannot be imported and called: found" in ended.stderr
+            assert ended.returncode == 2
+
+
+def test_benchmarks_are_named_where_they_are_not(tmp_path: Path) -> None:
+    code = "import sys; sys.argv = ['giftwrap', 'bench', 'list']; import giftwrap.__main__ as m; "
+    code += "m.find_spec = lambda _: None; sys.exit(m.main())"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: bench: the benchmarks are in the source tree")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -14,6 +14,6 @@ def test_warnings_of_the_code_below_a_command_are_one_line() -> None:
     def command() -> None:
         said.append(warnings.formatwarning("words", UserWarning, "file.py", 1))
 
-    assert run_command("pipeline", command) == 0
+    assert run_command(command) == 0
     assert said == ["warning: words\n"]
     assert warnings.formatwarning is before

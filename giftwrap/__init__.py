@@ -1,0 +1,1 @@
+"""The command `giftwrap`: every command of the packages below, in one table."""

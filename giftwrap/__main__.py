@@ -1,0 +1,59 @@
+"""`giftwrap build | verify | show | import | train | evaluate | plot | info | check | convert | export | bench`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends quietly until a command runs
+
+# The working folder comes last, where `python -m` has it first: a trainer.py of the user's must not be taken for ours,
+# and module:attribute must find the user's modules.
+HERE = str(Path.cwd())
+sys.path[:] = [*(folder for folder in sys.path if folder not in ("", HERE)), HERE]
+
+from importlib import import_module
+from importlib.util import find_spec
+
+from labelstore.errors import InputError
+from labelstore.program import Command, run_program
+
+PACKAGES = ("pipeline", "trainer", "labelstore")
+BENCH = "bench"
+
+
+def commands() -> dict[str, Command]:
+    """The commands of all packages, by name."""
+    tables: list[dict[str, Command]] = [import_module(f"{package}.__main__").COMMANDS for package in PACKAGES]
+    return {name: command for table in tables for name, command in table.items()}
+
+
+def bench() -> int:
+    """Run `python -m benchmarks` with what follows; it is part of a checkout, and not of what is installed."""
+    from labelstore.console import run_command
+
+    def refuse() -> int:
+        raise InputError(
+            "bench: the benchmarks are in the source tree; run it in a checkout of giftwrap, found none in this folder"
+        )
+
+    if find_spec("benchmarks") is None or find_spec("benchmarks.harness") is None:
+        return run_command(refuse)
+    del sys.argv[1]
+    return int(import_module("benchmarks.__main__").main("giftwrap bench"))
+
+
+def main() -> int:
+    """Run the command that the arguments name."""
+    if sys.argv[1:2] == [BENCH]:
+        return bench()
+    from pipeline import ranks
+
+    about = f"Soft labels for dataset distillation: made once, kept small, replayed exactly. See also {BENCH} --help."
+    return run_program("giftwrap", about, commands(), start=ranks.started("giftwrap"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
