@@ -21,7 +21,7 @@ from pipeline.plan import Plan
 from pipeline.render import Renderer
 from pipeline.teacher import Teacher
 
-NOBODY_SAYS = "ImageNet's: the weights do not say; --mean and --std do"
+NOT_SAID = "ImageNet's: the weights name none; see --mean, --std"
 
 
 def encoding_of(
@@ -81,7 +81,7 @@ def settled(config: BuildConfig, console: Console) -> BuildConfig:
         trained.append(found)
         args.append(json.dumps(require_network(found, name, own, ("--teacher", "--teacher-args"))[1]))
     normal = normalisation({"mean": config.mean, "std": config.std}, trained)
-    normal = normal.or_else(IMAGENET_MEAN, IMAGENET_STD, NOBODY_SAYS)
+    normal = normal.or_else(IMAGENET_MEAN, IMAGENET_STD, NOT_SAID)
     console.line(normal.text)
     for warning in normal.warnings:
         console.warn(warning)

@@ -360,7 +360,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PlotConfig:
-    """Draw the curves of one or more runs on one PNG; needs matplotlib (the extra `plot`)."""
+    """Draw the curves of one or more runs on one picture (PNG, SVG or PDF); needs matplotlib (the extra `plot`)."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders of runs."""
