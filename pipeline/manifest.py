@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from pipeline.decodes import require_decodes
 from pipeline.headers import BrokenImageError, Header, read_header
 from pipeline.left_out import LeftOut
 from pipeline.manifest_cache import FileRows
+from pipeline.quiet import quiet
 
 _FILES_IN_FLIGHT = 1_024
 _MAX_REFUSED = 100
@@ -157,8 +157,7 @@ class _Reader:
 
     def read(self, images: list[int], progress: Callable[[int, int], None] | None, threads: int | None) -> None:
         """Read these files; stops early when many are refused."""
-        with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-            warnings.simplefilter("ignore")  # Pillow's, of metadata
+        with quiet(), ThreadPoolExecutor(threads) as pool:
             for start in range(0, len(images), _FILES_IN_FLIGHT):
                 part = images[start : start + _FILES_IN_FLIGHT]
                 for done, _ in enumerate(pool.map(self._read_one, part), start + 1):

@@ -13,9 +13,9 @@ import torchvision
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from pipeline.networks.file_kinds import LARGEST_HEADER
 
 RECORD_KEY = "giftwrap"  # of the metadata of a .safetensors file
-LARGEST_HEADER = 100 << 20  # of a .safetensors file, in bytes: what the format allows
 CLOSE = 1e-3  # numbers of a mean or a deviation that are one number, rounded differently
 TORCHVISION, TIMM = "torchvision:", "timm:"
 
