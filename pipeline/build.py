@@ -17,7 +17,6 @@ from labelstore.console import Console, byte_count, duration
 from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError, MismatchError
 from labelstore.names import printable
-from labelstore.removing import Proof
 from labelstore.spec import BlockShape, Identity, Json, first_difference, require_same
 from labelstore.stopping import Stops
 from labelstore.store import LabelStore, require_free_space, store_bytes
@@ -40,7 +39,6 @@ from pipeline.watching import Moment, Watch, require_log, watching
 
 STOPPING = "stopping after the block in hand; the same again stops at once"
 KEPT = "finished blocks are kept"
-EMPTY = Proof("an empty file", lambda path: not path.stat().st_size)
 
 
 def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
@@ -197,7 +195,7 @@ def nothing_left(config: BuildConfig) -> Iterator[None]:
     What was read is kept where single files are to be mended: reading all others again may take hours.
     """
     cache, log = config.manifest_cache, config.progress_log
-    made = {cache: manifest_cache.CACHE, **({log: EMPTY} if log else {})}
+    made = {cache: manifest_cache.CACHE, **({log: removing.EMPTY} if log else {})}
     made = {path: proof for path, proof in made.items() if not os.path.lexists(path)}
     folders = [folder for folder in cache.parents if not folder.exists()]
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from labelstore.errors import InputError
+from labelstore.errors import InputError, reason
 from labelstore.names import printable, same_form, told_apart
 from pipeline.imagenet import COLUMNS as IMAGENET_COLUMNS
 from pipeline.imagenet import FOLDERS, IMAGENET, PublicMapping, is_public, public_mapping
@@ -59,7 +59,7 @@ def entries(selection: str, names: Sequence[str], flag: str) -> list[str]:
         rows = csv.reader(io.StringIO(selection, newline=""), skipinitialspace=True)
         return [entry.strip() for row in rows for entry in row]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{flag} {printable(selection)}: not a readable text file: {error}") from error
+        raise InputError(f"{flag} {printable(selection)}: not a readable text file: {reason(error)}") from error
     except csv.Error as error:
         raise InputError(f"{flag} {printable(selection[:SHOWN])}: no list separated by commas: {error}") from error
 

@@ -96,7 +96,7 @@ def hold(folder: Path) -> Iterator[None]:
             yield
         finally:
             if not (folder / CONFIG).exists():
-                for path, proof in ((cache, CACHE), (folder / LOCK, EMPTY)):
+                for path, proof in ((cache, CACHE), (folder / LOCK, removing.EMPTY)):
                     if removing.may_go(path, proof):
                         removing.remove(path, proof)
                 if made:
@@ -177,7 +177,7 @@ def described_in(path: Path) -> Any:
 def test_images_of(folder: Path) -> Path | None:
     """The test images that a run began with; None when there were none."""
     try:
-        named = json.loads((folder / "config.json").read_text())["made_with"]["test_images"]
+        named = json.loads((folder / CONFIG).read_text())["made_with"]["test_images"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return Path(named) if isinstance(named, str) else None
@@ -352,7 +352,6 @@ def _is_run(path: Path) -> bool:
 
 
 RUN = Proof("the config.json of a run", _is_run)
-EMPTY = Proof("an empty file", lambda path: path.stat().st_size == 0)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from labelstore.names import printable
+
 SAFETENSORS, TORCH = "safetensors", "torch"
 HEAD = 4096
 SHOWN = 120
@@ -36,8 +38,8 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
 
 
 def shown(text: object) -> str:
-    """Text from a file as part of a one-line message: no control characters, and not long."""
-    plain = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in str(text)[: SHOWN + 1])
+    """Text from a file as part of a one-line message: printable, and not long."""
+    plain = printable(str(text)[: SHOWN + 1])
     return plain if len(plain) <= SHOWN else plain[:SHOWN] + "..."
 
 
