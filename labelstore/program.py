@@ -23,7 +23,7 @@ class Command:
 
     Attributes:
         config: frozen dataclass whose fields are the flags, with ``json`` among them; its docstring is the help.
-        run: gets the config and the console; returns the exit code. Imports what takes long.
+        run: gets the config and the console; returns the exit code. Imports what takes long to import.
         resumes: whether typing the same command again continues stopped work.
     """
 
@@ -48,7 +48,7 @@ def run_program(
         description: what all commands are about, for the help.
         commands: by name.
         typed: turns the words of the command line into the words that are parsed: a recipe into its flags.
-        short: shorter spellings of flags. Torchrun takes them for abbreviations of its own, so that they are no names.
+        short: shorter spellings of flags, for commands that torchrun does not start: it takes them for its own flags.
         python: what comes before ``-m`` in the line that says how to resume; empty when another process says it.
     """
     # Idle OpenMP threads sleep: those that spin take the cores that other processes, and this one's own threads, need.

@@ -118,7 +118,7 @@ def settle_engine(config: BuildConfig, ranks: Ranks, console: Console) -> Teache
         last: Any = LabelStore.open(config.store).state.versions[-1]["engine"]
         settled = spec.like(last)
         if (spec.compile, settled.compile) == ("on", "off"):
-            console.warn("--compile on: the store was begun with an uncompiled teacher and goes on so")
+            console.warn("--compile on: the store was begun with an uncompiled teacher and continues with one")
         return settled
     return spec
 
@@ -400,7 +400,7 @@ def dry_run(config: BuildConfig, work: Work, console: Console) -> Mapping[str, J
 
 
 def summary(store: LabelStore, done: Moment) -> dict[str, Json]:
-    """The last word of a build."""
+    """The summary of a build."""
     state = store.state
     return {
         "store": str(store.path),

@@ -205,7 +205,7 @@ def choose(selection: str, names: Sequence[str] | None, total: int, folders: Seq
 
 
 def require_said(folders: Sequence[str], names: Sequence[str] | None, total: int, flags: tuple[str, ...]) -> None:
-    """Refuse to take column k for folder k without a word where ImageNet's list puts the folders elsewhere.
+    """Refuse to take column k for folder k silently where ImageNet's list puts the folders elsewhere.
 
     Raises:
         InputError: all 1,000 classes of ImageNet by name, whose byte order is not the order of published networks.

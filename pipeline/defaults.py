@@ -1,4 +1,4 @@
-"""What stands for flags that a build leaves out: the teacher's normalisation and arguments, the label encoding."""
+"""What is taken for flags that a build leaves out: the teacher's normalisation and arguments, the label encoding."""
 
 from __future__ import annotations
 

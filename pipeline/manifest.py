@@ -106,8 +106,8 @@ def scan(
     Args:
         root: the class folder.
         class_order: order of the classes; ``auto`` is byte order, and stops where numbers in names sort otherwise.
-        cache: file that keeps what was read; files of the same size and modification time are believed, and contents
-            that decoded are not decoded again.
+        cache: file that keeps what was read; files of the same size and modification time are not read again, and
+            contents that decoded are not decoded again.
         rehash: read every file again.
         digests: compute SHA-256 digests.
         skip_broken: leave out the files that do not decode, instead of refusing them.
@@ -203,7 +203,7 @@ class _Reader:
 def _read_file(path: Path, digest: bool, decoded: Collection[bytes] | None) -> tuple[Header, bytes]:
     """Header and SHA-256 (or nothing) of a file that decodes, as those of the digests ``decoded`` did.
 
-    With None nobody looks whether it does.
+    With None it is not decoded at all.
     """
     try:
         with path.open("rb") as file:
@@ -308,7 +308,7 @@ def explained(images: int, manifest: Manifest) -> str:
     if len(manifest) > images and new:
         return (
             f"; {len(new):,} of these are not named {', '.join(FORMER_SUFFIXES)}, as {printable(new[0])}: versions "
-            f"before 0.2 did not read such files, so move them out of the folder to go on with a store of that time"
+            f"before 0.2 did not read such files, so move them out of the folder to continue a store of that time"
         )
     if len(manifest) < images and manifest.left_out.line:
         return f"; {manifest.left_out.line} (versions before 0.2 took images in folders of systems for the set's)"

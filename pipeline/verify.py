@@ -136,7 +136,7 @@ def audit_errors(store: LabelStore, teacher: Teacher, crops: Tensor) -> AuditErr
 
 
 def require_same_labels(source: Source, teacher: Teacher, console: Console) -> None:
-    """Refuse to go on with a renderer and an engine that do not give the audit rows again.
+    """Refuse to continue with a renderer and an engine that do not give the audit rows again.
 
     The crops are held against the stored ones by P2's band, and the teacher's logits of the stored crops against the
     stored logits, so that neither hides the other.

@@ -277,7 +277,7 @@ class TrainConfig:
 
     @property
     def play_order(self) -> Literal["shuffle", "cycle"]:
-        """Which view an epoch plays; a build that goes on is followed in stored order."""
+        """Which view an epoch plays; a build that is still running is followed in stored order."""
         return "cycle" if self.follow else self.view_order or "shuffle"
 
     @property

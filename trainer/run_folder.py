@@ -53,7 +53,7 @@ NOT_THE_RUN = (
     "student_weights",
 )
 LOCK, LOG, STEPS, CONFIG, TEST_CACHE = ".lock", "log.jsonl", "steps.jsonl", "config.json", "test.images.npz"
-# What may have changed since a run began, where --anyway says so: it decides what comes out, not whether it can go on.
+# What may have changed since a run began, where --anyway is given: it decides what comes out, not whether that works.
 CHANGES = {
     "code": "the code of the student has changed since the run began",
     "test": "these are not the test images with which the run began",
@@ -203,7 +203,7 @@ def accepted(stored: Any, made: Mapping[str, Json], *, anyway: bool) -> Any:
                 place, theirs, ours = difference
                 raise MismatchError(
                     f"{what}: {place} was {said(theirs)} and is {said(ours)}; put back what there was, give another "
-                    f"--run, or go on with what there is now by --anyway, which {CONFIG} records"
+                    f"--run, or continue with what there is now by --anyway, which {CONFIG} records"
                 )
     return {**kept, **{key: made[key] for key in CHANGES if key in made}}
 

@@ -86,7 +86,7 @@ def settle(config: EvaluateConfig) -> Subject:
     """What the flags leave out, from the run, from the weights, or from the network's library.
 
     Raises:
-        InputError: when nobody says it, and names the flags to give; when a flag names another network.
+        InputError: when something is not known anywhere: names the flags to give; when a flag names another network.
     """
     require_normalisation(config.mean or (), config.std or ())
     weights, trained = _of_run(config.run) if config.run else (config.weights or "", None)

@@ -354,7 +354,7 @@ def evaluated(run: Run, test: Test) -> EvalResult:
 
 
 def summary(run: Run, before: int, seconds: float) -> dict[str, Json]:
-    """The last word of a run that was continued ``before`` a step."""
+    """The summary of a run that had taken ``before`` steps when this call began."""
     last, best = run.last, run.best
     return {
         "run": str(run.folder),

@@ -122,7 +122,7 @@ class Trial:
         self.require_repeatable()
         optimizer = self.config.optimiser_spec().make(self.student.named_parameters())
         unused = [self.backward(Logits(self.student), count) for count in counts.training]
-        if counts.world > 1:  # which parameters get a gradient may be drawn, and processes must know whether to look
+        if counts.world > 1:  # which parameters get a gradient may depend on random numbers
             unused += [self.backward(Logits(self.student), FEW) for _ in range(DRAWS)]
         with said(f"student {name}: a step of --optimizer {self.config.optimizer} fails"):
             if self.config.clip_norm is not None:

@@ -31,7 +31,7 @@ _BITS = (8, 16, 32, 64)
 
 
 class Inert:
-    """Stands for an object of a class that is not made: it takes what the object would be made of and keeps none."""
+    """In place of an object of a class that is not made: takes its arguments and its state, and keeps nothing."""
 
     def __new__(cls, *_args: object) -> Inert:
         """Take anything."""

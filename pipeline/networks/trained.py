@@ -116,7 +116,7 @@ def _checked(record: Any) -> dict[str, Any]:
 
 
 def trained_with(name: str | None, args: Mapping[str, Json], weights: str) -> Trained | None:
-    """What the weights say themselves, or the library that the network and they belong to; None when nobody does.
+    """What the weights say themselves, or the library that the network and they belong to; None when neither does.
 
     Args:
         name: the network, where it is given.
