@@ -65,10 +65,7 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
     )
     if ranks.first:
         ranks.tell(dict(teacher.engine))
-    for note in teacher.notes:
-        console.line(note)
-    for warning in teacher.warnings:
-        console.warn(warning)
+    console.tell(teacher.notes, teacher.warnings)
     renderer = make_renderer(
         manifest,
         spec,

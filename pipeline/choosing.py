@@ -18,7 +18,7 @@ COMPONENTS = 24  # times the square root of the columns
 MEAN_LABELS = 2.0
 FIDELITY_POWER = 0.7
 MIXED = 1.15  # a mixed label takes so much more
-SMALL = 1.5  # times the bytes of its codes: above, a label's share of the calibration is mentioned
+SMALL = 1.5  # times the bytes of its codes: from here on a label's share of the calibration is worth a word
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

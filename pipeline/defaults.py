@@ -77,9 +77,7 @@ def settled(config: BuildConfig, console: Console) -> BuildConfig:
         args.append(json.dumps(require_network(found, member.name, own, ("--teacher", "--teacher-args"))[1]))
     normal = normalisation({"mean": config.mean, "std": config.std}, trained)
     normal = normal.or_else(IMAGENET_MEAN, IMAGENET_STD, NOT_SAID)
-    console.line(normal.text)
-    for warning in normal.warnings:
-        console.warn(warning)
+    console.tell([normal.text], normal.warnings)
     for each in filter(None, trained):
         if note := differences(each, config.size, config.interpolation):
             console.line(f"note: {note}")

@@ -89,10 +89,7 @@ def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Tea
         cuda_graph=engine.get("cuda_graph", False) and config.device.startswith("cuda"),
     )
     teacher = make_teacher(spec, size=store.identity.size, classes=store.identity.classes)
-    for note in teacher.notes:
-        console.line(note)
-    for warning in teacher.warnings:
-        console.warn(warning)
+    console.tell(teacher.notes, teacher.warnings)
     require_same("teacher", dict(stored), dict(teacher.identity), "give --weights of the store's teacher")
     found = first_difference(dict(engine), dict(teacher.engine))
     if found:

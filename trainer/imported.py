@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from labelstore.errors import InputError, reason
+from labelstore.errors import InputError
 
 
 def imported(flag: str, name: str) -> Any:
@@ -18,4 +18,4 @@ def imported(flag: str, name: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a module may raise anything when it is imported
-        raise InputError(f"{flag} {name}: cannot be imported ({type(error).__name__}: {reason(error)})") from error
+        raise InputError(f"{flag} {name}: cannot be imported ({type(error).__name__}: {error})") from error

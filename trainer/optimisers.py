@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 import torch
 from torch.nn import Parameter
 
-from labelstore.errors import InputError, reason
+from labelstore.errors import InputError
 from labelstore.spec import Json
 from trainer.choices import Decay
 from trainer.imported import imported
@@ -124,7 +124,7 @@ class OptimiserSpec:
         except Exception as error:
             if ":" not in self.name and not isinstance(error, TypeError | ValueError | RuntimeError):
                 raise
-            raise InputError(f"optimiser {self.name}: {reason(error)}") from error
+            raise InputError(f"optimiser {self.name}: {error}") from error
         if not isinstance(made, torch.optim.Optimizer):
             raise InputError(f"optimiser {self.name}: expected a torch.optim.Optimizer, found {type(made).__name__}")
         return made

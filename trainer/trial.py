@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +17,6 @@ from pipeline.networks.layout import memory_format, takes_channels_last
 from pipeline.networks.outputs import Logits
 from pipeline.networks.state import copied, require_savable
 from trainer.batch import slices
-from trainer.checkpoint import random_state, restore_random_state, seed_all
 from trainer.config import TrainConfig
 from trainer.distributed import autocast, compiled
 from trainer.ema import Average
@@ -122,7 +123,7 @@ class Trial:
         self.require_repeatable()
         optimizer = self.config.optimiser_spec().make(self.student.named_parameters())
         unused = [self.backward(Logits(self.student), count) for count in counts.training]
-        if counts.world > 1:  # which parameters get a gradient may depend on random numbers
+        if counts.world > 1:  # which parameters get a gradient may be drawn, and processes must know whether to look
             unused += [self.backward(Logits(self.student), FEW) for _ in range(DRAWS)]
         with said(f"student {name}: a step of --optimizer {self.config.optimizer} fails"):
             if self.config.clip_norm is not None:
@@ -166,7 +167,7 @@ class Trial:
         network = Logits(self.student)
         network.register_forward_hook(lambda _network, _inputs, logits: found.append(logits.detach().float()))
         for _ in range(2):
-            seed_all(0)
+            seed(0)
             self.backward(network, FEW)
             with torch.no_grad():
                 for buffer, value in buffers:
@@ -223,8 +224,18 @@ def said(what: str) -> Iterator[None]:
 @contextmanager
 def undrawn(device: torch.device) -> Iterator[None]:
     """Random numbers that are drawn in here are drawn again after it."""
-    before = random_state(device)
-    try:
-        yield
-    finally:
-        restore_random_state(before, device)
+    drawn: Callable[[], object] = random.getstate
+    before, numpy_before = drawn(), np.random.get_state()  # noqa: NPY002  students draw from it
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(before)  # type: ignore[arg-type]
+            np.random.set_state(numpy_before)  # noqa: NPY002
+
+
+def seed(number: int) -> None:
+    """Seed all that a student may draw from."""
+    random.seed(number)
+    np.random.seed(number)  # noqa: NPY002
+    torch.manual_seed(number)

@@ -16,7 +16,7 @@ import torchvision
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from labelstore.errors import InputError, reason
+from labelstore.errors import InputError
 from pipeline.networks.cifar_resnet import CifarResNet
 from pipeline.networks.convnet import ConvNet
 from pipeline.networks.resnet_modified import RESNETS, resnet_modified
@@ -124,7 +124,7 @@ def _constructor(name: str) -> tuple[Callable[..., Any], Collection[str]]:
         constructor = getattr(importlib.import_module(library), attribute)
         takes = [key for key in inspect.signature(constructor).parameters if key == "num_classes"]
     except Exception as error:  # a module may raise anything when it is imported
-        raise InputError(f"network {name}: cannot be imported and called: {reason(error)}") from error
+        raise InputError(f"network {name}: cannot be imported and called: {error}") from error
     return constructor, takes
 
 
@@ -140,8 +140,8 @@ def _construct(name: str, constructor: Callable[..., Any], args: Mapping[str, An
     try:
         network = constructor(**args)
     except Exception as error:  # a constructor may raise anything at bad arguments
-        what = f"{type(error).__name__}: {reason(error)}"
-        raise InputError(f"network {name} cannot be made with {dict(args)}: {what}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"network {name} cannot be made with {dict(args)}: {reason}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"network {name}: expected a torch.nn.Module, found {type(network).__name__}")
     # of DataParallel and torch.compile, whose own names would be saved
@@ -158,7 +158,8 @@ def _give_shapes(name: str, network: nn.Module, size: int) -> None:
         with torch.no_grad():
             network.eval()(torch.zeros(2, 3, size, size))
     except Exception as error:  # a network may raise anything at a size that it does not take
-        raise InputError(f"network {name}: does not take crops of {size} px: {reason(error)}") from error
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"network {name}: does not take crops of {size} px: {reason}") from error
     network.train(training)
     if left := [parameter for parameter, value in network.named_parameters() if is_lazy(value)]:
         raise InputError(f"network {name}: expected a forward that calls its lazy layers, found none of {left[0]}")
@@ -189,7 +190,7 @@ def _torchvision_pretrained(name: str, args: Mapping[str, Any], weights: str) ->
         # not ask for that, reads the same file from torch's cache.
         tensors = selected.get_state_dict(progress=progress, check_hash=True, weights_only=True, map_location="cpu")
     except Exception as error:  # network, disk, hash and pickle errors alike
-        raise InputError(f"weights {weights} of {name} cannot be had: {reason(error)}") from error
+        raise InputError(f"weights {weights} of {name} cannot be had: {error}") from error
     network = _construct(name, partial(torchvision.models.get_model, model, weights=selected, progress=progress), args)
     return network, Weights(weights, tensors, tuple(selected.meta.get("categories", ())) or None)
 

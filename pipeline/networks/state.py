@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labelstore.errors import InputError, reason
+from labelstore.errors import InputError
 
 
 def copied(network: nn.Module) -> nn.Module:
@@ -41,7 +41,7 @@ def _copy(network: nn.Module) -> nn.Module:
     try:
         return deepcopy(network, memo)
     except Exception as error:
-        raise InputError(f"network {type(network).__name__}: cannot be copied: {reason(error)}") from error
+        raise InputError(f"network {type(network).__name__}: cannot be copied: {error}") from error
 
 
 def _is_copied(value: object) -> bool:
@@ -85,5 +85,5 @@ def require_savable(network: nn.Module) -> None:
         except Exception as error:
             raise InputError(
                 f"expected tensors that a .safetensors file can hold, found {name} of {value.dtype} "
-                f"({value.layout}): {reason(error)}"
+                f"({value.layout}): {error}"
             ) from error

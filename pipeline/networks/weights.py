@@ -208,16 +208,10 @@ def save_weights(
     write_over(path, content, weights_like(content))
 
 
-def require_weights(
-    state_dict: Mapping[str, Tensor],
-    path: Path,
-    *,
-    classes: Sequence[str] | None = None,
-    trained: Trained | None = None,
-) -> None:
+def require_weights(state_dict: Mapping[str, Tensor], path: Path, trained: Trained) -> None:
     """Refuse a place where :func:`save_weights` would refuse to write, without a change."""
     if os.path.lexists(path):
-        require(path, weights_like(packed(state_dict, classes, trained)))
+        require(path, weights_like(packed(state_dict, None, trained)))
 
 
 def packed(state_dict: Mapping[str, Tensor], classes: Sequence[str] | None, trained: Trained | None = None) -> bytes:
