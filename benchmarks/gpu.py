@@ -62,7 +62,7 @@ class PartReport(Report):
 
 
 def measure(out: Path | None = None, seconds: float = SECONDS) -> dict[str, Json]:
-    """Run every part; one that fails says so, and the others go on.
+    """Run every part; one that fails says so, and the others continue.
 
     Args:
         out: folder for ``gpu.jsonl``: lines as they are found, one for the end of each part, and the summary last.
@@ -109,7 +109,7 @@ def run_part(report: Report, name: str, device: torch.device) -> dict[str, Json]
             found = PARTS[name].run(report, device)
     except SkippedError as error:
         return {"ok": True, "skipped": str(error)}
-    except Exception as error:  # the other parts go on
+    except Exception as error:  # the other parts continue
         traceback.print_exc()
         return {"ok": False, "error": f"{type(error).__name__}: {error}"}
     return {"ok": bool(found.get("kept", True)), "device": device.type, **found}

@@ -1,4 +1,4 @@
-"""A run goes on within an epoch at the same cost wherever it stopped."""
+"""A run continues within an epoch at the same cost wherever it stopped."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ fidelity: what the fidelity of labels is worth. 1,000 photographs of ten ImageNe
 a MobileNetV2 for 60 views, the same labels in encodings from float16 down, narrow ConvNet-D4 students of 60 epochs of
 GIFT, measured among the ten classes' columns.
 
-Both need the images and weights that GIFTWRAP_DATA names, and go on where they were stopped.
+Both need the images and weights that GIFTWRAP_DATA names, and continue where they were stopped.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class ConvertConfig:
     destination: tyro.conf.Positional[Path]
     """Folder of the store to make, resume or extend."""
     encoding: EncodingName
-    """How labels are stored: int8 is C + 4 bytes a label, float16 2 C, transform C / 20 to C / 9."""
+    """How labels are stored: int8 is C + 4 bytes a label, float16 2 C, transform C / 20 to C / 5."""
     codec: CodecName | None = None
     """How codes are compressed: int8, float16: raw (their own) or zstd; transform: pcodec (its own) or zstd."""
     fidelity: float | None = None

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TextIO
@@ -110,6 +110,13 @@ class Console:
     def warn(self, text: str) -> None:
         """One warning, on standard error."""
         _say(f"warning: {text}", self._out if self._silent else sys.stderr)
+
+    def tell(self, notes: Iterable[str] = (), warnings: Iterable[str] = ()) -> None:
+        """Notes, and then warnings, a line each."""
+        for note in notes:
+            self.line(note)
+        for warning in warnings:
+            self.warn(warning)
 
     @contextmanager
     def progress(self, name: str, total: int, unit: str) -> Iterator[Progress]:

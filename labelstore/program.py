@@ -22,10 +22,10 @@ class Command:
 
     Attributes:
         config: frozen dataclass whose fields are the flags, with ``json`` among them; its docstring is the help.
-        run: gets the config and the console; returns the exit code. Imports what takes long.
+        run: gets the config and the console; returns the exit code. Imports what takes long to import.
         resumes: whether typing the same command again continues stopped work.
         typed: turns the words of the command line into the words that are parsed: a recipe into its flags.
-        short: shorter spellings of flags. Torchrun takes them for abbreviations of its own, so that they are no names.
+        short: shorter spellings of flags, for commands that torchrun does not start: it takes them for its own flags.
     """
 
     config: type[Any]

@@ -58,10 +58,6 @@ class FileEntry(NamedTuple):
         plain: dict[str, Json] = {"bytes": self.bytes, "crc32c": self.crc32c, "xxh3": self.xxh3}
         return plain if self.chunks is None else {**plain, "chunks": self.chunks}
 
-    def same_file(self, other: FileEntry) -> bool:
-        """Whether both are of the same bytes."""
-        return self[:3] == other[:3]
-
 
 def describe(pieces: Iterable[disk.Bytes]) -> FileEntry:
     """Size, CRC-32C and XXH3-64 (hex) of the bytes of a file."""

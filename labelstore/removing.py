@@ -41,6 +41,7 @@ class Proof:
 
 
 ABSENT = Proof("no file", lambda _path: False)
+EMPTY = Proof("an empty file", lambda path: not path.stat().st_size)
 # Files that this process has published outside of stores: device, inode, size and time of the last change.
 _published: dict[Path, tuple[int, int, int, int]] = {}
 

@@ -9,11 +9,9 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from labelstore.console import Console, duration
-from labelstore.errors import InputError
 from labelstore.fidelity import beside
 from labelstore.program import Command, run_program
 from pipeline import ranks, recipes
@@ -55,20 +53,9 @@ def verify_command(config: VerifyConfig, console: Console) -> int:
     return 0 if ok else 1
 
 
-def entries(given: str, flag: str) -> tuple[str, ...]:
-    """Names that a flag was given: comma-separated, or the lines of a file."""
-    try:
-        path = Path(given)
-        if "," not in given and path.is_file():
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            return tuple(line.strip() for line in lines if line.strip())
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{flag} {given}: not a readable text file") from error
-    return tuple(name.strip() for name in given.split(","))
-
-
 def import_command(config: ImportConfig, console: Console) -> int:
     """Import and say what was rounded."""
+    from pipeline.class_order import entries
     from pipeline.importing import import_tensors
 
     with console.progress("images", 1, "images") as progress:
@@ -81,11 +68,10 @@ def import_command(config: ImportConfig, console: Console) -> int:
             labels=config.labels,
             argmax=config.argmax,
             index=config.index,
-            class_names=None if config.class_names is None else entries(config.class_names, "--class-names"),
+            class_names=None if config.class_names is None else entries(config.class_names, (), "--class-names"),
             progress=progress.reach,
         )
-    for note in report.notes:
-        console.line(note)
+    console.tell(report.notes)
     if report.clipped_share > 0.01:
         console.warn("more than 1 % of the values lie outside of 0 to 255: --mean and --std may be others")
     console.summary(

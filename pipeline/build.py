@@ -17,7 +17,6 @@ from labelstore.console import Console, byte_count, duration
 from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError, MismatchError
 from labelstore.names import printable
-from labelstore.removing import Proof
 from labelstore.spec import BlockShape, Identity, Json, first_difference, require_same
 from labelstore.stopping import Stops
 from labelstore.store import LabelStore, require_free_space, store_bytes
@@ -40,7 +39,6 @@ from pipeline.watching import Moment, Watch, require_log, watching
 
 STOPPING = "stopping after the block in hand; the same again stops at once"
 KEPT = "finished blocks are kept"
-EMPTY = Proof("an empty file", lambda path: not path.stat().st_size)
 
 
 def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
@@ -67,10 +65,7 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
     )
     if ranks.first:
         ranks.tell(dict(teacher.engine))
-    for note in teacher.notes:
-        console.line(note)
-    for warning in teacher.warnings:
-        console.warn(warning)
+    console.tell(teacher.notes, teacher.warnings)
     renderer = make_renderer(
         manifest,
         spec,
@@ -120,7 +115,7 @@ def settle_engine(config: BuildConfig, ranks: Ranks, console: Console) -> Teache
         last: Any = LabelStore.open(config.store).state.versions[-1]["engine"]
         settled = spec.like(last)
         if (spec.compile, settled.compile) == ("on", "off"):
-            console.warn("--compile on: the store was begun with an uncompiled teacher and goes on so")
+            console.warn("--compile on: the store was begun with an uncompiled teacher and continues with one")
         return settled
     return spec
 
@@ -197,7 +192,7 @@ def nothing_left(config: BuildConfig) -> Iterator[None]:
     What was read is kept where single files are to be mended: reading all others again may take hours.
     """
     cache, log = config.manifest_cache, config.progress_log
-    made = {cache: manifest_cache.CACHE, **({log: EMPTY} if log else {})}
+    made = {cache: manifest_cache.CACHE, **({log: removing.EMPTY} if log else {})}
     made = {path: proof for path, proof in made.items() if not os.path.lexists(path)}
     folders = [folder for folder in cache.parents if not folder.exists()]
     try:
@@ -402,7 +397,7 @@ def dry_run(config: BuildConfig, work: Work, console: Console) -> Mapping[str, J
 
 
 def summary(store: LabelStore, done: Moment) -> dict[str, Json]:
-    """The last word of a build."""
+    """The summary of a build."""
     state = store.state
     return {
         "store": str(store.path),

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from labelstore.errors import InputError
+from labelstore.errors import InputError, reason
 from labelstore.names import printable, same_form, told_apart
 from pipeline.imagenet import COLUMNS as IMAGENET_COLUMNS
 from pipeline.imagenet import FOLDERS, IMAGENET, PublicMapping, is_public, public_mapping
@@ -38,27 +38,28 @@ def select_columns(
         total: columns of the network.
         flag: the flag it was given to, for messages.
     """
-    entries = [entry.strip() for entry in _entries(selection, names or (), flag)]
-    columns = [_column(entry, names, total, flag) for entry in entries if entry]
+    found = entries(selection, names or (), flag)
+    columns = [_column(entry, names, total, flag) for entry in found if entry]
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice or not columns:
-        found = f"columns {twice} more than once" if twice else "no class at all"
-        raise InputError(f"{flag} {selection}: expected each class once, found {found}")
+        what = f"columns {twice} more than once" if twice else "no class at all"
+        raise InputError(f"{flag} {selection}: expected each class once, found {what}")
     return tuple(columns)
 
 
-def _entries(selection: str, names: Sequence[str], flag: str) -> list[str]:
-    """What a selection lists: itself where it is a name, the lines of a file, or what commas separate."""
+def entries(selection: str, names: Sequence[str], flag: str) -> list[str]:
+    """What a flag lists: itself where it is one of ``names``, the lines of a file, or what commas separate."""
     if same_form(selection) in map(same_form, names):
         return [selection]
     numbers = selection.replace(",", "").replace(" ", "").isdecimal()
     try:
         if not numbers and len(selection) < MAX_PATH and Path(selection).is_file():
-            return re.split(r"\r\n|\r|\n", Path(selection).read_text(encoding="utf-8-sig"))
+            lines = re.split(r"\r\n|\r|\n", Path(selection).read_text(encoding="utf-8-sig"))
+            return [line.strip() for line in lines if line.strip()]
         rows = csv.reader(io.StringIO(selection, newline=""), skipinitialspace=True)
-        return [entry for row in rows for entry in row]
+        return [entry.strip() for row in rows for entry in row]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{flag} {printable(selection)}: not a readable text file: {error}") from error
+        raise InputError(f"{flag} {printable(selection)}: not a readable text file: {reason(error)}") from error
     except csv.Error as error:
         raise InputError(f"{flag} {printable(selection[:SHOWN])}: no list separated by commas: {error}") from error
 
@@ -204,7 +205,7 @@ def choose(selection: str, names: Sequence[str] | None, total: int, folders: Seq
 
 
 def require_said(folders: Sequence[str], names: Sequence[str] | None, total: int, flags: tuple[str, ...]) -> None:
-    """Refuse to take column k for folder k without a word where ImageNet's list puts the folders elsewhere.
+    """Refuse to take column k for folder k silently where ImageNet's list puts the folders elsewhere.
 
     Raises:
         InputError: all 1,000 classes of ImageNet by name, whose byte order is not the order of published networks.

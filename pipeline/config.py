@@ -308,7 +308,7 @@ class ImportConfig:
     """Channel standard deviations that the images were normalised with."""
     normalise: Literal["mean-std", "per-image", "min-max"] | None = None
     """Stretch each image (per-image) or all alike (min-max) to 0 to 255 instead of --mean and --std; mean-std: take
-    these though the numbers speak against them, as of ZCA-whitened images, which are refused when this is left out."""
+    these though the values do not fit them, as of ZCA-whitened images, which are refused when this is left out."""
     labels: Path | None = None
     """File of the labels, where they are not with the images (MTT, FTD, TESLA, DATM: labels_best.pt)."""
     argmax: bool = False

@@ -12,6 +12,7 @@ import PIL
 from PIL import Image, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
+from labelstore.errors import reason
 from pipeline.headers import BrokenImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -47,7 +48,7 @@ def require_decodes(file: BinaryIO) -> None:
     except Exception as error:  # its plugins raise whatever comes to them: SyntaxError, ValueError, struct.error, ...
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise BrokenImageError(f"does not decode ({error})") from error
+        raise BrokenImageError(f"does not decode ({reason(error)})") from error
 
 
 def judge() -> str:

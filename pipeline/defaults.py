@@ -1,4 +1,4 @@
-"""What stands for flags that a build leaves out: the teacher's normalisation and arguments, the label encoding."""
+"""What is taken for flags that a build leaves out: the teacher's normalisation and arguments, the label encoding."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from labelstore.encodings.int8 import masked_value
 from labelstore.spec import Json
 from labelstore.store import LabelStore
 from pipeline import choosing
-from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, BuildConfig, json_object
-from pipeline.engine.spec import make_members
+from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, BuildConfig
 from pipeline.labelling import first_labels
 from pipeline.networks.settling import differences, normalisation, require_network
 from pipeline.networks.trained import trained_with
@@ -21,7 +20,7 @@ from pipeline.plan import Plan
 from pipeline.render import Renderer
 from pipeline.teacher import Teacher
 
-NOBODY_SAYS = "ImageNet's: the weights do not say; --mean and --std do"
+NOT_SAID = "ImageNet's: the weights name none; see --mean, --std"
 
 
 def encoding_of(
@@ -70,21 +69,15 @@ def settled(config: BuildConfig, console: Console) -> BuildConfig:
         InputError: when the weights are of another network than the flags say, or of several that differ.
     """
     require_normalisation(config.mean or (), config.std or ())
-    count = len(config.teacher)
-    given = [dict(json_object("--teacher-args", text)) for text in config.teacher_args]
-    make_members(config.teacher, config.weights, given or [{}], config.teacher_weights)  # refuses other counts
-    every = given * (count if len(given) == 1 else 1)
     trained, args = [], []
-    for place, (name, weights) in enumerate(zip(config.teacher, config.weights, strict=True)):
-        own = every[place] if every else None
-        found = trained_with(name, own or {}, weights)
+    for member in config.teacher_spec().members:
+        own = member.args if config.teacher_args else None
+        found = trained_with(member.name, own or {}, member.weights)
         trained.append(found)
-        args.append(json.dumps(require_network(found, name, own, ("--teacher", "--teacher-args"))[1]))
+        args.append(json.dumps(require_network(found, member.name, own, ("--teacher", "--teacher-args"))[1]))
     normal = normalisation({"mean": config.mean, "std": config.std}, trained)
-    normal = normal.or_else(IMAGENET_MEAN, IMAGENET_STD, NOBODY_SAYS)
-    console.line(normal.text)
-    for warning in normal.warnings:
-        console.warn(warning)
+    normal = normal.or_else(IMAGENET_MEAN, IMAGENET_STD, NOT_SAID)
+    console.tell([normal.text], normal.warnings)
     for each in filter(None, trained):
         if note := differences(each, config.size, config.interpolation):
             console.line(f"note: {note}")

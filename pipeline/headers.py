@@ -13,7 +13,7 @@ from typing import BinaryIO
 from PIL import UnidentifiedImageError
 
 from labelstore.errors import InputError
-from pipeline.kinds import GIT_LFS, HEAD_BYTES, TEXT, UNKNOWN, other_kind
+from pipeline.kinds import GIT_LFS, HEAD_BYTES, TEXT, UNKNOWN, other_kind, readable
 from pipeline.orientation import EXIF, XMP, XMP_ORIENTATION, PngMetadata, read_orientation
 
 MAX_PIXELS = 2**26
@@ -21,8 +21,7 @@ MAX_PIXELS = 2**26
 MAX_SIDE = 65_000
 """Longest declared side: boxes are uint16, and padding must fit in beside the image."""
 
-_JPEG_MAGIC = b"\xff\xd8\xff"
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_PNG_MAGIC_BYTES = 8
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _JPEG_APP1, _JPEG_END, _JPEG_SCAN = 0xE1, 0xD9, 0xDA
@@ -63,15 +62,11 @@ def read_header(file: BinaryIO) -> Header:
         UnsupportedImageError: more than 8 bits a channel, animated, or larger than the limits above.
     """
     magic = file.read(12)
+    kind = readable(magic)
+    if kind is None:
+        raise BrokenImageError(f"expected a JPEG, PNG or WebP file, found {_other(magic, file)}")
     try:
-        if magic.startswith(_JPEG_MAGIC):
-            kind, (height, width, metadata) = "JPEG", _jpeg(file)
-        elif magic.startswith(_PNG_MAGIC):
-            kind, (height, width, metadata) = "PNG", _png(file)
-        elif magic[:4] == b"RIFF" and magic[8:] == b"WEBP":
-            kind, (height, width, metadata) = "WebP", _webp(file)
-        else:
-            raise BrokenImageError(f"expected a JPEG, PNG or WebP file, found {_other(magic, file)}")
+        height, width, metadata = {"JPEG": _jpeg, "PNG": _png, "WebP": _webp}[kind](file)
     except EOFError as error:
         raise BrokenImageError("ends within its header") from error
     if not height or not width:
@@ -156,7 +151,7 @@ def _jpeg_marker(file: BinaryIO) -> int:
 
 def _png(file: BinaryIO) -> tuple[int, int, BinaryIO | None]:
     """(height, width, file to read the orientation from) from the chunks; metadata may come behind the pixels."""
-    file.seek(len(_PNG_MAGIC))
+    file.seek(_PNG_MAGIC_BYTES)
     first = _exactly(file, 25)
     length, kind, width, height, depth = struct.unpack(">I4sIIB", first[:17])
     if (length, kind) != (13, b"IHDR") or zlib.crc32(first[4:21]).to_bytes(4, "big") != first[21:]:

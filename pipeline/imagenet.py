@@ -49,7 +49,7 @@ def _by_id() -> dict[str, tuple[int, ...]]:
 
 @cache
 def _by_name() -> dict[str, tuple[int, ...]]:
-    """Columns by usual name; by any other name, and by all names in a row, where that is nobody's usual name."""
+    """Columns by usual name; by any other name, and by all names in a row, where that is no class's usual name."""
     usual: dict[str, list[int]] = {}
     other: dict[str, list[int]] = {}
     for column, entry in enumerate(public_classes()):
@@ -87,7 +87,7 @@ class PublicMapping:
 
     @property
     def text(self) -> str:
-        """The first rows: folder, column, and the name or id that the folder does not tell."""
+        """The first rows: folder, column, and of name and id the one that the folder is not called."""
         rows = []
         for folder, entry, column in zip(self.folders[:SHOWN], self.entries, self.columns, strict=False):
             known = public_classes()[entry]

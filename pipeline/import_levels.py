@@ -57,6 +57,16 @@ class Rounding:
         self.largest = max(self.largest, float(inside.max()) if len(inside) else 0.0)
         self.excess = max(self.excess, float(outside.max()) if len(outside) else 0.0)
 
+    def numbers(self, values: int) -> dict[str, float]:
+        """What it has cost in an import of so many values, by the names of `pipeline.importing.ImportReport`."""
+        return {
+            "max_rounding_error": self.largest,
+            "mean_rounding_error": self.total / max(self.kept, 1),
+            "clipped_share": self.clipped / values,
+            "max_clipped": self.excess,
+            "mean_clipped": self.excess_total / max(self.clipped, 1),
+        }
+
 
 def make_stretch(
     images: Tensor,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,27 +31,23 @@ class ImportReport:
     Attributes:
         images: number of images.
         classes: number of class folders.
-        height: rows of every image.
-        width: columns of every image.
+        notes: what was chosen, for people.
         max_rounding_error: largest distance between a value and the level it was rounded to, in levels of 0 to
             255, without clipped values; 0 for uint8 images.
-        clipped_share: share of the values that lay outside 0 to 255.
         mean_rounding_error: mean of those distances.
+        clipped_share: share of the values that lay outside 0 to 255.
         max_clipped: largest distance of a clipped value to 0 or 255, in levels.
         mean_clipped: mean distance of the clipped values, in levels.
-        notes: what was chosen, for people.
     """
 
     images: int
     classes: int
-    height: int
-    width: int
+    notes: tuple[str, ...]
     max_rounding_error: float
+    mean_rounding_error: float
     clipped_share: float
-    mean_rounding_error: float = 0.0
-    max_clipped: float = 0.0
-    mean_clipped: float = 0.0
-    notes: tuple[str, ...] = ()
+    max_clipped: float
+    mean_clipped: float
 
 
 def import_tensors(
@@ -69,18 +65,17 @@ def import_tensors(
 ) -> ImportReport:
     """Write the images of a tensor file as a class folder of PNG files.
 
-    The file holds a dict of images and labels, such a dict within another, or a pair (images, labels). Images
-    are uint8 or float, ``[N, C, H, W]`` or ``[N, H, W, C]`` with 1 or 3 channels; labels are class indexes
-    ``[N]`` or ``[N, 1]``. Class folders are named by the index, padded with zeros so that byte order is numeric
-    order, or by ``class_names``; files are named by their place in the tensor.
+    The file holds a dict of images and labels, such a dict within another, or a pair (images, labels). Images are uint8
+    or float, ``[N, C, H, W]`` or ``[N, H, W, C]`` with 1 or 3 channels; labels are class indexes ``[N]`` or ``[N, 1]``.
+    Class folders are named by the index, padded with zeros so that byte order is numeric order, or by ``class_names``;
+    files are named by their place in the tensor.
 
     Args:
         file: a file written by ``torch.save`` or safetensors; nothing in it is executed.
         out: the class folder to make; absent or empty.
-        mean: channel means that the images were normalised with; required for float images.
-        std: channel standard deviations that the images were normalised with; required for float images.
-        normalise: per-image stretches each image to 0 to 255, min-max all alike, instead of ``mean`` and ``std``;
-            mean-std takes these though the numbers speak against them, which None refuses.
+        mean: channel means that the images were normalised with; needed for float images.
+        std: their channel standard deviations, likewise.
+        normalise: stretch each image (per-image) or all alike (min-max), or take ``mean`` and ``std`` as they are.
         labels: a file of the labels alone, where ``file`` has the images alone.
         argmax: of soft labels ``[N, C]`` take the class of the largest, instead of refusing them.
         index: which of several sets of images in the file.
@@ -91,26 +86,18 @@ def import_tensors(
         InputError: names what in the file, or which flag, cannot be used. Nothing is left behind.
     """
     require_apart({"--out": out}, {})
-    out = out.resolve()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out}: expected a folder that is absent or empty, found something in the way")
+    out = _require_empty(out.resolve())
     pair = read_pair(file, labels=labels, index=index, argmax=argmax)
     indexes, said = class_indexes(pair, file, argmax=argmax)
     folders, named = folder_names(indexes, class_names)
     images = channels_last(pair, file)
     place = f"{file}: {pair.images_name}"
     stretch = make_stretch(images, place, mean=mean, std=std, normalise=normalise)
-    rounding = Rounding()
-    aside = _make_aside(out)
+    rounding, aside = Rounding(), _make_aside(out)
     paths: list[Path] = []
     try:
         paths = _make_paths(aside, indexes, folders)
-        with ThreadPoolExecutor() as pool:
-            for start, some in levels(images, stretch, rounding, place):
-                part = paths[start : start + len(some)]
-                list(pool.map(_write_png, part, some))
-                if progress:
-                    progress(start + len(part), len(paths))
+        _write_images(paths, levels(images, stretch, rounding, place), progress)
         removing.move_folder(aside, out)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from error
@@ -119,14 +106,8 @@ def import_tensors(
     return ImportReport(
         images=len(paths),
         classes=len(folders),
-        height=images.shape[1],
-        width=images.shape[2],
-        max_rounding_error=rounding.largest,
-        clipped_share=rounding.clipped / images.numel(),
-        mean_rounding_error=rounding.total / max(rounding.kept, 1),
-        max_clipped=rounding.excess,
-        mean_clipped=rounding.excess_total / max(rounding.clipped, 1),
         notes=(*pair.notes, *said, *named),
+        **rounding.numbers(images.numel()),
     )
 
 
@@ -162,12 +143,33 @@ def folder_names(
     return folders, (note,)
 
 
+def _require_empty(out: Path) -> Path:
+    """A folder that is absent or empty, as it must be."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out}: expected a folder that is absent or empty, found something in the way")
+    return out
+
+
 def _make_paths(root: Path, labels: npt.NDArray[np.int64], folders: Mapping[int, str]) -> list[Path]:
     """Make the class folders; the file of each image."""
     places = len(str(len(labels) - 1))
     for folder in folders.values():
         (root / folder).mkdir(parents=True)
     return [root / folders[int(label)] / f"{image:0{places}d}.png" for image, label in enumerate(labels)]
+
+
+def _write_images(
+    paths: Sequence[Path],
+    images: Iterable[tuple[int, npt.NDArray[np.uint8]]],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Write the files of images that come some at once: (index of the first, ``[n, H, W, C]``)."""
+    with ThreadPoolExecutor() as pool:
+        for start, some in images:
+            part = paths[start : start + len(some)]
+            list(pool.map(_write_png, part, some))
+            if progress:
+                progress(start + len(part), len(paths))
 
 
 def _make_aside(out: Path) -> Path:

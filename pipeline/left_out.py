@@ -82,7 +82,7 @@ class LeftOut:
         """What may have been meant as images, a line each."""
         told = []
         if self.images:
-            told.append(f"not read, for only JPEG, PNG and WebP are: {_listed(self.images.items())}")
+            told.append(f"not read, since only JPEG, PNG and WebP are: {_listed(self.images.items())}")
         if found := self.loose.get("image"):
             files = "1 image file lies" if found.count == 1 else f"{found.count:,} image files lie"
             told.append(f"{files} beside the class folders, in no class, and not read: {printable(found.example)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from pipeline.decodes import require_decodes
 from pipeline.headers import BrokenImageError, Header, read_header
 from pipeline.left_out import LeftOut
 from pipeline.manifest_cache import FileRows
+from pipeline.quiet import quiet
 
 _FILES_IN_FLIGHT = 1_024
 _MAX_REFUSED = 100
@@ -106,8 +106,8 @@ def scan(
     Args:
         root: the class folder.
         class_order: order of the classes; ``auto`` is byte order, and stops where numbers in names sort otherwise.
-        cache: file that keeps what was read; files of the same size and modification time are believed, and contents
-            that decoded are not decoded again.
+        cache: file that keeps what was read; files of the same size and modification time are not read again, and
+            contents that decoded are not decoded again.
         rehash: read every file again.
         digests: compute SHA-256 digests.
         skip_broken: leave out the files that do not decode, instead of refusing them.
@@ -157,8 +157,7 @@ class _Reader:
 
     def read(self, images: list[int], progress: Callable[[int, int], None] | None, threads: int | None) -> None:
         """Read these files; stops early when many are refused."""
-        with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-            warnings.simplefilter("ignore")  # Pillow's, of metadata
+        with quiet(), ThreadPoolExecutor(threads) as pool:
             for start in range(0, len(images), _FILES_IN_FLIGHT):
                 part = images[start : start + _FILES_IN_FLIGHT]
                 for done, _ in enumerate(pool.map(self._read_one, part), start + 1):
@@ -204,7 +203,7 @@ class _Reader:
 def _read_file(path: Path, digest: bool, decoded: Collection[bytes] | None) -> tuple[Header, bytes]:
     """Header and SHA-256 (or nothing) of a file that decodes, as those of the digests ``decoded`` did.
 
-    With None nobody looks whether it does.
+    With None it is not decoded at all.
     """
     try:
         with path.open("rb") as file:
@@ -309,7 +308,7 @@ def explained(images: int, manifest: Manifest) -> str:
     if len(manifest) > images and new:
         return (
             f"; {len(new):,} of these are not named {', '.join(FORMER_SUFFIXES)}, as {printable(new[0])}: versions "
-            f"before 0.2 did not read such files, so move them out of the folder to go on with a store of that time"
+            f"before 0.2 did not read such files, so move them out of the folder to continue a store of that time"
         )
     if len(manifest) < images and manifest.left_out.line:
         return f"; {manifest.left_out.line} (versions before 0.2 took images in folders of systems for the set's)"

@@ -27,7 +27,7 @@ class FileRows:
         heights: rows after EXIF orientation, int32 ``[N]``; 0 where nothing has been read yet.
         widths: columns after EXIF orientation, int32 ``[N]``.
         digests: SHA-256 of each file, uint8 ``[N, 32]``; zeros where it was not computed.
-        decoded: whether the file is known to decode, bool ``[N]``; nothing else is worth anything where it is not.
+        decoded: whether the file is known to decode, bool ``[N]``; where it is not, the other columns mean nothing.
     """
 
     heights: npt.NDArray[np.int32]
@@ -53,8 +53,8 @@ class FileRows:
 def load(cache: Path, listing: Listing) -> tuple[FileRows, set[bytes]]:
     """What ``cache`` knows of the listed files.
 
-    A cache that is absent, damaged or of another version is worth nothing. What decodes in the eyes of another version
-    of Pillow is not believed.
+    A cache that is absent, damaged or of another version is ignored, and so is one made with another version of Pillow,
+    to which other files may have decoded.
 
     Returns:
         Rows, those of files with the same path, size and modification time in the same folder; the others are empty.

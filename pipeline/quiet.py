@@ -1,8 +1,8 @@
-"""Pillow's warnings silenced, from many threads at once.
+"""Warnings of Pillow and torch silenced, from many threads at once.
 
 `warnings.catch_warnings` changes filters of the whole process: two threads that leave it in another order than they
 entered it lose the filters of the first, or warn after all. Here the first to enter sets them and the last to leave
-puts them back. What Pillow warns of (odd metadata, sizes, palettes) is judged by the caller, not printed.
+puts them back. What they warn of (odd metadata, sizes, palettes, old files) is checked by the caller, not printed.
 """
 
 from __future__ import annotations

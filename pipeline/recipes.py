@@ -258,7 +258,10 @@ def words(flags: Mapping[str, Value]) -> list[str]:
 
 
 # What decides neither pixels nor labels, or is said elsewhere.
-UNSAID = ("recipe", "images", "store", "log", "metrics_port", "metrics_host", "json", "dry_run", "rehash", "take_over")
+UNSAID = (
+    "recipe", "images", "store", "progress_log", "metrics_port", "metrics_host", "json", "dry_run", "rehash",
+    "take_over",
+)  # fmt: skip
 
 
 def said(config: BuildConfig, manifest: Manifest) -> str:

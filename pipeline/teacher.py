@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from labelstore.columns import CropRows
-from labelstore.errors import InputError
+from labelstore.errors import InputError, reason
 from labelstore.spec import Json
 from pipeline.class_order import CLASS_COLUMNS, TEACHER_CLASSES, Choice, check_classes, choose, require_said
 from pipeline.engine.batches import require_weights_fit
@@ -274,7 +274,7 @@ def _count_columns(plain: Engine, spec: TeacherSpec, size: int, count: int) -> i
         raise
     except Exception as error:  # a network may raise anything at a size that it does not take
         raise InputError(
-            f"network {spec.name} gives no logits for crops of {size} x {size} px in {spec.dtype}: {error}"
+            f"network {spec.name} gives no logits for crops of {size} x {size} px in {spec.dtype}: {reason(error)}"
         ) from error
     if logits.ndim != 2 or len(logits) != count:
         crops = "one crop" if count == 1 else f"{count} crops"

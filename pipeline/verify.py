@@ -89,10 +89,7 @@ def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Tea
         cuda_graph=engine.get("cuda_graph", False) and config.device.startswith("cuda"),
     )
     teacher = make_teacher(spec, size=store.identity.size, classes=store.identity.classes)
-    for note in teacher.notes:
-        console.line(note)
-    for warning in teacher.warnings:
-        console.warn(warning)
+    console.tell(teacher.notes, teacher.warnings)
     require_same("teacher", dict(stored), dict(teacher.identity), "give --weights of the store's teacher")
     found = first_difference(dict(engine), dict(teacher.engine))
     if found:
@@ -136,7 +133,7 @@ def audit_errors(store: LabelStore, teacher: Teacher, crops: Tensor) -> AuditErr
 
 
 def require_same_labels(source: Source, teacher: Teacher, console: Console) -> None:
-    """Refuse to go on with a renderer and an engine that do not give the audit rows again.
+    """Refuse to continue with a renderer and an engine that do not give the audit rows again.
 
     The crops are held against the stored ones by P2's band, and the teacher's logits of the stored crops against the
     stored logits, so that neither hides the other.

@@ -35,7 +35,7 @@ class TrainBatch:
         total: crops of the whole batch, over all processes.
         share: what the mean loss of these crops counts for where gradients are averaged over the processes: n times
             their number over ``total``; 0 where the one crop is there only so that this process has any.
-        rows: of the crops, where their augmentation goes on behind the normalisation.
+        rows: of the crops, where they are augmented further after the normalisation.
     """
 
     images: Tensor

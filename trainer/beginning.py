@@ -9,10 +9,9 @@ from torch import nn
 from labelstore.errors import InputError
 from pipeline.config import json_object
 from pipeline.networks import Weights, load_network, load_weights, read_weights
+from pipeline.networks.trained import TIMM, TORCHVISION
 from pipeline.networks.weights import head_classes
 from trainer.config import TrainConfig
-
-PUBLISHED = ("torchvision:", "timm:")
 
 
 def begin_with(student: nn.Module, config: TrainConfig, columns: int, size: int) -> nn.Module:
@@ -56,7 +55,7 @@ def begin_with(student: nn.Module, config: TrainConfig, columns: int, size: int)
 def weights_of(config: TrainConfig, columns: int, size: int) -> Weights:
     """The weights of --student-weights."""
     source = config.student_weights or ""
-    if source.startswith(PUBLISHED):
+    if source.startswith((TORCHVISION, TIMM)):
         args = json_object("--student-args", config.student_args)
         return load_network(config.student, args, source, classes=columns, size=size)[1]
     return read_weights(Path(source))

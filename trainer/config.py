@@ -277,7 +277,7 @@ class TrainConfig:
 
     @property
     def play_order(self) -> Literal["shuffle", "cycle"]:
-        """Which view an epoch plays; a build that goes on is followed in stored order."""
+        """Which view an epoch plays; a build that is still running is followed in stored order."""
         return "cycle" if self.follow else self.view_order or "shuffle"
 
     @property
@@ -360,7 +360,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PlotConfig:
-    """Draw the curves of one or more runs on one PNG; needs matplotlib (the extra `plot`)."""
+    """Draw the curves of one or more runs on one picture (PNG, SVG or PDF); needs matplotlib (the extra `plot`)."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders of runs."""

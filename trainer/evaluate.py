@@ -196,19 +196,13 @@ def evaluate_network(config: EvaluateConfig, console: Console) -> EvalResult:
     """Measure a network by the flags of the command."""
     keep_freed_memory()
     subject = settle(config)
-    for line in subject.said:
-        console.line(line)
-    for warning in subject.warnings:
-        console.warn(warning)
+    console.tell(subject.said, subject.warnings)
     images = subject.scan()
     say_left_out(images, console)
     network = make_teacher(
         subject.spec(images.classes), size=subject.size, classes=images.classes, flags=("--classes",)
     )
-    for note in network.notes:
-        console.line(note)
-    for warning in network.warnings:
-        console.warn(warning)
+    console.tell(network.notes, network.warnings)
     renderer = make_renderer(
         images,
         subject.plan,

@@ -81,7 +81,8 @@ class Replay(IterableDataset[TrainBatch]):
         rank: this process's number among those that train together.
         world: how many there are.
         size: side of ``images``; the store's when None. The same boxes, at another resolution.
-        follow: play views of a build that goes on, those that it was asked for when None; each is waited for.
+        follow: play views of a build that is still running, all that it was asked for when ``views`` is None; each is
+            waited for.
         mean: channel means of the normalisation; the teacher's when None.
         std: channel standard deviations of the normalisation; the teacher's when None.
         device: where batches are made and delivered.
@@ -148,19 +149,13 @@ class Replay(IterableDataset[TrainBatch]):
             self.source = self.source.at_size(size, device=device, threads=threads, cache_bytes=cache_bytes)
         self.size = self.source.spec.size
         self.batch_size, self._rank, self._world = batch_size, rank, world
-        self.order = Order(
-            views=views,
-            images=identity.images,
-            group=identity.group,
-            seed=seed,
-            mode=view_order,
-        )
+        self.order = Order(views=views, images=identity.images, group=identity.group, seed=seed, mode=view_order)
         self._mean, self._std = normalisation_of(self.store, mean, std)
         self._device, self._dtype, self.channels_last = torch.device(device), dtype, channels_last
         self._decode = decoder_for(self.store, self._device, any_scale=any_scale)
         self._epoch, self._position = epoch, 0
         self._process = os.getpid()
-        self._turn = 0  # of iterators and states: an iterator of before must not go on
+        self._turn = 0  # of iterators and states: an older iterator must not continue
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -205,7 +200,7 @@ class Replay(IterableDataset[TrainBatch]):
                 if self._turn != turn:
                     raise InputError(
                         "replay: another iteration was begun, or a state loaded, while an epoch was being iterated; "
-                        "go on with the newest iteration"
+                        "continue the newest one"
                     )
                 self._position += batch.total
                 if self._position == images:

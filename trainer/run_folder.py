@@ -53,7 +53,7 @@ NOT_THE_RUN = (
     "student_weights",
 )
 LOCK, LOG, STEPS, CONFIG, TEST_CACHE = ".lock", "log.jsonl", "steps.jsonl", "config.json", "test.images.npz"
-# What may have changed since a run began, where --anyway says so: it decides what comes out, not whether it can go on.
+# What may have changed since a run began, where --anyway is given: it decides what comes out, not whether that works.
 CHANGES = {
     "code": "the code of the student has changed since the run began",
     "test": "these are not the test images with which the run began",
@@ -96,7 +96,7 @@ def hold(folder: Path) -> Iterator[None]:
             yield
         finally:
             if not (folder / CONFIG).exists():
-                for path, proof in ((cache, CACHE), (folder / LOCK, EMPTY)):
+                for path, proof in ((cache, CACHE), (folder / LOCK, removing.EMPTY)):
                     if removing.may_go(path, proof):
                         removing.remove(path, proof)
                 if made:
@@ -177,7 +177,7 @@ def described_in(path: Path) -> Any:
 def test_images_of(folder: Path) -> Path | None:
     """The test images that a run began with; None when there were none."""
     try:
-        named = json.loads((folder / "config.json").read_text())["made_with"]["test_images"]
+        named = json.loads((folder / CONFIG).read_text())["made_with"]["test_images"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return Path(named) if isinstance(named, str) else None
@@ -203,7 +203,7 @@ def accepted(stored: Any, made: Mapping[str, Json], *, anyway: bool) -> Any:
                 place, theirs, ours = difference
                 raise MismatchError(
                     f"{what}: {place} was {said(theirs)} and is {said(ours)}; put back what there was, give another "
-                    f"--run, or go on with what there is now by --anyway, which {CONFIG} records"
+                    f"--run, or continue with what there is now by --anyway, which {CONFIG} records"
                 )
     return {**kept, **{key: made[key] for key in CHANGES if key in made}}
 
@@ -352,7 +352,6 @@ def _is_run(path: Path) -> bool:
 
 
 RUN = Proof("the config.json of a run", _is_run)
-EMPTY = Proof("an empty file", lambda path: path.stat().st_size == 0)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pipeline.normalisation import require_normalisation
 from pipeline.plan import PlanSpec
 from pipeline.source import scan_as
 from trainer.config import EvaluateConfig
-from trainer.run_folder import described_in, test_images_of, trained_as
+from trainer.run_folder import CONFIG, described_in, test_images_of, trained_as
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def settle(config: EvaluateConfig) -> Subject:
     """What the flags leave out, from the run, from the weights, or from the network's library.
 
     Raises:
-        InputError: when nobody says it, and names the flags to give; when a flag names another network.
+        InputError: when something is not known anywhere: names the flags to give; when a flag names another network.
     """
     require_normalisation(config.mean or (), config.std or ())
     weights, trained = _of_run(config.run) if config.run else (config.weights or "", None)
@@ -140,12 +140,12 @@ def _plan(config: EvaluateConfig, trained: Trained | None, size: int) -> PlanSpe
 
 def _of_run(folder: Path) -> tuple[str, Trained]:
     """The last weights of a run, and what they were trained with."""
-    made = described_in(folder / "config.json")
+    made = described_in(folder / CONFIG)
     if made is None:
-        raise InputError(f"--run {folder}: expected the folder of a run, found no config.json; give --weights instead")
+        raise InputError(f"--run {folder}: expected the folder of a run, found no {CONFIG}; give --weights instead")
     weights = folder / "last.safetensors"
     if not weights.exists():
         raise InputError(
             f"{weights}: is there when a run has ended; continue it, or give --weights {folder / 'best.safetensors'}"
         )
-    return str(weights), recorded_in(str(weights)) or trained_as(made, str(folder / "config.json"))
+    return str(weights), recorded_in(str(weights)) or trained_as(made, str(folder / CONFIG))

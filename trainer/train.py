@@ -144,7 +144,7 @@ def say_skipped(test: Test, console: Console) -> None:
 def require_own(run: Run) -> None:
     """Refuse, before the first step, files in the run's folder that are not its own and have names that it needs."""
     for name in ("last.safetensors", "best.safetensors"):
-        require_weights(run.result.state_dict(), run.folder / name, trained=run.trained)
+        require_weights(run.result.state_dict(), run.folder / name, run.trained)
     if run.test:
         require(run.folder / "classes.csv", table_of(run.test.images.classes))
 
@@ -354,7 +354,7 @@ def evaluated(run: Run, test: Test) -> EvalResult:
 
 
 def summary(run: Run, before: int, seconds: float) -> dict[str, Json]:
-    """The last word of a run that was continued ``before`` a step."""
+    """The summary of a run that had taken ``before`` steps when this call began."""
     last, best = run.last, run.best
     return {
         "run": str(run.folder),

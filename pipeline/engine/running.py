@@ -31,7 +31,7 @@ class Engine:
 
     Attributes:
         prepare: pixels, uint8 ``[n, S, S, 3]``, to images ``[n, 3, S, S]``.
-        augment: the same with the rows of crops whose augmentation goes on behind.
+        augment: the same with the rows of crops whose augmentation continues after that.
         network: images to logits ``[n, columns]``.
         device: where.
         batch: crops a batch.

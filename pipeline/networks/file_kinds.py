@@ -9,10 +9,12 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from labelstore.names import printable
+
 SAFETENSORS, TORCH = "safetensors", "torch"
 HEAD = 4096
 SHOWN = 120
-_MAX_HEADER = 100_000_000  # bytes, safetensors' own limit
+LARGEST_HEADER = 100_000_000  # of a .safetensors file, in bytes: the library's own limit
 _AGAIN = "download it again"
 _UNPACK = "unpack it and give the file in it"
 _STATE_DICT = "save the state dict from there, as .safetensors"
@@ -36,8 +38,8 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
 
 
 def shown(text: object) -> str:
-    """Text from a file as part of a one-line message: no control characters, and not long."""
-    plain = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in str(text)[: SHOWN + 1])
+    """Text from a file as part of a one-line message: printable, and not long."""
+    plain = printable(str(text)[: SHOWN + 1])
     return plain if len(plain) <= SHOWN else plain[:SHOWN] + "..."
 
 
@@ -59,7 +61,7 @@ def kind_of(path: Path) -> tuple[str, str]:
         if head.startswith(magic):
             return found, advice
     length = int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{" and 2 <= length <= _MAX_HEADER:
+    if head[8:9] == b"{" and 2 <= length <= LARGEST_HEADER:
         return (SAFETENSORS, "") if 8 + length <= size else ("a .safetensors file that ends early", _AGAIN)
     if head.startswith(b"PK"):
         return _zip(path)
@@ -122,7 +124,7 @@ def _text(head: bytes, path: Path) -> tuple[str, str] | None:
 def _json(path: Path) -> tuple[str, str]:
     """A JSON file: the index of weights in several files, or something else."""
     try:
-        content = json.loads(path.read_bytes()) if path.stat().st_size <= _MAX_HEADER else None
+        content = json.loads(path.read_bytes()) if path.stat().st_size <= LARGEST_HEADER else None
     except (ValueError, RecursionError):
         content = None
     names = content.get("weight_map") if isinstance(content, Mapping) else None

@@ -20,6 +20,7 @@ from labelstore.errors import InputError
 from pipeline.networks.cifar_resnet import CifarResNet
 from pipeline.networks.convnet import ConvNet
 from pipeline.networks.resnet_modified import RESNETS, resnet_modified
+from pipeline.networks.trained import TIMM, TORCHVISION
 from pipeline.networks.weights import Weights, head_classes, load_weights, read_weights, require_file
 
 FAMILIES: Mapping[str, Callable[..., nn.Module]] = {
@@ -27,8 +28,6 @@ FAMILIES: Mapping[str, Callable[..., nn.Module]] = {
     **{f"cifar-resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)},
     **{name: partial(resnet_modified, name) for name in RESNETS},
 }
-TORCHVISION = "torchvision:"
-TIMM = "timm:"
 TIMM_PRETRAINED = "timm:pretrained"
 
 

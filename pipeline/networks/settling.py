@@ -1,4 +1,4 @@
-"""What a network is run with: flags first, then what its weights were trained with; differences are said."""
+"""What a network is run with: flags first, then what its weights were trained with; differences are reported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Normalisation:
     warnings: tuple[str, ...]
 
     def or_else(self, mean: Triple, std: Triple, source: str) -> Normalisation:
-        """This, and what nobody says from elsewhere."""
+        """This, with what is missing taken from elsewhere."""
         sources = (self.sources[0] or source, self.sources[1] or source)
         return replace(self, mean=self.mean or mean, std=self.std or std, sources=sources)
 
@@ -118,7 +118,7 @@ def require_network(
 
 
 def differences(trained: Trained, size: int, interpolation: str, resize: int | None = None) -> str | None:
-    """In what a network is shown other images than it was trained on, for people; None in nothing.
+    """How images differ from those that a network was trained on, for people; None where they do not.
 
     Args:
         trained: what it was trained with.

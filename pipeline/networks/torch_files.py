@@ -7,7 +7,6 @@ inert values take their places. Every other class is refused by name.
 from __future__ import annotations
 
 import pickletools
-import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from labelstore.errors import InputError
 from pipeline.networks.file_kinds import SAFETENSORS, TORCH, kind_of, shown
+from pipeline.quiet import quiet
 
 _OF_TORCH = 3  # a magic number, a version, and what wrote it come first
 WANTED = "nothing but tensors, written by torch.save or safetensors"
@@ -31,7 +31,7 @@ _BITS = (8, 16, 32, 64)
 
 
 class Inert:
-    """Stands for an object of a class that is not made: it takes what the object would be made of and keeps none."""
+    """In place of an object of a class that is not made: takes its arguments and its state, and keeps nothing."""
 
     def __new__(cls, *_args: object) -> Inert:
         """Take anything."""
@@ -162,23 +162,28 @@ def read_content(path: Path, place: str, advice: str, *, mapped: bool = False) -
         found, remedy = _diagnosis(path, advice)
         raise InputError(f"{place}: expected {WANTED}, found {found}; {remedy}") from error
     if kind == SAFETENSORS:
-        return _safetensors(path, place)
+        return read_safetensors(path, place)[0]
     raise InputError(f"{place}: expected {WANTED}, found {kind}; {remedy}")
 
 
 def _torch_load(path: Path, mapped: bool) -> object:
-    with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.serialization.safe_globals(_allowed()), quiet():
         if mapped and zipfile.is_zipfile(path) and path.suffix != ".safetensors":  # torch goes by that suffix
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         with path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _safetensors(path: Path, place: str) -> dict[str, torch.Tensor]:
+def read_safetensors(path: Path, place: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the metadata of a .safetensors file; ``place`` is what it is, for messages.
+
+    Raises:
+        InputError: when it is damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+            return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{place}: a damaged .safetensors file ({shown(error)}); download it again") from error
 

@@ -13,9 +13,9 @@ import torchvision
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from pipeline.networks.file_kinds import LARGEST_HEADER
 
 RECORD_KEY = "giftwrap"  # of the metadata of a .safetensors file
-LARGEST_HEADER = 100 << 20  # of a .safetensors file, in bytes: what the format allows
 CLOSE = 1e-3  # numbers of a mean or a deviation that are one number, rounded differently
 TORCHVISION, TIMM = "torchvision:", "timm:"
 
@@ -116,7 +116,7 @@ def _checked(record: Any) -> dict[str, Any]:
 
 
 def trained_with(name: str | None, args: Mapping[str, Json], weights: str) -> Trained | None:
-    """What the weights say themselves, or the library that the network and they belong to; None when nobody does.
+    """What the weights say themselves, or the library that the network and they belong to; None when neither does.
 
     Args:
         name: the network, where it is given.

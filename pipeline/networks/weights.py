@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from labelstore.errors import InputError
 from labelstore.newfile import write_over
 from labelstore.removing import Proof, require
-from pipeline.networks.file_kinds import is_safetensors, shown
-from pipeline.networks.torch_files import read_content
-from pipeline.networks.trained import LARGEST_HEADER, RECORD_KEY, Trained, parsed
+from pipeline.networks.file_kinds import LARGEST_HEADER, is_safetensors
+from pipeline.networks.torch_files import read_content, read_safetensors
+from pipeline.networks.trained import RECORD_KEY, Trained, parsed
 from pipeline.networks.weight_sets import WRAPPED_BY, choose_set, is_counter, listed, plain_names
 
 CLASSES_KEY = "classes"
@@ -123,12 +122,7 @@ def require_file(path: Path) -> None:
 
 
 def _read_safetensors(path: Path) -> Weights:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"weights {path}: a damaged .safetensors file ({shown(error)}); download it again") from error
+    tensors, metadata = read_safetensors(path, f"weights {path}")
     names = None
     if RECORD_KEY in metadata:
         names = parsed(metadata[RECORD_KEY], str(path)).column_names
@@ -214,16 +208,10 @@ def save_weights(
     write_over(path, content, weights_like(content))
 
 
-def require_weights(
-    state_dict: Mapping[str, Tensor],
-    path: Path,
-    *,
-    classes: Sequence[str] | None = None,
-    trained: Trained | None = None,
-) -> None:
+def require_weights(state_dict: Mapping[str, Tensor], path: Path, trained: Trained) -> None:
     """Refuse a place where :func:`save_weights` would refuse to write, without a change."""
     if os.path.lexists(path):
-        require(path, weights_like(packed(state_dict, classes, trained)))
+        require(path, weights_like(packed(state_dict, None, trained)))
 
 
 def packed(state_dict: Mapping[str, Tensor], classes: Sequence[str] | None, trained: Trained | None = None) -> bytes:

@@ -21,7 +21,7 @@ def bare(kind: str, data: bytes) -> bytes | None:
         data: the file.
 
     Returns:
-        None where the file is not built plainly enough to tell: Pillow decodes it.
+        None where the file has an unusual structure: Pillow decodes it.
     """
     parts = {"JPEG": _jpeg, "PNG": _png, "WebP": _webp}[kind](memoryview(data))
     if parts is None or sum(map(len, parts)) == len(data):

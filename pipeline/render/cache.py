@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from labelstore.errors import InputError
+from labelstore.errors import InputError, reason
 from pipeline.decodes import FORMATS
 from pipeline.headers import Header, read_header
 from pipeline.quiet import quiet
@@ -117,8 +117,9 @@ class Images:
             status, data = path.stat(), path.read_bytes()
             header = read_header(io.BytesIO(data))
         except (OSError, InputError) as error:
+            now = error.strerror if isinstance(error, OSError) else error
             raise InputError(
-                f"{self._manifest.said(image)}: expected the image that was there when the folder was scanned; {error}"
+                f"{self._manifest.said(image)}: expected the image that was there when the folder was scanned; {now}"
             ) from error
         self._require_sides(image, (header.height, header.width))
         stamp = status.st_size, status.st_mtime_ns
@@ -204,7 +205,7 @@ class Images:
         except Exception as error:  # whatever its plugins raise: OSError, SyntaxError, ValueError, struct.error, ...
             raise InputError(
                 f"{self._manifest.said(file.image)}: expected an image that decodes, as when the folder was scanned, "
-                f"found: {error}; put the old file back"
+                f"found: {reason(error)}; put the old file back"
             ) from error
         return torch.from_numpy(pixels)
 

@@ -1,8 +1,8 @@
-"""What libjpeg and libpng say on standard error while DALI decodes: heard instead of printed, and taken for a refusal.
+"""Messages of libjpeg and libpng on standard error while DALI decodes: caught, not printed, and taken as a refusal.
 
 They write a line when data are damaged, one for each time that these are decoded, which names no file and reaches the
-caller in no other way. They write through C's ``stderr``, which is another stream while somebody listens. Python's own
-``sys.stderr`` and file descriptor 2 stay what they are; lines of others are handed on to the latter.
+caller in no other way. They write through C's ``stderr``, which is replaced by a file in memory while a `Listener` is
+started. Python's own ``sys.stderr`` and file descriptor 2 stay what they are; lines of others are passed to the latter.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ class DamagedDataError(RuntimeError):
 
 
 class Listener:
-    """Hears what is written between `start` and `stop`; several may listen at a time, and all hear the same."""
+    """Finds out what is written between `start` and `stop`; several may be started at a time, and all find the same."""
 
     def __init__(self) -> None:
         self._since: int | None = None
 
     def start(self) -> None:
-        """Begin to listen."""
-        self._since = _ear().open()
+        """Begin to catch messages."""
+        self._since = _capture().open()
 
     def stop(self) -> bool:
-        """Listen no more; whether they wrote anything since `start`."""
+        """End that; whether they wrote anything since `start`."""
         if self._since is None:
             return False
         since, self._since = self._since, None
-        return _ear().close(since)
+        return _capture().close(since)
 
 
-class _Ear:
-    """A file in memory that takes the place of C's ``stderr`` while anybody listens."""
+class _Capture:
+    """A file in memory that takes the place of C's ``stderr`` while any `Listener` is started."""
 
     def __init__(self) -> None:
         c = ctypes.CDLL(None)
@@ -64,7 +64,7 @@ class _Ear:
         self._lock = threading.Lock()
 
     def open(self) -> int:
-        """One more listens; the number of bytes heard until now."""
+        """For one more listener; the number of bytes written until now."""
         with self._lock:
             if not self._listeners:
                 self._real, self._stderr.value = self._stderr.value, self._stream
@@ -72,20 +72,20 @@ class _Ear:
             return os.fstat(self._file).st_size
 
     def close(self, since: int) -> bool:
-        """One less listens; whether the decoders wrote anything behind byte ``since``."""
+        """For one listener less; whether the decoders wrote anything behind byte ``since``."""
         with self._lock:
             self._listeners -= 1
             size = os.fstat(self._file).st_size
-            heard = os.pread(self._file, size - since, since).splitlines(keepends=True) if size > since else []
+            written = os.pread(self._file, size - since, since).splitlines(keepends=True) if size > since else []
             if not self._listeners:
                 self._stderr.value = self._real
                 if size:
                     self._hand_on(os.pread(self._file, size, 0).splitlines(keepends=True))
                     os.ftruncate(self._file, 0)
-            return any(line.startswith(_BEGINNINGS) for line in heard)
+            return any(line.startswith(_BEGINNINGS) for line in written)
 
     def _hand_on(self, lines: list[bytes]) -> None:
-        """Write what others wrote."""
+        """Write what others wrote to the real standard error."""
         others = b"".join(line for line in lines if line.strip() and not line.startswith(_BEGINNINGS))
         if others:
             os.write(2, others)
@@ -94,12 +94,12 @@ class _Ear:
 _making = threading.Lock()
 
 
-def _ear() -> _Ear:
+def _capture() -> _Capture:
     """The one of this process; made when it is first needed, for where DALI is absent nothing of it may be there."""
     with _making:
         return _made()
 
 
 @cache
-def _made() -> _Ear:
-    return _Ear()
+def _made() -> _Capture:
+    return _Capture()

@@ -144,7 +144,7 @@ class DeviceRenderer:
         return Boxes(data, starts, sides, boxes.astype(np.int64), flips)
 
     def _decode_regions(self, images: Indexes, boxes: npt.NDArray[np.int32]) -> tuple[Tensor, Indexes] | None:
-        """The regions of all boxes as `flatten` gives them; None when a file wants Pillow, or does not decode."""
+        """The regions of all boxes as `flatten` gives them; None when a file is left to Pillow, or does not decode."""
         files = [self._images.read(image) for image in images.tolist()]
         if not all(file.plain for file in files) or (boxes[:, 2:] < LEAST_SIDE).any():
             return None

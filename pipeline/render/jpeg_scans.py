@@ -1,6 +1,6 @@
 """The scans of a JPEG file, told by its markers alone: whether they are whole and in order.
 
-libjpeg makes do with nearly anything: it warns on standard error and invents what is missing. What it shows then can
+libjpeg accepts nearly anything: it warns on standard error and fills in what is missing. What it shows then can
 depend on how the file is read, and of a progressive image without its last scans it smooths the blocks, whose pixels
 then depend on the region that is decoded.
 """

@@ -62,8 +62,13 @@ def test_nothing_is_left_to_fill_in() -> None:
 def test_every_flag_is_in_the_readme_or_its_help() -> None:
     for package, command in (
         ("pipeline", "build"),
+        ("pipeline", "verify"),
+        ("pipeline", "show"),
+        ("pipeline", "import"),
         ("trainer", "train"),
+        ("trainer", "evaluate"),
         ("labelstore", "info"),
+        ("labelstore", "check"),
         ("labelstore", "convert"),
         ("labelstore", "export"),
     ):

@@ -100,7 +100,7 @@ def test_other_images_are_counted_by_kind_in_a_warning(tmp_path: Path, kind: str
     found = scan(tmp_path)
     assert kind in IMAGES
     assert (len(found), found.left_out.counts()) == (1, {kind: 1})
-    assert found.left_out.warnings == (f"not read, for only JPEG, PNG and WebP are: 1 {kind} (a/{name})",)
+    assert found.left_out.warnings == (f"not read, since only JPEG, PNG and WebP are: 1 {kind} (a/{name})",)
     assert found.left_out.line is None
 
 

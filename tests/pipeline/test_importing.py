@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from labelstore.errors import InputError
-from pipeline.__main__ import entries
+from pipeline.class_order import entries
 from pipeline.importing import ImportReport, import_tensors
 from pipeline.manifest import scan
 
@@ -68,7 +68,7 @@ def assert_written(out: Path, levels: torch.Tensor = LEVELS, labels: torch.Tenso
 def test_layouts_of_published_files(tmp_path: Path, content: Any) -> None:
     report = run(tmp_path, content)
     assert_written(tmp_path / "out")
-    assert report == ImportReport(7, 4, 5, 6, max_rounding_error=0.0, clipped_share=0.0)
+    assert report == ImportReport(7, 4, (), 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_files_of_old_torch(tmp_path: Path) -> None:
@@ -394,8 +394,9 @@ def test_images_are_stretched(tmp_path_factory: pytest.TempPathFactory, seed: in
 
 def test_class_names_are_a_list_or_the_lines_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "names").write_text("\ufeffcat\n tabby, dog \n\n", encoding="utf-8")
-    assert entries(str(tmp_path / "names"), "--class-names") == ("cat", "tabby, dog")
-    assert entries("cat, dog", "--class-names") == ("cat", "dog")
+    assert entries(str(tmp_path / "names"), (), "--class-names") == ["cat", "tabby, dog"]
+    assert entries("cat, dog", (), "--class-names") == ["cat", "dog"]
+    assert entries('cat, "tabby, dog",', (), "--class-names") == ["cat", "tabby, dog", ""]  # none is passed over
     (tmp_path / "names").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"--class-names .*: not a readable text file"):
-        entries(str(tmp_path / "names"), "--class-names")
+        entries(str(tmp_path / "names"), (), "--class-names")

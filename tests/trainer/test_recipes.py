@@ -134,8 +134,8 @@ def test_what_is_tested() -> None:
 def typed_config(identity: Identity, monkeypatch: pytest.MonkeyPatch, recipe: str, *words: object) -> TrainConfig:
     """The run of a command line on a store of ``identity``."""
     monkeypatch.setattr(trained.LabelStore, "open", lambda *_args, **_named: SimpleNamespace(identity=identity))
-    line = ["train", "--store", "s", "--images", "i", "--run", "r", "--student", "convnet-d3", "--recipe", recipe]
-    arguments = trained.typed([*line, *map(str, words)])
+    line = ["train", "--store", "s", "--images", "i", "--run-folder", "r", "--student", "convnet-d3"]
+    arguments = trained.typed([*line, "--recipe", recipe, *map(str, words)])
     return tyro.cli(TrainConfig, args=arguments[1:])
 
 

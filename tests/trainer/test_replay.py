@@ -151,7 +151,7 @@ def test_an_iterator_does_not_go_on_after_another_state_was_loaded(made: tuple[P
     batches = iter(replay)
     next(batches)
     replay.load_state_dict(replay.state_dict())
-    with pytest.raises(InputError, match="go on with the newest iteration"):
+    with pytest.raises(InputError, match="continue the newest one"):
         next(batches)
 
 
