@@ -113,21 +113,27 @@ def check_classes(
             f"expected a column for each of the {len(folders)} class folders ({printable(', '.join(folders[:5]))}"
             f"{', ...' if len(folders) > 5 else ''}), found {len(columns)} columns; {remedy}"
         )
-    chosen = None if names is None else [same_form(names[column]) for column in columns]
-    if chosen is None or chosen == forms:
+    if names is None:
         return None
-    shared = {*chosen} & {*forms}
-    if not shared and not all_known:  # other words for the same classes, as WordNet ids and English names
+    chosen = [same_form(names[column]) for column in columns]
+    differing = [i for i, (name, form) in enumerate(zip(chosen, forms, strict=True)) if name != form]
+    if not differing:
         return None
-    first = next(i for i, (name, form) in enumerate(zip(chosen, forms, strict=True)) if name != form)
+    elsewhere = [i for i in differing if forms[i] in known]
+    first = (elsewhere or differing)[0]
     ours, theirs = told_apart(chosen[first], folders[first])
     difference = f"column {columns[first]} of the network is {ours}, folder {first} is {theirs}"
-    if all_known:
+    implied = tuple(columns) == tuple(range(len(names)))  # nobody has chosen them
+    if all_known or (elsewhere and implied):
         raise InputError(
             f"the classes of the network are others than the folders, or in another order: {difference}; "
-            f"{_remedies(flags[:1], known, folders)}"
+            f"{_remedies(flags[:1], known if all_known else None, folders)}"
         )
-    return f"only {len(shared)} of the {len(folders)} folders are classes of the network: {difference}"
+    if shared := {*chosen} & {*forms}:
+        return f"only {len(shared)} of the {len(folders)} folders are classes of the network: {difference}"
+    # Other words for the same classes, as WordNet ids and English names, or other classes.
+    said = f"no folder has the name of a class of the network: {difference}; column k is taken for folder k"
+    return said if implied else None
 
 
 def _by_form(names: Sequence[str]) -> dict[str, list[int]]:

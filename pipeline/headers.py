@@ -122,9 +122,7 @@ def _jpeg(file: BinaryIO) -> tuple[int, int, BinaryIO | None]:
     while (marker := _jpeg_marker(file)) not in (_JPEG_SCAN, _JPEG_END):
         if marker in _JPEG_STANDALONE:
             continue
-        length = int.from_bytes(_exactly(file, 2), "big") - 2
-        if length < 0:
-            raise BrokenImageError("has a JPEG segment without a length")
+        length = max(int.from_bytes(_exactly(file, 2), "big") - 2, 0)
         if marker in _JPEG_FRAMES:
             precision, height, width = struct.unpack(">BHH", _exactly(file, 5))
             length -= 5

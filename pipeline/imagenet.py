@@ -14,6 +14,7 @@ IMAGENET, FOLDERS = "imagenet", "folders"
 """What is given to a flag that selects columns: by the public list; column k is folder k."""
 COLUMNS = 1_000
 SHOWN = 10
+_ID = 9  # characters of a WordNet id
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,8 @@ def _by_name() -> dict[str, tuple[int, ...]]:
 
 
 def is_public(folders: Sequence[str]) -> bool:
-    """Whether all folders are WordNet ids of the list, or all are class names of it."""
-    return bool(folders) and (
-        all(folder in _by_id() for folder in folders) or all(plain(folder) in _by_name() for folder in folders)
-    )
+    """Whether all folders are named as classes of the list."""
+    return bool(folders) and all(map(_called, folders))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ def public_mapping(folders: Sequence[str], names: Sequence[str] | None, total: i
     """The column of each folder by the public list.
 
     Args:
-        folders: WordNet ids or class names.
+        folders: WordNet ids (``n02085620``, ``n02085620-Chihuahua``) or class names.
         names: class names of all columns, where known; then they decide where a class of the list is.
         total: columns of the network.
 
@@ -115,11 +114,9 @@ def public_mapping(folders: Sequence[str], names: Sequence[str] | None, total: i
 
 def _entries_of(folders: Sequence[str]) -> tuple[int, ...]:
     """The class of the list that each folder is."""
-    by_id = all(folder in _by_id() for folder in folders)
-    table, forms = (_by_id(), list(folders)) if by_id else (_by_name(), [plain(folder) for folder in folders])
     seen: dict[int, str] = {}
-    for folder, form in zip(folders, forms, strict=True):
-        found = table.get(form, ())
+    for folder in folders:
+        found = _called(folder)
         if not found:
             raise InputError(f"{folder!r} is no WordNet id or class name of ImageNet-1k; name the columns themselves")
         if len(found) > 1:
@@ -161,5 +158,6 @@ def _placed(entries: Sequence[int], names: Sequence[str] | None, total: int) -> 
 
 
 def _called(name: str) -> tuple[int, ...]:
-    """The classes of the list that a network's class name may mean."""
-    return _by_id().get(name) or _by_name().get(plain(name), ())
+    """The classes of the list that a name may mean: a WordNet id, alone or with words behind it, or a class name."""
+    by_id = () if name[_ID:][:1].isalnum() else _by_id().get(name[:_ID], ())
+    return by_id or _by_name().get(plain(name), ())

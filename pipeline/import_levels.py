@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from labelstore.errors import InputError
-from pipeline.normalisation import require_normalisation
+from pipeline.normalisation import exchanged, require_normalisation
 
 Normalise = Literal["mean-std", "per-image", "min-max"]
 Stretch = Callable[[Tensor], Tensor]
@@ -157,12 +157,12 @@ def _require_plausible(images: Tensor, place: str, mean: Tensor, std: Tensor) ->
     if values.numel() < _FEW or not values.isfinite().all():
         return
     exact = (values * std + mean) * 255
-    outside = float(((exact < -0.5) | (exact > 255.5)).double().mean())
+    outside = float(((exact < -0.5) | (exact > 255.5)).double().mean(dim=(0, 1, 2)).max())  # of the worst channel
     if not outside and float(((exact - exact.round()).abs() < _GRID).double().mean()) > 0.99:
         return
     low, high = float(values.min()), float(values.max())
     spread = float(exact.clamp(0, 255).flatten(1).std(dim=1).median())
-    found = _another_range(low, high, mean, std, outside)
+    found = exchanged(mean.tolist(), std.tolist()) or _another_range(low, high, mean, std, outside)
     if not found and (spread < _FLAT or whitened(values)):
         told = f"of nearly one grey, spread by {spread:.0f} of 255 levels" if spread < _FLAT else "of bare edges"
         found = f"the images look whitened (ZCA), which cannot be undone from the file: they would come out {told}"
@@ -186,7 +186,8 @@ def _another_range(low: float, high: float, mean: Tensor, std: Tensor, outside: 
         return f"pixels in [-1, 1]; {flags('.5', '.5')}"
     if outside > 0.5:
         levels = "levels of 0 to 255: save them as uint8" if low >= 0 and high > 16 else "another normalisation"
-        return f"{100 * outside:.0f} % would be clipped; they look like {levels}"
+        where = " of a channel" if channels > 1 else ""
+        return f"{100 * outside:.0f} %{where} would be clipped; they look like {levels}"
     return ""
 
 

@@ -59,8 +59,8 @@ def read_pair(file: Path, *, labels: Path | None, index: int | None, argmax: boo
     if labels is None:
         pairs = list(_pairs(content, f"{file}: ", argmax))
         wanted = (
-            f"a dict of images (under {', '.join(IMAGE_KEYS)}) and labels (under {', '.join(LABEL_KEYS)}), or a pair "
-            f"of them, found {_outline(content)}{_apart(content, file)}"
+            f"a dict of images [N, C, H, W] (under {', '.join(IMAGE_KEYS)}) and labels (under "
+            f"{', '.join(LABEL_KEYS)}), or a pair of them, found {_outline(content)}{_apart(content, file)}"
         )
         return _one(pairs, file, index, wanted)
     images = [Pair(held, held, name, "") for name, held in _tensors(content, IMAGE_KEYS, {4})]
@@ -189,12 +189,13 @@ def _apart(content: object, file: Path) -> str:
     return f"; --labels FILE names the file of their labels{lies}"
 
 
-def _outline(content: object) -> str:
-    """What a file holds, for a message."""
+def _outline(content: object, *, deep: bool = True) -> str:
+    """What a file holds, for a message; ``deep``: what its entries are, too."""
     if isinstance(content, Tensor):
         return f"one tensor {list(content.shape)}"
     if isinstance(content, Mapping):
-        return "a dict of " + (", ".join(shown(key) for key in list(content)[:10]) or "nothing")
+        held = (f"{shown(key)} ({_outline(value, deep=False)})" for key, value in list(content.items())[:10])
+        return "a dict of " + (", ".join(held) or "nothing") if deep else "a dict"
     if isinstance(content, list | tuple):
         return f"a {type(content).__name__} of {len(content)}"
     return type(content).__name__

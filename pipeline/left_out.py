@@ -14,7 +14,8 @@ _SYSTEM = frozenset(
         "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@snapshot", "@sharesnap", "@__thumb", ".@__thumb",
         ".@__qini", "#recycle", "#snapshot", "~snapshot",
         # Windows
-        "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin", "system volume information",
+        "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin", "recycler",
+        "system volume information",
         # macOS
         "__macosx", ".ds_store", ".appledouble", ".trashes", ".spotlight-v100", ".fseventsd", ".temporaryitems",
         "network trash folder", "temporary items", "icon\r",

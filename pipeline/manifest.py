@@ -154,6 +154,7 @@ class _Reader:
         self.decode = decode
         self.broken: dict[int, str] = {}
         self.refused: dict[int, str] = {}
+        self.stopped = False
 
     def read(self, images: list[int], progress: Callable[[int, int], None] | None, threads: int | None) -> None:
         """Read these files; stops early when many are refused."""
@@ -163,7 +164,8 @@ class _Reader:
                 for done, _ in enumerate(pool.map(self._read_one, part), start + 1):
                     if progress:
                         progress(done, len(images))
-                if len(self.refused) >= _MAX_REFUSED:
+                if len(self.refused) >= _MAX_REFUSED and start + len(part) < len(images):
+                    self.stopped = True
                     break
 
     def _read_one(self, image: int) -> None:
@@ -193,11 +195,12 @@ class _Reader:
             for image, reason in sorted(unusable.items())[:_LISTED]
         ]
         if len(unusable) > _LISTED:
-            lines.append(f"  and {len(unusable) - _LISTED} more")
+            lines.append(f"  and {len(unusable) - _LISTED:,} more")
         advice = "repair, convert or remove them"
         if self.broken and not skip_broken:
             advice += "; --skip-broken leaves out those that do not decode"
-        raise UnusableFilesError("\n".join([f"{len(unusable)} image files cannot be used; {advice}:", *lines]))
+        count = f"{'at least ' if self.stopped else ''}{len(unusable):,} image file{'s' * (len(unusable) > 1)}"
+        raise UnusableFilesError("\n".join([f"{count} cannot be used; {advice}:", *lines]))
 
 
 def _read_file(path: Path, digest: bool, decoded: Collection[bytes] | None) -> tuple[Header, bytes]:

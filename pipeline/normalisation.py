@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from labelstore.errors import InputError
 
 LEVELS = 255
+_ROUNDING = 1e-3
 
 
 def require_normalisation(mean: Sequence[float], std: Sequence[float], place: str = "") -> None:
@@ -30,6 +31,28 @@ def require_normalisation(mean: Sequence[float], std: Sequence[float], place: st
         among = "0 to 1" if flag == "mean" else "above 0, up to 1"
         expected = f"{place}--{flag}: expected numbers {among}, of pixels in [0, 1], found {' '.join(map(str, values))}"
         if all(0 <= value <= LEVELS for value in values) and max(values) > 1:
-            meant = " ".join(f"{value / LEVELS:.4g}" for value in values)
-            raise InputError(f"{expected}; these are of pixels of 0 to 255: divide by 255, --{flag} {meant}")
+            meant = " ".join(f"{value / LEVELS if value > 1 else value:.4g}" for value in values)
+            raise InputError(f"{expected}; those above 1 are of pixels of 0 to 255: divide by 255, --{flag} {meant}")
         raise InputError(f"{expected}; give those that the network was trained with")
+
+
+def exchanged(mean: Sequence[float], std: Sequence[float]) -> str | None:
+    """A doubt whether mean and deviation are in each other's place; None where there is none.
+
+    Numbers in [0, 1] of mean m deviate by sqrt(m (1 - m)) at most, when all are 0 or 1. Deviations of 1 divide by
+    nothing, and means of 0 subtract nothing: these are no statistics.
+
+    Args:
+        mean: channel means.
+        std: channel standard deviations.
+    """
+
+    def possible(means: Sequence[float], deviations: Sequence[float]) -> bool:
+        return all(s**2 <= m * (1 - m) + _ROUNDING for m, s in zip(means, deviations, strict=True))
+
+    if not all(mean) or 1 in std or possible(mean, std) or not possible(std, mean):
+        return None
+    return (
+        f"no pixels in [0, 1] have the mean {' '.join(map(str, mean))} and the deviation {' '.join(map(str, std))}; "
+        f"exchanged they could be right"
+    )

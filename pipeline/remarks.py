@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 
@@ -37,7 +38,7 @@ def splits_warning(manifest: Manifest) -> str | None:
     splits = [name for name in manifest.classes if is_split(name)]
     nested = [name for name in splits if inside[name]]
     root = printable(str(manifest.root))
-    if splits and (nested or len(splits) == len(manifest.classes)):
+    if nested or len(splits) > 1 or len(splits) == len(manifest.classes):
         first = min(nested or splits, key=lambda name: (not name.lower().startswith("train"), name))
         what = (
             f"the folders {_named(splits)} of {root}" if len(splits) > 1 else f"the folder {_named(splits)} of {root}"
@@ -49,11 +50,14 @@ def splits_warning(manifest: Manifest) -> str | None:
             f"{what} {are} taken for classes, but seem{'' if len(splits) > 1 else 's'} to be splits with class folders "
             f"of their own; give one of them: --images {root}/{printable(first)}"
         )
-    only = manifest.classes[0]
-    if len(manifest.classes) == 1 and inside[only] > 1 and all(path.count("/") > 1 for path in manifest.paths):
+    folders = {path.rpartition("/")[0] for path in manifest.paths}
+    shared = os.path.commonpath(folders)
+    if len(manifest.classes) == 1 and shared not in folders:
+        below = len({folder.removeprefix(f"{shared}/").partition("/")[0] for folder in folders})
         return (
-            f"{root} has one class folder, {only!r}, with {inside[only]:,} folders in it; if these are the classes, "
-            f"give --images {root}/{printable(only)}"
+            f"{root} has one class folder, {manifest.classes[0]!r}, with {below:,} folders in "
+            f"{'it' if shared == manifest.classes[0] else printable(shared)}; if these are the classes, give --images "
+            f"{root}/{printable(shared)}"
         )
     return None
 

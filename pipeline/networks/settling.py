@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.networks.trained import Trained, close, numbers, same_network
+from pipeline.normalisation import exchanged
 
 Triple = tuple[float, float, float]
 
@@ -66,6 +67,11 @@ def normalisation(given: Mapping[str, Sequence[float] | None], trained: Sequence
             values, source = flag, f"--{name}"
         elif known:
             source, values = known[0]
+            if unsaid := len(trained) - len(known):
+                warnings.append(
+                    f"--{name} {numbers(values)} of {source} is taken for all networks; {unsaid} of {len(trained)} "
+                    f"weights do not say theirs"
+                )
             for other, theirs in known[1:]:
                 if not close(values, theirs):
                     raise InputError(
@@ -78,6 +84,8 @@ def normalisation(given: Mapping[str, Sequence[float] | None], trained: Sequence
             continue
         taken[name] = (float(values[0]), float(values[1]), float(values[2]))
         sources.append(source)
+    if taken["mean"] and taken["std"] and (doubt := exchanged(taken["mean"], taken["std"])):
+        warnings.append(f"--mean, --std: {doubt}")
     return Normalisation(
         mean=taken["mean"], std=taken["std"], sources=(sources[0], sources[1]), warnings=tuple(warnings)
     )

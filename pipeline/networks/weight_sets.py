@@ -15,11 +15,11 @@ from pipeline.networks.file_kinds import shown
 
 WRAPPED_BY = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 # Of several sets a running mean comes first, as timm loads them, then the names in this order, then the file's own.
-AVERAGED = frozenset({"ema", "averaged", "swa", "shadow"})
 ORDER = (
     *("state_dict", "model", "model_state_dict", "model_state", "net", "network", "params", "weights", "module"),
     *("online", "encoder_q", "generator", "teacher", "student", "target", "encoder_k"),
 )
+AVERAGED = frozenset({"averaged", "average", "avg", "polyak", "swa", "shadow", *(f"{name}ema" for name in ORDER)})
 COUNTERS = frozenset({"num_batches_tracked", "n_averaged", "num_updates", "initted", "step", "updates", "decay"})
 _NOT_WEIGHTS = re.compile("optim(?!al)|sched|scaler|rng|exp_avg|momentum_buffer|hyper_param")
 _DEPTH = 4
@@ -52,7 +52,7 @@ class WeightSet:
     def rank(self) -> tuple[bool, list[int]]:
         """Sets of a lower one are preferred."""
         words = [word for part in self.path for word in re.split("[^a-z0-9]+", part.lower())]
-        averaged = any(word in AVERAGED or word.startswith("ema") or word.endswith("ema") for word in words)
+        averaged = any(word in AVERAGED or word.startswith("ema") for word in words)
         return not averaged, [_place(part) for part in self.path]
 
 

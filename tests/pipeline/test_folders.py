@@ -227,8 +227,10 @@ def by_value(name: str) -> list[tuple[int, int]]:
     """The order by its words: character by character, but a number where digits begin."""
     key, rest = [], name
     while rest:
-        digits = re.match("[0-9]+", rest)
-        key.append((ord("0"), int(digits[0])) if digits else (ord(rest[0]), 0))
+        digits = re.match(r"\d+", rest)
+        key.append(
+            (ord("0"), int("".join(str(unicodedata.decimal(c)) for c in digits[0]))) if digits else (ord(rest[0]), 0)
+        )
         rest = rest[len(digits[0]) if digits else 1 :]
     return key
 
@@ -394,6 +396,7 @@ def split_of(root: Path, *paths: str) -> Manifest:
         (("train2017/a/0.png", "val2017/a/0.png"), "train2017"),
         (("train/a/0.png", "val/a/0.png", "extra/0.png"), "train"),
         (("images/a/0.png", "images/b/0.png"), "images"),
+        (("set/images/a/0.png", "set/images/b/x/0.png"), "set/images"),
         (("train/a/0.png", "train/b/0.png"), "train"),
     ],
 )
@@ -406,7 +409,7 @@ def test_a_parent_of_class_folders_is_warned_of_with_the_path_to_give(
 
 
 def test_splits_without_class_folders_are_warned_of(tmp_path: Path) -> None:
-    warning = splits_warning(split_of(tmp_path, "train/0.png", "test/0.png"))
+    warning = splits_warning(split_of(tmp_path, "train/0.png", "test/0.png", "unlabelled/0.png"))
     assert warning is not None
     assert "without class folders" in warning
 
@@ -418,6 +421,7 @@ def test_splits_without_class_folders_are_warned_of(tmp_path: Path) -> None:
         ("a/x/0.png", "b/y/0.png"),
         ("only/0.png",),
         ("only/a/0.png", "only/1.png"),
+        ("only/a/0.png", "only/a/b/1.png"),
         ("training wheels/a/0.png", "tester/a/0.png"),
     ],
 )

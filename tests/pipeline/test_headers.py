@@ -137,13 +137,22 @@ def test_the_largest_declared_size_is_read() -> None:
     assert read_header(io.BytesIO(png_header(2**13, 2**13))).height == 2**13
 
 
+@pytest.mark.parametrize("length", [0, 1, 2])
+def test_segments_without_content_are_passed_over_as_pillow_does(length: int) -> None:
+    data = image_bytes("JPEG", size=(21, 13))
+    data = data[:2] + b"\xff\xe5" + length.to_bytes(2, "big") + data[2:]
+    assert Image.open(io.BytesIO(data)).convert("RGB").size == (21, 13)
+    header = read_header(io.BytesIO(data))
+    assert (header.width, header.height) == (21, 13)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (b"", "an empty file"),
         (b"GIF89a" + bytes(20), "GIF89a"),
         (bytes(100), "begins with"),
-        (b"\xff\xd8\xff\xe0\x00\x00", "segment without a length"),
+        (b"\xff\xd8\xff\xe0\x00\x00", "ends within its header"),
         (b"\xff\xd8\xff" + b"\x00\xff" * 5000, "ends within its header"),
         (png_header(0, 5), "declares an image of 5 x 0 pixels"),
         (png_header(5, 5).replace(b"\x05\x08", b"\x06\x08"), "damaged PNG header"),

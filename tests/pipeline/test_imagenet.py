@@ -91,7 +91,9 @@ def test_names_of_several_classes_are_refused_by_name(name: str) -> None:
     ("folders", "names", "total", "message"),
     [
         (("tench", "zebu"), None, 1000, "'zebu' is no WordNet id or class name"),
-        (("n01440764", "tench"), None, 1000, "'n01440764' is no"),
+        (("n01440764", "tench"), None, 1000, "'n01440764' and 'tench' are one class, column 0"),
+        (("n01440764", "n99999999"), None, 1000, "'n99999999' is no WordNet id or class name"),
+        (("n014407641", "tench"), None, 1000, "'n014407641' is no WordNet id or class name"),
         (("tench", "Tinca_tinca"), None, 1000, "'tench' and 'Tinca_tinca' are one class, column 0"),
         (("tench",), None, 1001, "expected a network of 1,000 columns, found 1,001"),
         (("tench", "goldfish"), ("goldfish", "cat"), 2, r"n01440764 \(tench\), found none by its own class names"),
@@ -103,6 +105,19 @@ def test_what_the_list_does_not_say_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=f"--teacher-classes imagenet: .*{message}"):
         choose("imagenet", names, total, folders, flag="--teacher-classes")
+
+
+@given(st.lists(st.integers(0, 999), min_size=1, max_size=20, unique=True), st.data())
+def test_ids_with_words_behind_them_and_names_may_stand_side_by_side(columns: list[int], data: st.DataObject) -> None:
+    def folder(column: int) -> str:
+        entry = public_classes()[column]
+        return data.draw(
+            st.sampled_from([entry.wordnet_id, *(f"{entry.wordnet_id}{c}{entry.names[0]}" for c in "-_ ")])
+        )
+
+    folders = [folder(column) for column in columns] + ["snow_leopard"] * (289 not in columns)
+    assert is_public(folders)
+    assert public_mapping(folders, None, 1000).columns[: len(columns)] == tuple(columns)
 
 
 def test_nothing_is_guessed() -> None:

@@ -168,7 +168,11 @@ def test_soft_labels_are_refused_by_name(tmp_path: Path, content: Any, name: str
     ("content", "options", "message"),
     [
         (LEVELS, {}, "found one tensor [7, 3, 5, 6]"),
-        ({"pictures": LEVELS, "labels": LABELS}, {}, "found a dict of pictures, labels"),
+        (
+            {"pictures": LEVELS, "labels": LABELS},
+            {},
+            "found a dict of pictures (one tensor [7, 3, 5, 6]), labels (one tensor [7])",
+        ),
         ({"a": (LEVELS, LABELS), "b": (LEVELS, LABELS)}, {}, "found 2 (a.0, b.0); --index K takes one of them, 0 to 1"),
         ({"data": [[LEVELS, LABELS]] * 2}, {"index": 2}, "--index 2: expected 0 to 1"),
         ((LEVELS, LABELS), {"index": -1}, "--index -1: expected 0 to 0"),
@@ -349,10 +353,16 @@ def test_whitened_images_are_refused_by_name(tmp_path: Path, regularisation: flo
         (PICTURES, "pixels in [0, 1] that were not normalised; pass --mean 0 0 0 --std 1 1 1"),
         (2 * PICTURES / PICTURES.max() - 1, "pixels in [-1, 1]; pass --mean .5 .5 .5 --std .5 .5 .5"),
         (255 * PICTURES, "they look like levels of 0 to 255: save them as uint8"),
+        (PICTURES * [[[1]], [[1]], [[255]]], "would be clipped; they look like levels"),  # one channel of three
     ],
 )
 def test_another_normalisation_is_refused_by_name(tmp_path: Path, images: Any, message: str) -> None:
     assert message in refusal(tmp_path, set_of(images), mean=MEAN, std=STD)
+
+
+def test_exchanged_mean_and_deviation_are_refused(tmp_path: Path) -> None:
+    images = set_of((PICTURES - SHIFT) / SCALE)
+    assert "exchanged they could be right" in refusal(tmp_path, images, mean=STD, std=MEAN)
 
 
 NOISE = np.random.default_rng(0).standard_normal((40, 3, 16, 16))

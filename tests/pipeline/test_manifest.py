@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import pytest
 from damaged import encoded, one_frame, png_chunk
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import ImageFolder
@@ -210,7 +210,7 @@ def test_all_unusable_files_are_named(folder: Path) -> None:
     assert "a/deep.png: has 16 bits a channel" in message
     assert "b/text.jpg: expected a JPEG, PNG or WebP file, found content that begins with b'hello'" in message
     assert "--skip-broken" in message
-    with pytest.raises(InputError, match="1 image files cannot be used") as caught:
+    with pytest.raises(InputError, match="1 image file cannot be used") as caught:
         scan(folder, skip_broken=True)
     assert "text.jpg" not in str(caught.value)
 
@@ -282,6 +282,23 @@ def test_a_verdict_of_another_pillow_is_asked_for_again(
     assert len(decoded) == 5
 
 
+@pytest.mark.parametrize(("in_flight", "count"), [(1, "at least 2 image files"), (100, "3 image files")])
+def test_a_scan_that_ends_early_says_that_there_may_be_more(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, in_flight: int, count: str
+) -> None:
+    monkeypatch.setattr("pipeline.manifest._MAX_REFUSED", 2)
+    monkeypatch.setattr("pipeline.manifest._FILES_IN_FLIGHT", in_flight)
+    picture = Image.new("RGB", (4, 4))
+    for name in "xyz":
+        (folder / "a" / f"0{name}.webp").write_bytes(
+            encoded(picture, "WEBP", save_all=True, append_images=[Image.effect_noise((4, 4), 60).convert("RGB")])
+        )
+    for other in [path for path in (folder / "a").iterdir() if path.suffix != ".webp"]:
+        other.unlink()
+    with pytest.raises(InputError, match=rf"^{count} cannot be used"):
+        scan(folder)
+
+
 def test_a_file_with_two_readings_has_one_verdict(folder: Path) -> None:
     picture = Image.effect_noise((40, 30), 60).convert("RGB")
     plain = encoded(picture, "PNG")
@@ -295,10 +312,10 @@ def test_a_file_with_two_readings_has_one_verdict(folder: Path) -> None:
     }
     for name, data in files.items():
         (folder / "a" / name).write_bytes(data)
-    with pytest.raises(InputError, match=r"1 image files cannot be used(.|\n)*a/frames.webp: is animated"):
+    with pytest.raises(InputError, match=r"1 image file cannot be used(.|\n)*a/frames.webp: is animated"):
         scan(folder, skip_broken=True)
     (folder / "a" / "frames.webp").unlink()
-    with pytest.raises(InputError, match=r"1 image files cannot be used(.|\n)*a/before.png: does not decode"):
+    with pytest.raises(InputError, match=r"1 image file cannot be used(.|\n)*a/before.png: does not decode"):
         scan(folder)
     found = scan(folder, skip_broken=True)
     assert found.skipped == ("a/before.png",)
@@ -369,6 +386,7 @@ def test_a_cache_of_another_folder_is_not_believed(folder: Path, reads: list[str
     assert len(reads) == 5
 
 
+@settings(deadline=None)  # a busy machine
 @given(place=st.integers(0, 10**4), value=st.integers(0, 255), cut=st.booleans())
 def test_a_damaged_cache_is_never_believed(
     tmp_path_factory: pytest.TempPathFactory, place: int, value: int, cut: bool

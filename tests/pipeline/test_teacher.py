@@ -179,7 +179,17 @@ def test_columns_must_be_the_folders(weights: Path) -> None:
     (warning,) = teacher_of(weights, ("cat", "dog", "eel", "fox", "hen")).warnings
     assert "only 4 of the 5 folders" in warning
     assert teacher_of(weights).warnings == ()
-    assert teacher_of(weights, tuple("abcde")).warnings == ()
+    (warning,) = teacher_of(weights, tuple("abcde")).warnings
+    assert (
+        "no folder has the name of a class of the network: column 0 of the network is 'cat', folder 0 is 'a'" in warning
+    )
+    assert teacher_of(weights, tuple("abcde"), classes="1,0,2,3,4").warnings == ()
+    with pytest.raises(
+        InputError, match=r"column 1 of the network is 'dog', folder 1 is 'eel'; give --teacher-classes$"
+    ):
+        teacher_of(weights, ("cat", "eel", "fox", "gnu", "zebra"))  # one renamed moves those behind it
+    (warning,) = teacher_of(weights, ("cat", "eel", "fox", "gnu", "zebra"), classes="0,2,3,4,1").warnings
+    assert "only 4 of the 5 folders" in warning
     assert check_classes(range(5), None, tuple("abcde")) is None
 
 

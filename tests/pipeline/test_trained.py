@@ -19,7 +19,7 @@ from pipeline.networks import read_weights, save_weights
 from pipeline.networks.settling import normalisation, require_network
 from pipeline.networks.trained import RECORD_KEY, Trained, own_configuration, recorded_in, same_network
 from pipeline.networks.weights import packed, weights_like
-from pipeline.normalisation import require_normalisation
+from pipeline.normalisation import exchanged, require_normalisation
 
 STATE = {"b": torch.arange(3.0), "a": torch.zeros(2, 2)}
 RECORD = Trained(
@@ -140,7 +140,7 @@ def test_normalisations_in_use_are_taken(name: str) -> None:
     [
         ((123.7, 116.3, 103.5), (0.2, 0.2, 0.2), r"--mean: .* divide by 255, --mean 0\.4851 0\.4561 0\.4059"),
         ((0.485, 0.456, 0.406), (58.4, 57.1, 57.4), r"--std: .* divide by 255, --std 0\.229 0\.2239 0\.2251"),
-        ((0.4, 0.4, 103.5), (0.2, 0.2, 0.2), "divide by 255"),
+        ((0.4, 0.4, 103.5), (0.2, 0.2, 0.2), r"divide by 255, --mean 0\.4 0\.4 0\.4059"),
         ((-0.1, 0.4, 0.4), (0.2, 0.2, 0.2), "--mean: expected numbers 0 to 1.*was trained with"),
         ((0.5, 0.5, 0.5), (0.2, 0, 0.2), "--std: expected numbers above 0, up to 1"),
         ((0.5, 0.5, 0.5), (0.2, -0.2, 0.2), "--std"),
@@ -159,6 +159,15 @@ def test_means_and_deviations_of_images_are_taken(images: list[tuple[int, ...]])
     pixels = torch.tensor(images).double() / 255
     std = pixels.std(0, correction=0)
     require_normalisation(pixels.mean(0).tolist(), std.clamp(min=1e-9).tolist())
+    assert exchanged(pixels.mean(0).tolist(), std.clamp(min=1e-9).tolist()) is None
+
+
+def test_exchanged_means_and_deviations_are_doubted() -> None:
+    doubted = [name for name, (mean, std) in NORMALISATIONS.items() if exchanged(std, mean)]
+    assert doubted == ["ImageNet", "CIFAR-10", "CLIP", "Caffe's means"]  # others are conventions
+    assert not any(exchanged(*each) for each in NORMALISATIONS.values())
+    told = normalisation({"mean": (0.229, 0.224, 0.225), "std": (0.485, 0.456, 0.406)}, [None]).warnings
+    assert "exchanged they could be right" in told[0]
 
 
 # --- what networks say of themselves ---
@@ -215,7 +224,11 @@ def test_flags_win_and_differences_are_said() -> None:
     assert normalisation({"mean": (0.5001,) * 3, "std": None}, [trained("w", 0.5)]).warnings == ()
     unknown = normalisation(none, [None, trained("w", None, None)])
     assert (unknown.mean, unknown.std) == (None, None)
-    assert normalisation(none, [None, trained("w", 0.5)]).mean == (0.5,) * 3
+    shared = normalisation(none, [None, trained("w", 0.5)])
+    assert shared.mean == (0.5,) * 3
+    assert [warning.partition(" is taken")[2] for warning in shared.warnings] == [
+        " for all networks; 1 of 2 weights do not say theirs"
+    ] * 2
     with pytest.raises(InputError, match=r"0\.5 0\.5 0\.5 in a and 0\.4 0\.4 0\.4 in b"):
         normalisation(none, [trained("a", 0.5), trained("b", 0.4)])
     flags = {"mean": (0.5,) * 3, "std": (0.2,) * 3}

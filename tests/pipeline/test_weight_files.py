@@ -120,6 +120,10 @@ SEVERAL: list[tuple[Callable[[State, State], Any], str, str]] = [
         "state_dict.net",
     ),
     (lambda a, b: {**b, **behind("ema.module.", a)}, "ema", "the file itself"),
+    (lambda a, b: {"model": b, "modelema": a}, "modelema", "model"),
+    (lambda a, b: {"model": b, "model_avg": a}, "model_avg", "model"),
+    (lambda a, b: {"net": b, "polyak": a}, "polyak", "net"),
+    (lambda a, b: {"schema": b, "model": a}, "model", "schema"),  # not every word that ends in ema
 ]
 
 
