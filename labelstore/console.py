@@ -100,7 +100,7 @@ class Console:
 
     def __init__(self, *, as_json: bool = False, silent: bool = False) -> None:
         self.as_json, self._silent = as_json, silent
-        spoken = sys.stderr if as_json else sys.stdout
+        spoken, self._summary = sys.stderr if as_json else sys.stdout, sys.stdout
         self._out: TextIO = _Nowhere() if silent else spoken
 
     def line(self, text: str) -> None:
@@ -130,7 +130,7 @@ class Console:
     def summary(self, values: Mapping[str, Json], text: str) -> None:
         """The last word: ``values`` as one JSON object with ``--json``, else ``text``."""
         if self.as_json and not self._silent:
-            print(json.dumps(dict(values)), flush=True)
+            print(json.dumps(dict(values)), file=self._summary, flush=True)
         else:
             self.line(text)
 

@@ -55,6 +55,8 @@ def _named(path: Path) -> Iterator[BinaryIO]:
             f"{partial}: is there already: what a stopped call has left of {path.name}, or a file of yours; "
             f"remove it or move it away, then run the same again"
         ) from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); give another place") from error
     own = os.fstat(file.fileno())
     mine = Proof("what this call writes", lambda found: os.path.samestat(os.lstat(found), own))
     try:

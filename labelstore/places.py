@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from labelstore.errors import InputError
+from labelstore.errors import InputError, reason
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # as a Path has it, with one of its slashes
 HEAD_BYTES = 4096  # of the zarr.json of a store, where its format stands
 
 
@@ -23,6 +26,7 @@ def require_apart(writes: Mapping[str, Path | None], keeps: Mapping[str, Path | 
     for flag, place in writes.items():
         if place is None:
             continue
+        require_local(place)
         for other, kept in keeps.items():
             if kept is not None and (how := _overlap(place, kept)):
                 raise InputError(
@@ -35,6 +39,31 @@ def require_apart(writes: Mapping[str, Path | None], keeps: Mapping[str, Path | 
                     f"{flag} {place}: lies in the label store {folder}, where nothing else may be written; give a "
                     f"place for {flag} beside it"
                 )
+
+
+def require_local(path: Path) -> None:
+    """Refuse an address, of which a folder with the name of its scheme would be made here.
+
+    Raises:
+        InputError: names it.
+    """
+    if _ADDRESS.match(str(path)):
+        raise InputError(f"{path}: expected a path on this machine, found an address; copy it here and give its path")
+
+
+def require_writable(place: Path) -> None:
+    """Refuse, before the work that it is for, a folder in which no file can be made.
+
+    Raises:
+        InputError: with the system's reason.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=place.parent):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{place}: cannot be written ({error.strerror or reason(error)}); give another place"
+        ) from error
 
 
 def is_store(folder: Path) -> bool:

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
@@ -65,9 +66,13 @@ def run_program(
             close = get_close_matches(words[0], commands, 1)
             meant = f"did you mean {close[0]}?" if close else f"see {invocation} --help"
             raise InputError(f"command: expected one of {', '.join(commands)}, found {words[0]!r}; {meant}")
+        require_paths(words)
         typed = command.typed([spelled_out(word, command.short) for word in words])
         config = read_flags(command.config, f"{invocation} {words[0]}", typed[1:])
-        return command.run(config, Console(as_json=config.json))
+        console = Console(as_json=config.json)
+        # What code of the user's prints is no part of the summary.
+        with redirect_stdout(sys.stderr) if config.json else nullcontext():
+            return command.run(config, console)
 
     return run_command(act, restart=start if command and command.resumes else ())
 
@@ -86,20 +91,28 @@ def overview(invocation: str, description: str, commands: Mapping[str, Command])
     return "\n".join([usage, "", description, "", *lines])
 
 
-def read_flags(config: type[Any], program: str, words: Sequence[str]) -> Any:
-    """An instance of ``config`` from the words of its flags.
+def require_paths(words: Sequence[str]) -> None:
+    """Refuse an address where a path is expected.
 
     Raises:
-        InputError: an address where a path is expected, or values that do not go together.
-        SystemExit: after the help, or a line about flags that are not there.
+        InputError: names it.
     """
-    import tyro
-
     for word in words:
         if _ADDRESS.match(word.partition("=")[2] if word.startswith("--") else word):
             raise InputError(
                 f"{word}: expected a path on this machine, found an address; copy it here and give its path"
             )
+
+
+def read_flags(config: type[Any], program: str, words: Sequence[str]) -> Any:
+    """An instance of ``config`` from the words of its flags.
+
+    Raises:
+        InputError: values that do not go together.
+        SystemExit: after the help, or a line about flags that are not there.
+    """
+    import tyro
+
     # Its checks run outside of the parser, which would put the name of the class before their words.
     unchecked = type(config.__name__, (config,), {"__post_init__": lambda _: None, "__doc__": config.__doc__})
     parsed: Any = tyro.cli(unchecked, prog=program, args=list(words))

@@ -17,6 +17,7 @@ from labelstore.documents import Fields
 from labelstore.errors import DamagedError, FormatError, GiftwrapError, InputError
 from labelstore.leftovers import LEASE
 from labelstore.parsing import read_identity, read_state
+from labelstore.places import require_local
 from labelstore.publish import PARTIAL, Described, FileEntry, publish
 from labelstore.removing import Proof
 from labelstore.seals import read_entries
@@ -164,8 +165,11 @@ def clear(root: Path) -> None:
 
 def require_own(root: Path) -> None:
     """Refuse a folder that is a store, or has anything in it that a stopped creation does not leave."""
-    if os.path.lexists(root) and not root.is_dir():
-        raise InputError(f"{root}: expected a folder, found a file; give another --store")
+    require_local(root)
+    there = next(path for path in (root, *root.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        found_at = "a file" if there == root else f"the file {there} in its way"
+        raise InputError(f"{root}: expected a folder, found {found_at}; give another one")
     found = {path.name for path in root.iterdir()} if root.exists() else set()
     if ROOT in found:
         raise InputError(f"{root}: is a label store already; open it")

@@ -251,6 +251,8 @@ class Agreement:
     @property
     def text(self) -> str:
         """One line for people."""
+        if not self.rows:
+            return "how often the teacher agrees with the folders is not known: these crops are mostly other images'"
         return (
             f"the teacher agrees with the folders on {self.top1:.2f} % of {self.rows:,} crops "
             f"(chance {self.chance:.2f} %)"

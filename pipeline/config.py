@@ -17,7 +17,7 @@ import tyro
 
 from labelstore.encodings import CodecName, EncodingName, encoding_parameters
 from labelstore.errors import InputError
-from labelstore.places import require_apart
+from labelstore.places import require_apart, require_writable
 from labelstore.removing import require_absent
 from labelstore.spec import Json
 from pipeline.engine.spec import CompileMode, DTypeName, TeacherSpec, make_members
@@ -351,3 +351,4 @@ def require_place(flag: str, path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"{flag}: expected the name of a file in a folder that is there, found {path}")
     require_absent(path)
+    require_writable(path)

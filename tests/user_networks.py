@@ -386,11 +386,51 @@ def compiled(num_classes: int) -> nn.Module:
     return torch.compile(Small(num_classes), backend="eager")
 
 
+class Unreturning(nn.Module):
+    """Its `train` and `eval` return nothing, and it is lazy."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.flat, self.head = nn.Flatten(), nn.LazyLinear(num_classes)
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+    def eval(self) -> None:  # type: ignore[override]
+        super().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.flat(x))
+        return logits
+
+
+class Replacing(Small):
+    """Puts another tensor in the place of a buffer."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("mean", torch.zeros(8))
+
+    def features(self, x: Tensor) -> Tensor:
+        features = super().features(x)
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * features.detach().mean(0)
+        return features - self.mean
+
+
+class Home:
+    """Its attribute makes a network."""
+
+    @staticmethod
+    def network(num_classes: int) -> nn.Module:
+        return Small(num_classes)
+
+
 TRAINED = (
     *FLATTENING, "ViewsInTraining", "MergesCrops", "ViewsInBackward", "Auxiliary", "WithFeatures", "Named",
-    "Attributed", "Unused", "lazy", "Unsaved", "Tied", "Strided", "Complex", "DoubleHead", "Half", "Frozen", "Drawing",
-    "Skipping", "Masked", "TensorState", "Caching", "Switching", "weight_norm", "spectral_norm", "scripted", "parallel",
-    "compiled",
+    "Attributed", "Unused", "lazy", "Unreturning", "Replacing", "Home.network", "Tied", "Strided", "Complex",
+    "DoubleHead", "Half", "Frozen", "Drawing", "Skipping", "Masked", "TensorState", "Caching", "Switching",
+    "weight_norm", "spectral_norm", "scripted", "parallel", "compiled",
 )  # fmt: skip
 
 
@@ -410,6 +450,74 @@ class Counting(Small):
     def features(self, x: Tensor) -> Tensor:
         self.calls += 1
         return super().features(x) * (1 + 0.5 * (self.calls % 2))
+
+
+class Rising(Small):
+    """State between calls, whose share in the logits is small."""
+
+    calls = 0
+
+    def features(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        return super().features(x) * (1 + 1e-4 * self.calls)
+
+
+class CountsEvaluations(Small):
+    """Is another network each time it is tested."""
+
+    calls = 0
+
+    def features(self, x: Tensor) -> Tensor:
+        self.calls += not self.training
+        return super().features(x) + self.calls
+
+
+class Drawn(Small):
+    """Numbers that are drawn once, and that nothing saves."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.scale = torch.rand(8)
+
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(x) * self.scale
+
+
+class HalfSaved(Small):
+    """A state dict without the head."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {key: value for key, value in super().state_dict(*args, **kwargs).items() if "head" not in key}
+
+    def load_state_dict(self, state: Any, *_args: Any, **_kwargs: Any) -> Any:
+        return super().load_state_dict(state, strict=False)
+
+
+class FromWeights(Small):
+    """A tensor made of a weight, once."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.scale = self.conv.weight.mean((1, 2, 3)) + 1
+
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(x) * self.scale
+
+
+class Exiting(Small):
+    def features(self, x: Tensor) -> Tensor:
+        raise SystemExit(len(x) and 3)
+
+
+class Nowhere(Small):
+    """Weights without memory."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.to("meta")
+
+
+instance = Small(3)
 
 
 class Carrying(Small):
@@ -501,6 +609,15 @@ class WideComplex(Complex):
 REFUSED = {
     "SetState": "expected a state dict of tensors, which a .safetensors file can hold, found _extra_state of type dict",
     "Counting": "gives other logits when it is called again: it keeps state outside of its parameters and buffers",
+    "Rising": "gives other logits when it is called again",
+    "CountsEvaluations": "gives other logits when it is called again",
+    "Unsaved": "made again with its saved weights it gives other logits",
+    "Drawn": "made again with its saved weights it gives other logits",
+    "HalfSaved": "made again with its saved weights it gives other logits",
+    "FromWeights": "a step of 2 crops fails: Trying to backward through the graph a second time",
+    "Exiting": "SystemExit: 3",
+    "Nowhere": "cannot be copied to cpu: Cannot copy out of meta tensor",
+    "instance": "is a network already; give its class",
     "Carrying": "a step of 2 crops fails: Trying to backward through the graph a second time",
     "Growing": "its forward makes or changes parameters or buffers",
     "NotCalled": "expected a forward that calls its lazy layers, found none of later.weight",

@@ -20,7 +20,8 @@ class Average:
     """
 
     def __init__(self, student: nn.Module, decay: float) -> None:
-        self.network = copied(student).eval()
+        self.network = copied(student)
+        self.network.eval()  # what it returns is the user's
         for parameter in self.network.parameters():  # a scripted network has no requires_grad_
             parameter.requires_grad_(False)
         self._decay, self._begun = decay, False

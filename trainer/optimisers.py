@@ -14,8 +14,8 @@ from torch.nn import Parameter
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from pipeline.networks.imported import imported
 from trainer.choices import Decay
-from trainer.imported import imported
 
 # LBFGS calls the loss again and again, SparseAdam takes sparse gradients: neither fits a student's loop.
 OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -58,7 +58,11 @@ def optimiser_class(name: str) -> Callable[..., Any]:
     if ":" in name:
         return cast("Callable[..., Any]", imported("--optimizer", name))
     if name not in OPTIMISERS:
-        raise InputError(f"optimiser: expected one of {', '.join(OPTIMISERS)}, or module:attribute, found {name!r}")
+        near = [known for known in OPTIMISERS if known.lower() == name.lower()]
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(
+            f"optimiser: expected one of {', '.join(OPTIMISERS)}, or module:attribute, found {name!r}{meant}"
+        )
     return OPTIMISERS[name]
 
 
@@ -77,8 +81,9 @@ def defaults_of(name: str) -> Defaults:
 
 def _arguments(name: str) -> Mapping[str, inspect.Parameter]:
     """The arguments of an optimiser's class, without the first, the parameters."""
+    made = optimiser_class(name)
     try:
-        found = inspect.signature(optimiser_class(name)).parameters
+        found = inspect.signature(made).parameters
     except (TypeError, ValueError) as error:
         raise InputError(f"--optimizer {name}: expected a class of optimisers ({error})") from error
     return dict(list(found.items())[1:])

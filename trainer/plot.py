@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from labelstore.console import Console
-from labelstore.errors import InputError
+from labelstore.errors import InputError, reason
 from labelstore.newfile import new_file
 from trainer.config import PlotConfig
 
@@ -47,7 +47,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         entries = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: expected the log of a run ({error}); give folders that `train --run` made"
+            f"{path}: expected the log of a run ({reason(error)}); give folders that `train --run` made"
         ) from error
     if not entries or not all(isinstance(entry, dict) and "epoch" in entry for entry in entries):
         raise InputError(f"{path}: expected a line an epoch, found none; the run has finished no epoch yet")

@@ -214,6 +214,7 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
         views: Any = ranks.tell()
         replay = open_replay(config, ranks, views)
         test = open_test(config, replay) if config.test_images else None
+    ranks.wait()  # a process that is refused removes the cache of test images, which another one would write again
     loss, optimiser = make_loss(config.loss_spec()), config.optimiser_spec()
     student, found = make_student(config, ranks, replay, test)
     replay.channels_last = found.channels_last

@@ -77,6 +77,8 @@ def hold(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{folder}: expected a folder, found a file in its place; give another --run") from error
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}); give another --run") from error
     cache = folder / TEST_CACHE
     others = [
         path for path in folder.iterdir() if path.name != LOCK and not (path == cache and removing.may_go(path, CACHE))

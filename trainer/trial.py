@@ -6,13 +6,14 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from labelstore.errors import InputError
+from pipeline.config import json_object
+from pipeline.networks import build_network
 from pipeline.networks.layout import memory_format, takes_channels_last
 from pipeline.networks.outputs import Logits
 from pipeline.networks.state import copied, require_savable
@@ -25,7 +26,8 @@ FEW = 2
 DRAWS = 12
 # where nothing but the channels of one crop is left to norm over
 BATCH_NORM_SAYS = "more than 1 value per channel"
-SAME = 1e-2  # largest difference of the same logits made twice, as a share of the largest
+# Largest difference of the same logits made twice, as a share of the largest: kernels of a GPU add in any order.
+SAME = {"cpu": 1e-6, "cuda": 1e-2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ def fit(student: nn.Module, config: TrainConfig, columns: int, size: int, counts
     unused: dict[bool, bool] = {}
 
     def trial(channels_last: bool) -> None:
-        copy = copied(student).to(device=config.device, memory_format=memory_format(channels_last))  # type: ignore[call-overload]
+        with said(f"student {config.student}: cannot be copied to {config.device}"):
+            copy = copied(student).to(device=config.device, memory_format=memory_format(channels_last))  # type: ignore[call-overload]
         unused[channels_last] = Trial(copy, config, columns, size, channels_last).run(counts)
 
     for name, value in student.named_parameters():
@@ -141,6 +144,7 @@ class Trial:
                 f"student {name}: its forward makes or changes parameters or buffers, and a run could not be "
                 f"continued; make them in its constructor"
             )
+        self.require_whole()
         return any(unused)
 
     def evaluate(self, counts: Sequence[int]) -> None:
@@ -162,23 +166,55 @@ class Trial:
 
     def require_repeatable(self) -> None:
         """Refuse a student that keeps what no checkpoint has."""
-        found: list[Tensor] = []
-        buffers = [(buffer, buffer.clone()) for buffer in self.student.buffers()]
+        before = {name: buffer.clone() for name, buffer in self.student.named_buffers()}
         network = Logits(self.student)
+        found: list[Tensor] = []
         network.register_forward_hook(lambda _network, _inputs, logits: found.append(logits.detach().float()))
         for _ in range(2):
             seed(0)
             self.backward(network, FEW)
             with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
-        for first, again in pairwise(found):
-            if not torch.allclose(first, again, rtol=0, atol=SAME * float(first.abs().max()), equal_nan=True):
-                raise InputError(
-                    f"student {self.config.student}: gives other logits when it is called again: it keeps state "
-                    f"outside of its parameters and buffers, or draws random numbers of its own, and a run could not "
-                    f"be continued; keep state in buffers (register_buffer), and draw from torch, numpy or random"
-                )
+                for name, buffer in self.student.named_buffers():  # a forward may put others in their place
+                    if name in before and before[name].shape == buffer.shape:
+                        buffer.copy_(before[name])
+        if not self.alike(*found) or not self.alike(self.seeded(self.student), self.seeded(self.student)):
+            raise InputError(
+                f"student {self.config.student}: gives other logits when it is called again: it keeps state "
+                f"outside of its parameters and buffers, or draws random numbers of its own, and a run could not "
+                f"be continued; keep state in buffers (register_buffer), and draw from torch, numpy or random"
+            )
+        self.student.train()
+
+    def require_whole(self) -> None:
+        """Refuse a student that its saved weights do not give again: they are what is measured, and labels with.
+
+        Raises:
+            InputError: when it is another network once it is made anew with them.
+        """
+        with said(f"student {self.config.student}: cannot be made again from its state dict"):
+            args = json_object("--student-args", self.config.student_args)
+            seed((self.config.seed + 1) % 2**32)  # what is drawn and not saved is another then
+            again = build_network(self.config.student, args, self.columns, size=self.size)
+            again.load_state_dict(self.student.state_dict())
+        again = again.to(device=self.config.device, memory_format=memory_format(self.channels_last))  # type: ignore[call-overload]
+        if not self.alike(self.seeded(self.student), self.seeded(again)):
+            raise InputError(
+                f"student {self.config.student}: made again with its saved weights it gives other logits: it keeps "
+                f"numbers outside of its state dict, which last.safetensors would not have; keep them in parameters, "
+                f"or in buffers that are saved (register_buffer)"
+            )
+
+    def seeded(self, network: nn.Module) -> Tensor:
+        """Logits of a few crops in eval mode, whatever was drawn before."""
+        seed(0)
+        with said(f"student {self.config.student}: does not take crops of {self.size} px"), torch.no_grad():
+            return self.logits(Logits(network).eval(), FEW).float()
+
+    def alike(self, first: Tensor, again: Tensor) -> bool:
+        """Whether two calls gave the same logits, but for the order in which kernels add."""
+        largest = float(first.nan_to_num(posinf=0, neginf=0).abs().max())
+        band = SAME[torch.device(self.config.device).type] * largest
+        return torch.allclose(first, again, rtol=0, atol=band, equal_nan=True)
 
     def logits(self, network: nn.Module, count: int) -> Tensor:
         """Logits of random crops, in the layout and precision of a step."""
@@ -213,7 +249,7 @@ def said(what: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = str(getattr(error, "inner_exception", None) or error).strip().splitlines()
         reason = lines[-1] if isinstance(error, torch.jit.Error) else (lines or [""])[0]
         kind = "" if isinstance(error, (RuntimeError, InputError)) and reason else f"{type(error).__name__}: "

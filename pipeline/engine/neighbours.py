@@ -23,8 +23,8 @@ def require_independent(
     batch. (In another order alone, batch norm in training mode would give the same.)
 
     Args:
-        name: of the teacher, for the message.
-        network: the teacher's.
+        name: of the network, for the message.
+        network: what is run.
         logits: labels uint8 ``[n, size, size, 3]``.
         size: side of the crops in pixels.
         batch: crops a batch, where given; one alone has no neighbours.
@@ -41,7 +41,7 @@ def require_independent(
     difference = float(((kept - moved).norm(dim=1) / kept.norm(dim=1).clamp(min=1e-12)).max())
     if not difference <= NEIGHBOUR_BAND and bool(kept.isfinite().all()):
         raise InputError(
-            f"the teacher {name} gives a crop other logits among other crops: they differ by {difference:.1e} of their "
+            f"the network {name} gives a crop other logits among other crops: they differ by {difference:.1e} of their "
             f"norm (at most {NEIGHBOUR_BAND:.0e}); {_reason(network)}"
         )
 
@@ -58,9 +58,9 @@ def _reason(network: nn.Module) -> str:
     if without:
         return (
             f"batch norms without running statistics ({', '.join(without[:3])}{', ...' if len(without) > 3 else ''}) "
-            f"take those of the batch: give weights with running statistics and --teacher-args that keep them"
+            f"take those of the batch: give weights with running statistics, and a network that keeps them"
         )
     return (
         "it takes statistics of the batch, attends across it, or draws random numbers in eval mode: "
-        "give a teacher that labels each crop alone"
+        "give a network that takes each crop alone"
     )

@@ -16,9 +16,10 @@ import torchvision
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from labelstore.errors import InputError
+from labelstore.errors import InputError, reason
 from pipeline.networks.cifar_resnet import CifarResNet
 from pipeline.networks.convnet import ConvNet
+from pipeline.networks.imported import imported
 from pipeline.networks.resnet_modified import RESNETS, resnet_modified
 from pipeline.networks.trained import TIMM, TORCHVISION
 from pipeline.networks.weights import Weights, head_classes, load_weights, read_weights, require_file
@@ -109,27 +110,28 @@ def _constructor(name: str) -> tuple[Callable[..., Any], Collection[str]]:
             f"network {name!r}: expected one of {', '.join(FAMILIES)}, torchvision:NAME, timm:NAME "
             f"or package.module:attribute{_meant(name)}"
         )
-    if library.endswith(".py") or "/" in library:
-        raise InputError(
-            f"network {name}: expected the name of a module, not of its file; give "
-            f"{Path(library).stem}:{attribute}, with the file in this folder or its folder in PYTHONPATH"
-        )
     if library == "torchvision":
         if attribute not in torchvision.models.list_models():
             raise InputError(f"network {name}: torchvision has none of that name{_meant(attribute)}")
         return partial(torchvision.models.get_model, attribute), ("num_classes",)
     if library == "timm":
         return partial(_timm().create_model, attribute), ("num_classes",)
+    constructor = imported("network", name)
+    if isinstance(constructor, nn.Module):
+        raise InputError(f"network {name}: is a network already; give its class, or a function that makes one")
     try:
-        constructor = getattr(importlib.import_module(library), attribute)
         takes = [key for key in inspect.signature(constructor).parameters if key == "num_classes"]
-    except Exception as error:  # a module may raise anything when it is imported
-        raise InputError(f"network {name}: cannot be imported and called: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"network {name}: expected a class, or a function that makes a network ({error})") from error
     return constructor, takes
 
 
 def _meant(name: str) -> str:
     """The nearest names, for a message."""
+    if "." in name:  # a module of the user's, with a point where the colon belongs, or its file
+        path = Path(name)
+        module, _, attribute = name.rpartition(".")
+        return f"; did you mean {f'{path.stem}:NAME' if path.suffix == '.py' else f'{module}:{attribute}'}?"
     known = [*FAMILIES, *(f"{TORCHVISION}{model}" for model in torchvision.models.list_models())]
     exact = [f"{TORCHVISION}{name}"] if name in torchvision.models.list_models() else []
     near = exact or get_close_matches(name, known, 2) or get_close_matches(f"{TORCHVISION}{name}", known, 2)
@@ -139,9 +141,9 @@ def _meant(name: str) -> str:
 def _construct(name: str, constructor: Callable[..., Any], args: Mapping[str, Any]) -> nn.Module:
     try:
         network = constructor(**args)
-    except Exception as error:  # a constructor may raise anything at bad arguments
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"network {name} cannot be made with {dict(args)}: {reason}") from error
+    except (Exception, SystemExit) as error:  # a constructor may raise anything at bad arguments
+        said = f"{type(error).__name__}: {reason(error)}"
+        raise InputError(f"network {name} cannot be made with {dict(args)}: {said}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"network {name}: expected a torch.nn.Module, found {type(network).__name__}")
     # of DataParallel and torch.compile, whose own names would be saved
@@ -156,10 +158,10 @@ def _give_shapes(name: str, network: nn.Module, size: int) -> None:
     training = network.training
     try:
         with torch.no_grad():
-            network.eval()(torch.zeros(2, 3, size, size))
-    except Exception as error:  # a network may raise anything at a size that it does not take
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"network {name}: does not take crops of {size} px: {reason}") from error
+            network.eval()  # what it returns is the user's
+            network(torch.zeros(2, 3, size, size))
+    except (Exception, SystemExit) as error:  # a network may raise anything at a size that it does not take
+        raise InputError(f"network {name}: does not take crops of {size} px: {reason(error)}") from error
     network.train(training)
     if left := [parameter for parameter, value in network.named_parameters() if is_lazy(value)]:
         raise InputError(f"network {name}: expected a forward that calls its lazy layers, found none of {left[0]}")
@@ -180,7 +182,7 @@ def _torchvision_pretrained(name: str, args: Mapping[str, Any], weights: str) ->
     try:
         enum = torchvision.models.get_model_weights(model)
     except ValueError as error:
-        raise InputError(f"network {name}: {error}") from error
+        raise InputError(f"network {name}: {reason(error)}") from error
     if choice not in enum.__members__:
         raise InputError(f"weights {weights}: {name} has {', '.join(enum.__members__) or 'none'}")
     selected = enum[choice]
@@ -190,7 +192,7 @@ def _torchvision_pretrained(name: str, args: Mapping[str, Any], weights: str) ->
         # not ask for that, reads the same file from torch's cache.
         tensors = selected.get_state_dict(progress=progress, check_hash=True, weights_only=True, map_location="cpu")
     except Exception as error:  # network, disk, hash and pickle errors alike
-        raise InputError(f"weights {weights} of {name} cannot be had: {error}") from error
+        raise InputError(f"weights {weights} of {name} cannot be had: {reason(error)}") from error
     network = _construct(name, partial(torchvision.models.get_model, model, weights=selected, progress=progress), args)
     return network, Weights(weights, tensors, tuple(selected.meta.get("categories", ())) or None)
 

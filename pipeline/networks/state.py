@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labelstore.errors import InputError
+from labelstore.errors import InputError, reason
 
 
 def copied(network: nn.Module) -> nn.Module:
@@ -35,13 +35,20 @@ def _copy(network: nn.Module) -> nn.Module:
             if name in ("_parameters", "_buffers", "_modules"):
                 continue
             if isinstance(value, Tensor):  # made of parameters, as weight norm does
-                memo[id(value)] = value.detach().clone()
+                memo[id(value)] = _with_graph(value) if value.grad_fn is not None else value.detach().clone()
             elif not _is_copied(value):  # a module of Python, a lock, an open file
                 memo[id(value)] = value
     try:
         return deepcopy(network, memo)
     except Exception as error:
-        raise InputError(f"network {type(network).__name__}: cannot be copied: {error}") from error
+        raise InputError(f"network {type(network).__name__}: cannot be copied: {reason(error)}") from error
+
+
+def _with_graph(value: Tensor) -> Tensor:
+    """A copy that has a graph of its own, which can be walked back once, as that of what it is a copy of."""
+    copy = value.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        return copy * torch.ones_like(copy).requires_grad_()
 
 
 def _is_copied(value: object) -> bool:
@@ -85,5 +92,5 @@ def require_savable(network: nn.Module) -> None:
         except Exception as error:
             raise InputError(
                 f"expected tensors that a .safetensors file can hold, found {name} of {value.dtype} "
-                f"({value.layout}): {error}"
+                f"({value.layout}): {reason(error)}"
             ) from error

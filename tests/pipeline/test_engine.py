@@ -236,7 +236,7 @@ def test_networks_that_look_at_their_neighbours_are_refused() -> None:
 
 def test_a_teacher_is_probed(weights: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "NEIGHBOUR_BAND", -1.0)
-    with pytest.raises(InputError, match="the teacher convnet-d2 gives a crop other logits"):
+    with pytest.raises(InputError, match="the network convnet-d2 gives a crop other logits"):
         teacher_of(weights[:1])
 
 

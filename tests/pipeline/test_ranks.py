@@ -8,7 +8,7 @@ import pytest
 
 from labelstore.errors import InputError
 from pipeline.config import BuildConfig
-from pipeline.ranks import Ranks, join, python
+from pipeline.ranks import Ranks, join, started
 
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
@@ -68,9 +68,9 @@ def test_what_is_no_place_is_refused(place: pytest.MonkeyPatch) -> None:
 
 
 def test_the_way_to_resume_is_said_once(place: pytest.MonkeyPatch) -> None:
-    assert python() == [sys.executable]
+    assert started("pipeline") == [sys.executable, "-m", "pipeline"]
     place.setenv("WORLD_SIZE", "3")
     place.setenv("RANK", "0")
-    assert python() == ["torchrun", "--nproc-per-node=3"]
+    assert started("pipeline") == ["torchrun", "--nproc-per-node=3", "-m", "pipeline"]
     place.setenv("RANK", "1")
-    assert python() == []
+    assert started("pipeline") == []

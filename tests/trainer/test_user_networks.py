@@ -144,7 +144,8 @@ def test_each_takes_the_batches_of_a_loop_of_ones_own(name: str, world: World) -
 def test_a_student_is_tried_without_a_trace(config: TrainConfig) -> None:
     """Batch norm, dropout, what a first forward makes, gradients, and every generator."""
     torch.manual_seed(3)
-    student = torch.nn.Sequential(build_network(f"{HOME}:Caching", {}, classes=3, size=SIDE).train())
+    config = dataclasses.replace(config, student=f"{HOME}:Caching")
+    student = build_network(config.student, {}, classes=3, size=SIDE).train()
     state, drawn = {name: value.clone() for name, value in student.state_dict().items()}, torch.get_rng_state()
     others = random.getstate(), np.random.get_state()[1].tobytes()  # type: ignore[index,union-attr]  # noqa: NPY002
     found = fit(student, config, 3, SIDE, Counts((3, 7)))
@@ -153,7 +154,7 @@ def test_a_student_is_tried_without_a_trace(config: TrainConfig) -> None:
     assert others == (random.getstate(), np.random.get_state()[1].tobytes())  # type: ignore[index,union-attr]  # noqa: NPY002
     assert all(torch.equal(state[name], value) for name, value in student.state_dict().items())
     assert all(weight.grad is None for weight in student.parameters())
-    assert student[0].grid is None
+    assert student.grid is None
     assert all(module.training for module in student.modules())
 
 
@@ -164,7 +165,7 @@ def words(world: World, run: Path, name: str, *more: object) -> list[object]:
     ]  # fmt: skip
 
 
-BY_TWO = ("conv_net", "Auxiliary", "Skipping", "Unsaved")
+BY_TWO = ("conv_net", "Auxiliary", "Skipping", "Replacing")
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from pipeline.networks.imported import imported
 from trainer.choices import LossName, LossSpec
-from trainer.imported import imported
 from trainer.losses.closed import gift_rows, kl_rows, well_posed
 from trainer.losses.cosine import cosine_loss
 from trainer.losses.cross_entropy import ce_loss
