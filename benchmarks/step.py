@@ -65,11 +65,11 @@ QUICK = Size("convnet-d2", 16, (16, 16), 40, 8, 1, 0), Size("convnet-d2", 24, (4
 SIZES = {
     "cpu": (
         Size("resnet18-modified", 32, (32, 32), 128, 32, 9, 2),
-        Size("resnet18-modified", 224, (375, 500), 128, 32, 9, 2),
+        Size("torchvision:resnet18", 224, (375, 500), 128, 32, 9, 2),
     ),
     "cuda": (
         Size("resnet18-modified", 32, (32, 32), 8_192, 256, 9, 8),
-        Size("resnet18-modified", 224, (375, 500), 1_024, 128, 9, 8),
+        Size("torchvision:resnet18", 224, (375, 500), 1_024, 128, 9, 8),
     ),
 }
 
