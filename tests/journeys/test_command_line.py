@@ -82,7 +82,7 @@ def test_modules_of_the_working_folder_are_not_taken_for_ours_and_are_found(tmp_
     start = [sys.executable, "-m", "giftwrap", *words[1:]]
     ended = subprocess.run(start, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert "the wrong one" not in ended.stderr + ended.stdout
-    assert "error: network mine:Net: cannot be imported and called: found" in ended.stderr
+    assert "error: network mine:Net: cannot be imported (RuntimeError: found)" in ended.stderr
     assert ended.returncode == 2
 
 
