@@ -7,8 +7,9 @@ image is turned is known already (`pipeline.orientation`).
 from __future__ import annotations
 
 _JPEG_SCAN = b"\xff\xda"
-_JPEG_KEPT = frozenset({*range(0xC0, 0xD0), 0xDB, 0xDD, 0xE0, 0xEE})  # tables, frame; JFIF and Adobe tell the colours
-_JPEG_DROPPED = frozenset({*range(0xE1, 0xF0), 0xFE})  # the other applications' segments, and comments
+_JPEG_KEPT = frozenset({*range(0xC0, 0xD0), 0xDB, 0xDD})  # tables, frame
+_JPEG_COLOURS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}  # what tells the colours; another body of these markers tells nothing
+_JPEG_DROPPED = frozenset({*range(0xE0, 0xF0), 0xFE})  # the applications' segments, and comments
 _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _WEBP_PIXELS = frozenset({b"VP8 ", b"VP8L"})
 
@@ -37,7 +38,8 @@ def _jpeg(data: memoryview) -> list[memoryview | bytes] | None:
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
         if len(marker) < 2 or marker[0] != 0xFF or not position + 4 <= end <= len(data):
             return None
-        if marker[1] in _JPEG_KEPT:
+        colours = _JPEG_COLOURS.get(marker[1])
+        if marker[1] in _JPEG_KEPT or (colours and data[position + 4 :][: len(colours)] == colours):
             kept.append(data[position:end])
         elif marker[1] not in _JPEG_DROPPED:
             return None
