@@ -1,4 +1,4 @@
-"""What each command is told: one frozen dataclass each, whose fields are the flags.
+"""The flags of each command: one frozen dataclass each, whose fields are the flags.
 
 Nothing that takes long to import is imported here, so that help and the errors of a command line come at once.
 """

@@ -294,7 +294,7 @@ class Drawing(Small):
     """Draws from Python's and numpy's generators."""
 
     def features(self, x: Tensor) -> Tensor:
-        noise = random.gauss(0, 1) + float(np.random.randn()) if self.training else 0.0  # noqa: NPY002
+        noise = random.gauss(0, 1) + float(np.random.randn()) if self.training else 0.0  # noqa: NPY002  it draws from the global state on purpose
         return super().features(x) + 0.01 * noise
 
 
@@ -316,7 +316,7 @@ class Masked(Small):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
         self.register_buffer("mask", torch.arange(8) != 3)
-        self.library = np
+        self.numbers = np
 
     def features(self, x: Tensor) -> Tensor:
         return super().features(x) * self.mask

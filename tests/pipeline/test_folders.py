@@ -282,7 +282,7 @@ def test_a_store_tells_the_order_of_its_classes(tmp_path: Path, order: str) -> N
         put(tmp_path / f"class_{number}" / "0.png", encoded("PNG", number))
     with pytest.raises(InputError, match=r"'class_1', 'class_10', 'class_2'.*'class_1', 'class_2', 'class_10'"):
         scan(tmp_path)
-    stored = scan(tmp_path, class_order=order)  # type: ignore[arg-type]
+    stored = scan(tmp_path, class_order=order)
     found = scan_as(tmp_path, stored.classes)
     assert (found.classes, found.digest) == (stored.classes, stored.digest)
     mixed = stored.classes[::-1]
@@ -441,7 +441,7 @@ def test_other_sets_are_told_apart_by_code_points(tmp_path: Path) -> None:
     cyrillic = scan_as(tmp_path, latin.classes)
     identity = SimpleNamespace(classes=latin.classes, images=1, manifest=latin.digest)
     with pytest.raises(MismatchError, match=r"\(U\+0061 at character 1\).*\(U\+0430 at character 1\)"):
-        require_same_images(identity, latin.digests, latin.targets, cyrillic)  # type: ignore[arg-type]
+        require_same_images(identity, latin.digests, latin.targets, cyrillic)
 
 
 def test_links_without_a_suffix_are_refused_too(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ class Wide(nn.Module):
 
 def wide(path: Path, folders: list[str] | tuple[str, ...], names: list[str] | None = None, **how: str) -> Teacher:
     member = Member(name=f"{__name__}:Wide", weights=str(linear(path / "w.safetensors", 1000, names)))
-    return make_teacher(TeacherSpec(members=(member,), batch=4, **how), size=2, classes=folders)  # type: ignore[arg-type]
+    return make_teacher(TeacherSpec(members=(member,), batch=4, **how), size=2, classes=folders)
 
 
 def test_the_list_and_the_indexes_make_one_identity(tmp_path: Path) -> None:

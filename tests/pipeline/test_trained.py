@@ -210,7 +210,7 @@ def test_the_same_network_under_two_names(one: str, other: str, same: bool) -> N
 
 
 def trained(source: str, mean: float | None, std: float | None = 0.2) -> Trained:
-    return Trained(source=source, mean=mean and (mean,) * 3, std=std and (std,) * 3)  # type: ignore[arg-type]
+    return Trained(source=source, mean=mean and (mean,) * 3, std=std and (std,) * 3)
 
 
 def test_flags_win_and_differences_are_said() -> None:
