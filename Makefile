@@ -23,7 +23,7 @@ test-long: $(VENV)/.installed
 	$(PY) -m pytest -m long
 
 study: $(VENV)/.installed
-	$(PY) -m benchmarks.study
+	$(PY) -m benchmarks.studies.study
 
 check: $(VENV)/.installed
 	$(VENV)/bin/ruff check

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import tyro
 
-from labelstore.console import Console
+from labelstore.command.console import Console
+from labelstore.command.program import Command, run_program
+from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
-from labelstore.places import require_apart
-from labelstore.program import Command, run_program
 from labelstore.spec import Json
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ CLAIMS = (
     "step",
     "resume",
 )
-"""The claims; each is a file: its claim is the first line of the docstring, and its measurement is ``run``."""
+STUDIES = ("rate-distortion", "crash")
+"""The claims; each is a file: its claim is the first line of the docstring, and its measurement is ``run``. Those that
+take long are in benchmarks/studies."""
 
 
 class Claim(Protocol):
@@ -57,7 +59,8 @@ class Claim(Protocol):
 
 def claim(name: str) -> Claim:
     """The file of a claim; what it needs is imported with it."""
-    return cast("Claim", import_module(f"benchmarks.{name.replace('-', '_')}"))
+    folder = "benchmarks.studies" if name in STUDIES else "benchmarks"
+    return cast("Claim", import_module(f"{folder}.{name.replace('-', '_')}"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,12 +19,12 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 from benchmarks.commands import command
-from labelstore.console import run_command
+from labelstore.command.console import run_command
+from labelstore.durable.newfile import new_file, write_over
+from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
-from labelstore.newfile import new_file, write_over
-from labelstore.removing import Proof
-from pipeline.manifest import scan
-from pipeline.memory import keep_freed_memory
+from pipeline.device.memory import keep_freed_memory
+from pipeline.images.manifest import scan
 from pipeline.networks import build_network, save_weights
 from pipeline.render.normalise import normalise
 

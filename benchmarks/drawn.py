@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from labelstore import AuditRows, BlockData, BlockIndex, BlockShape, Identity, LabelStore
-from labelstore.columns import CROP_COLUMNS, CUTMIX_COLUMNS
+from labelstore.format.columns import CROP_COLUMNS, CUTMIX_COLUMNS
 from labelstore.spec import Json
-from labelstore.writing import pairs_of
+from labelstore.writing.encoding import pairs_of
 
 SIZE = 16
 RANK = 400  # of what a crop adds to its image's label

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandomResizedCrop, functional
 
-from labelstore.columns import CROP_COLUMNS, CropRows
+from labelstore.format.columns import CROP_COLUMNS, CropRows
 from pipeline.networks import load_network
 
 WORKERS = 2

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.gpu_parts import PARTS, SkippedError
 from benchmarks.harness import Report, machine
-from labelstore.newfile import write_new
+from labelstore.durable.newfile import write_new
 from labelstore.spec import Json
 
 SECONDS = 470  # for all parts together

@@ -20,22 +20,22 @@ from benchmarks.harness import Report
 from benchmarks.read import STEP, exhaust, requests
 from benchmarks.render import draw, photographs
 from labelstore import LabelStore
-from labelstore.console import Console
-from labelstore.convert import convert
+from labelstore.command.console import Console
+from labelstore.operations.convert import convert
 from labelstore.spec import Json
-from labelstore.writing import pairs_of
-from pipeline.build import build
-from pipeline.codes import DeviceCodes
+from labelstore.writing.encoding import pairs_of
+from pipeline.build.build import build
 from pipeline.config import BuildConfig
-from pipeline.manifest import Manifest, scan
+from pipeline.device.codes import DeviceCodes
+from pipeline.images.manifest import Manifest, scan
 from pipeline.networks import build_network, save_weights
-from pipeline.plan import Plan, PlanSpec
+from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import Renderer, dali, make_renderer
 from pipeline.render.audit import MAX_DIFFERENCE, MAX_MEAN_DIFFERENCE
 from pipeline.render.batched import Boxes, kernels_work, prepare, resize_all, resize_plainly
 from pipeline.render.device import DeviceRenderer
 from pipeline.render.normalise import normalise
-from pipeline.teacher import Teacher, make_teacher
+from pipeline.teacher.teacher import Teacher, make_teacher
 
 ROUNDS = 5
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

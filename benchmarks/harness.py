@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from labelstore.newfile import write_new
+from labelstore.durable.newfile import write_new
 from labelstore.spec import Json
 
 

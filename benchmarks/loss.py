@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from benchmarks.harness import Report, Timing, interleave, machine
 from labelstore.spec import Json
-from pipeline.engine.compiling import CompileError, compilers
-from pipeline.memory import keep_freed_memory
+from pipeline.device.memory import keep_freed_memory
+from pipeline.teacher.engine.compiling import CompileError, compilers
 from trainer.losses import LossSpec, gift_loss, make_loss
 from trainer.losses.closed import gift_rows
 from trainer.losses.fused import Fused, Handed, Rows

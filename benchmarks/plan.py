@@ -11,7 +11,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from benchmarks.harness import Report, interleave, machine
 from labelstore.spec import MAX_POSITIONS, Json
-from pipeline.plan import Plan, PlanSpec
+from pipeline.plan.plan import Plan, PlanSpec
 
 PROMISED = 2e6
 SIDES = 375, 500  # the most common image of ImageNet

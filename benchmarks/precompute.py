@@ -22,20 +22,20 @@ from benchmarks.fkd import WORKERS, Fkd, apart, rows_of
 from benchmarks.harness import Report, machine
 from benchmarks.render import draw, photographs
 from benchmarks.teacher import draw_weights
-from labelstore.console import Console
+from labelstore.command.console import Console
+from labelstore.command.stopping import Stops
 from labelstore.spec import BlockShape, Json
-from labelstore.stopping import Stops
 from labelstore.store import LabelStore
-from pipeline.build import prepare
+from pipeline.build.build import prepare
+from pipeline.build.filling import Filling, Work
+from pipeline.build.labelling import UNDER_WAY
+from pipeline.build.watching import Watch
 from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, BuildConfig
-from pipeline.engine.spec import MAX_RELATIVE_ERROR
-from pipeline.filling import Filling, Work
-from pipeline.labelling import UNDER_WAY
 from pipeline.ranks import Ranks
 from pipeline.render.normalise import normalise
 from pipeline.render.stream import stream
-from pipeline.teacher import Pending, Teacher, make_teacher
-from pipeline.watching import Watch
+from pipeline.teacher.engine.spec import MAX_RELATIVE_ERROR
+from pipeline.teacher.teacher import Pending, Teacher, make_teacher
 
 PROMISED = {"share_of_bound": 0.95, "over_fkd_eager": 2.5, "over_fkd_compiled": 3.3}
 BLOCKS = 2  # a build, of so many batches each

@@ -21,9 +21,9 @@ import zarr
 from benchmarks.drawn import Drawn
 from benchmarks.harness import Report, interleave, machine
 from labelstore import LabelStore
-from labelstore.convert import convert
+from labelstore.access.streaming import Request
+from labelstore.operations.convert import convert
 from labelstore.spec import Json
-from labelstore.streaming import Request
 from trainer.order import Order
 
 PROMISED: dict[str, float] = {

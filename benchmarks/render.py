@@ -17,11 +17,11 @@ from torchvision.transforms import functional
 from torchvision.transforms.v2 import functional as v2
 
 from benchmarks.harness import Report, interleave, machine
-from labelstore.columns import CropRows
 from labelstore.errors import InputError
+from labelstore.format.columns import CropRows
 from labelstore.spec import Json
-from pipeline.manifest import Manifest, scan
-from pipeline.plan import Plan, PlanSpec
+from pipeline.images.manifest import Manifest, scan
+from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import make_renderer
 
 SIZE = 224

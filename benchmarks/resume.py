@@ -14,9 +14,9 @@ import torch
 
 from benchmarks.harness import Report, interleave, machine
 from benchmarks.step import CLASSES, draw_set
-from labelstore.console import Console
+from labelstore.command.console import Console
 from labelstore.spec import Json
-from pipeline.build import build
+from pipeline.build.build import build
 from pipeline.config import BuildConfig
 from pipeline.networks import build_network, save_weights
 from trainer.batch import TrainBatch

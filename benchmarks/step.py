@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional
 
 from benchmarks.harness import Report, Timing, interleave, machine
-from labelstore.columns import CropRows
-from labelstore.console import Console
+from labelstore.command.console import Console
+from labelstore.format.columns import CropRows
 from labelstore.spec import Json
-from pipeline.build import build
+from pipeline.build.build import build
 from pipeline.config import BuildConfig
-from pipeline.memory import keep_freed_memory
+from pipeline.device.memory import keep_freed_memory
 from pipeline.networks import build_network, load_network, save_weights
 from pipeline.ranks import Ranks
 from trainer.batch import TrainBatch

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from benchmarks.harness import Report, interleave, machine
 from labelstore.spec import Json
-from pipeline.engine.spec import MAX_RELATIVE_ERROR
-from pipeline.memory import keep_freed_memory
+from pipeline.device.memory import keep_freed_memory
 from pipeline.networks import build_network, save_weights
-from pipeline.teacher import Member, Teacher, TeacherSpec, make_teacher
+from pipeline.teacher.engine.spec import MAX_RELATIVE_ERROR
+from pipeline.teacher.teacher import Member, Teacher, TeacherSpec, make_teacher
 
 CLASSES = [f"class {number}" for number in range(1000)]
 EAGER = "float32 eager"  # in the layout and precision that a network has when nothing is asked for

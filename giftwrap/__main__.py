@@ -17,8 +17,8 @@ sys.path[:] = [*(folder for folder in sys.path if folder not in ("", HERE)), HER
 from importlib import import_module
 from importlib.util import find_spec
 
+from labelstore.command.program import Command, run_program
 from labelstore.errors import InputError
-from labelstore.program import Command, run_program
 
 PACKAGES = ("pipeline", "trainer", "labelstore")
 BENCH = "bench"
@@ -32,7 +32,7 @@ def commands() -> dict[str, Command]:
 
 def bench() -> int:
     """Run `python -m benchmarks` with what follows; it is part of a checkout, and not of what is installed."""
-    from labelstore.console import run_command
+    from labelstore.command.console import run_command
 
     def refuse() -> int:
         raise InputError(

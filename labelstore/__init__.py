@@ -4,13 +4,12 @@ Needs numpy, numcodecs with pcodec, google-crc32c, xxhash and threadpoolctl, and
 is read by zarr-python too (see docs/FORMAT.md).
 """
 
-from labelstore.blocks import BlockIndex
-from labelstore.check import CheckReport, Damage, check
-from labelstore.columns import CropRows
+from labelstore.format.blocks import BlockIndex
+from labelstore.format.columns import CropRows
+from labelstore.operations.check import CheckReport, Damage, check
 from labelstore.spec import BlockShape, Identity, State
 from labelstore.store import AuditRows, BlockData, LabelBatch, LabelStore, require_free_space, store_bytes
-
-__version__ = "0.2.0"
+from labelstore.version import __version__
 
 __all__ = [
     "AuditRows",
@@ -24,6 +23,7 @@ __all__ = [
     "LabelBatch",
     "LabelStore",
     "State",
+    "__version__",
     "check",
     "require_free_space",
     "store_bytes",

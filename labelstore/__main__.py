@@ -14,16 +14,16 @@ from typing import Literal
 
 import tyro
 
-from labelstore.bands import missed
-from labelstore.check import check
-from labelstore.console import Console, byte_count
-from labelstore.convert import convert
+from labelstore.command.console import Console, byte_count
+from labelstore.command.program import Command, run_program
 from labelstore.encodings import CodecName, EncodingName, encoding_parameters
+from labelstore.encodings.bands import missed
 from labelstore.errors import InputError
-from labelstore.export import export
-from labelstore.info import in_words, info, lines
-from labelstore.program import Command, run_program
-from labelstore.repair import RepairReport, repair
+from labelstore.operations.check import check
+from labelstore.operations.convert import convert
+from labelstore.operations.export import export
+from labelstore.operations.info import in_words, info, lines
+from labelstore.operations.repair import RepairReport, repair
 from labelstore.spec import Json
 from labelstore.store import LabelStore
 

@@ -13,21 +13,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from labelstore import calibration as calibrations
-from labelstore import disk, documents, publish, removing
-from labelstore import lease as leases
-from labelstore.arrays import AUDIT_BLOCK, ArrayLayout, StoreLayout
-from labelstore.blocks import BlockGrid, BlockIndex
-from labelstore.columns import CropRows
+from labelstore.access.reading import Int64Array, Reader, require_indexes
+from labelstore.access.records import AuditRows, BlockData, EncodedBlock, LabelBatch
+from labelstore.access.streaming import STREAM_BYTES, Request, stream
+from labelstore.durable import disk, documents, publish, removing
 from labelstore.encodings import Codes, Encoding, Pairs, make_encoding
 from labelstore.encodings.transform import Calibration, Transform
 from labelstore.errors import DamagedError, GiftwrapError, InputError, LeaseError, NotStoredError
-from labelstore.images import images_digest
-from labelstore.leftovers import metadata_of, shard_of
-from labelstore.queueing import Queue
-from labelstore.reading import Int64Array, Reader, require_indexes
-from labelstore.records import AuditRows, BlockData, EncodedBlock, LabelBatch
-from labelstore.root import (
+from labelstore.format import calibration as calibrations
+from labelstore.format.arrays import AUDIT_BLOCK, ArrayLayout, StoreLayout
+from labelstore.format.blocks import BlockGrid, BlockIndex
+from labelstore.format.columns import CropRows
+from labelstore.format.images import images_digest
+from labelstore.format.leftovers import metadata_of, shard_of
+from labelstore.format.root import (
     ROOT,
     Root,
     clear,
@@ -41,15 +40,16 @@ from labelstore.root import (
     require_writable,
     root_document,
 )
-from labelstore.sealing import permutations, reseal
-from labelstore.seals import PART, Marker, marker_file, seal_documents
-from labelstore.shards import Shard
-from labelstore.space import require_free_space, store_bytes
+from labelstore.format.seals import PART, Marker, marker_file, seal_documents
+from labelstore.format.shards import Shard
+from labelstore.format.table import BlockTable
 from labelstore.spec import Identity, Json, State, first_difference, require_integer, require_same
-from labelstore.streaming import STREAM_BYTES, Request, stream
-from labelstore.sweeping import leftovers, require_clear, take_back
-from labelstore.table import BlockTable
-from labelstore.writing import encode_block, fidelity_of, images_of, pairs_of, require_block_data
+from labelstore.writing import lease as leases
+from labelstore.writing.encoding import encode_block, fidelity_of, images_of, pairs_of, require_block_data
+from labelstore.writing.queueing import Queue
+from labelstore.writing.sealing import permutations, reseal
+from labelstore.writing.space import require_free_space, store_bytes
+from labelstore.writing.sweeping import leftovers, require_clear, take_back
 
 __all__ = ["AuditRows", "BlockData", "LabelBatch", "LabelStore", "require_free_space", "store_bytes"]
 

@@ -11,16 +11,16 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from labelstore.console import Console, duration
-from labelstore.fidelity import beside
-from labelstore.program import Command, run_program
+from labelstore.command.console import Console, duration
+from labelstore.command.program import Command, run_program
+from labelstore.encodings.fidelity import beside
 from pipeline import ranks, recipes
 from pipeline.config import BuildConfig, ImportConfig, ShowConfig, VerifyConfig
 
 
 def build_command(config: BuildConfig, console: Console) -> int:
     """Build and say what came out."""
-    from pipeline.build import build
+    from pipeline.build.build import build
 
     done = build(config, console)
     if config.dry_run or not done:
@@ -46,7 +46,7 @@ def say(done: Mapping[str, Any]) -> str:
 
 def verify_command(config: VerifyConfig, console: Console) -> int:
     """Verify and say whether the store holds."""
-    from pipeline.verify import verify
+    from pipeline.replay.verify import verify
 
     ok, values = verify(config, console)
     console.summary(values, f"{config.store}: {'verified' if ok else 'NOT verified: the labels are not those'}")
@@ -55,8 +55,8 @@ def verify_command(config: VerifyConfig, console: Console) -> int:
 
 def import_command(config: ImportConfig, console: Console) -> int:
     """Import and say what was rounded."""
-    from pipeline.class_order import entries
-    from pipeline.importing import import_tensors
+    from pipeline.importing.importing import import_tensors
+    from pipeline.teacher.class_order import entries
 
     with console.progress("images", 1, "images") as progress:
         report = import_tensors(
@@ -95,7 +95,7 @@ def import_command(config: ImportConfig, console: Console) -> int:
 
 def show_command(config: ShowConfig, console: Console) -> int:
     """Draw a contact sheet and say how much is on it."""
-    from pipeline.show import show
+    from pipeline.replay.show import show
 
     count = show(config)
     console.summary({"out": str(config.out), "crops": count}, f"{count} crops drawn to {config.out}")

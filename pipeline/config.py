@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from labelstore.durable.places import require_apart, require_writable
+from labelstore.durable.removing import require_absent
 from labelstore.encodings import CodecName, EncodingName, encoding_parameters
 from labelstore.errors import InputError
-from labelstore.places import require_apart, require_writable
-from labelstore.removing import require_absent
 from labelstore.spec import Json
-from pipeline.engine.spec import CompileMode, DTypeName, TeacherSpec, make_members
 from pipeline.render import Decoder
+from pipeline.teacher.engine.spec import CompileMode, DTypeName, TeacherSpec, make_members
 
 if TYPE_CHECKING:
-    from pipeline.plan import PlanSpec
+    from pipeline.plan.plan import PlanSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -168,7 +168,7 @@ class BuildConfig:
 
     def plan_spec(self) -> PlanSpec:
         """The plan's part of the flags."""
-        from pipeline.plan import PlanSpec  # takes seconds to import
+        from pipeline.plan.plan import PlanSpec  # takes seconds to import
 
         return PlanSpec(
             size=self.size,

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from labelstore import LabelStore
 from labelstore.errors import GiftwrapError, InputError, MismatchError
 from labelstore.spec import Identity, Json, first_difference
-from pipeline.class_folder import list_images
 from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, BuildConfig
+from pipeline.images.class_folder import list_images
 
 if TYPE_CHECKING:
-    from pipeline.manifest import Manifest
+    from pipeline.images.manifest import Manifest
 
 Value: TypeAlias = "Json | tuple[float, ...] | tuple[str, ...]"
 Flags: TypeAlias = dict[str, Value]
@@ -165,7 +165,7 @@ def require_store(name: str, identity: Identity, student: str) -> None:
     flags = flags_of(RECIPES, name, Setting.of(identity, student))
     if name == "gift" and len(identity.classes) == IMAGENET and identity.require("plan").get("factor") == 2:
         flags["factor"] = 2
-    from pipeline.plan import PlanSpec  # takes seconds to import
+    from pipeline.plan.plan import PlanSpec  # takes seconds to import
 
     plain = asdict(PlanSpec(size=identity.size))
     wanted: dict[str, Any] = {**plain, **flags}

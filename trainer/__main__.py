@@ -9,8 +9,8 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import sys
 
-from labelstore.console import Console
-from labelstore.program import Command, run_program
+from labelstore.command.console import Console
+from labelstore.command.program import Command, run_program
 from pipeline import ranks
 from trainer import recipes
 from trainer.config import EvaluateConfig, PlotConfig, TrainConfig

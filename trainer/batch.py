@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from labelstore.columns import CropRows
+from labelstore.format.columns import CropRows
 
 COLUMNS = ("images", "logits", "targets", "targets2", "lam", "index", "view", "position")
 

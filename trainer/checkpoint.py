@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from labelstore.durable.newfile import write_over
+from labelstore.durable.removing import Proof
 from labelstore.errors import DamagedError, InputError, MismatchError
-from labelstore.newfile import write_over
-from labelstore.removing import Proof
 from labelstore.spec import Json, first_difference
 
 FORMAT = 1

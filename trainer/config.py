@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
-from labelstore.places import require_apart
 from pipeline.config import gibibytes, json_object, require_place
-from pipeline.engine.spec import DTypeName
 from pipeline.render import Decoder
+from pipeline.teacher.engine.spec import DTypeName
 from trainer.choices import Decay, GiftForm, LossSpec
 from trainer.schedules import ScheduleName, SchedulePer, ScheduleSpec
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from labelstore.errors import InputError
-from pipeline.engine.compiling import compilers
 from pipeline.ranks import WORK_TIMEOUT, Ranks
+from pipeline.teacher.engine.compiling import compilers
 from trainer.checkpoint import seed_all
 from trainer.config import TrainConfig
 

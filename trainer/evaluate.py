@@ -16,22 +16,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from labelstore.console import Console
+from labelstore.command.console import Console
+from labelstore.command.names import printable
+from labelstore.durable.newfile import write_over
+from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
-from labelstore.names import printable
-from labelstore.newfile import write_over
-from labelstore.removing import Proof
 from pipeline.config import gibibytes
-from pipeline.manifest import Manifest
-from pipeline.memory import keep_freed_memory
+from pipeline.device.memory import keep_freed_memory
+from pipeline.images.manifest import Manifest
+from pipeline.images.remarks import say_left_out
 from pipeline.networks.layout import takes_channels_last
+from pipeline.networks.normalisation import require_normalisation
 from pipeline.networks.outputs import logits_of
-from pipeline.normalisation import require_normalisation
-from pipeline.plan import Plan, PlanSpec
-from pipeline.remarks import say_left_out
+from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import Renderer, make_renderer
 from pipeline.render.normalise import normalise
-from pipeline.teacher import make_teacher
+from pipeline.teacher.teacher import make_teacher
 from trainer.config import EvaluateConfig
 from trainer.metrics import ranks
 from trainer.subject import settle

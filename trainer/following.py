@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from labelstore import lease
 from labelstore.errors import NotStoredError
 from labelstore.store import LabelStore
+from labelstore.writing import lease
 
 POLL_SECONDS = 0.5
 POLLS_ALONE = 6  # a build lets go of the store for a moment between making it and filling it

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from labelstore.errors import InputError
-from pipeline import draws
+from pipeline.plan import draws
 
 WINDOW = 65_536
 """Positions of a window, at most; part of the format, not a memory setting."""

@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from labelstore.console import Console
+from labelstore.command.console import Console
+from labelstore.durable.newfile import new_file
 from labelstore.errors import InputError, reason
-from labelstore.newfile import new_file
 from trainer.config import PlotConfig
 
 PANELS = {"loss": "training loss", "lr": "learning rate", "test_top1": "test top-1, %", "test_loss": "test loss"}

@@ -12,19 +12,19 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch.utils.data import IterableDataset
 
-from labelstore.blocks import BlockGrid
 from labelstore.encodings import Codes, Pairs
 from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError, NotStoredError
+from labelstore.format.blocks import BlockGrid
 from labelstore.store import LabelBatch, LabelStore
-from pipeline.augment import inputs_of
-from pipeline.augment.sides import at_size
-from pipeline.codes import DeviceCodes
-from pipeline.manifest import Manifest
-from pipeline.moving import to_device
-from pipeline.normalisation import require_normalisation
+from pipeline.device.codes import DeviceCodes
+from pipeline.device.moving import to_device
+from pipeline.images.manifest import Manifest
+from pipeline.networks.normalisation import require_normalisation
+from pipeline.plan.augment import inputs_of
+from pipeline.plan.augment.sides import at_size
 from pipeline.render.normalise import network_input, normalise
-from pipeline.source import PixelReport, Source, check_pixels, open_source
+from pipeline.replay.source import PixelReport, Source, check_pixels, open_source
 from trainer.ahead import ahead, require_process
 from trainer.batch import TrainBatch, concatenate, slices
 from trainer.following import wait_for_view

@@ -16,16 +16,16 @@ from labelstore.errors import InputError
 from labelstore.spec import Json, require_same
 from labelstore.store import LabelStore
 from pipeline.config import json_object
-from pipeline.manifest import Manifest
+from pipeline.images.manifest import Manifest
 from pipeline.networks import build_network
 from pipeline.networks.layout import memory_format
 from pipeline.networks.outputs import Logits
 from pipeline.networks.state import load_unsaved_buffers, unsaved_buffers
 from pipeline.networks.trained import Trained
-from pipeline.plan import PlanSpec
+from pipeline.plan.plan import PlanSpec
 from pipeline.ranks import Ranks
 from pipeline.render import Renderer, decoder_of, make_renderer
-from pipeline.source import scan_as
+from pipeline.replay.source import scan_as
 from trainer import distributed
 from trainer.beginning import begin_with
 from trainer.checkpoint import (

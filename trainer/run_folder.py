@@ -16,14 +16,15 @@ from typing import IO, Any
 import torch
 from torch import nn
 
-from labelstore import __version__, removing
+from labelstore.durable import removing
+from labelstore.durable.newfile import write_new, write_over
+from labelstore.durable.removing import Proof
 from labelstore.errors import InputError, LeaseError, MismatchError
-from labelstore.newfile import write_new, write_over
-from labelstore.removing import Proof
 from labelstore.spec import Json, first_difference, require_same, said
+from labelstore.version import __version__
 from pipeline.config import json_object
-from pipeline.manifest import Manifest
-from pipeline.manifest_cache import CACHE
+from pipeline.images.manifest import Manifest
+from pipeline.images.manifest_cache import CACHE
 from pipeline.networks.trained import Trained
 from pipeline.networks.weights import state_digest
 from trainer.checkpoint import elsewhere

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from labelstore import stopping
+from labelstore.command import stopping
 
 
 class Asked(Exception):  # noqa: N818  no error: the run is asked to stop where it can be continued
@@ -13,7 +13,7 @@ class Asked(Exception):  # noqa: N818  no error: the run is asked to stop where 
 
 
 class Stops(stopping.Stops):
-    """Hears SIGINT and SIGTERM while it is entered; see `labelstore.stopping.Stops`."""
+    """Hears SIGINT and SIGTERM while it is entered; see `labelstore.command.stopping.Stops`."""
 
     def __init__(self) -> None:
         super().__init__(self._tell_at_once)

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from labelstore.command.names import same_form
+from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
-from labelstore.names import same_form
-from labelstore.places import require_apart
 from pipeline.config import json_object
-from pipeline.engine.spec import Member, TeacherSpec
-from pipeline.manifest import Manifest, scan
+from pipeline.images.manifest import Manifest, scan
+from pipeline.networks.normalisation import require_normalisation
 from pipeline.networks.settling import differences, normalisation, require_network
 from pipeline.networks.trained import Trained, recorded_in, trained_with
-from pipeline.normalisation import require_normalisation
-from pipeline.plan import PlanSpec
-from pipeline.source import scan_as
+from pipeline.plan.plan import PlanSpec
+from pipeline.replay.source import scan_as
+from pipeline.teacher.engine.spec import Member, TeacherSpec
 from trainer.config import EvaluateConfig
 from trainer.run_folder import CONFIG, described_in, test_images_of, trained_as
 

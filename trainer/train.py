@@ -10,16 +10,16 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from labelstore.console import Console, Progress, duration
+from labelstore.command.console import Console, Progress, duration
+from labelstore.durable.removing import require
 from labelstore.errors import GiftwrapError
-from labelstore.removing import require
 from labelstore.spec import Json
-from pipeline.class_folder import named
-from pipeline.memory import keep_freed_memory
+from pipeline.device.memory import keep_freed_memory
+from pipeline.images.class_folder import named
+from pipeline.images.remarks import say_left_out
 from pipeline.networks.weights import require_weights, save_weights
 from pipeline.ranks import join
 from pipeline.recipes import require_store
-from pipeline.remarks import say_left_out
 from trainer import recipes
 from trainer.batch import TrainBatch
 from trainer.checkpoint import load_checkpoint

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from labelstore.bands import Bands, bands_of
+from labelstore.encodings.bands import Bands, bands_of
 from labelstore.encodings.base import Codes, Logits, Pairs
+from labelstore.encodings.fidelity import gift_fidelity, quality, rounded_kl
 from labelstore.encodings.klt import SMALLEST, apart, make_basis, parts, split
 from labelstore.encodings.transform import (
     BASIS_UNIT,
@@ -31,7 +32,6 @@ from labelstore.encodings.transform import (
     unit_of,
 )
 from labelstore.errors import InputError
-from labelstore.fidelity import gift_fidelity, quality, rounded_kl
 
 STEPS = 14  # of the bisection: the step is found to one part in 500
 SMALLEST_STEP = 2.0**-7  # times the root mean square of what predictions leave

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from labelstore.names import printable
+from labelstore.command.names import printable
 
 SAFETENSORS, TORCH = "safetensors", "torch"
 HEAD = 4096

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from pipeline.networks.normalisation import exchanged
 from pipeline.networks.trained import Trained, close, numbers, same_network
-from pipeline.normalisation import exchanged
 
 Triple = tuple[float, float, float]
 

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from labelstore.durable.newfile import write_over
+from labelstore.durable.removing import Proof, require
 from labelstore.errors import InputError
-from labelstore.newfile import write_over
-from labelstore.removing import Proof, require
 from pipeline.networks.file_kinds import LARGEST_HEADER, is_safetensors
 from pipeline.networks.torch_files import read_content, read_safetensors
 from pipeline.networks.trained import RECORD_KEY, Trained, parsed

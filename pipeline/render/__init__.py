@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Protocol
 
-from labelstore.columns import CropRows
 from labelstore.errors import InputError
+from labelstore.format.columns import CropRows
 from labelstore.spec import Json
 from pipeline.render.identity import DECODERS, Decoder, decoder_of
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pipeline.manifest import Manifest
-    from pipeline.plan import PlanSpec
+    from pipeline.images.manifest import Manifest
+    from pipeline.plan.plan import PlanSpec
 
 __all__ = ["CACHE_BYTES", "Decoder", "Renderer", "decoder_of", "make_renderer"]
 

@@ -1,7 +1,7 @@
 """An image file without its metadata: only what a decoder needs to make its pixels.
 
 DALI is given nothing else. Its readers of EXIF misread some and crash on others, so they must not meet any; how an
-image is turned is known already (`pipeline.orientation`).
+image is turned is known already (`pipeline.images.orientation`).
 """
 
 from __future__ import annotations

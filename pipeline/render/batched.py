@@ -17,7 +17,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from pipeline.moving import to_device
+from pipeline.device.moving import to_device
 
 BITS = 22  # of a weight's fraction
 HALF = 1 << BITS - 1

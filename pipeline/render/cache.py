@@ -17,14 +17,14 @@ from PIL import Image
 from torch import Tensor
 
 from labelstore.errors import InputError, reason
-from pipeline.decodes import FORMATS
-from pipeline.headers import Header, read_header
-from pipeline.quiet import quiet
+from pipeline.images.decodes import FORMATS
+from pipeline.images.headers import Header, read_header
+from pipeline.images.quiet import quiet
 from pipeline.render.jpeg_scans import Scans, scans_of
 from pipeline.render.plain import is_plain
 
 if TYPE_CHECKING:
-    from pipeline.manifest import Manifest
+    from pipeline.images.manifest import Manifest
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

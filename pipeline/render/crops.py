@@ -18,17 +18,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from labelstore.columns import CropRows
+from labelstore.format.columns import CropRows
 from labelstore.spec import Json
-from pipeline.augment import MIXES, arrange, arranges
+from pipeline.plan.augment import MIXES, arrange, arranges
 from pipeline.render.cache import Images, runs
 from pipeline.render.dali import Decoder
 from pipeline.render.identity import renderer_id
 from pipeline.render.resize import cut, resize_into
 
 if TYPE_CHECKING:
-    from pipeline.manifest import Manifest
-    from pipeline.plan import PlanSpec
+    from pipeline.images.manifest import Manifest
+    from pipeline.plan.plan import PlanSpec
 
 CHUNK_CROPS = 64  # crops in work at a time (8 a thread where that is more) ...
 CHUNK_BYTES = 256 << 20  # ... of at most so many bytes of decoded images, or of one image

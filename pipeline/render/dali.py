@@ -20,7 +20,7 @@ from torch.utils.dlpack import from_dlpack
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
-from pipeline.headers import Header, read_header
+from pipeline.images.headers import Header, read_header
 from pipeline.render.bare import bare
 from pipeline.render.complaints import DamagedDataError, Listener
 

@@ -16,12 +16,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from labelstore.columns import CropRows
-from labelstore.console import byte_count
+from labelstore.command.console import byte_count
 from labelstore.errors import InputError
+from labelstore.format.columns import CropRows
 from labelstore.spec import Json
-from pipeline.augment import arrange, arranges
-from pipeline.moving import to_device
+from pipeline.device.moving import to_device
+from pipeline.plan.augment import arrange, arranges
 from pipeline.render.batched import Boxes, resize_all
 from pipeline.render.cache import Images, runs
 from pipeline.render.crops import CHUNK_BYTES, CHUNK_CROPS, LEAST_SIDE, finish
@@ -29,8 +29,8 @@ from pipeline.render.dali import Decoder
 from pipeline.render.identity import DECODERS, renderer_id
 
 if TYPE_CHECKING:
-    from pipeline.manifest import Manifest
-    from pipeline.plan import PlanSpec
+    from pipeline.images.manifest import Manifest
+    from pipeline.plan.plan import PlanSpec
 
 LINE_BYTES = 64 << 20  # between the passes of the resize
 MAX_CROPS = 4096  # in work at a time

@@ -39,7 +39,7 @@ def renderer_id(device: torch.device, decoder: str, columns: Sequence[str] = ())
     """
     import torch  # here alone: commands read the names above before they know that they will need it
 
-    from pipeline.augment import fingerprints
+    from pipeline.plan.augment import fingerprints
     from pipeline.render import dali
 
     operators: dict[str, Json] = {name: list(numbers) for name, numbers in fingerprints(columns, device).items()}

@@ -8,8 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from labelstore.columns import CropRows
-from pipeline.augment import inputs_of
+from labelstore.format.columns import CropRows
+from pipeline.plan.augment import inputs_of
 
 
 def normalise(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labelstore.columns import CropRows
+from labelstore.format.columns import CropRows
 from pipeline.render import Renderer
 
 

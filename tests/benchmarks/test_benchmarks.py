@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import harness, plan
-from pipeline.plan import Plan, PlanSpec
+from pipeline.plan.plan import Plan, PlanSpec
 
 
 def test_candidates_take_turns_and_the_first_round_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

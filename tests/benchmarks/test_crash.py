@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.crash import Scene, Toll, Toy, inspect, phase, read_along
 from benchmarks.drawn import Drawn
-from benchmarks.victims import markers, tree
+from benchmarks.studies.crash import Scene, Toll, Toy, inspect, phase, read_along
+from benchmarks.studies.victims import markers, tree
 from labelstore import LabelStore
 
 VIEWS = 4

@@ -14,8 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from benchmarks import rate_distortion as claim
-from benchmarks import rate_labels
 from benchmarks.drawn import Drawn
 from benchmarks.harness import Report
 from benchmarks.rivals import (
@@ -30,10 +28,12 @@ from benchmarks.rivals import (
     top_k_logits,
     top_k_probabilities,
 )
+from benchmarks.studies import rate_distortion as claim
+from benchmarks.studies import rate_labels
 from labelstore import LabelStore
-from labelstore.convert import convert
 from labelstore.encodings import make_encoding
 from labelstore.errors import InputError
+from labelstore.operations.convert import convert
 
 LOGITS = np.random.default_rng(0).normal(0, 3, (50, 101)).astype(np.float32)
 

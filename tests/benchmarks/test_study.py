@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import study
-from benchmarks.study import Coded, cheapest
+from benchmarks.studies import study
+from benchmarks.studies.study import Coded, cheapest
 
 TOP1 = {"float16": 50.0, "int8": 50.0, "transform-0.98": 49.5, "transform-0.95": 48.0, "transform-0.92": 40.0}
 BYTES = {"float16": 2000.0, "int8": 1000.0, "transform-0.98": 115.0, "transform-0.95": 59.0, "transform-0.92": 35.0}

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from labelstore import LabelStore
-from labelstore.fidelity import gift_fidelity
+from labelstore.encodings.fidelity import gift_fidelity
 from pipeline.networks import read_weights
 from tests.journeys.world import SIDE, World, draw_images, giftwrap, random_teacher
 from trainer import Replay

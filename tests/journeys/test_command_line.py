@@ -16,7 +16,7 @@ from benchmarks.__main__ import COMMANDS as BENCHMARKS
 from giftwrap.__main__ import commands
 from labelstore import __version__
 from labelstore.__main__ import COMMANDS as LABELSTORE
-from labelstore.program import Command, read_flags
+from labelstore.command.program import Command, read_flags
 from pipeline.__main__ import COMMANDS as PIPELINE
 from trainer.__main__ import COMMANDS as TRAINER
 

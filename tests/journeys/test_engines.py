@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from labelstore import LabelStore
-from labelstore.console import Console
+from labelstore.command.console import Console
 from labelstore.errors import InputError
-from pipeline.build import build
+from pipeline.build.build import build
 from pipeline.config import BuildConfig
-from pipeline.engine.batches import CPU_BATCH
 from pipeline.networks import build_network, save_weights
+from pipeline.teacher.engine.batches import CPU_BATCH
 from tests.journeys.world import SIDE, TEACHER, World, giftwrap
 
 VIEWS = 170  # a store of twice as many has blocks of the same shape

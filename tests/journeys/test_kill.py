@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from labelstore import disk
-from labelstore.console import Console
+from labelstore.command.console import Console
+from labelstore.durable import disk
 from tests.journeys.world import SERVER, SIDE, World, draw_images, random_teacher
 
 KILLS = 12
@@ -23,7 +23,7 @@ def build_store(world: World, store: Path) -> None:
     """Build in this process, on one thread, as `python -m pipeline build` does."""
     import torch
 
-    from pipeline.build import build
+    from pipeline.build.build import build
     from pipeline.config import BuildConfig
 
     torch.set_num_threads(1)

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 
 from labelstore import LabelStore
-from labelstore.fidelity import agreement
+from labelstore.encodings.fidelity import agreement
 from tests.journeys.world import World, giftwrap, random_teacher
 
 COLUMNS, MASKED = 70, -1e4

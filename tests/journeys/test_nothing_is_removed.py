@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from labelstore import LabelStore, check
+from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
-from labelstore.lease import hold
-from labelstore.places import require_apart
+from labelstore.writing.lease import hold
 from tests.journeys.world import SIDE, TEACHER, World, draw_images, giftwrap
 
 MINE = b"precious"

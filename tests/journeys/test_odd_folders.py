@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from labelstore import LabelStore
-from pipeline.imagenet import public_classes
+from pipeline.teacher.imagenet import public_classes
 from tests.journeys.world import SIDE, World, draw_images, giftwrap, random_teacher
 
 WILD = ("a\x1b[31mred", "b\nnew: line", "c\u202eright, left")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from labelstore import LabelStore
-from labelstore.bands import missed
-from labelstore.fidelity import gift_fidelity
+from labelstore.encodings.bands import missed
+from labelstore.encodings.fidelity import gift_fidelity
 from tests.journeys.world import World, giftwrap, random_teacher
 from trainer import Replay
 

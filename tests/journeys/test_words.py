@@ -86,7 +86,7 @@ def test_a_store_is_extended_on_other_threads_where_the_audit_rows_come_out_agai
 def test_another_number_of_threads_is_refused_where_the_audit_rows_come_out_otherwise(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import build
+    from pipeline.build import build
     from tests.journeys.test_stops import main
 
     store = shutil.copytree(world.store, tmp_path / "store")

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from labelstore import AuditRows, LabelStore
-from labelstore.convert import converted_block
+from labelstore.operations.convert import converted_block
 from pipeline.networks import build_network
 from pipeline.networks.weights import save_weights
 
@@ -44,7 +44,14 @@ class Ended:
 # Commands run in processes forked from one that has imported everything: seconds less each, and still processes.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["tyro", "pipeline.render.dali", "pipeline.build", "pipeline.verify", "pipeline.show", "trainer.train"]
+    [
+        "tyro",
+        "pipeline.render.dali",
+        "pipeline.build.build",
+        "pipeline.replay.verify",
+        "pipeline.replay.show",
+        "trainer.train",
+    ]
 )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from labelstore import disk
+from labelstore.durable import disk
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,8 +15,8 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from labelstore.codecs import compress, decompress
 from labelstore.encodings import Codec
+from labelstore.format.codecs import compress, decompress
 
 MEMORY = 1 << 30  # that the changed bodies may take, all that is not given back included
 rng = np.random.default_rng(0)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from making import Content, build, make_identity, tree
 
-from labelstore import check, disk
+from labelstore import check
+from labelstore.durable import disk
 
 STEPS = ("write_file", "sync_file", "sync_folder", "link", "replace", "unlink", "make_folder")
 WAITS = ("sync_file", "sync_folder")

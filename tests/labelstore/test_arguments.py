@@ -11,9 +11,9 @@ import pytest
 from making import Content, build, create, make_identity
 
 from labelstore import LabelStore
-from labelstore.convert import convert
 from labelstore.errors import InputError
-from labelstore.export import export
+from labelstore.operations.convert import convert
+from labelstore.operations.export import export
 
 READERS: dict[str, Callable[[LabelStore, Any], object]] = {
     "read": lambda store, view: store.read(view, [0]),

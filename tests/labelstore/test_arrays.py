@@ -17,12 +17,12 @@ from making import make_identity
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore, MemoryStore
 
-from labelstore.arrays import CHUNK_BYTES, ArrayLayout, StoreLayout, chunk_rows, divisor_nearest
-from labelstore.blocks import BlockGrid, BlockIndex
 from labelstore.errors import InputError
-from labelstore.shards import Shard, described, encode_shard, largest_shard
-from labelstore.space import require_free_space, store_bytes
+from labelstore.format.arrays import CHUNK_BYTES, ArrayLayout, StoreLayout, chunk_rows, divisor_nearest
+from labelstore.format.blocks import BlockGrid, BlockIndex
+from labelstore.format.shards import Shard, described, encode_shard, largest_shard
 from labelstore.spec import BlockShape
+from labelstore.writing.space import require_free_space, store_bytes
 
 
 def zarrs_own(layout: ArrayLayout, views: int) -> tuple[MemoryStore, zarr.Array]:

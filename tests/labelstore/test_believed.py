@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from making import Content, build, create, make_identity, tree
 
 from labelstore import BlockIndex, LabelStore
-from labelstore.columns import CROP_COLUMNS, MIXUP_COLUMNS
+from labelstore.access.reading import Reader
 from labelstore.errors import DamagedError, InputError
-from labelstore.export import export
-from labelstore.images import add_digests, images_digest, whole_digest
-from labelstore.reading import Reader
+from labelstore.format.columns import CROP_COLUMNS, MIXUP_COLUMNS
+from labelstore.format.images import add_digests, images_digest, whole_digest
+from labelstore.operations.export import export
 
 
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 40), st.integers(0, 2**32))

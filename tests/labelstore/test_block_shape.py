@@ -7,10 +7,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from making import make_identity
 
-from labelstore.blocks import BlockGrid
 from labelstore.errors import InputError
-from labelstore.root import require_views
-from labelstore.seals import PART_BLOCKS, part_file, seal_file
+from labelstore.format.blocks import BlockGrid
+from labelstore.format.root import require_views
+from labelstore.format.seals import PART_BLOCKS, part_file, seal_file
 from labelstore.spec import MAX_BLOCKS, BlockShape, Identity
 
 

@@ -15,13 +15,14 @@ import pytest
 from making import make_identity
 from numcodecs.zstd import Zstd
 
-from labelstore import codecs, disk
-from labelstore.arrays import StoreLayout
-from labelstore.codecs import compress, decompress
+from labelstore.durable import disk
+from labelstore.durable.publish import FileEntry
 from labelstore.encodings import Codec
 from labelstore.errors import DamagedError
-from labelstore.publish import FileEntry
-from labelstore.shards import Shard, encode_shard
+from labelstore.format import codecs
+from labelstore.format.arrays import StoreLayout
+from labelstore.format.codecs import compress, decompress
+from labelstore.format.shards import Shard, encode_shard
 
 HERE = Path(__file__).parent
 VALUES = np.rint(np.random.default_rng(0).normal(0, 3, 4096)).astype("<i2")

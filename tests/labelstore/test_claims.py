@@ -14,13 +14,14 @@ import pytest
 from making import Content, build, create, make_identity, tree
 from test_format import GOLDEN
 
-from labelstore import LabelStore, check, documents
-from labelstore.arrays import group_metadata
-from labelstore.convert import convert
+from labelstore import LabelStore, check
+from labelstore.durable import documents
 from labelstore.errors import DamagedError, FormatError, GiftwrapError, InputError
-from labelstore.export import export
-from labelstore.info import info, lines
-from labelstore.repair import repair
+from labelstore.format.arrays import group_metadata
+from labelstore.operations.convert import convert
+from labelstore.operations.export import export
+from labelstore.operations.info import info, lines
+from labelstore.operations.repair import repair
 
 
 def edited(path: Path, change: Callable[[dict[str, Any]], None]) -> None:

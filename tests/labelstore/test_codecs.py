@@ -17,13 +17,13 @@ from zarr.codecs import TransposeCodec
 from zarr.codecs.numcodecs import PCodec
 from zarr.storage import MemoryStore
 
-from labelstore.arrays import ArrayLayout, StoreLayout
-from labelstore.blocks import BlockGrid, BlockIndex
-from labelstore.codecs import PCODEC
+from labelstore.access.reading import Reader
+from labelstore.durable.publish import FileEntry
 from labelstore.errors import DamagedError
-from labelstore.publish import FileEntry
-from labelstore.reading import Reader
-from labelstore.shards import described, encode_shard
+from labelstore.format.arrays import ArrayLayout, StoreLayout
+from labelstore.format.blocks import BlockGrid, BlockIndex
+from labelstore.format.codecs import PCODEC
+from labelstore.format.shards import described, encode_shard
 from labelstore.spec import Identity
 
 ENCODINGS = [

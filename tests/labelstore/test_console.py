@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from labelstore.console import run_command
+from labelstore.command.console import run_command
 
 
 def test_warnings_of_the_code_below_a_command_are_one_line() -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labelstore import LabelStore, check, publish
-from labelstore.bands import FIXED, bands_of, missed
-from labelstore.calibration import FILE
-from labelstore.convert import convert
+from labelstore import LabelStore, check
+from labelstore.durable import publish
+from labelstore.encodings.bands import FIXED, bands_of, missed
+from labelstore.encodings.fidelity import agreement, divergence
 from labelstore.errors import InputError, LeaseError, MismatchError, NotStoredError
-from labelstore.fidelity import agreement, divergence
+from labelstore.format.calibration import FILE
+from labelstore.operations.convert import convert
 from tests.labelstore.making import ENGINE, Content, build, make_identity, tree
 
 

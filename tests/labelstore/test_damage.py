@@ -13,11 +13,12 @@ import pytest
 from making import Content, build, make_identity, tree
 from test_stateful import killed_after
 
-from labelstore import LabelStore, check, documents
+from labelstore import LabelStore, check
+from labelstore.access.reading import Reader
+from labelstore.durable import documents
 from labelstore.errors import DamagedError, FormatError
-from labelstore.images import manifest_digest
-from labelstore.reading import Reader
-from labelstore.repair import repair
+from labelstore.format.images import manifest_digest
+from labelstore.operations.repair import repair
 
 VIEWS = 4
 

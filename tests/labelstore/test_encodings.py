@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from labelstore.encodings import ENCODINGS, Pairs, make_encoding
+from labelstore.encodings.fidelity import quality
 from labelstore.encodings.int8 import ROWS_AT_ONCE, masked_value
 from labelstore.errors import FormatError, InputError
-from labelstore.fidelity import quality
 
 
 def unmixed(rows: np.ndarray) -> Pairs:

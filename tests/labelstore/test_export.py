@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from labelstore import LabelStore
-from labelstore import export as exporting
 from labelstore.errors import InputError, NotStoredError
-from labelstore.export import export
+from labelstore.operations import export as exporting
+from labelstore.operations.export import export
 from tests.labelstore.making import Content, build, make_identity
 
 

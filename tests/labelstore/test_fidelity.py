@@ -6,8 +6,8 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from labelstore.bands import bands_of, missed
-from labelstore.fidelity import Quality, agreement, divergence, gift_fidelity, summarize
+from labelstore.encodings.bands import bands_of, missed
+from labelstore.encodings.fidelity import Quality, agreement, divergence, gift_fidelity, summarize
 
 
 def target(t: list[float], y: int, y2: int, weight: float) -> list[float]:

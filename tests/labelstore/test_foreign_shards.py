@@ -12,9 +12,9 @@ from making import Content, build, make_identity, tree
 from test_refusals import ENCODINGS, PARAMETERS
 
 from labelstore import LabelStore, check
-from labelstore.convert import convert
 from labelstore.errors import DamagedError, GiftwrapError
-from labelstore.export import export
+from labelstore.operations.convert import convert
+from labelstore.operations.export import export
 
 
 def stores(folder: Path, encoding: str, group: int = 1) -> tuple[LabelStore, LabelStore, Content]:

@@ -14,8 +14,8 @@ import pytest
 from making import Content, build, calibration, create, make_identity
 
 from labelstore import BlockIndex, LabelStore, check
-from labelstore.arrays import StoreLayout
-from labelstore.columns import CROP_COLUMNS, CUTMIX_COLUMNS, MIXUP_COLUMNS
+from labelstore.format.arrays import StoreLayout
+from labelstore.format.columns import CROP_COLUMNS, CUTMIX_COLUMNS, MIXUP_COLUMNS
 
 FORMAT = (Path(__file__).resolve().parents[2] / "docs" / "FORMAT.md").read_text()
 GOLDEN = Path(__file__).parent / "golden"

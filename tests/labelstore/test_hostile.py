@@ -18,10 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from making import Content, build, make_identity
 
-from labelstore import LabelBatch, LabelStore, check, disk
+from labelstore import LabelBatch, LabelStore, check
+from labelstore.durable import disk
 from labelstore.errors import FormatError, GiftwrapError
-from labelstore.images import manifest_digest
-from labelstore.info import info
+from labelstore.format.images import manifest_digest
+from labelstore.operations.info import info
 from labelstore.spec import Identity
 
 VIEWS, SEALED = 4, 2  # the views above are published, and their markers are read

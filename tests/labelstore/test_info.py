@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from labelstore.convert import convert
 from labelstore.errors import InputError
-from labelstore.info import info, lines
+from labelstore.operations.convert import convert
+from labelstore.operations.info import info, lines
 from tests.labelstore.making import Content, build, make_identity
 
 

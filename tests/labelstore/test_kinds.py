@@ -12,13 +12,13 @@ import pytest
 from making import Content, build, make_identity, tree
 
 from labelstore import LabelStore, check
-from labelstore.arrays import StoreLayout
-from labelstore.disk import open_file
+from labelstore.durable.disk import open_file
+from labelstore.durable.publish import PARTIAL
 from labelstore.errors import DamagedError, GiftwrapError, LeaseError
-from labelstore.info import info
-from labelstore.lease import LEASE
-from labelstore.publish import PARTIAL
-from labelstore.root import folders
+from labelstore.format.arrays import StoreLayout
+from labelstore.format.root import folders
+from labelstore.operations.info import info
+from labelstore.writing.lease import LEASE
 
 VIEWS = 4
 IDENTITY = make_identity(10, 64, encoding={"name": "transform", "step": 0.5}, block=(2, 4))

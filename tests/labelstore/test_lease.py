@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 from making import Content, build, create, make_identity, tree
 
-from labelstore import BlockIndex, LabelStore, disk, documents
-from labelstore import lease as leases
+from labelstore import BlockIndex, LabelStore
+from labelstore.durable import disk, documents
 from labelstore.errors import InputError, LeaseError
-from labelstore.lease import LEASE, Lease, hold, require_held, share
+from labelstore.writing import lease as leases
+from labelstore.writing.lease import LEASE, Lease, hold, require_held, share
 
 
 def leave(root: Path, **changes: object) -> Lease:

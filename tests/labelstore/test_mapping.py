@@ -14,8 +14,8 @@ import pytest
 from making import Content, build, make_identity
 
 from labelstore import LabelStore
-from labelstore.mapping import map_bytes
-from labelstore.reading import MAP_BYTES, Reader
+from labelstore.access.reading import MAP_BYTES, Reader
+from labelstore.format.mapping import map_bytes
 
 BLOCKS = 800
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from labelstore.encodings import Pairs
 from labelstore.errors import InputError
-from labelstore.means import least_squares_means
+from labelstore.operations.means import least_squares_means
 
 
 def design(pairs: Pairs, images: int) -> np.ndarray:

@@ -13,11 +13,13 @@ from making import Content, build, make_identity, tree
 from test_damage import HARM
 from test_stateful import killed_after
 
-from labelstore import BlockIndex, LabelStore, check, sealing, seals, table
-from labelstore.convert import convert
+from labelstore import BlockIndex, LabelStore, check
 from labelstore.errors import InputError, NotStoredError
-from labelstore.export import export
-from labelstore.repair import repair
+from labelstore.format import seals, table
+from labelstore.operations.convert import convert
+from labelstore.operations.export import export
+from labelstore.operations.repair import repair
+from labelstore.writing import sealing
 
 VIEWS = 6
 

@@ -15,7 +15,8 @@ import pytest
 from killing import STEPS
 from making import Content, build, create, make_identity, tree
 
-from labelstore import BlockIndex, LabelStore, check, disk, publish
+from labelstore import BlockIndex, LabelStore, check
+from labelstore.durable import disk, publish
 from labelstore.errors import DamagedError, InputError, LeaseError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from making import Content, create, make_identity, tree
 
-from labelstore import BlockData, BlockIndex, LabelStore, check, disk
+from labelstore import BlockData, BlockIndex, LabelStore, check
+from labelstore.durable import disk
 from labelstore.errors import InputError, LeaseError
-from labelstore.queueing import Queue
+from labelstore.writing.queueing import Queue
 
 
 def hand_in(queue: Queue[[int]], numbers: Iterable[int]) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labelstore import CropRows, LabelStore, check, disk
-from labelstore.bands import missed
-from labelstore.convert import convert
+from labelstore import CropRows, LabelStore, check
+from labelstore.durable import disk
+from labelstore.encodings.bands import missed
+from labelstore.encodings.fidelity import gift_fidelity
 from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError
-from labelstore.fidelity import gift_fidelity
-from labelstore.refit import refit, share_views
+from labelstore.operations.convert import convert
+from labelstore.operations.refit import refit, share_views
 from tests.labelstore.making import Content, build, make_identity, tree
 
 COLUMNS = 64

@@ -18,11 +18,12 @@ from killing import STEPS
 from making import Content, build, create, make_identity, tree
 from test_damage import HARM
 
-from labelstore import AuditRows, BlockIndex, LabelStore, check, disk, documents
+from labelstore import AuditRows, BlockIndex, LabelStore, check
+from labelstore.durable import disk, documents
 from labelstore.encodings import ENCODINGS
 from labelstore.errors import DamagedError, FormatError, GiftwrapError, InputError, LeaseError, NotStoredError
-from labelstore.lease import LEASE, Lease
-from labelstore.repair import repair
+from labelstore.operations.repair import repair
+from labelstore.writing.lease import LEASE, Lease
 
 PARAMETERS: dict[str, dict[str, object]] = {"transform": {"step": 0.5}}
 

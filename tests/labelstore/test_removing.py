@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from making import Content, build, create, make_identity, tree
 from test_stateful import KilledError, killed_after
 
-from labelstore import LabelStore, check, disk, documents, newfile, removing
-from labelstore.arrays import StoreLayout
-from labelstore.convert import convert
+from labelstore import LabelStore, check
+from labelstore.durable import disk, documents, newfile, removing
+from labelstore.durable.removing import ABSENT, Proof
 from labelstore.errors import GiftwrapError, InputError, MismatchError
-from labelstore.export import export
-from labelstore.leftovers import array_of, is_shard, is_staged, kinds
-from labelstore.removing import ABSENT, Proof
-from labelstore.repair import repair
-from labelstore.shards import encode_shard
+from labelstore.format.arrays import StoreLayout
+from labelstore.format.leftovers import array_of, is_shard, is_staged, kinds
+from labelstore.format.shards import encode_shard
+from labelstore.operations.convert import convert
+from labelstore.operations.export import export
+from labelstore.operations.repair import repair
 
 ROOT = Path(__file__).resolve().parents[2]
 MINE = b"precious"
@@ -438,10 +439,10 @@ def test_only_regular_files_are_ever_removed(tmp_path: Path, make: Callable[[Pat
 
 # --- nothing goes past the rule ---
 
-SEAMS = {"labelstore/disk.py", "labelstore/removing.py", "labelstore/newfile.py"}
+SEAMS = {"labelstore/durable/disk.py", "labelstore/durable/removing.py", "labelstore/durable/newfile.py"}
 REMOVING = {"unlink", "rmtree", "rmdir", "removedirs", "rename", "renames", "truncate", "ftruncate", "write_text"}
 REMOVING |= {"write_bytes", "copyfile", "copytree", "copy2", "move", "savez_compressed"}
-APPENDING = {"pipeline/watching.py", "trainer/run_folder.py", "benchmarks/harness.py", "benchmarks/gpu.py"}
+APPENDING = {"pipeline/build/watching.py", "trainer/run_folder.py", "benchmarks/harness.py", "benchmarks/gpu.py"}
 
 IN_MEMORY = {("pipeline/render/complaints.py", "ftruncate")}  # a file of memfd_create, which has no name
 

@@ -12,11 +12,12 @@ from making import Content, build, calibration, make_identity, tree
 from test_damage import HARM
 from test_stateful import killed_after
 
-from labelstore import LabelStore, check, documents
-from labelstore.blocks import BlockIndex
+from labelstore import LabelStore, check
+from labelstore.durable import documents
 from labelstore.errors import DamagedError, FormatError, LeaseError, MismatchError, NotStoredError
-from labelstore.info import info
-from labelstore.repair import repair
+from labelstore.format.blocks import BlockIndex
+from labelstore.operations.info import info
+from labelstore.operations.repair import repair
 
 VIEWS = 4
 

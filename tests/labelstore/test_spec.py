@@ -10,10 +10,10 @@ import pytest
 from making import Content, build, make_identity
 
 from labelstore import Identity, LabelStore
-from labelstore.check import check
-from labelstore.documents import Fields
+from labelstore.durable.documents import Fields
 from labelstore.errors import DamagedError, InputError
-from labelstore.parsing import read_identity
+from labelstore.format.parsing import read_identity
+from labelstore.operations.check import check
 
 
 def written(identity: Identity) -> Identity:

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 from making import Content, build, make_identity, tree
 
-from labelstore import LabelStore, check, disk
+from labelstore import LabelStore, check
+from labelstore.durable import disk
 from labelstore.errors import GiftwrapError, NotStoredError
-from labelstore.repair import repair
+from labelstore.operations.repair import repair
 
 VIEWS = 6
 ENCODINGS: dict[str, dict[str, object]] = {

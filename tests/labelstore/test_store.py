@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import Content, build, create, make_identity, tree
 
-from labelstore import AuditRows, BlockIndex, LabelStore, check, reading, store_bytes
+from labelstore import AuditRows, BlockIndex, LabelStore, check, store_bytes
+from labelstore.access import reading
 from labelstore.encodings import Pairs
 from labelstore.errors import FormatError, InputError, LeaseError, NotStoredError
 

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import Content, build, make_identity
 
-from labelstore import LabelStore, disk, streaming
-from labelstore.blocks import BlockIndex
+from labelstore import LabelStore
+from labelstore.access import streaming
+from labelstore.access.reading import Reader
+from labelstore.durable import disk
 from labelstore.errors import DamagedError, InputError, NotStoredError
-from labelstore.reading import Reader
+from labelstore.format.blocks import BlockIndex
 
 VIEWS = 8
 Requests = list[tuple[int, slice | list[int]]]

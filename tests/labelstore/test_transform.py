@@ -19,15 +19,16 @@ from hypothesis import strategies as st
 from making import Content, build, calibration, create, make_identity, tree
 from threadpoolctl import threadpool_limits
 
-from labelstore import LabelStore, check, documents
-from labelstore.bands import bands_of, missed
-from labelstore.calibration import FILE
+from labelstore import LabelStore, check
+from labelstore.durable import documents
 from labelstore.encodings import Pairs, make_encoding
 from labelstore.encodings import transform as definition
+from labelstore.encodings.bands import bands_of, missed
+from labelstore.encodings.fidelity import gift_fidelity
 from labelstore.encodings.fitting import Fit, Sample, fit
 from labelstore.encodings.transform import ROWS_AT_ONCE, Calibration, Transform, unit_of
 from labelstore.errors import DamagedError, FormatError, InputError, NotStoredError
-from labelstore.fidelity import gift_fidelity
+from labelstore.format.calibration import FILE
 
 C, R, N = 70, 32, 9
 

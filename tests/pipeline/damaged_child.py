@@ -18,11 +18,11 @@ import numpy.typing as npt
 from damaged import damaged
 from PIL import Image, ImageOps
 
-from labelstore.columns import CROP_COLUMNS, CropRows
 from labelstore.errors import InputError
-from pipeline.headers import UnsupportedImageError, read_header
-from pipeline.manifest import Manifest, scan
-from pipeline.plan import PlanSpec
+from labelstore.format.columns import CROP_COLUMNS, CropRows
+from pipeline.images.headers import UnsupportedImageError, read_header
+from pipeline.images.manifest import Manifest, scan
+from pipeline.plan.plan import PlanSpec
 from pipeline.render import make_renderer
 
 SIZE, BOXES = 4, 10

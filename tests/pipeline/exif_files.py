@@ -24,12 +24,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from labelstore.columns import CROP_COLUMNS, CropRows
 from labelstore.errors import InputError
-from pipeline.headers import Header, read_header
-from pipeline.manifest import Manifest
-from pipeline.plan import PlanSpec
-from pipeline.quiet import quiet
+from labelstore.format.columns import CROP_COLUMNS, CropRows
+from pipeline.images.headers import Header, read_header
+from pipeline.images.manifest import Manifest
+from pipeline.images.quiet import quiet
+from pipeline.plan.plan import PlanSpec
 from pipeline.render import make_renderer
 from pipeline.render.bare import bare
 from pipeline.render.plain import is_plain

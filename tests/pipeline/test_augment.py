@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from torchvision.transforms import CenterCrop, RandomCrop, RandomResizedCrop, v2
 
-from labelstore.columns import CUTMIX_COLUMNS, MIXUP_COLUMNS, CropRows
-from pipeline import draws
-from pipeline.augment import MIXES, crop, cutmix, flip, mixup
-from pipeline.plan import PlanSpec
+from labelstore.format.columns import CUTMIX_COLUMNS, MIXUP_COLUMNS, CropRows
+from pipeline.plan import draws
+from pipeline.plan.augment import MIXES, crop, cutmix, flip, mixup
+from pipeline.plan.plan import PlanSpec
 
 DRAWS = 100_000
 IntArray = npt.NDArray[np.int64]

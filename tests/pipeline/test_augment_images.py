@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import pipeline.augment
-from labelstore.columns import CropRows
+import pipeline.plan.augment
 from labelstore.errors import InputError, MismatchError
-from pipeline.augment import dsa, fingerprints, named, patch_shuffle
-from pipeline.plan import Plan, PlanSpec
+from labelstore.format.columns import CropRows
+from pipeline.plan.augment import dsa, fingerprints, named, patch_shuffle
+from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render.audit import compare
 from pipeline.render.normalise import network_input, normalise
 
@@ -188,7 +188,7 @@ def inverted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             torch.from_numpy(rows.column("inverted").astype(bool))[:, None, None, None], -images, images
         ),
     )
-    monkeypatch.setitem(pipeline.augment.INPUTS, "invert", module)
+    monkeypatch.setitem(pipeline.plan.augment.INPUTS, "invert", module)
     return module
 
 

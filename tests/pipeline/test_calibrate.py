@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.calibrate import FIT_ROWS, MAX_BYTES, rows_to_fit
+from pipeline.build.calibrate import FIT_ROWS, MAX_BYTES, rows_to_fit
 from tests.pipeline.wide_labels import measure
 
 ROOT = Path(__file__).resolve().parents[2]

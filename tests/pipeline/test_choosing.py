@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from labelstore.encodings import Pairs, make_encoding
 from labelstore.encodings.fitting import Sample, fit
 from labelstore.encodings.transform import Transform
-from pipeline.choosing import estimate, estimates, said, smaller
+from pipeline.build.choosing import estimate, estimates, said, smaller
 
 
 # Measured: a MobileNetV2's labels of photographs, in blocks of 44 views: bytes of a label and of a calibration.

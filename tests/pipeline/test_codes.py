@@ -14,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from labelstore.blocks import BlockIndex
-from labelstore.console import Console
+from labelstore.command.console import Console
 from labelstore.encodings import Encoding, Pairs, make_encoding
 from labelstore.encodings.transform import Calibration, Transform, unit_of
 from labelstore.errors import InputError
-from labelstore.writing import pairs_of
-from pipeline import build
-from pipeline.codes import ROWS_AT_ONCE, DeviceCodes
+from labelstore.format.blocks import BlockIndex
+from labelstore.writing.encoding import pairs_of
+from pipeline.build import build
+from pipeline.build.filling import OpenBlock
+from pipeline.build.labelling import label
 from pipeline.config import BuildConfig
-from pipeline.filling import OpenBlock
-from pipeline.labelling import label
+from pipeline.device.codes import ROWS_AT_ONCE, DeviceCodes
 from pipeline.ranks import Ranks
 from tests.journeys.world import SIDE, TEACHER, World
 from trainer import Replay

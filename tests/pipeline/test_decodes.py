@@ -16,11 +16,11 @@ import pytest
 from damaged import WHOLE, encoded, picture, segments
 from PIL import Image
 
-from labelstore.columns import CROP_COLUMNS, CropRows
-from pipeline.decodes import require_decodes
-from pipeline.headers import BrokenImageError
-from pipeline.manifest import scan
-from pipeline.plan import PlanSpec
+from labelstore.format.columns import CROP_COLUMNS, CropRows
+from pipeline.images.decodes import require_decodes
+from pipeline.images.headers import BrokenImageError
+from pipeline.images.manifest import scan
+from pipeline.plan.plan import PlanSpec
 from pipeline.render import make_renderer
 from pipeline.render.cache import DamagedImageWarning
 from pipeline.render.complaints import Listener

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import draws
+from pipeline.plan import draws
 
 WORD = st.integers(0, 2**32 - 1)
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from labelstore.errors import GiftwrapError, InputError
-from pipeline import memory
-from pipeline.engine import batches, device, folding, neighbours, running
-from pipeline.engine.batches import largest_batch, peak_bytes
-from pipeline.engine.compiling import CompileError
-from pipeline.engine.folding import fold_batch_norms
-from pipeline.engine.neighbours import require_independent
+from pipeline.device import memory
 from pipeline.networks import build_network, save_weights
-from pipeline.teacher import Member, Teacher, TeacherSpec, make_members, make_teacher, stored_members
+from pipeline.teacher.engine import batches, device, folding, neighbours, running
+from pipeline.teacher.engine.batches import largest_batch, peak_bytes
+from pipeline.teacher.engine.compiling import CompileError
+from pipeline.teacher.engine.folding import fold_batch_norms
+from pipeline.teacher.engine.neighbours import require_independent
+from pipeline.teacher.teacher import Member, Teacher, TeacherSpec, make_members, make_teacher, stored_members
 
 CLASSES = ("cat", "dog", "eel")
 SIZE = 16
@@ -273,7 +273,7 @@ def test_the_batch_is_found_within_memory(weights: list[str], monkeypatch: pytes
     assert small.engine["batch"] == small.batch
     assert small.logits(crops(small.batch)).shape == (small.batch, 3)
     assert teacher_of(weights[:1], batch=300).batch == 300  # what is given is taken
-    monkeypatch.setattr("pipeline.teacher.require_weights_fit", lambda *_: None)
+    monkeypatch.setattr("pipeline.teacher.teacher.require_weights_fit", lambda *_: None)
     monkeypatch.setattr(batches, "available_memory", lambda: 10_000)
     with pytest.raises(InputError, match="batch: one crop takes"):
         teacher_of(weights[:1], batch=None)
@@ -309,7 +309,7 @@ def test_weights_larger_than_memory_are_refused_unread(weights: list[str], monke
     def refuse(*_: object) -> None:
         raise AssertionError("read")
 
-    monkeypatch.setattr("pipeline.teacher.load_network", refuse)
+    monkeypatch.setattr("pipeline.teacher.teacher.load_network", refuse)
     monkeypatch.setattr(batches, "available_memory", lambda: 2000)
     with pytest.raises(InputError, match=r"0.safetensors: expected at most the memory .* has free \(2.0 kB\)"):
         teacher_of(weights[:1])

@@ -15,10 +15,10 @@ from torch import nn
 from torchvision.models._meta import _IMAGENET_CATEGORIES as TORCHVISION
 
 from labelstore.errors import InputError
-from pipeline.class_order import agreement, check_classes, choose, require_said, select_columns
-from pipeline.imagenet import is_public, plain, public_classes, public_mapping
 from pipeline.networks.weights import save_weights
-from pipeline.teacher import Member, Teacher, TeacherSpec, make_teacher
+from pipeline.teacher.class_order import agreement, check_classes, choose, require_said, select_columns
+from pipeline.teacher.imagenet import is_public, plain, public_classes, public_mapping
+from pipeline.teacher.teacher import Member, Teacher, TeacherSpec, make_teacher
 
 IDS = tuple(entry.wordnet_id for entry in public_classes())
 FLAGS = ("--teacher-classes", "--class-columns")

@@ -21,10 +21,10 @@ from torchvision.datasets import ImageFolder
 
 from labelstore.errors import InputError, MismatchError
 from labelstore.spec import BlockShape, Identity
-from pipeline import manifest as manifest_module
-from pipeline import manifest_cache as cache_module
-from pipeline.class_folder import SUFFIXES, order_classes
-from pipeline.manifest import Manifest, require_same_images, scan
+from pipeline.images import manifest as manifest_module
+from pipeline.images import manifest_cache as cache_module
+from pipeline.images.class_folder import SUFFIXES, order_classes
+from pipeline.images.manifest import Manifest, require_same_images, scan
 
 
 def write(path: Path, colour: int = 0, size: tuple[int, int] = (6, 4), **options: object) -> Path:
@@ -286,8 +286,8 @@ def test_a_verdict_of_another_pillow_is_asked_for_again(
 def test_a_scan_that_ends_early_says_that_there_may_be_more(
     folder: Path, monkeypatch: pytest.MonkeyPatch, in_flight: int, count: str
 ) -> None:
-    monkeypatch.setattr("pipeline.manifest._MAX_REFUSED", 2)
-    monkeypatch.setattr("pipeline.manifest._FILES_IN_FLIGHT", in_flight)
+    monkeypatch.setattr("pipeline.images.manifest._MAX_REFUSED", 2)
+    monkeypatch.setattr("pipeline.images.manifest._FILES_IN_FLIGHT", in_flight)
     picture = Image.new("RGB", (4, 4))
     for name in "xyz":
         (folder / "a" / f"0{name}.webp").write_bytes(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labelstore.errors import FormatError, InputError
-from pipeline.plan import ORDERS_KEPT, Plan, PlanSpec
+from pipeline.plan.plan import ORDERS_KEPT, Plan, PlanSpec
 
 GOLDEN = Path(__file__).with_name("golden_plan.json")
 GOLDEN_SPECS: dict[str, dict[str, Any]] = {
@@ -144,7 +144,7 @@ def test_any_slice_is_the_slice_of_the_whole(some: Plan, view: int, data: st.Dat
 @pytest.mark.parametrize("numbers", GOLDEN_SPECS.values(), ids=GOLDEN_SPECS.keys())
 def test_chunks_of_work_do_not_show(numbers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = plan(103, **numbers).rows(5, 0, 103)
-    monkeypatch.setattr("pipeline.draws.CHUNK", 7)
+    monkeypatch.setattr("pipeline.plan.draws.CHUNK", 7)
     np.testing.assert_array_equal(plan(103, **numbers).rows(5, 0, 103).values, whole.values)
 
 

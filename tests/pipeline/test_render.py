@@ -15,10 +15,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import crop, hflip, pad, resized_crop
 
-from labelstore.columns import CropRows
 from labelstore.errors import InputError
-from pipeline.manifest import Manifest, scan
-from pipeline.plan import Plan, PlanSpec
+from labelstore.format.columns import CropRows
+from pipeline.images.manifest import Manifest, scan
+from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import crops, dali, make_renderer
 
 MEMORY, REGIONS = 1 << 30, 0

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labelstore.columns import CROP_COLUMNS, CropRows
 from labelstore.errors import MismatchError
+from labelstore.format.columns import CROP_COLUMNS, CropRows
 from labelstore.spec import Json
 from pipeline.render.audit import compare, pixels_digest
 from pipeline.render.normalise import at_once, normalise

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from labelstore.errors import InputError
-from pipeline.manifest import scan
-from pipeline.plan import Plan, PlanSpec
+from pipeline.images.manifest import scan
+from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import dali, decoder_of, make_renderer
 from pipeline.render.batched import Boxes, kernels_work, prepare, resize_all, weigh
 from pipeline.render.device import DeviceRenderer

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from labelstore.columns import CROP_COLUMNS, CropRows
 from labelstore.errors import InputError
-from pipeline.headers import read_header
-from pipeline.manifest import Manifest, scan
-from pipeline.plan import PlanSpec
+from labelstore.format.columns import CROP_COLUMNS, CropRows
+from pipeline.images.headers import read_header
+from pipeline.images.manifest import Manifest, scan
+from pipeline.plan.plan import PlanSpec
 from pipeline.render import Renderer, make_renderer
 from pipeline.render.cache import Images
 from pipeline.render.plain import is_plain

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from labelstore.durable.removing import require
 from labelstore.errors import InputError
-from labelstore.removing import require
 from pipeline.networks import read_weights, save_weights
+from pipeline.networks.normalisation import exchanged, require_normalisation
 from pipeline.networks.settling import normalisation, require_network
 from pipeline.networks.trained import RECORD_KEY, Trained, own_configuration, recorded_in, same_network
 from pipeline.networks.weights import packed, weights_like
-from pipeline.normalisation import exchanged, require_normalisation
 
 STATE = {"b": torch.arange(3.0), "a": torch.zeros(2, 2)}
 RECORD = Trained(

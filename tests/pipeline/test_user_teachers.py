@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from labelstore import LabelStore
-from labelstore.console import Console
-from pipeline.build import build
+from labelstore.command.console import Console
+from pipeline.build.build import build
 from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, BuildConfig
-from pipeline.engine.spec import Member, TeacherSpec
 from pipeline.networks import build_network, save_weights
 from pipeline.networks.outputs import logits_of
 from pipeline.render.normalise import normalise
-from pipeline.source import open_source
-from pipeline.teacher import make_teacher
-from pipeline.verify import VerifyConfig, verify
+from pipeline.replay.source import open_source
+from pipeline.replay.verify import VerifyConfig, verify
+from pipeline.teacher.engine.spec import Member, TeacherSpec
+from pipeline.teacher.teacher import make_teacher
 from tests.journeys.world import CLASSES, SIDE, World
 from tests.user_networks import FLATTENING
 

@@ -19,20 +19,20 @@ import torch
 from torch import Tensor
 
 from labelstore import LabelStore, check
-from labelstore.columns import CropRows
-from labelstore.console import Console
+from labelstore.command.console import Console
+from labelstore.command.stopping import Stops
 from labelstore.errors import GiftwrapError, InputError
+from labelstore.format.columns import CropRows
 from labelstore.spec import BlockShape, Identity
-from labelstore.stopping import Stops
-from pipeline import filling, stages, watching
-from pipeline.filling import Filling, Work
-from pipeline.labelling import label
-from pipeline.plan import Plan, PlanSpec
+from pipeline.build import filling, stages, watching
+from pipeline.build.filling import Filling, Work
+from pipeline.build.labelling import label
+from pipeline.build.stages import Busy, hand_over
+from pipeline.build.watching import Watch
+from pipeline.build.watching import watching as watch_for
+from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.ranks import Ranks
-from pipeline.stages import Busy, hand_over
-from pipeline.teacher import Pending
-from pipeline.watching import Watch
-from pipeline.watching import watching as watch_for
+from pipeline.teacher.teacher import Pending
 
 SIDE, COLUMNS, POSITIONS, BATCH = 4, 3, 16, 8
 
@@ -254,7 +254,7 @@ def test_a_gpus_teacher_gets_its_batches_from_a_thread_and_gives_the_same(monkey
             most = max(most, renderer.rendered - len(taken))
             taken.extend(labels[:, 0].tolist())
 
-    monkeypatch.setattr("pipeline.labelling._on_gpu", lambda _teacher: True)
+    monkeypatch.setattr("pipeline.build.labelling._on_gpu", lambda _teacher: True)
     label(renderer, work.teacher, 1, [Taking()])
     assert taken == Taking.rows[0].image.tolist()
     # taken, under way, waiting, handed over and rendered: whatever the number of batches

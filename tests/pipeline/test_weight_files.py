@@ -28,7 +28,7 @@ from pipeline.networks import Weights, build_network, load_network, read_weights
 from pipeline.networks.torch_files import read_content
 from pipeline.networks.weight_sets import choose_set
 from pipeline.networks.weights import state_digest
-from pipeline.teacher import Teacher, TeacherSpec, make_members, make_teacher, stored_members
+from pipeline.teacher.teacher import Teacher, TeacherSpec, make_members, make_teacher, stored_members
 
 ARGS = {"width": 4, "norm": "batch"}
 State = dict[str, Tensor]

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labelstore.columns import CropRows
-from labelstore.console import Console
+from labelstore.command.console import Console
 from labelstore.encodings import Pairs
+from labelstore.encodings.fidelity import gift_fidelity
 from labelstore.encodings.transform import Transform
-from labelstore.fidelity import gift_fidelity
+from labelstore.format.columns import CropRows
 from labelstore.spec import BlockShape, Identity
-from pipeline.calibrate import Calibrator
-from pipeline.plan import Plan, PlanSpec
-from pipeline.teacher import Pending
+from pipeline.build.calibrate import Calibrator
+from pipeline.plan.plan import Plan, PlanSpec
+from pipeline.teacher.teacher import Pending
 
 RANK = 256
 CHECKED = 1024

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from labelstore.console import Console
+from labelstore.command.console import Console
 from labelstore.errors import InputError, MismatchError
 from pipeline.networks import build_network, save_weights
 from tests.journeys.world import SIDE, World, draw_images

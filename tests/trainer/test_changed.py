@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from labelstore.console import Console
+from labelstore.command.console import Console
 from labelstore.errors import InputError, MismatchError
 from tests.journeys.world import World, draw_images, giftwrap
 from trainer import train as loop

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from labelstore import disk
+from labelstore.durable import disk
 from labelstore.errors import DamagedError, InputError, MismatchError
 from trainer.checkpoint import (
     load_checkpoint,

@@ -14,9 +14,9 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from labelstore import LabelStore
-from labelstore.console import Console
+from labelstore.command.console import Console
 from labelstore.errors import InputError
-from pipeline.build import build
+from pipeline.build.build import build
 from pipeline.config import BuildConfig
 from pipeline.render.crops import CropRenderer
 from tests.journeys.world import SIDE, draw_images, random_teacher

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from labelstore.columns import CropRows
-from labelstore.console import Console
+from labelstore.command.console import Console
 from labelstore.errors import InputError
+from labelstore.format.columns import CropRows
 from labelstore.spec import Json
 from pipeline.config import IMAGENET_MEAN, IMAGENET_STD
-from pipeline.manifest import Manifest, scan
+from pipeline.images.manifest import Manifest, scan
 from pipeline.networks import build_network, load_network, save_weights
-from pipeline.plan import PlanSpec
+from pipeline.plan.plan import PlanSpec
 from pipeline.render import make_renderer
 from trainer.config import EvaluateConfig
 from trainer.evaluate import EvalResult, count_hits, evaluate, evaluate_network

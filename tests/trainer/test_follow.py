@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from labelstore import LabelStore
-from labelstore.console import Console
+from labelstore.command.console import Console
 from labelstore.errors import InputError, NotStoredError
 from tests.journeys.world import World, giftwrap, start
 from trainer import Replay, following

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from labelstore import LabelStore
-from labelstore.convert import convert
 from labelstore.errors import InputError
-from pipeline.engine.compiling import CompileError, compilers
+from labelstore.operations.convert import convert
+from pipeline.teacher.engine.compiling import CompileError, compilers
 from tests.journeys.world import World
 from trainer import Replay
 from trainer.losses import LOSSES, Loss, LossSpec, fused, make_loss

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from labelstore import LabelStore
-from labelstore.convert import converted_block
 from labelstore.errors import InputError, NotStoredError
-from labelstore.repair import repair
-from pipeline.source import open_source
+from labelstore.operations.convert import converted_block
+from labelstore.operations.repair import repair
+from pipeline.replay.source import open_source
 from tests.journeys.world import World, giftwrap
 from trainer import Replay
 from trainer.losses import LossSpec

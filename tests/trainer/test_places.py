@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from labelstore.console import Console
+from labelstore.command.console import Console
+from labelstore.command.program import Command, run_program
+from labelstore.durable.newfile import write_new
+from labelstore.durable.places import require_apart, require_writable
 from labelstore.errors import InputError
-from labelstore.newfile import write_new
-from labelstore.places import require_apart, require_writable
-from labelstore.program import Command, run_program
-from labelstore.root import require_own
+from labelstore.format.root import require_own
 from pipeline.networks.imported import imported
 from trainer.config import PlotConfig
 from trainer.plot import plot

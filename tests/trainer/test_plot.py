@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from labelstore.console import Console
+from labelstore.command.console import Console
 from labelstore.errors import InputError
 from trainer.config import PlotConfig
 from trainer.plot import plot, read_log

@@ -17,11 +17,11 @@ import tyro
 from labelstore import Identity
 from labelstore.errors import InputError, MismatchError
 from pipeline import recipes as stores
-from pipeline.class_folder import list_images
 from pipeline.config import BuildConfig, json_object
-from pipeline.manifest import scan
+from pipeline.images.class_folder import list_images
+from pipeline.images.manifest import scan
 from pipeline.networks import build_network
-from pipeline.plan import PlanSpec
+from pipeline.plan.plan import PlanSpec
 from pipeline.recipes import Setting, flags_of, require_store, words
 from tests.journeys.world import draw_images
 from tests.labelstore.making import make_identity

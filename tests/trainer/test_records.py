@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from labelstore import disk
-from labelstore.console import Console
+from labelstore.command.console import Console
+from labelstore.durable import disk
 from tests.journeys.world import SERVER, World, draw_images
 from trainer import train as loop
 from trainer.checkpoint import random_state, restore_random_state, seed_all

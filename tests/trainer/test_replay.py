@@ -20,12 +20,12 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_map
 
 from labelstore import LabelStore
-from labelstore.columns import CropRows
-from labelstore.console import Console
+from labelstore.command.console import Console
 from labelstore.errors import InputError
-from pipeline.build import build
+from labelstore.format.columns import CropRows
+from pipeline.build.build import build
 from pipeline.config import BuildConfig
-from pipeline.teacher import Pending, Teacher
+from pipeline.teacher.teacher import Pending, Teacher
 from tests.journeys.world import SIDE, World, draw_images, random_teacher
 from trainer import Replay
 from trainer.ahead import ahead

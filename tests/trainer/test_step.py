@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from labelstore.console import Console
+from labelstore.command.console import Console
 from labelstore.errors import GiftwrapError, InputError
 from pipeline.networks.weights import read_weights
 from pipeline.ranks import Ranks

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from labelstore.console import Console, Stopped
+from labelstore.command.console import Console, Stopped
 from labelstore.errors import GiftwrapError, MismatchError
 from pipeline.networks.weights import read_weights
 from tests.journeys.world import SERVER, World, draw_images, giftwrap

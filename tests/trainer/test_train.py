@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from labelstore import LabelStore
-from labelstore.console import Console
+from labelstore.command.console import Console
 from labelstore.errors import InputError, MismatchError
 from tests.journeys.world import World, draw_images, giftwrap
 from trainer import train as loop

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from labelstore.console import Console
+from labelstore.command.console import Console
 from labelstore.errors import InputError
 from pipeline.config import IMAGENET_MEAN, IMAGENET_STD
-from pipeline.manifest import scan
+from pipeline.images.manifest import scan
 from pipeline.networks import build_network, read_weights, save_weights
 from pipeline.networks.outputs import logits_of
-from pipeline.plan import Plan, PlanSpec
+from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import make_renderer
 from pipeline.render.normalise import normalise
 from tests.journeys.test_torchrun import torchrun

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from labelstore.errors import InputError
-from pipeline.engine.compiling import compilers
+from pipeline.teacher.engine.compiling import compilers
 from trainer.losses.closed import gift_rows
 from trainer.losses.cosine import check_logits
 from trainer.losses.gift import check_targets

@@ -1,0 +1,1 @@
+"""Reading labels: random rows, images, and views streamed ahead."""

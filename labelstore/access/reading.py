@@ -1,0 +1,282 @@
+"""Labels and rows of any positions of a view, straight from the mapped shards.
+
+Runs of positions and single rows go the same way: raw codes are gathered from the maps; the columns of a block, and
+compressed codes in units of some 2,048 positions, are unpacked once and kept for a while. Every cache has a stated
+limit; all of it may be used from several threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from labelstore.durable import disk
+from labelstore.encodings import Pairs
+from labelstore.errors import DamagedError, InputError
+from labelstore.format.arrays import ArrayLayout, StoreLayout
+from labelstore.format.blocks import BlockGrid, BlockIndex
+from labelstore.format.columns import IMAGE_COLUMNS, CropRows
+from labelstore.format.seals import Marker
+from labelstore.format.shards import Shard
+from labelstore.spec import Identity
+
+# Of maps a process may have 65,530: a store's readers keep so many, and a stream one for each 64 KiB of its budget.
+MAX_MAPS = 1024
+MAP_BYTES = 64 << 10
+# Compressed codes of 65,536 positions, in which a view is played again, fit up to 4 KiB of codes a row.
+MAX_CODE_BYTES = 512 << 20
+MAX_ROW_BYTES = 64 << 20
+MAX_ORDER_BYTES = 64 << 20
+MAX_SIZES = 4096  # blocks whose markers need not be parsed for every request
+
+NOWHERE = 2**32 - 1  # no position: a view has at most 2^32, of which the last is never alone
+Int64Array = npt.NDArray[np.int64]
+T = TypeVar("T")
+
+
+class Cache(Generic[T]):
+    """The values used last, within a limit on their summed cost; the newest is always kept.
+
+    A value is made once, by whoever asks first; those who ask meanwhile wait for it, and nobody else waits.
+
+    Args:
+        limit: the largest sum of costs.
+        cost: what a value costs.
+    """
+
+    def __init__(self, limit: int, cost: Callable[[T], int]) -> None:
+        self._limit, self._cost = limit, cost
+        self._values: OrderedDict[Hashable, Future[T]] = OrderedDict()
+        self._total = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The value of ``key``, made when it is not here."""
+        with self._lock:
+            future = self._values.get(key)
+            first = future is None
+            if future is None:
+                future = self._values[key] = Future()
+            else:
+                self._values.move_to_end(key)
+        if first:
+            self._make(key, future, make)
+        return future.result()
+
+    def drop(self, key: Hashable) -> None:
+        """Forget the value of ``key``."""
+        with self._lock:
+            if key in self._values and self._values[key].done():
+                self._total -= self._cost(self._values.pop(key).result())
+
+    def _make(self, key: Hashable, future: Future[T], make: Callable[[], T]) -> None:
+        try:
+            value = make()
+        except BaseException as error:
+            with self._lock:
+                del self._values[key]
+            future.set_exception(error)
+            return
+        with self._lock:
+            future.set_result(value)  # from here on it counts, and may be dropped
+            self._total += self._cost(value)
+            self._values.move_to_end(key)
+            while self._total > self._limit:
+                # Those that are still being made are few, one a thread.
+                made = (name for name, known in self._values.items() if known.done())
+                if (oldest := next(made)) == key:
+                    return
+                self._total -= self._cost(self._values.pop(oldest).result())
+
+
+class Reader:
+    """Reads what markers and seals vouch for.
+
+    Args:
+        root: folder of the store.
+        identity: the store's identity.
+        marker: gives the marker of a block, or raises when the block cannot be read.
+        components: gives how many codes a row of a planar array really has; its width when None.
+        map_bytes: the largest sum of mapped shards, their last ones; a small one counts as 64 KiB.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        identity: Identity,
+        marker: Callable[[BlockIndex], Marker],
+        *,
+        components: Callable[[], int] | None = None,
+        map_bytes: int | None = None,
+    ) -> None:
+        self._root, self._identity, self._marker, self._components = root, identity, marker, components
+        self._grid, self._layout = BlockGrid.of(identity), StoreLayout.of(identity)
+        if map_bytes is None:
+            self._maps: Cache[Shard] = Cache(MAX_MAPS, lambda _: 1)
+        else:
+            self._maps = Cache(map_bytes, lambda shard: max(shard.nbytes, MAP_BYTES))
+        self._units: Cache[npt.NDArray[Any]] = Cache(MAX_CODE_BYTES, lambda unit: unit.nbytes)
+        self._rows: Cache[npt.NDArray[np.uint16]] = Cache(MAX_ROW_BYTES, lambda rows: rows.nbytes)
+        self._orders: Cache[npt.NDArray[np.uint32]] = Cache(MAX_ORDER_BYTES, lambda order: order.nbytes)
+        self._sizes: Cache[int] = Cache(MAX_SIZES, lambda _: 1)
+
+    def codes(self, view: int, positions: Int64Array) -> dict[str, npt.NDArray[Any]]:
+        """Codes of the labels at ``positions``, one array ``[n, ...]`` for each array of the encoding."""
+        parts = self._by_block(view, positions)
+        out: dict[str, npt.NDArray[Any]] = {}
+        for layout in self._layout.codes:
+            found = [self._take(layout, block, view, inside) for block, _, inside in parts]
+            if len(parts) == 1:
+                out[layout.name] = found[0]
+                continue
+            codes = out[layout.name] = np.empty((len(positions), *self._width(layout)), layout.dtype)
+            for (_, chosen, _), rows in zip(parts, found, strict=True):
+                codes[chosen] = rows
+        return out
+
+    def read_ahead(self, block: BlockIndex) -> None:
+        """Have the system read the shards of a block; nothing is checked, and nothing kept here."""
+        for layout in self._layout.blocks:
+            disk.read_ahead(self._root / layout.file(block))
+
+    def drop(self, block: BlockIndex) -> None:
+        """Let go of the maps of a block."""
+        for layout in self._layout.codes:
+            self._maps.drop((block, layout.name))
+
+    def block_bytes(self, block: BlockIndex) -> int:
+        """Bytes of the codes of a block, encoded."""
+        return self._sizes.get(block, partial(self._sum_bytes, block))
+
+    def blocks(self, view: int, positions: Int64Array) -> list[BlockIndex]:
+        """The blocks that positions of a view lie in."""
+        i = view // self._identity.block.views
+        runs = np.bincount(positions // self._identity.block.positions)  # several times as fast as np.unique
+        return [BlockIndex(i, j) for j in np.flatnonzero(runs).tolist()]
+
+    def rows(self, view: int, positions: Int64Array) -> npt.NDArray[np.uint16]:
+        """Columns of the crops at ``positions``, uint16 ``[K, n]``."""
+        out = np.empty((len(self._identity.crop_columns), len(positions)), np.uint16)
+        for block, chosen, inside in self._by_block(view, positions):
+            rows = self._rows.get(block, partial(self._read_rows, block))
+            out[:, chosen] = rows[view - self._grid.views(block)[0]][:, inside]
+        return out
+
+    def pairs(self, view: int, positions: Int64Array) -> Pairs:
+        """Which images the crops at ``positions`` show ``[n]``."""
+        own, partners = np.empty((2, len(positions)), np.int64)
+        weights = np.ones(len(positions))
+        identity = self._identity
+        for block, chosen, inside in self._by_block(view, positions):
+            values = self._rows.get(block, partial(self._read_rows, block))[view - self._grid.views(block)[0]]
+            rows = CropRows(identity.crop_columns, values)
+            images, crops = rows.image, rows.take(inside)
+            own[chosen] = partners[chosen] = crops.image
+            if rows.mixed:
+                partners[chosen] = images[inside // identity.group * identity.group + crops.column("partner")]
+                weights[chosen] = crops.weights(identity.size)
+        return Pairs(own, partners, weights)
+
+    def positions_of(self, view: int, images: Int64Array) -> Int64Array:
+        """Positions of the crops of ``images`` in a view, int64 ``[n]``."""
+        return self._orders.get(view, partial(self._places, view))[images].astype(np.int64)
+
+    def shard(self, layout: ArrayLayout, block: BlockIndex) -> Shard:
+        """A shard, proven to be there with the size it was published with."""
+        entry = self._marker(block).shards[layout.name]
+        path = self._root / layout.file(block)
+        extent = self._grid.extent(block)
+        if layout.planar:
+            extent |= {"component": self._width(layout)[0]}
+        return Shard(layout, layout.extent(extent), path, entry)
+
+    def _sum_bytes(self, block: BlockIndex) -> int:
+        shards = self._marker(block).shards
+        return sum(shards[layout.name].bytes for layout in self._layout.codes)
+
+    def _map(self, layout: ArrayLayout, block: BlockIndex) -> Shard:
+        return self._maps.get((block, layout.name), partial(self.shard, layout, block))
+
+    def _width(self, layout: ArrayLayout) -> tuple[int, ...]:
+        """Shape of the codes of a row."""
+        if layout.planar:
+            return (layout.shape[1] if self._components is None else self._components(),)
+        return layout.shape[2:]
+
+    def _take(self, layout: ArrayLayout, block: BlockIndex, view: int, inside: Int64Array) -> npt.NDArray[Any]:
+        """Codes ``[n, ...]`` of one view at places in a block."""
+        at = view - self._grid.views(block)[0]
+        if layout.codec == "raw":
+            return self._map(layout, block).take(at, inside)
+        head, at = divmod(at, layout.chunk[0])
+        runs, places = np.divmod(inside, layout.chunk[-1 if layout.planar else 1])
+        codes = np.empty((len(inside), *self._width(layout)), layout.dtype)
+        for run in np.unique(runs).tolist():
+            unit = self._units.get((block, layout.name, head, run), partial(self._unit, layout, block, head, run))
+            chosen = runs == run
+            codes[chosen] = unit[at, places[chosen]]
+        return codes
+
+    def _unit(self, layout: ArrayLayout, block: BlockIndex, head: int, run: int) -> npt.NDArray[Any]:
+        return self._map(layout, block).unit(head, run)
+
+    def _read_rows(self, block: BlockIndex) -> npt.NDArray[np.uint16]:
+        """All crop rows of a block, uint16 ``[v, K, p]``."""
+        return self.shard(self._layout.rows, block).read()
+
+    def _by_block(self, view: int, positions: Int64Array) -> list[tuple[BlockIndex, slice | Int64Array, Int64Array]]:
+        """The blocks that positions lie in: (block, which of the positions, their places in the block)."""
+        i, size = view // self._identity.block.views, self._identity.block.positions
+        runs, inside = np.divmod(positions, size)
+        counts = np.bincount(runs)  # several times as fast as np.unique
+        found = np.flatnonzero(counts).tolist()
+        if len(found) == 1:
+            return [(BlockIndex(i, found[0]), slice(None), inside)]
+        order, stops = np.argsort(runs, kind="stable"), np.cumsum(counts).tolist()
+        inside = inside[order]
+        parts = [slice(stops[j] - int(counts[j]), stops[j]) for j in found]
+        return [(BlockIndex(i, j), order[part], inside[part]) for j, part in zip(found, parts, strict=True)]
+
+    def _places(self, view: int) -> npt.NDArray[np.uint32]:
+        """Position of every image in a view, uint32 ``[N]``; reads the image columns alone."""
+        names = self._identity.crop_columns
+        places = np.full(self._identity.images, NOWHERE, np.uint32)
+        for j in range(self._grid.runs):
+            block = BlockIndex(view // self._identity.block.views, j)
+            start, stop = self._grid.positions(block)
+            shard = self.shard(self._layout.rows, block)
+            at = view - self._grid.views(block)[0]
+            low, high = (shard.read(0, names.index(name))[at, 0] for name in IMAGE_COLUMNS)
+            images = low + (high.astype(np.int64) << 16)
+            if images.max() >= len(places):
+                raise DamagedError.of(self._root / self._layout.rows.file(block), f"shows image {images.max()}")
+            places[images] = np.arange(start, stop, dtype=np.uint32)
+        if (absent := np.flatnonzero(places == NOWHERE)).size:
+            raise DamagedError.of(self._root, f"view {view} has no crop of image {absent[0]}")
+        return places
+
+
+def require_indexes(name: str, indexes: slice | npt.ArrayLike, count: int) -> Int64Array:
+    """Indexes below ``count`` as int64 ``[n]``; a slice is cut as Python cuts it.
+
+    Raises:
+        InputError: names the first one out of range.
+    """
+    if isinstance(indexes, slice):
+        return np.arange(*indexes.indices(count), dtype=np.int64)
+    given = np.asarray(indexes)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise InputError(f"{name}: expected a slice or integers [n], found {given.dtype} {list(given.shape)}")
+    array = given.astype(np.int64)
+    bad = (array < 0) | (array >= count)
+    if bad.any():
+        raise InputError(f"{name}: expected 0 to {count - 1}, found {given[bad][0]}")
+    return array

@@ -1,0 +1,155 @@
+"""Answers in the order of their requests, while the blocks of the next ones come into memory, encoded.
+
+Reading a shard ahead is one call that needs neither Python nor a copy: the system fills the very pages that the
+shard's map shows. It runs in threads only because it waits. All else happens where the answers are taken, errors
+too: what cannot be read ahead is met by the request that it belongs to.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy.typing as npt
+
+from labelstore.access.reading import Int64Array, Reader
+from labelstore.errors import GiftwrapError
+from labelstore.format.blocks import BlockIndex
+
+STREAM_BYTES = 256 << 20
+MAX_WAITING = 4096  # requests
+THREADS = 2  # one reads while the other waits for its turn to say that it has
+
+Positions = slice | npt.ArrayLike
+Request = tuple[int, Positions]
+T = TypeVar("T")
+
+
+def stream(
+    requests: Iterable[Request],
+    reader: Reader,
+    index: Callable[[int, Positions], tuple[int, Int64Array]],
+    read: Callable[[int, Positions], T],
+    budget: int,
+) -> Iterator[T]:
+    """The answer to each request (view, positions), in order; the iteration may end early.
+
+    Args:
+        requests: taken ahead of the answers, so they must not wait for these.
+        reader: holds the maps of what is ahead; no other stream's.
+        index: view and positions of a request as integers, or an error.
+        read: answers a request.
+        budget: the most bytes of encoded blocks, and of positions, that are ahead or in use. Of a request for more,
+            and of a block that is larger, the rest is read when its turn comes.
+    """
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="giftwrap-stream") as pool:
+        ahead = _Ahead(requests, reader, index, budget, pool)
+        try:
+            while entry := ahead.first():
+                yield read(*entry.request)
+                ahead.done()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A request, its positions as integers where they are good, and the blocks that these lie in."""
+
+    request: Request
+    nbytes: int
+    blocks: dict[BlockIndex, int]
+
+
+@dataclass(slots=True)
+class _Held:
+    """A block that is in memory, or comes."""
+
+    nbytes: int
+    ready: Future[None]
+    uses: int = 0  # by waiting requests
+
+
+class _Ahead:
+    """Requests whose blocks are in memory, or come."""
+
+    def __init__(
+        self,
+        requests: Iterable[Request],
+        reader: Reader,
+        index: Callable[[int, Positions], tuple[int, Int64Array]],
+        budget: int,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self._reader, self._index, self._budget, self._pool = reader, index, budget, pool
+        self._entries = map(self._entry, requests)
+        self._waiting: deque[_Entry] = deque()
+        self._next: _Entry | None = None  # taken already, and no room for it yet
+        self._held: dict[BlockIndex, _Held] = {}
+        self._bytes = 0
+        self._end: Exception | None = None
+
+    def first(self) -> _Entry | None:
+        """The first entry that is not done, once its blocks are there; None when all are.
+
+        Raises:
+            Exception: what the iterable of requests raised, after the last request that it gave.
+        """
+        self._fill()
+        if self._waiting:
+            for block in self._waiting[0].blocks:
+                if held := self._held.get(block):
+                    held.ready.exception()  # waits; what failed here fails again when it is read
+            return self._waiting[0]
+        if self._end and not isinstance(self._end, StopIteration):
+            raise self._end
+        return None
+
+    def done(self) -> None:
+        """Let go of the first entry, and of the blocks that no other one needs."""
+        entry = self._waiting.popleft()
+        self._bytes -= entry.nbytes
+        for block in entry.blocks:
+            if held := self._held.get(block):
+                held.uses -= 1
+                if not held.uses:
+                    self._bytes -= self._held.pop(block).nbytes
+                    self._reader.drop(block)
+
+    def _fill(self) -> None:
+        """Take requests while there is room for what they need; at least one."""
+        while len(self._waiting) < MAX_WAITING and not self._end:
+            try:
+                entry = self._next = self._next or next(self._entries)
+            except Exception as error:
+                self._end = error
+                return
+            wanted = sum(size for block, size in entry.blocks.items() if block not in self._held) + entry.nbytes
+            if self._waiting and self._bytes + wanted > self._budget:
+                return
+            self._add(entry)
+            self._next = None
+
+    def _add(self, entry: _Entry) -> None:
+        self._waiting.append(entry)
+        self._bytes += entry.nbytes
+        for block, size in list(entry.blocks.items()):
+            if block not in self._held:
+                if self._bytes + size > self._budget:
+                    del entry.blocks[block]
+                    continue
+                self._held[block] = _Held(size, self._pool.submit(self._reader.read_ahead, block))
+                self._bytes += size
+            self._held[block].uses += 1
+
+    def _entry(self, request: Request) -> _Entry:
+        view, positions = request
+        try:
+            view, index = self._index(view, positions)
+            blocks = {block: self._reader.block_bytes(block) for block in self._reader.blocks(view, index)}
+        except GiftwrapError:
+            return _Entry(request, 0, {})
+        return _Entry((view, index), index.nbytes, blocks)

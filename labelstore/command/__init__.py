@@ -1,0 +1,1 @@
+"""Commands of all packages: flags, messages, signals."""

@@ -1,0 +1,58 @@
+"""Signals are heard between steps, so that what is in hand is finished; one that comes again stops at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from labelstore.command.console import Stopped
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME_SECONDS = 1.0  # a launcher may pass on what the terminal has sent already
+
+
+class Stops:
+    """Hears SIGINT and SIGTERM while it is entered.
+
+    Args:
+        tell: called with the number of the first signal, where it is heard.
+
+    Attributes:
+        number: of the signal that was heard; 0 before.
+        heard: when, by the monotonic clock.
+    """
+
+    def __init__(self, tell: Callable[[int], object] = lambda _number: None) -> None:
+        self.number = 0
+        self.heard = 0.0
+        self._tell = tell
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stops:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def error(self) -> BaseException:
+        """What ends the command, by the signal that was heard."""
+        return KeyboardInterrupt() if self.number == signal.SIGINT else Stopped()
+
+    def hear(self, number: int) -> None:
+        """As if the signal had come."""
+        if not self.number:
+            self.number, self.heard = number, time.monotonic()
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        if self.number and time.monotonic() - self.heard > SAME_SECONDS:
+            raise self.error()
+        if not self.number:
+            self.hear(number)
+            self._tell(number)

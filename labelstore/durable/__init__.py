@@ -1,0 +1,1 @@
+"""Files that are written whole, flushed, and never removed unless this software wrote them."""

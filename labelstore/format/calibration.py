@@ -1,0 +1,173 @@
+"""The calibration of a store: what its encoding was fitted to, published once, before the first block (P6)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from labelstore.durable import disk, documents, removing
+from labelstore.durable import publish as publishing
+from labelstore.durable.publish import Described, FileEntry
+from labelstore.durable.removing import Proof
+from labelstore.encodings.transform import GROUP, Calibration, unit_of
+from labelstore.errors import DamagedError, InputError, MismatchError
+from labelstore.format.arrays import ArrayLayout, StoreLayout
+from labelstore.format.leftovers import shard_of
+from labelstore.format.shards import Shard, described
+from labelstore.spec import Json
+
+FILE = "markers/calibration.json"
+SMALLEST, LARGEST = 1e-30, 1e30  # of steps and lengths
+KL_AND_TOP1 = ("kl_1", "kl_20", "top1")  # not in format 1
+
+
+class Published(NamedTuple):
+    """What is known of a published calibration.
+
+    Attributes:
+        digest: XXH3-64 of the file of its marker, hex: what blocks and seals know it by.
+        numbers: step, reference, centroids, components, fidelity; since format 2 KL, top-1 agreement, and whether
+            component 0 is the offset.
+        shards: what is known of each of its shards, by array.
+    """
+
+    digest: str
+    numbers: dict[str, Any]
+    shards: dict[str, FileEntry]
+
+    @property
+    def components(self) -> int:
+        """Codes of a row."""
+        return int(self.numbers["components"])
+
+
+def _name(array: ArrayLayout) -> str:
+    """The attribute of a calibration that an array holds."""
+    return array.name.rpartition("/")[2]
+
+
+def publish(root: Path, layout: StoreLayout, calibration: Calibration, wanted: str | None = None) -> None:
+    """Publish a calibration: its shards, then its marker. What a stopped one left is replaced.
+
+    Args:
+        root: folder of the store.
+        layout: its arrays.
+        calibration: what was fitted.
+        wanted: digest by which blocks know it that were coded with it; None where there are none.
+
+    Raises:
+        InputError: when it is not one of this store.
+        MismatchError: when it is another than blocks were coded with.
+    """
+    width, components = layout.codes[0].shape[1], calibration.components
+    if not 0 < components <= width or components % GROUP:
+        raise InputError(f"calibration: expected at most {width} components, a multiple of {GROUP}, found {components}")
+    files = {}
+    for array in layout.calibration:
+        values = getattr(calibration, _name(array))
+        values = values.T if _name(array) == "means" else values
+        shape = array.extent({"component": components})
+        if values.dtype != array.dtype or values.shape != shape:
+            raise InputError(
+                f"{array.name}: expected {array.dtype} {list(shape)}, found {values.dtype} {list(values.shape)}"
+            )
+        files[array.file()] = described(array, values)
+    document: dict[str, Json] = {
+        "step": calibration.step,
+        "reference": calibration.reference,
+        "centroids": list(calibration.centroids),
+        "components": calibration.components,
+        "fidelity": calibration.fidelity,
+        **{name: value for name in KL_AND_TOP1 if (value := getattr(calibration, name)) is not None},
+        "offset": calibration.offset_apart,
+        "shards": {array.name: files[array.file()].entry.to_json() for array in layout.calibration},
+    }
+    marker = Described.of(documents.encode(document))
+    digest = marker.entry.xxh3
+    if wanted not in (None, digest):
+        raise MismatchError(
+            f"{root}: this calibration is {digest}, blocks were coded with {wanted}; build where the store was begun, "
+            f"restore calibration/ and {FILE} from a copy, or build another store"
+        )
+    for array in layout.calibration:
+        removing.remove(root / array.file(), shard_of(array))
+    publishing.publish(root, files)
+    publishing.publish(root, {FILE: marker})
+
+
+def find(root: Path, layout: StoreLayout) -> Published | None:
+    """The marker of a store's calibration; None before there is one.
+
+    Raises:
+        DamagedError: when it is not what was published.
+    """
+    path = root / FILE
+    try:
+        fields = documents.read_fields(path)
+    except FileNotFoundError:
+        return None
+    numbers: dict[str, Any] = {
+        "step": fields.number("step", SMALLEST, LARGEST),
+        "reference": fields.number("reference", SMALLEST, LARGEST),
+        "centroids": fields.numbers("centroids", 2),
+        "components": fields.integer("components", GROUP, layout.codes[0].shape[1]),
+        "fidelity": fields.number("fidelity", -2, 2),
+        **{name: fields.number(name) for name in KL_AND_TOP1 if name in fields},
+        "offset": fields.flag("offset") if "offset" in fields else False,
+    }
+    if numbers["components"] % GROUP:
+        raise fields.wrong("components", f"a multiple of {GROUP}", numbers["components"])
+    named = fields.fields("shards")
+    shards = {
+        array.name: FileEntry.read(named.fields(array.name), chunks=array.chunk_crcs) for array in layout.calibration
+    }
+    named.end()
+    fields.end()
+    return Published(publishing.describe(disk.read_pieces(path)).xxh3, numbers, shards)
+
+
+def marker_of(layout: StoreLayout) -> Proof:
+    """The proof of the marker of a calibration."""
+
+    def holds(path: Path) -> bool:
+        try:
+            return find(path.parent.parent, layout) is not None
+        except (DamagedError, OSError):
+            return False
+
+    return Proof("the marker of a calibration", holds)
+
+
+def read(root: Path, layout: StoreLayout, published: Published) -> Calibration:
+    """A published calibration.
+
+    All labels hang on it, so that whole files are held against their digests: the CRC-32C of a chunk would take the
+    shard of another calibration for this one's.
+
+    Raises:
+        DamagedError: when a shard of it is not what was published.
+    """
+    values = {}
+    for array in layout.calibration:
+        path, entry = root / array.file(), published.shards[array.name]
+        extent = array.extent({"component": published.components})
+        shard = Shard(array, extent, path, entry)
+        if publishing.describe(disk.read_pieces(path)).xxh3 != entry.xxh3:
+            raise DamagedError.of(path, f"is not the shard that {FILE} names")
+        values[_name(array)] = shard.read()
+    numbers, step = published.numbers, float(published.numbers["step"])
+    center = values["center"]
+    return Calibration(
+        step=step,
+        reference=float(numbers["reference"]),
+        centroids=(float(numbers["centroids"][0]), float(numbers["centroids"][1])),
+        fidelity=float(numbers["fidelity"]),
+        center=center if center.dtype == np.float64 else center * unit_of(step),
+        basis=values["basis"],
+        cells=values["cells"],
+        means=np.ascontiguousarray(values["means"].T),
+        offset_apart=bool(numbers.get("offset", False)),
+        **{name: float(numbers[name]) for name in KL_AND_TOP1 if name in numbers},
+    )

@@ -1,0 +1,1 @@
+"""Writing blocks: the lease, encoding, sealing, and sweeping what a stopped build left."""

@@ -1,0 +1,1 @@
+"""The build: crops rendered, labelled, encoded and written, block by block."""

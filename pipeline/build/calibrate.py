@@ -1,0 +1,160 @@
+"""Calibrate a store's encoding before its first label: more crops of the same plan, labelled by the same teacher (P6).
+
+Mean labels come from unmixed crops of every image. Center, basis and step come from crops as the plan makes them, mixed
+or not, of views that no store has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from labelstore.command.console import Console, Progress
+from labelstore.encodings import Pairs
+from labelstore.encodings.bands import missed
+from labelstore.encodings.fidelity import beside
+from labelstore.encodings.fitting import Fit, Sample, fit
+from labelstore.encodings.transform import Calibration, Transform
+from labelstore.format.columns import CropRows
+from labelstore.spec import Identity, Json
+from labelstore.writing.encoding import pairs_of
+from pipeline.build.labelling import label
+from pipeline.plan.plan import Plan
+from pipeline.render import Renderer
+from pipeline.teacher.teacher import Teacher
+
+MEAN_CROPS = 16  # of each image: a residual has 1 + 1 / 16 of the variance that an exact mean would leave
+FIRST_VIEW = 1 << 30  # of calibration: above all views of any store
+FIT_ROWS = 16_384
+FIT_VIEWS = 12  # of small sets
+SEARCH_SHARE = 4  # of the rows to fit to, one in so many more chooses the step
+MAX_BYTES = 512 << 20  # of float32 logits to fit to
+IMAGES_AT_ONCE = 4096
+
+Float32Array = npt.NDArray[np.float32]
+
+
+class Calibrator:
+    """Labels the crops of a calibration.
+
+    Args:
+        identity: of the store.
+        plan: of the store.
+        renderer: of the store's crops.
+        teacher: of the store.
+        targets: label column of each image's class ``[N]``.
+    """
+
+    def __init__(
+        self, identity: Identity, plan: Plan, renderer: Renderer, teacher: Teacher, targets: npt.NDArray[np.integer]
+    ) -> None:
+        self._identity, self._plan, self._renderer, self._teacher = identity, plan, renderer, teacher
+        self._targets = targets
+
+    def calibrate(self, encoding: Transform, console: Console) -> Calibration:
+        """Fit ``encoding``; takes MEAN_CROPS crops of every image and some 20,000 more.
+
+        Raises:
+            InputError: when the step asked for is too fine for the labels.
+        """
+        images = self._identity.images
+        fitted, searched = rows_to_fit(images, self._identity.columns)
+        total = MEAN_CROPS * images + fitted + searched
+        with console.progress("calibration", total, "crops") as progress:
+            logits, pairs = self._sample(fitted + searched, progress)
+            shown, places = np.unique(np.concatenate([pairs.images, pairs.partners]), return_inverse=True)
+            pairs = Pairs(places[: len(pairs.images)], places[len(pairs.images) :], pairs.weights)
+            means = self._means(shown, progress)
+            head, tail = slice(0, fitted), slice(fitted, None)
+            found = fit(
+                encoding,
+                means,
+                Sample(logits[head], pairs.take(head)),
+                Sample(logits[tail], pairs.take(tail)),
+                self._targets[shown],
+            )
+            codes = self._code(found, shown, means, progress)
+        calibration = found.with_means(codes)
+        reached: dict[str, Json] = {
+            "rows": searched,
+            "mean": calibration.fidelity,
+            "kl_1": calibration.kl_1,
+            "kl_20": calibration.kl_20,
+            "top1": calibration.top1,
+        }
+        console.line(
+            f"calibration: step {calibration.step:.4g}, {calibration.components} components, "
+            f"fidelity {calibration.fidelity:.4f}{beside(reached)} on {searched:,} crops"
+        )
+        for text in missed(encoding.to_json(), {"calibration": reached}):
+            console.warn(text)
+        return calibration
+
+    def _sample(self, count: int, progress: Progress) -> tuple[Float32Array, Pairs]:
+        """Labels of ``count`` crops as the plan makes them, view after view, and what they show."""
+        images, group = self._identity.images, self._identity.group
+        each: list[CropRows] = []
+        left = count
+        for view in range(FIRST_VIEW + MEAN_CROPS, FIRST_VIEW + MEAN_CROPS + count):
+            if left <= 0:
+                break
+            each.append(self._plan.rows(view, 0, min(-(-left // group) * group, images)))
+            left -= len(each[-1])
+        pairs = [pairs_of(self._identity, rows.values[None]).flat() for rows in each]
+        joined = Pairs(*(np.concatenate(column) for column in zip(*pairs, strict=True))).take(slice(count))
+        logits = np.zeros((count, self._teacher.columns), np.float32)
+        self._add(logits, each, group, progress)
+        return logits, joined
+
+    def _means(self, images: npt.NDArray[np.int64], progress: Progress) -> Float32Array:
+        """Mean labels of MEAN_CROPS unmixed crops of some images, float32 ``[n, C]``."""
+        means = np.zeros((len(images), self._teacher.columns), np.float32)
+        for view in range(FIRST_VIEW, FIRST_VIEW + MEAN_CROPS):
+            self._add(means, [self._plan.unmixed(view, images)], 1, progress)
+        means /= MEAN_CROPS
+        return means
+
+    def _code(
+        self, found: Fit, shown: npt.NDArray[np.int64], means: Float32Array, progress: Progress
+    ) -> npt.NDArray[np.int16]:
+        """Codes of the mean labels of all images, int16 ``[N, r]``; those of ``shown`` are known."""
+        codes = np.empty((self._identity.images, found.calibration.components), np.int16)
+        codes[shown] = found.code(means)
+        others = np.setdiff1d(np.arange(len(codes)), shown)
+        for start in range(0, len(others), IMAGES_AT_ONCE):
+            part = others[start : start + IMAGES_AT_ONCE]
+            codes[part] = found.code(self._means(part, progress))
+        return codes
+
+    def _add(self, logits: Float32Array, rows: Sequence[CropRows], group: int, progress: Progress) -> None:
+        """Add the teacher's logits for the first n rows to ``logits``, float32 ``[n, C]``: no second array of them."""
+        label(self._renderer, self._teacher, group, [_Sum(rows, logits, progress)])
+
+
+class _Sum:
+    """Crops whose logits are added up.
+
+    Attributes:
+        rows: of the crops.
+        names: of each of ``rows``.
+    """
+
+    def __init__(self, rows: Sequence[CropRows], logits: Float32Array, progress: Progress) -> None:
+        self.rows, self.names = rows, ["a calibration view"] * len(rows)
+        self._logits, self._progress, self._done = logits, progress, 0
+
+    def take(self, crops: Tensor, labels: Float32Array) -> None:
+        """Add the labels of the next crops."""
+        place = self._logits[self._done : self._done + len(crops)]
+        place += labels[: len(place)]
+        self._done += len(crops)
+        self._progress.advance(len(crops))
+
+
+def rows_to_fit(images: int, columns: int) -> tuple[int, int]:
+    """Crops that a transform is fitted to, and crops that its step is chosen by."""
+    fitted = min(FIT_ROWS, max(FIT_VIEWS * images, 4 * columns), max(MAX_BYTES // (4 * columns), 1))
+    return fitted, max(fitted // SEARCH_SHARE, 1)

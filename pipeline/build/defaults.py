@@ -1,0 +1,84 @@
+"""What is taken for flags that a build leaves out: the teacher's normalisation and arguments, the label encoding."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from labelstore.command.console import Console
+from labelstore.encodings import make_encoding
+from labelstore.encodings.int8 import masked_value
+from labelstore.spec import Json
+from labelstore.store import LabelStore
+from pipeline.build import choosing
+from pipeline.build.labelling import first_labels
+from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, BuildConfig
+from pipeline.networks.normalisation import require_normalisation
+from pipeline.networks.settling import differences, normalisation, require_network
+from pipeline.networks.trained import trained_with
+from pipeline.plan.plan import Plan
+from pipeline.render import Renderer
+from pipeline.teacher.teacher import Teacher
+
+NOT_SAID = "ImageNet's: the weights name none; see --mean, --std"
+
+
+def encoding_of(
+    config: BuildConfig, plan: Plan, renderer: Renderer, teacher: Teacher, console: Console
+) -> dict[str, Json]:
+    """The label encoding: the store's, or of a new one what flags say, or the smaller of two.
+
+    The masked value of ``int8`` is shown by the first labels of a new store; a dry run does without.
+    """
+    stored = LabelStore.open(config.store).identity.encoding if LabelStore.exists(config.store) else None
+    asked = config.encoding or config.implied_encoding
+    if stored is not None:
+        if asked is None and config.codec is None:
+            return dict(stored)
+        name = asked or str(stored["name"])
+    else:
+        name = choose_encoding(config, plan.images, teacher.columns, console)
+    parameters = config.encoding_parameters(name)
+    if name == "int8":
+        if stored is not None:
+            masked: Json = stored.get("masked")
+        else:
+            masked = None if config.dry_run else masked_value(first_labels(plan, renderer, teacher))
+        parameters |= {} if masked is None else {"masked": masked}
+    return make_encoding(parameters, teacher.columns).to_json()
+
+
+def choose_encoding(config: BuildConfig, images: int, columns: int, console: Console) -> str:
+    """The encoding of a new store: what flags say, or the smaller of ``int8`` and ``transform``; says what it takes."""
+    labels = images * config.views
+    found = choosing.estimates(columns, images, labels, fidelity=config.fidelity, mixed=config.mix != "none")
+    asked = config.encoding or config.implied_encoding
+    why = "the smaller one" if "transform" in found else "fewer columns than transform takes"
+    if asked:
+        why = "--encoding" if config.encoding else "as its flags ask"
+    name = asked or choosing.smaller(found)
+    if name in found:  # else said where it is made
+        console.line(choosing.said(name, found, images, columns, why))
+    return name
+
+
+def settled(config: BuildConfig, console: Console) -> BuildConfig:
+    """The flags with what the teacher's weights were trained with in the place of those that are left out.
+
+    Raises:
+        InputError: when the weights are of another network than the flags say, or of several that differ.
+    """
+    require_normalisation(config.mean or (), config.std or ())
+    trained, args = [], []
+    for member in config.teacher_spec().members:
+        own = member.args if config.teacher_args else None
+        found = trained_with(member.name, own or {}, member.weights)
+        trained.append(found)
+        args.append(json.dumps(require_network(found, member.name, own, ("--teacher", "--teacher-args"))[1]))
+    normal = normalisation({"mean": config.mean, "std": config.std}, trained)
+    normal = normal.or_else(IMAGENET_MEAN, IMAGENET_STD, NOT_SAID)
+    console.tell([normal.text], normal.warnings)
+    for each in filter(None, trained):
+        if note := differences(each, config.size, config.interpolation):
+            console.line(f"note: {note}")
+    return replace(config, mean=normal.mean, std=normal.std, teacher_args=tuple(args))

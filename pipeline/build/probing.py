@@ -1,0 +1,91 @@
+"""What a dry run looks at: a few crops, labelled without what takes minutes to set up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from labelstore.format.columns import CropRows
+from labelstore.spec import Json
+from labelstore.store import BlockData
+from pipeline.build.filling import Work
+from pipeline.render.stream import stream
+from pipeline.teacher.class_order import MIN_ROWS
+from pipeline.teacher.engine.compiling import compilers
+from pipeline.teacher.engine.spec import TeacherSpec
+
+PROBE_SECONDS = 4.0
+PROBE_CROPS = 512  # at most
+CPU_BATCH, GPU_BATCH = 16, 128
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Crops that a dry run has labelled.
+
+    Attributes:
+        data: their rows and logits, as a block has them.
+        rate: crops a second.
+    """
+
+    data: BlockData
+    rate: float
+
+    @property
+    def crops(self) -> int:
+        """How many."""
+        return int(self.data.logits.shape[1])
+
+
+def shortened(spec: TeacherSpec) -> TeacherSpec:
+    """The teacher in small batches, not compiled: on a CPU as fast a crop, and there at once."""
+    most = GPU_BATCH if spec.device.startswith("cuda") else CPU_BATCH
+    return replace(spec, batch=min(spec.batch or most, most), compile="off", cuda_graph=False)
+
+
+def engine_of(spec: TeacherSpec, probed: Mapping[str, Json]) -> dict[str, Json]:
+    """The engine that a build would have, from the one that ``shortened`` has.
+
+    Raises:
+        CompileError: when the teacher has to be compiled, and nothing here compiles.
+    """
+    engine = {**probed, "batch": spec.batch or probed["batch"]}
+    if spec.cuda_graph:
+        engine["cuda_graph"] = True
+    if spec.compile == "require":
+        versions = probed["versions"]
+        known = versions if isinstance(versions, dict) else {}
+        engine |= {"compile": "inductor", "versions": {**known, **compilers(torch.device(spec.device))}}
+    return engine
+
+
+def probe(work: Work) -> Probe:
+    """Label the first crops of view 0: for some seconds, and as many as agreement with the folders needs.
+
+    Raises:
+        InputError: when an image does not decode, or a logit is no number.
+    """
+    teacher, group, images = work.teacher, work.identity.group, work.identity.images
+    count = min(-(-PROBE_CROPS // group) * group, images)
+    rows: list[CropRows] = []
+    logits: list[torch.Tensor] = []
+    done = timed = 0
+    begun = start = time.monotonic()
+    for crops, each in stream(work.renderer, [work.plan.rows(0, 0, count)], teacher.batch, group):
+        logits.append(teacher.logits(crops, each).clone())
+        rows.append(each)
+        now = time.monotonic()
+        if done == 0 and count > len(crops):
+            start = now  # the first one warms up
+        else:
+            timed += len(crops)
+        done += len(crops)
+        if timed and done >= MIN_ROWS and now - begun >= PROBE_SECONDS:
+            break
+    rate = timed / max(time.monotonic() - start, 1e-9)
+    values = np.concatenate([each.values for each in rows], axis=1)
+    return Probe(BlockData(logits=torch.cat(logits).numpy()[None], rows=values[None], pixels_digest=""), rate)

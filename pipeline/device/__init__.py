@@ -1,0 +1,1 @@
+"""What a device needs: encoding there, memory, copies."""

@@ -1,0 +1,267 @@
+"""Labels become codes, and codes labels, on the device where they are made and used: twins of ``labelstore.encodings``.
+
+Codes of ``float16`` and ``int8`` and their labels are those of numpy, bit for bit. Codes of ``transform`` are too, but
+for values on the very edge of a cell; its labels agree within the rounding of the device's float32 products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from labelstore.encodings import Codes, Encoding, Pairs
+from labelstore.encodings.float16 import Float16
+from labelstore.encodings.int8 import MASKED_CODE, MAX_OFFSET, SMALLEST_STEP, TOP, Int8, Int8Format1
+from labelstore.encodings.transform import (
+    BASIS_UNIT,
+    BOUNDS,
+    MAX_CODE,
+    MAX_OFFSET_UNITS,
+    MAX_UNITS,
+    SCALES,
+    Transform,
+    UncodableError,
+    quantise,
+    require_codes,
+)
+from labelstore.errors import InputError
+from pipeline.device.moving import to_device, to_host
+
+ROWS_AT_ONCE = 4096
+
+
+class Twin(Protocol):
+    """An encoding on a device."""
+
+    def encode(self, logits: Tensor, pairs: Pairs) -> dict[str, Tensor]:
+        """Codes of float32 ``[n, C]`` on the device, within the encoding's limit."""
+        ...
+
+    def decode(self, codes: Mapping[str, Tensor], pairs: Pairs) -> Tensor:
+        """Logits of codes on the device, float32 ``[n, C]``."""
+        ...
+
+
+class Float16Twin:
+    """Twin of ``float16``."""
+
+    def encode(self, logits: Tensor, pairs: Pairs) -> dict[str, Tensor]:  # noqa: ARG002
+        """Round to nearest."""
+        return {"labels": logits.half()}
+
+    def decode(self, codes: Mapping[str, Tensor], pairs: Pairs) -> Tensor:  # noqa: ARG002
+        """Exact."""
+        return codes["labels"].float()
+
+
+class Int8Twin:
+    """Twin of ``int8``: every number in the type that numpy makes it in."""
+
+    def __init__(self, masked: float | None) -> None:
+        self._masked = masked
+
+    def encode(self, logits: Tensor, pairs: Pairs) -> dict[str, Tensor]:  # noqa: ARG002
+        """Round each row to multiples of its step."""
+        kept = None if self._masked is None else logits != self._masked
+        step, offset = _step_and_offset(*_range(logits, kept))
+        codes = (logits / torch.where(step > 0, step, torch.inf)[:, None]).round_()
+        codes = codes.sub_(offset[:, None]).clamp_(-TOP, TOP).to(torch.int8)
+        if kept is not None:
+            codes.masked_fill_(~kept, MASKED_CODE)
+        return {"labels": codes, "scales": torch.stack([step, offset], dim=1)}
+
+    def decode(self, codes: Mapping[str, Tensor], pairs: Pairs) -> Tensor:  # noqa: ARG002
+        """Code and offset times step."""
+        step, offset = codes["scales"][:, :1], codes["scales"][:, 1:]
+        logits = (codes["labels"].float() + offset).mul_(step)
+        if self._masked is not None:
+            logits.masked_fill_((codes["labels"] == MASKED_CODE) & ~step.isnan(), self._masked)
+        return logits
+
+
+def _range(rows: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest kept value of each row ``[n]``; zeros where none is kept."""
+    if kept is None:
+        return rows.amin(dim=1), rows.amax(dim=1)
+    some = kept.any(dim=1)
+    low = torch.where(kept, rows, torch.inf).amin(dim=1)
+    high = torch.where(kept, rows, -torch.inf).amax(dim=1)
+    return torch.where(some, low, 0.0), torch.where(some, high, 0.0)
+
+
+def _step_and_offset(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Step and offset of rows, float32 ``[n]``: as ``labelstore.encodings.int8`` makes them, operation by operation."""
+    largest = torch.maximum(high, -low).abs()
+    span = high.double() - low.double()
+    # By tensors: a GPU divides by a number as it multiplies by its reciprocal, which rounds differently.
+    least = largest.double() / torch.full_like(span, MAX_OFFSET)
+    narrow = torch.maximum(span / torch.full_like(span, 2 * TOP), least).float()
+    moved = (largest > span) & (narrow >= SMALLEST_STEP)
+    step = torch.where(moved, narrow, largest / torch.full_like(largest, TOP))
+    middle = (high.double() + low.double()) / 2
+    offset = torch.where(moved, (middle / step.double()).round(), 0.0)
+    return step, offset.float()
+
+
+class TransformTwin:
+    """Twin of ``transform``.
+
+    The codes of the means stay in memory; those of the images that are asked for come along.
+    """
+
+    def __init__(self, encoding: Transform, device: torch.device) -> None:
+        calibration = encoding.calibration
+        self._calibration, self._device = calibration, device
+        self._scales = torch.from_numpy(SCALES).to(device)
+        self._bounds = torch.from_numpy(BOUNDS * calibration.reference**2).to(device)
+        self._cells = torch.from_numpy(calibration.cells.astype(np.float64)).to(device)
+        self._center = torch.from_numpy(calibration.center_units).to(device)
+        self._center32 = torch.from_numpy(calibration.center32).to(device)
+        self._kept = None if calibration.kept.all() else torch.from_numpy(calibration.kept).to(device)
+        self._points = torch.from_numpy(calibration.points).to(device)
+        self._basis = torch.from_numpy(np.ascontiguousarray(calibration.basis)).to(device)
+        self._synthesis = torch.from_numpy(calibration.synthesis).to(device)
+
+    def encode(self, logits: Tensor, pairs: Pairs) -> dict[str, Tensor]:
+        """Rotate what the prediction leaves, and quantise it.
+
+        Raises:
+            InputError: as ``Transform.encode``.
+        """
+        calibration = self._calibration
+        # Whole numbers in float64: exact, whatever the order of the sums.
+        units = (logits.double() / calibration.unit).round_().sub_(self._center)
+        squares, rest, bad = (
+            self._offset_apart(units, logits) if calibration.offset_apart else self._whole(units, logits)
+        )
+        scales = torch.bucketize(squares, self._bounds)
+        rest -= self._prediction(pairs, torch.float64)
+        rest /= (self._scales[scales].double() * calibration.step)[:, None]
+        magnitudes = rest.abs()
+        codes = (magnitudes + (0.5 - self._cells[:, 1])).floor_().clamp_(min=1)
+        codes.masked_fill_(magnitudes < self._cells[:, 0], 0)
+        bad |= codes.amax(dim=1) > MAX_CODE
+        if bad.any():
+            self._refuse(int(bad.nonzero()[0]), logits, pairs)
+        return {"labels": codes.copysign_(rest).to(torch.int16), "scales": scales.to(torch.uint8)}
+
+    def _whole(self, units: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Squares of lengths ``[n]``, components ``[n, r]``, and what cannot be coded ``[n]``, as format 1 had them."""
+        bad = logits.new_zeros(len(logits), dtype=torch.bool)
+        return logits.double().square_().sum(dim=1), self._rotated(units), bad
+
+    def _offset_apart(self, units: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same with the offset as component 0; twin of ``Calibration.analysed``."""
+        count = logits.shape[1]
+        if self._kept is not None:
+            bad = ((logits != self._center32) & ~self._kept).any(dim=1)
+            units, count = torch.where(self._kept, units, 0.0), max(int(self._calibration.kept.sum()), 1)
+        else:
+            bad = logits.new_zeros(len(logits), dtype=torch.bool)
+        total = units.sum(dim=1)
+        offset = (total / torch.full_like(total, count)).round_()
+        shape = units - offset[:, None]
+        if self._kept is not None:
+            shape *= self._kept
+        bad |= (shape.abs().amax(dim=1) > MAX_UNITS) | (offset.abs() > MAX_OFFSET_UNITS)
+        found = self._rotated(shape)
+        found[:, 0] = offset * self._calibration.offset_length
+        return shape.square_().sum(dim=1) * self._calibration.unit**2, found, bad
+
+    def _rotated(self, units: Tensor) -> Tensor:
+        return units @ self._basis.T.double() * (self._calibration.unit * BASIS_UNIT)
+
+    def _refuse(self, row: int, logits: Tensor, pairs: Pairs) -> None:
+        """Raise what numpy finds wrong with a label."""
+        one = slice(row, row + 1)
+        try:
+            rest, _ = self._calibration.rest(logits[one].cpu().numpy(), pairs.take(one))
+            require_codes(quantise(rest, self._calibration.cells))
+        except UncodableError as error:
+            raise InputError(f"label of image {pairs.images[row]}: {error.why}") from error
+
+    def decode(self, codes: Mapping[str, Tensor], pairs: Pairs) -> Tensor:
+        """Centroids, plus the prediction, times the basis."""
+        values = self._points[codes["labels"].int() & 0xFFFF]
+        values *= self._scales[codes["scales"].int()][:, None]
+        values += self._prediction(pairs, torch.float32)
+        return torch.addmm(self._center32, values, self._synthesis)
+
+    def _prediction(self, pairs: Pairs, dtype: torch.dtype) -> Tensor:
+        """Predicted coefficients of crops ``[n, r]``."""
+        own = self._means(pairs.images, dtype)
+        if (pairs.weights == 1).all():
+            return own
+        weights = to_device(torch.from_numpy(pairs.weights), self._device).to(dtype)[:, None]
+        return weights * own + (1 - weights) * self._means(pairs.partners, dtype)
+
+    def _means(self, images: npt.NDArray[np.int64], dtype: torch.dtype) -> Tensor:
+        codes = to_device(torch.from_numpy(self._calibration.means[images]), self._device)
+        return codes.to(dtype) * self._calibration.mean_step
+
+
+class DeviceCodes:
+    """An encoding on a device, with numpy's arrays going in where labels are used, and coming out where they are made.
+
+    Args:
+        encoding: ready to code.
+        device: any of torch.
+    """
+
+    def __init__(self, encoding: Encoding, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._carried = encoding.carried if isinstance(encoding, Int8Format1) else None
+        self._twin: Twin
+        if isinstance(encoding, Transform):
+            self._twin = TransformTwin(encoding, device)
+        elif isinstance(encoding, Int8 | Int8Format1):
+            self._twin = Int8Twin(None if isinstance(encoding, Int8Format1) else encoding.masked)
+        else:
+            assert isinstance(encoding, Float16)  # noqa: S101  the table has no other
+            self._twin = Float16Twin()
+
+    def encode(self, logits: npt.NDArray[np.float32], pairs: Pairs) -> dict[str, npt.NDArray[Any]]:
+        """Codes of ``[..., C]``, as ``Encoding.encode`` makes them.
+
+        A GPU works on a stream of its own, and waits for nothing that a teacher is doing.
+        """
+        lead, rows, flat = logits.shape[:-1], logits.reshape(-1, logits.shape[-1]), pairs.flat()
+        with torch.cuda.stream(self._stream):
+            parts = [
+                self._twin.encode(to_device(torch.from_numpy(rows[part]), self._device), flat.take(part))
+                for part in _parts(len(rows))
+            ]
+            codes = to_host({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        return {name: values.numpy().reshape(*lead, *values.shape[1:]) for name, values in codes.items()}
+
+    def decode(self, codes: Codes, pairs: Pairs) -> Tensor:
+        """Logits of codes ``[n, ...]``, float32 ``[n, C]`` on the device."""
+        if self._carried is not None:
+            codes = self._carried(codes)
+        moved = {name: to_device(torch.from_numpy(values), self._device) for name, values in codes.items()}
+        return self._twin.decode(moved, pairs)
+
+    def directions(self, codes: Codes, pairs: Pairs) -> Tensor:
+        """Labels of codes ``[n, ...]``, each up to a scale of its own: as stored, unless they must be decoded.
+
+        Codes of ``int8`` are what they stand for, up to their step, where no label has an offset and nothing is masked.
+        """
+        if isinstance(self._twin, TransformTwin) or (isinstance(self._twin, Int8Twin) and _moved(codes)):
+            return self.decode(codes, pairs)
+        return to_device(torch.from_numpy(codes["labels"]), self._device)
+
+
+def _moved(codes: Codes) -> bool:
+    """Whether a label of ``int8`` has an offset or a masked value; format 1 has neither."""
+    now = codes["scales"].ndim == codes["labels"].ndim
+    return now and bool(codes["scales"][..., 1].any() or (codes["labels"] == MASKED_CODE).any())
+
+
+def _parts(count: int) -> Iterator[slice]:
+    return (slice(start, start + ROWS_AT_ONCE) for start in range(0, max(count, 1), ROWS_AT_ONCE))

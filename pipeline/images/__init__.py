@@ -1,0 +1,1 @@
+"""An image set: its files, their order, sizes and digests."""

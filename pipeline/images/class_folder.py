@@ -1,0 +1,279 @@
+"""The files of a class folder: its classes, its images in order, its links; listed before any file is opened."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from labelstore.command.names import printable, same_form, told_apart
+from labelstore.errors import InputError
+from pipeline.images.kinds import HEAD_BYTES, other_kind, readable
+from pipeline.images.left_out import LeftOut, left_out_kind
+from pipeline.images.natural import natural_key
+
+ClassOrder = Literal["auto", "bytes", "numeric"]
+FORMER_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""The suffixes by which versions before 0.2 knew images."""
+SUFFIXES = (*FORMER_SUFFIXES, ".jfif", ".jpe", ".pjpeg", ".pjp")
+"""Files of these names are taken for images unopened: a header that says otherwise is an error."""
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The images of a class folder, in manifest order.
+
+    Attributes:
+        root: the folder, links resolved.
+        classes: class names in target order.
+        paths: path of each image relative to ``root``, with ``/``.
+        targets: int64 ``[N]``.
+        sizes: bytes of each file, int64 ``[N]``.
+        mtimes: modification time of each file in ns, int64 ``[N]``.
+        left_out: what is not read, counted by kind.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    paths: list[str]
+    targets: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    mtimes: npt.NDArray[np.int64]
+    left_out: LeftOut
+
+
+def list_images(root: Path, class_order: ClassOrder = "auto", leave_out: Collection[str] = ()) -> Listing:
+    """List a class folder in the order of torchvision's ImageFolder: by class, then folder, then file name.
+
+    Only direct subfolders of ``root`` are classes; images may lie anywhere below them. What is hidden, and what
+    systems and tools leave behind, is not read. A file is an image when its first bytes say so; only those whose names
+    do not end as those of images do are opened for that.
+
+    Args:
+        root: the class folder.
+        class_order: order of the classes.
+        leave_out: relative paths that are not listed.
+
+    Raises:
+        InputError: no folder, no classes, a class without images, a link that leads out of the folder, in a
+            circle or nowhere, class names whose order is ambiguous or that are one name in two Unicode forms.
+    """
+    base = _real(root)
+    walk = _Walk(base, frozenset(leave_out))
+    names, loose = walk.class_names()
+    if not names:
+        raise InputError(
+            f"{_said(root)}: expected one subfolder for each class, found none (and {loose} images directly in it); "
+            f"put the images of each class into a subfolder named after it"
+        )
+    _require_one_form(base, names)
+    classes = order_classes(names, class_order)
+    counts = []
+    for name in classes:
+        before = len(walk.paths)
+        walk.add_class(name)
+        counts.append(len(walk.paths) - before)
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if empty:
+        raise InputError(
+            f"{_said(root)}: expected images in every class folder, found none in {named(empty)}; "
+            f"add JPEG, PNG or WebP files or remove the folder{_instead(walk.left_out)}"
+        )
+    return Listing(
+        root=Path(base),
+        classes=tuple(classes),
+        paths=walk.paths,
+        targets=np.repeat(np.arange(len(classes), dtype=np.int64), counts),
+        sizes=np.array(walk.sizes, np.int64),
+        mtimes=np.array(walk.mtimes, np.int64),
+        left_out=walk.left_out,
+    )
+
+
+def order_classes(names: Iterable[str], class_order: ClassOrder) -> list[str]:
+    """Class names in target order.
+
+    Raises:
+        InputError: the names hold numbers by which their natural order is another than their byte order, and the
+            order was not chosen.
+    """
+    by_bytes = sorted(names)  # code points and UTF-8 bytes sort alike
+    if class_order == "bytes":
+        return by_bytes
+    natural = sorted(by_bytes, key=natural_key)
+    if class_order == "auto" and natural != by_bytes:
+        first = next(i for i, (ours, theirs) in enumerate(zip(by_bytes, natural, strict=True)) if ours != theirs)
+        start = max(first - 2, 0)
+        raise InputError(
+            f"class folders have numbers in their names that sort differently as text "
+            f"({_part(by_bytes, start)}) and as numbers ({_part(natural, start)}); choose the order the teacher was "
+            f"trained with: --class-order bytes (as torchvision's ImageFolder) or --class-order numeric"
+        )
+    return natural
+
+
+def _part(names: list[str], start: int) -> str:
+    """The names from ``start`` on, for a message."""
+    return f"{'..., ' if start else ''}{named(names[start:])}"
+
+
+def _require_one_form(base: str, names: Iterable[str]) -> None:
+    """Refuse two class folders whose names are one in another Unicode form."""
+    seen: dict[str, str] = {}
+    for name in sorted(names):
+        other = seen.setdefault(same_form(name), name)
+        if other != name:
+            ours, theirs = told_apart(other, name)
+            raise InputError(
+                f"{printable(base)}: two class folders have one name in two Unicode forms, {ours} and {theirs}; "
+                f"merge them or rename one"
+            )
+
+
+def _instead(left_out: LeftOut) -> str:
+    """What was found in place of images, for a message."""
+    found = [*left_out.warnings, *filter(None, [left_out.line])]
+    return f" ({'; '.join(found)})" if found else ""
+
+
+def _said(path: str | Path) -> str:
+    """A path, for a message."""
+    return printable(str(path))
+
+
+def named(names: Collection[str], limit: int = 5) -> str:
+    """The first names of a list, for a message."""
+    shown = ", ".join(repr(name) for name in list(names)[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
+
+
+class _Walk:
+    """Collects the files below a folder, class by class."""
+
+    def __init__(self, base: str, leave_out: frozenset[str]) -> None:
+        self.base = base
+        self.leave_out = leave_out
+        # Paths that this folder has in another Unicode form only.
+        moved = [path for path in leave_out if not path.isascii() and not os.path.lexists(f"{base}/{path}")]
+        self.leave_out_forms = frozenset(map(same_form, moved))
+        self.paths: list[str] = []
+        self.sizes: list[int] = []
+        self.mtimes: list[int] = []
+        self.left_out = LeftOut()
+
+    def class_names(self) -> tuple[list[str], int]:
+        """Names of the class folders, and the number of images that lie beside them."""
+        names, loose = [], 0
+        for entry in self._entries(""):
+            if entry.is_symlink():
+                self._resolve(entry.path)
+            if entry.is_dir():
+                names.append(entry.name)
+            elif self._is_image(entry, entry.name):
+                loose += 1
+                self.left_out.add_loose(entry.name)
+        return names, loose
+
+    def add_class(self, name: str) -> None:
+        """Add the images of one class, folder by folder in byte order."""
+        folders: dict[str, list[os.DirEntry[str]]] = {}
+        pending = [(name, frozenset({self.base, self._resolve(f"{self.base}/{name}")}))]
+        while pending:
+            folder, above = pending.pop()
+            files = folders[folder] = []
+            for entry in self._entries(folder):
+                if entry.is_symlink():
+                    self._resolve(entry.path)
+                if entry.is_dir():
+                    real = self._resolve(entry.path)
+                    if real in above:
+                        raise InputError(
+                            f"{_said(entry.path)}: this symbolic link leads back to {_said(real)}; remove it"
+                        )
+                    pending.append((f"{folder}/{entry.name}", above | {real}))
+                elif not self._is_skipped(path := f"{folder}/{entry.name}") and self._is_image(entry, path):
+                    files.append(entry)
+        for folder in sorted(folders):
+            self._add_files(folder, sorted(folders[folder], key=lambda entry: entry.name))
+
+    def _is_skipped(self, path: str) -> bool:
+        """Whether a file is among those that are not listed, in whatever Unicode form."""
+        if not self.leave_out:
+            return False
+        return path in self.leave_out or (not path.isascii() and same_form(path) in self.leave_out_forms)
+
+    def _is_image(self, entry: os.DirEntry[str], path: str) -> bool:
+        """Whether a file is taken for an image, by its name or its first bytes; counted where it is not."""
+        if entry.name.lower().endswith(SUFFIXES):
+            return True
+        try:
+            if not entry.is_file():  # reading a pipe would wait
+                self.left_out.add("no regular file", path)
+                return False
+            with open(entry.path, "rb", buffering=0) as file:  # noqa: PTH123  (a Path for each of millions is slow)
+                head = file.read(HEAD_BYTES)
+        except OSError:
+            self.left_out.add("unreadable", path)
+            return False
+        if readable(head):
+            return True
+        self.left_out.add(other_kind(head, entry.name), path)
+        return False
+
+    def _add_files(self, folder: str, entries: list[os.DirEntry[str]]) -> None:
+        """Add image files of one folder with their sizes in bytes and modification times in ns."""
+        for entry in entries:
+            try:
+                status = entry.stat()
+            except OSError as error:
+                raise InputError(f"{_said(entry.path)}: cannot be examined ({error.strerror})") from error
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{_said(entry.path)}: expected a regular file; remove it")
+            self.paths.append(f"{folder}/{entry.name}")
+            self.sizes.append(status.st_size)
+            self.mtimes.append(status.st_mtime_ns)
+
+    def _resolve(self, path: str) -> str:
+        """The real path of a link, which must exist and lie inside the folder."""
+        real = _real(path)
+        if real != self.base and not real.startswith(self.base.rstrip("/") + "/"):
+            raise InputError(
+                f"{_said(path)}: this symbolic link leads out of {_said(self.base)}, to {_said(real)}; "
+                f"copy or hard-link the images into the folder"
+            )
+        return real
+
+    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
+        """The entries of a folder that are read; the others are counted."""
+        entries = []
+        path = f"{self.base}/{folder}" if folder else self.base
+        try:
+            with os.scandir(path) as scan:
+                for entry in scan:
+                    if kind := left_out_kind(entry.name):
+                        self.left_out.add(kind, f"{folder}/{entry.name}" if folder else entry.name)
+                    else:
+                        entries.append(entry)
+        except OSError as error:
+            raise InputError(f"{_said(path)}: expected a folder that can be listed ({error.strerror})") from error
+        for entry in entries:
+            if not entry.name.isascii():
+                try:
+                    entry.name.encode()
+                except UnicodeEncodeError as error:
+                    raise InputError(f"{entry.path!r}: expected a name in UTF-8; rename it") from error
+        return entries
+
+
+def _real(path: str | Path) -> str:
+    """The path with all links resolved."""
+    try:
+        return os.path.realpath(path, strict=True)
+    except OSError as error:
+        raise InputError(f"{_said(path)}: cannot be reached ({error.strerror}); check the path or the link") from error

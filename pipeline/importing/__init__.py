@@ -1,0 +1,1 @@
+"""Published tensor files turned into class folders."""

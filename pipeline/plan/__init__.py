@@ -1,0 +1,1 @@
+"""The plan: which crop of which image, drawn from counters alone."""

@@ -1,0 +1,52 @@
+"""CutMix: a box, one for the whole group or one a pair, filled in every crop from its partner."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from labelstore.format.columns import CUTMIX_COLUMNS, CropRows
+from pipeline.plan import draws
+
+if TYPE_CHECKING:
+    from pipeline.plan.plan import PlanSpec
+
+columns = CUTMIX_COLUMNS
+
+
+def draw(spec: PlanSpec, view: int, counters: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The box of each group or position ``[g]`` of a view, int64 ``[4, g]``, in pixels of the finished crop.
+
+    The box of the paper's code and of torchvision: sides ``size * sqrt(1 - lambda)``, centre anywhere in the
+    crop, clipped to the crop. It can be empty.
+    """
+    own = draws.beta(draws.key("cutmix", spec.seed, view), spec.alpha, counters)
+    words = draws.philox(draws.key("cutmix centre", spec.seed, view), counters)
+    half = np.floor(spec.size * np.sqrt(1 - own)).astype(np.int64) // 2
+    y, x = (draws.integers(word, spec.size).astype(np.int64) for word in words[:2])
+    top, left = np.maximum(y - half, 0), np.maximum(x - half, 0)
+    bottom, right = np.minimum(y + half, spec.size), np.minimum(x + half, spec.size)
+    return np.stack([top, left, bottom - top, right - left])
+
+
+def mix(pixels: torch.Tensor, rows: CropRows, group: int) -> torch.Tensor:
+    """Fill each crop's box from its partner.
+
+    Args:
+        pixels: uint8 ``[n, S, S, 3]``, whole groups of crops not mixed yet; left as they are.
+        rows: their n rows.
+        group: crops in a group.
+
+    Returns:
+        uint8 ``[n, S, S, 3]`` on the same device.
+    """
+    partners = torch.from_numpy(rows.partners(group)).to(pixels.device)
+    top, left, height, width = torch.from_numpy(rows.mix_boxes()).to(pixels.device).T[..., None]
+    at = torch.arange(pixels.shape[1], dtype=torch.int32, device=pixels.device)
+    vertical = (at >= top) & (at < top + height)
+    horizontal = (at >= left) & (at < left + width)
+    inside = vertical[:, :, None, None] & horizontal[:, None, :, None]
+    return torch.where(inside, pixels[partners], pixels)

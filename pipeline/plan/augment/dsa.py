@@ -1,0 +1,115 @@
+"""Differentiable siamese augmentation as GIFT applies it, on the normalised image, crop by crop.
+
+`color_crop_cutout_flip_scale_rotate` of DSA (Zhao and Bilen 2021) as in LINs-lab/GIFT, utils/transforms.py, DiffAug:
+brightness, saturation, contrast; then one of shift, scale and rotate; then cutout. Its flip, which comes first, is the
+plan's own. The authors draw which of the three once a batch; here it is drawn once a crop, since labels exist before
+batches do.
+
+A real number u in [0, 1) is the column 65536 u, rounded down; a whole number is the column.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from labelstore.format.columns import CropRows
+from pipeline.plan import draws
+
+columns = (
+    "dsa_brightness", "dsa_saturation", "dsa_contrast", "dsa_kind", "dsa_vertical", "dsa_horizontal", "dsa_cut_row",
+    "dsa_cut_column",
+)  # fmt: skip
+SHIFT, SCALE, ROTATE = range(3)
+MAX_SHIFT, MAX_SCALE, MAX_DEGREES, CUT = 0.125, 1.2, 15.0, 0.5
+
+
+def draw(size: int, seed: int, view: int, images: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+    """The columns of the crop of each image in a view, int64 ``[8, n]``."""
+    counters = images.astype(np.int64)
+    color = draws.philox(draws.key("dsa color", seed, view), counters) >> np.uint32(16)
+    kind, first, second, _ = draws.philox(draws.key("dsa geometry", seed, view), counters)
+    cut = draws.philox(draws.key("dsa cutout", seed, view), counters)
+    kinds = draws.integers(kind, 3).astype(np.int64)
+    furthest, hole = math.floor(size * MAX_SHIFT + 0.5), math.floor(size * CUT + 0.5)
+    moved = [
+        np.where(kinds == SHIFT, draws.integers(word, 2 * furthest + 1), word >> np.uint32(16))
+        for word in (first, second)
+    ]
+    moved[1] = np.where(kinds == ROTATE, 0, moved[1])
+    centres = [draws.integers(word, size + 1 - hole % 2) for word in cut[:2]]
+    return np.stack([*color[:3], kinds, *moved, *centres]).astype(np.int64)
+
+
+def apply(images: Tensor, rows: CropRows, size: int) -> Tensor:
+    """The augmented images.
+
+    Args:
+        images: normalised, float32 ``[n, 3, S, S]``, contiguous.
+        rows: of the n crops.
+        size: side of the crops that the rows were drawn for; lengths are scaled where ``images`` have another.
+
+    Returns:
+        float32 ``[n, 3, S, S]``, contiguous.
+    """
+    values = {name: torch.from_numpy(rows.column(name).astype(np.int64)).to(images.device) for name in columns}
+    brightness, saturation, contrast = (
+        (values[f"dsa_{name}"].double() / 65536).float()[:, None, None, None]
+        for name in ("brightness", "saturation", "contrast")
+    )
+    images = images + (brightness - 0.5)
+    mean = images.mean(1, keepdim=True, dtype=torch.float64).float()
+    images.sub_(mean).mul_(2 * saturation).add_(mean)
+    mean = images.mean((1, 2, 3), keepdim=True, dtype=torch.float64).float()
+    images.sub_(mean).mul_(contrast + 0.5).add_(mean)
+    return _cut(_move(images, rows, values, size), values["dsa_cut_row"], values["dsa_cut_column"], size)
+
+
+def _move(images: Tensor, rows: CropRows, values: Mapping[str, Tensor], size: int) -> Tensor:
+    """Crops shifted, scaled or rotated, zero where nothing was."""
+    side, furthest, moved = images.shape[-1], math.floor(size * MAX_SHIFT + 0.5), torch.zeros_like(images)
+    kinds = rows.column("dsa_kind")
+    shifts = (rows.column(name).astype(np.int64) - furthest for name in ("dsa_vertical", "dsa_horizontal"))
+    down, across = (_scaled(torch.from_numpy(shift), side, size).tolist() for shift in shifts)
+    for crop in np.flatnonzero(kinds == SHIFT).tolist():
+        dy, dx = down[crop], across[crop]
+        to = moved[crop, :, max(-dy, 0) : side - max(dy, 0), max(-dx, 0) : side - max(dx, 0)]
+        to.copy_(images[crop, :, max(dy, 0) : side + min(dy, 0), max(dx, 0) : side + min(dx, 0)])
+    others = torch.from_numpy(np.flatnonzero(kinds != SHIFT)).to(images.device)
+    if len(others):
+        chosen = (values[name][others] for name in ("dsa_kind", "dsa_vertical", "dsa_horizontal"))
+        grid = affine_grid(_matrices(*chosen), [len(others), 3, side, side], align_corners=False)
+        moved[others] = grid_sample(images[others], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return moved
+
+
+def _matrices(kinds: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
+    """Scale or rotation of each crop, float32 ``[n, 2, 3]``."""
+    u = torch.stack([vertical, horizontal]).double() / 65536
+    factors = u * (MAX_SCALE - 1 / MAX_SCALE) + 1 / MAX_SCALE
+    angle = (u[0] - 0.5) * 2 * MAX_DEGREES / 180 * math.pi
+    zero = torch.zeros_like(angle)
+    scales = torch.stack([factors[1], zero, zero, zero, factors[0], zero])
+    turns = torch.stack([angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero])
+    return torch.where(kinds == SCALE, scales, turns).T.reshape(-1, 2, 3).float()
+
+
+def _cut(images: Tensor, row: Tensor, column: Tensor, size: int) -> Tensor:
+    """Zero in a square of half the side around (row, column), as far as it lies in the image."""
+    side = images.shape[-1]
+    hole = math.floor(side * CUT + 0.5)
+    at = torch.arange(side, device=images.device)
+    top, left = (_scaled(centre, side, size)[:, None] - hole // 2 for centre in (row, column))
+    down, across = ((at >= start) & (at < start + hole) for start in (top, left))
+    return images.masked_fill((down[:, :, None] & across[:, None, :])[:, None], 0)
+
+
+def _scaled(lengths: Tensor, side: int, size: int) -> Tensor:
+    """Lengths in pixels of a crop of side ``size`` as those of one of ``side``, rounded half up."""
+    return lengths if side == size else (2 * lengths * side + size).div(2 * size, rounding_mode="floor")

@@ -1,0 +1,74 @@
+"""Patch shuffle of RDED's collages: the column strips of an image change places, then its row strips (ShufflePatches).
+
+It comes before the crop, so that a box lies in the image as shuffled. Where a side does not divide, the last strip
+takes the remainder.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from labelstore.errors import InputError
+from pipeline.plan import draws
+
+columns = ("strips", "strip_columns", "strip_rows")
+MAX_STRIPS = 8  # 8! orders fit a uint16
+
+
+def check(number: int | None) -> None:
+    """Refuse a number of strips that there is no column for."""
+    if number is None or not 2 <= number <= MAX_STRIPS:
+        raise InputError(
+            f"augment patch-shuffle: expected strips a side, patch-shuffle=2 to {MAX_STRIPS}, found {number}"
+        )
+
+
+def draw(number: int | None, seed: int, view: int, images: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+    """Strips a side, and the orders of column and of row strips, as `rank` numbers them: int64 ``[3, n]``."""
+    strips = number or 1
+    orders = [
+        rank(draws.permutations(draws.key(f"patch shuffle {axis}", seed, view), images.astype(np.int64), strips))
+        for axis in ("columns", "rows")
+    ]
+    return np.stack([np.full(len(images), strips), *orders])
+
+
+def arrange(image: Tensor, values: tuple[int, ...]) -> Tensor:
+    """The shuffled image.
+
+    Args:
+        image: uint8 ``[H, W, 3]``.
+        values: the columns of the crop.
+    """
+    strips, across, down = values
+    for axis, ranked in ((1, across), (0, down)):
+        side = image.shape[axis]
+        edges = [*(side // strips * strip for strip in range(strips)), side]
+        order = unrank(ranked, strips)
+        image = torch.cat([image.narrow(axis, edges[at], edges[at + 1] - edges[at]) for at in order], axis)
+    return image
+
+
+def rank(orders: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The number of each permutation ``[n, f]`` in lexicographic order, int64 ``[n]``."""
+    strips = orders.shape[1]
+    smaller = [(orders[:, at + 1 :] < orders[:, at, None]).sum(1) for at in range(strips)]
+    weights = [math.factorial(strips - 1 - at) for at in range(strips)]
+    ranked: npt.NDArray[np.int64] = np.stack(smaller, axis=1) @ np.array(weights)
+    return ranked
+
+
+@cache
+def unrank(ranked: int, strips: int) -> tuple[int, ...]:
+    """The permutation that `rank` gave the number."""
+    left, order = list(range(strips)), []
+    for at in range(strips):
+        place, ranked = divmod(ranked, math.factorial(strips - 1 - at))
+        order.append(left.pop(place))
+    return tuple(order)

@@ -1,0 +1,1 @@
+"""Stored crops rendered again: checked, verified, shown."""

@@ -1,0 +1,199 @@
+"""A store opened together with the images it was made of, and P2's check that its crops come out again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from labelstore.durable.places import require_apart
+from labelstore.errors import MismatchError
+from labelstore.format.arrays import AUDIT_BLOCK
+from labelstore.store import LabelStore
+from pipeline.config import manifest_cache
+from pipeline.images.class_folder import ClassOrder
+from pipeline.images.manifest import Manifest, require_same_images, scan, with_classes, with_order
+from pipeline.plan.plan import PlanSpec
+from pipeline.render import Renderer, decoder_of, make_renderer
+from pipeline.render.audit import DIGEST_POSITIONS, compare, pixels_digest
+
+
+@dataclass(frozen=True)
+class Source:
+    """What replays a store: the labels, the images, and the renderer that turns rows into crops."""
+
+    store: LabelStore
+    manifest: Manifest
+    spec: PlanSpec
+    renderer: Renderer
+
+    @property
+    def same_renderer(self) -> bool:
+        """Whether every sealed view was rendered by a renderer with this one's id."""
+        return all(version["renderer"] == self.renderer.id for version in self.store.state.versions)
+
+    def crops(self, view: int, start: int, stop: int) -> Tensor:
+        """Stored crops ``start`` to ``stop`` of a view, after mixing, uint8 ``[stop - start, S, S, 3]``."""
+        group, images = self.store.identity.group, self.store.identity.images
+        first, last = start // group * group, min(-(-stop // group) * group, images)
+        pixels = self.renderer.render(self.store.read(view, slice(first, last)).rows)
+        return pixels[start - first : stop - first]
+
+    def at_size(self, size: int, *, device: str, threads: int | None, cache_bytes: int) -> Source:
+        """The same boxes rendered at another side; this one's renderer is released.
+
+        Rows need `pipeline.plan.augment.sides.at_size`.
+        """
+        self.renderer.close()
+        resize = None if self.spec.resize is None else max(self.spec.resize, size)
+        spec = replace(self.spec, size=size, resize=resize)
+        decoder = None if device == "cpu" else decoder_of(self.renderer.id)
+        renderer = make_renderer(
+            self.manifest, spec, device=device, decoder=decoder, threads=threads, cache_bytes=cache_bytes
+        )
+        return replace(self, spec=spec, renderer=renderer)
+
+    def close(self) -> None:
+        """Release the renderer."""
+        self.renderer.close()
+
+
+@dataclass(frozen=True)
+class PixelReport:
+    """What rendering stored crops again found.
+
+    Attributes:
+        crops: number of crops compared.
+        equal: whether every compared crop came out bit for bit.
+        max_difference: largest difference to the audit crops, in levels.
+        mean_difference: mean difference to the audit crops, in levels.
+    """
+
+    crops: int
+    equal: bool
+    max_difference: int
+    mean_difference: float
+
+
+def open_images(store: LabelStore, images: Path, *, rehash: bool = False) -> Manifest:
+    """The manifest of ``images``, proven to be the set that ``store`` was made of.
+
+    Raises:
+        MismatchError: when it is another set; names the first difference.
+    """
+    identity = store.identity
+    places = {"--store": store.path, "the cache of --store": manifest_cache(store.path)}
+    require_apart(places, {"--images": images})
+    manifest = scan_as(
+        images,
+        identity.classes,
+        cache=manifest_cache(store.path),
+        rehash=rehash,
+        leave_out=identity.skipped,
+    )
+    manifest = with_order(store.image_digests, manifest)
+    require_same_images(identity, store.image_digests, store.targets, manifest)
+    return manifest
+
+
+def scan_as(
+    images: Path,
+    classes: Sequence[str],
+    *,
+    cache: Path | None = None,
+    rehash: bool = False,
+    digests: bool = True,
+    leave_out: Sequence[str] = (),
+    skip_broken: bool = False,
+) -> Manifest:
+    """The manifest of ``images`` with its classes named and ordered as ``classes``, where they are the same."""
+    manifest = scan(
+        images,
+        class_order=order_of(classes),
+        cache=cache,
+        rehash=rehash,
+        digests=digests,
+        leave_out=leave_out,
+        skip_broken=skip_broken,
+    )
+    return with_classes(classes, manifest)
+
+
+def order_of(classes: Sequence[str]) -> ClassOrder:
+    """The order that ``classes`` are in."""
+    return "bytes" if list(classes) == sorted(classes) else "numeric"
+
+
+def open_source(
+    store: LabelStore | Path | str,
+    images: Manifest | Path | str,
+    *,
+    device: str = "cpu",
+    decoder: str | None = None,
+    threads: int | None = None,
+    cache_bytes: int = 2 << 30,
+    rehash: bool = False,
+) -> Source:
+    """Open a store with its images; refuses images that are not the store's own.
+
+    A GPU decodes as the store's renderer did, unless told otherwise.
+    """
+    opened = store if isinstance(store, LabelStore) else LabelStore.open(store)
+    if isinstance(images, Manifest):
+        require_same_images(opened.identity, opened.image_digests, opened.targets, images)
+        manifest = images
+    else:
+        manifest = open_images(opened, Path(images), rehash=rehash)
+    spec = PlanSpec.from_json(opened.identity.require("plan"))
+    if device != "cpu":
+        decoder = decoder or decoder_of(opened.identity.require("renderer"))
+    renderer = make_renderer(manifest, spec, device=device, decoder=decoder, threads=threads, cache_bytes=cache_bytes)
+    return Source(opened, manifest, spec, renderer)
+
+
+def check_pixels(source: Source, blocks: int = 8) -> PixelReport:
+    """Render stored crops again and hold them against the store (P2).
+
+    The audit crops are compared by value: bit-equal with the same renderer, within P2's band with another. Of the
+    blocks that this very renderer made, up to ``blocks``, spread over the sealed views, are compared by digest.
+
+    Raises:
+        MismatchError: when the crops differ by more than P2 allows; names both renderers and the difference.
+    """
+    store = source.store
+    stored = torch.from_numpy(store.audit().crops)
+    ours = source.crops(0, 0, len(stored))
+    stored_id = store.version(AUDIT_BLOCK)["renderer"] or {"name": "not known"}
+    difference = compare(ours, stored, stored_id, dict(source.renderer.id))
+    crops = len(stored) + _check_digests(source, blocks)
+    return PixelReport(
+        crops=crops,
+        equal=source.same_renderer and difference.maximum == 0,
+        max_difference=difference.maximum,
+        mean_difference=difference.mean,
+    )
+
+
+def _check_digests(source: Source, blocks: int) -> int:
+    """Compare the first crops of some blocks with the digests in their markers; the number of crops."""
+    store = source.store
+    sealed = [block for block in store.sealed_blocks() if store.version(block)["renderer"] == source.renderer.id]
+    chosen = np.unique(np.linspace(0, len(sealed) - 1, min(blocks, len(sealed))).astype(int))
+    crops = 0
+    for block in (sealed[int(index)] for index in chosen):
+        start = store.positions(block)[0]
+        stop = min(start + DIGEST_POSITIONS, store.positions(block)[1])
+        view = store.views(block)[0]
+        found = pixels_digest(source.crops(view, start, stop))
+        if found != store.pixels_digest(block):
+            raise MismatchError(
+                f"replay: view {view}, positions {start} to {stop - 1}, renders to pixels with digest {found}, "
+                f"the store has {store.pixels_digest(block)}, though renderer and images are the same; "
+                f"check the store with `python -m labelstore check`, and this machine's memory"
+            )
+        crops += stop - start
+    return crops

@@ -1,0 +1,213 @@
+"""Does the store still hold what this teacher says of these images? Render, ask the teacher again, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from labelstore.command.console import Console
+from labelstore.encodings.fidelity import gift_fidelity
+from labelstore.errors import MismatchError
+from labelstore.spec import Json, first_difference, require_same
+from labelstore.store import LabelStore
+from pipeline.config import VerifyConfig, gibibytes
+from pipeline.replay.source import Source, check_pixels, open_source
+from pipeline.teacher.engine.spec import MAX_RELATIVE_ERROR
+from pipeline.teacher.imagenet import FOLDERS
+from pipeline.teacher.teacher import Teacher, TeacherSpec, make_teacher, stored_members
+
+MIN_FIDELITY = 0.99
+MARGIN = 0.01  # by which the audit rows may fall below the fidelity of the many rows that the store has measured
+
+
+def verify(config: VerifyConfig, console: Console) -> tuple[bool, Mapping[str, Json]]:
+    """Whether the store holds within the stated bands, and the figures."""
+    store = LabelStore.open(config.store)
+    source = open_source(
+        store,
+        config.images,
+        device=config.device,
+        decoder=config.decoder,
+        threads=config.threads,
+        cache_bytes=gibibytes("--cache-gib", config.cache_gib),
+        rehash=config.rehash,
+    )
+    with closing(source):
+        return verify_source(source, config, console)
+
+
+def verify_source(source: Source, config: VerifyConfig, console: Console) -> tuple[bool, Mapping[str, Json]]:
+    """Compare pixels, then labels where there are weights."""
+    try:
+        pixels = check_pixels(source)
+    except MismatchError as error:
+        console.line(str(error))
+        return False, {"ok": False, "pixels_equal": False, "max_error": None, "fidelity": None}
+    values: dict[str, Json] = {
+        "ok": True,
+        "crops": pixels.crops,
+        "pixels_equal": pixels.equal,
+        "pixels_max_difference": pixels.max_difference,
+        "pixels_mean_difference": round(pixels.mean_difference, 4),
+        "max_error": None,
+        "mean_error": None,
+        "equal_codes": None,
+        "fidelity": None,
+    }
+    how = "bit for bit" if pixels.equal else "within the band of another renderer"
+    console.line(f"pixels: {pixels.crops} stored crops came out again, {how}")
+    if config.weights:
+        teacher = teacher_of(source.store, config, console)
+        values.update(compare_labels(source, teacher, console))
+    return bool(values["ok"]), values
+
+
+def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Teacher:
+    """The store's teacher with the given weights, refused when they are not the store's."""
+    stored: Any = store.identity.require("teacher")
+    engine: Any = store.identity.require("engine")
+    spec = TeacherSpec(
+        members=stored_members(stored, config.weights, config.weights_key),
+        classes=",".join(map(str, stored["columns"])) if stored["columns"] else None,
+        class_columns=",".join(map(str, store.identity.class_columns)) or FOLDERS,
+        mean=tuple(stored["mean"]),
+        std=tuple(stored["std"]),
+        dtype=engine["dtype"],
+        batch=engine["batch"],
+        device=config.device,
+        threads=config.threads or engine["threads"],
+        channels_last=engine["channels_last"],
+        fold=engine["folding"] != "none",
+        compile="on" if engine["compile"] != "none" else "off",
+        cuda_graph=engine.get("cuda_graph", False) and config.device.startswith("cuda"),
+    )
+    teacher = make_teacher(spec, size=store.identity.size, classes=store.identity.classes)
+    console.tell(teacher.notes, teacher.warnings)
+    require_same("teacher", dict(stored), dict(teacher.identity), "give --weights of the store's teacher")
+    found = first_difference(dict(engine), dict(teacher.engine))
+    if found:
+        console.line(f"engine: another than the store's at {found[0]}: {found[1]!r} there, {found[2]!r} here")
+    return teacher
+
+
+@dataclass(frozen=True, eq=False)
+class AuditErrors:
+    """How far a teacher's logits of the audit crops are from those that are stored.
+
+    Attributes:
+        logits: the teacher's, float32 ``[a, C]``.
+        maximum: the largest error.
+        mean: the mean error.
+        band: the largest error that another order of summation explains.
+    """
+
+    logits: npt.NDArray[np.float32]
+    maximum: float
+    mean: float
+    band: float
+
+    @property
+    def within(self) -> bool:
+        """Whether the errors lie within the band."""
+        return self.maximum <= self.band
+
+
+def audit_errors(store: LabelStore, teacher: Teacher, crops: Tensor) -> AuditErrors:
+    """Label the audit crops, uint8 ``[a, S, S, 3]``, and compare with the stored float16 logits."""
+    stored = store.audit().logits.astype(np.float32)
+    rows, parts = store.read(0, slice(len(stored))).rows, range(0, len(crops), teacher.batch)
+    pieces = [slice(start, start + teacher.batch) for start in parts]
+    logits = np.concatenate([teacher.logits(crops[piece], rows.take(piece)).numpy() for piece in pieces])
+    # on the engine of the store they come out to float16 rounding; another engine sums in another order
+    errors = np.abs(logits - stored)
+    engines = (store.identity.require("engine"), teacher.engine)
+    share = max(MAX_RELATIVE_ERROR[str(engine["dtype"])] for engine in engines)
+    return AuditErrors(logits, float(errors.max()), float(errors.mean()), share * float(np.abs(stored).max()))
+
+
+def require_same_labels(source: Source, teacher: Teacher, console: Console) -> None:
+    """Refuse to continue with a renderer and an engine that do not give the audit rows again.
+
+    The crops are held against the stored ones by P2's band, and the teacher's logits of the stored crops against the
+    stored logits, so that neither hides the other.
+
+    Raises:
+        MismatchError: names the difference.
+    """
+    pixels = check_pixels(source)
+    errors = audit_errors(source.store, teacher, torch.from_numpy(source.store.audit().crops))
+    if not errors.within:
+        theirs = dict(source.store.identity.require("engine"))
+        raise MismatchError(
+            f"another engine gives other labels: expected errors of at most {errors.band:.2e} against the audit rows, "
+            f"found {errors.maximum:.2e} (mean {errors.mean:.2e}); the store has {theirs}, "
+            f"this run has {dict(teacher.engine)}; build on where the store was begun, or make another --store"
+        )
+    console.line(
+        f"another engine: pixels of {pixels.crops} stored crops differ by {pixels.max_difference} levels at most, "
+        f"labels by {errors.maximum:.2e} (band {errors.band:.2e})"
+    )
+
+
+def labels_come_out_again(source: Source, teacher: Teacher) -> bool:
+    """Whether a teacher gives the audit rows of a store bit for bit, as they are stored in float16."""
+    audit = source.store.audit()
+    found = audit_errors(source.store, teacher, torch.from_numpy(audit.crops)).logits
+    return np.array_equal(found.astype(np.float16), audit.logits)
+
+
+def compare_labels(source: Source, teacher: Teacher, console: Console) -> dict[str, Json]:
+    """The teacher's logits of the audit crops against the float16 logits and the codes that are stored."""
+    store = source.store
+    count = len(store.audit().logits)
+    errors = audit_errors(store, teacher, source.crops(0, 0, count))
+    group = store.identity.group
+    labels = store.read(0, slice(0, min(-(-count // group) * group, store.identity.images)))  # whole groups
+    partners = labels.rows.partners(group)[:count] if labels.rows.mixed else np.arange(count)
+    fidelity = gift_fidelity(
+        errors.logits,
+        labels.logits[:count],
+        labels.targets[:count],
+        labels.targets[partners],
+        labels.rows.weights(store.identity.size)[:count],
+    )
+    equal = equal_codes(store, errors.logits, count)
+    least = min(MIN_FIDELITY, expected_fidelity(store) - MARGIN)
+    ok = errors.within and float(fidelity.mean()) >= least
+    console.line(
+        f"labels: largest error {errors.maximum:.2e} and mean {errors.mean:.2e} against {count} audit rows "
+        f"(band {errors.band:.2e}), {100 * equal:.2f} % of codes equal, fidelity {fidelity.mean():.5f} "
+        f"(at least {least:.5f})"
+    )
+    return {
+        "ok": ok,
+        "max_error": errors.maximum,
+        "mean_error": errors.mean,
+        "max_error_band": errors.band,
+        "equal_codes": equal,
+        "fidelity": float(fidelity.mean()),
+    }
+
+
+def expected_fidelity(store: LabelStore) -> float:
+    """What the labels have kept of the teacher's by now: 1 less what each encoding on the way has lost."""
+    link: Any = {"fidelity": store.fidelity, **store.state.versions[0]}
+    kept = 1.0
+    while link:
+        kept -= max((1 - kind["mean"] for kind in link["fidelity"].values() if kind), default=0.0)
+        link = link.get("converted_from")
+    return kept
+
+
+def equal_codes(store: LabelStore, logits: npt.NDArray[np.float32], count: int) -> float:
+    """Share of codes of the first rows of view 0 that encoding ``logits`` gives again."""
+    stored = store.codes(0, slice(0, count))["labels"]
+    codes = store.encoding.encode(logits, store.pairs(0, slice(0, count)))["labels"]
+    return float(np.mean(codes == stored))

@@ -1,0 +1,1 @@
+"""The teacher: networks that label crops, with the same bits on one engine."""

@@ -1,0 +1,87 @@
+"""Where a teacher runs, and what of that makes its bytes (P4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from labelstore.errors import InputError
+from labelstore.spec import Json
+from pipeline.networks.load import library_version
+from pipeline.teacher.engine.spec import DTypeName, TeacherSpec
+
+DTYPES: Mapping[DTypeName, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# Instructions that decide which kernels of one capability are taken.
+CPU_FEATURES = ("avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "amx_fp16")
+
+
+def choose_device(name: str, dtype: str = "float32") -> torch.device:
+    """The device of that name; refuses one that is not there, or that only imitates the dtype."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device: expected cpu, cuda or cuda:N, found {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device: expected cpu, cuda or cuda:N, found {name!r}")
+    has = _cpu_features()
+    if device.type == "cpu" and dtype == "float16" and has and not (has.get("avx512_fp16") or has.get("amx_fp16")):
+        raise InputError(
+            "--dtype float16: this CPU does not compute in float16, torch would imitate it many times slower; "
+            "give --dtype bfloat16 or float32, or --device cuda"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {name}: torch sees {torch.cuda.device_count()} GPUs; give --device cpu")
+    return device
+
+
+def describe_engine(
+    spec: TeacherSpec, device: torch.device, batch: int, *, folded: bool, compilers: Mapping[str, Json] | None
+) -> dict[str, Json]:
+    """What makes the bytes of the labels (P4).
+
+    Args:
+        spec: of the teacher.
+        device: where it runs.
+        batch: crops a batch.
+        folded: whether any batch norm was folded.
+        compilers: name and version of what torch.compile used; None when nothing is compiled.
+    """
+    libraries: dict[str, Json] = {"torch": str(torch.__version__), **_library_versions(spec), **(compilers or {})}
+    if device.type == "cuda":
+        model = torch.cuda.get_device_name(device)
+        cudnn_version: Callable[[], int | None] = torch.backends.cudnn.version
+        libraries["cudnn"] = cudnn_version()
+    else:
+        has = _cpu_features()
+        features = [feature for feature in CPU_FEATURES if has.get(feature)]
+        model = " ".join(["cpu", torch.backends.cpu.get_cpu_capability(), *features])
+    return {
+        "device": model,
+        "dtype": spec.dtype,
+        "batch": batch,
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "channels_last": spec.channels_last,
+        "folding": "batch-norm" if folded else "none",
+        "compile": "none" if compilers is None else "inductor",
+        **({"cuda_graph": True} if spec.cuda_graph else {}),
+        "versions": libraries,
+    }
+
+
+def _cpu_features() -> Mapping[str, bool]:
+    """Instructions of this processor; empty where torch is too old to tell."""
+    features: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return features
+
+
+def _library_versions(spec: TeacherSpec) -> dict[str, Json]:
+    """Of the libraries that the networks' code comes from."""
+    versions: dict[str, Json] = {}
+    for member in spec.members:
+        versions |= library_version(member.name)
+    return versions

@@ -1,0 +1,354 @@
+"""The teacher: networks in eval mode that map crops to logits, the same bits every time on one engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labelstore.errors import InputError, reason
+from labelstore.format.columns import CropRows
+from labelstore.spec import Json
+from pipeline.networks.layout import memory_format, takes_channels_last
+from pipeline.networks.load import load_network
+from pipeline.networks.outputs import Logits
+from pipeline.networks.weights import Weights
+from pipeline.render.normalise import normalise
+from pipeline.teacher.class_order import CLASS_COLUMNS, TEACHER_CLASSES, Choice, check_classes, choose, require_said
+from pipeline.teacher.engine.batches import require_weights_fit
+from pipeline.teacher.engine.device import DTYPES, choose_device
+from pipeline.teacher.engine.ensemble import Ensemble
+from pipeline.teacher.engine.folding import fold_batch_norms
+from pipeline.teacher.engine.neighbours import require_independent
+from pipeline.teacher.engine.running import Engine, eager, enough_memory, make_engine
+from pipeline.teacher.engine.spec import Member, TeacherSpec, every_key, make_members
+
+__all__ = ["BrokenLogitsError", "Member", "Pending", "Teacher", "TeacherSpec", "make_members", "make_teacher"]
+
+FOLDING_CROPS = PROBE_CROPS = 2
+
+
+class BrokenLogitsError(InputError):
+    """A teacher gave NaN or Inf for a crop.
+
+    Args:
+        name: of the teacher.
+        row: of the first such crop in its batch.
+        column: of its first such logit.
+        value: of the logit.
+    """
+
+    def __init__(self, name: str, row: int, column: int, value: float) -> None:
+        super().__init__(
+            f"the teacher {name} gave {value} for class {column} of row {row} of a batch; "
+            f"look at its weights, --mean/--std and --dtype"
+        )
+        self.row, self.column, self.value = row, column, value
+
+
+class Pending:
+    """Logits that a device is making.
+
+    Args:
+        name: of the teacher.
+        logits: float32 ``[n, C]`` on the device.
+    """
+
+    def __init__(self, name: str, logits: Tensor) -> None:
+        self._name = name
+        self._event: torch.cuda.Event | None = None
+        if logits.device.type == "cuda":
+            self._logits = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
+            with torch.cuda.device(logits.device):
+                self._logits.copy_(logits, non_blocking=True)
+                self._event = torch.cuda.Event()
+                self._event.record()
+        else:
+            self._logits = logits
+
+    def result(self) -> Tensor:
+        """Wait for them: float32 ``[n, C]`` on the CPU.
+
+        Raises:
+            BrokenLogitsError: when a logit is NaN or infinite; names the first.
+        """
+        if self._event is not None:
+            self._event.synchronize()
+        broken = (~self._logits.isfinite()).nonzero()
+        if len(broken):
+            row, column = broken[0].tolist()
+            raise BrokenLogitsError(self._name, row, column, float(self._logits[row, column]))
+        return self._logits
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Teacher:
+    """Networks ready to label crops; made by ``make_teacher``.
+
+    Attributes:
+        spec: what it was made from.
+        run: what runs its networks.
+        size: side S of the crops in pixels.
+        selected: columns of the networks that are kept, in order; None keeps all.
+        columns: number of columns C of a label.
+        class_names: their class names, where known.
+        class_columns: the column of each class folder in a label; empty where folder k has column k.
+        identity: what the teacher is (P3).
+        warnings: what the user should look at before trusting the labels.
+        notes: which of the weights in its files it has, and which columns are the folders', where that was looked up.
+    """
+
+    spec: TeacherSpec
+    run: Engine
+    size: int
+    selected: tuple[int, ...] | None
+    columns: int
+    class_names: tuple[str, ...] | None
+    class_columns: tuple[int, ...]
+    identity: Mapping[str, Json]
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def batch(self) -> int:
+        """The largest number of crops that ``logits`` takes."""
+        return self.run.batch
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.run.device
+
+    @property
+    def engine(self) -> Mapping[str, Json]:
+        """What makes its bytes (P4)."""
+        return self.run.description
+
+    def logits(self, pixels: Tensor, rows: CropRows | None = None) -> Tensor:
+        """Label crops.
+
+        Args:
+            pixels: uint8 ``[n, S, S, 3]``, n at most ``batch``; the rest of the batch is filled with zeros.
+            rows: of the crops, for what their augmentation does behind the normalisation; None when it is nothing.
+
+        Returns:
+            float32 ``[n, C]`` on the CPU.
+
+        Raises:
+            BrokenLogitsError: when a logit is NaN or infinite; names the first.
+        """
+        return self.start(pixels, rows).result()
+
+    def start(self, pixels: Tensor, rows: CropRows | None = None) -> Pending:
+        """Begin to label crops, as ``logits`` does; a GPU works on while the caller does something else."""
+        shape = (self.size, self.size, 3)
+        count = len(pixels)
+        if pixels.dtype != torch.uint8 or pixels.shape[1:] != shape or count > self.batch:
+            raise InputError(
+                f"crops: expected uint8 [at most {self.batch}, {', '.join(map(str, shape))}], "
+                f"found {pixels.dtype} {list(pixels.shape)}"
+            )
+        if count < self.batch:
+            padding = pixels.new_zeros(self.batch - count, *shape)
+            pixels = torch.cat([pixels, padding])
+        with enough_memory(self.batch):
+            logits = self.run.logits(pixels, rows)[:count]
+        if self.selected is not None:
+            logits = logits[:, list(self.selected)]
+        return Pending(self.spec.name, logits)
+
+
+def make_teacher(
+    spec: TeacherSpec,
+    *,
+    size: int,
+    classes: Sequence[str],
+    flags: tuple[str, ...] = (TEACHER_CLASSES, CLASS_COLUMNS),
+) -> Teacher:
+    """Load a teacher, check its columns against the class folders, and make it ready to run.
+
+    Args:
+        spec: which teacher, and how it is run.
+        size: side S of the crops in pixels.
+        classes: folder names in target order.
+        flags: the flag that selects columns, and the one that keeps the others too, for messages.
+
+    Raises:
+        InputError: when there is no such teacher, or it cannot be run so.
+    """
+    device = choose_device(spec.device, spec.dtype)
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    require_weights_fit(spec, device)
+    network, weights = _load(spec, len(classes), size)
+    warnings = [warning for found in weights for warning in found.warnings]
+    folded = spec.fold and bool(fold_batch_norms(network, _probe(spec, size)))
+    if spec.fold and not folded:
+        warnings.append("--fold: no batch norm of the teacher follows a convolution alone, nothing is folded")
+    with enough_memory(1):
+        network = network.to(device, DTYPES[spec.dtype])
+        spec, total = _lay_out(network, spec, device, size)
+        plain = eager(network, spec, device, 1)
+    chosen = _choose_columns(spec, _class_names(weights, total), total, classes, flags)
+    with enough_memory(spec.batch or 1):
+        require_independent(spec.name, network, plain.logits, size, spec.batch)
+        run = make_engine(network, spec, device, size=size, folded=folded)
+    return Teacher(
+        spec=spec,
+        run=run,
+        size=size,
+        selected=chosen.selected,
+        columns=chosen.count,
+        class_names=chosen.names,
+        class_columns=chosen.folders,
+        identity=_identity(spec, weights, chosen.selected, size),
+        warnings=(*warnings, *chosen.warnings, *run.warnings),
+        notes=(*(note for found in weights for note in found.notes), *chosen.notes),
+    )
+
+
+def stored_members(teacher: Mapping[str, Any], weights: Sequence[str], keys: Sequence[str] = ()) -> tuple[Member, ...]:
+    """The members of a teacher by its identity in a store.
+
+    Args:
+        teacher: its identity.
+        weights: of each member.
+        keys: of each member's set of weights in its file, or one for all.
+    """
+    members = teacher.get("members", [{**teacher, "share": 1.0}])
+    if len(weights) != len(members):
+        names = ", ".join(member["name"] for member in members)
+        raise InputError(f"--weights: expected one for each network of the store ({names}), found {len(weights)}")
+    if len(keys) not in {0, 1, len(members)}:
+        raise InputError(f"--weights-key: expected one for each of {len(members)} networks, found {len(keys)}")
+    return tuple(
+        Member(name=member["name"], args=member["args"], weights=file, share=member["share"], key=key)
+        for member, file, key in zip(members, weights, every_key(keys, len(members)), strict=True)
+    )
+
+
+def _load(spec: TeacherSpec, classes: int, size: int) -> tuple[nn.Module, list[Weights]]:
+    """The network, in eval mode, float32, on the CPU; of several the ensemble. And the weights of each."""
+    loaded = [
+        load_network(member.name, member.args, member.weights, classes=classes, size=size, key=member.key)
+        for member in spec.members
+    ]
+    networks: list[nn.Module] = [Logits(network).eval().requires_grad_(False) for network, _ in loaded]
+    network = networks[0] if len(networks) == 1 else Ensemble(networks, [member.share for member in spec.members])
+    return network.eval(), [weights for _, weights in loaded]
+
+
+def _probe(spec: TeacherSpec, size: int) -> Tensor:
+    """Images ``[n, 3, S, S]`` of random crops, float32."""
+    crops = torch.randint(0, 256, (FOLDING_CROPS, size, size, 3), generator=torch.Generator().manual_seed(0))
+    return normalise(crops.to(torch.uint8), spec.mean, spec.std, torch.float32, channels_last=False)
+
+
+def _lay_out(network: nn.Module, spec: TeacherSpec, device: torch.device, size: int) -> tuple[TeacherSpec, int]:
+    """Bring the network into a layout that it takes; the spec with that layout, and the network's columns."""
+    columns = 0
+
+    def trial(channels_last: bool) -> None:
+        nonlocal columns
+        network.to(memory_format=memory_format(channels_last))
+        plain = eager(network, replace(spec, channels_last=channels_last), device, 1)
+        for count in range(1, min(spec.batch or PROBE_CROPS, PROBE_CROPS) + 1):  # of one crop alone more is a view
+            columns = _count_columns(plain, spec, size, count)
+
+    if spec.channels_last:
+        spec = replace(spec, channels_last=takes_channels_last(trial))
+    else:
+        trial(False)
+    return spec, columns
+
+
+def _count_columns(plain: Engine, spec: TeacherSpec, size: int, count: int) -> int:
+    """Columns of the network, from black crops."""
+    crop = torch.zeros(count, size, size, 3, dtype=torch.uint8)
+    try:
+        logits: Any = plain.logits(crop)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a network may raise anything at a size that it does not take
+        raise InputError(
+            f"network {spec.name} gives no logits for crops of {size} x {size} px in {spec.dtype}: {reason(error)}"
+        ) from error
+    if logits.ndim != 2 or len(logits) != count:
+        crops = "one crop" if count == 1 else f"{count} crops"
+        raise InputError(f"network {spec.name}: expected logits [{count}, C] for {crops}, found {list(logits.shape)}")
+    return int(logits.shape[1])
+
+
+def _class_names(weights: Sequence[Weights], total: int) -> tuple[str, ...] | None:
+    """The classes of the columns, where any of the weights names them."""
+    known = [(found.source, found.class_names) for found in weights if found.class_names is not None]
+    for source, names in known:
+        if len(names) != total:
+            raise InputError(f"weights {source} name {len(names)} classes, the network has {total} columns")
+        if names != known[0][1]:
+            first = next(column for column in range(total) if names[column] != known[0][1][column])
+            raise InputError(
+                f"weights {source}: expected the classes of {known[0][0]}, found {names[first]!r} instead of "
+                f"{known[0][1][first]!r} in column {first}; the networks of a teacher need the same columns"
+            )
+    return known[0][1] if known else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Columns:
+    """The columns of a label: see ``Teacher``."""
+
+    selected: tuple[int, ...] | None
+    count: int
+    names: tuple[str, ...] | None
+    folders: tuple[int, ...]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def _choose_columns(
+    spec: TeacherSpec, names: tuple[str, ...] | None, total: int, classes: Sequence[str], flags: tuple[str, ...]
+) -> _Columns:
+    """The columns that the spec asks for, checked against the class folders."""
+    only = Choice(None) if spec.classes is None else choose(spec.classes, names, total, classes, flag=flags[0])
+    kept = tuple(range(total)) if only.columns is None else only.columns
+    kept_names = None if names is None else tuple(names[column] for column in kept)
+    both = Choice(None)
+    if spec.class_columns is not None:
+        both = choose(spec.class_columns, kept_names, len(kept), classes, flag=CLASS_COLUMNS)
+    elif spec.classes is None:
+        require_said(classes, names, total, flags)
+    mapping, warning = both.mapping or only.mapping, None
+    if both.columns is not None and both.mapping is None:
+        warning = check_classes(both.columns, kept_names, classes, flags=(CLASS_COLUMNS,))
+    elif mapping is None:
+        warning = check_classes(kept, names, classes, flags=flags if only.columns is None else flags[:1])
+    return _Columns(
+        selected=only.columns,
+        count=len(kept),
+        names=kept_names,
+        folders=both.columns or (),
+        warnings=() if warning is None else (warning,),
+        notes=() if mapping is None else (f"columns of the folders, by ImageNet's public list: {mapping.text}",),
+    )
+
+
+def _identity(
+    spec: TeacherSpec, weights: Sequence[Weights], selected: tuple[int, ...] | None, size: int
+) -> dict[str, Json]:
+    """What the teacher is (P3), ensembles member by member."""
+    members: list[dict[str, Json]] = [
+        {"name": member.name, "args": dict(sorted(member.args.items())), "weights": found.digest}
+        for member, found in zip(spec.members, weights, strict=True)
+    ]
+    shares = [{**told, "share": member.share} for told, member in zip(members, spec.members, strict=True)]
+    return {
+        **(members[0] if len(members) == 1 else {"members": [dict(told) for told in shares]}),
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "columns": None if selected is None else list(selected),
+        "size": size,
+    }
