@@ -10,12 +10,14 @@ from labelstore.operations.check import CheckReport, Damage, check
 from labelstore.spec import BlockShape, Identity, State
 from labelstore.store import AuditRows, BlockData, LabelBatch, LabelStore, require_free_space, store_bytes
 from labelstore.version import __version__
+from labelstore.writer import BlockWriter, StoreWriter
 
 __all__ = [
     "AuditRows",
     "BlockData",
     "BlockIndex",
     "BlockShape",
+    "BlockWriter",
     "CheckReport",
     "CropRows",
     "Damage",
@@ -23,6 +25,7 @@ __all__ = [
     "LabelBatch",
     "LabelStore",
     "State",
+    "StoreWriter",
     "__version__",
     "check",
     "require_free_space",

@@ -33,6 +33,7 @@ from labelstore.format.seals import (
 from labelstore.operations.check import CheckReport, SealedViews, check, sealed_views
 from labelstore.spec import Json
 from labelstore.store import LabelStore
+from labelstore.writer import StoreWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +82,13 @@ def repair(
     store = LabelStore.open(path)
     for folder in folders(StoreLayout.of(store.identity)):
         disk.make_folder(store.path / folder)
-    with store.lease(take_over=take_over):
-        return _Repair(store, check(path, progress)).run()
+    with store.lease(take_over=take_over) as writer:
+        return _Repair(store, writer, check(path, progress)).run()
 
 
 class _Repair:
-    def __init__(self, store: LabelStore, report: CheckReport) -> None:
-        self._store, self._root, self._report = store, store.path, report
+    def __init__(self, store: LabelStore, writer: StoreWriter, report: CheckReport) -> None:
+        self._store, self._writer, self._root, self._report = store, writer, store.path, report
         self._grid, self._layout = BlockGrid.of(store.identity), StoreLayout.of(store.identity)
         self._damaged = {damage.file for damage in report.damaged}
         self._made: list[str] = []
@@ -102,7 +103,7 @@ class _Repair:
         if "calibration" in parts and before:
             self._unseal(0)  # nothing can be decoded until a build has made the same one again
         else:
-            self._store.remove(broken)
+            self._writer.remove(broken)
         # While markers and seals still tell that these are damaged: what is no shard any more tells nothing by itself.
         self._remove(sorted(self._damaged & shards))
         for of in sealed:
@@ -141,7 +142,7 @@ class _Repair:
         """Seal only the views below ``views``; damaged seals are removed before: nothing else tells what they are."""
         seals = (file for file in sorted(self._damaged) if file.startswith("seals/"))
         self._remove([file for file in seals if int(Path(file).name.partition(".")[0]) > views])
-        self._store.unseal(views)
+        self._writer.unseal(views)
 
     def _is_damaged(self, of: SealedViews) -> bool:
         return of.seal is None or not self._damaged.isdisjoint(of.seal.files)
