@@ -4,6 +4,7 @@ Needs numpy, numcodecs with pcodec, google-crc32c, xxhash and threadpoolctl, and
 is read by zarr-python too (see docs/FORMAT.md).
 """
 
+from labelstore.durable.storage import LocalStorage, Mapped, ReadStorage
 from labelstore.format.blocks import BlockIndex
 from labelstore.format.columns import CropRows
 from labelstore.operations.check import CheckReport, Damage, check
@@ -24,6 +25,9 @@ __all__ = [
     "Identity",
     "LabelBatch",
     "LabelStore",
+    "LocalStorage",
+    "Mapped",
+    "ReadStorage",
     "State",
     "StoreWriter",
     "__version__",

@@ -15,8 +15,9 @@ from labelstore.access.contents import Contents
 from labelstore.access.reading import Int64Array, Reader, require_indexes
 from labelstore.access.records import AuditRows, BlockData, LabelBatch
 from labelstore.access.streaming import STREAM_BYTES, Request, stream
+from labelstore.durable.storage import LocalStorage, ReadStorage
 from labelstore.encodings import Codes, Pairs
-from labelstore.errors import NotStoredError
+from labelstore.errors import InputError, NotStoredError
 from labelstore.format.arrays import AUDIT_BLOCK
 from labelstore.format.blocks import BlockIndex
 from labelstore.format.columns import CropRows
@@ -34,13 +35,13 @@ class LabelStore(Contents):
     """A label store, to be read; ``with store.lease() as writer: ...`` gives what writes it.
 
     Args:
-        path: folder of the store.
+        storage: where the store is read from.
         root: what its root metadata holds.
         follow: whether views above ``views_sealed`` may be read where their markers are there.
     """
 
-    def __init__(self, path: Path, root: Root, *, follow: bool = False) -> None:
-        super().__init__(path, root)
+    def __init__(self, storage: ReadStorage, root: Root, *, follow: bool = False) -> None:
+        super().__init__(storage, root)
         self.follow = follow
         self._reader = self._new_reader()
         self._made: tuple[Path, ...] | None = None  # the folders that creating it made; None where it was there
@@ -51,16 +52,21 @@ class LabelStore(Contents):
         return (Path(path) / ROOT).exists()
 
     @classmethod
-    def open(cls, path: Path | str, *, follow: bool = False) -> LabelStore:
+    def open(cls, path: Path | str | ReadStorage, *, follow: bool = False) -> LabelStore:
         """Open a store for reading, or for writing once its lease is held.
+
+        Args:
+            path: its folder; or what else it is read from, and then it cannot be written.
+            follow: as of the class.
 
         Raises:
             FormatError: when it is not a store, or one of another format.
             DamagedError: when its root metadata is not what was written, or a folder of it is a symbolic link.
         """
-        root = Path(path)
-        store = cls(root, read_root(root), follow=follow)
-        require_folders(root, store.layout)
+        storage = LocalStorage(Path(path)) if isinstance(path, Path | str) else path
+        store = cls(storage, read_root(storage), follow=follow)
+        if isinstance(storage, LocalStorage):
+            require_folders(storage.root, store.layout)
         return store
 
     @classmethod
@@ -92,7 +98,7 @@ class LabelStore(Contents):
         """
         root = Path(path)
         created = create_root(root, identity, image_digests, targets, views, versions, notes or {})
-        store = cls(root, created.root)
+        store = cls(LocalStorage(root), created.root)
         store._made = created.folders
         return store
 
@@ -137,6 +143,7 @@ class LabelStore(Contents):
         Raises:
             LeaseError: when another build holds the store; names its host and process.
         """
+        self._require_local()
         require_writable(self.path, self.identity)
         with leases.hold(self.path, take_over=take_over) as held, closing(StoreWriter(self, held)) as writer:
             require_folders(self.path, self.layout)
@@ -154,6 +161,7 @@ class LabelStore(Contents):
         Raises:
             LeaseError: when that build does not hold the store, or its holder is gone.
         """
+        self._require_local()
         with leases.share(self.path, build) as held, closing(BlockWriter(self, held)) as writer:
             self.refresh()
             yield writer
@@ -253,14 +261,21 @@ class LabelStore(Contents):
         return {"labels": each["labels"], "columns": each["rows"], "side": side}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self.follow)
+        return _reopen, (self.storage, self.follow)
 
     def __repr__(self) -> str:
         state = self.state
         return f"LabelStore({str(self.path)!r}, {state.views_sealed} of {state.views_target} views sealed)"
 
+    def _require_local(self) -> None:
+        if not isinstance(self.storage, LocalStorage):
+            raise InputError(
+                f"{self.path}: expected a store in a folder of this machine to write to, found one that is read by "
+                f"{type(self.storage).__name__}; copy it to a folder and open that"
+            )
+
     def _new_reader(self, map_bytes: int | None = None) -> Reader:
-        return Reader(self.path, self.identity, self.marker, components=self._components, map_bytes=map_bytes)
+        return Reader(self.storage, self.identity, self.marker, components=self._components, map_bytes=map_bytes)
 
     def _components(self) -> int:
         """Codes of a row of the calibrated encoding."""
@@ -299,6 +314,6 @@ class LabelStore(Contents):
         return view
 
 
-def _reopen(path: Path, follow: bool) -> LabelStore:
+def _reopen(storage: ReadStorage, follow: bool) -> LabelStore:
     """Open a store in another process."""
-    return LabelStore.open(path, follow=follow)
+    return LabelStore.open(storage, follow=follow)

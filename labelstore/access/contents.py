@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from labelstore.access.reading import Int64Array
 from labelstore.durable import publish
+from labelstore.durable.storage import ReadStorage
 from labelstore.encodings import Encoding, make_encoding
 from labelstore.encodings.transform import Transform
 from labelstore.errors import DamagedError, NotStoredError
@@ -28,11 +29,12 @@ class Contents:
     """The contents of a store, apart from its labels: what is read of it, and what a writer changes.
 
     Args:
-        path: folder of the store.
+        storage: where the store is read from.
         root: what its root metadata holds.
 
     Attributes:
-        path: folder of the store.
+        storage: where the store is read from.
+        path: its folder, as errors name it.
         identity: what it is made of; never changes.
         state: views asked for, views sealed, versions, blocks that a repair removed; as of opening, of the last
             :meth:`refresh`, or of the last change by a writer of this object.
@@ -43,12 +45,14 @@ class Contents:
         table: looks blocks up.
     """
 
-    def __init__(self, path: Path, root: Root) -> None:
+    def __init__(self, storage: ReadStorage, root: Root) -> None:
         identity = root.identity
-        self.path, self.state, self.notes, self.files = path, root.state, root.notes, root.files
+        self.storage: ReadStorage = storage
+        self.path: Path = storage.root
+        self.state, self.notes, self.files = root.state, root.notes, root.files
         self.identity: Identity = identity
         self.layout, self.grid = StoreLayout.of(identity), BlockGrid.of(identity)
-        self.table = BlockTable(path, identity)
+        self.table = BlockTable(storage, identity)
         self._encoding: Encoding = make_encoding(identity.encoding, identity.columns, identity.format)
         self._calibration: calibrations.Published | None = None
 
@@ -56,9 +60,9 @@ class Contents:
     def encoding(self) -> Encoding:
         """Turns logits into codes and back; calibrated as soon as the store is."""
         if self._encoding.predictive and self._calibration is None:
-            published = calibrations.find(self.path, self.layout)
+            published = calibrations.find(self.storage, self.layout)
             if published is not None and isinstance(self._encoding, Transform):
-                self._encoding = self._encoding.calibrated(calibrations.read(self.path, self.layout, published))
+                self._encoding = self._encoding.calibrated(calibrations.read(self.storage, self.layout, published))
                 self._calibration = published
         return self._encoding
 
@@ -74,7 +78,7 @@ class Contents:
 
     def refresh(self) -> None:
         """Read the state again."""
-        self.state = read_root(self.path).state
+        self.state = read_root(self.storage).state
 
     @property
     def complete(self) -> bool:
@@ -163,7 +167,7 @@ class Contents:
 
     def whole(self, array: ArrayLayout, entry: publish.FileEntry | None) -> npt.NDArray[Any]:
         """All of an array that is one shard; ``entry`` is what was published of it, where that is known."""
-        return Shard(array, array.shape, self.path / array.file(), entry).read()
+        return Shard(array, array.shape, self.storage, array.file(), entry).read()
 
     @cached_property
     def _targets(self) -> Int64Array:

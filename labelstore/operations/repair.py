@@ -136,7 +136,7 @@ class _Repair:
             self._replace(file, right.get(file, group_metadata({})))
 
     def _seal(self, stop: int) -> Seal | None:
-        return None if seal_file(stop) in self._damaged else read_seal(self._root, self._store.identity, stop)
+        return None if seal_file(stop) in self._damaged else read_seal(self._store.storage, self._store.identity, stop)
 
     def _unseal(self, views: int) -> None:
         """Seal only the views below ``views``; damaged seals are removed before: nothing else tells what they are."""
@@ -157,7 +157,7 @@ class _Repair:
         part, at = divmod(self._grid.ordinal(block, seal.first), PART_BLOCKS) if seal.parts else (0, None)
         if seal.parts and seal.files[part] in self._damaged:
             return False
-        table = read_table(self._root, self._store.identity, seal, part)
+        table = read_table(self._store.storage, self._store.identity, seal, part)
         marker = seal.marker(block, table, self._grid.ordinal(block, seal.first) if at is None else at)
         self._replace(marker_file(block), documents.encode(marker.to_json(self._grid)))
         return True
@@ -169,7 +169,7 @@ class _Repair:
         """
         blocks = list(self._grid.blocks(of.first, of.stop))
         good = (block for block in blocks if marker_file(block) not in self._damaged)
-        found = (read_marker(self._root, self._store.identity, block) for block in good)
+        found = (read_marker(self._store.storage, self._store.identity, block) for block in good)
         markers = [marker for marker in found if marker]
         if len(markers) < len(blocks):
             self._unseal(of.first)

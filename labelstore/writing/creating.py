@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from labelstore.durable import disk, removing
+from labelstore.durable.storage import LocalStorage
 from labelstore.errors import GiftwrapError
 from labelstore.format.root import (
     Root,
@@ -83,7 +84,7 @@ def take_back(root: Path, identity: Identity, folders: Sequence[Path]) -> bool:
     """
     try:
         with leases.hold(root):
-            if not sweeping.take_back(root, identity, read_root(root).state):
+            if not sweeping.take_back(root, identity, read_root(LocalStorage(root)).state):
                 return False
     except GiftwrapError:
         return False
