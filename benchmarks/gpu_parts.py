@@ -32,8 +32,9 @@ from pipeline.networks import build_network, save_weights
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import Renderer, dali, make_renderer
 from pipeline.render.audit import MAX_DIFFERENCE, MAX_MEAN_DIFFERENCE
-from pipeline.render.batched import Boxes, kernels_work, prepare, resize_all, resize_plainly
+from pipeline.render.batched import kernels_work, resize_all, resize_plainly
 from pipeline.render.device import DeviceRenderer
+from pipeline.render.jobs import Boxes, prepare
 from pipeline.render.normalise import normalise
 from pipeline.teacher.teacher import Teacher, make_teacher
 

@@ -22,11 +22,12 @@ from labelstore.format.columns import CropRows
 from labelstore.spec import Json
 from pipeline.device.moving import to_device
 from pipeline.plan.augment import arrange, arranges
-from pipeline.render.batched import Boxes, resize_all
+from pipeline.render.batched import resize_all
 from pipeline.render.cache import Images, runs
 from pipeline.render.crops import CHUNK_BYTES, CHUNK_CROPS, LEAST_SIDE, finish
 from pipeline.render.dali import Decoder
 from pipeline.render.identity import DECODERS, renderer_id
+from pipeline.render.jobs import Boxes
 
 if TYPE_CHECKING:
     from pipeline.images.manifest import Manifest
