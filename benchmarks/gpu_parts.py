@@ -271,7 +271,7 @@ def precompute(report: Report, device: torch.device) -> dict[str, Json]:
     """A whole build, from image files to a sealed store, beside what its teacher does alone."""
     on_gpu = device.type == "cuda"
     manifest = images(folder_of(report), device)
-    options: dict[str, Any] = {"images": manifest.root, "cuda_graph": on_gpu}
+    options: dict[str, Any] = {"images": Path(manifest.location), "cuda_graph": on_gpu}
     if len(manifest.classes) < 1000:
         options["class_columns"] = ",".join(map(str, range(len(manifest.classes))))
     shares: dict[str, Json] = {}

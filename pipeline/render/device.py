@@ -146,7 +146,7 @@ class DeviceRenderer:
 
     def _decode_regions(self, images: Indexes, boxes: npt.NDArray[np.int32]) -> tuple[Tensor, Indexes] | None:
         """The regions of all boxes as `flatten` gives them; None when a file is left to Pillow, or does not decode."""
-        files = [self._images.read(image) for image in images.tolist()]
+        files = self._images.read(images.tolist())
         if not all(file.plain for file in files) or (boxes[:, 2:] < LEAST_SIDE).any():
             return None
         made: list[tuple[Tensor, Indexes]] = []

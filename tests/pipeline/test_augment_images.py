@@ -243,7 +243,7 @@ def test_another_mix_takes_a_file_and_a_line(tmp_path: Path, monkeypatch: pytest
     renderer = make_renderer(manifest, spec, threads=1)
     crops = renderer.render(rows).numpy()
     renderer.close()
-    shades = [40 * int(Path(manifest.paths[image]).stem) for image in rows.image]
+    shades = [40 * int(Path(manifest.names[image]).stem) for image in rows.image]
     for row, partner in enumerate(rows.partners(3)):
         pair = shades[row], shades[partner]
         first = int(rows.column("first_row")[row])
