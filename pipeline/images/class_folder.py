@@ -10,11 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from labelstore.command.names import printable, same_form, told_apart
+from labelstore.command.names import natural_key, printable, same_form, told_apart
 from labelstore.errors import InputError
 from pipeline.images.kinds import HEAD_BYTES, other_kind, readable
 from pipeline.images.left_out import LeftOut, left_out_kind
-from pipeline.images.natural import natural_key
 from pipeline.images.source import ImageFile, Listing, Stamp
 
 ClassOrder = Literal["auto", "bytes", "numeric"]

@@ -25,8 +25,8 @@ from pipeline.images.headers import BrokenImageError, Header, read_header
 from pipeline.images.left_out import LeftOut
 from pipeline.images.manifest_cache import ImageRows
 from pipeline.images.opening import open_images
-from pipeline.images.quiet import quiet
 from pipeline.images.source import ImageSource, Listing, Stamp
+from pipeline.quiet import quiet
 
 _FILES_IN_FLIGHT = 1_024
 _MAX_REFUSED = 100

@@ -21,8 +21,8 @@ from labelstore.command.names import printable
 from labelstore.errors import InputError, reason
 from pipeline.images.decodes import FORMATS
 from pipeline.images.headers import Header, read_header
-from pipeline.images.quiet import quiet
 from pipeline.images.source import Stamp
+from pipeline.quiet import quiet
 from pipeline.render.jpeg_scans import Scans, scans_of
 from pipeline.render.plain import is_plain
 

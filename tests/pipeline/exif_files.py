@@ -26,8 +26,8 @@ from labelstore.errors import InputError
 from labelstore.format.columns import CROP_COLUMNS, CropRows
 from pipeline.images.headers import Header, read_header
 from pipeline.images.manifest import Manifest
-from pipeline.images.quiet import quiet
 from pipeline.plan.plan import PlanSpec
+from pipeline.quiet import quiet
 from pipeline.render import make_renderer
 from pipeline.render.bare import bare
 from pipeline.render.plain import is_plain
