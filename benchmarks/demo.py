@@ -76,7 +76,7 @@ def train_teacher(root: Path) -> Path:
     torch.manual_seed(0)
     network = build_network("convnet-d3", {"norm": "batch"}, classes=10, size=SIDE)
     manifest = scan(root / "train", digests=False)
-    images = torch.stack([pixels(manifest.file(index)) for index in range(len(manifest))])
+    images = torch.stack([pixels(Path(manifest.place(index))) for index in range(len(manifest))])
     targets = torch.from_numpy(manifest.targets)
     inputs = normalise(images, MEAN, STD, torch.float32, channels_last=False)
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3)

@@ -32,8 +32,9 @@ from pipeline.networks import build_network, save_weights
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import Renderer, dali, make_renderer
 from pipeline.render.audit import MAX_DIFFERENCE, MAX_MEAN_DIFFERENCE
-from pipeline.render.batched import Boxes, kernels_work, prepare, resize_all, resize_plainly
+from pipeline.render.batched import kernels_work, resize_all, resize_plainly
 from pipeline.render.device import DeviceRenderer
+from pipeline.render.jobs import Boxes, prepare
 from pipeline.render.normalise import normalise
 from pipeline.teacher.teacher import Teacher, make_teacher
 
@@ -270,7 +271,7 @@ def precompute(report: Report, device: torch.device) -> dict[str, Json]:
     """A whole build, from image files to a sealed store, beside what its teacher does alone."""
     on_gpu = device.type == "cuda"
     manifest = images(folder_of(report), device)
-    options: dict[str, Any] = {"images": manifest.root, "cuda_graph": on_gpu}
+    options: dict[str, Any] = {"images": Path(manifest.location), "cuda_graph": on_gpu}
     if len(manifest.classes) < 1000:
         options["class_columns"] = ",".join(map(str, range(len(manifest.classes))))
     shares: dict[str, Json] = {}

@@ -250,7 +250,7 @@ def peer(work: Work, size: Size) -> Fkd:
     """FKD's way with the same network."""
     (member,) = work.teacher.spec.members
     return Fkd(
-        files=[work.manifest.file(image) for image in range(len(work.manifest))],
+        files=[Path(work.manifest.place(image)) for image in range(len(work.manifest))],
         network=member.name,
         weights=member.weights,
         classes=work.teacher.columns,

@@ -85,7 +85,7 @@ def torchvision_crops(manifest: Manifest, rows: CropRows, pool: ThreadPoolExecut
     """What a loader of a training loop does for each crop: open, decode, crop and resize; uint8 ``[n, S, S, 3]``."""
 
     def one(image: int, box: list[int]) -> torch.Tensor:
-        with Image.open(manifest.file(image)) as picture:
+        with Image.open(manifest.place(image)) as picture:
             crop = functional.resized_crop(picture.convert("RGB"), *box, [SIZE, SIZE])
         return torch.from_numpy(np.array(crop))
 
@@ -94,7 +94,7 @@ def torchvision_crops(manifest: Manifest, rows: CropRows, pool: ThreadPoolExecut
 
 def decode(manifest: Manifest, image: int) -> torch.Tensor:
     """An image as torchvision v2 takes it: uint8 ``[3, H, W]``."""
-    with Image.open(manifest.file(image)) as picture:
+    with Image.open(manifest.place(image)) as picture:
         pixels: torch.Tensor = functional.pil_to_tensor(picture.convert("RGB"))
     return pixels
 

@@ -277,7 +277,7 @@ class Files:
             torch.save(record(batch.rows, batch.logits, size.side), folder / f"batch_{number}.tar")
         teacher: Any = identity.require("teacher")
         crops = Crops(
-            [[source.manifest.file(image) for image in batch.rows.image.tolist()] for batch in batches],
+            [[Path(source.manifest.place(image)) for image in batch.rows.image.tolist()] for batch in batches],
             folder,
             size.side,
             (list(teacher["mean"]), list(teacher["std"])),

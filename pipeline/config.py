@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -20,11 +20,10 @@ from labelstore.durable.removing import require_absent
 from labelstore.encodings import CodecName, EncodingName, encoding_parameters
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from pipeline.plan.augment import CropName, MixName
+from pipeline.plan.plan import Interpolation, MixPer, PlanSpec
 from pipeline.render import Decoder
 from pipeline.teacher.engine.spec import CompileMode, DTypeName, TeacherSpec, make_members
-
-if TYPE_CHECKING:
-    from pipeline.plan.plan import PlanSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -71,7 +70,7 @@ class BuildConfig:
     (a student's, timm's, torchvision's), or else ImageNet's."""
     std: tuple[float, float, float] | None = None
     """Channel standard deviations of the teacher's normalisation; likewise."""
-    crop: Literal["resized", "center", "padded", "factor"] = "resized"
+    crop: CropName = "resized"
     """resized: RandomResizedCrop; center: centre fit; padded: zero-padded random crop (CIFAR); factor: GIFT's."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Range of the resized crop's share of the image's area."""
@@ -85,17 +84,17 @@ class BuildConfig:
     """Factor crop: with probability 1 - 1/F^2 one cell of the F x F grid, else the whole image."""
     augment: tuple[str, ...] = ()
     """Further augmentations: patch-shuffle=F (RDED: strips of F x F collages), dsa (GIFT: on the normalised crop)."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     """Antialiased filter of the resize."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
-    mix: Literal["none", "cutmix", "mixup"] = "none"
+    mix: MixName = "none"
     """Mix crops with partners of their group; labels are made after mixing."""
     alpha: float = 1.0
     """Mixing weights are drawn from Beta(alpha, alpha)."""
     group: int | None = None
     """Positions that mix with each other; 128 when left out."""
-    mix_per: Literal["group", "pair"] = "group"
+    mix_per: MixPer = "group"
     """What has a mixing weight or box of its own: a group, or each crop with its partner."""
     seed: int = 0
     """Seed of the plan: orders, boxes, flips, mixes."""
@@ -168,8 +167,6 @@ class BuildConfig:
 
     def plan_spec(self) -> PlanSpec:
         """The plan's part of the flags."""
-        from pipeline.plan.plan import PlanSpec  # takes seconds to import
-
         return PlanSpec(
             size=self.size,
             seed=self.seed,

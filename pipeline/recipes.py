@@ -20,7 +20,7 @@ from labelstore import LabelStore
 from labelstore.errors import GiftwrapError, InputError, MismatchError
 from labelstore.spec import Identity, Json, first_difference
 from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, BuildConfig
-from pipeline.images.class_folder import list_images
+from pipeline.images.opening import open_images
 
 if TYPE_CHECKING:
     from pipeline.images.manifest import Manifest
@@ -193,11 +193,11 @@ def typed(arguments: Sequence[str]) -> list[str]:
     )
     if known is None:
         return list(arguments)
-    listing = list_images(Path(known["--images"]), "bytes")  # counted, in whatever order
+    listing = open_images(Path(known["--images"]), "bytes").listing  # counted, in whatever order
     if not known["--size"].isdecimal():
         return list(arguments)  # said by the command's own parser
     setting = Setting(
-        images=in_store(known["--store"]) or len(listing.paths),
+        images=in_store(known["--store"]) or len(listing.names),
         classes=len(listing.classes),
         size=int(known["--size"]),
         student=known["--teacher"],

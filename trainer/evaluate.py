@@ -148,7 +148,7 @@ def count_hits(
         output = logits(renderer.render(rows.take(part)))
         if output.shape[1:] != (len(images.classes),):
             raise InputError(
-                f"expected logits [n, {len(images.classes)}], one column a class of {images.root}, "
+                f"expected logits [n, {len(images.classes)}], one column a class of {images.location}, "
                 f"found {list(output.shape)}; select columns, or give images of the network's classes"
             )
         own = targets[part].to(output.device)

@@ -1,9 +1,12 @@
-"""Names of files and classes: when two are one, and how they are printed without breaking a line or a terminal."""
+"""Names of files and classes: when two are equal, how they sort, and how to print them on one line of a terminal."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
+_TOKENS = re.compile(r"(\d+)|(.)", re.DOTALL)
+_DIGIT = ord("0")
 _DIFFERING = 4  # characters that are named from the first difference on
 
 
@@ -39,3 +42,14 @@ def told_apart(ours: str, theirs: str) -> tuple[str, str]:
 def _with_points(name: str, first: int) -> str:
     points = " ".join(f"U+{ord(c):04X}" for c in name[first : first + _DIFFERING]) or "its end"
     return f"{name!r} ({points} at character {first + 1})"
+
+
+def natural_key(name: str) -> tuple[list[tuple[int, int]], str]:
+    """The key for sorting names in natural order: as in byte order, but neighbouring digits count as one number.
+
+    A run of decimal digits, of any script, is compared with another run by value, and with any other character as 0
+    is; other characters are compared by code point. Where all that is equal, as of ``01`` and ``1``, byte order
+    decides. Names of digits alone sort as integers, and names whose runs have equal lengths sort as in byte order.
+    """
+    tokens = _TOKENS.findall(name)
+    return [(_DIGIT, int(digits)) if digits else (ord(other), 0) for digits, other in tokens], name

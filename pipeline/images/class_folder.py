@@ -1,22 +1,20 @@
-"""The files of a class folder: its classes, its images in order, its links; listed before any file is opened."""
+"""The class folder, a source of images: its classes, its files in order, its links; listed before any is opened."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from labelstore.command.names import printable, same_form, told_apart
+from labelstore.command.names import natural_key, printable, same_form, told_apart
 from labelstore.errors import InputError
 from pipeline.images.kinds import HEAD_BYTES, other_kind, readable
 from pipeline.images.left_out import LeftOut, left_out_kind
-from pipeline.images.natural import natural_key
+from pipeline.images.source import ImageFile, Listing, Stamp
 
 ClassOrder = Literal["auto", "bytes", "numeric"]
 FORMER_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -25,27 +23,38 @@ SUFFIXES = (*FORMER_SUFFIXES, ".jfif", ".jpe", ".pjpeg", ".pjp")
 """Files of these names are taken for images unopened: a header that says otherwise is an error."""
 
 
-@dataclass(frozen=True, eq=False)
-class Listing:
-    """The images of a class folder, in manifest order.
+class ClassFolder:
+    """The images of a class folder: an `ImageSource`.
 
     Attributes:
-        root: the folder, links resolved.
-        classes: class names in target order.
-        paths: path of each image relative to ``root``, with ``/``.
-        targets: int64 ``[N]``.
-        sizes: bytes of each file, int64 ``[N]``.
-        mtimes: modification time of each file in ns, int64 ``[N]``.
-        left_out: what is not read, counted by kind.
+        listing: the images, as `list_images` finds them.
     """
 
-    root: Path
-    classes: tuple[str, ...]
-    paths: list[str]
-    targets: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int64]
-    mtimes: npt.NDArray[np.int64]
-    left_out: LeftOut
+    def __init__(self, root: Path, class_order: ClassOrder = "auto", leave_out: Collection[str] = ()) -> None:
+        """List the folder; see `list_images` for arguments and errors."""
+        self.listing = list_images(root, class_order, leave_out)
+
+    def place(self, image: int) -> str:
+        """The path of an image's file."""
+        return f"{self.listing.location}/{self.listing.names[image]}"
+
+    def stamp(self, image: int) -> Stamp:
+        """Bytes and modification time in ns of an image's file."""
+        status = os.stat(self.place(image))  # noqa: PTH116  (a Path for each of millions is slow)
+        return status.st_size, status.st_mtime_ns
+
+    def open(self, image: int) -> ImageFile:
+        """An image's file."""
+        return open(self.place(image), "rb")  # noqa: PTH123  (as above; the caller closes it)
+
+    def read(self, image: int) -> bytes:
+        """The bytes of an image's file."""
+        with self.open(image) as file:
+            return file.read()
+
+    def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
+        """The bytes of some files, each read when its turn comes."""
+        return map(self.read, images)
 
 
 def list_images(root: Path, class_order: ClassOrder = "auto", leave_out: Collection[str] = ()) -> Listing:
@@ -86,12 +95,12 @@ def list_images(root: Path, class_order: ClassOrder = "auto", leave_out: Collect
             f"add JPEG, PNG or WebP files or remove the folder{_instead(walk.left_out)}"
         )
     return Listing(
-        root=Path(base),
+        location=base,
         classes=tuple(classes),
-        paths=walk.paths,
+        names=walk.paths,
         targets=np.repeat(np.arange(len(classes), dtype=np.int64), counts),
         sizes=np.array(walk.sizes, np.int64),
-        mtimes=np.array(walk.mtimes, np.int64),
+        stamps=np.array(walk.mtimes, np.int64),
         left_out=walk.left_out,
     )
 

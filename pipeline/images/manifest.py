@@ -1,9 +1,9 @@
-"""The manifest: the ordered images of a class folder, with their targets, sizes and digests."""
+"""The manifest: the ordered images of a source, with their targets, sizes and digests."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,12 +19,14 @@ from labelstore.errors import InputError, MismatchError
 from labelstore.format.images import manifest_digest
 from labelstore.spec import Identity
 from pipeline.images import manifest_cache
-from pipeline.images.class_folder import FORMER_SUFFIXES, ClassOrder, Listing, list_images, named
+from pipeline.images.class_folder import FORMER_SUFFIXES, ClassFolder, ClassOrder, named
 from pipeline.images.decodes import require_decodes
 from pipeline.images.headers import BrokenImageError, Header, read_header
 from pipeline.images.left_out import LeftOut
-from pipeline.images.manifest_cache import FileRows
-from pipeline.images.quiet import quiet
+from pipeline.images.manifest_cache import ImageRows
+from pipeline.images.opening import open_images
+from pipeline.images.source import ImageSource, Listing, Stamp
+from pipeline.quiet import quiet
 
 _FILES_IN_FLIGHT = 1_024
 _MAX_REFUSED = 100
@@ -33,22 +35,24 @@ _LISTED = 10
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """N images of a class folder, in the order of torchvision's ImageFolder.
+    """N images of a source, in order; of a class folder, the order of torchvision's ImageFolder.
 
     Attributes:
-        root: the folder.
-        paths: path of each image relative to ``root``, with ``/``.
+        source: gives the bytes of the images.
+        indexes: of each image in the source's listing, int64 ``[N]``.
+        names: of each image; of a class folder, the path relative to it, with ``/``.
         classes: class names in target order.
         targets: int64 ``[N]``.
-        heights: rows after EXIF orientation, int32 ``[N]``.
-        widths: columns after EXIF orientation, int32 ``[N]``.
-        digests: SHA-256 of each file, uint8 ``[N, 32]``; zeros when they were not asked for.
-        skipped: relative paths of images that were left out.
-        left_out: what of the folder is not read, counted by kind.
+        heights: in pixels, after EXIF orientation, int32 ``[N]``.
+        widths: likewise.
+        digests: SHA-256 of each image's bytes, uint8 ``[N, 32]``; zeros when they were not computed.
+        skipped: names of images that were left out.
+        left_out: what of the source is not read, counted by kind.
     """
 
-    root: Path
-    paths: Sequence[str]
+    source: ImageSource
+    indexes: npt.NDArray[np.int64]
+    names: Sequence[str]
     classes: tuple[str, ...]
     targets: npt.NDArray[np.int64]
     heights: npt.NDArray[np.int32]
@@ -58,28 +62,38 @@ class Manifest:
     left_out: LeftOut = field(default_factory=LeftOut)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the (class name, image digest) rows in order, hex; paths do not enter it."""
+        """SHA-256 of the (class name, image digest) rows in order, hex; names of images do not enter it."""
         if not self.digests.any(axis=1).all():
-            raise InputError(f"{self.root}: the images were listed without digests; scan with digests=True")
+            raise InputError(f"{self.location}: the images were listed without digests; scan with digests=True")
         return manifest_digest(self.classes, self.targets, self.digests)
 
-    def file(self, image: int) -> Path:
-        """The file of an image."""
-        return self.root / self.paths[image]
+    @property
+    def location(self) -> str:
+        """Where the source is: of a class folder, its path."""
+        return self.source.listing.location
 
-    def said(self, image: int) -> str:
-        """The file of an image, for a message."""
-        return printable(str(self.file(image)))
+    def place(self, image: int) -> str:
+        """Where an image is: of a class folder, the path of its file."""
+        return self.source.place(int(self.indexes[image]))
+
+    def stamp(self, image: int) -> Stamp:
+        """Size in bytes and stamp of an image as it is now; OSError where it cannot be read."""
+        return self.source.stamp(int(self.indexes[image]))
+
+    def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
+        """The bytes of images, in their order; OSError in the place of one that cannot be read."""
+        return self.source.read_many(self.indexes[list(images)].tolist())
 
     def subset(self, images: npt.NDArray[np.integer]) -> Manifest:
         """The manifest of the images at ``images``, in that order; the classes stay."""
         return replace(
             self,
-            paths=[self.paths[image] for image in images],
+            indexes=self.indexes[images],
+            names=[self.names[image] for image in images],
             targets=self.targets[images],
             heights=self.heights[images],
             widths=self.widths[images],
@@ -88,7 +102,7 @@ class Manifest:
 
 
 def scan(
-    root: Path,
+    images: Path | ImageSource,
     *,
     class_order: ClassOrder = "auto",
     cache: Path | None = None,
@@ -101,27 +115,29 @@ def scan(
     save: bool = True,
     decode: bool = True,
 ) -> Manifest:
-    """Make the manifest of a class folder: list it, then read every file: its header, its digest, whether it decodes.
+    """Make the manifest of a source: read every image: its header, its digest, whether it decodes.
 
     Args:
-        root: the class folder.
-        class_order: order of the classes; ``auto`` is byte order, and stops where numbers in names sort otherwise.
-        cache: file that keeps what was read; files of the same size and modification time are not read again, and
-            contents that decoded are not decoded again.
-        rehash: read every file again.
+        images: a source, or the path of one, as `pipeline.images.opening` opens it: a class folder.
+        class_order: order of the classes of a class folder; ``auto`` is byte order, and stops where numbers in names
+            sort otherwise. A source that is given open has its own order.
+        cache: file that keeps what was read; images of the same size and stamp (of files: modification time) are not
+            read again, and contents that decoded are not decoded again.
+        rehash: read every image again.
         digests: compute SHA-256 digests.
-        skip_broken: leave out the files that do not decode, instead of refusing them.
-        leave_out: relative paths to leave out (what a store recorded as ``skipped``).
-        progress: called with (files read, files to read).
+        skip_broken: leave out the images that do not decode, instead of refusing them.
+        leave_out: names of images to leave out (what a store recorded as ``skipped``).
+        progress: called with (images read, images to read).
         threads: threads that read; a few more than the cores when None.
         save: write what was read to the cache.
-        decode: find out whether files decode; False reads headers alone, and neither takes nor makes a cache.
+        decode: find out whether images decode; False reads headers alone, and neither takes nor makes a cache.
 
     Raises:
-        InputError: names what is wrong with the folder, or the files that cannot be used.
+        InputError: names what is wrong with the source, or the images that cannot be used.
     """
-    listing = list_images(root, class_order, leave_out)
-    known, decoded = FileRows.empty(len(listing.paths)), set[bytes]()
+    source = open_images(images, class_order, leave_out) if isinstance(images, Path) else images
+    listing = source.listing
+    known, decoded = ImageRows.empty(len(listing.names)), set[bytes]()
     if not decode:
         cache = None
     if cache is not None and not rehash:
@@ -129,25 +145,27 @@ def scan(
     todo = ~known.decoded
     if digests:
         todo |= ~known.digests.any(axis=1)
-    reader = _Reader(listing, known, digests, decoded, decode)
+    if leave_out:
+        todo[_named_among(listing, leave_out)] = False
+    reader = _Reader(source, known, digests, decoded, decode)
     try:
         reader.read(np.flatnonzero(todo).tolist(), progress, threads)
     finally:  # what was read is kept even when a file is refused, or the user stops
         if cache is not None and save and todo.any():
             manifest_cache.save(cache, listing, known)
     reader.check(skip_broken)
-    return _manifest(listing, known, sorted(reader.broken), leave_out)
+    return _manifest(source, known, sorted(reader.broken), leave_out)
 
 
 class UnusableFilesError(InputError):
-    """Image files that cannot be used, each with why."""
+    """Images that cannot be used, each with the reason."""
 
 
 class _Reader:
-    """Reads files with a thread pool into the rows, and collects those that cannot be used."""
+    """Reads images with a thread pool into the rows, and collects those that cannot be used."""
 
-    def __init__(self, listing: Listing, rows: FileRows, digest: bool, decoded: set[bytes], decode: bool) -> None:
-        self.listing = listing
+    def __init__(self, source: ImageSource, rows: ImageRows, digest: bool, decoded: set[bytes], decode: bool) -> None:
+        self.source = source
         self.rows = rows
         self.digest = digest
         self.decoded = decoded
@@ -157,7 +175,7 @@ class _Reader:
         self.stopped = False
 
     def read(self, images: list[int], progress: Callable[[int, int], None] | None, threads: int | None) -> None:
-        """Read these files; stops early when many are refused."""
+        """Read these images; stops early when many are refused."""
         with quiet(), ThreadPoolExecutor(threads) as pool:
             for start in range(0, len(images), _FILES_IN_FLIGHT):
                 part = images[start : start + _FILES_IN_FLIGHT]
@@ -169,11 +187,10 @@ class _Reader:
                     break
 
     def _read_one(self, image: int) -> None:
-        """Read one file into its row; the row counts as not read when the file cannot be used."""
-        path = self.listing.root / self.listing.paths[image]
+        """Read one image into its row; the row counts as not read when the image cannot be used."""
         self.rows.decoded[image] = False
         try:
-            header, digest = _read_file(path, self.digest, self.decoded if self.decode else None)
+            header, digest = _read_image(self.source, image, self.digest, self.decoded if self.decode else None)
         except BrokenImageError as error:
             self.broken[image] = str(error)
         except InputError as error:
@@ -186,13 +203,12 @@ class _Reader:
             self.rows.decoded[image] = True
 
     def check(self, skip_broken: bool) -> None:
-        """Raise when files are refused, or broken ones may not be skipped."""
+        """Raise when images are refused, or broken ones may not be skipped."""
         unusable = self.refused if skip_broken else {**self.refused, **self.broken}
         if not unusable:
             return
         lines = [
-            f"  {printable(str(self.listing.root / self.listing.paths[image]))}: {reason}"
-            for image, reason in sorted(unusable.items())[:_LISTED]
+            f"  {printable(self.source.place(image))}: {reason}" for image, reason in sorted(unusable.items())[:_LISTED]
         ]
         if len(unusable) > _LISTED:
             lines.append(f"  and {len(unusable) - _LISTED:,} more")
@@ -203,13 +219,15 @@ class _Reader:
         raise UnusableFilesError("\n".join([f"{count} cannot be used; {advice}:", *lines]))
 
 
-def _read_file(path: Path, digest: bool, decoded: Collection[bytes] | None) -> tuple[Header, bytes]:
-    """Header and SHA-256 (or nothing) of a file that decodes, as those of the digests ``decoded`` did.
+def _read_image(
+    source: ImageSource, image: int, digest: bool, decoded: Collection[bytes] | None
+) -> tuple[Header, bytes]:
+    """Header and SHA-256 (or nothing) of an image that decodes.
 
-    With None it is not decoded at all.
+    Contents with the digests ``decoded`` are known to decode; with None, none is decoded.
     """
     try:
-        with path.open("rb") as file:
+        with source.open(image) as file:
             header = read_header(file)
             file.seek(0)
             sha = hashlib.file_digest(file, "sha256").digest() if digest else b""
@@ -220,13 +238,22 @@ def _read_file(path: Path, digest: bool, decoded: Collection[bytes] | None) -> t
     return header, sha
 
 
-def _manifest(listing: Listing, rows: FileRows, broken: list[int], leave_out: Collection[str]) -> Manifest:
-    """The manifest of the listed files without the broken ones."""
-    keep = np.delete(np.arange(len(listing.paths)), broken)
-    skipped = {*leave_out, *(listing.paths[image] for image in broken)}
+def _named_among(listing: Listing, names: Collection[str]) -> list[int]:
+    """The indexes of the listed images with these names."""
+    wanted = frozenset(names)
+    return [image for image, name in enumerate(listing.names) if name in wanted] if wanted else []
+
+
+def _manifest(source: ImageSource, rows: ImageRows, broken: list[int], leave_out: Collection[str]) -> Manifest:
+    """The manifest of the listed images without the broken ones and those to be left out."""
+    listing = source.listing
+    indexes = np.arange(len(listing.names))
+    absent = {*broken, *_named_among(listing, leave_out)}
+    skipped = {*leave_out, *(listing.names[image] for image in broken)}
     whole = Manifest(
-        root=listing.root,
-        paths=listing.paths,
+        source=source,
+        indexes=indexes,
+        names=listing.names,
         classes=listing.classes,
         targets=listing.targets,
         heights=rows.heights,
@@ -235,13 +262,15 @@ def _manifest(listing: Listing, rows: FileRows, broken: list[int], leave_out: Co
         skipped=tuple(sorted(skipped)),
         left_out=listing.left_out,
     )
-    if not broken:
+    if not absent:
         return whole
+    keep = np.delete(indexes, sorted(absent))
     counts = np.bincount(listing.targets[keep], minlength=len(listing.classes))
     empty = [listing.classes[target] for target in np.flatnonzero(counts == 0)]
     if empty:
         raise InputError(
-            f"{listing.root}: every image of class {named(empty)} is broken; repair the images or remove the folder"
+            f"{printable(listing.location)}: every image of class {named(empty)} is broken; repair the images or "
+            f"remove the folder"
         )
     return whole.subset(keep)
 
@@ -268,7 +297,7 @@ def require_same_images(
         return
     found = (
         f"the store has {identity.images:,} images in {len(identity.classes):,} classes, "
-        f"{manifest.root} has {len(manifest):,} in {len(manifest.classes):,}"
+        f"{printable(manifest.location)} has {len(manifest):,} in {len(manifest.classes):,}"
     )
     advice = "give the folder that the store was made of, or build another store for this one"
     found += explained(identity.images, manifest)
@@ -276,7 +305,7 @@ def require_same_images(
         if stored != given:
             ours, theirs = _quoted(stored, given)
             raise MismatchError(
-                f"other images: class {index} of the store is {ours}, of {printable(str(manifest.root))} it is "
+                f"other images: class {index} of the store is {ours}, of {printable(manifest.location)} it is "
                 f"{theirs}; {found}; {advice}"
             )
     both = min(len(digests), len(manifest))
@@ -287,7 +316,7 @@ def require_same_images(
     raise MismatchError(
         f"other images: image {image} of the store is {_row(identity.classes, digests, targets, image)}, "
         f"here it is {_row(manifest.classes, manifest.digests, manifest.targets, image)}"
-        f"{f' ({manifest.said(image)})' if image < len(manifest) else ''}; {found}; {advice}"
+        f"{f' ({printable(manifest.place(image))})' if image < len(manifest) else ''}; {found}; {advice}"
     )
 
 
@@ -307,7 +336,9 @@ def _quoted(ours: str | None, theirs: str | None) -> tuple[str, str]:
 
 def explained(images: int, manifest: Manifest) -> str:
     """Why a folder may hold more or fewer images than a store that an earlier version made of it; empty if unknown."""
-    new = [path for path in manifest.paths if not path.lower().endswith(FORMER_SUFFIXES)]
+    if not isinstance(manifest.source, ClassFolder):
+        return ""
+    new = [path for path in manifest.names if not path.lower().endswith(FORMER_SUFFIXES)]
     if len(manifest) > images and new:
         return (
             f"; {len(new):,} of these are not named {', '.join(FORMER_SUFFIXES)}, as {printable(new[0])}: versions "
@@ -338,10 +369,10 @@ def with_order(digests: npt.NDArray[np.uint8], manifest: Manifest) -> Manifest:
         digests: the store's image digests, uint8 ``[N, 32]``.
         manifest: with digests, classes in the store's order.
     """
-    if np.array_equal(digests, manifest.digests) or all(map(str.isascii, manifest.paths)):
+    if np.array_equal(digests, manifest.digests) or all(map(str.isascii, manifest.names)):
         return manifest
     for form in ("NFC", "NFD"):
-        names = [normalize(form, path).split("/")[1:] for path in manifest.paths]
+        names = [normalize(form, path).split("/")[1:] for path in manifest.names]
         keys = [
             (target, "/".join(parts[:-1]), parts[-1]) for target, parts in zip(manifest.targets, names, strict=True)
         ]

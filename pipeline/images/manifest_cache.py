@@ -1,4 +1,4 @@
-"""What was read of each image file, kept in one file beside the store, so that it is read once."""
+"""What was read of each image, kept in one file beside the store, so that it is read once."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import numpy.typing as npt
 
 from labelstore.durable.newfile import new_version
 from labelstore.durable.removing import Proof, may_go
-from pipeline.images.class_folder import Listing
 from pipeline.images.decodes import judge
+from pipeline.images.source import Listing
 
 _VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
-class FileRows:
-    """What has been read of each of N files.
+class ImageRows:
+    """What has been read of each of N images.
 
     Attributes:
-        heights: rows after EXIF orientation, int32 ``[N]``; 0 where nothing has been read yet.
-        widths: columns after EXIF orientation, int32 ``[N]``.
-        digests: SHA-256 of each file, uint8 ``[N, 32]``; zeros where it was not computed.
-        decoded: whether the file is known to decode, bool ``[N]``; where it is not, the other columns mean nothing.
+        heights: in pixels, after EXIF orientation, int32 ``[N]``; 0 where nothing has been read yet.
+        widths: likewise.
+        digests: SHA-256 of each image's bytes, uint8 ``[N, 32]``; zeros where it was not computed.
+        decoded: whether the image is known to decode, bool ``[N]``; where it is not, the other arrays mean nothing.
     """
 
     heights: npt.NDArray[np.int32]
@@ -36,8 +36,8 @@ class FileRows:
     decoded: npt.NDArray[np.bool_]
 
     @classmethod
-    def empty(cls, count: int) -> FileRows:
-        """Rows of ``count`` files of which nothing has been read."""
+    def empty(cls, count: int) -> ImageRows:
+        """Rows of ``count`` images of which nothing has been read."""
         return cls(
             heights=np.zeros(count, np.int32),
             widths=np.zeros(count, np.int32),
@@ -45,61 +45,61 @@ class FileRows:
             decoded=np.zeros(count, np.bool_),
         )
 
-    def columns(self) -> tuple[npt.NDArray[np.generic], ...]:
-        """All columns, in the order of the attributes."""
+    def arrays(self) -> tuple[npt.NDArray[np.generic], ...]:
+        """All arrays, in the order of the attributes."""
         return self.heights, self.widths, self.digests, self.decoded
 
 
-def load(cache: Path, listing: Listing) -> tuple[FileRows, set[bytes]]:
-    """What ``cache`` knows of the listed files.
+def load(cache: Path, listing: Listing) -> tuple[ImageRows, set[bytes]]:
+    """What ``cache`` knows of the listed images.
 
     A cache that is absent, damaged or of another version is ignored, and so is one made with another version of Pillow,
-    to which other files may have decoded.
+    by which other images may decode.
 
     Returns:
-        Rows, those of files with the same path, size and modification time in the same folder; the others are empty.
+        Rows; of images with the same name, size and stamp in a source at the same location they are filled.
         And the SHA-256 of every content that is known to decode, wherever it was.
     """
-    rows = FileRows.empty(len(listing.paths))
+    rows = ImageRows.empty(len(listing.names))
     try:
-        root, paths, sizes, mtimes, stored = _read(cache)
+        location, names, sizes, stamps, stored = _read(cache)
     except Exception:  # whatever damaged bytes lead to, the images themselves can be read
         return rows, set()
     hashed = stored.digests[stored.decoded & stored.digests.any(axis=1)]
     decoded = set(map(bytes, hashed))
-    if root != _root_digest(listing.root):
+    if location != _location_digest(listing):
         return rows, decoded
-    if paths == listing.paths:
-        place = np.arange(len(paths))
+    if names == list(listing.names):
+        place = np.arange(len(names))
     else:
-        table = {path: index for index, path in enumerate(paths)}
-        place = np.array([table.get(path, -1) for path in listing.paths], np.int64)
-    same = (place >= 0) & (sizes[place] == listing.sizes) & (mtimes[place] == listing.mtimes)
-    for ours, theirs in zip(rows.columns(), stored.columns(), strict=True):
+        table = {name: index for index, name in enumerate(names)}
+        place = np.array([table.get(name, -1) for name in listing.names], np.int64)
+    same = (place >= 0) & (sizes[place] == listing.sizes) & (stamps[place] == listing.stamps)
+    for ours, theirs in zip(rows.arrays(), stored.arrays(), strict=True):
         ours[same] = theirs[place[same]]
     return rows, decoded
 
 
-def _read(cache: Path) -> tuple[bytes, list[str], npt.NDArray[np.int64], npt.NDArray[np.int64], FileRows]:
-    """Root's digest, paths, sizes, modification times and rows of a cache; any exception when it is not one."""
+def _read(cache: Path) -> tuple[bytes, list[str], npt.NDArray[np.int64], npt.NDArray[np.int64], ImageRows]:
+    """Digest of the location, names, sizes, stamps and rows of a cache; any exception when it is not one."""
     with cache.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         if file["version"] != _VERSION or bytes(file["judge"]).decode() != judge():
             raise ValueError("of another version, or other versions of what decodes")
-        root = bytes(file["root"])
-        sizes, mtimes, paths = file["sizes"], file["mtimes"], bytes(file["paths"]).decode().split("\0")
-        rows = FileRows(file["heights"], file["widths"], file["digests"], file["decoded"])
-    times = np.empty(len(paths), np.int64)
-    expected = (times, times, *FileRows.empty(len(paths)).columns())
-    for found, wanted in zip((sizes, mtimes, *rows.columns()), expected, strict=True):
+        location = bytes(file["root"])
+        sizes, stamps, names = file["sizes"], file["mtimes"], bytes(file["paths"]).decode().split("\0")
+        rows = ImageRows(file["heights"], file["widths"], file["digests"], file["decoded"])
+    numbers = np.empty(len(names), np.int64)
+    expected = (numbers, numbers, *ImageRows.empty(len(names)).arrays())
+    for found, wanted in zip((sizes, stamps, *rows.arrays()), expected, strict=True):
         if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
-            raise ValueError("columns of other types or lengths")
-    return root, paths, sizes, mtimes, rows
+            raise ValueError("arrays of other types or lengths")
+    return location, names, sizes, stamps, rows
 
 
-def save(cache: Path, listing: Listing, rows: FileRows) -> None:
+def save(cache: Path, listing: Listing, rows: ImageRows) -> None:
     """Replace ``cache`` by these rows in one step.
 
-    A folder that cannot be written, or another file of that name, is no error: the next command reads the images again.
+    A folder that cannot be written, or another file of that name, is no error: the next command reads all images again.
     """
     if is_foreign(cache):
         return
@@ -109,11 +109,11 @@ def save(cache: Path, listing: Listing, rows: FileRows) -> None:
             np.savez(
                 file,
                 version=np.array(_VERSION),
-                root=np.frombuffer(_root_digest(listing.root), np.uint8),
+                root=np.frombuffer(_location_digest(listing), np.uint8),
                 judge=np.frombuffer(judge().encode(), np.uint8),
-                paths=np.frombuffer("\0".join(listing.paths).encode(), np.uint8),
+                paths=np.frombuffer("\0".join(listing.names).encode(), np.uint8),
                 sizes=listing.sizes,
-                mtimes=listing.mtimes,
+                mtimes=listing.stamps,
                 heights=rows.heights,
                 widths=rows.widths,
                 digests=rows.digests,
@@ -127,7 +127,7 @@ def is_foreign(cache: Path) -> bool:
 
 
 def _is_cache(path: Path) -> bool:
-    """Whether a file begins as caches of every version do; what is damaged behind that is one too."""
+    """Whether a file begins as caches of every version do; a file that is damaged after that is one too."""
     with path.open("rb") as file:
         head = file.read(4096)
     return head.startswith(b"PK\3\4") and head[30:41] == b"version.npy" and b"root.npy" in head
@@ -136,6 +136,6 @@ def _is_cache(path: Path) -> bool:
 CACHE = Proof("a cache of images", _is_cache)
 
 
-def _root_digest(root: Path) -> bytes:
-    """Which folder the rows speak of, without telling its path to whoever is given the cache."""
-    return hashlib.sha256(os.fsencode(root)).digest()
+def _location_digest(listing: Listing) -> bytes:
+    """Where the images are, without showing their path to whoever is given the cache."""
+    return hashlib.sha256(os.fsencode(listing.location)).digest()

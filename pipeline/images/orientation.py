@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image
 
-from pipeline.images.quiet import quiet
+from pipeline.quiet import quiet
 
 EXIF = b"Exif\0\0"
 XMP = b"http://ns.adobe.com/xap/1.0/\0"

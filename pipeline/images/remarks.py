@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
 
 from labelstore.command.console import Console
 from labelstore.command.names import printable
+from pipeline.images.class_folder import named
 from pipeline.images.manifest import Manifest
 
 SPLITS = frozenset(
@@ -37,12 +37,10 @@ def splits_warning(manifest: Manifest) -> str | None:
     inside = subfolders(manifest)
     splits = [name for name in manifest.classes if is_split(name)]
     nested = [name for name in splits if inside[name]]
-    root = printable(str(manifest.root))
+    root = printable(manifest.location)
     if nested or len(splits) > 1 or len(splits) == len(manifest.classes):
         first = min(nested or splits, key=lambda name: (not name.lower().startswith("train"), name))
-        what = (
-            f"the folders {_named(splits)} of {root}" if len(splits) > 1 else f"the folder {_named(splits)} of {root}"
-        )
+        what = f"the folders {named(splits)} of {root}" if len(splits) > 1 else f"the folder {named(splits)} of {root}"
         are = "are" if len(splits) > 1 else "is"
         if not nested:
             return f"{what} {are} taken for classes, but named as splits of a set without class folders"
@@ -50,7 +48,7 @@ def splits_warning(manifest: Manifest) -> str | None:
             f"{what} {are} taken for classes, but seem{'' if len(splits) > 1 else 's'} to be splits with class folders "
             f"of their own; give one of them: --images {root}/{printable(first)}"
         )
-    folders = {path.rpartition("/")[0] for path in manifest.paths}
+    folders = {path.rpartition("/")[0] for path in manifest.names}
     shared = os.path.commonpath(folders)
     if len(manifest.classes) == 1 and shared not in folders:
         below = len({folder.removeprefix(f"{shared}/").partition("/")[0] for folder in folders})
@@ -64,9 +62,5 @@ def splits_warning(manifest: Manifest) -> str | None:
 
 def subfolders(manifest: Manifest) -> Counter[str]:
     """How many folders each class folder has right below it that hold images."""
-    found = {(parts[0], parts[1]) for path in manifest.paths if len(parts := path.split("/", 2)) == 3}
+    found = {(parts[0], parts[1]) for path in manifest.names if len(parts := path.split("/", 2)) == 3}
     return Counter(name for name, _ in found)
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from labelstore.command.names import natural_key
 from labelstore.durable import removing
 from labelstore.durable.places import require_apart
 from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
-from pipeline.images.natural import natural_key
 from pipeline.importing.levels import Normalise, Rounding, levels, make_stretch
 from pipeline.importing.pairs import channels_last, class_indexes, read_pair
 from pipeline.networks.file_kinds import shown

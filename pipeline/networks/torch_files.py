@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from labelstore.errors import InputError
-from pipeline.images.quiet import quiet
 from pipeline.networks.file_kinds import SAFETENSORS, TORCH, kind_of, shown
+from pipeline.quiet import quiet
 
 _OF_TORCH = 3  # a magic number, a version, and what wrote it come first
 WANTED = "nothing but tensors, written by torch.save or safetensors"

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,26 +16,19 @@ from labelstore.errors import FormatError, InputError
 from labelstore.format.columns import IMAGE_COLUMNS, CropRows
 from labelstore.spec import Json
 from pipeline.plan import draws
-from pipeline.plan.augment import MIXES, columns_of, crop, flip, named
+from pipeline.plan.augment import MIXES, CropName, MixName, columns_of, crop, flip, mix_columns, named
 from pipeline.plan.augment import draw as draw_augmentations
+from pipeline.plan.augment.crop import CROPS
 
 MAX_SIDE = 65_535  # columns are uint16
 ORDERS_KEPT = 4  # orders of views in memory, 4 bytes an image each
 
-_MIXED = tuple(MIXES)
-# Fields that have an effect with some crops or mixes only: setting them elsewhere is refused, and they are
-# left out of the store's identity there.
-_ONLY_WITH = {
-    "scale": ("crop", ("resized",)),
-    "ratio": ("crop", ("resized",)),
-    "pad": ("crop", ("padded",)),
-    "resize": ("crop", ("center",)),
-    "factor": ("crop", ("factor",)),
-    "alpha": ("mix", _MIXED),
-    "group": ("mix", _MIXED),
-    "mix_per": ("mix", _MIXED),
-}
-# Fields that plans had not from the beginning: left out of the identity at their default, so that it stays what it was.
+Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
+MixPer: TypeAlias = Literal["group", "pair"]
+
+# Fields that have an effect only when crops are mixed.
+_MIXING = ("alpha", "group", "mix_per")
+# Fields that the first release did not have: left out of the identity at their default, so that it stays what it was.
 _LATER = ("mix_per", "augment")
 
 
@@ -46,8 +39,9 @@ class PlanSpec:
     Attributes:
         size: side S of the square crops in pixels.
         seed: seed of every draw, of the order too.
-        crop: ``resized`` (torchvision's RandomResizedCrop), ``center`` (central square), ``padded`` (anywhere in the
-            image padded with black; images must be S x S) or ``factor`` (GIFT: one cell of a grid, or the whole image).
+        crop: key of `pipeline.plan.augment.crop.CROPS`: ``resized`` (torchvision's RandomResizedCrop), ``center``
+            (central square), ``padded`` (anywhere in the image padded with black; images must be S x S) or ``factor``
+            (GIFT: one cell of a grid, or the whole image).
         scale: ``resized``: range of the crop's share of the image's area.
         ratio: ``resized``: range of the crop's width over its height, drawn uniformly in the logarithm.
         pad: ``padded``: pixels added on each side.
@@ -55,7 +49,7 @@ class PlanSpec:
             least ``size``; None: ``size``.
         factor: ``factor``: cells a side; the whole image is shown with probability 1 / factor^2.
         flip: probability of flipping left to right.
-        mix: ``none``, ``cutmix`` or ``mixup``.
+        mix: ``none``, or key of `pipeline.plan.augment.MIXES`: ``cutmix``, ``mixup``.
         alpha: mixed: weights are drawn from Beta(alpha, alpha).
         group: mixed: positions that mix with each other and share one weight or box.
         mix_per: mixed: what has a weight or box of its own, a ``group`` or a ``pair``, each crop with its partner.
@@ -65,33 +59,33 @@ class PlanSpec:
 
     size: int
     seed: int = 0
-    crop: Literal["resized", "center", "padded", "factor"] = "resized"
+    crop: CropName = "resized"
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     pad: int = 4
     resize: int | None = None
     factor: int = 1
     flip: float = 0.5
-    mix: Literal["none", "cutmix", "mixup"] = "none"
+    mix: MixName = "none"
     alpha: float = 1.0
     group: int = 1
-    mix_per: Literal["group", "pair"] = "group"
+    mix_per: MixPer = "group"
     augment: tuple[str, ...] = ()
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         """Refuse what is not a plan."""
         for name, known in (
-            ("crop", tuple(crop.CROPS)),
-            ("mix", ("none", *_MIXED)),
-            ("mix_per", ("group", "pair")),
-            ("interpolation", ("bilinear", "bicubic")),
+            ("crop", tuple(CROPS)),
+            ("mix", ("none", *MIXES)),
+            ("mix_per", get_args(MixPer)),
+            ("interpolation", get_args(Interpolation)),
         ):
             self._require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
             if not self._has_effect(name) and value != field.default:
-                chooser, choices = _ONLY_WITH[name]
+                chooser, choices = _only_with(name)
                 raise InputError(
                     f"{name} {value}: has an effect only with {chooser} {' or '.join(choices)}, "
                     f"found {chooser} {getattr(self, chooser)}; leave {name} out"
@@ -116,19 +110,25 @@ class PlanSpec:
             raise InputError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
 
     def _has_effect(self, name: str) -> bool:
-        chooser, choices = _ONLY_WITH.get(name, ("crop", (self.crop,)))
-        return getattr(self, chooser) in choices
+        """Whether a field changes any crop of this plan; those that do not are left out of a store's identity."""
+        chooser, choices = _only_with(name)
+        return not choices or getattr(self, chooser) in choices
 
     @property
     def effective_pad(self) -> int:
         """Pixels that crop boxes count from outside the image's corner."""
-        return self.pad if self.crop == "padded" else 0
+        return self.pad if self._has_effect("pad") else 0
+
+    @property
+    def crop_numbers(self) -> dict[str, Any]:
+        """The parameters of this plan's crop, by name."""
+        return {name: getattr(self, name) for name in CROPS[self.crop].parameters}
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns of a crop row, in stored order."""
-        mixing = () if self.mix == "none" else MIXES[self.mix].columns
-        return (*IMAGE_COLUMNS, *crop.columns, *flip.columns, *columns_of(self.augment), *mixing)
+        own = (*crop.columns, *flip.columns, *columns_of(self.augment))
+        return (*IMAGE_COLUMNS, *own, *mix_columns(self.mix))
 
     @property
     def unmixed(self) -> PlanSpec:
@@ -156,6 +156,14 @@ class PlanSpec:
 _DEFAULTS = {field.name: field.default for field in fields(PlanSpec)}
 
 
+def _only_with(name: str) -> tuple[str, tuple[str, ...]]:
+    """The field, and its values, with which alone the field ``name`` has an effect; no values: it always has one."""
+    if name in _MIXING:
+        return "mix", tuple(MIXES)
+    own = () if name == "size" else tuple(kind for kind, each in CROPS.items() if name in each.parameters)
+    return "crop", own
+
+
 class Plan:
     """Order and crop rows of any view of N images."""
 
@@ -178,7 +186,7 @@ class Plan:
                 f"sides of image {wrong[0]}: expected 1 to {MAX_SIDE} pixels, "
                 f"found {heights[wrong[0]]} x {widths[wrong[0]]}; resize that image or leave it out"
             )
-        crop.require_sides(spec, heights, widths)
+        crop.require_sides(spec.crop, spec.crop_numbers, heights, widths)
         self.spec = spec
         self.images = len(heights)
         self._heights, self._widths = heights, widths
@@ -200,7 +208,7 @@ class Plan:
             raise InputError(f"positions {start} to {stop}: expected whole groups of {group} within 0 to {self.images}")
         values = np.empty((len(self.spec.columns), stop - start), np.uint16)
         images = self.order(view)[start:stop]
-        crops = len(self.spec.columns) if self.spec.mix == "none" else -len(MIXES[self.spec.mix].columns)
+        crops = len(self.spec.columns) - len(mix_columns(self.spec.mix))
         for first in range(0, len(images), draws.CHUNK):
             part = slice(first, first + draws.CHUNK)
             values[:crops, part] = self._crops(view, images[part])
@@ -219,22 +227,24 @@ class Plan:
 
     def _crops(self, view: int, images: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
         """Columns that depend on the image alone: int64 ``[K, n]``."""
-        boxes = crop.draw(self.spec, view, images, self._heights[images], self._widths[images])
-        flips, others = flip.draw(self.spec, view, images), draw_augmentations(self.spec, view, images)
+        spec, seed = self.spec, self.spec.seed
+        sides = self._heights[images], self._widths[images]
+        boxes = crop.draw(spec.crop, spec.crop_numbers, seed, view, images, *sides)
+        flips = flip.draw(spec.flip, seed, view, images)
+        others = draw_augmentations(spec.augment, spec.size, seed, view, images)
         return np.concatenate([[images & 0xFFFF, images >> 16], boxes, flips, *others])
 
     def _mixing(self, view: int, start: int, stop: int) -> npt.NDArray[np.int64]:
         """The columns of mixing of whole groups: int64 ``[K, stop - start]``."""
-        group = self.spec.group
+        spec, group = self.spec, self.spec.group
         groups = np.arange(start // group, -(-stop // group))
         whole = (stop - start) // group  # the view's last group can be smaller
-        key = draws.key("partner", self.spec.seed, view)
+        key = draws.key("partner", spec.seed, view)
         partners = [draws.permutations(key, groups[:whole], group).ravel()]
         if whole < len(groups):
             partners.append(draws.permutations(key, groups[whole:], (stop - start) % group).ravel())
-        mix = MIXES[self.spec.mix]
-        if self.spec.mix_per == "pair":
-            drawn = mix.draw(self.spec, view, np.arange(start, stop))
-        else:
-            drawn = np.repeat(mix.draw(self.spec, view, groups), group, axis=1)[:, : stop - start]
+        counters = np.arange(start, stop) if spec.mix_per == "pair" else groups
+        drawn = MIXES[spec.mix].draw(spec.alpha, spec.size, spec.seed, view, counters)
+        if spec.mix_per == "group":
+            drawn = np.repeat(drawn, group, axis=1)[:, : stop - start]
         return np.concatenate([[np.concatenate(partners)], drawn])

@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from labelstore.command.names import printable
 from labelstore.errors import InputError, reason
 from pipeline.images.decodes import FORMATS
 from pipeline.images.headers import Header, read_header
-from pipeline.images.quiet import quiet
+from pipeline.images.source import Stamp
+from pipeline.quiet import quiet
 from pipeline.render.jpeg_scans import Scans, scans_of
 from pipeline.render.plain import is_plain
 
@@ -106,23 +109,41 @@ class Images:
         self._plain: npt.NDArray[np.bool_] = np.zeros(len(manifest), np.bool_)  # of the files seen
         self._damaged: set[int] = set()
 
-    def read(self, image: int) -> Encoded:
-        """The file of an image.
+    def read(self, images: Sequence[int]) -> list[Encoded]:
+        """The files of some images.
 
         Raises:
-            InputError: it is gone, is no image any more, or is another one than the manifest says.
+            InputError: one is gone, is no image any more, or is another one than the manifest says.
         """
-        path = self._manifest.file(image)
+        files, stamps, contents = list[Encoded](), list[Stamp](), self._manifest.read_many(images)
+        for image in images:  # before anything is read: what changes afterwards is looked at again
+            with self._naming(image):
+                stamps.append(self._manifest.stamp(image))
+        for image, stamp in zip(images, stamps, strict=True):
+            with self._naming(image):
+                data = next(contents)
+                header = read_header(io.BytesIO(data))
+            files.append(self._encoded(image, stamp, data, header))
+        return files
+
+    @contextmanager
+    def _naming(self, image: int) -> Iterator[None]:
+        """Errors of reading an image become one that names it."""
         try:
-            status, data = path.stat(), path.read_bytes()
-            header = read_header(io.BytesIO(data))
+            yield
         except (OSError, InputError) as error:
             now = error.strerror if isinstance(error, OSError) else error
             raise InputError(
-                f"{self._manifest.said(image)}: expected the image that was there when the folder was scanned; {now}"
+                f"{self._place(image)}: expected the image that was there when the folder was scanned; {now}"
             ) from error
+
+    def _place(self, image: int) -> str:
+        """Where an image is, for a message."""
+        return printable(self._manifest.place(image))
+
+    def _encoded(self, image: int, stamp: Stamp, data: bytes, header: Header) -> Encoded:
+        """The bytes of an image, proven to be the manifest's when they are first seen."""
         self._require_sides(image, (header.height, header.width))
-        stamp = status.st_size, status.st_mtime_ns
         if tuple(self._seen[image]) != stamp:
             self._require_digest(image, data)
             self._plain[image] = is_plain(header.kind, data)
@@ -144,7 +165,7 @@ class Images:
 
     def decode(self, images: Sequence[int]) -> list[Tensor]:
         """As `whole`, keeping nothing; on a CPU, or where ``decode`` leaves them."""
-        return self._decode_all([self.read(image) for image in images])
+        return self._decode_all(self.read(images))
 
     def forget(self) -> None:
         """Release the decoded images."""
@@ -159,7 +180,7 @@ class Images:
         if wrong.any():
             row = int(np.flatnonzero(wrong.any(axis=1))[0])
             raise InputError(
-                f"{self._manifest.said(int(images[row]))}: the box (top, left, height, width) = {boxes[row].tolist()} "
+                f"{self._place(int(images[row]))}: the box (top, left, height, width) = {boxes[row].tolist()} "
                 f"is not within its {sides[row, 0]} x {sides[row, 1]} pixels padded by {pad}; these rows are of "
                 f"other images"
             )
@@ -190,8 +211,7 @@ class Images:
             if len(self._damaged) <= _NAMED:
                 more = "; further such files are not named" if len(self._damaged) == _NAMED else ""
                 warnings.warn(
-                    f"{self._manifest.file(file.image)}: its JPEG data are damaged; it is used as Pillow decodes it"
-                    f"{more}",
+                    f"{self._place(file.image)}: its JPEG data are damaged; it is used as Pillow decodes it{more}",
                     DamagedImageWarning,
                     stacklevel=2,
                 )
@@ -204,7 +224,7 @@ class Images:
             pixels = np.array((image if turn is None else image.transpose(turn)).convert("RGB"))
         except Exception as error:  # whatever its plugins raise: OSError, SyntaxError, ValueError, struct.error, ...
             raise InputError(
-                f"{self._manifest.said(file.image)}: expected an image that decodes, as when the folder was scanned, "
+                f"{self._place(file.image)}: expected an image that decodes, as when the folder was scanned, "
                 f"found: {reason(error)}; put the old file back"
             ) from error
         return torch.from_numpy(pixels)
@@ -214,7 +234,7 @@ class Images:
         expected = int(self._manifest.heights[image]), int(self._manifest.widths[image])
         if found != expected:
             raise InputError(
-                f"{self._manifest.said(image)}: expected {expected[0]} x {expected[1]} pixels, as when the folder was "
+                f"{self._place(image)}: expected {expected[0]} x {expected[1]} pixels, as when the folder was "
                 f"scanned, found {found[0]} x {found[1]}; put the old file back, or scan again with --rehash"
             )
 
@@ -226,7 +246,7 @@ class Images:
         found = hashlib.sha256(data)
         if found.digest() != expected.tobytes():
             raise InputError(
-                f"{self._manifest.said(image)}: expected the file that was there when the folder was scanned (SHA-256 "
+                f"{self._place(image)}: expected the file that was there when the folder was scanned (SHA-256 "
                 f"{expected.tobytes().hex()[:16]}...), found another one ({found.hexdigest()[:16]}...); put the old "
                 f"file back, or make another store of the new ones"
             )

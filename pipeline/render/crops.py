@@ -103,7 +103,7 @@ class CropRenderer:
     def _render_regions(self, work: _Work) -> None:
         """Render from regions of files; while DALI decodes some, the next files are read."""
         chunks = self._chunks(work.images)
-        ahead = ((at, [self._images.read(image) for image in work.images[at].tolist()]) for at in chunks)
+        ahead = ((at, self._images.read(work.images[at].tolist())) for at in chunks)
         chunk = next(ahead, None)
         while chunk:
             at, files = chunk

@@ -22,11 +22,12 @@ from labelstore.format.columns import CropRows
 from labelstore.spec import Json
 from pipeline.device.moving import to_device
 from pipeline.plan.augment import arrange, arranges
-from pipeline.render.batched import Boxes, resize_all
+from pipeline.render.batched import resize_all
 from pipeline.render.cache import Images, runs
 from pipeline.render.crops import CHUNK_BYTES, CHUNK_CROPS, LEAST_SIDE, finish
 from pipeline.render.dali import Decoder
 from pipeline.render.identity import DECODERS, renderer_id
+from pipeline.render.jobs import Boxes
 
 if TYPE_CHECKING:
     from pipeline.images.manifest import Manifest
@@ -145,7 +146,7 @@ class DeviceRenderer:
 
     def _decode_regions(self, images: Indexes, boxes: npt.NDArray[np.int32]) -> tuple[Tensor, Indexes] | None:
         """The regions of all boxes as `flatten` gives them; None when a file is left to Pillow, or does not decode."""
-        files = [self._images.read(image) for image in images.tolist()]
+        files = self._images.read(images.tolist())
         if not all(file.plain for file in files) or (boxes[:, 2:] < LEAST_SIDE).any():
             return None
         made: list[tuple[Tensor, Indexes]] = []

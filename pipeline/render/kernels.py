@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipeline.render.batched import BITS, HALF, JOB, Task
+from pipeline.render.jobs import BITS, HALF, JOB, Task
 
 BLOCK_LINES, BLOCK_BYTES = 8, 128
-# Columns of a job, as `pipeline.render.batched.JOB` names them.
+# Columns of a job, as `pipeline.render.jobs.JOB` names them.
 START, LINES, BETWEEN, PLACE, PLACE_ALONG, LIMIT, LIMIT_ALONG = (tl.constexpr(column) for column in range(7))
 STRIDE, STRIDE_ALONG, TAPS, TAPS_ALONG, TARGET, TARGET_ALONG, BASE = (tl.constexpr(column) for column in range(7, 14))
 COLUMNS = tl.constexpr(len(JOB))

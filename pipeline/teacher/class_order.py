@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from labelstore.command.names import printable, same_form, told_apart
+from labelstore.command.names import natural_key, printable, same_form, told_apart
 from labelstore.errors import InputError, reason
-from pipeline.images.natural import natural_key
 from pipeline.teacher.imagenet import COLUMNS as IMAGENET_COLUMNS
 from pipeline.teacher.imagenet import FOLDERS, IMAGENET, PublicMapping, is_public, public_mapping
 

@@ -65,7 +65,7 @@ def rows_of(images: list[npt.NDArray[np.uint8]], seed: int) -> tuple[CropRows, l
 def scanned(root: Path) -> tuple[Manifest, set[int]]:
     """The manifest of the files that decode, and the seeds that are in it."""
     manifest = scan(root, digests=False, skip_broken=True)
-    return manifest, {int(Path(path).stem) for path in manifest.paths}
+    return manifest, {int(Path(path).stem) for path in manifest.names}
 
 
 def run(kind: str, first: int, behind: int, root: Path) -> dict[str, object]:
@@ -87,7 +87,7 @@ def run(kind: str, first: int, behind: int, root: Path) -> dict[str, object]:
     counts.update(files=behind - first, accepted=len(accepted))
     failed["verdict"] = sorted(accepted ^ expected.keys())
     keep = []
-    for image, path in enumerate(manifest.paths):
+    for image, path in enumerate(manifest.names):
         seed = int(Path(path).stem)
         if seed in expected and min(expected[seed].shape[:2]) >= SIZE:
             sides = int(manifest.heights[image]), int(manifest.widths[image])
@@ -96,7 +96,7 @@ def run(kind: str, first: int, behind: int, root: Path) -> dict[str, object]:
             else:
                 failed["sides"].append(seed)
     part = manifest.subset(np.array(keep))
-    seeds = [int(Path(path).stem) for path in part.paths]
+    seeds = [int(Path(path).stem) for path in part.names]
     rows, inside = rows_of([expected[seed] for seed in seeds], first)
     for name, cache in (("whole", 1 << 30), ("region", 0)):
         renderer = make_renderer(part, PlanSpec(size=SIZE), threads=2, cache_bytes=cache)

@@ -13,12 +13,10 @@ import io
 import json
 import struct
 import sys
-import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +26,12 @@ from labelstore.errors import InputError
 from labelstore.format.columns import CROP_COLUMNS, CropRows
 from pipeline.images.headers import Header, read_header
 from pipeline.images.manifest import Manifest
-from pipeline.images.quiet import quiet
 from pipeline.plan.plan import PlanSpec
+from pipeline.quiet import quiet
 from pipeline.render import make_renderer
 from pipeline.render.bare import bare
 from pipeline.render.plain import is_plain
+from tests.pipeline.other_sources import MemoryImages
 
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WebP": "webp"}
 HEIGHT, WIDTH, CROP, BATCH = 19, 29, 8, 250
@@ -319,29 +318,28 @@ def compare(files: dict[int, tuple[str, bytes]], counts: Counter[str]) -> list[s
 def _compare_pixels(files: dict[int, tuple[str, bytes]], pixels: Sequence[npt.NDArray[np.uint8]]) -> list[str]:
     """Render four boxes of each file, which are not resized, whole and by regions."""
     wrong: list[str] = []
-    with tempfile.TemporaryDirectory() as root:
-        names = [f"{number}.{SUFFIXES[kind]}" for number, (kind, _) in files.items()]
-        for name, (_, data) in zip(names, files.values(), strict=True):
-            Path(root, name).write_bytes(data)
-        sides = np.array([image.shape[:2] for image in pixels], np.int32)
-        manifest = Manifest(
-            Path(root), names, ("a",), np.zeros(len(names), np.int64), sides[:, 0], sides[:, 1],
-            np.zeros((len(names), 32), np.uint8),
-        )  # fmt: skip
-        values = np.zeros((len(CROP_COLUMNS), 4 * len(names)), np.uint16)
-        values[0] = np.repeat(np.arange(len(names)), 4)
-        room = np.repeat(sides - CROP, 4, axis=0)
-        values[2:4] = (np.random.default_rng(0).random(room.shape) * (room + 1)).astype(np.uint16).T
-        values[4:6] = CROP
-        for cache_bytes in (1 << 30, 0):
-            renderer = make_renderer(manifest, PlanSpec(size=CROP), threads=2, cache_bytes=cache_bytes)
-            try:
-                crops = renderer.render(CropRows(CROP_COLUMNS, values)).numpy()
-            finally:
-                renderer.close()
-            for row, (image, top, left) in enumerate(values[[0, 2, 3]].T.tolist()):
-                if not np.array_equal(crops[row], pixels[image][top : top + CROP, left : left + CROP]):
-                    wrong.append(f"{names[image]}: other pixels at {top}, {left}, cache {cache_bytes}")
+    pixels = [image for _, image in sorted(zip(files, pixels, strict=True), key=lambda pair: pair[0])]
+    source = MemoryImages({f"a/{number:09}.{SUFFIXES[kind]}": data for number, (kind, data) in files.items()})
+    names, count = source.listing.names, len(files)
+    sides = np.array([image.shape[:2] for image in pixels], np.int32)
+    manifest = Manifest(
+        source, np.arange(count), names, ("a",), np.zeros(count, np.int64), sides[:, 0], sides[:, 1],
+        np.zeros((count, 32), np.uint8),
+    )  # fmt: skip
+    values = np.zeros((len(CROP_COLUMNS), 4 * len(names)), np.uint16)
+    values[0] = np.repeat(np.arange(len(names)), 4)
+    room = np.repeat(sides - CROP, 4, axis=0)
+    values[2:4] = (np.random.default_rng(0).random(room.shape) * (room + 1)).astype(np.uint16).T
+    values[4:6] = CROP
+    for cache_bytes in (1 << 30, 0):
+        renderer = make_renderer(manifest, PlanSpec(size=CROP), threads=2, cache_bytes=cache_bytes)
+        try:
+            crops = renderer.render(CropRows(CROP_COLUMNS, values)).numpy()
+        finally:
+            renderer.close()
+        for row, (image, top, left) in enumerate(values[[0, 2, 3]].T.tolist()):
+            if not np.array_equal(crops[row], pixels[image][top : top + CROP, left : left + CROP]):
+                wrong.append(f"{names[image]}: other pixels at {top}, {left}, cache {cache_bytes}")
     return wrong
 
 

@@ -26,7 +26,7 @@ IntArray = npt.NDArray[np.int64]
 def our_boxes(spec: PlanSpec, height: int, width: int, count: int = DRAWS) -> IntArray:
     """Boxes of many images of one size, [count, 4]."""
     sides = (np.full(count, side, np.int32) for side in (height, width))
-    return crop.draw(spec, 3, np.arange(count, dtype=np.uint32), *sides).T
+    return crop.draw(spec.crop, spec.crop_numbers, spec.seed, 3, np.arange(count, dtype=np.uint32), *sides).T
 
 
 def picture(height: int, width: int) -> torch.Tensor:
@@ -98,7 +98,9 @@ def test_resized_crop_is_torchvisions_algorithm_step_by_step(
     height: int, width: int, scale: float, ratio: float, image: int
 ) -> None:
     spec = PlanSpec(size=8, scale=(scale / 2, scale), ratio=(ratio / 1.5, ratio), seed=5)
-    ours = crop.draw(spec, 9, np.array([image], np.uint32), np.array([height]), np.array([width]))[:, 0]
+    ours = crop.draw(
+        spec.crop, spec.crop_numbers, spec.seed, 9, np.array([image], np.uint32), np.array([height]), np.array([width])
+    )[:, 0]
     assert tuple(ours.tolist()) == resized_crop(spec, draws.key("crop", 5, 9), image, height, width)
 
 
@@ -158,7 +160,7 @@ def test_padded_crops_are_distributed_as_torchvisions(pad: int) -> None:
 
 @pytest.mark.parametrize("probability", [0, 0.3, 0.5, 1])
 def test_flips_come_as_often_as_asked(probability: float) -> None:
-    bits = flip.draw(PlanSpec(size=8, flip=probability), 0, np.arange(DRAWS, dtype=np.uint32))
+    bits = flip.draw(probability, 0, 0, np.arange(DRAWS, dtype=np.uint32))
     assert set(np.unique(bits)) <= {0, 1}
     assert abs(bits.mean() - probability) < 4 * math.sqrt(probability * (1 - probability) / DRAWS) + 1e-12
 
@@ -171,7 +173,7 @@ def test_cutmix_boxes_are_distributed_as_torchvisions(alpha: float) -> None:
     image = [torch.empty(1, 3, size, size)]
     corners = np.array([theirs_of.make_params(image)["box"] for _ in range(count)])
     left, top, right, bottom = corners.T
-    ours = cutmix.draw(PlanSpec(size=size, mix="cutmix", alpha=alpha, group=2), 0, np.arange(count))
+    ours = cutmix.draw(alpha, size, 0, 0, np.arange(count))
     for our, their in zip(ours, (top, left, bottom - top, right - left), strict=True):
         assert difference(our, their) < 1
     assert difference(ours[2] * ours[3] // 32, (bottom - top) * (right - left) // 32) < 1
@@ -182,7 +184,7 @@ def test_cutmix_boxes_are_distributed_as_torchvisions(alpha: float) -> None:
 def test_mixup_shares_are_distributed_as_beta(alpha: float) -> None:
     torch.manual_seed(0)
     theirs = torch.distributions.Beta(alpha, alpha).sample((DRAWS,)).double().numpy()
-    ours = mixup.draw(PlanSpec(size=8, mix="mixup", alpha=alpha, group=2), 0, np.arange(DRAWS))[0]
+    ours = mixup.draw(alpha, 8, 0, 0, np.arange(DRAWS))[0]
     assert ours.min() >= 0
     assert ours.max() <= 65535
     assert difference(ours // 256, np.minimum(theirs * 65536, 65535).astype(np.int64) // 256) < 1
@@ -192,7 +194,7 @@ def test_shares_round_to_the_nearest_that_fits(monkeypatch: pytest.MonkeyPatch) 
     own = np.array([0, 0.4999, 0.5001, 0.5, 65535.4, 65535.6, 65536]) / 65536
     own[3] = 0.5
     monkeypatch.setattr(draws, "beta", lambda *_: own)
-    shares = mixup.draw(PlanSpec(size=8, mix="mixup", group=2), 0, np.arange(len(own)))
+    shares = mixup.draw(1.0, 8, 0, 0, np.arange(len(own)))
     assert shares.tolist() == [[0, 0, 1, 32768, 65535, 65535, 65535]]
 
 
@@ -249,9 +251,8 @@ def test_cutmix_fills_the_box_from_the_partner(
 def test_weights_are_the_shares_of_the_pixels() -> None:
     """A white crop mixed with a black one is as bright as its own weight."""
     size = 16
-    for spec in (PlanSpec(size=size, mix="cutmix", group=2), PlanSpec(size=size, mix="mixup", group=2)):
-        mix = MIXES[spec.mix]
-        shared = mix.draw(spec, 0, np.arange(50)).repeat(2, axis=1)
+    for mix in MIXES.values():
+        shared = mix.draw(1.0, size, 0, 0, np.arange(50)).repeat(2, axis=1)
         rows = CropRows(mix.columns, np.concatenate([[[1, 0] * 50], shared]).astype(np.uint16))
         pixels = torch.zeros(100, size, size, 3, dtype=torch.uint8)
         pixels[::2] = 255

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,13 +15,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 import pipeline.plan.augment
 from labelstore.errors import InputError, MismatchError
 from labelstore.format.columns import CropRows
+from pipeline.images.manifest import scan
+from pipeline.plan import draws
 from pipeline.plan.augment import dsa, fingerprints, named, patch_shuffle
 from pipeline.plan.plan import Plan, PlanSpec
+from pipeline.render import make_renderer
 from pipeline.render.audit import compare
 from pipeline.render.normalise import network_input, normalise
 
@@ -203,6 +208,48 @@ def test_another_one_takes_a_file_and_a_line(inverted: Any) -> None:
     signs = torch.from_numpy(1 - 2 * rows.column("inverted").astype(np.float32))[:, None, None, None]
     assert torch.equal(network_input(pixels, rows, MEAN, STD, torch.float32, False), plain * signs)
     assert list(fingerprints(spec.columns, torch.device("cpu"))) == ["invert"]
+
+
+class Interlaced:
+    """A mixing augmentation as a user would write it, in a file of its own: rows of pixels alternate."""
+
+    columns = ("partner", "share", "first_row")
+
+    @staticmethod
+    def draw(alpha: float, size: int, seed: int, view: int, counters: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        own = draws.beta(draws.key("interlaced", seed, view), alpha, counters)
+        return np.stack([np.full(len(own), 65536 * (size // 2) // size), own > 0.5]).astype(np.int64)
+
+    @staticmethod
+    def mix(pixels: torch.Tensor, rows: CropRows, group: int) -> torch.Tensor:
+        partners = torch.from_numpy(rows.partners(group))
+        first = torch.from_numpy(rows.column("first_row").astype(np.int64))
+        other = (torch.arange(pixels.shape[1]) + first[:, None]) % 2 == 1
+        return torch.where(other[:, :, None, None], pixels[partners], pixels)
+
+
+def test_another_mix_takes_a_file_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(pipeline.plan.augment.MIXES, "interlaced", Interlaced)
+    with pytest.raises(InputError, match="mix: expected one of none, cutmix, mixup, interlaced, found 'other'"):
+        PlanSpec(size=8, mix="other")
+    for shade in range(6):
+        (tmp_path / f"{shade % 2}").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * shade,) * 3).save(tmp_path / f"{shade % 2}" / f"{shade}.png")
+    manifest = scan(tmp_path)
+    spec = PlanSpec(size=8, mix="interlaced", group=3, seed=4)
+    assert PlanSpec.from_json(spec.to_json()) == spec
+    rows = Plan(spec, manifest.heights, manifest.widths).rows(0, 0, 6)
+    assert rows.names[7:] == Interlaced.columns
+    renderer = make_renderer(manifest, spec, threads=1)
+    crops = renderer.render(rows).numpy()
+    renderer.close()
+    shades = [40 * int(Path(manifest.names[image]).stem) for image in rows.image]
+    for row, partner in enumerate(rows.partners(3)):
+        pair = shades[row], shades[partner]
+        first = int(rows.column("first_row")[row])
+        expected = np.array([pair[(line + first) % 2] for line in range(8)], np.uint8)
+        assert np.array_equal(crops[row], np.broadcast_to(expected[:, None, None], (8, 8, 3)))
+    assert rows.weights(8).tolist() == [0.5] * 6
 
 
 def test_an_operator_that_works_otherwise_is_refused() -> None:

@@ -16,14 +16,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from labelstore.command.names import printable, same_form, told_apart
+from labelstore.command.names import natural_key, printable, same_form, told_apart
 from labelstore.errors import InputError, MismatchError
 from pipeline.images.class_folder import order_classes
 from pipeline.images.headers import read_header
 from pipeline.images.kinds import IMAGES, other_kind, readable
 from pipeline.images.left_out import left_out_kind
 from pipeline.images.manifest import Manifest, explained, require_same_images, scan, with_classes, with_order
-from pipeline.images.natural import natural_key
 from pipeline.images.remarks import is_split, splits_warning
 from pipeline.replay.source import scan_as
 
@@ -71,7 +70,7 @@ def test_images_are_known_by_their_bytes_in_image_folders_order(
     oracle = ImageFolder(str(root), is_valid_file=lambda path: not path.endswith("notes.txt")) if len(files) else None
     found = scan(root)
     assert oracle is not None
-    assert [(str(found.file(i)), int(found.targets[i])) for i in range(len(found))] == oracle.samples
+    assert [(found.place(i), int(found.targets[i])) for i in range(len(found))] == oracle.samples
     assert found.left_out.counts() == {"text": 1}
 
 
@@ -154,7 +153,7 @@ def test_every_file_that_is_not_read_is_counted_in_one_line(tmp_path: Path) -> N
         put(tmp_path / path, data)
     os.mkfifo(tmp_path / "a" / "pipe")
     found = scan(tmp_path)
-    assert list(found.paths) == ["a/0.png"]
+    assert list(found.names) == ["a/0.png"]
     assert found.left_out.counts() == {
         "image": 2, ".DS_Store": 1, "._*": 1, "@eaDir": 2, "HTML": 1, "JSON": 1, "NumPy": 1, "Thumbs.db": 1,
         "__MACOSX": 1, "archive": 1, "empty": 1, "hidden": 1, "no regular file": 1, "text": 3, "unknown": 1,
@@ -175,7 +174,7 @@ def test_folders_of_systems_are_neither_classes_nor_inside_them(tmp_path: Path, 
     for path in ("a/0.png", f"{name}/1.png", f"a/{name}/2.png", f"a/b/{name}/c/3.png"):
         put(tmp_path / path, encoded("PNG"))
     found = scan(tmp_path)
-    assert (list(found.paths), found.classes) == (["a/0.png"], ("a",))
+    assert (list(found.names), found.classes) == (["a/0.png"], ("a",))
     assert sum(found.left_out.counts().values()) == 3
     assert name in str(found.left_out.line)
 
@@ -287,7 +286,7 @@ def test_a_store_tells_the_order_of_its_classes(tmp_path: Path, order: str) -> N
     assert (found.classes, found.digest) == (stored.classes, stored.digest)
     mixed = stored.classes[::-1]
     assert scan_as(tmp_path, mixed).classes == mixed
-    assert [found.classes[t] for t in found.targets] == [path.split("/")[0] for path in found.paths]
+    assert [found.classes[t] for t in found.targets] == [path.split("/")[0] for path in found.names]
 
 
 # Unicode forms.
@@ -308,7 +307,7 @@ def test_a_folder_in_the_other_unicode_form_is_the_same_set(
         put(root / "split" / nfd(name) / f"{nfd(file)}.png", data)
     composed, split = scan(root / "composed"), scan(root / "split")
     for stored, other in ((composed, split), (split, composed)):
-        found = with_order(stored.digests, scan_as(other.root, stored.classes))
+        found = with_order(stored.digests, scan_as(Path(other.location), stored.classes))
         assert found.classes == stored.classes
         assert found.digest == stored.digest
         assert np.array_equal(found.digests, stored.digests)
@@ -334,9 +333,9 @@ def test_one_name_in_two_forms_side_by_side_is_refused(tmp_path: Path) -> None:
 def test_left_out_files_are_found_in_the_other_form(tmp_path: Path) -> None:
     put(tmp_path / "a" / "0.png", encoded("PNG"))
     put(tmp_path / "a" / nfd("é.png"), encoded("PNG", 1))
-    assert list(scan(tmp_path, leave_out=["a/é.png"]).paths) == ["a/0.png"]
+    assert list(scan(tmp_path, leave_out=["a/é.png"]).names) == ["a/0.png"]
     put(tmp_path / "a" / "é.png", b"broken")
-    assert list(scan(tmp_path, leave_out=["a/é.png"]).paths) == ["a/0.png", f"a/{nfd('é.png')}"]
+    assert list(scan(tmp_path, leave_out=["a/é.png"]).names) == ["a/0.png", f"a/{nfd('é.png')}"]
 
 
 @settings(deadline=None)  # a busy machine

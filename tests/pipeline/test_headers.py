@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from labelstore.errors import InputError
 from pipeline.images.headers import BrokenImageError, UnsupportedImageError, read_header
-from pipeline.images.quiet import quiet
+from pipeline.quiet import quiet
 
 KINDS = ("JPEG", "PNG", "WebP")
 MODES = {"JPEG": ("RGB", "L", "CMYK"), "PNG": ("RGB", "L", "P", "1", "LA", "RGBA"), "WebP": ("RGB", "RGBA")}

@@ -84,7 +84,7 @@ def test_the_folder_is_a_manifest_in_class_order(tmp_path: Path) -> None:
     found = scan(tmp_path / "out")
     assert found.classes == tuple(f"{label:03d}" for label in range(120))
     assert found.targets.tolist() == list(range(120))
-    assert list(found.paths[:2]) == ["000/119.png", "001/118.png"]
+    assert list(found.names[:2]) == ["000/119.png", "001/118.png"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -295,7 +295,7 @@ def test_class_names_keep_the_order_of_the_labels(tmp_path: Path, names: list[st
     found = scan(tmp_path / "out")
     assert list(found.classes) == folders
     order = dict(zip(folders, (0, 1, 2, 11), strict=True))
-    assert {int(Path(path).stem): order[path.partition("/")[0]] for path in found.paths} == dict(
+    assert {int(Path(path).stem): order[path.partition("/")[0]] for path in found.names} == dict(
         enumerate(LABELS.tolist())
     )
     assert bool(report.notes) == folders[0].startswith("00_")

@@ -23,7 +23,7 @@ from labelstore.errors import InputError, MismatchError
 from labelstore.spec import BlockShape, Identity
 from pipeline.images import manifest as manifest_module
 from pipeline.images import manifest_cache as cache_module
-from pipeline.images.class_folder import SUFFIXES, order_classes
+from pipeline.images.class_folder import SUFFIXES, ClassFolder, order_classes
 from pipeline.images.manifest import Manifest, require_same_images, scan
 
 
@@ -46,19 +46,19 @@ def folder(tmp_path: Path) -> Path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that are read, by relative path."""
     read: list[str] = []
-    real = manifest_module._read_file
+    real = ClassFolder.open
 
-    def spy(path: Path, digest: bool, decoded: set[bytes]) -> object:
-        read.append("/".join(path.parts[-2:]))
-        return real(path, digest, decoded)
+    def spy(source: ClassFolder, image: int) -> object:
+        read.append("/".join(source.listing.names[image].split("/")[-2:]))
+        return real(source, image)
 
-    monkeypatch.setattr(manifest_module, "_read_file", spy)
+    monkeypatch.setattr(ClassFolder, "open", spy)
     return read
 
 
 def test_columns_and_digests(folder: Path) -> None:
     found = scan(folder)
-    assert list(found.paths) == ["a/y.PNG", "a/z.JPEG", "a-b/x.jpg", "b/1.webp", "b/2.png"]
+    assert list(found.names) == ["a/y.PNG", "a/z.JPEG", "a-b/x.jpg", "b/1.webp", "b/2.png"]
     assert found.classes == ("a", "a-b", "b")
     assert found.targets.tolist() == [0, 0, 1, 2, 2]
     assert found.heights.tolist() == [4] * 5
@@ -66,7 +66,7 @@ def test_columns_and_digests(folder: Path) -> None:
     assert (found.targets.dtype, found.heights.dtype, found.digests.dtype) == (np.int64, np.int32, np.uint8)
     whole = hashlib.sha256()
     for image in range(len(found)):
-        digest = hashlib.sha256(found.file(image).read_bytes()).digest()
+        digest = hashlib.sha256(Path(found.place(image)).read_bytes()).digest()
         assert found.digests[image].tobytes() == digest
         name = found.classes[found.targets[image]].encode()
         whole.update(struct.pack("<I", len(name)) + name + digest)
@@ -82,7 +82,7 @@ def test_order_is_that_of_image_folder(tmp_path: Path) -> None:
     oracle = ImageFolder(str(tmp_path), is_valid_file=lambda path: path.lower().endswith(SUFFIXES))
     found = scan(tmp_path)
     assert list(found.classes) == oracle.classes
-    assert [(str(found.file(i)), int(found.targets[i])) for i in range(len(found))] == oracle.samples
+    assert [(found.place(i), int(found.targets[i])) for i in range(len(found))] == oracle.samples
 
 
 def test_moving_the_folder_keeps_the_digest_and_renaming_a_class_does_not(folder: Path) -> None:
@@ -98,7 +98,7 @@ def test_sizes_are_those_after_orientation(folder: Path) -> None:
     exif[0x0112] = 6
     write(folder / "a" / "turned.jpg", exif=exif)
     found = scan(folder)
-    turned = list(found.paths).index("a/turned.jpg")
+    turned = list(found.names).index("a/turned.jpg")
     assert (found.heights[turned], found.widths[turned]) == (6, 4)
 
 
@@ -134,7 +134,7 @@ def test_links_inside_are_followed(folder: Path) -> None:
     (folder / "a" / "more").symlink_to("../a-b")
     found = scan(folder)
     assert found.classes == ("a", "a-b", "b", "c")
-    assert list(found.paths[:4]) == ["a/again.png", "a/y.PNG", "a/z.JPEG", "a/more/x.jpg"]
+    assert list(found.names[:4]) == ["a/again.png", "a/y.PNG", "a/z.JPEG", "a/more/x.jpg"]
     assert scan(Path(os.path.relpath(folder))).digest == found.digest
 
 
@@ -231,9 +231,9 @@ def test_broken_files(folder: Path, path: str, reads: list[str]) -> None:
     cache = folder.parent / "cache.npz"
     found = scan(folder, skip_broken=True, cache=cache)
     assert found.skipped == (path,)
-    keep = np.array([i for i in range(6) if before.paths[i] != path])
+    keep = np.array([i for i in range(6) if before.names[i] != path])
     assert found.digest == before.subset(keep).digest
-    assert list(found.paths) == [before.paths[i] for i in keep]
+    assert list(found.names) == [before.names[i] for i in keep]
     reads.clear()
     again = scan(folder, skip_broken=True, cache=cache)
     assert (again.skipped, again.digest, reads) == (found.skipped, found.digest, [path])
@@ -260,7 +260,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 def test_a_content_that_decodes_is_decoded_once(folder: Path, decoded: list[bytes]) -> None:
     cache = folder.parent / "cache.npz"
     first = scan(folder, cache=cache)
-    assert sorted(decoded) == sorted(first.file(image).read_bytes() for image in range(5))
+    assert sorted(decoded) == sorted(Path(first.place(image)).read_bytes() for image in range(5))
     decoded.clear()
     os.utime(folder / "b" / "2.png", ns=(1, 1))
     (folder / "a" / "z.JPEG").rename(folder / "b" / "moved.jpg")
@@ -319,7 +319,7 @@ def test_a_file_with_two_readings_has_one_verdict(folder: Path) -> None:
         scan(folder)
     found = scan(folder, skip_broken=True)
     assert found.skipped == ("a/before.png",)
-    frame = list(found.paths).index("a/frame.webp")
+    frame = list(found.names).index("a/frame.webp")
     with Image.open(folder / "a" / "frame.webp") as image:
         assert (found.heights[frame], found.widths[frame]) == image.size[::-1]
 
@@ -351,7 +351,7 @@ def test_the_cache_is_believed_until_a_file_changes(folder: Path, reads: list[st
     third = scan(folder, cache=cache)
     assert sorted(reads) == ["a/new.png", "b/2.png"]
     assert third.digest == scan(folder).digest
-    assert third.heights[list(third.paths).index("b/2.png")] == 3
+    assert third.heights[list(third.names).index("b/2.png")] == 3
     reads.clear()
 
     os.utime(changed, ns=(1, 1))
@@ -434,7 +434,7 @@ def test_progress(folder: Path) -> None:
 def test_subset(folder: Path) -> None:
     found = scan(folder)
     part = found.subset(np.array([4, 0]))
-    assert list(part.paths) == ["b/2.png", "a/y.PNG"]
+    assert list(part.names) == ["b/2.png", "a/y.PNG"]
     assert part.targets.tolist() == [2, 0]
     assert part.digests.tolist() == found.digests[[4, 0]].tolist()
     assert (len(part), part.classes) == (2, found.classes)
@@ -506,4 +506,4 @@ def test_other_classes_are_refused_by_name(folder: Path) -> None:
 def test_real_images_decode(data: Path) -> None:
     found = scan(data / "cifar10" / "test_jpeg")
     oracle = ImageFolder(str(data / "cifar10" / "test_jpeg"))
-    assert [str(found.file(i)) for i in range(len(found))] == [path for path, _ in oracle.samples]
+    assert [found.place(i) for i in range(len(found))] == [path for path, _ in oracle.samples]

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from labelstore.errors import InputError
 from pipeline.images.headers import BrokenImageError, Header, read_header
 from pipeline.images.manifest import scan
-from pipeline.images.quiet import quiet
+from pipeline.quiet import quiet
 from pipeline.render.bare import bare
 from pipeline.render.dali import stored_box, upright
 from tests.pipeline.exif_files import TURNS, bases, chunk, riff, segment

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torchvision.transforms.functional import crop, hflip, pad, resized_crop
 
 from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
+from pipeline.images.class_folder import ClassFolder
 from pipeline.images.manifest import Manifest, scan
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import crops, dali, make_renderer
@@ -75,7 +75,7 @@ def shuffled(image: Image.Image, strips: int, across: int, down: int) -> Image.I
 
 def by_torchvision(manifest: Manifest, spec: PlanSpec, rows: CropRows, row: int) -> np.ndarray:
     """One crop before mixing."""
-    image = Image.open(manifest.file(int(rows.image[row]))).convert("RGB")
+    image = Image.open(manifest.place(int(rows.image[row]))).convert("RGB")
     top, left, height, width = (int(rows.column(name)[row]) for name in ("top", "left", "height", "width"))
     if "strips" in rows:
         image = shuffled(image, *(int(rows.column(name)[row]) for name in ("strips", "strip_columns", "strip_rows")))
@@ -178,7 +178,7 @@ def test_images_of_the_right_side_pass_unchanged(tmp_path: Path) -> None:
         for cache in (MEMORY, REGIONS):
             found = render(manifest, spec, rows, cache).numpy()
             for row, image in enumerate(rows.image.tolist()):
-                np.testing.assert_array_equal(found[row], np.asarray(Image.open(manifest.file(image))))
+                np.testing.assert_array_equal(found[row], np.asarray(Image.open(manifest.place(image))))
 
 
 @pytest.mark.parametrize(("size", "interpolation"), [(224, "bilinear"), (64, "bilinear"), (224, "bicubic")])
@@ -202,14 +202,14 @@ def test_memory_and_files_are_used_as_told(manifest: Manifest, monkeypatch: pyte
     spec = SPECS["resized"]
     rows = Plan(spec, manifest.heights, manifest.widths).rows(0, 0, len(manifest))
     decoded = int((3 * manifest.heights.astype(np.int64) * manifest.widths).sum())
-    read: list[Path] = []
-    original: Callable[[Path], bytes] = Path.read_bytes
+    read: list[str] = []
+    original = ClassFolder.read
 
-    def counted(path: Path) -> bytes:
-        read.append(path)
-        return original(path)
+    def counted(source: ClassFolder, image: int) -> bytes:
+        read.append(source.place(image))
+        return original(source, image)
 
-    monkeypatch.setattr(Path, "read_bytes", counted)
+    monkeypatch.setattr(ClassFolder, "read", counted)
     for budget, reads in ((decoded, 1), (decoded - 1, 2)):
         renderer = make_renderer(manifest, spec, threads=1, cache_bytes=budget)
         read.clear()
@@ -217,7 +217,8 @@ def test_memory_and_files_are_used_as_told(manifest: Manifest, monkeypatch: pyte
         for _ in range(2):
             renderer.render(rows)
         assert len(set(read)) == len(manifest)
-        assert len([path for path in read if path.suffix == ".png"]) == reads * len(list(manifest.root.glob("*/*.png")))
+        pngs = [name for name in manifest.names if name.endswith(".png")]
+        assert len([path for path in read if path.endswith(".png")]) == reads * len(pngs)
         renderer.close()
 
 

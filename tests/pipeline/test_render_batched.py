@@ -20,9 +20,10 @@ from labelstore.errors import InputError
 from pipeline.images.manifest import scan
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import dali, decoder_of, make_renderer
-from pipeline.render.batched import Boxes, kernels_work, prepare, resize_all, weigh
+from pipeline.render.batched import kernels_work, resize_all
 from pipeline.render.device import DeviceRenderer
 from pipeline.render.identity import DECODERS
+from pipeline.render.jobs import Boxes, prepare, weigh
 from tests.pipeline.test_render import MEMORY, REGIONS, SPECS, picture, render
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

@@ -151,7 +151,7 @@ def test_another_size_shows_the_same_boxes(made: tuple[Path, Path], size: int) -
     rows = replay.store.read(int(batch.view[0]), batch.position.numpy()).rows
     crops = []
     for image, box, flip in zip(rows.image.tolist(), rows.boxes().tolist(), rows.flip.tolist(), strict=True):
-        with Image.open(replay.source.manifest.file(image)) as picture:
+        with Image.open(replay.source.manifest.place(image)) as picture:
             crop = functional.resized_crop(picture.convert("RGB"), *box, [size, size])
         crops.append(np.asarray(functional.hflip(crop) if flip else crop).astype(np.int64))
     wanted = np.stack(crops)

@@ -186,7 +186,7 @@ def weights_of_seven(tmp_path: Path) -> Path:
 
 def test_the_command_prints_what_the_function_finds(images: Manifest, weights_of_seven: Path) -> None:
     words = f"-m trainer evaluate --json --student convnet-d1 --size 8 --batch 8 --weights {weights_of_seven}"
-    flags = ["--student-args", '{"width": 4}', "--images", str(images.root)]
+    flags = ["--student-args", '{"width": 4}', "--images", images.location]
     flags += ["--mean", *map(str, MEAN), "--std", *map(str, STD)]
     done = subprocess.run([sys.executable, *words.split(), *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -202,11 +202,11 @@ def test_the_command_names_its_own_flag(images: Manifest, weights_of_seven: Path
     flags: dict[str, Any] = {"student": "convnet-d1", "weights": str(weights_of_seven), "size": 8}
     flags |= {"student_args": '{"width": 4}', "mean": MEAN, "std": STD}
     with pytest.raises(InputError, match=r"^--classes: index 9 of a network of 7 columns"):
-        measure(**flags, images=images.root, classes="0,2,9")
+        measure(**flags, images=Path(images.location), classes="0,2,9")
     with pytest.raises(InputError, match=r"7 class folders .*found 2 columns.*give --classes$"):
-        measure(**flags, images=images.root, classes="0,2")
+        measure(**flags, images=Path(images.location), classes="0,2")
     with pytest.raises(InputError, match="--csv: expected the name of a file in a folder that is there"):
-        measure(**flags, images=images.root, csv=weights_of_seven.parent / "none" / "classes.csv")
+        measure(**flags, images=Path(images.location), csv=weights_of_seven.parent / "none" / "classes.csv")
 
 
 def cifar(data: Path, network: str) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def test_a_real_teacher_sees_what_pillow_decodes(data: Path) -> None:
     some = scan(flags["images"], digests=False)
     some = some.subset(np.arange(0, len(some), 40))
     network, _ = load_network(flags["student"], {}, flags["weights"], classes=10, size=32)
-    pixels = np.stack([np.asarray(Image.open(some.file(image)).convert("RGB")) for image in range(len(some))])
+    pixels = np.stack([np.asarray(Image.open(some.place(image)).convert("RGB")) for image in range(len(some))])
     inputs = (torch.from_numpy(pixels).double().permute(0, 3, 1, 2) / 255 - 0.45) / 0.22
     with torch.inference_mode():
         top = network.eval().double()(inputs).topk(5).indices.numpy() == some.targets[:, None]

@@ -250,11 +250,11 @@ def test_images_that_are_left_out_count_in_both_halves(
     )
     group = int(flags[flags.index("--group") + 1]) if "--group" in flags else 1
     assert group in (1, 21)
-    kept = replace(identity_of(20, 3, (listing.paths[5],)), classes=listing.classes)
+    kept = replace(identity_of(20, 3, (listing.names[5],)), classes=listing.classes)
     config = typed_config(kept, monkeypatch, recipe, "--student", "s")
     assert config.batch_size == {"gift": 50, "rded": 21, "sre2l": 1024}[recipe]
     monkeypatch.setattr(stores.LabelStore, "open", lambda *_args, **_named: SimpleNamespace(identity=kept))
-    (root / listing.paths[5]).unlink()  # the broken file was removed meanwhile: the store is still continued
+    (root / listing.names[5]).unlink()  # the broken file was removed meanwhile: the store is still continued
     again = stores.typed(
         ["build", "--recipe", recipe, "--images", str(root), "--size", "32", "--teacher", "t", "--store", "s"]
     )

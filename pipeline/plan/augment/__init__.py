@@ -1,62 +1,78 @@
 """Augmentations, one file each: columns, draw, operator. Every plan crops and flips; the others are in tables.
 
-In the order of their operators: those of `SOURCES` rearrange the image that crops are cut from, the crop is cut,
-resized and flipped, those of `MIXES` mix it with its partner's, and those of `INPUTS` change the normalised image. What
-an operator needs stands in the crop's row. `augment` of a plan names those of `SOURCES` and `INPUTS`, with a number
-where they take one: ``("patch-shuffle=2", "dsa")``.
+In the order of their operators: `REARRANGEMENTS` work on the image that crops are cut from; then a crop is cut, resized
+and flipped; `MIXES` mix it with its partner; `INPUTS` work on the normalised image. What an operator needs is stored in
+the crop's row. A plan's ``mix`` names one of `MIXES`, and its ``augment`` names any of the other two tables, with a
+number where they take one: ``("patch-shuffle=2", "dsa")``.
+
+Draws take numbers, and nothing here imports torch before an operator runs: plans and command lines need none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
 from pipeline.plan.augment import cutmix, dsa, mixup, patch_shuffle
+from pipeline.plan.augment.crop import CROPS
 
 if TYPE_CHECKING:
-    from pipeline.plan.plan import PlanSpec
+    import torch
+    from torch import Tensor
 
 
 class Mix(Protocol):
-    """What a file of a mixing augmentation holds."""
+    """A mixing augmentation, as its file implements it."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """``partner``, then what `draw` returns."""
+        """``partner``, then what `draw` returns.
 
-    def draw(self, spec: PlanSpec, view: int, counters: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The columns behind ``partner``, one value for each counter: a group's number, or a position."""
+        Either ``share`` or the four of `labelstore.format.columns.MIX_BOX_COLUMNS` must be among them: readers of a
+        store derive the weights of the two targets from these.
+        """
 
-    def mix(self, pixels: torch.Tensor, rows: CropRows, group: int) -> torch.Tensor:
-        """The operator on uint8 ``[n, S, S, 3]``."""
+    def draw(
+        self, alpha: float, size: int, seed: int, view: int, counters: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """The columns after ``partner``, int64 ``[K, n]``: one value for each counter, a group's number or a position.
+
+        Args:
+            alpha: of the plan: weights are drawn from Beta(alpha, alpha).
+            size: side of the crops in pixels.
+            seed: of the plan.
+            view: number of the view.
+            counters: int64 ``[n]``.
+        """
+
+    def mix(self, pixels: Tensor, rows: CropRows, group: int) -> Tensor:
+        """The operator on uint8 ``[n, S, S, 3]``, whole groups, which it must not change in place."""
 
 
-class Source(Protocol):
-    """What a file of an augmentation holds that comes before the crop; its draw takes the number in `augment`."""
+class Rearrangement(Protocol):
+    """An augmentation of the image before the crop, as its file implements it."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """What `draw` returns."""
 
     def check(self, number: int | None) -> None:
-        """Refuse a number that it cannot take, and none where it needs one."""
+        """Raise InputError for a number that it cannot take, and for none where it needs one."""
 
     def draw(self, number: int | None, seed: int, view: int, images: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
-        """The columns of the crop of each image ``[n]`` of a view, int64 ``[K, n]``."""
+        """The columns of the crop of each image ``[n]`` of a view, int64 ``[K, n]``; ``number`` is the plan's."""
 
     def arrange(self, image: Tensor, values: tuple[int, ...]) -> Tensor:
         """The image ``[H, W, 3]`` of the same sides that the crop with these values of its columns is cut from."""
 
 
 class Input(Protocol):
-    """What a file of an augmentation holds that works on the normalised image."""
+    """An augmentation of the normalised image, as its file implements it."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -69,61 +85,75 @@ class Input(Protocol):
         """The operator on float32 ``[n, 3, S, S]``, contiguous, of rows drawn for side ``size``."""
 
 
-SOURCES: dict[str, Source] = {"patch-shuffle": patch_shuffle}
+REARRANGEMENTS: dict[str, Rearrangement] = {"patch-shuffle": patch_shuffle}
 MIXES: dict[str, Mix] = {"cutmix": cutmix, "mixup": mixup}
 INPUTS: dict[str, Input] = {"dsa": dsa}
+
+if TYPE_CHECKING:
+    CropName = str
+    MixName = str
+else:  # choices of the command line
+    CropName = Literal[tuple(CROPS)]
+    MixName = Literal["none", *MIXES]
 
 
 def named(words: Sequence[str]) -> list[tuple[str, int | None]]:
     """The names in ``augment`` with their numbers, in the order of their operators.
 
     Raises:
-        InputError: when there is no such augmentation, or its number is wrong.
+        InputError: there is no such augmentation, or its number is wrong.
     """
     given: dict[str, int | None] = {}
     for word in words:
         name, equals, number = word.partition("=")
-        if name not in (*SOURCES, *INPUTS) or name in given or (equals and not number.isdecimal()):
-            known = ", ".join([*(f"{name}=NUMBER" for name in SOURCES), *INPUTS])
+        if name not in (*REARRANGEMENTS, *INPUTS) or name in given or (equals and not number.isdecimal()):
+            known = ", ".join([*(f"{name}=NUMBER" for name in REARRANGEMENTS), *INPUTS])
             raise InputError(f"augment: expected each of {known} at most once, found {word!r}")
         given[name] = int(number) if equals else None
-        if name in SOURCES:
-            SOURCES[name].check(given[name])
+        if name in REARRANGEMENTS:
+            REARRANGEMENTS[name].check(given[name])
         elif equals:
             raise InputError(f"augment {name}: takes no number, found {word!r}")
-    return [(name, given[name]) for name in (*SOURCES, *INPUTS) if name in given]
+    return [(name, given[name]) for name in (*REARRANGEMENTS, *INPUTS) if name in given]
 
 
 def columns_of(words: Sequence[str]) -> tuple[str, ...]:
-    """The columns of the augmentations of a plan, in stored order."""
+    """The columns of the augmentations in ``augment``, in stored order."""
     return tuple(
         column
         for name, _ in named(words)
-        for column in (SOURCES[name].columns if name in SOURCES else INPUTS[name].columns)
+        for column in (REARRANGEMENTS[name] if name in REARRANGEMENTS else INPUTS[name]).columns
     )
 
 
-def draw(spec: PlanSpec, view: int, images: npt.NDArray[np.uint32]) -> list[npt.NDArray[np.int64]]:
-    """The values of `columns_of` the plan's augmentations for the crops of some images of a view."""
+def mix_columns(mix: str) -> tuple[str, ...]:
+    """The columns of a plan's ``mix``, in stored order; none of ``none``."""
+    return () if mix == "none" else MIXES[mix].columns
+
+
+def draw(
+    words: Sequence[str], size: int, seed: int, view: int, images: npt.NDArray[np.uint32]
+) -> list[npt.NDArray[np.int64]]:
+    """The values of `columns_of` these words for the crops, of side ``size``, of some images ``[n]`` of a view."""
     return [
-        SOURCES[name].draw(number, spec.seed, view, images)
-        if name in SOURCES
-        else INPUTS[name].draw(spec.size, spec.seed, view, images)
-        for name, number in named(spec.augment)
+        REARRANGEMENTS[name].draw(number, seed, view, images)
+        if name in REARRANGEMENTS
+        else INPUTS[name].draw(size, seed, view, images)
+        for name, number in named(words)
     ]
 
 
 def arrange(image: Tensor, rows: CropRows, row: int) -> Tensor:
     """The image ``[H, W, 3]`` that the crop of a row is cut from."""
-    for source in SOURCES.values():
-        if source.columns[0] in rows:
-            image = source.arrange(image, tuple(int(rows.column(name)[row]) for name in source.columns))
+    for each in REARRANGEMENTS.values():
+        if each.columns[0] in rows:
+            image = each.arrange(image, tuple(int(rows.column(name)[row]) for name in each.columns))
     return image
 
 
 def arranges(names: Sequence[str]) -> bool:
     """Whether crops with these columns are cut from rearranged images."""
-    return any(source.columns[0] in names for source in SOURCES.values())
+    return any(each.columns[0] in names for each in REARRANGEMENTS.values())
 
 
 def inputs_of(names: Sequence[str]) -> list[Input]:
@@ -136,6 +166,8 @@ def fingerprints(names: Sequence[str], device: torch.device) -> dict[str, list[f
 
     They work on floats, so that two devices or libraries agree only to within rounding: a store keeps these numbers.
     """
+    import torch
+
     made: dict[str, list[float]] = {}
     for name, each in INPUTS.items():
         if each.columns[0] in names:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +12,6 @@ import numpy.typing as npt
 from labelstore.errors import InputError
 from labelstore.format.columns import BOX_COLUMNS
 from pipeline.plan import draws
-
-if TYPE_CHECKING:
-    from pipeline.plan.plan import PlanSpec
 
 columns = BOX_COLUMNS
 ATTEMPTS = 10
@@ -23,41 +21,80 @@ Sides = npt.NDArray[np.int32]
 Boxes = npt.NDArray[np.int64]
 
 
-def draw(spec: PlanSpec, view: int, images: Images, heights: Sides, widths: Sides) -> Boxes:
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """One way to choose boxes: an entry of `CROPS`.
+
+    Attributes:
+        boxes: called with a key, image indexes ``[n]``, their heights and widths in pixels ``[n]``, and the parameters
+            by name; returns int64 ``[4, n]`` in the order of `columns`.
+        parameters: the fields of the plan that it reads. Those other than ``size`` have an effect only with the crops
+            that name them.
+        require_sides: called with the heights and widths of all images, and the parameters by name; raises InputError
+            for an image that this crop cannot use. None: it can use any.
+    """
+
+    boxes: Callable[..., Boxes]
+    parameters: tuple[str, ...]
+    require_sides: Callable[..., None] | None = None
+
+
+def draw(
+    kind: str, numbers: Mapping[str, Any], seed: int, view: int, images: Images, heights: Sides, widths: Sides
+) -> Boxes:
     """The box of each image in a view, int64 ``[4, n]`` in the order of `columns`.
 
     Args:
-        spec: the plan.
+        kind: key of `CROPS`.
+        numbers: the parameters of this kind, by name.
+        seed: of the plan.
         view: number of the view.
         images: image indexes ``[n]``.
         heights: heights of those images in pixels ``[n]``.
         widths: widths of those images in pixels ``[n]``.
     """
-    return CROPS[spec.crop](spec, draws.key("crop", spec.seed, view), images, heights, widths)
+    return CROPS[kind].boxes(draws.key("crop", seed, view), images, heights, widths, **numbers)
 
 
-def require_sides(spec: PlanSpec, heights: Sides, widths: Sides) -> None:
-    """Refuse images whose sides ``[N]`` this crop cannot use."""
-    wrong = np.flatnonzero((heights != spec.size) | (widths != spec.size))
-    if spec.crop == "padded" and len(wrong):
+def require_sides(kind: str, numbers: Mapping[str, Any], heights: Sides, widths: Sides) -> None:
+    """Raise InputError for images whose sides ``[N]`` this crop cannot use."""
+    require = CROPS[kind].require_sides
+    if require:
+        require(heights, widths, **numbers)
+
+
+def _require_size(heights: Sides, widths: Sides, *, size: int, **_: object) -> None:
+    wrong = np.flatnonzero((heights != size) | (widths != size))
+    if len(wrong):
         image = wrong[0]
         raise InputError(
-            f"crop 'padded' needs images of {spec.size} x {spec.size} pixels (--size): image {image} is "
+            f"crop 'padded' needs images of {size} x {size} pixels (--size): image {image} is "
             f"{heights[image]} x {widths[image]}; choose another --size, or crop 'resized' or 'center'"
         )
-    small = np.flatnonzero(np.minimum(heights, widths) < spec.factor)
-    if spec.crop == "factor" and len(small):
+
+
+def _require_factor(heights: Sides, widths: Sides, *, factor: int) -> None:
+    small = np.flatnonzero(np.minimum(heights, widths) < factor)
+    if len(small):
         raise InputError(
-            f"crop 'factor' needs images of {spec.factor} pixels a side and more (--factor): image {small[0]} is "
+            f"crop 'factor' needs images of {factor} pixels a side and more (--factor): image {small[0]} is "
             f"{heights[small[0]]} x {widths[small[0]]}"
         )
 
 
-def _resized(spec: PlanSpec, key: draws.Key, images: Images, heights: Sides, widths: Sides) -> Boxes:
+def _resized(
+    key: draws.Key,
+    images: Images,
+    heights: Sides,
+    widths: Sides,
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Boxes:
     """Random area and aspect ratio, with the distribution of torchvision's RandomResizedCrop."""
     boxes = np.empty((4, len(images)), np.int64)
-    half_low, half_high = np.log(spec.ratio) / 2
-    low, high = spec.scale
+    half_low, half_high = np.log(ratio) / 2
+    low, high = scale
     pending = np.arange(len(images))
     for attempt in range(ATTEMPTS):
         words = draws.philox(key, images[pending], attempt)
@@ -74,7 +111,7 @@ def _resized(spec: PlanSpec, key: draws.Key, images: Images, heights: Sides, wid
         pending = pending[~fits]
         if not len(pending):
             return boxes
-    boxes[:, pending] = _fallback(spec.ratio, heights[pending], widths[pending])
+    boxes[:, pending] = _fallback(ratio, heights[pending], widths[pending])
     return boxes
 
 
@@ -87,21 +124,20 @@ def _fallback(ratio: tuple[float, float], heights: Sides, widths: Sides) -> Boxe
     return np.stack([(heights - height) // 2, (widths - width) // 2, height, width]).astype(np.int64)
 
 
-def _center(spec: PlanSpec, _key: draws.Key, _images: Images, heights: Sides, widths: Sides) -> Boxes:
+def _center(_key: draws.Key, _images: Images, heights: Sides, widths: Sides, *, size: int, resize: int | None) -> Boxes:
     """The central square that Resize(resize) and CenterCrop(size) would show, in source pixels."""
-    side = np.rint(np.minimum(heights, widths) * (spec.size / (spec.resize or spec.size)))
+    side = np.rint(np.minimum(heights, widths) * (size / (resize or size)))
     side = np.maximum(side, 1)
     top, left = np.rint((heights - side) / 2), np.rint((widths - side) / 2)  # as CenterCrop rounds
     return np.stack([top, left, side, side]).astype(np.int64)
 
 
-def _factor(spec: PlanSpec, key: draws.Key, images: Images, heights: Sides, widths: Sides) -> Boxes:
+def _factor(key: draws.Key, images: Images, heights: Sides, widths: Sides, *, factor: int) -> Boxes:
     """One cell of the grid of ``factor`` x ``factor``, or with probability 1 / factor^2 the whole image (GIFT).
 
     RandomFactorResizedCrop of LINs-lab/GIFT, utils/transforms.py: the cells' sides are rounded down, so that
     what does not divide is shown by the whole image alone.
     """
-    factor = spec.factor
     words = draws.philox(key, images)
     cell = words[0] >= round(2**32 / factor**2) if factor > 1 else np.zeros(len(images), bool)
     height, width = (sides.astype(np.int64) // factor for sides in (heights, widths))
@@ -113,16 +149,16 @@ def _factor(spec: PlanSpec, key: draws.Key, images: Images, heights: Sides, widt
     return np.where(cell, np.stack([top, left, height, width]), whole).astype(np.int64)
 
 
-def _padded(spec: PlanSpec, key: draws.Key, images: Images, heights: Sides, widths: Sides) -> Boxes:
+def _padded(key: draws.Key, images: Images, heights: Sides, widths: Sides, *, pad: int, **_: object) -> Boxes:
     """The size of the image, anywhere in the image padded by ``pad`` and counted from that corner."""
     words = draws.philox(key, images)
-    top, left = (draws.integers(word, 2 * spec.pad + 1) for word in words[:2])
+    top, left = (draws.integers(word, 2 * pad + 1) for word in words[:2])
     return np.stack([top, left, heights, widths]).astype(np.int64)
 
 
-CROPS: dict[str, Callable[[PlanSpec, draws.Key, Images, Sides, Sides], Boxes]] = {
-    "resized": _resized,
-    "center": _center,
-    "padded": _padded,
-    "factor": _factor,
+CROPS: dict[str, Crop] = {
+    "resized": Crop(_resized, ("scale", "ratio")),
+    "center": Crop(_center, ("size", "resize")),
+    "padded": Crop(_padded, ("size", "pad"), _require_size),
+    "factor": Crop(_factor, ("factor",), _require_factor),
 }

@@ -6,33 +6,32 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from labelstore.format.columns import CUTMIX_COLUMNS, CropRows
 from pipeline.plan import draws
 
 if TYPE_CHECKING:
-    from pipeline.plan.plan import PlanSpec
+    from torch import Tensor
 
 columns = CUTMIX_COLUMNS
 
 
-def draw(spec: PlanSpec, view: int, counters: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def draw(alpha: float, size: int, seed: int, view: int, counters: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The box of each group or position ``[g]`` of a view, int64 ``[4, g]``, in pixels of the finished crop.
 
     The box of the paper's code and of torchvision: sides ``size * sqrt(1 - lambda)``, centre anywhere in the
     crop, clipped to the crop. It can be empty.
     """
-    own = draws.beta(draws.key("cutmix", spec.seed, view), spec.alpha, counters)
-    words = draws.philox(draws.key("cutmix centre", spec.seed, view), counters)
-    half = np.floor(spec.size * np.sqrt(1 - own)).astype(np.int64) // 2
-    y, x = (draws.integers(word, spec.size).astype(np.int64) for word in words[:2])
+    own = draws.beta(draws.key("cutmix", seed, view), alpha, counters)
+    words = draws.philox(draws.key("cutmix centre", seed, view), counters)
+    half = np.floor(size * np.sqrt(1 - own)).astype(np.int64) // 2
+    y, x = (draws.integers(word, size).astype(np.int64) for word in words[:2])
     top, left = np.maximum(y - half, 0), np.maximum(x - half, 0)
-    bottom, right = np.minimum(y + half, spec.size), np.minimum(x + half, spec.size)
+    bottom, right = np.minimum(y + half, size), np.minimum(x + half, size)
     return np.stack([top, left, bottom - top, right - left])
 
 
-def mix(pixels: torch.Tensor, rows: CropRows, group: int) -> torch.Tensor:
+def mix(pixels: Tensor, rows: CropRows, group: int) -> Tensor:
     """Fill each crop's box from its partner.
 
     Args:
@@ -43,6 +42,8 @@ def mix(pixels: torch.Tensor, rows: CropRows, group: int) -> torch.Tensor:
     Returns:
         uint8 ``[n, S, S, 3]`` on the same device.
     """
+    import torch  # here, so that a plan is drawn without it
+
     partners = torch.from_numpy(rows.partners(group)).to(pixels.device)
     top, left, height, width = torch.from_numpy(rows.mix_boxes()).to(pixels.device).T[..., None]
     at = torch.arange(pixels.shape[1], dtype=torch.int32, device=pixels.device)

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
 
 from labelstore.format.columns import CropRows
 from pipeline.plan import draws
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# The operators import torch when they run, so that a plan is drawn without it.
 columns = (
     "dsa_brightness", "dsa_saturation", "dsa_contrast", "dsa_kind", "dsa_vertical", "dsa_horizontal", "dsa_cut_row",
     "dsa_cut_column",
@@ -58,6 +60,8 @@ def apply(images: Tensor, rows: CropRows, size: int) -> Tensor:
     Returns:
         float32 ``[n, 3, S, S]``, contiguous.
     """
+    import torch
+
     values = {name: torch.from_numpy(rows.column(name).astype(np.int64)).to(images.device) for name in columns}
     brightness, saturation, contrast = (
         (values[f"dsa_{name}"].double() / 65536).float()[:, None, None, None]
@@ -73,6 +77,9 @@ def apply(images: Tensor, rows: CropRows, size: int) -> Tensor:
 
 def _move(images: Tensor, rows: CropRows, values: Mapping[str, Tensor], size: int) -> Tensor:
     """Crops shifted, scaled or rotated, zero where nothing was."""
+    import torch
+    from torch.nn.functional import affine_grid, grid_sample
+
     side, furthest, moved = images.shape[-1], math.floor(size * MAX_SHIFT + 0.5), torch.zeros_like(images)
     kinds = rows.column("dsa_kind")
     shifts = (rows.column(name).astype(np.int64) - furthest for name in ("dsa_vertical", "dsa_horizontal"))
@@ -91,6 +98,8 @@ def _move(images: Tensor, rows: CropRows, values: Mapping[str, Tensor], size: in
 
 def _matrices(kinds: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
     """Scale or rotation of each crop, float32 ``[n, 2, 3]``."""
+    import torch
+
     u = torch.stack([vertical, horizontal]).double() / 65536
     factors = u * (MAX_SCALE - 1 / MAX_SCALE) + 1 / MAX_SCALE
     angle = (u[0] - 0.5) * 2 * MAX_DEGREES / 180 * math.pi
@@ -102,6 +111,8 @@ def _matrices(kinds: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
 
 def _cut(images: Tensor, row: Tensor, column: Tensor, size: int) -> Tensor:
     """Zero in a square of half the side around (row, column), as far as it lies in the image."""
+    import torch
+
     side = images.shape[-1]
     hole = math.floor(side * CUT + 0.5)
     at = torch.arange(side, device=images.device)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from labelstore.errors import InputError
 from pipeline.plan import draws
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 columns = ("strips", "strip_columns", "strip_rows")
 MAX_STRIPS = 8  # 8! orders fit a uint16
@@ -44,8 +46,10 @@ def arrange(image: Tensor, values: tuple[int, ...]) -> Tensor:
 
     Args:
         image: uint8 ``[H, W, 3]``.
-        values: the columns of the crop.
+        values: the values of the crop's `columns`.
     """
+    import torch  # here, so that a plan is drawn without it
+
     strips, across, down = values
     for axis, ranked in ((1, across), (0, down)):
         side = image.shape[axis]

@@ -1,0 +1,71 @@
+"""Where images come from: a list of them, and the bytes of each.
+
+The manifest, its cache, the decoders and the renderers know nothing else of a source. So an image needs no file of its
+own: it may be a member of an archive, a row of a table, or an object in a store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from io import BufferedReader, BytesIO
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.images.left_out import LeftOut
+
+ImageFile: TypeAlias = BufferedReader | BytesIO
+Stamp: TypeAlias = tuple[int, int]
+"""Size of an image in bytes, and a number that changes when its bytes do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The N images of a source, in its own order, which must be the same whenever the source is opened.
+
+    Attributes:
+        location: where the source is, for messages, and what the manifest's cache knows it by.
+        classes: class names in target order.
+        names: a unique name of each image; of files, their path relative to ``location``, with ``/``.
+        targets: index of each image's class, int64 ``[N]``.
+        sizes: bytes of each image, int64 ``[N]``.
+        stamps: a number that changes when an image's bytes do, int64 ``[N]``: of files, the modification time in ns;
+            0 where they cannot change.
+        left_out: what of the source is not read, counted by kind.
+    """
+
+    location: str
+    classes: tuple[str, ...]
+    names: Sequence[str]
+    targets: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    stamps: npt.NDArray[np.int64]
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+
+class ImageSource(Protocol):
+    """Images by their index in `listing`. All methods are called from several threads at once.
+
+    An image that cannot be read raises OSError.
+    """
+
+    @property
+    def listing(self) -> Listing:
+        """The images; made when the source is opened."""
+
+    def place(self, image: int) -> str:
+        """Where an image is, for messages: the path of its file, or the container and the name in it."""
+
+    def stamp(self, image: int) -> Stamp:
+        """Size and stamp of an image as it is now, cheaper than reading it."""
+
+    def open(self, image: int) -> ImageFile:
+        """An image as a seekable file, so that its header can be read without the rest."""
+
+    def read(self, image: int) -> bytes:
+        """The bytes of an image."""
+
+    def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
+        """The bytes of each of these images, in their order; an error is raised in the place of its image."""
