@@ -221,6 +221,10 @@ class LabelStore(Contents):
         """Codes of the labels as they are stored, one array ``[n, ...]`` for each array of the encoding."""
         return self._reader.codes(*self._index(view, positions))
 
+    def rows(self, view: int, positions: slice | npt.ArrayLike) -> CropRows:
+        """What made the crops at some positions of a view, without their labels."""
+        return CropRows(self.identity.crop_columns, self._reader.rows(*self._index(view, positions)))
+
     def pairs(self, view: int, positions: slice | npt.ArrayLike) -> Pairs:
         """Which two images each crop shows, and the weight of the first ``[n]``."""
         return self._reader.pairs(*self._index(view, positions))

@@ -20,8 +20,8 @@ from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.ema import Average
 from trainer.guard import DivergedError, Guard
-from trainer.run import make_student, open_replay
 from trainer.stopping import Asked, Stops
+from trainer.student import make_student, open_replay
 
 
 @pytest.fixture
