@@ -20,7 +20,7 @@ from pipeline.images.manifest import Manifest
 from pipeline.networks import build_network
 from pipeline.networks.layout import memory_format
 from pipeline.networks.outputs import Logits
-from pipeline.networks.state import load_unsaved_buffers, unsaved_buffers
+from pipeline.networks.state import load_unsaved_buffers, set_trained, trained_parameters, unsaved_buffers
 from pipeline.networks.trained import Trained
 from pipeline.plan.plan import PlanSpec
 from pipeline.ranks import Ranks
@@ -44,7 +44,7 @@ from trainer.losses import Loss, make_loss
 from trainer.replay import Replay
 from trainer.run_folder import TEST_CACHE, begun_with, made_of, trained_as
 from trainer.stopping import Stops
-from trainer.trial import Counts, Fit, fit
+from trainer.trial import Counts, Fit, fit, made_anew, undrawn
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,7 @@ class Run:
         return {
             "student": self.student.state_dict(),
             "buffers": unsaved_buffers(self.student),
+            "trained": trained_parameters(self.student),
             "average": self.average.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "replay": self.replay.state_dict(),
@@ -183,6 +184,8 @@ class Run:
         """Continue from what :meth:`save` saved, on as many processes as there are now."""
         self.student.load_state_dict(state["student"])
         load_unsaved_buffers(self.student, state.get("buffers", {}))
+        if "trained" in state:  # a forward may freeze layers, or thaw them
+            set_trained(self.student, state["trained"])
         if self.average:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -227,7 +230,7 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
         holder="the first rank",
     )
     optimizer = optimiser.make(student.named_parameters())
-    average = Average(student, config.ema) if config.ema and ranks.first else None
+    average = make_average(config, student, replay) if config.ema and ranks.first else None
     called = Logits(student)
     spread = distributed.spread(called, config, ranks, some_unused=found.some_unused)
     device = torch.device(config.device)
@@ -289,6 +292,14 @@ def make_student(config: TrainConfig, ranks: Ranks, replay: Replay, test: Test |
     if ranks.rank:
         distributed.seed_rank(config.seed, ranks.rank, 0)
     return student, found
+
+
+def make_average(config: TrainConfig, student: nn.Module, replay: Replay) -> Average:
+    """The running mean of the student's weights, in a network of its own; draws no random numbers of the run."""
+    with undrawn(torch.device(config.device)):
+        columns, size = replay.store.identity.columns, replay.size
+        mean = made_anew(student, config, columns, size, channels_last=replay.channels_last)
+    return Average(mean, config.ema or 0.0)
 
 
 def open_test(config: TrainConfig, replay: Replay) -> Test:

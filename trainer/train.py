@@ -98,6 +98,8 @@ def begin(run: Run, console: Console) -> None:
         run.load_state(load_checkpoint(run.checkpoint, run.made_of, partial(accepted, anyway=config.anyway)))
         if ranks.first:
             write_weights(run)  # a kill may have come between a checkpoint and these
+        if any(change["at"].startswith("test") for change in changes):
+            forget_scores(run, console)
         if changes:
             save(run)
         console.line(f"resuming {config.run} at epoch {run.replay.epoch} of {config.epochs}, step {run.step}")
@@ -120,6 +122,16 @@ def begin(run: Run, console: Console) -> None:
         say_left_out(run.test.images, console)
     if ranks.world > 1:
         console.line(f"processes: {ranks.world}, each with its slice of every batch of {config.batch_size}")
+
+
+def forget_scores(run: Run, console: Console) -> None:
+    """Begin the best anew, on other test images: scores on different images do not compare."""
+    if run.best:
+        console.warn(
+            f"the best so far, {run.best.top1:.2f} % at epoch {run.best_epoch}, was measured on the earlier test "
+            f"images; the best begins anew"
+        )
+    run.last, run.best, run.best_epoch, run.best_weights, run.evaluations = None, None, None, None, 0
 
 
 def in_words(made: Mapping[str, Json]) -> str:
@@ -171,6 +183,9 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
         progress.resume_at(run.step)
         batches = run.replay.play(config.epochs)
         try:
+            if run.test and run.last is None and not run.entry and run.replay.epoch == config.epochs:
+                assess(run, run.test, config.epochs - 1)  # a finished run, on other test images
+                save(run)
             while run.entry or run.replay.epoch < config.epochs:
                 one_view(run, console, progress, log, iter(run.replay) if config.follow else batches)
         except Asked:
