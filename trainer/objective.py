@@ -56,8 +56,8 @@ class Objective(Protocol):
         return False
 
     def average(self, decay: float) -> Average:
-        """The running mean of the weights, in a network of its own."""
-        return Average(self.network, decay)
+        """The running mean of the weights, in a network of its own that shares nothing with this one."""
+        raise NotImplementedError
 
     def begin(self, console: Console) -> None:
         """Check and print what the user should know before the first step."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from labelstore.spec import Json, require_same
-from pipeline.networks.state import load_unsaved_buffers, unsaved_buffers
+from pipeline.networks.state import load_unsaved_buffers, set_trained, trained_parameters, unsaved_buffers
 from pipeline.ranks import Ranks
 from trainer import distributed
 from trainer.checkpoint import packed, random_state, restore_random_state, save_checkpoint, unpacked
@@ -134,6 +134,7 @@ class Run:
         return {
             self.objective.name: self.objective.network.state_dict(),
             "buffers": unsaved_buffers(self.objective.network),
+            "trained": trained_parameters(self.objective.network),
             "average": self.average.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "replay": self.replay.state_dict(),
@@ -150,6 +151,8 @@ class Run:
         """Continue from what :meth:`save` saved, on as many processes as there are now."""
         self.objective.network.load_state_dict(state[self.objective.name])
         load_unsaved_buffers(self.objective.network, state.get("buffers", {}))
+        if "trained" in state:  # a forward may freeze layers, or thaw them
+            set_trained(self.objective.network, state["trained"])
         if self.average:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

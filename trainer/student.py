@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from labelstore.command.console import Console
@@ -34,12 +35,13 @@ from trainer.beginning import begin_with
 from trainer.checkpoint import seed_all
 from trainer.config import TrainConfig
 from trainer.distributed import autocast
+from trainer.ema import Average
 from trainer.evaluate import BATCH, EvalResult, evaluate, table_of, write_classes
 from trainer.losses import Loss, make_loss
 from trainer.objective import Objective, Score
 from trainer.replay import Replay
 from trainer.run_folder import TEST_CACHE, made_of, trained_as
-from trainer.trial import Counts, Fit, fit
+from trainer.trial import Counts, Fit, fit, made_anew, undrawn
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,13 @@ class Student(Objective):
         with autocast(self._config), distributed.said(self._config):
             logits = called(batch.images)
         return self._loss(logits, batch.logits, batch.targets, batch.targets2, batch.lam)
+
+    def average(self, decay: float) -> Average:
+        """The running mean of the weights, in a student made anew; draws no random numbers of the run."""
+        columns, size = self._replay.store.identity.columns, self._replay.size
+        with undrawn(torch.device(self._config.device)):
+            mean = made_anew(self.network, self._config, columns, size, channels_last=self.channels_last)
+        return Average(mean, decay)
 
     def begin(self, console: Console) -> None:
         """Print the recipe and what is left out of the test images; refuse a store of another recipe."""

@@ -93,6 +93,8 @@ def begin(run: Run, console: Console) -> None:
         run.load_state(load_checkpoint(run.checkpoint, run.made_of, partial(accepted, anyway=config.anyway)))
         if ranks.first:
             write_weights(run)  # a kill may have come between a checkpoint and these
+        if any(change["at"].startswith("test") for change in changes):
+            forget_scores(run, console)
         if changes:
             save(run)
         console.line(f"resuming {config.run} at epoch {run.replay.epoch} of {config.epochs}, step {run.step}")
@@ -113,6 +115,17 @@ def begin(run: Run, console: Console) -> None:
         console.line(run.replay.crops.remark)
     if ranks.world > 1:
         console.line(f"processes: {ranks.world}, each with its slice of every batch of {config.batch_size}")
+
+
+def forget_scores(run: Run, console: Console) -> None:
+    """Begin the best anew, on other test images: scores on different images do not compare."""
+    if run.best:
+        name, value = next(iter(run.best.numbers.items()))
+        console.warn(
+            f"the best so far, {name} {value:.2f} at epoch {run.best_epoch}, was measured on the earlier test images; "
+            f"the best begins anew"
+        )
+    run.last, run.best, run.best_epoch, run.best_weights, run.evaluations = None, None, None, None, 0
 
 
 def in_words(made: Mapping[str, Json]) -> str:
@@ -147,6 +160,10 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
         progress.resume_at(run.step)
         batches = run.replay.play(config.epochs)
         try:
+            ended = not run.entry and run.replay.epoch == config.epochs
+            if run.objective.evaluates and run.last is None and ended:
+                assess(run, config.epochs - 1)  # a finished run, on other test images
+                save(run)
             while run.entry or run.replay.epoch < config.epochs:
                 one_view(run, console, progress, log, iter(run.replay) if config.follow else batches)
         except Asked:
