@@ -22,6 +22,7 @@ from tests.journeys.world import World, draw_images, giftwrap
 from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.evaluate import EvalResult
+from trainer.student import Student
 
 LAYERS = """
 from torch import nn
@@ -163,18 +164,18 @@ def test_scores_on_other_test_images_do_not_compete(
             raise RuntimeError
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluated", lambda *_: EvalResult(9, 100.0, 100.0, 0.0, (3, 3, 3), (3, 3, 3)))
+        patch.setattr(Student, "evaluate", lambda *_: EvalResult(9, 100.0, 100.0, 0.0, (3, 3, 3), (3, 3, 3)))
         patch.setattr(loop, "save", stopping)
         with pytest.raises(RuntimeError) if epochs_before_the_change < 3 else nullcontext():
             loop.train(run, Console(as_json=True))
     other = dataclasses.replace(run, test_images=draw_images(tmp_path / "other", per_class=4), anyway=True)
-    real, scores = loop.evaluated, list[EvalResult]()
+    real, scores = Student.evaluate, list[EvalResult]()
 
     def noted(*args: Any) -> EvalResult:
         scores.append(real(*args))
         return scores[-1]
 
-    monkeypatch.setattr(loop, "evaluated", noted)
+    monkeypatch.setattr(Student, "evaluate", noted)
     summary: Any = loop.train(other, Console(as_json=True))
     assert len(scores) == summary["evaluations"] == max(3 - epochs_before_the_change, 1)
     assert summary["best"]["top1"] == max(score.top1 for score in scores)
