@@ -1,12 +1,16 @@
-"""An augmentation and a teacher of your own: `python -m examples.own_augmentation IMAGES STORE`.
+r"""An augmentation and a teacher of your own, and `giftwrap` with both.
 
-The augmentation inverts the colours of every second crop or so, after normalisation. The teacher is a linear classifier
-on a small thumbnail, with weights drawn from a seed: put your own network and weights in its place. A store is built
-with both, and replayed.
-With the README's quickstart: `python -m examples.own_augmentation runs/demo/small runs/inverted`.
+    python -m examples.own_augmentation weights runs/thumbnail.safetensors 10
+    python -m examples.own_augmentation build --images runs/demo/small --teacher examples.own_augmentation:Thumbnail \
+        --weights runs/thumbnail.safetensors --augment invert --size 16 --views 10 --store runs/inverted
+    python -m examples.own_augmentation train --store runs/inverted --images runs/demo/small --student convnet-d3 \
+        --epochs 10 --run runs/inverted-student
 
-A store with a new augmentation needs it registered wherever its crops are rendered again. Commands import the modules
-of networks that they are given as `module:attribute`; so register where your networks are, as this file does.
+The augmentation inverts about half of the crops, after normalisation. The teacher is a linear classifier on a small
+thumbnail, with weights drawn from a seed: put your own in its place. Its images are those of the README's quickstart.
+
+A store with a new augmentation needs it wherever its crops are rendered again. So all commands of such a store run
+through this program, or a program of your own calls `trainer.Replay` after importing this module.
 """
 
 from __future__ import annotations
@@ -20,11 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-import trainer
 from labelstore import CropRows
-from labelstore.command.console import Console
-from pipeline.build.build import build
-from pipeline.config import BuildConfig
 from pipeline.networks import build_network, save_weights
 from pipeline.plan import draws
 from pipeline.plan.augment import INPUTS
@@ -64,41 +64,22 @@ class Thumbnail(nn.Module):
         return logits
 
 
-TEACHER = "examples.own_augmentation:Thumbnail"
+def save_drawn_weights(path: Path, classes: int) -> None:
+    """Write the weights of a `Thumbnail`, drawn from a seed."""
+    torch.manual_seed(0)
+    network = build_network("examples.own_augmentation:Thumbnail", {}, classes=classes, size=16)
+    save_weights(network.state_dict(), path)
 
 
-def make(images: Path, store: Path, *, size: int = 16, views: int = 10) -> None:
-    """Build a store of inverted and other crops, labelled by a `Thumbnail`."""
-    classes = sum(path.is_dir() for path in images.iterdir())
-    weights = store.with_suffix(".safetensors")
-    if not weights.exists():
-        torch.manual_seed(0)
-        save_weights(build_network(TEACHER, {}, classes=classes, size=size).state_dict(), weights)
-    config = BuildConfig(
-        images=images, teacher=(TEACHER,), weights=(str(weights),), size=size, views=views, augment=("invert",),
-        store=store,
-    )  # fmt: skip
-    build(config, Console())
+def main() -> int:
+    """Write weights, or run a command of giftwrap."""
+    if sys.argv[1:2] == ["weights"]:
+        save_drawn_weights(Path(sys.argv[2]), int(sys.argv[3]))
+        return 0
+    from giftwrap.__main__ import main as giftwrap
 
-
-def count_inverted(images: Path, store: Path) -> tuple[int, int]:
-    """Replay one view; how many crops were inverted, of how many. Replay compares pixels with the store first."""
-    replay = trainer.Replay(store, images, batch_size=20)
-    inverted = total = 0
-    for batch in replay:
-        assert batch.rows is not None  # noqa: S101  rows are there for augmentations of the normalised image
-        inverted, total = inverted + int(batch.rows.column("invert").sum()), total + len(batch)
-    replay.close()
-    return inverted, total
-
-
-def main() -> None:
-    """Build and replay."""
-    images, store = map(Path, sys.argv[1:])
-    make(images, store)
-    inverted, total = count_inverted(images, store)
-    print(f"{inverted} of {total} crops of a view are inverted")
+    return giftwrap()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ def train(store: Path, images: Path, checkpoint: Path, epochs: int) -> float:
     student = trainer.build_network("convnet-d3", {}, classes=identity.columns, size=identity.size)
     optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3)
     gift = trainer.losses.make_loss(trainer.losses.LossSpec(name="gift"))
-    parts = {"student": student, "optimiser": optimiser, "replay": replay}
+    parts: dict[str, Any] = {"student": student, "optimiser": optimiser, "replay": replay}
     if checkpoint.exists():
         saved = torch.load(checkpoint)
         for name, part in parts.items():

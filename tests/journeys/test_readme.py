@@ -172,3 +172,12 @@ def test_promises_that_the_code_cites_are_in_the_design() -> None:
         for promise in re.findall(r"\bP\d{1,2}\b", file.read_text())
     }
     assert cited <= kept
+
+
+def test_every_folder_is_in_the_design() -> None:
+    tree = text_of("docs/DESIGN.md")
+    for package in ("giftwrap", "labelstore", "pipeline", "trainer", "benchmarks"):
+        assert f"\n{package}/ " in tree
+        for folder in (ROOT / package).iterdir():
+            if (folder / "__init__.py").exists():
+                assert re.search(rf"(^|\s){folder.name}/ ", tree), f"{package}/{folder.name} is not in docs/DESIGN.md"
