@@ -292,7 +292,7 @@ class LabelStore(Contents):
     ) -> LabelBatch:
         view, index = self._index(view, positions)
         rows = CropRows(self.identity.crop_columns, reader.rows(view, index))
-        pairs = reader.pairs(view, index) if self.encoding.predictive else Pairs.unmixed(rows.image)
+        pairs = reader.pairs(view, index) if self.encoding.needs_calibration else Pairs.unmixed(rows.image)
         logits = (decode or self.encoding.decode)(reader.codes(view, index), pairs)
         return LabelBatch(view, index, rows, logits, self._target_columns[rows.image])
 

@@ -13,7 +13,6 @@ import torch
 from torch.utils.data import IterableDataset
 
 from labelstore.encodings import Codes, Pairs
-from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError, NotStoredError
 from labelstore.format.blocks import BlockGrid
 from labelstore.store import LabelBatch, LabelStore
@@ -357,7 +356,7 @@ def decoder_for(
     store: LabelStore, device: torch.device, *, any_scale: bool
 ) -> Callable[[Codes, Pairs], torch.Tensor] | None:
     """What makes labels of codes on a device; None where the encoding itself does, on a CPU."""
-    as_stored = any_scale and not isinstance(store.encoding, Transform)
+    as_stored = any_scale and store.encoding.scaled
     if device.type == "cpu" and not as_stored:
         return None
     # Codes are several times smaller than what they decode to: a GPU gets them, and decodes.

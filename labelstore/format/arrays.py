@@ -178,7 +178,7 @@ class StoreLayout:
                 1,
             ),
             audit_logits=_whole("audit/logits", "float16", ("crop", "class"), (kept, columns), kept),
-            calibration=_calibration(encoding, identity) if encoding.predictive else (),
+            calibration=_calibration(encoding, identity) if encoding.needs_calibration else (),
         )
         return layout if identity.format > 1 else layout._of_format_1()
 
