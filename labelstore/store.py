@@ -203,7 +203,10 @@ class LabelStore(Contents):
     def stream_codes(
         self, requests: Iterable[Request], *, budget_bytes: int = STREAM_BYTES
     ) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        """What :meth:`codes` gives for many (view, positions), read ahead as :meth:`stream` does."""
+        """What :meth:`codes` gives for many (view, positions), read ahead as :meth:`stream` does.
+
+        No crop rows are read: this is for tools that work on codes, and shows how fast reading alone is.
+        """
         reader = self._new_reader(map_bytes=budget_bytes)
 
         def read(view: int, positions: slice | npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:

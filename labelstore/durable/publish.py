@@ -94,11 +94,11 @@ def publish(root: Path, files: Mapping[str, Described]) -> None:
     with ThreadPoolExecutor(min(len(files), MAX_FLUSHES)) as pool:  # flushed together, files share the disk's waits
         list(pool.map(disk.sync_file, staged.values()))
         for name, temporary in staged.items():
-            link(root, temporary, name)
+            _link(root, temporary, name)
         list(pool.map(disk.sync_folder, folders))
 
 
-def link(root: Path, temporary: Path, name: str) -> None:
+def _link(root: Path, temporary: Path, name: str) -> None:
     """Give a file that was written aside its name; every link of a store is made here.
 
     Raises:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from labelstore.durable import disk, documents, publish, removing
-from labelstore.durable.publish import PARTIAL
+from labelstore.durable.publish import PARTIAL, Described
 from labelstore.durable.removing import Proof
 from labelstore.errors import DamagedError, LeaseError
 from labelstore.format.leftovers import STAGED
@@ -150,17 +150,13 @@ def _acquire(root: Path, lease: Lease, *, take_over: bool) -> None:
         if _shared(root):
             raise LeaseError(
                 f"{root} is written by other processes of a build whose first one is gone ({held}); "
-                f"they end with the block in hand: wait for them or stop them"
+                f"they end after their current block: wait for them or stop them"
             )
-        temporary = root / PARTIAL / LEASE
-        removing.remove(temporary, STAGED)
-        disk.write_file(temporary, documents.encode(dict(asdict(lease))))
-        disk.sync_file(temporary)
+        document = documents.encode(dict(asdict(lease)))
         if held is None:
-            _link(root, temporary)
+            _publish(root, document)
         else:
-            removing.replace(temporary, root / LEASE, _proof(held))
-        disk.sync_folder(root)
+            publish.replace(root, LEASE, document, _proof(held))
 
 
 def read(root: Path) -> Lease | None:
@@ -193,12 +189,12 @@ def _parse(document: Mapping[str, Any]) -> Lease:
     return lease
 
 
-def _link(root: Path, temporary: Path) -> None:
-    """Give the lease its name; where that is refused, nothing is left."""
+def _publish(root: Path, document: bytes) -> None:
+    """Create the lease; where that is refused, nothing is left."""
     try:
-        publish.link(root, temporary, LEASE)
+        publish.publish(root, {LEASE: Described.of(document)})
     except Exception:
-        removing.remove(temporary, STAGED)
+        removing.remove(root / PARTIAL / LEASE, STAGED)
         removing.remove_folder(root / PARTIAL)  # unless a dead build has left something there
         raise
 
