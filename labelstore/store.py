@@ -153,7 +153,7 @@ class LabelStore(Contents):
 
     @contextmanager
     def share_lease(self, build: str) -> Iterator[BlockWriter]:
-        """Write blocks beside the process that holds the store; all else, sealing too, is the holder's.
+        """Write blocks together with the process that holds the store; only the holder seals, sweeps and extends.
 
         Args:
             build: what the holder has as :attr:`StoreWriter.build`.
@@ -191,7 +191,7 @@ class LabelStore(Contents):
         Args:
             requests: taken ahead, in the thread.
             budget_bytes: the most bytes of encoded blocks that are ahead or in use.
-            decode: makes the batches' ``logits`` of codes, on a device perhaps; the encoding's own when None.
+            decode: decodes codes to the batches' ``logits``, for example on a device; the encoding's own when None.
 
         Raises:
             NotStoredError: as :meth:`read` does, when the turn of the request comes.

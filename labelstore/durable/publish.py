@@ -1,8 +1,8 @@
 """Put files into a store durably, whole, and without overwriting.
 
 A file is written aside, read back and compared, flushed, then linked under its name, which fails when the name is
-taken; then the folder is flushed. A reader sees all of a file or none of it, and so does whoever comes after a
-power failure.
+taken; then the folder is flushed. A reader sees all of a file or none of it, after a
+power failure too.
 """
 
 from __future__ import annotations

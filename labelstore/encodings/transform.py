@@ -134,7 +134,7 @@ class Calibration:
 
     @cached_property
     def points(self) -> Float32Array:
-        """What codes stand for, in logits, float32 ``[65536]``: at the code as uint16."""
+        """The values of codes, in logits, float32 ``[65536]``: at the code as uint16."""
         codes = np.arange(2**16).astype(np.uint16).view(np.int16).astype(np.float64)
         shift = np.where(np.abs(codes) > 1, self.centroids[1], np.where(codes == 0, 0.0, self.centroids[0]))
         points: Float32Array = (self.step * (codes + np.sign(codes) * shift)).astype(np.float32)

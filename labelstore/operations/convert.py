@@ -38,8 +38,8 @@ def convert(
 
     Crop rows, image digests, targets, audit rows, pixel digests and versions are carried over as they are; labels are
     decoded and encoded again, or, where the codec alone is another, their codes carried over too. Each version says
-    under ``converted_from`` what it was made from, and fidelity is measured against that. Killing it loses the block
-    in hand; running it again continues to the same bytes, and converts the views that were added to ``source``.
+    under ``converted_from`` what it was made from, and fidelity is measured against that. Killing it loses the
+    current block; running it again continues to the same bytes, and converts the views that were added to ``source``.
 
     Args:
         source: the store to read.
