@@ -1,4 +1,4 @@
-"""Errors that say what was expected, what was found, where, and what to do next."""
+"""Errors: what was expected, what was found, where, and what to do next."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class LeaseError(GiftwrapError):
 
 
 def reason(error: BaseException) -> str:
-    """What an error of another library says, in one line and printable: the file and the system's words of an OSError.
+    """The message of another library's error, in one printable line; of an OSError, the file and the reason.
 
     Such texts may have many lines, terminal codes and numbers of errors, and none at all.
     """

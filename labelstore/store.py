@@ -153,7 +153,7 @@ class LabelStore(Contents):
 
     @contextmanager
     def share_lease(self, build: str) -> Iterator[BlockWriter]:
-        """Write blocks beside the process that holds the store; all else, sealing too, is the holder's.
+        """Write blocks together with the process that holds the store; only the holder seals, sweeps and extends.
 
         Args:
             build: what the holder has as :attr:`StoreWriter.build`.
@@ -191,7 +191,7 @@ class LabelStore(Contents):
         Args:
             requests: taken ahead, in the thread.
             budget_bytes: the most bytes of encoded blocks that are ahead or in use.
-            decode: makes the batches' ``logits`` of codes, on a device perhaps; the encoding's own when None.
+            decode: decodes codes to the batches' ``logits``, for example on a device; the encoding's own when None.
 
         Raises:
             NotStoredError: as :meth:`read` does, when the turn of the request comes.
@@ -203,7 +203,10 @@ class LabelStore(Contents):
     def stream_codes(
         self, requests: Iterable[Request], *, budget_bytes: int = STREAM_BYTES
     ) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        """What :meth:`codes` gives for many (view, positions), read ahead as :meth:`stream` does."""
+        """What :meth:`codes` gives for many (view, positions), read ahead as :meth:`stream` does.
+
+        No crop rows are read: this is for tools that work on codes, and shows how fast reading alone is.
+        """
         reader = self._new_reader(map_bytes=budget_bytes)
 
         def read(view: int, positions: slice | npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
@@ -296,7 +299,7 @@ class LabelStore(Contents):
     ) -> LabelBatch:
         view, index = self._index(view, positions)
         rows = CropRows(self.identity.crop_columns, reader.rows(view, index))
-        pairs = reader.pairs(view, index) if self.encoding.predictive else Pairs.unmixed(rows.image)
+        pairs = reader.pairs(view, index) if self.encoding.needs_calibration else Pairs.unmixed(rows.image)
         logits = (decode or self.encoding.decode)(reader.codes(view, index), pairs)
         return LabelBatch(view, index, rows, logits, self._target_columns[rows.image])
 

@@ -1,4 +1,4 @@
-"""What writes a store: whoever has one of these has the lease.
+"""Writing a store, under its lease: to have a writer is to hold the lease.
 
 :class:`StoreWriter` is for the process that holds the lease, :class:`BlockWriter` for those that share it.
 """
@@ -35,7 +35,7 @@ from labelstore.writing.sealing import permutations, reseal
 
 
 class BlockWriter:
-    """Writes blocks of a store, beside others that share its lease.
+    """Writes blocks of a store, together with other processes of the build.
 
     Args:
         store: the store.
@@ -279,7 +279,7 @@ class StoreWriter(BlockWriter):
             removing.remove(file, proof)
 
     def _resize_arrays(self, views: int) -> None:
-        """Ask for ``views`` views, and give the arrays that length; the state tells what they had until all have."""
+        """Ask for ``views`` views, and give the arrays that length; until all have it, the state has both lengths."""
         store = self.store
         arrays = {f"{array.name}/{ROOT}": array for array in store.layout.blocks}
         stale = [name for name, array in arrays.items() if self._metadata_of(name) != array.metadata(views)]

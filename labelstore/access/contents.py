@@ -13,7 +13,7 @@ from labelstore.access.reading import Int64Array
 from labelstore.durable import publish
 from labelstore.durable.storage import ReadStorage
 from labelstore.encodings import Encoding, make_encoding
-from labelstore.encodings.transform import Transform
+from labelstore.encodings.transform import is_fitted
 from labelstore.errors import DamagedError, NotStoredError
 from labelstore.format import calibration as calibrations
 from labelstore.format.arrays import ArrayLayout, StoreLayout
@@ -59,9 +59,9 @@ class Contents:
     @property
     def encoding(self) -> Encoding:
         """Turns logits into codes and back; calibrated as soon as the store is."""
-        if self._encoding.predictive and self._calibration is None:
+        if self._calibration is None and is_fitted(self._encoding):
             published = calibrations.find(self.storage, self.layout)
-            if published is not None and isinstance(self._encoding, Transform):
+            if published is not None:
                 self._encoding = self._encoding.calibrated(calibrations.read(self.storage, self.layout, published))
                 self._calibration = published
         return self._encoding
@@ -69,7 +69,7 @@ class Contents:
     @property
     def calibrated(self) -> bool:
         """Whether labels can be encoded: at once, or since the encoding was calibrated."""
-        return not self.encoding.predictive or self._calibration is not None
+        return not self.encoding.needs_calibration or self._calibration is not None
 
     @property
     def calibration(self) -> calibrations.Published | None:

@@ -27,7 +27,7 @@ from labelstore.format.seals import Marker
 from labelstore.format.shards import Shard
 from labelstore.spec import Identity
 
-# Of maps a process may have 65,530: a store's readers keep so many, and a stream one for each 64 KiB of its budget.
+# A process may have 65,530 maps: a store's reader keeps MAX_MAPS, a stream one for each 64 KiB of its budget.
 MAX_MAPS = 1024
 MAP_BYTES = 64 << 10
 # Compressed codes of 65,536 positions, in which a view is played again, fit up to 4 KiB of codes a row.
@@ -44,7 +44,7 @@ T = TypeVar("T")
 class Cache(Generic[T]):
     """The values used last, within a limit on their summed cost; the newest is always kept.
 
-    A value is made once, by whoever asks first; those who ask meanwhile wait for it, and nobody else waits.
+    A value is made once, by the first thread that needs it; other threads that need the same value wait for it.
 
     Args:
         limit: the largest sum of costs.
@@ -97,7 +97,7 @@ class Cache(Generic[T]):
 
 
 class Reader:
-    """Reads what markers and seals vouch for.
+    """Reads the blocks that have a marker or a seal.
 
     Args:
         storage: where the store is read from.
@@ -147,7 +147,7 @@ class Reader:
             self._storage.read_ahead(layout.file(block))
 
     def drop(self, block: BlockIndex) -> None:
-        """Let go of the maps of a block."""
+        """Drop the maps of a block."""
         for layout in self._layout.codes:
             self._maps.drop((block, layout.name))
 
@@ -156,13 +156,13 @@ class Reader:
         return self._sizes.get(block, partial(self._sum_bytes, block))
 
     def blocks(self, view: int, positions: Int64Array) -> list[BlockIndex]:
-        """The blocks that positions of a view lie in."""
+        """The blocks that contain positions of a view."""
         i = view // self._identity.block.views
         runs = np.bincount(positions // self._identity.block.positions)  # several times as fast as np.unique
         return [BlockIndex(i, j) for j in np.flatnonzero(runs).tolist()]
 
     def rows(self, view: int, positions: Int64Array) -> npt.NDArray[np.uint16]:
-        """Columns of the crops at ``positions``, uint16 ``[K, n]``."""
+        """Crop rows at ``positions``, uint16 ``[K, n]``."""
         out = np.empty((len(self._identity.crop_columns), len(positions)), np.uint16)
         for block, chosen, inside in self._by_block(view, positions):
             rows = self._rows.get(block, partial(self._read_rows, block))
@@ -231,7 +231,7 @@ class Reader:
         return self.shard(self._layout.rows, block).read()
 
     def _by_block(self, view: int, positions: Int64Array) -> list[tuple[BlockIndex, slice | Int64Array, Int64Array]]:
-        """The blocks that positions lie in: (block, which of the positions, their places in the block)."""
+        """The blocks that contain positions: (block, which of the positions, their places in the block)."""
         i, size = view // self._identity.block.views, self._identity.block.positions
         runs, inside = np.divmod(positions, size)
         counts = np.bincount(runs)  # several times as fast as np.unique

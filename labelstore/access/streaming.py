@@ -1,8 +1,8 @@
-"""Answers in the order of their requests, while the blocks of the next ones come into memory, encoded.
+"""Answer requests in order while the blocks of the next ones are read into memory, encoded.
 
-Reading a shard ahead is one call that needs neither Python nor a copy: the system fills the very pages that the
-shard's map shows. It runs in threads only because it waits. All else happens where the answers are taken, errors
-too: what cannot be read ahead is met by the request that it belongs to.
+Reading a shard ahead is one system call that needs neither Python nor a copy: it fills the pages that the shard's map
+uses. It runs in a thread only because it blocks. Everything else, errors included, happens in the consumer's thread:
+a shard that cannot be read ahead fails again for the request that needs it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from labelstore.format.blocks import BlockIndex
 
 STREAM_BYTES = 256 << 20
 MAX_WAITING = 4096  # requests
-THREADS = 2  # one reads while the other waits for its turn to say that it has
+THREADS = 2  # one reads from the disk while the other waits for Python's lock to report its result
 
 Positions = slice | npt.ArrayLike
 Request = tuple[int, Positions]
@@ -38,26 +38,26 @@ def stream(
     """The answer to each request (view, positions), in order; the iteration may end early.
 
     Args:
-        requests: taken ahead of the answers, so they must not wait for these.
-        reader: holds the maps of what is ahead; no other stream's.
+        requests: consumed ahead of the answers, so that they must not depend on these.
+        reader: keeps the maps of the blocks that are read ahead; not shared with another stream.
         index: view and positions of a request as integers, or an error.
         read: answers a request.
         budget: the most bytes of encoded blocks, and of positions, that are ahead or in use. Of a request for more,
             and of a block that is larger, the rest is read when its turn comes.
     """
     with ThreadPoolExecutor(THREADS, thread_name_prefix="giftwrap-stream") as pool:
-        ahead = _Ahead(requests, reader, index, budget, pool)
+        prefetcher = _Prefetcher(requests, reader, index, budget, pool)
         try:
-            while entry := ahead.first():
+            while entry := prefetcher.first():
                 yield read(*entry.request)
-                ahead.done()
+                prefetcher.done()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 @dataclass(slots=True)
 class _Entry:
-    """A request, its positions as integers where they are good, and the blocks that these lie in."""
+    """A request, with its positions as integers if they are valid, and the blocks that contain them."""
 
     request: Request
     nbytes: int
@@ -66,15 +66,15 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Held:
-    """A block that is in memory, or comes."""
+    """A block that is in memory or being read."""
 
     nbytes: int
     ready: Future[None]
     uses: int = 0  # by waiting requests
 
 
-class _Ahead:
-    """Requests whose blocks are in memory, or come."""
+class _Prefetcher:
+    """Requests whose blocks are in memory or being read."""
 
     def __init__(
         self,
@@ -87,13 +87,13 @@ class _Ahead:
         self._reader, self._index, self._budget, self._pool = reader, index, budget, pool
         self._entries = map(self._entry, requests)
         self._waiting: deque[_Entry] = deque()
-        self._next: _Entry | None = None  # taken already, and no room for it yet
+        self._next: _Entry | None = None  # consumed, but there is no room for it yet
         self._held: dict[BlockIndex, _Held] = {}
         self._bytes = 0
         self._end: Exception | None = None
 
     def first(self) -> _Entry | None:
-        """The first entry that is not done, once its blocks are there; None when all are.
+        """The first entry that is not done, after its blocks were read; None when all are done.
 
         Raises:
             Exception: what the iterable of requests raised, after the last request that it gave.
@@ -102,14 +102,14 @@ class _Ahead:
         if self._waiting:
             for block in self._waiting[0].blocks:
                 if held := self._held.get(block):
-                    held.ready.exception()  # waits; what failed here fails again when it is read
+                    held.ready.exception()  # waits; a read that failed fails again when the block is used
             return self._waiting[0]
         if self._end and not isinstance(self._end, StopIteration):
             raise self._end
         return None
 
     def done(self) -> None:
-        """Let go of the first entry, and of the blocks that no other one needs."""
+        """Drop the first entry, and the blocks that no other entry needs."""
         entry = self._waiting.popleft()
         self._bytes -= entry.nbytes
         for block in entry.blocks:
@@ -120,7 +120,7 @@ class _Ahead:
                     self._reader.drop(block)
 
     def _fill(self) -> None:
-        """Take requests while there is room for what they need; at least one."""
+        """Consume requests while their blocks fit the budget; at least one."""
         while len(self._waiting) < MAX_WAITING and not self._end:
             try:
                 entry = self._next = self._next or next(self._entries)

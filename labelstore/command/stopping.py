@@ -1,4 +1,4 @@
-"""Signals are heard between steps, so that what is in hand is finished; one that comes again stops at once."""
+"""Signals are handled between steps, so that the current one is finished; a second signal stops at once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SAME_SECONDS = 1.0  # a launcher may pass on what the terminal has sent already
 
 
 class Stops:
-    """Hears SIGINT and SIGTERM while it is entered.
+    """Records SIGINT and SIGTERM while it is entered.
 
     Args:
-        tell: called with the number of the first signal, where it is heard.
+        tell: called in the signal handler with the number of the first signal.
 
     Attributes:
-        number: of the signal that was heard; 0 before.
+        number: of the first signal; 0 before.
         heard: when, by the monotonic clock.
     """
 
@@ -42,11 +42,11 @@ class Stops:
             signal.signal(number, handler)
 
     def error(self) -> BaseException:
-        """What ends the command, by the signal that was heard."""
+        """The exception that ends the command, by the signal."""
         return KeyboardInterrupt() if self.number == signal.SIGINT else Stopped()
 
     def hear(self, number: int) -> None:
-        """As if the signal had come."""
+        """Record a signal, as if it had arrived here."""
         if not self.number:
             self.number, self.heard = number, time.monotonic()
 

@@ -1,7 +1,7 @@
 """Every change that a store makes to the file system, and the reading of whole files.
 
 Publishing goes through these functions alone, so that a test can record their order or stop at any of them.
-Only regular files are opened, and symbolic links are not followed: what a store reads lies in the store.
+Only regular files are opened, and symbolic links are not followed: all that is read is inside the store.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from labelstore.errors import DamagedError
 
 READ_BYTES = 1 << 20
 MAX_PIECES = 1024  # that the system writes at once
-# What file systems say that have no hard links, no more of them to a file, or none between folders.
+# Errors of file systems that have no hard links, no more of them to a file, or none between folders.
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EXDEV)
 NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOSYS, errno.EINVAL)
 KINDS = {
@@ -77,7 +77,7 @@ def require_folder(path: Path) -> None:
 
 
 def require_kind(path: Path, wanted: Callable[[int], bool], name: str, found: os.stat_result | None = None) -> None:
-    """Refuse what is of another kind than ``wanted``, a test of its mode, says; symbolic links are not followed.
+    """Refuse what is not of the kind that ``wanted`` tests for; symbolic links are not followed.
 
     Args:
         path: what is looked at.
@@ -120,7 +120,7 @@ def read_pieces(path: Path) -> Iterator[npt.NDArray[np.uint8]]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Say which file an error of the system is of, where it does not: a disk that fills does so at a write."""
+    """Add the file to an error of the system that does not name it, as a write to a full disk does not."""
     try:
         yield
     except OSError as error:
@@ -163,7 +163,7 @@ def link(source: Path, target: Path) -> None:
 
 def replace(source: Path, target: Path) -> None:
     """Rename a file over another one, atomically."""
-    os.replace(source, target)  # noqa: PTH105  beside its kin, one seam
+    os.replace(source, target)  # noqa: PTH105  as all changes of the file system here
 
 
 def unlink(path: Path) -> None:

@@ -1,6 +1,6 @@
 """JSON files that prove themselves: canonical text that ends with the CRC-32C of all before it.
 
-What is read is held against a schema, field by field: a document with a right CRC-32C may still be hostile.
+What is read is validated field by field: a document with a valid CRC-32C may still be hostile.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pathlib import Path
 from labelstore.errors import InputError, reason
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # as a Path has it, with one of its slashes
-HEAD_BYTES = 4096  # of the zarr.json of a store, where its format stands
+HEAD_BYTES = 4096  # of the zarr.json of a store, which hold its format
 
 
 def require_apart(writes: Mapping[str, Path | None], keeps: Mapping[str, Path | None]) -> None:

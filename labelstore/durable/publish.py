@@ -1,8 +1,8 @@
 """Put files into a store durably, whole, and without overwriting.
 
 A file is written aside, read back and compared, flushed, then linked under its name, which fails when the name is
-taken; then the folder is flushed. A reader sees all of a file or none of it, and so does whoever comes after a
-power failure.
+taken; then the folder is flushed. A reader sees all of a file or none of it, after a
+power failure too.
 """
 
 from __future__ import annotations
@@ -94,11 +94,11 @@ def publish(root: Path, files: Mapping[str, Described]) -> None:
     with ThreadPoolExecutor(min(len(files), MAX_FLUSHES)) as pool:  # flushed together, files share the disk's waits
         list(pool.map(disk.sync_file, staged.values()))
         for name, temporary in staged.items():
-            link(root, temporary, name)
+            _link(root, temporary, name)
         list(pool.map(disk.sync_folder, folders))
 
 
-def link(root: Path, temporary: Path, name: str) -> None:
+def _link(root: Path, temporary: Path, name: str) -> None:
     """Give a file that was written aside its name; every link of a store is made here.
 
     Raises:

@@ -2,12 +2,12 @@
 
 A file goes only when one of these is known of it:
 
-* this process published it under its name, and nobody has changed it since;
+* this process published it under its name, and it has not changed since;
 * a call that was stopped left it: it is a regular file, and both its name and its content are those of a file that
   we publish in that place;
-* a check has proven it damaged, and the user said ``--repair``.
+* a check has proven it damaged, and the user gave ``--repair``.
 
-The last two are told by a `Proof`. Whatever else has the name is refused by name and stays as it is, links, folders
+The last two are proven by a `Proof`. Whatever else has the name is refused by name and stays as it is, links, folders
 and pipes too. A folder goes only when it is empty. No other module removes, renames over or truncates a file; a test
 reads their source.
 """
@@ -117,7 +117,7 @@ def give_name(source: Path, target: Path) -> None:
 
 
 def taken(path: Path) -> InputError:
-    """What is said of a name that is taken."""
+    """The error for a name that is taken."""
     return InputError(
         f"{path}: exists already, and nothing is overwritten: expected no file; move it away or give another name"
     )
@@ -148,7 +148,7 @@ def move_folder(source: Path, target: Path) -> None:
 
 
 def published(path: Path) -> None:
-    """Remember that this process has published a file: it may replace it, as long as nobody has changed it."""
+    """Remember that this process has published a file: it may replace it, as long as it has not changed."""
     _published[_place(path)] = _mark(os.lstat(path))
 
 

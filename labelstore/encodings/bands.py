@@ -1,6 +1,6 @@
-"""What the quality of labels is held against: fidelity, KL and top-1 agreement that belong together.
+"""What the quality of labels is compared with: fidelity, KL and top-1 agreement that belong together.
 
-A fidelity that is asked for says how far logits may move on average. Real teachers' labels of that fidelity have a KL
+A requested fidelity limits how far logits may move on average. Real teachers' labels of that fidelity have a KL
 divergence and a top-1 agreement that go with it; labels that are far worse in these hide something from the cosine,
 such as a common offset. So the step of a transform is the coarsest that keeps all four, and what a store has measured
 is compared with all four.
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from labelstore.encodings.transform import DEFAULT_FIDELITY, LEAST_FIDELITY, MOST_FIDELITY
 from labelstore.spec import Json
 
-# By which measured labels may miss a band before it is said, as a part of it: they are others than the step was chosen
+# By which measured labels may miss a band before a warning, as a part of it: they are others than the step was chosen
 # by, and the mean of few differs by chance.
 SLACK = 0.1
 CHANCE = 2.0  # over the root of their number, besides

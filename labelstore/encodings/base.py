@@ -72,12 +72,18 @@ class Encoding(Protocol):
     """Turns logits into codes and back, row by row.
 
     Attributes:
+        name: as the table of encodings names it.
         codec: how its codes are compressed, as ``--codec`` names it.
         arrays: the arrays of codes; the first is ``labels``.
         limit: the largest magnitude that a logit may have.
-        predictive: whether codes depend on the pairs; where they do not, any pairs will do.
+        needs_calibration: whether it codes only after a calibration, from which it predicts labels: its codes then
+            depend on the pairs. Where it needs none, any pairs will do.
+        scaled: whether ``labels`` are the logits, each row up to a scale of its own; what else ``scales`` may hold, an
+            offset or masked values, is for the decoder to look at.
     """
 
+    @property
+    def name(self) -> str: ...  # noqa: D102
     @property
     def codec(self) -> str: ...  # noqa: D102
     @property
@@ -85,7 +91,9 @@ class Encoding(Protocol):
     @property
     def limit(self) -> float: ...  # noqa: D102
     @property
-    def predictive(self) -> bool: ...  # noqa: D102
+    def needs_calibration(self) -> bool: ...  # noqa: D102
+    @property
+    def scaled(self) -> bool: ...  # noqa: D102
 
     def to_json(self) -> dict[str, Json]:
         """Name and parameters, as the store's identity keeps them."""

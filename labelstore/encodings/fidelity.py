@@ -1,7 +1,7 @@
 """How far an encoding moves what a student learns from (P6).
 
 Fidelity is the cosine between the GIFT targets made from exact and from decoded logits. A common offset of the logits
-can hide behind it what softmax sees, so that it is always stated beside the KL divergence at temperatures 1 and 20 and
+hides from it what softmax depends on, so that it is always stated with the KL divergence at temperatures 1 and 20 and
 the agreement of the first choices.
 """
 

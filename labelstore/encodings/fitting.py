@@ -119,7 +119,7 @@ def fit(
     """Fit a transform.
 
     Args:
-        encoding: says which fidelity, or which step.
+        encoding: with the fidelity, or the step, to reach.
         means: mean labels of the sampled images, float32 ``[M, C]``.
         fitted: labels that center, basis, gains and centroids are fitted to; not those that made the means.
         search: other labels, that the step is chosen by.
@@ -216,13 +216,13 @@ class _Fitter:
         return bands.kept(*measured, len(self._search.logits))
 
     def _apart_fidelity(self, decoded: Float32Array, own: IntArray, other: IntArray) -> float:
-        """Mean fidelity of decoded search rows apart from offsets and constant columns, which no softmax tells."""
+        """Mean fidelity of decoded search rows apart from offsets and constant columns, which softmax ignores."""
         exact, weights = self._search.logits, self._search.pairs.weights
         total = 0.0
         for part in parts(len(exact)):
             ours, theirs = (apart(logits[part], self._kept)[1] for logits in (exact, decoded))
             cosines = gift_fidelity(ours, theirs, own[part], other[part], weights[part])
-            # Of what float32 does not tell from a constant row, nothing is asked.
+            # Rows that float32 cannot tell from a constant one count as exact.
             largest = np.abs(np.where(self._kept, exact[part], 0)).max(axis=1)
             cosines[np.abs(ours).max(axis=1) <= UNTOLD * largest] = 1
             total += float(cosines.sum())

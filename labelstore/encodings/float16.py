@@ -19,8 +19,10 @@ class Float16:
         codec: ``raw``, whose rows are read straight from the file, or ``zstd``.
     """
 
+    name = "float16"
     limit = 65504.0
-    predictive = False
+    needs_calibration = False
+    scaled = True
 
     def __init__(self, columns: int, codec: Literal["raw", "zstd"] = "raw") -> None:
         require_codec("float16", codec, ("raw", "zstd"))
@@ -29,7 +31,7 @@ class Float16:
 
     def to_json(self) -> dict[str, Json]:
         """Name, and codec where it is not ``raw``."""
-        named: dict[str, Json] = {"name": "float16"}
+        named: dict[str, Json] = {"name": self.name}
         return named if self.codec == "raw" else {**named, "codec": self.codec}
 
     def encode(self, logits: Logits, pairs: Pairs) -> dict[str, npt.NDArray[Any]]:  # noqa: ARG002

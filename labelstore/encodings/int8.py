@@ -1,7 +1,7 @@
 """Logits as bytes with one scale and one offset a label: C + 8 bytes a label before compression of those two.
 
 Softmax ignores what all logits of a label have in common, so that precision must not be spent on it: a label that lies
-far from zero is stored as its distances from a multiple of its step. A value that stands for columns that were masked
+far from zero is stored as its distances from a multiple of its step. A value that marks columns that were masked
 out has a code of its own.
 """
 
@@ -39,8 +39,10 @@ class Int8:
         masked: the value of columns that are masked out, kept as it is; None where there is none.
     """
 
+    name = "int8"
     limit = 1e38  # 127 times the rounded step must still be a float32
-    predictive = False
+    needs_calibration = False
+    scaled = True
 
     def __init__(self, columns: int, codec: Literal["raw", "zstd"] = "raw", masked: float | None = None) -> None:
         require_codec("int8", codec, ("raw", "zstd"))
@@ -56,7 +58,7 @@ class Int8:
 
     def to_json(self) -> dict[str, Json]:
         """Name, codec where it is not ``raw``, and the masked value where there is one."""
-        named: dict[str, Json] = {"name": "int8"}
+        named: dict[str, Json] = {"name": self.name}
         named |= {} if self.codec == "raw" else {"codec": self.codec}
         return named if self.masked is None else {**named, "masked": self.masked}
 
@@ -96,8 +98,11 @@ class Int8Format1:
         codec: of labels and scales.
     """
 
+    name = Int8.name
     limit = Int8.limit
-    predictive = False
+    masked = None
+    needs_calibration = False
+    scaled = True
 
     def __init__(self, columns: int, codec: Literal["raw", "zstd"] = "raw") -> None:
         self._now = Int8(columns, codec)

@@ -22,12 +22,12 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from labelstore.encodings.base import CodeArray, Codes, Logits, Pairs
+from labelstore.encodings.base import CodeArray, Codes, Encoding, Logits, Pairs
 from labelstore.errors import InputError, NotStoredError
 from labelstore.spec import Json
 
@@ -134,7 +134,7 @@ class Calibration:
 
     @cached_property
     def points(self) -> Float32Array:
-        """What codes stand for, in logits, float32 ``[65536]``: at the code as uint16."""
+        """The values of codes, in logits, float32 ``[65536]``: at the code as uint16."""
         codes = np.arange(2**16).astype(np.uint16).view(np.int16).astype(np.float64)
         shift = np.where(np.abs(codes) > 1, self.centroids[1], np.where(codes == 0, 0.0, self.centroids[0]))
         points: Float32Array = (self.step * (codes + np.sign(codes) * shift)).astype(np.float32)
@@ -296,7 +296,9 @@ class Transform:
         step: in logits.
     """
 
-    predictive = True
+    name = "transform"
+    needs_calibration = True
+    scaled = False
 
     def __init__(
         self,
@@ -355,7 +357,7 @@ class Transform:
     def to_json(self) -> dict[str, Json]:
         """Name, what the step is chosen by, and codec where it is not ``pcodec``."""
         chosen: dict[str, Json] = {"fidelity": self.fidelity} if self.step is None else {"step": self.step}
-        named: dict[str, Json] = {"name": "transform", **chosen}
+        named: dict[str, Json] = {"name": self.name, **chosen}
         return named if self.codec == "pcodec" else {**named, "codec": self.codec}
 
     def encode(self, logits: Logits, pairs: Pairs) -> dict[str, npt.NDArray[Any]]:
@@ -397,3 +399,8 @@ class Transform:
             np.matmul(values, calibration.synthesis, out=logits[part])
             logits[part] += calibration.center32
         return logits.reshape(*lead, self.columns)
+
+
+def is_fitted(encoding: Encoding) -> TypeGuard[Transform]:
+    """Whether an encoding codes by a calibration; the one that does is this."""
+    return encoding.needs_calibration

@@ -1,4 +1,4 @@
-"""The arrays of a store: shapes, shards, inner chunks, fills, and the zarr metadata that says so.
+"""The arrays of a store: shapes, shards, inner chunks, fills, and their zarr metadata.
 
 All of it follows from the identity. ``labels`` and what else the encoding makes, and ``rows`` have one shard a
 block; the arrays of images and of audit rows are one shard each.
@@ -40,7 +40,7 @@ class ArrayLayout:
         shard: shape of a shard.
         chunk: shape of an inner chunk; divides the shard.
         codec: how inner chunks are compressed; a CRC-32C follows either way.
-        chunk_crcs: whether the CRC-32Cs of all chunks stand before the index too; not in format 1.
+        chunk_crcs: whether the CRC-32Cs of all chunks are stored before the index too; not in format 1.
     """
 
     name: str
@@ -69,7 +69,7 @@ class ArrayLayout:
         return tuple(shard // chunk for shard, chunk in zip(self.shard, self.chunk, strict=True))
 
     def extent(self, extent: dict[str, int]) -> tuple[int, ...]:
-        """Shape of what a shard holds, where ``extent`` says how long its axes are."""
+        """Shape of what a shard holds, with the lengths of axes that ``extent`` gives."""
         return tuple(extent.get(axis, size) for axis, size in zip(self.axes, self.shape, strict=True))
 
     def file(self, block: BlockIndex = AUDIT_BLOCK) -> str:
@@ -178,7 +178,7 @@ class StoreLayout:
                 1,
             ),
             audit_logits=_whole("audit/logits", "float16", ("crop", "class"), (kept, columns), kept),
-            calibration=_calibration(encoding, identity) if encoding.predictive else (),
+            calibration=_calibration(encoding, identity) if encoding.needs_calibration else (),
         )
         return layout if identity.format > 1 else layout._of_format_1()
 

@@ -144,8 +144,8 @@ def marker_of(layout: StoreLayout) -> Proof:
 def read(storage: ReadStorage, layout: StoreLayout, published: Published) -> Calibration:
     """A published calibration.
 
-    All labels hang on it, so that whole files are held against their digests: the CRC-32C of a chunk would take the
-    shard of another calibration for this one's.
+    All labels depend on it, so that whole files are compared with their digests: by the CRC-32C of a chunk alone, the
+    shard of another calibration could pass for this one's.
 
     Raises:
         DamagedError: when a shard of it is not what was published.

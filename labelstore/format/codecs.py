@@ -99,7 +99,7 @@ def decompress(codec: Codec, body: npt.NDArray[np.uint8], dtype: np.dtype[Any], 
 
 
 def _require_blosc(codec: Codec, body: npt.NDArray[np.uint8], itemsize: int, size: int) -> None:
-    """Refuse all but one block of ``size`` bytes: the C library believes what a header says of the memory behind it.
+    """Refuse all but one block of ``size`` bytes: the C library trusts the sizes in a header.
 
     Raises:
         ValueError: names the first field that is not what :func:`compress` makes.
@@ -124,7 +124,7 @@ def _require_blosc(codec: Codec, body: npt.NDArray[np.uint8], itemsize: int, siz
     streams = 1 if flags & BLOSC_WHOLE else typesize
     at = _int32(body, BLOSC_HEADER)
     if at < BLOSC_HEADER + 4:
-        raise ValueError(f"expected the block behind the header, found it at byte {at}")
+        raise ValueError(f"expected the block after the header, found it at byte {at}")
     for _ in range(streams):
         length = _int32(body, at)
         at += 4
@@ -142,7 +142,7 @@ def _int32(body: npt.NDArray[np.uint8], at: int) -> int:
 def _read_pcodec(body: bytes, dtype: np.dtype[Any], count: int) -> Array:
     """The ``count`` numbers of a standalone PCodec file.
 
-    Its library takes memory by what a file says. So the runs are read one by one, and all but the kind that
+    Its library allocates by the sizes in a file. So the runs are read one by one, and all but the kind that
     :func:`compress` makes, which takes little, are refused before.
 
     Raises:

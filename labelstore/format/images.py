@@ -36,7 +36,7 @@ def manifest_digest(
 
 
 def _field(text: str) -> bytes:
-    """UTF-8 behind its length as a little-endian uint32."""
+    """UTF-8 after its length as a little-endian uint32."""
     data = text.encode()
     return len(data).to_bytes(4, "little") + data
 

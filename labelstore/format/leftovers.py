@@ -1,6 +1,6 @@
-"""What a stopped call of ours can have left in a store's folder, told by name and by content.
+"""What a stopped call of ours can have left in a store's folder, recognised by name and by content.
 
-Nothing here changes a file: these are the proofs that `labelstore.durable.removing` asks for.
+Nothing here changes a file: these are the proofs that `labelstore.durable.removing` takes.
 """
 
 from __future__ import annotations
@@ -59,16 +59,16 @@ def kinds() -> dict[str, list[ArrayLayout]]:
 def array_of(name: str, data: bytes) -> ArrayLayout | None:
     """The array ``name`` of some store whose zarr.json this is; None when it is none of ours."""
     try:
-        told = json.loads(data)
-        (sharding,) = told["codecs"]
-        axes, shape = tuple(told["dimension_names"]), told["shape"]
+        found = json.loads(data)
+        (sharding,) = found["codecs"]
+        axes, shape = tuple(found["dimension_names"]), found["shape"]
         known = ArrayLayout(
             name=name,
-            dtype=told["data_type"],
-            fill=told["fill_value"],
+            dtype=found["data_type"],
+            fill=found["fill_value"],
             axes=axes,
             shape=tuple(0 if axis == "view" else size for axis, size in zip(axes, shape, strict=True)),
-            shard=tuple(told["chunk_grid"]["configuration"]["chunk_shape"]),
+            shard=tuple(found["chunk_grid"]["configuration"]["chunk_shape"]),
             chunk=tuple(sharding["configuration"]["chunk_shape"]),
         )
         views = next((size for axis, size in zip(axes, shape, strict=True) if axis == "view"), 0)
@@ -112,7 +112,7 @@ def shard_of(array: ArrayLayout) -> Proof:
 
 
 def metadata_of(array: ArrayLayout) -> Proof:
-    """The proof of the zarr.json of a store's own array, whatever views it says."""
+    """The proof of the zarr.json of a store's own array, for any number of views."""
     return Proof(f"the metadata of {array.name}", lambda path: array_of(array.name, _content(path)) == array)
 
 
@@ -134,7 +134,7 @@ STAGED = Proof("a temporary of a store", is_staged)
 def of_creation(root: Path) -> list[tuple[Path, Proof]]:
     """What is below the folder of a store that its creation has not finished, each with the proof that it is ours.
 
-    In the order in which they are to be removed: shards before the metadata that tells what they are. Of a foreign
+    In the order in which they are to be removed: shards before the metadata that identifies them. Of a foreign
     file or folder the proof does not hold.
     """
     found = [(path, _proof_of(root, path)) for path in _below(root)]

@@ -125,8 +125,8 @@ def read_entries(fields: Fields, arrays: Sequence[str], identity: Identity) -> d
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
-    """The entries of many shards of an array, column by column."""
+class Entries:
+    """The entries of many shards of an array, one numpy array for each field ``[blocks]``."""
 
     bytes: npt.NDArray[np.int64]
     crc32c: npt.NDArray[np.int64]
@@ -134,16 +134,16 @@ class Columns:
     chunks: npt.NDArray[np.bytes_] | None
 
     @classmethod
-    def read(cls, fields: Fields, count: int, *, chunks: bool) -> Columns:
+    def read(cls, fields: Fields, count: int, *, chunks: bool) -> Entries:
         """From the JSON object of a table of ``count`` blocks."""
-        columns = cls(
+        entries = cls(
             bytes=np.array(fields.integers("bytes", count=count), np.int64),
             crc32c=np.array(fields.integers("crc32c", 0, MAX_CRC, count), np.int64),
             xxh3=np.array(fields.texts("xxh3", XXH3, count), "S16"),
             chunks=np.array(fields.texts("chunks", XXH3, count), "S16") if chunks else None,
         )
         fields.end()
-        return columns
+        return entries
 
     def entry(self, at: int) -> FileEntry:
         """One shard's entry."""
@@ -162,7 +162,7 @@ class SealTable:
         version: version that made each block, int64 ``[blocks]``.
     """
 
-    shards: Mapping[str, Columns]
+    shards: Mapping[str, Entries]
     pixels: Sequence[str]
     images: Sequence[str] | None
     version: npt.NDArray[np.int64]
@@ -172,7 +172,7 @@ class SealTable:
         """From the fields of a part, or of a seal of format 1."""
         shards, current = fields.fields("shards"), identity.format > 1
         table = cls(
-            shards={name: Columns.read(shards.fields(name), count, chunks=current) for name in arrays},
+            shards={name: Entries.read(shards.fields(name), count, chunks=current) for name in arrays},
             pixels=fields.texts("pixels", HEX_64, count),
             images=fields.texts("images", HEX_64, count) if current else None,
             version=np.array(fields.integers("version", 0, MAX_VERSIONS, count), np.int64),
@@ -189,7 +189,7 @@ class Seal:
         first: first view.
         stop: the view after the last.
         blocks: how many blocks they have.
-        parts: the files of its table, of ``PART_BLOCKS`` blocks each, the last one perhaps of fewer.
+        parts: the files of its table, of ``PART_BLOCKS`` blocks each; the last one may have fewer.
         table: of format 1, whose seals are one file.
         audit: what is known of the audit shards; empty unless ``first`` is 0.
         fidelity: as the first block's marker has it.
@@ -216,7 +216,7 @@ class Seal:
 
     def marker(self, block: BlockIndex, table: SealTable, at: int) -> Marker:
         """What the marker of ``block``, the ``at``-th of ``table``, holds."""
-        shards = {name: columns.entry(at) for name, columns in table.shards.items()}
+        shards = {name: entries.entry(at) for name, entries in table.shards.items()}
         first = block == AUDIT_BLOCK
         return Marker(
             block=block,
@@ -382,7 +382,7 @@ def seal_of(identity: Identity) -> Proof:
 
 
 def _is_part(path: Path) -> bool:
-    """Whether a file has the content that its name tells."""
+    """Whether the content of a file has the digest in its name."""
     try:
         documents.read(path, path.stem.rpartition(".")[2])
     except (OSError, GiftwrapError):

@@ -3,7 +3,7 @@
 Each inner chunk is followed by its CRC-32C. The index holds offset and length of every chunk, uint64, in row-major
 order of the grid, and ends in a CRC-32C of its own. Before the index are bytes that zarr does not look at: the CRC-32C
 of every chunk once more, uint32, 0 for those left out. Markers and seals hold a digest of these CRCs and the index,
-the *table of chunks*, so that reading the end of a shard proves which one it is; each chunk is held against the table
+the *table of chunks*, so that reading the end of a shard proves which one it is; each chunk is compared with the table
 when it is first read, so that a chunk of another store never reads as this one's. Chunks that lie wholly beyond the
 edge of the array are left out, as zarr does, and so are the groups of components that nothing uses; the last one
 inside is padded with the fill value. Chunks come in row-major order too, so that the place of a row in a raw shard is
@@ -38,7 +38,7 @@ def encode_shard(layout: ArrayLayout, values: Array) -> bytes:
 
 
 def shard_pieces(layout: ArrayLayout, values: Array) -> list[disk.Bytes]:
-    """The bytes of a shard in pieces; those of a raw one lie in ``values`` itself."""
+    """The bytes of a shard in pieces; those of a raw one are views of ``values``."""
     present = _present(layout, values.shape)
     index = np.full((*layout.grid, 2), ABSENT, "<u8")
     crcs = np.zeros(layout.grid, "<u4")
@@ -194,7 +194,7 @@ class Shard:
     def _read_table(self, wanted: str | None) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32] | None]:
         """Offsets and lengths of the chunks inside the array, ``[*present, 2]``, and their CRC-32Cs ``[*present]``.
 
-        Proven to lie in the file, and to be what was published where ``wanted`` is its digest.
+        Checked to be within the file, and against the digest ``wanted`` of what was published.
         """
         size, places = _table_bytes(self.layout), _index_bytes(self.layout)
         end = len(self._data) - size
@@ -262,7 +262,7 @@ def _index_bytes(layout: ArrayLayout) -> int:
 
 
 def _table_bytes(layout: ArrayLayout) -> int:
-    """Bytes of a shard behind its last chunk."""
+    """Bytes of a shard after its last chunk."""
     return _index_bytes(layout) + (math.prod(layout.grid) * CRC_BYTES if layout.chunk_crcs else 0)
 
 

@@ -43,7 +43,7 @@ class BlockTable:
         return self.sealed_marker(block, state)
 
     def sealed_marker(self, block: BlockIndex, state: State) -> Marker:
-        """What the seal of a block of sealed views knows of it."""
+        """The marker of a block of sealed views, from its seal."""
         seal = self.seal(self._grid.views(block)[0], state)
         part, at = divmod(self._grid.ordinal(block, seal.first), PART_BLOCKS)
         return seal.marker(block, self._part(seal, part), at)

@@ -1,4 +1,4 @@
-"""Is every byte of a store the byte that was published?"""
+"""Check that every byte of a store is the byte that was published."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from labelstore.spec import Json
 from labelstore.store import LabelStore
 from labelstore.writing.lease import LEASE, require_free
 
-ATTEMPTS = 3  # of a check beside builds and repairs; each of these changes the state a few times
-# What a system says of content that is lost. All else (permissions, descriptors, a server that is away) says nothing of
-# the content: a check ends with it, or a repair would remove what is whole.
+ATTEMPTS = 3  # of a check during builds and repairs, each of which changes the state a few times
+# Errors of the system that mean lost content. All others (permissions, descriptors, an unreachable server) do not: a
+# check ends with them, since a repair would otherwise remove files that are whole.
 LOST = {errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO), errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 SHA256 = re.compile("[0-9a-f]{64}")
 T = TypeVar("T")
@@ -79,8 +79,8 @@ def sealed_views(root: Path, grid: BlockGrid, sealed: int, read: Callable[[int],
         root: folder of the store.
         grid: its blocks.
         sealed: views that the state calls sealed.
-        read: gives the seal that ends at a view, or None when it is damaged: then the next file below tells how far
-            down it went.
+        read: returns the seal that ends at a view, or None if it is damaged. The first view of a damaged seal is then
+            the end of the next seal file below it.
     """
     numbers = [int(path.stem) for path in (root / "seals").glob("*.json") if path.stem.isdecimal()]
     ends = [end for end in numbers if end == grid.whole_views(end)]
@@ -128,7 +128,7 @@ class CheckReport:
 
 
 def check(path: Path | str, progress: Callable[[int, int], None] | None = None) -> CheckReport:
-    """Read every file of a store and hold it against its marker, its seal and the identity.
+    """Read every file of a store and compare it with its marker, its seal and the identity.
 
     Args:
         path: folder of the store.
@@ -136,7 +136,7 @@ def check(path: Path | str, progress: Callable[[int, int], None] | None = None) 
 
     Raises:
         FormatError: when it is not a store, or one of another format.
-        OSError: when a file cannot be read for a reason that says nothing of its content, as permissions.
+        OSError: when a file cannot be read for a reason other than damage, such as permissions.
     """
     for _ in range(ATTEMPTS):
         try:
@@ -147,7 +147,7 @@ def check(path: Path | str, progress: Callable[[int, int], None] | None = None) 
         except DamagedError as error:
             return CheckReport((Damage(ROOT, str(error)),), (), (), 0, 1, 0)
         if report.ok or store.state == checked:
-            break  # else a build or a repair has changed it meanwhile, and what was compared belongs to two states
+            break  # else a build or a repair has changed the store during the check
     return report
 
 
@@ -159,7 +159,7 @@ class _Check:
         self._grid, self._layout = BlockGrid.of(store.identity), StoreLayout.of(store.identity)
         self._damaged: list[Damage] = []
         self._known = {ROOT, LEASE}
-        # In this order: what a build beside this check has sealed when it ends, the state then knows.
+        # In this order, so that the state includes all that a concurrent build has sealed until then.
         self._there = self._files_there()  # what a build adds later is not looked at
         self._building = self._is_held()
         store.refresh()
@@ -194,7 +194,7 @@ class _Check:
         return replace(report, fidelity=self._fidelity())
 
     def _fidelity(self) -> Json:
-        """Fidelity of the encoding, where nothing that it hangs on is damaged."""
+        """Fidelity of the encoding, unless what it is read from is damaged."""
         try:
             return self._store.fidelity
         except DamagedError:
@@ -237,7 +237,7 @@ class _Check:
         return Shard(array, array.shape, self._store.storage, array.file()).read()
 
     def _images(self) -> None:
-        """The tables of the images, which no marker vouches for; the digest of the manifest does."""
+        """The tables of the images, which have no marker; they are checked by the digest of the manifest."""
         identity, tables = self._store.identity, (self._layout.digest, self._layout.target)
         for array in tables:
             if entry := self._store.files.get(array.name):
@@ -306,7 +306,7 @@ class _Check:
     def _marked(self) -> list[BlockIndex]:
         """Blocks above the sealed views that have a marker, in stored order.
 
-        Those above the views asked for too: an extension would take them for its own.
+        Blocks above the target count too: an extension would use them as its own.
         """
         names = (path.stem for path in (self._root / "markers").glob("*.json"))
         blocks = (block for name in names if (block := BlockIndex.parse(name)) and self._grid.holds(block))
@@ -323,7 +323,7 @@ class _Check:
         if marker is None and len(self._damaged) == before:
             self._damaged.append(Damage(file, "is not there, though its block is sealed", block))
         elif marker is not None and wanted is not None and marker != wanted:
-            self._damaged.append(Damage(file, "says other than the seal of its block", block))
+            self._damaged.append(Damage(file, "differs from the seal of its block", block))
         if known := wanted or marker:
             self._shards(block, known)
         else:

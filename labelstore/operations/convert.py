@@ -13,7 +13,7 @@ from labelstore.access.records import BlockData, LabelBatch
 from labelstore.durable.places import require_apart
 from labelstore.encodings import Codes, make_encoding
 from labelstore.encodings.int8 import Int8Format1, masked_value
-from labelstore.encodings.transform import Calibration, Transform
+from labelstore.encodings.transform import Calibration, Transform, is_fitted
 from labelstore.errors import InputError, NotStoredError
 from labelstore.format.arrays import AUDIT_BLOCK
 from labelstore.format.blocks import BlockGrid, BlockIndex
@@ -38,8 +38,8 @@ def convert(
 
     Crop rows, image digests, targets, audit rows, pixel digests and versions are carried over as they are; labels are
     decoded and encoded again, or, where the codec alone is another, their codes carried over too. Each version says
-    under ``converted_from`` what it was made from, and fidelity is measured against that. Killing it loses the block
-    in hand; running it again continues to the same bytes, and converts the views that were added to ``source``.
+    under ``converted_from`` what it was made from, and fidelity is measured against that. Killing it loses the
+    current block; running it again continues to the same bytes, and converts the views that were added to ``source``.
 
     Args:
         source: the store to read.
@@ -62,8 +62,8 @@ def convert(
         with store.lease(take_over=take_over) as writer:
             writer.carry_versions(versions)
             writer.raise_target(stop)
-            if isinstance(store.encoding, Transform) and not store.calibrated:
-                writer.calibrate(calibration_for(source, store.encoding, stop, path))
+            if not store.calibrated and is_fitted(fitted := store.encoding):
+                writer.calibrate(calibration_for(source, fitted, stop, path))
             missing = [block for block in store.missing() if store.views(block)[1] <= stop]
             requests = ((view, slice(*store.positions(b))) for b in missing for view in range(*store.views(b)))
             labels = source.stream(requests)
@@ -165,7 +165,7 @@ def converted_block(
 def calibration_for(source: LabelStore, encoding: Transform, views: int, folder: Path) -> Calibration:
     """The calibration of ``source`` where its codes are copied, else one that is fitted to its labels."""
     own = source.encoding
-    if isinstance(own, Transform) and same_but_codec(own.to_json(), encoding.to_json()):
+    if is_fitted(own) and same_but_codec(own.to_json(), encoding.to_json()):
         return own.calibration
     return refit(source, encoding, views, folder)
 

@@ -1,4 +1,4 @@
-"""Everything that a store says of itself."""
+"""A summary of a store."""
 
 from __future__ import annotations
 
@@ -88,18 +88,18 @@ def weights_bytes(weights: Path) -> int:
 def lines(values: Mapping[str, Any]) -> list[str]:
     """What ``info`` found, one line a fact, the main ones in words; long ones are cut, `--json` has them whole."""
     size, wide, encoding = values["bytes_per_label"], values["as_float16"], values["encoding"]
-    asked = [f"{name} {encoding[name]} asked for" for name in ("fidelity", "step") if name in encoding]
+    wanted = [f"{name} {encoding[name]} asked for" for name in ("fidelity", "step") if name in encoding]
     labels = (
         f"{sum(size.values()):.1f}: {size['labels']:.1f} labels, {size['columns']:.1f} columns, {size['side']:.1f} side"
     )
-    told: dict[str, Any] = {
+    shown: dict[str, Any] = {
         "images": f"{values['images']:,} in {values['classes']:,} classes, {values['size']} px",
         "views": f"{values['views']:,} of {values['views_target']:,} sealed"
         + (", complete" if values["complete"] else f", {values['missing_blocks']:,} blocks missing"),
         "labels": f"{values['columns']:,} columns: {values['content']}",
         "origin": "adopted: made elsewhere" if values["origin"] == "adopted" else None,
         "class columns": json.dumps(values["class_columns"]) if values["class_columns"] else None,
-        "encoding": ", ".join([encoding["name"], f"codec {values['codec']}", *asked]),
+        "encoding": ", ".join([encoding["name"], f"codec {values['codec']}", *wanted]),
         "bytes a label": labels,
         "as float16": f"{wide['labels']:.1f} for labels: {wide['ratio']} times as many" if wide["ratio"] else None,
         "teacher bytes": byte_count(values["teacher_bytes"]) if "teacher_bytes" in values else None,
@@ -110,23 +110,23 @@ def lines(values: Mapping[str, Any]) -> list[str]:
         "class_order", "skipped", "seed", "plan", "block", "manifest", "teacher", "engine", "renderer", "versions",
         "notes", "format",
     )  # fmt: skip
-    told |= {name.replace("_", " "): json.dumps(values[name]) for name in rest if values[name] not in (None, {})}
-    if len(values["versions"]) == 1:  # engine and renderer say it all
-        del told["versions"]
-    cut = {name: text if len(text) <= MAX_LINE else text[:MAX_LINE] + " ..." for name, text in told.items() if text}
+    shown |= {name.replace("_", " "): json.dumps(values[name]) for name in rest if values[name] not in (None, {})}
+    if len(values["versions"]) == 1:  # engine and renderer are all of it
+        del shown["versions"]
+    cut = {name: text if len(text) <= MAX_LINE else text[:MAX_LINE] + " ..." for name, text in shown.items() if text}
     return [f"{name:<16} {text}" for name, text in cut.items()]
 
 
 def in_words(fidelity: Json) -> str:
     """Fidelity, KL and top-1 agreement in words."""
     kinds: Any = fidelity or {}
-    told = [
+    parts = [
         f"{kind} {values['mean']:.5f} on average, {values['p1']:.5f} at the 1st percentile of {values['rows']:,} rows"
         f"{beside(values)}"
         for kind, values in kinds.items()
         if values
     ]
-    return "; ".join(told) or "not measured before the first block"
+    return "; ".join(parts) or "not measured before the first block"
 
 
 def _origin(origin: Mapping[str, Any]) -> str:

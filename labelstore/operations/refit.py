@@ -27,7 +27,7 @@ FIT_VIEWS = 8
 FIT_ROWS = 1 << 15
 FIT_BYTES = 512 << 20  # of float32 logits
 READ_BYTES = 64 << 20
-SEARCH_SHARE = 8  # of the rows that are fitted to, one in so many more chooses the step
+SEARCH_EVERY = 8  # of the rows that are fitted to, one in so many more chooses the step
 SEARCH_ROWS = 256  # that choose it where there are few, but a third of them at most
 
 
@@ -36,7 +36,7 @@ def refit(source: LabelStore, encoding: Transform, views: int, folder: Path | No
 
     Args:
         source: the store whose labels are to be coded.
-        encoding: says which fidelity, or which step.
+        encoding: with the fidelity, or the step, to reach.
         views: sealed views.
         folder: where mean labels that are too many for memory have room.
 
@@ -44,7 +44,7 @@ def refit(source: LabelStore, encoding: Transform, views: int, folder: Path | No
         InputError: when there are too few labels.
     """
     images, columns = source.identity.images, source.identity.columns
-    for_means, for_fit = share_views(views, images)
+    for_means, for_fit = split_views(views, images)
     blocks = _labels(source, [(view, slice(None)) for view in for_means])
     means = least_squares_means(blocks, images, columns, folder=folder)
     sample, shown = _sample(source, for_fit)
@@ -63,10 +63,10 @@ def refit(source: LabelStore, encoding: Transform, views: int, folder: Path | No
 
 def rows_to_fit(rows: int) -> int:
     """How many of at least 2 rows are fitted to; the others choose the step."""
-    return max(min(rows * SEARCH_SHARE // (SEARCH_SHARE + 1), max(rows - SEARCH_ROWS, rows * 2 // 3)), 1)
+    return max(min(rows * SEARCH_EVERY // (SEARCH_EVERY + 1), max(rows - SEARCH_ROWS, rows * 2 // 3)), 1)
 
 
-def share_views(views: int, images: int) -> tuple[range, range]:
+def split_views(views: int, images: int) -> tuple[range, range]:
     """Which views give the means, and which ones the rows to fit to.
 
     Raises:

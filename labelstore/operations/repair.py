@@ -1,8 +1,8 @@
 """Make a damaged store one that a build can finish: what can be made again from the store is, damaged blocks go.
 
-Every step leaves a store that opens, and that a second repair finishes: damaged files go while the rest still proves
-that they are; then the state goes down before the seals that it relied on, a marker before the shards that it vouched
-for.
+Every step leaves a store that opens, and that a second repair finishes. Damaged files are removed while the others
+still prove their damage; then the state is lowered before its seals are removed, and a marker is removed before its
+shards.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RepairReport:
 
     Attributes:
         before: what the check found.
-        made_again: files written again from what the store knows.
+        made_again: files written again from other files of the store.
         removed: blocks that are gone, and that a build fills.
         calibration: whether the calibration is gone, which a build makes again.
         unsealed: views that were sealed and are not until a build has finished; 0 when all still are. Views that only
@@ -104,7 +104,7 @@ class _Repair:
             self._unseal(0)  # nothing can be decoded until a build has made the same one again
         else:
             self._writer.remove(broken)
-        # While markers and seals still tell that these are damaged: what is no shard any more tells nothing by itself.
+        # While markers and seals still prove that these are damaged: a file that is no shard proves nothing by itself.
         self._remove(sorted(self._damaged & shards))
         for of in sealed:
             if self._is_damaged(of) and of.stop <= self._store.state.views_sealed:
@@ -139,7 +139,7 @@ class _Repair:
         return None if seal_file(stop) in self._damaged else read_seal(self._store.storage, self._store.identity, stop)
 
     def _unseal(self, views: int) -> None:
-        """Seal only the views below ``views``; damaged seals are removed before: nothing else tells what they are."""
+        """Seal only the views below ``views``; damaged seals are removed first, since nothing else identifies them."""
         seals = (file for file in sorted(self._damaged) if file.startswith("seals/"))
         self._remove([file for file in seals if int(Path(file).name.partition(".")[0]) > views])
         self._writer.unseal(views)
@@ -148,7 +148,7 @@ class _Repair:
         return of.seal is None or not self._damaged.isdisjoint(of.seal.files)
 
     def _restore_marker(self, block: BlockIndex, sealed: Sequence[SealedViews]) -> bool:
-        """Whether only the marker of a block was damaged; its seal, which knows what it said, then gives it again."""
+        """Whether only the marker of a block was damaged; it is then written again from the block's seal."""
         first = self._grid.views(block)[0]
         seal = next((of.seal for of in sealed if of.first <= first < of.stop), None)
         files = {damage.file for damage in self._report.damaged if damage.part == block}
@@ -190,7 +190,7 @@ class _Repair:
         self._made.append(file)
 
     def _proof(self, file: str) -> Proof:
-        """What the check has proven damaged may go, and so may what a marker vouched for: a whole shard."""
+        """Removable is what the check has proven damaged, and a whole shard whose marker is removed."""
         folder, _, name = file.rpartition("/")
         arrays = [array for array in self._layout.all if array.name == folder and array.block(name) is not None]
         damaged = file in self._damaged

@@ -62,7 +62,7 @@ def images_of(identity: Identity, rows: npt.NDArray[np.uint16]) -> npt.NDArray[n
 
 
 def _require_different(identity: Identity, block: BlockIndex, images: npt.NDArray[np.uint32], first_view: int) -> None:
-    """Refuse a view that shows an image twice, or one that is not there: reading by image believes in permutations."""
+    """Refuse a view that shows an image twice, or one that is not there: reading by image relies on permutations."""
     if images.max() >= identity.images:
         raise InputError(f"block {block}: image index: expected below {identity.images}, found {images.max()}")
     ordered = np.sort(images, axis=1)

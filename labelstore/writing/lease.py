@@ -1,7 +1,7 @@
 """The lease: at most one build writes a store.
 
 ``lease.json`` names the build and its process. It is created exclusively, and replaced only when its process is
-known to be dead, or when the user says so. A process is known only on its own host since its last start: another boot
+known to be dead, or with ``--take-over``. A process is known only on its own host since its last start: another boot
 of a host of this name may be another machine. Looking and replacing happen under a lock of the store's folder, which
 the system lets go when a process dies, so two builds cannot both take over.
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from labelstore.durable import disk, documents, publish, removing
-from labelstore.durable.publish import PARTIAL
+from labelstore.durable.publish import PARTIAL, Described
 from labelstore.durable.removing import Proof
 from labelstore.errors import DamagedError, LeaseError
 from labelstore.format.leftovers import STAGED
@@ -76,7 +76,7 @@ class Lease:
     def dead(self) -> bool:
         """Whether the process, known not to be elsewhere, is gone: no such process, or a later one of its number.
 
-        Of another user's process the system may say no more than that it is there, which is believed.
+        Of another user's process the system may reveal only that it exists, which is taken as alive.
         """
         found = _started(self.pid)
         return found is None or (found not in ("", self.started) and self.started != "")
@@ -150,17 +150,13 @@ def _acquire(root: Path, lease: Lease, *, take_over: bool) -> None:
         if _shared(root):
             raise LeaseError(
                 f"{root} is written by other processes of a build whose first one is gone ({held}); "
-                f"they end with the block in hand: wait for them or stop them"
+                f"they end after their current block: wait for them or stop them"
             )
-        temporary = root / PARTIAL / LEASE
-        removing.remove(temporary, STAGED)
-        disk.write_file(temporary, documents.encode(dict(asdict(lease))))
-        disk.sync_file(temporary)
+        document = documents.encode(dict(asdict(lease)))
         if held is None:
-            _link(root, temporary)
+            _publish(root, document)
         else:
-            removing.replace(temporary, root / LEASE, _proof(held))
-        disk.sync_folder(root)
+            publish.replace(root, LEASE, document, _proof(held))
 
 
 def read(root: Path) -> Lease | None:
@@ -193,12 +189,12 @@ def _parse(document: Mapping[str, Any]) -> Lease:
     return lease
 
 
-def _link(root: Path, temporary: Path) -> None:
-    """Give the lease its name; where that is refused, nothing is left."""
+def _publish(root: Path, document: bytes) -> None:
+    """Create the lease; where that is refused, nothing is left."""
     try:
-        publish.link(root, temporary, LEASE)
+        publish.publish(root, {LEASE: Described.of(document)})
     except Exception:
-        removing.remove(temporary, STAGED)
+        removing.remove(root / PARTIAL / LEASE, STAGED)
         removing.remove_folder(root / PARTIAL)  # unless a dead build has left something there
         raise
 
@@ -208,7 +204,7 @@ def require_held(root: Path, lease: Lease) -> None:
     if (held := read(root)) != lease:
         raise LeaseError(f"{root}: this build ({lease}) lost the store to {held or 'nobody'}; it must not write on")
     if lease.elsewhere:
-        return  # of a process on another host, the ranks' own connection tells whether it is there
+        return  # of a process on another host, the ranks' own connection shows whether it is alive
     if lease.pid != os.getpid() and lease.dead:
         raise LeaseError(f"{root}: the process that holds it for this build ({lease}) is gone; run the build again")
 
@@ -224,7 +220,7 @@ def require_free(root: Path, *, take_over: bool = False) -> None:
 
 
 def clear_partial(root: Path) -> None:
-    """Remove the temporaries of whoever wrote last; what no store has there stays."""
+    """Remove the temporaries of the last writer; files of other names stay."""
     for path in sorted((root / PARTIAL).iterdir()):
         if removing.may_go(path, STAGED):
             removing.remove(path, STAGED)
@@ -266,7 +262,7 @@ def _locked(root: Path) -> Iterator[None]:
 
 
 def _shared(root: Path) -> bool:
-    """Whether another process shares the store's lease; asked under the lock of the store's folder."""
+    """Whether another process shares the store's lease; to be called under the lock of the store's folder."""
     descriptor = _open(root / PARTIAL)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -296,9 +292,9 @@ def _space() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """Start time of a process, empty where the system does not tell; None when there is no such process."""
+    """Start time of a process, empty where the system does not give it; None when there is no such process."""
     try:
-        # The name of the program, in parentheses, may hold anything; the fields count from behind it.
+        # The name of the program, in parentheses, may hold anything; the fields are counted after it.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     except OSError:

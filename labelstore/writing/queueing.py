@@ -1,4 +1,4 @@
-"""Work handed to one thread through a bounded queue, so that a block is written while the next one is made."""
+"""Calls that one thread makes from a bounded queue, so that a block is written while the next one is made."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ P = ParamSpec("P")
 class Queue(Generic[P]):
     """Calls of one function, made in their order by a thread; at most ``depth`` wait while one is made.
 
-    A context manager: leaving it waits until all are made. Leaving it by an exception lets the call in hand end and
-    abandons those that wait. An error ends the work: the next call, or leaving, raises it.
+    A context manager: leaving it waits until all are made. Leaving it by an exception finishes the current call and
+    drops those that wait. An error ends the work: the next call, or leaving, raises it.
 
     Args:
         work: the function.
@@ -30,7 +30,7 @@ class Queue(Generic[P]):
         self._thread = threading.Thread(target=self._run, daemon=True, name="giftwrap-queue")
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Hand in a call."""
+        """Add a call; waits while the queue is full."""
         self._raise()
         self._calls.put(lambda: self._work(*args, **kwargs))
 
@@ -62,7 +62,7 @@ class Queue(Generic[P]):
     def _run(self) -> None:
         while call := self._calls.get():
             if self._abandoned or self._error:
-                continue  # who hands in must not wait for room in vain
+                continue  # empty the queue, so that no caller blocks on it forever
             try:
                 call()
             except BaseException as error:

@@ -1,4 +1,4 @@
-"""What a stopped build leaves behind, besides temporaries, and what of others is in a build's way."""
+"""What a stopped build leaves besides temporaries, and files of others that block a build."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from labelstore.command.names import printable
 from labelstore.command.stopping import Stops
 from labelstore.durable import removing
 from labelstore.encodings.bands import missed
-from labelstore.encodings.transform import Transform
+from labelstore.encodings.transform import is_fitted
 from labelstore.errors import InputError, MismatchError
 from labelstore.format.arrays import AUDIT_BLOCK
 from labelstore.format.blocks import BlockGrid, BlockIndex
@@ -256,9 +256,9 @@ def write_share(config: BuildConfig, work: Work, console: Console, ranks: Ranks)
 
 def calibrate(store: LabelStore, writer: StoreWriter, work: Work, console: Console) -> None:
     """Calibrate the store's encoding where it takes that and has not been."""
-    if not store.calibrated and isinstance(store.encoding, Transform):
+    if not store.calibrated and is_fitted(encoding := store.encoding):
         calibrator = Calibrator(work.identity, work.plan, work.renderer, work.teacher, store.target_columns)
-        writer.calibrate(calibrator.calibrate(store.encoding, console))
+        writer.calibrate(calibrator.calibrate(encoding, console))
 
 
 def open_for(config: BuildConfig, work: Work) -> LabelStore:

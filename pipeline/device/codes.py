@@ -6,7 +6,7 @@ for values on the very edge of a cell; its labels agree within the rounding of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from labelstore.encodings import Codes, Encoding, Pairs
-from labelstore.encodings.float16 import Float16
-from labelstore.encodings.int8 import MASKED_CODE, MAX_OFFSET, SMALLEST_STEP, TOP, Int8, Int8Format1
+from labelstore.encodings.int8 import MASKED_CODE, MAX_OFFSET, SMALLEST_STEP, TOP, Int8Format1
 from labelstore.encodings.transform import (
     BASIS_UNIT,
     BOUNDS,
@@ -46,6 +45,10 @@ class Twin(Protocol):
         """Logits of codes on the device, float32 ``[n, C]``."""
         ...
 
+    def are_directions(self, codes: Codes) -> bool:
+        """Whether ``labels`` of these codes are the logits, each row up to a scale of its own."""
+        ...
+
 
 class Float16Twin:
     """Twin of ``float16``."""
@@ -57,6 +60,10 @@ class Float16Twin:
     def decode(self, codes: Mapping[str, Tensor], pairs: Pairs) -> Tensor:  # noqa: ARG002
         """Exact."""
         return codes["labels"].float()
+
+    def are_directions(self, codes: Codes) -> bool:  # noqa: ARG002
+        """They always are."""
+        return True
 
 
 class Int8Twin:
@@ -82,6 +89,12 @@ class Int8Twin:
         if self._masked is not None:
             logits.masked_fill_((codes["labels"] == MASKED_CODE) & ~step.isnan(), self._masked)
         return logits
+
+    def are_directions(self, codes: Codes) -> bool:
+        """Where no label has an offset and nothing is masked; format 1 has neither."""
+        if codes["scales"].ndim < codes["labels"].ndim:
+            return True
+        return not (codes["scales"][..., 1].any() or (codes["labels"] == MASKED_CODE).any())
 
 
 def _range(rows: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -192,6 +205,10 @@ class TransformTwin:
         values += self._prediction(pairs, torch.float32)
         return torch.addmm(self._center32, values, self._synthesis)
 
+    def are_directions(self, codes: Codes) -> bool:  # noqa: ARG002
+        """Never: they are components of what a prediction leaves."""
+        return False
+
     def _prediction(self, pairs: Pairs, dtype: torch.dtype) -> Tensor:
         """Predicted coefficients of crops ``[n, r]``."""
         own = self._means(pairs.images, dtype)
@@ -203,6 +220,14 @@ class TransformTwin:
     def _means(self, images: npt.NDArray[np.int64], dtype: torch.dtype) -> Tensor:
         codes = to_device(torch.from_numpy(self._calibration.means[images]), self._device)
         return codes.to(dtype) * self._calibration.mean_step
+
+
+# By the encoding's name.
+TWINS: dict[str, Callable[[Any, torch.device], Twin]] = {
+    "float16": lambda _encoding, _device: Float16Twin(),
+    "int8": lambda encoding, _device: Int8Twin(encoding.masked),
+    "transform": TransformTwin,
+}
 
 
 class DeviceCodes:
@@ -217,14 +242,7 @@ class DeviceCodes:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._carried = encoding.carried if isinstance(encoding, Int8Format1) else None
-        self._twin: Twin
-        if isinstance(encoding, Transform):
-            self._twin = TransformTwin(encoding, device)
-        elif isinstance(encoding, Int8 | Int8Format1):
-            self._twin = Int8Twin(None if isinstance(encoding, Int8Format1) else encoding.masked)
-        else:
-            assert isinstance(encoding, Float16)  # noqa: S101  the table has no other
-            self._twin = Float16Twin()
+        self._twin = TWINS[encoding.name](encoding, device)
 
     def encode(self, logits: npt.NDArray[np.float32], pairs: Pairs) -> dict[str, npt.NDArray[Any]]:
         """Codes of ``[..., C]``, as ``Encoding.encode`` makes them.
@@ -252,15 +270,9 @@ class DeviceCodes:
 
         Codes of ``int8`` are what they stand for, up to their step, where no label has an offset and nothing is masked.
         """
-        if isinstance(self._twin, TransformTwin) or (isinstance(self._twin, Int8Twin) and _moved(codes)):
+        if not self._twin.are_directions(codes):
             return self.decode(codes, pairs)
         return to_device(torch.from_numpy(codes["labels"]), self._device)
-
-
-def _moved(codes: Codes) -> bool:
-    """Whether a label of ``int8`` has an offset or a masked value; format 1 has neither."""
-    now = codes["scales"].ndim == codes["labels"].ndim
-    return now and bool(codes["scales"][..., 1].any() or (codes["labels"] == MASKED_CODE).any())
 
 
 def _parts(count: int) -> Iterator[slice]:

@@ -14,7 +14,7 @@ from labelstore.encodings.fidelity import gift_fidelity
 from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError
 from labelstore.operations.convert import convert
-from labelstore.operations.refit import refit, share_views
+from labelstore.operations.refit import refit, split_views
 from tests.labelstore.making import Content, build, make_identity, tree
 
 COLUMNS = 64
@@ -61,7 +61,7 @@ def test_the_fidelity_asked_for_is_reached_on_rows_that_nothing_was_fitted_to(tm
 @pytest.mark.parametrize("images", [10, 1000, 100_000])
 @pytest.mark.parametrize("views", [3, 4, 10, 300])
 def test_views_are_shared_out(images: int, views: int) -> None:
-    means, fitted = share_views(views, images)
+    means, fitted = split_views(views, images)
     assert 0 not in (*means, *fitted)
     assert [*means, *fitted] == list(range(1, views))
     assert min(len(means), len(fitted)) >= 1
@@ -69,7 +69,7 @@ def test_views_are_shared_out(images: int, views: int) -> None:
 
 def test_too_few_views_are_refused() -> None:
     with pytest.raises(InputError, match="at least 3 views"):
-        share_views(2, 10)
+        split_views(2, 10)
 
 
 @pytest.mark.parametrize("codec", ["pcodec", "zstd"])
