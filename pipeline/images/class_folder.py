@@ -12,7 +12,8 @@ import numpy as np
 
 from labelstore.command.names import natural_key, printable, same_form, told_apart
 from labelstore.errors import InputError
-from pipeline.images.kinds import HEAD_BYTES, other_kind, readable
+from pipeline.images.containers import readable
+from pipeline.images.kinds import HEAD_BYTES, other_kind
 from pipeline.images.left_out import LeftOut, left_out_kind
 from pipeline.images.source import ImageFile, Listing, Stamp
 

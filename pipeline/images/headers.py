@@ -13,7 +13,8 @@ from typing import BinaryIO
 from PIL import UnidentifiedImageError
 
 from labelstore.errors import InputError
-from pipeline.images.kinds import GIT_LFS, HEAD_BYTES, TEXT, UNKNOWN, other_kind, readable
+from pipeline.images.containers import JPEG_END, JPEG_FRAMES, JPEG_SCAN, PNG_MAGIC, readable
+from pipeline.images.kinds import GIT_LFS, HEAD_BYTES, TEXT, UNKNOWN, other_kind
 from pipeline.images.orientation import EXIF, XMP, XMP_ORIENTATION, PngMetadata, read_orientation
 
 MAX_PIXELS = 2**26
@@ -21,10 +22,8 @@ MAX_PIXELS = 2**26
 MAX_SIDE = 65_000
 """Longest declared side: boxes are uint16, and padding must fit in beside the image."""
 
-_PNG_MAGIC_BYTES = 8
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
-_JPEG_APP1, _JPEG_END, _JPEG_SCAN = 0xE1, 0xD9, 0xDA
+_JPEG_APP1 = 0xE1
 _WEBP_EXIF_OR_XMP = 0x0C
 
 
@@ -119,11 +118,11 @@ def _jpeg(file: BinaryIO) -> tuple[int, int, BinaryIO | None]:
     file.seek(2)
     height = width = 0
     turned = False
-    while (marker := _jpeg_marker(file)) not in (_JPEG_SCAN, _JPEG_END):
+    while (marker := _jpeg_marker(file)) not in (JPEG_SCAN, JPEG_END):
         if marker in _JPEG_STANDALONE:
             continue
         length = max(int.from_bytes(_exactly(file, 2), "big") - 2, 0)
-        if marker in _JPEG_FRAMES:
+        if marker in JPEG_FRAMES:
             precision, height, width = struct.unpack(">BHH", _exactly(file, 5))
             length -= 5
             if precision != 8:
@@ -137,7 +136,7 @@ def _jpeg(file: BinaryIO) -> tuple[int, int, BinaryIO | None]:
 
 
 def _jpeg_marker(file: BinaryIO) -> int:
-    """The next marker; junk and fill bytes before it are passed over, as decoders do."""
+    """The next marker; junk and fill bytes before it are skipped, as decoders do."""
     marker = 0x00
     while marker == 0x00:  # after 0xFF, a zero is data
         while _exactly(file, 1) != b"\xff":
@@ -148,8 +147,8 @@ def _jpeg_marker(file: BinaryIO) -> int:
 
 
 def _png(file: BinaryIO) -> tuple[int, int, BinaryIO | None]:
-    """(height, width, file to read the orientation from) from the chunks; metadata may come behind the pixels."""
-    file.seek(_PNG_MAGIC_BYTES)
+    """(height, width, file to read the orientation from) from the chunks; metadata may come after the pixels."""
+    file.seek(len(PNG_MAGIC))
     first = _exactly(file, 25)
     length, kind, width, height, depth = struct.unpack(">I4sIIB", first[:17])
     if (length, kind) != (13, b"IHDR") or zlib.crc32(first[4:21]).to_bytes(4, "big") != first[21:]:

@@ -60,15 +60,6 @@ IMAGES = frozenset({*_BY_START, *_BRANDS.values(), *_BY_SUFFIX.values(), "SVG"})
 """Kinds of images that are not read."""
 
 
-def readable(head: bytes) -> str | None:
-    """``JPEG``, ``PNG`` or ``WebP`` where a file begins as one, at least 12 bytes of it; else None."""
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    return "WebP" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
-
-
 def other_kind(head: bytes, name: str = "") -> str:
     """What a file is that is not read, for people.
 

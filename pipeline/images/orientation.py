@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image
 
+from pipeline.images.containers import PNG_MAGIC
 from pipeline.quiet import quiet
 
 EXIF = b"Exif\0\0"
@@ -49,7 +50,7 @@ def _png_chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-_PNG_HEAD = b"\x89PNG\r\n\x1a\n" + _png_chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
+_PNG_HEAD = PNG_MAGIC + _png_chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
 _PNG_PIXEL = _png_chunk(b"IDAT", zlib.compress(b"\0\0"))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from labelstore.command.names import printable
 from labelstore.errors import InputError, reason
+from pipeline.images.containers import JPEG_MAGIC
 from pipeline.images.decodes import FORMATS
 from pipeline.images.headers import Header, read_header
 from pipeline.images.source import Stamp
@@ -40,7 +41,6 @@ _UPRIGHT = {
 }
 
 
-JPEG_MAGIC = b"\xff\xd8"
 _NAMED = 10  # damaged files that are named
 
 
