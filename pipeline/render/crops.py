@@ -22,7 +22,7 @@ from labelstore.format.columns import CropRows
 from labelstore.spec import Json
 from pipeline.plan.augment import MIXES, arrange, arranges
 from pipeline.render.cache import Images, runs
-from pipeline.render.dali import Decoder
+from pipeline.render.dali import DaliDecoder
 from pipeline.render.identity import renderer_id
 from pipeline.render.resize import cut, resize_into
 
@@ -52,7 +52,7 @@ class CropRenderer:
         self._spec = spec
         self._chunk = max(CHUNK_CROPS, 8 * threads)
         self._pool = ThreadPoolExecutor(threads, "giftwrap-render")
-        self._decoder = Decoder(device, threads, self._chunk)
+        self._decoder = DaliDecoder(device, threads, self._chunk)
         decode = self._decoder.whole if self._decoder.there else None
         self._images = Images(manifest, decode, self._pool, cache_bytes)
         whole = bool(spec.effective_pad) or arranges(spec.columns)

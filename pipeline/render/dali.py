@@ -37,7 +37,7 @@ def load() -> Any:  # its own type stubs leave most of it out
         return None
 
 
-class Decoder:
+class DaliDecoder:
     """Decodes batches of at most ``batch`` files to uint8 RGB, turned upright by their orientation."""
 
     def __init__(

@@ -25,7 +25,7 @@ from pipeline.plan.augment import arrange, arranges
 from pipeline.render.batched import resize_all
 from pipeline.render.cache import Images, runs
 from pipeline.render.crops import CHUNK_BYTES, CHUNK_CROPS, LEAST_SIDE, finish
-from pipeline.render.dali import Decoder
+from pipeline.render.dali import DaliDecoder
 from pipeline.render.identity import DECODERS, renderer_id
 from pipeline.render.jobs import Boxes
 
@@ -58,7 +58,7 @@ class DeviceRenderer:
         self._chunk = max(CHUNK_CROPS, 8 * threads)
         self._pool = ThreadPoolExecutor(threads, "giftwrap-render")
         where = torch.device("cpu") if decoder == "cpu" else device
-        self._decoder = Decoder(where, threads, self._chunk, DECODERS[decoder])
+        self._decoder = DaliDecoder(where, threads, self._chunk, DECODERS[decoder])
         decode = self._decoder.whole if self._decoder.there else None
         self._images = Images(manifest, decode, self._pool, cache_bytes)
         self._kept = Kept(self._images, device, self._chunk) if self._images.kept_all else None

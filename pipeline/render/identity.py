@@ -11,7 +11,7 @@ from labelstore.spec import Json
 if TYPE_CHECKING:
     import torch
 
-Decoder = Literal["cpu", "gpu", "gpu-hw"]
+DecoderName = Literal["cpu", "gpu", "gpu-hw"]
 # How a GPU decodes so that pixels do not depend on the rest of the batch: nothing, or all that it can take, goes to
 # the decoder in hardware. Chroma is upsampled as on a CPU.
 DECODERS: dict[str, dict[str, Json]] = {
