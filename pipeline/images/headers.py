@@ -1,4 +1,4 @@
-"""What an image file declares before anything is decoded: its kind, and its size as it is meant to be seen.
+"""The header of an image file: its kind, and its size after orientation; nothing is decoded.
 
 Only headers are parsed, with bounded reads: a file that declares a huge image costs no memory here.
 """
@@ -20,7 +20,7 @@ from pipeline.images.orientation import EXIF, XMP, XMP_ORIENTATION, PngMetadata,
 MAX_PIXELS = 2**26
 """Largest declared image (201 MB as RGB); below the size at which Pillow itself begins to warn."""
 MAX_SIDE = 65_000
-"""Longest declared side: boxes are uint16, and padding must fit in beside the image."""
+"""Longest declared side: boxes are uint16 and include padding."""
 
 _JPEG_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _JPEG_APP1 = 0xE1
@@ -28,11 +28,11 @@ _WEBP_EXIF_OR_XMP = 0x0C
 
 
 class BrokenImageError(InputError):
-    """A file that is no readable image; ``--skip-broken`` leaves such files out."""
+    """A file that cannot be read as an image; ``--skip-broken`` leaves it out."""
 
 
 class UnsupportedImageError(InputError):
-    """A whole image of a kind that is refused: 16-bit, animated, too large."""
+    """An intact image of a kind that is refused: 16-bit, animated, too large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class Header:
 
     Attributes:
         kind: ``JPEG``, ``PNG`` or ``WebP``, by content.
-        height: rows after orientation.
-        width: columns after orientation.
-        orientation: the turn that Pillow reads from EXIF or XMP, 1 to 8; from 5 on rows and columns are exchanged.
+        height: in pixels, after orientation.
+        width: likewise.
+        orientation: as Pillow reads it from EXIF or XMP, 1 to 8; from 5 on, height and width are exchanged.
     """
 
     kind: str
@@ -82,7 +82,7 @@ def read_header(file: BinaryIO) -> Header:
 
 
 def _other(magic: bytes, file: BinaryIO) -> str:
-    """What a file is instead of an image that is read."""
+    """What a file is that is no JPEG, PNG or WebP, for messages."""
     if not magic:
         return "an empty file"
     kind = other_kind(magic + file.read(HEAD_BYTES - len(magic)))
@@ -95,9 +95,9 @@ def _orientation(kind: str, metadata: BinaryIO) -> int:
     """The orientation of a file that has EXIF or XMP; BrokenImageError where Pillow raises on reading it."""
     try:
         return read_orientation(kind, metadata)
-    except Exception as error:  # its plugins raise what comes to them: SyntaxError, struct.error, ValueError, ...
+    except Exception as error:  # Pillow's plugins raise SyntaxError, struct.error, ValueError, ...
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the file, not its content
+            raise  # the file cannot be read
         reason = "it does not open" if isinstance(error, UnidentifiedImageError) else error
         raise BrokenImageError(
             f"has metadata (EXIF or XMP) in which Pillow finds no orientation but an error ({reason}); write the file "

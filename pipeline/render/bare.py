@@ -1,7 +1,7 @@
 """An image file without its metadata: only what a decoder needs to make its pixels.
 
-DALI is given nothing else. Its readers of EXIF misread some and crash on others, so they must not meet any; how an
-image is turned is known already (`pipeline.images.orientation`).
+DALI is given nothing else: it misreads some EXIF and crashes on other. The orientation has already been read
+(`pipeline.images.orientation`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.images.containers import (
 )
 
 _JPEG_KEPT = frozenset({*range(0xC0, 0xD0), JPEG_QUANTISERS, JPEG_RESTARTS})  # tables, frame
-_JPEG_COLOURS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}  # what tells the colours; another body of these markers tells nothing
+_JPEG_COLOURS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}  # these define the colours; other contents of the two segments do not
 _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _WEBP_PIXELS = frozenset({b"VP8 ", b"VP8L"})
 
@@ -30,7 +30,7 @@ def bare(kind: str, data: bytes) -> bytes | None:
         data: the file.
 
     Returns:
-        None where the file has an unusual structure: Pillow decodes it.
+        None if the file has an unusual structure: Pillow decodes it.
     """
     parts = {"JPEG": _jpeg, "PNG": _png, "WebP": _webp}[kind](memoryview(data))
     if parts is None or sum(map(len, parts)) == len(data):
@@ -39,7 +39,7 @@ def bare(kind: str, data: bytes) -> bytes | None:
 
 
 def _jpeg(data: memoryview) -> list[memoryview | bytes] | None:
-    """Tables, frame and scans, and what tells the colours."""
+    """Tables, frame and scans, and the segments that define the colours."""
     kept: list[memoryview | bytes] = [data[:2]]
     position = 2
     while (marker := data[position : position + 2]) != bytes([0xFF, JPEG_SCAN]):

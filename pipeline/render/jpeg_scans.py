@@ -1,4 +1,4 @@
-"""The scans of a JPEG file, told by its markers alone: whether they are whole and in order.
+"""The scans of a JPEG file, by its markers alone: whether they are complete and in order.
 
 libjpeg accepts nearly anything: it warns on standard error and fills in what is missing. What it shows then can
 depend on how the file is read, and of a progressive image without its last scans it smooths the blocks, whose pixels
@@ -132,7 +132,7 @@ def _frame(walk: _Walk, marker: int, body: bytes) -> None:
     walk.height, walk.width = int.from_bytes(body[1:3]), int.from_bytes(body[3:5])
     walk.components = [(name, factor >> 4, factor & 15) for name, factor in zip(body[6::3], factors, strict=True)]
     if len(factors) == 1:
-        walk.components = [(body[6], 1, 1)]  # blocks of a single component come in rows, whatever it says
+        walk.components = [(body[6], 1, 1)]  # blocks of a single component come in rows, whatever its sampling factors
     walk.bits = np.full((len(factors), 64), -1, np.int8)
 
 
