@@ -68,11 +68,11 @@ class Drawn:
     def store(self, path: Path, encoding: dict[str, Json]) -> LabelStore:
         """A finished store."""
         store = self.create(path, encoding)
-        with store.lease():
-            with store.writer() as write:
+        with store.lease() as writer:
+            with writer.queue() as write:
                 for block in store.missing():
                     write(block, self.block(store, block))
-            store.seal()
+            writer.seal()
         return store
 
     def block(self, store: LabelStore, block: BlockIndex) -> BlockData:

@@ -231,10 +231,10 @@ def build_in(work: Work, path: Path) -> dict[str, float]:
         path, work.identity, image_digests=work.manifest.digests, targets=work.manifest.targets, views=1
     )
     watch = Watch()
-    with store.lease():
+    with store.lease() as writer:
         filling = Filling(store, work, store.missing()[:BLOCKS], Ranks(), Console(silent=True), watch, Stops())
         start = time.perf_counter()
-        filling.fill()
+        filling.fill(writer)
         seconds = time.perf_counter() - start
     done = watch.so_far()
     return {"rate": done.crops / seconds, **done.busy}

@@ -28,6 +28,7 @@ from pipeline.networks import build_network, load_network, save_weights
 from pipeline.ranks import Ranks
 from trainer.batch import TrainBatch
 from trainer.config import TrainConfig
+from trainer.replay import Replay
 from trainer.run import Run, make_run
 from trainer.step import step
 from trainer.stopping import Stops
@@ -270,6 +271,7 @@ class Files:
     def __init__(self, run: Run, folder: Path, size: Size) -> None:
         folder.mkdir()
         self._run, replay = run, run.replay
+        assert isinstance(replay, Replay)  # noqa: S101  what a student's run plays
         source, identity = replay.source, replay.store.identity
         spans = [slice(start, start + size.batch) for start in range(0, identity.images, size.batch)]
         batches = [replay.store.read(0, span) for span in spans]

@@ -47,7 +47,7 @@ def measure(report: Report, folder: Path, drawn: Drawn, name: str, rounds: int) 
     empty = drawn.create(folder / "empty", {"name": name})
     blocks = empty.missing()
     made = [drawn.block(empty, block) for block in blocks[:2]]
-    with empty.lease(), empty.writer() as write:
+    with empty.lease() as writer, writer.queue() as write:
         for block, data in zip(blocks[:2], made, strict=True):
             write(block, data)
     follower = LabelStore.open(empty.path, follow=True)
@@ -58,11 +58,11 @@ def measure(report: Report, folder: Path, drawn: Drawn, name: str, rounds: int) 
     def store(blocks_made: list[BlockData]) -> Callable[[Path], None]:
         def act(place: Path) -> None:
             made_store = drawn.create(place / "store", {"name": name})
-            with made_store.lease():
-                with made_store.writer() as write:
+            with made_store.lease() as writer:
+                with writer.queue() as write:
                     for number, block in enumerate(blocks):
                         write(block, blocks_made[min(number, 1)])
-                made_store.seal()
+                writer.seal()
 
         return act
 

@@ -18,7 +18,7 @@ import tyro
 from labelstore.durable.places import require_apart, require_writable
 from labelstore.durable.removing import require_absent
 from labelstore.encodings import CodecName, EncodingName, encoding_parameters
-from labelstore.errors import InputError
+from labelstore.errors import InputError, reason
 from labelstore.spec import Json
 from pipeline.plan.augment import CropName, MixName
 from pipeline.plan.plan import Interpolation, MixPer, PlanSpec
@@ -289,6 +289,8 @@ class ShowConfig:
         """Refuse, before anything is drawn, what could not be written."""
         require_apart({"--out": self.out}, {"--images": self.images, "--store": self.store})
         require_place("--out", self.out)
+        if self.out.suffix != ".png":
+            raise InputError(f"--out: expected a name that ends in .png, found {self.out}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,8 +331,8 @@ def json_object(flag: str, text: str) -> Mapping[str, Any]:
     """The JSON object given to ``flag``."""
     try:
         value = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{flag}: expected a JSON object, found {text!r} ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{flag}: expected a JSON object, found {text!r} ({reason(error)})") from error
     if not isinstance(value, dict):
         raise InputError(f"{flag}: expected a JSON object, found {text!r}")
     return value

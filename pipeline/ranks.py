@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from labelstore.errors import GiftwrapError, InputError
+from labelstore.errors import GiftwrapError, InputError, reason
 from labelstore.spec import Json
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def join(work: str = "build") -> Iterator[Ranks]:
     try:
         distributed.init_process_group("gloo", timeout=MEETING_TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise GiftwrapError(f"rank {rank}: the {world} ranks of this {work} did not meet ({error})") from error
+        raise GiftwrapError(f"rank {rank}: the {world} ranks of this {work} did not meet ({reason(error)})") from error
     try:
         group = cast("ProcessGroup", distributed.new_group(timeout=WORK_TIMEOUT))
         yield Ranks(rank, world, local_rank, local_world, group, work)

@@ -426,11 +426,95 @@ class Home:
         return Small(num_classes)
 
 
+class Hooked(Small):
+    """Reads features from a list that a hook's closure fills."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.found = found = list[Tensor]()
+        self.norm.register_forward_hook(lambda _layer, _inputs, output: found.append(output))
+
+    def features(self, x: Tensor) -> Tensor:
+        super().features(x)
+        return self.found.pop().mean((2, 3))
+
+
+class Closed(Small):
+    """Calls its layers by a function that refers to itself."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.stem = lambda x: self.norm(self.conv(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.stem(x).mean((2, 3))
+
+
+class Thawing(Small):
+    """Trains its stem from the fourth step on."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.conv.requires_grad_(False)
+        self.register_buffer("steps", torch.tensor(0))
+
+    def features(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.steps += 1
+            if self.steps == 4:
+                self.conv.requires_grad_(True)
+        return super().features(x)
+
+
+class Keywords(Small):
+    """Passes its arguments on."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class NoKeywords(Small):
+    """Takes any arguments, but for the number of classes."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        if "num_classes" in kwargs:
+            raise TypeError("unexpected keyword argument 'num_classes'")
+        super().__init__(3)
+
+
+class WhollyDouble(Small):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.double()
+
+    def forward(self, x: Tensor) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.double())
+
+
+class WhollyBfloat16(Small):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.bfloat16()
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x.bfloat16())
+
+
+class OfTheBatch(Small):
+    """Batch norm without running statistics."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.norm = nn.BatchNorm2d(8, track_running_stats=False)
+
+
 TRAINED = (
     *FLATTENING, "ViewsInTraining", "MergesCrops", "ViewsInBackward", "Auxiliary", "WithFeatures", "Named",
     "Attributed", "Unused", "lazy", "Unreturning", "Replacing", "Home.network", "Tied", "Strided", "Complex",
     "DoubleHead", "Half", "Frozen", "Drawing", "Skipping", "Masked", "TensorState", "Caching", "Switching",
-    "weight_norm", "spectral_norm", "scripted", "parallel", "compiled",
+    "weight_norm", "spectral_norm", "scripted", "parallel", "compiled", "Hooked", "Closed", "Thawing", "Keywords",
+    "NoKeywords", "WhollyDouble", "WhollyBfloat16", "OfTheBatch",
 )  # fmt: skip
 
 
@@ -614,9 +698,9 @@ REFUSED = {
     "Unsaved": "made again with its saved weights it gives other logits",
     "Drawn": "made again with its saved weights it gives other logits",
     "HalfSaved": "made again with its saved weights it gives other logits",
-    "FromWeights": "a step of 2 crops fails: Trying to backward through the graph a second time",
+    "FromWeights": "made again with its saved weights it gives other logits",
     "Exiting": "SystemExit: 3",
-    "Nowhere": "cannot be copied to cpu: Cannot copy out of meta tensor",
+    "Nowhere": "cannot be made again: Cannot copy out of meta tensor",
     "instance": "is a network already; give its class",
     "Carrying": "a step of 2 crops fails: Trying to backward through the graph a second time",
     "Growing": "its forward makes or changes parameters or buffers",

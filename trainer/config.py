@@ -330,8 +330,8 @@ class EvaluateConfig:
     """Order of the class folders; auto is byte order, and stops where numbers in the names sort otherwise."""
     batch: int = 128
     """Images a batch."""
-    dtype: DTypeName = "float32"
-    """Precision of the network."""
+    dtype: DTypeName | None = None
+    """Precision, under autocast where it is not float32; as the run tested, or float32, when left out."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
     decoder: DecoderName | None = None

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from labelstore.errors import InputError
+from pipeline.networks.state import trained_parameters
 from pipeline.ranks import WORK_TIMEOUT, Ranks
 from pipeline.teacher.engine.compiling import compilers
 from trainer.checkpoint import seed_all
@@ -52,7 +53,7 @@ def spread(
         torch.cuda.set_device(device)
     group = distributed.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=WORK_TIMEOUT)
     try:
-        return DistributedDataParallel(
+        spread = DistributedDataParallel(
             student,
             device_ids=[device.index] if device.type == "cuda" else None,
             process_group=group,
@@ -65,6 +66,17 @@ def spread(
             f"student {config.student}: has parameters or buffers of a type that processes cannot send each other; "
             f"train it alone"
         ) from error
+    trained = trained_parameters(student)
+
+    def require_same(*_: object) -> None:
+        if trained_parameters(student) != trained:
+            raise InputError(
+                f"student {config.student}: its forward changed which parameters are trained (requires_grad); several "
+                f"processes cannot train it: train it alone"
+            )
+
+    spread.register_forward_hook(require_same)
+    return spread
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.networks.state import copied, load_unsaved_buffers, unsaved_buffers
+from pipeline.networks.state import load_unsaved_buffers, unsaved_buffers
 
 
 class Average:
@@ -17,10 +17,14 @@ class Average:
 
     Attributes:
         network: has the averages; those that are no floating-point numbers are the student's own.
+
+    Args:
+        network: another network of the student's class, which shares nothing with it.
+        decay: of the mean.
     """
 
-    def __init__(self, student: nn.Module, decay: float) -> None:
-        self.network = copied(student)
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = network
         self.network.eval()  # what it returns is the user's
         for parameter in self.network.parameters():  # a scripted network has no requires_grad_
             parameter.requires_grad_(False)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -31,8 +30,11 @@ from pipeline.networks.outputs import logits_of
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import Renderer, make_renderer
 from pipeline.render.normalise import normalise
-from pipeline.teacher.teacher import make_teacher
+from pipeline.teacher.engine.device import DTYPES
+from pipeline.teacher.engine.running import enough_memory
+from pipeline.teacher.engine.spec import DTypeName
 from trainer.config import EvaluateConfig
+from trainer.measured import load_measured
 from trainer.metrics import ranks
 from trainer.subject import settle
 
@@ -75,10 +77,11 @@ def evaluate(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     batch: int = BATCH,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: DTypeName = "float32",
     device: str = "cpu",
     columns: Sequence[int] | None = None,
     channels_last: bool | None = None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> EvalResult:
     """How a network in eval mode does; its modes afterwards are what they were before.
 
@@ -90,14 +93,15 @@ def evaluate(
         mean: channel means of the normalisation.
         std: channel standard deviations of the normalisation.
         batch: images a batch.
-        dtype: bfloat16 runs the network under autocast.
+        dtype: bfloat16 and float16 run the network under autocast.
         device: where the network is.
         columns: of the network, one a class; None takes all.
         channels_last: memory layout of its images; tried out on the first batch when None.
+        advance: called with the number of images after each batch.
     """
     require_normalisation(mean, std, "evaluate: ")
     kept = slice(None) if columns is None else list(columns)
-    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16")
+    autocast = torch.autocast(torch.device(device).type, DTYPES[dtype], enabled=dtype != "float32")
 
     def run(pixels: Tensor, layout: bool) -> Tensor:
         inputs = normalise(pixels.to(device), mean, std, torch.float32, channels_last=layout)
@@ -115,7 +119,7 @@ def evaluate(
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        return count_hits(logits, images, spec, renderer, batch)
+        return count_hits(logits, images, spec, renderer, batch, advance)
     finally:
         for module, training in modes:
             module.training = training
@@ -193,16 +197,14 @@ def table_of(classes: Sequence[str]) -> Proof:
 
 
 def evaluate_network(config: EvaluateConfig, console: Console) -> EvalResult:
-    """Measure a network by the flags of the command."""
+    """Measure a network by the flags of the command, by the rule by which `train` tests its student."""
     keep_freed_memory()
     subject = settle(config)
     console.tell(subject.said, subject.warnings)
     images = subject.scan()
     say_left_out(images, console)
-    network = make_teacher(
-        subject.spec(images.classes), size=subject.size, classes=images.classes, flags=("--classes",)
-    )
-    console.tell(network.notes, network.warnings)
+    measured = load_measured(subject, images.classes)
+    console.tell(measured.notes, measured.warnings)
     renderer = make_renderer(
         images,
         subject.plan,
@@ -211,8 +213,27 @@ def evaluate_network(config: EvaluateConfig, console: Console) -> EvalResult:
         threads=config.threads,
         cache_bytes=gibibytes("--cache-gib", config.cache_gib),
     )
-    with closing(renderer), console.progress("evaluate", len(images), "images") as progress:
-        result = count_hits(network.logits, images, subject.plan, renderer, config.batch, progress.advance)
+    with (
+        closing(renderer),
+        enough_memory(config.batch),
+        console.progress("evaluate", len(images), "images") as progress,
+    ):
+        result = evaluate(
+            measured.network,
+            images,
+            subject.plan,
+            renderer,
+            mean=subject.mean,
+            std=subject.std,
+            batch=config.batch,
+            dtype=subject.dtype,
+            device=config.device,
+            columns=measured.columns,
+            channels_last=measured.channels_last,
+            advance=progress.advance,
+        )
+    if not math.isfinite(result.loss):
+        console.warn("some logits are no finite numbers; an image with NaN among its logits counts as missed")
     if config.csv:
         write_classes(config.csv, images.classes, result)
     return result

@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 import torch
 from torch.nn import Parameter
 
-from labelstore.errors import InputError
+from labelstore.errors import InputError, reason
 from labelstore.spec import Json
 from pipeline.networks.imported import imported
 from trainer.choices import Decay
@@ -85,7 +85,7 @@ def _arguments(name: str) -> Mapping[str, inspect.Parameter]:
     try:
         found = inspect.signature(made).parameters
     except (TypeError, ValueError) as error:
-        raise InputError(f"--optimizer {name}: expected a class of optimisers ({error})") from error
+        raise InputError(f"--optimizer {name}: expected a class of optimisers ({reason(error)})") from error
     return dict(list(found.items())[1:])
 
 
@@ -129,7 +129,7 @@ class OptimiserSpec:
         except Exception as error:
             if ":" not in self.name and not isinstance(error, TypeError | ValueError | RuntimeError):
                 raise
-            raise InputError(f"optimiser {self.name}: {error}") from error
+            raise InputError(f"optimiser {self.name}: {reason(error)}") from error
         if not isinstance(made, torch.optim.Optimizer):
             raise InputError(f"optimiser {self.name}: expected a torch.optim.Optimizer, found {type(made).__name__}")
         return made

@@ -19,6 +19,8 @@ from pipeline.plan import draws
 
 WINDOW = 65_536
 """Positions of a window, at most; part of the format, not a memory setting."""
+UNBOUNDED = 2**62
+"""Views of crops that are made as they are played: more than any run has epochs."""
 
 OrderMode = Literal["shuffle", "cycle"]
 Int64Array = npt.NDArray[np.int64]
@@ -32,7 +34,7 @@ class Order:
     images, the short last group is played last.
 
     Attributes:
-        views: number of views V that the run plays, fixed when it starts.
+        views: number of views V that the run plays, fixed when it starts; `UNBOUNDED`: epoch e plays view e.
         images: positions of a view, N.
         group: consecutive positions that mix with each other and are kept together.
         seed: the run's seed, not the store's.
@@ -53,6 +55,8 @@ class Order:
                 raise InputError(f"order: {name}: expected at least 1, found {getattr(self, name)}")
         if self.mode not in get_args(OrderMode):
             raise InputError(f"order: mode: expected 'shuffle' or 'cycle', found {self.mode!r}")
+        if self.views == UNBOUNDED and self.mode != "cycle":
+            raise InputError("order: views without a bound cannot be shuffled; give view_order 'cycle', or views")
 
     def view(self, epoch: int) -> int:
         """The view that an epoch plays."""

@@ -46,9 +46,8 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     try:
         entries = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: expected the log of a run ({reason(error)}); give folders that `train --run` made"
-        ) from error
+        why = error.strerror if isinstance(error, OSError) else reason(error)
+        raise InputError(f"{path}: expected the log of a run ({why}); give folders that `train --run` made") from error
     if not entries or not all(isinstance(entry, dict) and "epoch" in entry for entry in entries):
         raise InputError(f"{path}: expected a line an epoch, found none; the run has finished no epoch yet")
     return entries

@@ -7,15 +7,13 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from trainer import distributed
 from trainer.batch import TrainBatch
-from trainer.distributed import autocast
 from trainer.run import Run
 from trainer.schedules import lr_factor
 
 
 def step(run: Run, batch: TrainBatch) -> Tensor:
-    """Change the student by one batch; returns this process's share of its mean loss, detached."""
+    """Change the weights by one batch; returns this process's share of its mean loss, detached."""
     config = run.config
     factor = lr_factor(config.schedule_spec(), run.step, run.total_steps, steps_per_epoch=len(run.replay))
     for group in run.optimizer.param_groups:
@@ -24,13 +22,13 @@ def step(run: Run, batch: TrainBatch) -> Tensor:
     loss = gradients(run, batch)
     run.guard.see(loss, run.step)
     if run.logs_step:
-        found = [each.grad for each in run.student.parameters() if each.grad is not None]
+        found = [each.grad for each in run.objective.network.parameters() if each.grad is not None]
         run.gradient = float(torch.nn.utils.get_total_norm(found))
     if config.clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(run.student.parameters(), config.clip_norm)
+        torch.nn.utils.clip_grad_norm_(run.objective.network.parameters(), config.clip_norm)
     run.optimizer.step()
     if run.average:
-        run.average.update(run.student)
+        run.average.update(run.objective.network)
     run.step += 1
     return loss
 
@@ -42,9 +40,7 @@ def gradients(run: Run, batch: TrainBatch) -> Tensor:
     for number, piece in enumerate(pieces, 1):
         held = nullcontext() if number == len(pieces) or run.spread is None else run.spread.no_sync()
         with held:
-            with autocast(run.config), distributed.said(run.config):
-                logits = run.network(piece.images)
-            loss = run.loss(logits, piece.logits, piece.targets, piece.targets2, piece.lam)
+            loss = run.objective.loss(run.network, piece)
             if piece.share != 1:
                 loss = loss * piece.share
             loss.backward()  # type: ignore[no-untyped-call]

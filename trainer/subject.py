@@ -16,7 +16,7 @@ from pipeline.networks.settling import differences, normalisation, require_netwo
 from pipeline.networks.trained import Trained, recorded_in, trained_with
 from pipeline.plan.plan import PlanSpec
 from pipeline.replay.source import scan_as
-from pipeline.teacher.engine.spec import Member, TeacherSpec
+from pipeline.teacher.engine.spec import DTypeName, Member, TeacherSpec
 from trainer.config import EvaluateConfig
 from trainer.run_folder import CONFIG, described_in, test_images_of, trained_as
 
@@ -33,6 +33,7 @@ class Subject:
         mean: channel means of the normalisation.
         std: channel standard deviations of the normalisation.
         trained: what the weights were trained with, where that is known.
+        dtype: precision of the network: the flag's, or the run's, or float32.
         said: all of it, for people.
         warnings: where flags say something else than the weights.
     """
@@ -44,6 +45,7 @@ class Subject:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     trained: Trained | None
+    dtype: DTypeName
     said: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -75,7 +77,7 @@ class Subject:
             classes=selection,
             mean=self.mean,
             std=self.std,
-            dtype=config.dtype,
+            dtype=self.dtype,
             batch=config.batch,
             device=config.device,
             threads=config.threads,
@@ -89,7 +91,7 @@ def settle(config: EvaluateConfig) -> Subject:
         InputError: when something is not known anywhere: names the flags to give; when a flag names another network.
     """
     require_normalisation(config.mean or (), config.std or ())
-    weights, trained = _of_run(config.run) if config.run else (config.weights or "", None)
+    weights, trained, own_dtype = _of_run(config.run) if config.run else (config.weights or "", None, None)
     images = config.images or (test_images_of(config.run) if config.run else None)
     args = None if config.student_args is None else json_object("--student-args", config.student_args)
     trained = trained or trained_with(config.student, args or {}, weights)
@@ -110,6 +112,8 @@ def settle(config: EvaluateConfig) -> Subject:
     said = [f"network: {network}{f' {dict(args)}' if args else ''} of {weights}, {how}", found.text]
     if config.run and not config.images:
         said.append(f"images: {images}, as the run tested")
+    if own_dtype not in (None, "float32") and config.dtype is None:
+        said.append(f"precision: {own_dtype}, as the run tested")
     warnings = [*found.warnings]
     if trained and (other := differences(trained, plan.size, plan.interpolation, plan.resize or plan.size)):
         if trained.network:
@@ -124,6 +128,7 @@ def settle(config: EvaluateConfig) -> Subject:
         mean=found.mean,
         std=found.std,
         trained=trained,
+        dtype=config.dtype or own_dtype or "float32",
         said=tuple(said),
         warnings=tuple(warnings),
     )
@@ -138,8 +143,8 @@ def _plan(config: EvaluateConfig, trained: Trained | None, size: int) -> PlanSpe
     return PlanSpec(size=size, crop="center", resize=resize, interpolation=interpolation or "bilinear", flip=0)
 
 
-def _of_run(folder: Path) -> tuple[str, Trained]:
-    """The last weights of a run, and what they were trained with."""
+def _of_run(folder: Path) -> tuple[str, Trained, DTypeName]:
+    """The last weights of a run, what they were trained with, and in which precision."""
     made = described_in(folder / CONFIG)
     if made is None:
         raise InputError(f"--run {folder}: expected the folder of a run, found no {CONFIG}; give --weights instead")
@@ -148,4 +153,5 @@ def _of_run(folder: Path) -> tuple[str, Trained]:
         raise InputError(
             f"{weights}: is there when a run has ended; continue it, or give --weights {folder / 'best.safetensors'}"
         )
-    return str(weights), recorded_in(str(weights)) or trained_as(made, str(folder / CONFIG))
+    trained = recorded_in(str(weights)) or trained_as(made, str(folder / CONFIG))
+    return str(weights), trained, made["run"].get("dtype", "float32")

@@ -11,24 +11,17 @@ from typing import Any, TypeVar, cast
 import torch
 
 from labelstore.command.console import Console, Progress, duration
-from labelstore.durable.removing import require
 from labelstore.errors import GiftwrapError
 from labelstore.spec import Json
 from pipeline.device.memory import keep_freed_memory
-from pipeline.images.class_folder import named
-from pipeline.images.remarks import say_left_out
-from pipeline.networks.weights import require_weights, save_weights
 from pipeline.ranks import join
-from pipeline.recipes import require_store
 from trainer import recipes
 from trainer.batch import TrainBatch
 from trainer.checkpoint import load_checkpoint
 from trainer.config import TrainConfig
-from trainer.evaluate import EvalResult, evaluate, table_of, write_classes
-from trainer.following import view_is_there, wait_for_view
 from trainer.guard import DivergedError
-from trainer.replay import normalisation_of
-from trainer.run import Run, Test, make_run
+from trainer.order import UNBOUNDED
+from trainer.run import Run, make_run
 from trainer.run_folder import (
     CONFIG,
     LOG,
@@ -45,10 +38,8 @@ from trainer.run_folder import (
 from trainer.step import step
 from trainer.stopping import Asked, Stops
 
-NOT_EVALUATED: dict[str, float | None] = {"top1": None, "top5": None, "loss": None}
-
-SAVING_SHARE = 0.05  # of the time, where no flag says how often a checkpoint is saved
-FREE = 0.1  # waiting that says nothing: queues fill, epochs begin
+SAVING_SHARE = 0.05  # of the time, where no flag sets how often a checkpoint is saved
+FREE = 0.1  # share of waiting that is no bottleneck: queues fill, epochs begin
 
 T = TypeVar("T")
 
@@ -64,40 +55,46 @@ def train(config: TrainConfig, console: Console) -> Mapping[str, Json]:
         config, console = ranks.share(config), console if ranks.first else Console(silent=True)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        stops = Stops()
-        with hold(config.run) if ranks.first else nullcontext(), closing(make_run(config, ranks, stops)) as run:
-            begin(run, console)
-            try:
-                with stops, ranks.together():
-                    return train_run(run, console)
-            except Asked:
-                console.line(f"\nsaved at epoch {run.replay.epoch} of {config.epochs}, step {run.step}")
-                raise stops.error() from None
-            except DivergedError as error:
-                kept = f"the checkpoint of step {run.saved} is kept" if run.saved else "there is no checkpoint yet"
-                raise GiftwrapError(
-                    f"{error}; {kept}; lower --lr, or bound the gradient by --clip-norm, in a --run of its own"
-                ) from error
+        with hold(config.run) if ranks.first else nullcontext(), closing(make_run(config, ranks, Stops())) as run:
+            return complete(run, console)
+
+
+def complete(run: Run, console: Console) -> Mapping[str, Json]:
+    """Begin or continue a run of any objective, in its folder, and train it to its end; returns the summary.
+
+    Raises:
+        GiftwrapError: when a loss or a weight is not finite.
+    """
+    begin(run, console)
+    stops = run.guard.stops
+    try:
+        with stops, run.ranks.together():
+            return train_run(run, console)
+    except Asked:
+        console.line(f"\nsaved at epoch {run.replay.epoch} of {run.config.epochs}, step {run.step}")
+        raise stops.error() from None
+    except DivergedError as error:
+        kept = f"the checkpoint of step {run.saved} is kept" if run.saved else "there is no checkpoint yet"
+        raise GiftwrapError(
+            f"{error}; {kept}; lower --lr, or bound the gradient by --clip-norm, in a --run of its own"
+        ) from error
 
 
 def begin(run: Run, console: Console) -> None:
-    """Describe a new run, or load an old one's last checkpoint; say what it is made of."""
+    """Describe a new run, or load an old one's last checkpoint; print what it is made of."""
     config, ranks = run.config, run.ranks
-    views = run.replay.order.views
-    if config.recipe:
-        console.line(recipes.said(config, run.replay.store.identity, views))
-        require_store(config.recipe, run.replay.store.identity, config.student)
-    if run.test:
-        say_skipped(run.test, console)
+    run.objective.begin(console)
     changes: Any = []
     if ranks.first:
-        changes = describe(config, run.made_of, run.student)
-        require_own(run)
+        changes = describe(config, run.made_of, run.objective.network)
+        run.objective.require_own(config.run)
     changes = ranks.tell(changes)
     if ranks.tell(run.checkpoint.exists()):
         run.load_state(load_checkpoint(run.checkpoint, run.made_of, partial(accepted, anyway=config.anyway)))
         if ranks.first:
             write_weights(run)  # a kill may have come between a checkpoint and these
+        if any(change["at"].startswith("test") for change in changes):
+            forget_scores(run, console)
         if changes:
             save(run)
         console.line(f"resuming {config.run} at epoch {run.replay.epoch} of {config.epochs}, step {run.step}")
@@ -107,53 +104,45 @@ def begin(run: Run, console: Console) -> None:
         console.warn(f"{change['at']} has changed since the run began; {config.run / CONFIG} records it")
     if changes and ranks.first:
         record_changes(config, run.made_of, changes, run.step)
-    console.line(f"trains by {in_words(run.made_of)}; plays {recipes.plays(config.epochs, views)}")
+    views = run.replay.order.views
+    played = f"{config.epochs} views" if views == UNBOUNDED else recipes.plays(config.epochs, views)
+    console.line(f"trains by {in_words(run.made_of)}; plays {played}")
     if config.ema and (1 - config.ema) * run.total_steps < 1:
         console.warn(
             f"--ema {config.ema}: a mean over some {1 / (1 - config.ema):,.0f} steps, of a run of {run.total_steps:,}"
         )
-    pixels, size = run.replay.pixels, run.replay.store.identity.size
-    how = "bit for bit" if pixels.equal else f"within {pixels.max_difference} levels, on another renderer"
-    other = "" if size == run.replay.size else f"; the student gets the same boxes at {run.replay.size} px"
-    console.line(f"replay: {pixels.crops} stored crops came out again at {size} px, {how}{other}")
-    if run.test:
-        say_left_out(run.test.images, console)
+    if run.replay.crops.remark:
+        console.line(run.replay.crops.remark)
     if ranks.world > 1:
         console.line(f"processes: {ranks.world}, each with its slice of every batch of {config.batch_size}")
+
+
+def forget_scores(run: Run, console: Console) -> None:
+    """Begin the best anew, on other test images: scores on different images do not compare."""
+    if run.best:
+        name, value = next(iter(run.best.numbers.items()))
+        console.warn(
+            f"the best so far, {name} {value:.2f} at epoch {run.best_epoch}, was measured on the earlier test images; "
+            f"the best begins anew"
+        )
+    run.last, run.best, run.best_epoch, run.best_weights, run.evaluations = None, None, None, None, 0
 
 
 def in_words(made: Mapping[str, Json]) -> str:
     """The loss, the optimiser and the schedule of a run with every number that they have."""
     parts = []
-    for what in ("loss", "optimizer", "schedule"):
+    for what in (each for each in ("loss", "optimizer", "schedule") if each in made):
         values: Any = dict(cast("Mapping[str, Any]", made[what]))
         numbers = ", ".join(f"{name} {value}" for name, value in values.items() if name != "name")
         parts.append(f"{'schedule ' if what == 'schedule' else ''}{values['name']}{f' ({numbers})' if numbers else ''}")
     return "; ".join(parts)
 
 
-def say_skipped(test: Test, console: Console) -> None:
-    """Name the test images that are left out."""
-    if skipped := test.images.skipped:
-        console.warn(
-            f"{len(skipped)} test images do not decode and are left out: {named(skipped)}; accuracy is of the other "
-            f"{len(test.images):,}"
-        )
-
-
-def require_own(run: Run) -> None:
-    """Refuse, before the first step, files in the run's folder that are not its own and have names that it needs."""
-    for name in ("last.safetensors", "best.safetensors"):
-        require_weights(run.result.state_dict(), run.folder / name, run.trained)
-    if run.test:
-        require(run.folder / "classes.csv", table_of(run.test.images.classes))
-
-
 def train_run(run: Run, console: Console) -> Mapping[str, Json]:
     """Train the rest of a run.
 
     Raises:
-        Asked: a signal was heard; the run is saved.
+        Asked: a signal came; the run is saved.
     """
     config, first, start, before = run.config, run.ranks.first, time.monotonic(), run.step
     with (
@@ -171,6 +160,10 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
         progress.resume_at(run.step)
         batches = run.replay.play(config.epochs)
         try:
+            ended = not run.entry and run.replay.epoch == config.epochs
+            if run.objective.evaluates and run.last is None and ended:
+                assess(run, config.epochs - 1)  # a finished run, on other test images
+                save(run)
             while run.entry or run.replay.epoch < config.epochs:
                 one_view(run, console, progress, log, iter(run.replay) if config.follow else batches)
         except Asked:
@@ -193,9 +186,9 @@ def save(run: Run) -> None:
 
 def write_weights(run: Run) -> None:
     """Write the files of weights as the last checkpoint has them; called when one was saved or loaded."""
-    save_weights(run.result.state_dict(), run.folder / "last.safetensors", trained=run.trained)
+    run.objective.save_weights(run.result.state_dict(), run.folder / "last.safetensors")
     if run.best_weights is not None and not run.best_written:
-        save_weights(run.best_weights, run.folder / "best.safetensors", trained=run.trained)
+        run.objective.save_weights(run.best_weights, run.folder / "best.safetensors")
         run.best_written = True
 
 
@@ -215,7 +208,7 @@ def one_view(
         run.total.zero_()
     epoch = run.entry["epoch"]
     run.guard.settle()
-    scores = assess(run, run.test, epoch) if run.test and config.evaluates(epoch) else {}
+    scores = assess(run, epoch) if run.objective.evaluates and config.evaluates(epoch) else {}
     log({**run.entry, **scores})
     run.entry = {}
     if run.replay.epoch == config.epochs or is_due(run):
@@ -223,7 +216,7 @@ def one_view(
 
 
 def is_due(run: Run) -> bool:
-    """Whether a checkpoint is wanted behind an epoch: the best weights so far are kept at once."""
+    """Whether a checkpoint is due after an epoch: the best weights so far are saved at once."""
     config = run.config
     if run.ranks.tell(run.best_weights is not None and not run.best_written):
         return True
@@ -236,21 +229,21 @@ def is_due(run: Run) -> bool:
 
 
 def await_view(run: Run, console: Console) -> None:
-    """Wait for the view of the epoch, where the store is still being built; the run is saved before it waits."""
-    store, view = run.replay.store, run.replay.view
-    if not store.follow or run.ranks.tell(run.ranks.first and view_is_there(store, view)):
+    """Wait for the view of the epoch, where views are still being made; the run is saved before it waits."""
+    crops, view = run.replay.crops, run.replay.view
+    if not crops.growing or run.ranks.tell(run.ranks.first and crops.has(view)):
         return
     if run.step:
         save(run)
-    console.line(f"waiting for view {view} of {store.path}")
-    on_first(run, lambda: wait_for_view(store, view))
+    console.line(f"waiting for view {view}")
+    on_first(run, lambda: crops.wait_for(view))
 
 
 def on_first(run: Run, act: Callable[[], T]) -> T | None:
-    """What the first process finds while the others wait; it changes nothing, and so a signal stops it at once.
+    """The result of the first process, for which the others wait; it changes nothing, so a signal stops it at once.
 
     Raises:
-        Asked: on all processes, when one has heard a signal.
+        Asked: on all processes, when one of them got a signal.
     """
     found: T | None = None
     if run.ranks.first:
@@ -323,39 +316,22 @@ def timed(batches: Iterator[TrainBatch]) -> Iterator[tuple[TrainBatch, float]]:
         yield batch, time.monotonic() - start
 
 
-def assess(run: Run, test: Test, epoch: int) -> dict[str, float | None]:
-    """Evaluate the student on the test images, and keep its weights when they are the best so far."""
-    result = on_first(run, lambda: evaluated(run, test))
+def assess(run: Run, epoch: int) -> dict[str, float | None]:
+    """Evaluate the weights, and keep them when they are the best so far; the numbers, on the first process."""
+    result = on_first(run, lambda: run.objective.evaluate(run.result))
     if result is None:  # of another process
         return {}
     run.last, run.evaluations = result, run.evaluations + 1
-    write_classes(run.folder / "classes.csv", test.images.classes, result)
-    if run.best is None or result.top1 > run.best.top1:
+    run.objective.record(run.folder, result)
+    if run.best is None or run.objective.better(result, run.best):
         run.keep_best(result, epoch)
     return {f"test_{name}": value for name, value in result.numbers.items()}
-
-
-def evaluated(run: Run, test: Test) -> EvalResult:
-    """How the student does on the test images."""
-    identity = run.replay.store.identity
-    mean, std = normalisation_of(run.replay.store, None, None)
-    return evaluate(
-        run.result,
-        test.images,
-        test.spec,
-        test.renderer,
-        mean=mean,
-        std=std,
-        dtype=run.config.dtype,
-        device=run.config.device,
-        columns=identity.label_columns,
-        channels_last=run.replay.channels_last,
-    )
 
 
 def summary(run: Run, before: int, seconds: float) -> dict[str, Json]:
     """The summary of a run that had taken ``before`` steps when this call began."""
     last, best = run.last, run.best
+    not_evaluated: dict[str, float | None] = dict.fromkeys(run.objective.numbers)
     return {
         "run": str(run.folder),
         "steps": run.step,
@@ -363,11 +339,10 @@ def summary(run: Run, before: int, seconds: float) -> dict[str, Json]:
         "epochs": run.replay.epoch,
         "seconds": round(seconds, 1),
         "processes": run.ranks.world,
-        "size": {"teacher": run.replay.store.identity.size, "student": run.replay.size},
-        "last": dict(last.numbers if last else NOT_EVALUATED),
-        "best": {**(best.numbers if best else NOT_EVALUATED), "epoch": run.best_epoch},
+        "last": dict(last.numbers if last else not_evaluated),
+        "best": {**(best.numbers if best else not_evaluated), "epoch": run.best_epoch},
         "evaluations": run.evaluations,
-        "test_images": {"used": len(run.test.images), "skipped": len(run.test.images.skipped)} if run.test else None,
+        **run.objective.report(),
     }
 
 

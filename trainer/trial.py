@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from labelstore.errors import InputError
+from labelstore.errors import InputError, reason
 from pipeline.config import json_object
 from pipeline.networks import build_network
 from pipeline.networks.layout import memory_format, takes_channels_last
 from pipeline.networks.outputs import Logits
-from pipeline.networks.state import copied, require_savable
+from pipeline.networks.state import require_savable, take_state
 from trainer.batch import slices
 from trainer.config import TrainConfig
 from trainer.distributed import autocast, compiled
@@ -59,8 +59,7 @@ def fit(student: nn.Module, config: TrainConfig, columns: int, size: int, counts
     unused: dict[bool, bool] = {}
 
     def trial(channels_last: bool) -> None:
-        with said(f"student {config.student}: cannot be copied to {config.device}"):
-            copy = copied(student).to(device=config.device, memory_format=memory_format(channels_last))  # type: ignore[call-overload]
+        copy = made_anew(student, config, columns, size, channels_last=channels_last)
         unused[channels_last] = Trial(copy, config, columns, size, channels_last).run(counts)
 
     for name, value in student.named_parameters():
@@ -134,7 +133,14 @@ class Trial:
             optimizer.step()
         if self.config.ema:
             with said(f"student {name}: --ema fails"):
-                Average(self.student, self.config.ema).update(self.student)
+                mean = made_anew(self.student, self.config, self.columns, self.size, channels_last=self.channels_last)
+                average = Average(mean, self.config.ema)
+                average.update(self.student)
+            if not self.alike(self.seeded(self.student), self.seeded(average.network)):
+                raise InputError(
+                    f"student {name}: with the running mean of its weights after one step, which is those weights, it "
+                    f"gives other logits; leave --ema out"
+                )
         if self.config.compile:
             with said(f"student {name}: does not compile; leave --compile out"):
                 self.backward(compiled(Logits(self.student), self.config), counts.training[-1])
@@ -191,12 +197,11 @@ class Trial:
         Raises:
             InputError: when it is another network once it is made anew with them.
         """
+        seed((self.config.seed + 1) % 2**32)  # what is drawn and not saved is another then
         with said(f"student {self.config.student}: cannot be made again from its state dict"):
-            args = json_object("--student-args", self.config.student_args)
-            seed((self.config.seed + 1) % 2**32)  # what is drawn and not saved is another then
-            again = build_network(self.config.student, args, self.columns, size=self.size)
+            again = constructed(self.config, self.columns, self.size)
             again.load_state_dict(self.student.state_dict())
-        again = again.to(device=self.config.device, memory_format=memory_format(self.channels_last))  # type: ignore[call-overload]
+            again.to(device=self.config.device, memory_format=memory_format(self.channels_last))  # type: ignore[call-overload]
         if not self.alike(self.seeded(self.student), self.seeded(again)):
             raise InputError(
                 f"student {self.config.student}: made again with its saved weights it gives other logits: it keeps "
@@ -236,6 +241,35 @@ class Trial:
             )
 
 
+def constructed(config: TrainConfig, columns: int, size: int) -> nn.Module:
+    """A network as --student and --student-args name it, with first weights of its own, on the CPU."""
+    return build_network(config.student, json_object("--student-args", config.student_args), columns, size=size)
+
+
+def made_anew(student: nn.Module, config: TrainConfig, columns: int, size: int, *, channels_last: bool) -> nn.Module:
+    """Another network with the numbers of a student, by the same constructor, on the device of the run.
+
+    Hooks and functions in a copy (``deepcopy``) would use the layers and lists of the student.
+
+    Args:
+        student: of the run.
+        config: of the run.
+        columns: C of its logits.
+        size: side S of its crops in pixels.
+        channels_last: memory layout of its weights.
+
+    Raises:
+        InputError: when it cannot be made again.
+    """
+    with said(f"student {config.student}: cannot be made again"):
+        again = constructed(config, columns, size)
+        if any(isinstance(module, nn.SyncBatchNorm) for module in student.modules()):
+            again = nn.SyncBatchNorm.convert_sync_batchnorm(again)  # type: ignore[no-untyped-call]
+        take_state(again, student)
+        again.to(device=config.device, memory_format=memory_format(channels_last))  # type: ignore[call-overload]
+    return again
+
+
 def shapes(network: nn.Module) -> dict[str, torch.Size]:
     """What the parameters and buffers are."""
     named = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
@@ -250,11 +284,13 @@ def said(what: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (Exception, SystemExit) as error:
-        lines = str(getattr(error, "inner_exception", None) or error).strip().splitlines()
-        reason = lines[-1] if isinstance(error, torch.jit.Error) else (lines or [""])[0]
-        kind = "" if isinstance(error, (RuntimeError, InputError)) and reason else f"{type(error).__name__}: "
-        advice = "; choose another --batch-size" if BATCH_NORM_SAYS in reason else ""
-        raise InputError(f"{what}: {kind}{reason}{advice}") from error
+        cause = getattr(error, "inner_exception", None) or error
+        if isinstance(error, torch.jit.Error):  # the traceback of the script comes first
+            cause = RuntimeError(str(error).strip().splitlines()[-1])
+        why = reason(cause)
+        named = isinstance(error, (RuntimeError, InputError)) or why == type(error).__name__
+        advice = "; choose another --batch-size" if BATCH_NORM_SAYS in why else ""
+        raise InputError(f"{what}: {'' if named else f'{type(error).__name__}: '}{why}{advice}") from error
 
 
 @contextmanager

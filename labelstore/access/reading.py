@@ -12,13 +12,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from functools import partial
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from labelstore.durable import disk
+from labelstore.durable.storage import ReadStorage
 from labelstore.encodings import Pairs
 from labelstore.errors import DamagedError, InputError
 from labelstore.format.arrays import ArrayLayout, StoreLayout
@@ -101,7 +100,7 @@ class Reader:
     """Reads what markers and seals vouch for.
 
     Args:
-        root: folder of the store.
+        storage: where the store is read from.
         identity: the store's identity.
         marker: gives the marker of a block, or raises when the block cannot be read.
         components: gives how many codes a row of a planar array really has; its width when None.
@@ -110,14 +109,14 @@ class Reader:
 
     def __init__(
         self,
-        root: Path,
+        storage: ReadStorage,
         identity: Identity,
         marker: Callable[[BlockIndex], Marker],
         *,
         components: Callable[[], int] | None = None,
         map_bytes: int | None = None,
     ) -> None:
-        self._root, self._identity, self._marker, self._components = root, identity, marker, components
+        self._storage, self._identity, self._marker, self._components = storage, identity, marker, components
         self._grid, self._layout = BlockGrid.of(identity), StoreLayout.of(identity)
         if map_bytes is None:
             self._maps: Cache[Shard] = Cache(MAX_MAPS, lambda _: 1)
@@ -143,9 +142,9 @@ class Reader:
         return out
 
     def read_ahead(self, block: BlockIndex) -> None:
-        """Have the system read the shards of a block; nothing is checked, and nothing kept here."""
+        """Read the shards of a block into the system's cache; nothing is checked, and nothing kept here."""
         for layout in self._layout.blocks:
-            disk.read_ahead(self._root / layout.file(block))
+            self._storage.read_ahead(layout.file(block))
 
     def drop(self, block: BlockIndex) -> None:
         """Let go of the maps of a block."""
@@ -192,11 +191,10 @@ class Reader:
     def shard(self, layout: ArrayLayout, block: BlockIndex) -> Shard:
         """A shard, proven to be there with the size it was published with."""
         entry = self._marker(block).shards[layout.name]
-        path = self._root / layout.file(block)
         extent = self._grid.extent(block)
         if layout.planar:
             extent |= {"component": self._width(layout)[0]}
-        return Shard(layout, layout.extent(extent), path, entry)
+        return Shard(layout, layout.extent(extent), self._storage, layout.file(block), entry)
 
     def _sum_bytes(self, block: BlockIndex) -> int:
         shards = self._marker(block).shards
@@ -257,10 +255,10 @@ class Reader:
             low, high = (shard.read(0, names.index(name))[at, 0] for name in IMAGE_COLUMNS)
             images = low + (high.astype(np.int64) << 16)
             if images.max() >= len(places):
-                raise DamagedError.of(self._root / self._layout.rows.file(block), f"shows image {images.max()}")
+                raise DamagedError.of(self._storage.root / self._layout.rows.file(block), f"shows image {images.max()}")
             places[images] = np.arange(start, stop, dtype=np.uint32)
         if (absent := np.flatnonzero(places == NOWHERE)).size:
-            raise DamagedError.of(self._root, f"view {view} has no crop of image {absent[0]}")
+            raise DamagedError.of(self._storage.root, f"view {view} has no crop of image {absent[0]}")
         return places
 
 

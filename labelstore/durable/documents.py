@@ -15,6 +15,7 @@ from typing import Any
 import xxhash
 
 from labelstore.durable import disk
+from labelstore.durable.storage import ReadStorage, read_whole
 from labelstore.errors import DamagedError
 from labelstore.spec import Json
 
@@ -66,7 +67,11 @@ def read(path: Path, xxh3: str | None = None) -> dict[str, Any]:
         FileNotFoundError: when it is not there.
         DamagedError: when a byte of it is not the byte that was published.
     """
-    data = disk.read_file(path, MAX_BYTES)
+    return load(path, disk.read_file(path, MAX_BYTES), xxh3)
+
+
+def load(path: Path, data: bytes, xxh3: str | None = None) -> dict[str, Any]:
+    """A stamped document of the bytes of its file; arguments and DamagedError as of :func:`read`."""
     if xxh3 is not None and (found := xxhash.xxh3_64(data).hexdigest()) != xxh3:
         raise DamagedError.of(path, f"expected a file of digest {xxh3}, found {found}")
     value = parse(path, data)
@@ -195,11 +200,16 @@ class Fields:
         return value
 
 
-def read_fields(path: Path, xxh3: str | None = None) -> Fields:
-    """The fields of a stamped document, without its stamp; arguments and errors as of :func:`read`."""
-    value = read(path, xxh3)
+def load_fields(path: Path, data: bytes, xxh3: str | None = None) -> Fields:
+    """The fields of a stamped document, without its stamp; arguments and errors as of :func:`load`."""
+    value = load(path, data, xxh3)
     del value["crc32c"]
     return Fields(path, value)
+
+
+def read_fields(storage: ReadStorage, name: str, xxh3: str | None = None) -> Fields:
+    """The fields of a stamped document of a store; errors as of :func:`read`."""
+    return load_fields(storage.root / name, read_whole(storage, name, MAX_BYTES), xxh3)
 
 
 def _shorten(value: object) -> str:

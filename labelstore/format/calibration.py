@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from labelstore.durable import disk, documents, removing
+from labelstore.durable import documents, removing
 from labelstore.durable import publish as publishing
 from labelstore.durable.publish import Described, FileEntry
 from labelstore.durable.removing import Proof
+from labelstore.durable.storage import LocalStorage, ReadStorage, read_whole
 from labelstore.encodings.transform import GROUP, Calibration, unit_of
 from labelstore.errors import DamagedError, InputError, MismatchError
 from labelstore.format.arrays import ArrayLayout, StoreLayout
@@ -97,17 +98,17 @@ def publish(root: Path, layout: StoreLayout, calibration: Calibration, wanted: s
     publishing.publish(root, {FILE: marker})
 
 
-def find(root: Path, layout: StoreLayout) -> Published | None:
+def find(storage: ReadStorage, layout: StoreLayout) -> Published | None:
     """The marker of a store's calibration; None before there is one.
 
     Raises:
         DamagedError: when it is not what was published.
     """
-    path = root / FILE
     try:
-        fields = documents.read_fields(path)
+        data = read_whole(storage, FILE, documents.MAX_BYTES)
     except FileNotFoundError:
         return None
+    fields = documents.load_fields(storage.root / FILE, data)
     numbers: dict[str, Any] = {
         "step": fields.number("step", SMALLEST, LARGEST),
         "reference": fields.number("reference", SMALLEST, LARGEST),
@@ -125,7 +126,7 @@ def find(root: Path, layout: StoreLayout) -> Published | None:
     }
     named.end()
     fields.end()
-    return Published(publishing.describe(disk.read_pieces(path)).xxh3, numbers, shards)
+    return Published(publishing.describe([data]).xxh3, numbers, shards)
 
 
 def marker_of(layout: StoreLayout) -> Proof:
@@ -133,14 +134,14 @@ def marker_of(layout: StoreLayout) -> Proof:
 
     def holds(path: Path) -> bool:
         try:
-            return find(path.parent.parent, layout) is not None
+            return find(LocalStorage(path.parent.parent), layout) is not None
         except (DamagedError, OSError):
             return False
 
     return Proof("the marker of a calibration", holds)
 
 
-def read(root: Path, layout: StoreLayout, published: Published) -> Calibration:
+def read(storage: ReadStorage, layout: StoreLayout, published: Published) -> Calibration:
     """A published calibration.
 
     All labels hang on it, so that whole files are held against their digests: the CRC-32C of a chunk would take the
@@ -151,11 +152,11 @@ def read(root: Path, layout: StoreLayout, published: Published) -> Calibration:
     """
     values = {}
     for array in layout.calibration:
-        path, entry = root / array.file(), published.shards[array.name]
+        entry = published.shards[array.name]
         extent = array.extent({"component": published.components})
-        shard = Shard(array, extent, path, entry)
-        if publishing.describe(disk.read_pieces(path)).xxh3 != entry.xxh3:
-            raise DamagedError.of(path, f"is not the shard that {FILE} names")
+        shard = Shard(array, extent, storage, array.file(), entry)
+        if shard.describe().xxh3 != entry.xxh3:
+            raise DamagedError.of(storage.root / array.file(), f"is not the shard that {FILE} names")
         values[_name(array)] = shard.read()
     numbers, step = published.numbers, float(published.numbers["step"])
     center = values["center"]

@@ -15,6 +15,7 @@ from labelstore.durable.documents import Fields
 from labelstore.durable.places import require_local
 from labelstore.durable.publish import PARTIAL, Described, FileEntry, publish
 from labelstore.durable.removing import Proof
+from labelstore.durable.storage import LocalStorage, ReadStorage, read_whole
 from labelstore.errors import DamagedError, FormatError, GiftwrapError, InputError
 from labelstore.format import leftovers
 from labelstore.format.arrays import StoreLayout, group_metadata
@@ -79,26 +80,29 @@ def root_document(root: Root) -> bytes:
     return group_metadata(documents.stamp(attributes))
 
 
-def read_root(root: Path) -> Root:
-    """What the root of the store at ``root`` holds.
+def read_root(storage: ReadStorage) -> Root:
+    """What the root metadata of a store holds.
 
     Raises:
         FormatError: when it is not a store, or one of another format.
         DamagedError: when it is not what was written.
     """
     try:
-        return _read_root(root, root / ROOT)
+        return _read_root(storage)
     except DamagedError as error:
-        raise DamagedError(f"{root / ROOT}: {error.why or error}; restore it from a copy of the store") from error
+        raise DamagedError(
+            f"{storage.root / ROOT}: {error.why or error}; restore it from a copy of the store"
+        ) from error
     except FormatError:
         raise
     except InputError as error:
-        raise FormatError(f"{root}: {error}") from error
+        raise FormatError(f"{storage.root}: {error}") from error
 
 
-def _read_root(root: Path, path: Path) -> Root:
+def _read_root(storage: ReadStorage) -> Root:
+    root, path = storage.root, storage.root / ROOT
     try:
-        data = documents.parse(path, disk.read_file(path, documents.MAX_BYTES))
+        data = documents.parse(path, read_whole(storage, ROOT, documents.MAX_BYTES))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FormatError(
             f"{root}: expected a label store, found no {ROOT} in it; give the folder that `build --store` made"
@@ -191,7 +195,7 @@ def proof_of(identity: Identity) -> Proof:
 
     def holds(path: Path) -> bool:
         try:
-            return read_root(path.parent)[0] == identity
+            return read_root(LocalStorage(path.parent)).identity == identity
         except GiftwrapError:
             return False
 

@@ -21,6 +21,7 @@ from labelstore.durable import documents
 from labelstore.durable.documents import Fields
 from labelstore.durable.publish import MAX_CRC, XXH3, Described, FileEntry
 from labelstore.durable.removing import Proof
+from labelstore.durable.storage import ReadStorage
 from labelstore.errors import DamagedError, GiftwrapError
 from labelstore.format.arrays import AUDIT_BLOCK, StoreLayout
 from labelstore.format.blocks import BlockGrid, BlockIndex
@@ -87,15 +88,14 @@ def part_file(stop: int, part: int, xxh3: str) -> str:
     return f"seals/{stop}.{part}.{xxh3}.json"
 
 
-def read_marker(root: Path, identity: Identity, block: BlockIndex) -> Marker | None:
+def read_marker(storage: ReadStorage, identity: Identity, block: BlockIndex) -> Marker | None:
     """The marker of a block, or None when the block does not exist.
 
     Raises:
         DamagedError: when it is not what was published.
     """
-    path = root / marker_file(block)
     try:
-        fields = documents.read_fields(path)
+        fields = documents.read_fields(storage, marker_file(block))
     except FileNotFoundError:
         return None
     grid, current = BlockGrid.of(identity), identity.format > 1
@@ -306,16 +306,16 @@ def _table_json(markers: Sequence[Marker], names: Sequence[str]) -> dict[str, Js
     }
 
 
-def read_seal(root: Path, identity: Identity, stop: int) -> Seal:
+def read_seal(storage: ReadStorage, identity: Identity, stop: int) -> Seal:
     """The seal that raised ``views_sealed`` to ``stop``; the one before it raised it to this one's ``first``.
 
     Raises:
         DamagedError: when it is not there, is not what was published, or belongs to another store.
     """
     grid, layout = BlockGrid.of(identity), StoreLayout.of(identity)
-    path = root / seal_file(stop)
+    path = storage.root / seal_file(stop)
     try:
-        fields = documents.read_fields(path)
+        fields = documents.read_fields(storage, seal_file(stop))
     except FileNotFoundError as error:
         raise DamagedError.of(path, f"is not there, though the views before {stop} are sealed") from error
     if fields.text("identity", SHA256) != identity_digest(identity):
@@ -346,7 +346,7 @@ def read_seal(root: Path, identity: Identity, stop: int) -> Seal:
     return seal
 
 
-def read_table(root: Path, identity: Identity, seal: Seal, part: int) -> SealTable:
+def read_table(storage: ReadStorage, identity: Identity, seal: Seal, part: int) -> SealTable:
     """A part of the table of a seal.
 
     Raises:
@@ -354,11 +354,10 @@ def read_table(root: Path, identity: Identity, seal: Seal, part: int) -> SealTab
     """
     if seal.table is not None:
         return seal.table
-    path = root / seal.files[part]
     try:
-        fields = documents.read_fields(path, seal.parts[part].xxh3)
+        fields = documents.read_fields(storage, seal.files[part], seal.parts[part].xxh3)
     except FileNotFoundError as error:
-        raise DamagedError.of(path, "is not there, though a seal names it") from error
+        raise DamagedError.of(storage.root / seal.files[part], "is not there, though a seal names it") from error
     arrays = [array.name for array in StoreLayout.of(identity).blocks]
     table = SealTable.read(fields, arrays, seal.count(part), identity)
     fields.end()

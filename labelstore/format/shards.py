@@ -13,8 +13,6 @@ arithmetic.
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +20,11 @@ import numpy.typing as npt
 import xxhash
 
 from labelstore.durable import disk
-from labelstore.durable.publish import Described, FileEntry
+from labelstore.durable.publish import Described, FileEntry, describe
+from labelstore.durable.storage import Mapped, ReadStorage
 from labelstore.errors import DamagedError
 from labelstore.format import codecs
 from labelstore.format.arrays import ArrayLayout
-from labelstore.format.mapping import map_bytes
 
 CRC_BYTES = 4
 ABSENT = np.uint64(2**64 - 1)
@@ -83,7 +81,8 @@ class Shard:
     Args:
         layout: the array it belongs to.
         extent: shape of what it holds.
-        path: its file.
+        storage: where the store is read from.
+        file: path of the shard in the store.
         entry: what was published; None where only the structure of the file is known.
 
     Raises:
@@ -93,10 +92,16 @@ class Shard:
     """
 
     def __init__(
-        self, layout: ArrayLayout, extent: tuple[int, ...], path: Path, entry: FileEntry | None = None
+        self,
+        layout: ArrayLayout,
+        extent: tuple[int, ...],
+        storage: ReadStorage,
+        file: str,
+        entry: FileEntry | None = None,
     ) -> None:
-        self.layout, self.extent, self._path, self._name = layout, extent, path, str(path)
-        self._data = self._map(largest_shard(layout, extent) if entry is None else entry.bytes)
+        self.layout, self.extent, self._path = layout, extent, storage.root / file
+        self._mapped = self._map(storage, file, largest_shard(layout, extent) if entry is None else entry.bytes)
+        self._data = self._mapped.data
         self._present = _present(layout, extent)
         self._index, self._crcs = self._read_table(entry.chunks if entry else None)
         self._checked = np.zeros(self._present, bool)
@@ -161,24 +166,26 @@ class Shard:
             target[...] = self._chunk(place)[tuple(slice(0, size) for size in target.shape)]
         return out
 
-    def _map(self, size: int) -> npt.NDArray[np.uint8]:
+    def describe(self) -> FileEntry:
+        """Size and digests of the file, all of which is read."""
+        self._require_size()
+        return describe([self._data])
+
+    def _map(self, storage: ReadStorage, file: str, size: int) -> Mapped:
         try:
-            descriptor = disk.open_file(self._path)
+            mapped = storage.map(file, size)
+            found = mapped.size()
+            found = len(mapped.data) if found == size else found
         except FileNotFoundError as error:
             raise self._damaged(f"expected a shard of {size} bytes, found no file") from error
-        try:
-            found = os.fstat(descriptor).st_size
-            if found != size:
-                raise self._damaged(f"expected {size} bytes, found {found}")
-            with disk.naming(self._path):
-                return map_bytes(descriptor, size)
-        finally:
-            os.close(descriptor)
+        if found != size:
+            raise self._damaged(f"expected {size} bytes, found {found}")
+        return mapped
 
     def _require_size(self) -> None:
         """Raise DamagedError unless the file is there with the size that it was mapped with."""
         try:
-            found = os.stat(self._name).st_size  # noqa: PTH116  half the time of Path.stat
+            found = self._mapped.size()
         except FileNotFoundError as error:
             raise self._damaged(f"expected {self._data.size} bytes, found no file any more") from error
         if found != self._data.size:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from pathlib import Path
 
+from labelstore.durable.storage import ReadStorage
 from labelstore.errors import DamagedError
 from labelstore.format.arrays import StoreLayout
 from labelstore.format.blocks import BlockGrid, BlockIndex
@@ -20,12 +20,12 @@ class BlockTable:
     """Looks blocks up; seals are read once, and the parts of their tables when a block of them is looked up.
 
     Args:
-        root: folder of the store.
+        storage: where the store is read from.
         identity: the store's identity.
     """
 
-    def __init__(self, root: Path, identity: Identity) -> None:
-        self._root, self._identity = root, identity
+    def __init__(self, storage: ReadStorage, identity: Identity) -> None:
+        self._storage, self._identity = storage, identity
         self._grid, self._layout = BlockGrid.of(identity), StoreLayout.of(identity)
         self._seals: list[Seal] = []
         self._tables: OrderedDict[tuple[int, int], SealTable] = OrderedDict()
@@ -39,7 +39,7 @@ class BlockTable:
         """
         first = self._grid.views(block)[0]
         if not 0 <= first < state.views_sealed or block in state.missing:
-            return read_marker(self._root, self._identity, block)
+            return read_marker(self._storage, self._identity, block)
         return self.sealed_marker(block, state)
 
     def sealed_marker(self, block: BlockIndex, state: State) -> Marker:
@@ -54,11 +54,12 @@ class BlockTable:
 
     def published(self, state: State) -> list[BlockIndex]:
         """Blocks that are not sealed and have a marker, in stored order; a marker's name alone is looked at."""
-        folder = self._root / "markers"
         try:
-            names = [path.stem for path in folder.iterdir() if path.suffix == ".json"]
+            names = [name.removesuffix(".json") for name in self._storage.list("markers") if name.endswith(".json")]
         except FileNotFoundError as error:
-            raise DamagedError.of(folder, "is not there, nor are the markers of what was published") from error
+            raise DamagedError.of(
+                self._storage.root / "markers", "is not there, nor are the markers of what was published"
+            ) from error
         found = (block for name in names if (block := BlockIndex.parse(name)) and self._grid.holds(block))
         missing = set(state.missing)
         return sorted(
@@ -71,7 +72,7 @@ class BlockTable:
         """Digest of the calibration that blocks were coded with; None where there are no blocks."""
         if state.views_sealed:
             return self._down_to(0, state)[-1].calibration
-        markers = (read_marker(self._root, self._identity, block) for block in self.published(state))
+        markers = (read_marker(self._storage, self._identity, block) for block in self.published(state))
         return next((marker.calibration for marker in markers if marker), None)
 
     def bytes(self, state: State) -> tuple[dict[str, int], int]:
@@ -84,7 +85,7 @@ class BlockTable:
                 shards = self._part(seal, part).shards
                 totals = {name: total + int(shards[name].bytes.sum()) for name, total in totals.items()}
         for block in self.published(state):
-            if block not in state.missing and (marker := read_marker(self._root, self._identity, block)):
+            if block not in state.missing and (marker := read_marker(self._storage, self._identity, block)):
                 totals = {name: total + marker.shards[name].bytes for name, total in totals.items()}
                 labels += math.prod(self._grid.extent(block).values())
         return totals, labels
@@ -93,7 +94,7 @@ class BlockTable:
         key = (seal.stop, part)
         with self._lock:
             if key not in self._tables:
-                self._tables[key] = read_table(self._root, self._identity, seal, part)
+                self._tables[key] = read_table(self._storage, self._identity, seal, part)
                 while len(self._tables) > MAX_TABLES:
                     self._tables.popitem(last=False)
             self._tables.move_to_end(key)
@@ -106,7 +107,7 @@ class BlockTable:
             held = []
         stop = held[-1].first if held else state.views_sealed
         while stop > view:
-            held.append(read_seal(self._root, self._identity, stop))
+            held.append(read_seal(self._storage, self._identity, stop))
             stop = held[-1].first
         self._seals = held
         return [seal for seal in held if seal.stop > view]

@@ -234,7 +234,7 @@ class _Check:
         return any(may_go(self._root / name, shard_of(array)) for array in named)
 
     def _read_whole(self, array: ArrayLayout) -> npt.NDArray[Any]:
-        return Shard(array, array.shape, self._root / array.file()).read()
+        return Shard(array, array.shape, self._store.storage, array.file()).read()
 
     def _images(self) -> None:
         """The tables of the images, which no marker vouches for; the digest of the manifest does."""
@@ -274,7 +274,9 @@ class _Check:
         """The marker of the calibration, where there is one, and the shards that it names."""
         if not self._layout.calibration:
             return
-        published = self._try(calibration.FILE, partial(calibration.find, self._root, self._layout), "calibration")
+        published = self._try(
+            calibration.FILE, partial(calibration.find, self._store.storage, self._layout), "calibration"
+        )
         self._calibration = published.digest if published else None
         if any(damage.part == "calibration" for damage in self._damaged):
             self._require_shards(self._layout.calibration, "calibration")
@@ -283,7 +285,7 @@ class _Check:
                 self._compare(array.file(), published.shards[array.name], "calibration")
 
     def _seal(self, stop: int) -> Seal | None:
-        seal = self._try(seal_file(stop), partial(read_seal, self._root, self._store.identity, stop), "seal")
+        seal = self._try(seal_file(stop), partial(read_seal, self._store.storage, self._store.identity, stop), "seal")
         if seal is None:  # what its parts are is not known
             self._known |= {f"seals/{path.name}" for path in (self._root / "seals").glob(f"{stop}.*.json")}
         return seal
@@ -296,7 +298,7 @@ class _Check:
             return
         for part in range(max(len(of.seal.parts), 1)):
             file = of.seal.files[part] if of.seal.parts else seal_file(of.stop)
-            read = partial(read_table, self._root, self._store.identity, of.seal, part)
+            read = partial(read_table, self._store.storage, self._store.identity, of.seal, part)
             table = self._try(file, read, "seal") if of.seal.parts else read()
             for at, block in enumerate(itertools.islice(blocks, of.seal.count(part) if of.seal.parts else None)):
                 yield block, of.seal.marker(block, table, at) if table else None
@@ -335,7 +337,9 @@ class _Check:
             self._require_shards(self._layout.of_block(block), block)
 
     def _read_marker(self, block: BlockIndex) -> Marker | None:
-        return self._try(marker_file(block), partial(read_marker, self._root, self._store.identity, block), block)
+        return self._try(
+            marker_file(block), partial(read_marker, self._store.storage, self._store.identity, block), block
+        )
 
     def _shards(self, block: BlockIndex, wanted: Marker) -> None:
         """The shards of a block, against what is known of them."""

@@ -59,21 +59,21 @@ def convert(
     versions = converted_versions(source, stop)
     store = open_for(path, source, replace(source.identity, encoding=encoding.to_json(), format=FORMAT), stop, versions)
     try:
-        with store.lease(take_over=take_over):
-            store.carry_versions(versions)
-            store.raise_target(stop)
+        with store.lease(take_over=take_over) as writer:
+            writer.carry_versions(versions)
+            writer.raise_target(stop)
             if isinstance(store.encoding, Transform) and not store.calibrated:
-                store.calibrate(calibration_for(source, store.encoding, stop, path))
+                writer.calibrate(calibration_for(source, store.encoding, stop, path))
             missing = [block for block in store.missing() if store.views(block)[1] <= stop]
             requests = ((view, slice(*store.positions(b))) for b in missing for view in range(*store.views(b)))
             labels = source.stream(requests)
-            with store.writer() as write:
+            with writer.queue() as write:
                 for done, block in enumerate(missing):
                     write(block, converted_block(source, store, block, labels))
                     if progress:
                         progress(done + 1, len(missing))
             if not store.missing():
-                store.seal()
+                writer.seal()
     except InputError:
         store.discard()  # when nothing was written: the next conversion may be to another encoding
         raise

@@ -33,6 +33,7 @@ from labelstore.format.seals import (
 from labelstore.operations.check import CheckReport, SealedViews, check, sealed_views
 from labelstore.spec import Json
 from labelstore.store import LabelStore
+from labelstore.writer import StoreWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +82,13 @@ def repair(
     store = LabelStore.open(path)
     for folder in folders(StoreLayout.of(store.identity)):
         disk.make_folder(store.path / folder)
-    with store.lease(take_over=take_over):
-        return _Repair(store, check(path, progress)).run()
+    with store.lease(take_over=take_over) as writer:
+        return _Repair(store, writer, check(path, progress)).run()
 
 
 class _Repair:
-    def __init__(self, store: LabelStore, report: CheckReport) -> None:
-        self._store, self._root, self._report = store, store.path, report
+    def __init__(self, store: LabelStore, writer: StoreWriter, report: CheckReport) -> None:
+        self._store, self._writer, self._root, self._report = store, writer, store.path, report
         self._grid, self._layout = BlockGrid.of(store.identity), StoreLayout.of(store.identity)
         self._damaged = {damage.file for damage in report.damaged}
         self._made: list[str] = []
@@ -102,7 +103,7 @@ class _Repair:
         if "calibration" in parts and before:
             self._unseal(0)  # nothing can be decoded until a build has made the same one again
         else:
-            self._store.remove(broken)
+            self._writer.remove(broken)
         # While markers and seals still tell that these are damaged: what is no shard any more tells nothing by itself.
         self._remove(sorted(self._damaged & shards))
         for of in sealed:
@@ -135,13 +136,13 @@ class _Repair:
             self._replace(file, right.get(file, group_metadata({})))
 
     def _seal(self, stop: int) -> Seal | None:
-        return None if seal_file(stop) in self._damaged else read_seal(self._root, self._store.identity, stop)
+        return None if seal_file(stop) in self._damaged else read_seal(self._store.storage, self._store.identity, stop)
 
     def _unseal(self, views: int) -> None:
         """Seal only the views below ``views``; damaged seals are removed before: nothing else tells what they are."""
         seals = (file for file in sorted(self._damaged) if file.startswith("seals/"))
         self._remove([file for file in seals if int(Path(file).name.partition(".")[0]) > views])
-        self._store.unseal(views)
+        self._writer.unseal(views)
 
     def _is_damaged(self, of: SealedViews) -> bool:
         return of.seal is None or not self._damaged.isdisjoint(of.seal.files)
@@ -156,7 +157,7 @@ class _Repair:
         part, at = divmod(self._grid.ordinal(block, seal.first), PART_BLOCKS) if seal.parts else (0, None)
         if seal.parts and seal.files[part] in self._damaged:
             return False
-        table = read_table(self._root, self._store.identity, seal, part)
+        table = read_table(self._store.storage, self._store.identity, seal, part)
         marker = seal.marker(block, table, self._grid.ordinal(block, seal.first) if at is None else at)
         self._replace(marker_file(block), documents.encode(marker.to_json(self._grid)))
         return True
@@ -168,7 +169,7 @@ class _Repair:
         """
         blocks = list(self._grid.blocks(of.first, of.stop))
         good = (block for block in blocks if marker_file(block) not in self._damaged)
-        found = (read_marker(self._root, self._store.identity, block) for block in good)
+        found = (read_marker(self._store.storage, self._store.identity, block) for block in good)
         markers = [marker for marker in found if marker]
         if len(markers) < len(blocks):
             self._unseal(of.first)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from labelstore.durable import publish
+from labelstore.durable.storage import LocalStorage
 from labelstore.errors import InputError, NotStoredError
 from labelstore.format.blocks import BlockGrid, BlockIndex
 from labelstore.format.images import add_digests, whole_digest
@@ -84,7 +85,11 @@ def _replace_part(root: Path, identity: Identity, state: State, table: BlockTabl
 
 def _marker(root: Path, identity: Identity, state: State, table: BlockTable, block: BlockIndex) -> Marker:
     """What is known of a sealed block: by its marker where it was made again, else by its seal."""
-    made = read_marker(root, identity, block) if block in state.missing else table.sealed_marker(block, state)
+    made = (
+        read_marker(LocalStorage(root), identity, block)
+        if block in state.missing
+        else table.sealed_marker(block, state)
+    )
     if made is None:
         raise NotStoredError(f"{root}: block {block} is missing; write it")
     return made

@@ -20,6 +20,7 @@ from labelstore.format.arrays import AUDIT_BLOCK
 from labelstore.format.blocks import BlockGrid, BlockIndex
 from labelstore.spec import BlockShape, Identity, Json, first_difference, require_same
 from labelstore.store import LabelStore, require_free_space, store_bytes
+from labelstore.writer import StoreWriter
 from pipeline import recipes
 from pipeline.build import probing
 from pipeline.build.calibrate import Calibrator
@@ -212,26 +213,26 @@ def write(
     config: BuildConfig, work: Work, store: LabelStore, console: Console, ranks: Ranks, watch: Watch
 ) -> Mapping[str, Json]:
     """Write and seal what is missing, under the store's lease."""
-    with closing(work.renderer), store.lease(take_over=config.take_over):
+    with closing(work.renderer), store.lease(take_over=config.take_over) as writer:
         require_same_engine(config, store, work, console)
-        views = store.raise_target(config.views, engine=work.teacher.engine, renderer=work.renderer.id)
+        views = writer.raise_target(config.views, engine=work.teacher.engine, renderer=work.renderer.id)
         whole = BlockGrid.of(work.identity).whole_views(config.views)
         if views > whole:
             console.line(f"views: the store has or wants {views} already, and --views {config.views} adds none")
         elif whole != config.views:
             console.line(f"views: {config.views} rounded up to {whole}, whole blocks of {work.identity.block.views}")
-        calibrate(store, work, console)
+        calibrate(store, writer, work, console)
         missing = store.missing()
         if not missing:
             console.line("labels: all are there, none is missing")
         ranks.tell(
-            {"build": store.build, "missing": [list(block) for block in missing], "work": work.identity.to_json()}
+            {"build": writer.build, "missing": [list(block) for block in missing], "work": work.identity.to_json()}
         )
         with Stops(lambda _number: console.warn(STOPPING)) as stops:
-            Filling(store, work, missing, ranks, console, watch, stops).fill()
+            Filling(store, work, missing, ranks, console, watch, stops).fill(writer)
         if stops.number:
             raise stops.error()
-        store.seal()
+        writer.seal()
     return summary(store, watch.so_far())
 
 
@@ -245,19 +246,19 @@ def write_share(config: BuildConfig, work: Work, console: Console, ranks: Ranks)
         missing = [BlockIndex(*block) for block in said["missing"]]
         with Stops() as stops:
             filling = Filling(store, work, missing, ranks, console, Watch(), stops)
-            with store.share_lease(said["build"]):
-                filling.fill()
+            with store.share_lease(said["build"]) as writer:
+                filling.fill(writer)
             filling.wait()  # when the lease is let go
     if stops.number:
         raise stops.error()
     return {}
 
 
-def calibrate(store: LabelStore, work: Work, console: Console) -> None:
+def calibrate(store: LabelStore, writer: StoreWriter, work: Work, console: Console) -> None:
     """Calibrate the store's encoding where it takes that and has not been."""
     if not store.calibrated and isinstance(store.encoding, Transform):
         calibrator = Calibrator(work.identity, work.plan, work.renderer, work.teacher, store.target_columns)
-        store.calibrate(calibrator.calibrate(store.encoding, console))
+        writer.calibrate(calibrator.calibrate(store.encoding, console))
 
 
 def open_for(config: BuildConfig, work: Work) -> LabelStore:

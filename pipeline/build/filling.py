@@ -21,6 +21,7 @@ from labelstore.format.blocks import BlockGrid, BlockIndex
 from labelstore.format.columns import CropRows
 from labelstore.spec import Identity
 from labelstore.store import AuditRows, BlockData, LabelStore
+from labelstore.writer import BlockWriter
 from pipeline.build.labelling import label
 from pipeline.build.watching import Watch
 from pipeline.device.codes import DeviceCodes
@@ -112,7 +113,7 @@ class Filling:
     """Writes this rank's share of the missing blocks.
 
     Args:
-        store: held or shared by this process.
+        store: the store to write.
         work: what labels are made of.
         missing: blocks to write, by all ranks.
         ranks: of this build.
@@ -138,18 +139,18 @@ class Filling:
         self._theirs = set(missing) - set(ranks.own(missing)) if ranks.first else set()
         watch.begin(blocks=len(missing), crops=sum(map(self._crops, missing)))
 
-    def fill(self) -> None:
+    def fill(self, writer: BlockWriter) -> None:
         """Write them; the first rank stays until all are written."""
         work, device = self._work, self._work.teacher.device
         coder = DeviceCodes(self._store.encoding, device) if device.type != "cpu" else None
-        writer = self._store.writer(
+        queue = writer.queue(
             QUEUED_BLOCKS,
             encode=coder.encode if coder else None,
             at=self._watch.busy.at,
             written=self._written,
         )
         with self._console.progress("labels", self._watch.now().crops_wanted, "crops") as self._progress:
-            with writer as write:
+            with queue as write:
                 jobs, group = self._jobs(write), work.identity.group
                 label(work.renderer, work.teacher, group, jobs, busy=self._watch.busy, between=self._say)
             if self._ranks.first:

@@ -30,6 +30,7 @@ FAMILIES: Mapping[str, Callable[..., nn.Module]] = {
     **{name: partial(resnet_modified, name) for name in RESNETS},
 }
 TIMM_PRETRAINED = "timm:pretrained"
+UNNAMED = "**"  # a constructor that takes keywords which its signature does not name
 
 
 def build_network(name: str, args: Mapping[str, Any], classes: int | None, *, size: int) -> nn.Module:
@@ -45,7 +46,11 @@ def build_network(name: str, args: Mapping[str, Any], classes: int | None, *, si
     given: dict[str, Any] = {"size": size}
     if classes is not None:
         given["num_classes"] = classes
-    network = _construct(name, constructor, {**{key: given[key] for key in given if key in takes}, **args})
+    known = {key: given[key] for key in given if key in takes}
+    if "num_classes" in given and UNNAMED in takes and "num_classes" not in args:
+        network = _construct_open(name, constructor, args, given["num_classes"])
+    else:
+        network = _construct(name, constructor, {**known, **args})
     _give_shapes(name, network, size)
     return network
 
@@ -120,9 +125,14 @@ def _constructor(name: str) -> tuple[Callable[..., Any], Collection[str]]:
     if isinstance(constructor, nn.Module):
         raise InputError(f"network {name}: is a network already; give its class, or a function that makes one")
     try:
-        takes = [key for key in inspect.signature(constructor).parameters if key == "num_classes"]
+        parameters = inspect.signature(constructor).parameters
+        takes = [key for key in parameters if key == "num_classes"]
+        if not takes and any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+            takes = [UNNAMED]
     except (TypeError, ValueError) as error:
-        raise InputError(f"network {name}: expected a class, or a function that makes a network ({error})") from error
+        raise InputError(
+            f"network {name}: expected a class, or a function that makes a network ({reason(error)})"
+        ) from error
     return constructor, takes
 
 
@@ -149,6 +159,16 @@ def _construct(name: str, constructor: Callable[..., Any], args: Mapping[str, An
     # of DataParallel and torch.compile, whose own names would be saved
     inner = network.module if isinstance(network, nn.DataParallel) else getattr(network, "_orig_mod", None)
     return inner if isinstance(inner, nn.Module) else network
+
+
+def _construct_open(name: str, constructor: Callable[..., Any], args: Mapping[str, Any], classes: int) -> nn.Module:
+    """A network whose constructor may pass the number of classes on, or may not take it (``*args, **kwargs``)."""
+    try:
+        return _construct(name, constructor, {"num_classes": classes, **args})
+    except InputError as error:
+        if not isinstance(error.__cause__, TypeError) or "num_classes" not in str(error.__cause__):
+            raise
+    return _construct(name, constructor, args)
 
 
 def _give_shapes(name: str, network: nn.Module, size: int) -> None:

@@ -1,10 +1,8 @@
-"""All that a network keeps: copied, and beside its state dict saved."""
+"""All that a network keeps: its state dict, buffers beside it, and which parameters are trained."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from copy import deepcopy
-from typing import Any
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,51 +10,24 @@ from torch import Tensor, nn
 from labelstore.errors import InputError, reason
 
 
-def copied(network: nn.Module) -> nn.Module:
-    """A network with the same numbers that shares nothing which a step changes.
-
-    Raises:
-        InputError: when it cannot be copied.
-    """
-    with torch.no_grad():  # a scripted one has its parameters copied as any other tensors
-        copy = _copy(network)
-    for own, theirs in zip(copy.parameters(), network.parameters(), strict=True):
-        own.requires_grad_(theirs.requires_grad)
-    return copy
+def take_state(network: nn.Module, other: nn.Module) -> None:
+    """Give a network the numbers of another one of the same class: all of them, and what of it is trained."""
+    network.load_state_dict(other.state_dict())
+    load_unsaved_buffers(network, unsaved_buffers(other))
+    trained = {name: parameter.requires_grad for name, parameter in other.named_parameters()}
+    set_trained(network, [name for name, trains in trained.items() if trains])
 
 
-def _copy(network: nn.Module) -> nn.Module:
-    try:
-        return deepcopy(network)
-    except Exception:  # what a network holds may raise anything
-        memo: dict[int, Any] = {}
-    for module in network.modules():
-        for name, value in vars(module).items():
-            if name in ("_parameters", "_buffers", "_modules"):
-                continue
-            if isinstance(value, Tensor):  # made of parameters, as weight norm does
-                memo[id(value)] = _with_graph(value) if value.grad_fn is not None else value.detach().clone()
-            elif not _is_copied(value):  # a module of Python, a lock, an open file
-                memo[id(value)] = value
-    try:
-        return deepcopy(network, memo)
-    except Exception as error:
-        raise InputError(f"network {type(network).__name__}: cannot be copied: {reason(error)}") from error
+def trained_parameters(network: nn.Module) -> list[str]:
+    """The names of the parameters that take gradients."""
+    return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
 
 
-def _with_graph(value: Tensor) -> Tensor:
-    """A copy that has a graph of its own, which can be walked back once, as that of what it is a copy of."""
-    copy = value.detach().clone().requires_grad_()
-    with torch.enable_grad():
-        return copy * torch.ones_like(copy).requires_grad_()
-
-
-def _is_copied(value: object) -> bool:
-    try:
-        deepcopy(value)
-    except Exception:
-        return False
-    return True
+def set_trained(network: nn.Module, names: Collection[str]) -> None:
+    """Let these parameters take gradients, and no others."""
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad != (name in names):
+            parameter.requires_grad_(name in names)
 
 
 def unsaved_buffers(network: nn.Module) -> dict[str, Tensor]:

@@ -60,7 +60,9 @@ def entries(selection: str, names: Sequence[str], flag: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{flag} {printable(selection)}: not a readable text file: {reason(error)}") from error
     except csv.Error as error:
-        raise InputError(f"{flag} {printable(selection[:SHOWN])}: no list separated by commas: {error}") from error
+        raise InputError(
+            f"{flag} {printable(selection[:SHOWN])}: no list separated by commas: {reason(error)}"
+        ) from error
 
 
 def _column(entry: str, names: Sequence[str] | None, total: int, flag: str) -> int:

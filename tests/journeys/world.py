@@ -138,12 +138,12 @@ def with_audit(source: LabelStore, path: Path, audit: AuditRows) -> Path:
     )
     blocks = store.missing()
     labels = source.stream((view, slice(*store.positions(b))) for b in blocks for view in range(*store.views(b)))
-    with store.lease():
-        with store.writer() as write:
+    with store.lease() as writer:
+        with writer.queue() as write:
             for block in blocks:
                 data = converted_block(source, store, block, labels)
                 write(block, replace(data, audit=data.audit and audit))
-        store.seal()
+        writer.seal()
     return path
 
 

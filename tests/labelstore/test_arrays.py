@@ -17,6 +17,7 @@ from making import make_identity
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore, MemoryStore
 
+from labelstore.durable.storage import LocalStorage
 from labelstore.errors import InputError
 from labelstore.format.arrays import CHUNK_BYTES, ArrayLayout, StoreLayout, chunk_rows, divisor_nearest
 from labelstore.format.blocks import BlockGrid, BlockIndex
@@ -101,7 +102,7 @@ def test_any_shard_reads_back_here_and_in_zarr(tmp_path_factory: pytest.TempPath
     (root / layout.file()).write_bytes(data)
     theirs = zarr.open_array(LocalStore(root / "a"), mode="r")
     assert np.array_equal(theirs[...], values)
-    shard = Shard(layout, values.shape, root / layout.file(), described(layout, values).entry)
+    shard = Shard(layout, values.shape, LocalStorage(root), layout.file(), described(layout, values).entry)
     assert np.array_equal(shard.read(), values)
     assert len(data) <= largest_shard(layout, values.shape)
     if layout.codec == "raw":

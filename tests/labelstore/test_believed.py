@@ -121,5 +121,5 @@ def test_codes_given_by_the_writer_are_held_against_the_same_rules(tmp_path: Pat
     data = content.block(store, BlockIndex(0, 0))
     rows = data.rows.copy()
     rows[0, 0, 0] = 11
-    with store.lease(), pytest.raises(InputError, match=r"image index: expected below 10, found 11"):
-        store.write(BlockIndex(0, 0), replace(data, rows=rows))
+    with store.lease() as writer, pytest.raises(InputError, match=r"image index: expected below 10, found 11"):
+        writer.write(BlockIndex(0, 0), replace(data, rows=rows))

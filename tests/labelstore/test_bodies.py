@@ -17,6 +17,7 @@ from numcodecs.zstd import Zstd
 
 from labelstore.durable import disk
 from labelstore.durable.publish import FileEntry
+from labelstore.durable.storage import LocalStorage
 from labelstore.encodings import Codec
 from labelstore.errors import DamagedError
 from labelstore.format import codecs
@@ -156,4 +157,4 @@ def test_a_shard_with_a_hostile_body_and_a_right_crc_is_damaged(tmp_path: Path) 
     path = tmp_path / "shard"
     path.write_bytes(data)
     with pytest.raises(DamagedError, match=r"inner chunk \[0, 0, 0\] does not unpack .* compressed bytes: expected"):
-        Shard(layout, layout.shard, path, FileEntry(len(data), 0, "")).read()
+        Shard(layout, layout.shard, LocalStorage(path.parent), path.name, FileEntry(len(data), 0, "")).read()

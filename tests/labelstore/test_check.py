@@ -49,7 +49,7 @@ def test_a_seal_that_a_running_build_is_about_to_use_is_not_stray_and_a_dead_one
     build(store.path, CONTENT, 2, 99)
     with store.lease():
         blocks = [BlockIndex(0, j) for j in range(3)]
-        markers = [marker for block in blocks if (marker := read_marker(store.path, store.identity, block))]
+        markers = [marker for block in blocks if (marker := read_marker(store.storage, store.identity, block))]
         for name, file in seal_documents(store.identity, store.state, markers, (0, 2)):
             publish.publish(store.path, {name: file})
         (store.path / "seals/2.1.note").write_text("mine")

@@ -19,6 +19,7 @@ from zarr.storage import MemoryStore
 
 from labelstore.access.reading import Reader
 from labelstore.durable.publish import FileEntry
+from labelstore.durable.storage import LocalStorage
 from labelstore.errors import DamagedError
 from labelstore.format.arrays import ArrayLayout, StoreLayout
 from labelstore.format.blocks import BlockGrid, BlockIndex
@@ -69,7 +70,7 @@ class Coded:
             shards = {name: entry for (at, name), entry in self.entries.items() if at == block}
             return SimpleNamespace(shards=shards)
 
-        return Reader(self.root, self.identity, marker, components=lambda: COMPONENTS)
+        return Reader(LocalStorage(self.root), self.identity, marker, components=lambda: COMPONENTS)
 
     def whole(self, array: ArrayLayout) -> np.ndarray:
         """The array as any reader of zarr must see it: what is left out is the fill value."""

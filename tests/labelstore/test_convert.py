@@ -271,11 +271,11 @@ def test_the_first_views_then_all_then_what_was_added(tmp_path: Path) -> None:
     small = convert(wide, tmp_path / "small", {"name": "int8"})
     assert small.state.views_sealed == 4
     content = Content(make_identity(encoding="float16", columns=7), 8)
-    with wide.lease():
-        wide.raise_target(6, engine={**ENGINE, "device": "other"})
+    with wide.lease() as writer:
+        writer.raise_target(6, engine={**ENGINE, "device": "other"})
         for block in wide.missing():
-            wide.write(block, content.block(wide, block))
-        wide.seal()
+            writer.write(block, content.block(wide, block))
+        writer.seal()
     small = convert(wide, tmp_path / "small", {"name": "int8"})
     assert_same_crops(small, wide, 6)
     assert [version["engine"]["device"] for version in small.state.versions] == ["test", "other"]
@@ -285,11 +285,11 @@ def test_the_first_views_then_all_then_what_was_added(tmp_path: Path) -> None:
 def test_views_that_a_build_adds_are_not_said_to_be_converted(tmp_path: Path) -> None:
     small = convert(source(tmp_path / "wide"), tmp_path / "small", {"name": "int8"})
     content = Content(small.identity, 8)
-    with small.lease():
-        small.raise_target(6, engine=ENGINE, renderer={"name": "test"})
+    with small.lease() as writer:
+        writer.raise_target(6, engine=ENGINE, renderer={"name": "test"})
         for block in small.missing():
-            small.write(block, content.block(small, block))
-        small.seal()
+            writer.write(block, content.block(small, block))
+        writer.seal()
     assert ["converted_from" in version for version in small.state.versions] == [True, False]
     with pytest.raises(MismatchError, match="converted_from"):
         convert(source(tmp_path / "other", views=8, encoding="int8"), small.path, {"name": "int8"})

@@ -145,7 +145,7 @@ def test_a_checked_chunk_is_not_checked_again(store: Path) -> None:
 def test_a_stopped_extension_is_not_damage(tmp_path: Path, store: Path, content: Content) -> None:
     path = tmp_path / "s"
     shutil.copytree(store, path)
-    longer = LabelStore.open(store)._layout.codes[0].metadata(6)
+    longer = LabelStore.open(store).layout.codes[0].metadata(6)
     (path / "labels/zarr.json").write_bytes(longer)
     assert [damage.file for damage in check(path).damaged] == ["labels/zarr.json"], "nothing extends this store"
     build(path, content, VIEWS)

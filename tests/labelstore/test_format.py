@@ -61,8 +61,8 @@ def test_a_stranger_decodes_a_transform_in_twenty_more(
     store = create(tmp_path / "STORE", content, 2)
     plain = calibration(content)
     means = np.rint(3 * np.random.default_rng(0).standard_normal(plain.means.shape)).astype(np.int16)
-    with store.lease():
-        store.calibrate(replace(plain, means=means))
+    with store.lease() as writer:
+        writer.calibrate(replace(plain, means=means))
     store = build(tmp_path / "STORE", content, 2)
     monkeypatch.chdir(tmp_path)
     found = run_snippets(2)

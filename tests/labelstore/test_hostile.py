@@ -61,9 +61,9 @@ class Published:
         build(path, content, SEALED)
         build(path, content, VIEWS, blocks=0)
         store = LabelStore.open(path, follow=True)
-        with store.lease():
+        with store.lease() as writer:
             for block in store.missing():
-                store.write(block, content.block(store, block))
+                writer.write(block, content.block(store, block))
         files = {
             file.relative_to(path).as_posix(): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()
         }

@@ -107,9 +107,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build(path, content, 2)
     build(path, content, VIEWS, blocks=0)
     opened = LabelStore.open(path)
-    with opened.lease():
+    with opened.lease() as writer:
         for block in opened.missing():
-            opened.write(block, content.block(opened, block))  # marked, not sealed: markers are read
+            writer.write(block, content.block(opened, block))  # marked, not sealed: markers are read
     return path
 
 
@@ -201,8 +201,8 @@ def test_the_store_itself_may_be_reached_by_symbolic_links(copy: Path, tmp_path:
     (tmp_path / "up").symlink_to(tmp_path)
     for path in (tmp_path / "link", tmp_path / "up" / "s"):
         use(path)
-        with LabelStore.open(path).lease() as store:
-            store.seal()
+        with LabelStore.open(path).lease() as writer:
+            writer.seal()
         assert check(path).ok
 
 

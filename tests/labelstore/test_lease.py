@@ -39,12 +39,12 @@ def finished_process() -> int:
 def test_a_second_build_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:
     content = Content(make_identity(), 2)
     store = create(tmp_path / "s", content, 2)
-    with store.lease():
+    with store.lease() as writer:
         before = tree(store.path)
         with pytest.raises(LeaseError, match=rf"is held by build .*, process {os.getpid()} on .*, which is running"):
             build(store.path, content, 2)
         assert tree(store.path) == before
-        store.write(BlockIndex(0, 1), content.block(store, BlockIndex(0, 1)))
+        writer.write(BlockIndex(0, 1), content.block(store, BlockIndex(0, 1)))
     assert not {LEASE, ".partial"} & tree(store.path).keys()
     build(store.path, content, 2)
 
@@ -168,18 +168,18 @@ def test_a_forked_child_neither_lets_go_of_the_lease_nor_writes_under_it(tmp_pat
     store = create(tmp_path / "s", content, 2)
     block = store.missing()[0]
     with ExitStack() as held:
-        held.enter_context(store.lease())
+        writer = held.enter_context(store.lease())
         before = tree(store.path)
         message = (
             f"LeaseError: {store.path}: process {os.getpid()} has the lease, not process .*, which was forked from it; "
-            f"open the store here and write in `with store.share_lease\\('{store.build}'\\): "
+            f"open the store here and write in `with store.share_lease\\('{writer.build}'\\) as writer: "
         )
         for work in (
-            lambda: store.write(block, content.block(store, block)),
-            store.seal,
-            store.sweep,
-            lambda: store.raise_target(4),
-            lambda: store.build,
+            lambda: writer.write(block, content.block(store, block)),
+            writer.seal,
+            writer.sweep,
+            lambda: writer.raise_target(4),
+            lambda: writer.build,
         ):
             assert re.match(message, in_a_fork(work))
         assert in_a_fork(held.close) == "None"
@@ -187,21 +187,21 @@ def test_a_forked_child_neither_lets_go_of_the_lease_nor_writes_under_it(tmp_pat
 
         def share_it() -> None:
             other = LabelStore.open(store.path)
-            with other.share_lease(leases.read(store.path).build):
-                other.write(block, content.block(other, block))
+            with other.share_lease(leases.read(store.path).build) as sharing:
+                sharing.write(block, content.block(other, block))
 
         assert in_a_fork(share_it) == "None"
         assert block not in store.missing()
         with ExitStack() as shared:
             other = LabelStore.open(store.path)
-            shared.enter_context(other.share_lease(store.build))
-            said = in_a_fork(lambda: other.write(other.missing()[0], content.block(other, other.missing()[0])))
+            sharing = shared.enter_context(other.share_lease(writer.build))
+            said = in_a_fork(lambda: sharing.write(other.missing()[0], content.block(other, other.missing()[0])))
             assert re.match(message, said)
             assert in_a_fork(shared.close) == "None"
-            other.write(other.missing()[0], content.block(other, other.missing()[0]))
+            sharing.write(other.missing()[0], content.block(other, other.missing()[0]))
         for rest in store.missing():
-            store.write(rest, content.block(store, rest))
-        store.seal()
+            writer.write(rest, content.block(store, rest))
+        writer.seal()
     assert LEASE not in tree(store.path)
     build(tmp_path / "alone", content, 2)
     assert tree(store.path) == tree(tmp_path / "alone")
@@ -252,10 +252,10 @@ def test_of_many_that_take_over_one_wins(tmp_path: Path) -> None:
 def test_a_build_that_lost_its_lease_stops(tmp_path: Path) -> None:
     content = Content(make_identity(), 2)
     store = create(tmp_path / "s", content, 2)
-    with store.lease():
+    with store.lease() as writer:
         other = leave(store.path, host="far")
         with pytest.raises(LeaseError, match=f"lost the store to build {other.build}, .* on far; it must not write on"):
-            store.write(BlockIndex(0, 1), content.block(store, BlockIndex(0, 1)))
+            writer.write(BlockIndex(0, 1), content.block(store, BlockIndex(0, 1)))
     assert leases.read(store.path) == other
     assert LabelStore.open(store.path).missing()[1] == BlockIndex(0, 1)
 
@@ -263,14 +263,14 @@ def test_a_build_that_lost_its_lease_stops(tmp_path: Path) -> None:
 def test_others_of_the_build_write_blocks_under_its_lease_and_do_nothing_else(tmp_path: Path) -> None:
     content = Content(make_identity(), 2)
     store, other = create(tmp_path / "s", content, 2), LabelStore.open(tmp_path / "s")
-    with store.lease():
-        with other.share_lease(store.build):
+    with store.lease() as writer:
+        with other.share_lease(writer.build) as sharing:
             for number, block in enumerate(store.missing()):
-                (store, other)[number % 2].write(block, content.block(store, block))
-            for forbidden in (other.seal, other.sweep, lambda: other.raise_target(4)):
-                with pytest.raises(LeaseError, match="writing needs the lease"):
-                    forbidden()
-        store.seal()
+                (writer, sharing)[number % 2].write(block, content.block(store, block))
+            assert not {"seal", "sweep", "raise_target", "calibrate"} & set(dir(sharing))
+        with pytest.raises(LeaseError, match="writing needs the lease"):
+            sharing.write(block, content.block(store, block))
+        writer.seal()
     build(tmp_path / "alone", content, 2)
     assert tree(store.path) == tree(tmp_path / "alone")
 
@@ -311,12 +311,12 @@ def test_those_that_share_a_lease_stop_with_its_holder_and_are_waited_for(tmp_pa
     holder = spawn.Process(target=hold_until_told, args=(root, held, go))
     holder.start()
     held.wait()
-    with store.share_lease(leases.read(root).build):
+    with store.share_lease(leases.read(root).build) as sharing:
         holder.kill()
         holder.join()
         before = tree(root)
         with pytest.raises(LeaseError, match="is gone; run the build again"):
-            store.write(block, content.block(store, block))
+            sharing.write(block, content.block(store, block))
         with pytest.raises(LeaseError, match="other processes of a build whose first one is gone"), hold(root):
             pass
         assert tree(root) == before
@@ -328,8 +328,8 @@ def test_those_that_share_a_lease_stop_with_its_holder_and_are_waited_for(tmp_pa
 def test_a_holder_that_leaves_before_the_others_leaves_them_the_lease(tmp_path: Path) -> None:
     store = create(tmp_path / "s", Content(make_identity(), 2), 2)
     with ExitStack() as others:
-        with store.lease():
-            others.enter_context(share(store.path, store.build))
+        with store.lease() as writer:
+            others.enter_context(share(store.path, writer.build))
         assert LEASE in tree(store.path)
     leave(store.path, pid=finished_process())
     with hold(store.path):

@@ -15,7 +15,8 @@ from making import Content, build, make_identity
 
 from labelstore import LabelStore
 from labelstore.access.reading import MAP_BYTES, Reader
-from labelstore.format.mapping import map_bytes
+from labelstore.durable.mapping import map_bytes
+from labelstore.durable.storage import LocalStorage
 
 BLOCKS = 800
 
@@ -149,7 +150,7 @@ def test_a_map_that_the_system_refuses_is_an_error_of_the_system(tmp_path: Path)
 
 def test_the_maps_of_small_shards_are_bounded_too(store: Path) -> None:
     opened = LabelStore.open(store)
-    reader = Reader(store, opened.identity, opened._marker, map_bytes=20 * MAP_BYTES)
+    reader = Reader(LocalStorage(store), opened.identity, opened.marker, map_bytes=20 * MAP_BYTES)
     for view in range(100):
         reader.codes(view, np.arange(4))
     assert mapped(store / "labels") + mapped(store / "scales") == 20

@@ -65,8 +65,8 @@ def test_just_they_are_filled_and_a_longer_build_fills_them_too(tmp_path: Path, 
     build(tmp_path / "whole", content, 4)
     whole = tree(build(tmp_path / "whole", content, VIEWS).path)
     shutil.copytree(store.path, tmp_path / "longer")
-    with store.lease():
-        store.write(BlockIndex(2, 2), content.block(store, BlockIndex(2, 2)))
+    with store.lease() as writer:
+        writer.write(BlockIndex(2, 2), content.block(store, BlockIndex(2, 2)))
     half = LabelStore.open(store.path)
     assert half.missing() == [BlockIndex(0, 1)]
     assert np.array_equal(half.read(4, [8, 9]).rows.values, content.rows[4][:, 8:]), "its marker vouches for it"
@@ -105,11 +105,11 @@ def test_labels_of_another_engine_are_listed_by_the_seal(
 
     def refill(path: Path) -> None:
         store = LabelStore.open(path)
-        with store.lease():
-            store.raise_target(VIEWS, engine={"device": "other"})
+        with store.lease() as writer:
+            writer.raise_target(VIEWS, engine={"device": "other"})
             for block in store.missing():
-                store.write(block, other.block(store, block))
-            store.seal()
+                writer.write(block, other.block(store, block))
+            writer.seal()
 
     steps, killed = 0, True
     while killed:
@@ -142,10 +142,10 @@ def test_other_images_do_not_fill_a_sealed_block(tmp_path: Path, content: Conten
     data = content.block(store, block)
     rows = data.rows.copy()
     rows[0, 0] = np.setdiff1d(np.arange(10), content.order[2, 4:8])[:4]
-    with store.lease():
-        store.write(block, replace(data, rows=rows))
+    with store.lease() as writer:
+        writer.write(block, replace(data, rows=rows))
         with pytest.raises(InputError, match=r"block 1\.1 was made of other images than before"):
-            store.seal()
+            writer.seal()
 
 
 @pytest.mark.parametrize("size", [1, 4])

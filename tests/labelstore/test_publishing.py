@@ -49,9 +49,9 @@ def test_the_order_of_write_check_flush_link_and_folder_flush(
 ) -> None:
     store = create(tmp_path / "s", content, 2)
     block = BlockIndex(0, 1)
-    with store.lease():
+    with store.lease() as writer:
         steps = record(monkeypatch, store.path)
-        store.write(block, content.block(store, block))
+        writer.write(block, content.block(store, block))
         monkeypatch.undo()
 
     def published(*names: str) -> list[tuple[str, ...] | set[tuple[str, ...]]]:
@@ -77,9 +77,9 @@ def test_a_seal_is_durable_before_the_state_names_it(
     tmp_path: Path, content: Content, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = build(tmp_path / "s", content, 2, blocks=3)
-    with store.lease():
+    with store.lease() as writer:
         steps = record(monkeypatch, store.path)
-        store.seal()
+        writer.seal()
         monkeypatch.undo()
     order = [step for step in steps if step[0] in ("sync_file", "link", "replace", "sync_folder")]
     (part,) = (path.name for path in (store.path / "seals").glob("2.0.*.json"))
@@ -137,7 +137,7 @@ def test_a_full_disk_at_any_step_loses_the_block_in_hand_and_nothing_else(
         path = tmp_path / str(failing)
         store = build(path, content, 2, blocks=1)
         block = store.missing()[0]
-        with store.lease():
+        with store.lease() as writer:
             taken: list[tuple[str, ...]] = record(monkeypatch, path)
             plain = disk.write_file
 
@@ -150,10 +150,10 @@ def test_a_full_disk_at_any_step_loses_the_block_in_hand_and_nothing_else(
 
             monkeypatch.setattr(disk, "write_file", full)
             with pytest.raises(OSError, match="No space left"):
-                store.write(block, content.block(store, block))
+                writer.write(block, content.block(store, block))
             monkeypatch.undo()
             assert block in store.missing()
-            store.write(block, content.block(store, block))
+            writer.write(block, content.block(store, block))
         steps = 4
         build(path, content, 2)
         assert tree(path) == whole
@@ -170,10 +170,10 @@ def test_bytes_that_do_not_read_back_are_not_published(
         *rest, last = pieces
         plain(path, *rest, bytes([last[0] ^ 1]) + bytes(last[1:]) if path.name.startswith("rows") else last)
 
-    with store.lease():
+    with store.lease() as writer:
         monkeypatch.setattr(disk, "write_file", flipped)
         with pytest.raises(DamagedError, match=r"read back .*; check this disk"):
-            store.write(BlockIndex(0, 1), content.block(store, BlockIndex(0, 1)))
+            writer.write(BlockIndex(0, 1), content.block(store, BlockIndex(0, 1)))
     assert not list((tmp_path / "s").glob("rows/c.*"))
 
 
@@ -192,10 +192,10 @@ def test_a_file_system_without_hard_links_is_named(
     def refuse(_source: Path, _target: Path) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    with store.lease():
+    with store.lease() as writer:
         monkeypatch.setattr(disk, "link", refuse)
         with pytest.raises(InputError, match=r"refused a hard link .*; build the store on a local file system"):
-            store.write(BlockIndex(0, 1), content.block(store, BlockIndex(0, 1)))
+            writer.write(BlockIndex(0, 1), content.block(store, BlockIndex(0, 1)))
 
 
 def test_the_sweep_takes_what_has_no_marker_and_nothing_else(tmp_path: Path, content: Content) -> None:

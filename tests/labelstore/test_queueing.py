@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from making import Content, create, make_identity, tree
 
-from labelstore import BlockData, BlockIndex, LabelStore, check
+from labelstore import BlockData, BlockIndex, LabelStore, StoreWriter, check
 from labelstore.durable import disk
 from labelstore.errors import InputError, LeaseError
 from labelstore.writing.queueing import Queue
@@ -23,8 +23,8 @@ def hand_in(queue: Queue[[int]], numbers: Iterable[int]) -> None:
             call(number)
 
 
-def write(store: LabelStore, blocks: Iterable[tuple[BlockIndex, BlockData]]) -> None:
-    with store.writer() as write_block:
+def write(writer: StoreWriter, blocks: Iterable[tuple[BlockIndex, BlockData]]) -> None:
+    with writer.queue() as write_block:
         for block, data in blocks:
             write_block(block, data)
 
@@ -98,31 +98,31 @@ def test_leaving_by_an_exception_lets_the_call_in_hand_end_and_abandons_the_rest
 def test_a_queued_store_is_the_same_store(tmp_path: Path, content: Content) -> None:
     for name in ("queued", "plain"):
         store = create(tmp_path / name, content, 4)
-        with store.lease():
+        with store.lease() as writer:
             if name == "plain":
                 for block in store.missing():
-                    store.write(block, content.block(store, block))
+                    writer.write(block, content.block(store, block))
             else:
-                write(store, ((block, content.block(store, block)) for block in store.missing()))
-            store.seal()
+                write(writer, ((block, content.block(store, block)) for block in store.missing()))
+            writer.seal()
     assert tree(tmp_path / "queued") == tree(tmp_path / "plain")
 
 
 def test_a_bad_block_is_refused_and_none_after_it_is_written(tmp_path: Path, content: Content) -> None:
     store = create(tmp_path / "s", content, 4)
-    with store.lease():
+    with store.lease() as writer:
         blocks = [(block, content.block(store, block)) for block in store.missing()]
         first, second, *rest = blocks
         bad = replace(second[1], logits=np.full_like(second[1].logits, np.nan))
         with pytest.raises(InputError, match="found nan"):
-            write(store, [first, (second[0], bad), *rest * 10])
+            write(writer, [first, (second[0], bad), *rest * 10])
         assert store.missing()[-len(blocks) + 1 :] == [block for block, _ in blocks[1:]]
         with pytest.raises(InputError, match="is published already"):
-            write(store, [second, second])
+            write(writer, [second, second])
         assert second[0] not in store.missing()
     assert check(store.path).ok
     with pytest.raises(LeaseError, match="needs the lease"):
-        write(store, rest)
+        write(writer, rest)
 
 
 def test_a_failing_disk_leaves_no_marker_without_data(
@@ -137,15 +137,15 @@ def test_a_failing_disk_leaves_no_marker_without_data(
             raise OSError(28, "No space left on device")
         real(path, *pieces)
 
-    with store.lease():
+    with store.lease() as writer:
         monkeypatch.setattr(disk, "write_file", fail)
         with pytest.raises(OSError, match="No space left"):
-            write(store, ((block, content.block(store, block)) for block in store.missing()))
+            write(writer, ((block, content.block(store, block)) for block in store.missing()))
         monkeypatch.undo()
     assert store.missing()[0] == BlockIndex(0, 1)
     store = LabelStore.open(tmp_path / "s")
     assert check(store.path).ok
-    with store.lease():
-        write(store, [(block, content.block(store, block)) for block in store.missing()])
-        store.seal()
+    with store.lease() as writer:
+        write(writer, [(block, content.block(store, block)) for block in store.missing()])
+        writer.seal()
     assert check(store.path).ok

@@ -48,8 +48,8 @@ def test_nan_and_inf_are_named_by_image_and_view(tmp_path: Path, name: str, bad:
     message = (
         rf"logit of image {image} in view 3 \(position 6\), class 5: expected .*, found {bad}; look at the teacher"
     )
-    with store.lease(), pytest.raises(InputError, match=message):
-        store.write(block, replace(data, logits=logits))
+    with store.lease() as writer, pytest.raises(InputError, match=message):
+        writer.write(block, replace(data, logits=logits))
     assert tree(path) == before
     build(path, content, 4)
     assert check(path).ok
@@ -63,10 +63,10 @@ def test_audit_logits_that_float16_cannot_hold_are_named(tmp_path: Path, content
     logits[3, 1] = np.inf
     before = tree(store.path)
     with (
-        store.lease(),
+        store.lease() as writer,
         pytest.raises(InputError, match=rf"logit of image {content.order[0, 3]} in view 0 \(position 3\), class 1"),
     ):
-        store.write(BlockIndex(0, 0), replace(data, audit=AuditRows(data.audit.crops, logits)))
+        writer.write(BlockIndex(0, 0), replace(data, audit=AuditRows(data.audit.crops, logits)))
     assert tree(store.path) == before
 
 

@@ -252,14 +252,14 @@ def test_a_file_in_the_way_of_a_block_is_named_before_any_work_and_kept(
 
 def test_a_file_that_comes_during_a_build_is_kept(tmp_path: Path, content: Content) -> None:
     store = create(tmp_path / "s", content, 2)
-    with store.lease():
-        store.raise_target(2)
+    with store.lease() as writer:
+        writer.raise_target(2)
         put(store.path / "rows/c.0.0.0")
         with pytest.raises(InputError, match=r"rows/c\.0\.0\.0: expected a shard of rows"):
-            store.write(store.missing()[0], content.block(store, store.missing()[0]))
+            writer.write(store.missing()[0], content.block(store, store.missing()[0]))
         (store.path / ".partial/labels~c.0.1.0").mkdir()
         with pytest.raises(InputError, match=r"labels~c\.0\.1\.0: expected a temporary of this store, found a folder"):
-            store.write(store.missing()[1], content.block(store, store.missing()[1]))
+            writer.write(store.missing()[1], content.block(store, store.missing()[1]))
     assert (store.path / "rows/c.0.0.0").read_bytes() == MINE
     assert (store.path / ".partial/labels~c.0.1.0").is_dir()
 
@@ -316,9 +316,9 @@ def test_a_store_with_a_block_or_a_part_of_one_is_never_taken_back(tmp_path: Pat
     shard.write_bytes(encode_shard(layout.codes[0], content.logits[:2, 4:8].astype("int8")))
     assert not store.discard()
     shard.unlink()
-    with store.lease():
+    with store.lease() as writer:
         assert not store.discard()
-        store.write(store.missing()[0], content.block(store, store.missing()[0]))
+        writer.write(store.missing()[0], content.block(store, store.missing()[0]))
     assert not store.discard()
     assert check(store.path).ok
 

@@ -105,8 +105,8 @@ def test_a_damaged_seal_is_made_again_where_it_was(tmp_path: Path, content: Cont
     build(path, content, 2)
     build(path, content, VIEWS)
     store = LabelStore.open(path)
-    with store.lease():
-        store.raise_target(VIEWS + 2, engine={"device": "other"})
+    with store.lease() as writer:
+        writer.raise_target(VIEWS + 2, engine={"device": "other"})
     whole = tree(path)
     for damaged in (["seals/2.json"], ["seals/4.json"], ["seals/2.json", "seals/4.json"]):
         for name in damaged:
@@ -173,8 +173,8 @@ def test_a_damaged_calibration_is_made_again_to_the_same_bytes_or_refused(tmp_pa
     assert check(path).ok
     other = Content(content.identity, VIEWS, seed=1)
     store = LabelStore.open(path)
-    with store.lease(), pytest.raises(MismatchError, match="blocks were coded with"):
-        store.calibrate(calibration(other))
+    with store.lease() as writer, pytest.raises(MismatchError, match="blocks were coded with"):
+        writer.calibrate(calibration(other))
     build(path, content, VIEWS)
     assert tree(path) == whole
 

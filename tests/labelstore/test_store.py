@@ -156,12 +156,12 @@ def test_a_new_engine_begins_a_version(tmp_path: Path, content: Content) -> None
     path = tmp_path / "s"
     build(path, content, 4, blocks=4)
     store = LabelStore.open(path)
-    with store.lease():
-        assert store.raise_target(4, engine={"device": "other"}) == 4
+    with store.lease() as writer:
+        assert writer.raise_target(4, engine={"device": "other"}) == 4
         for block in store.missing():
-            store.write(block, content.block(store, block))
-        store.seal()
-        store.raise_target(4, engine={"device": "third"})
+            writer.write(block, content.block(store, block))
+        writer.seal()
+        writer.raise_target(4, engine={"device": "third"})
     store = LabelStore.open(path)
     assert [version["engine"]["device"] for version in store.state.versions] == ["test", "other"]
     assert [version["first_view"] for version in store.state.versions] == [0, 2]
@@ -230,8 +230,8 @@ def test_what_is_not_a_block_is_refused(tmp_path: Path, content: Content, change
     store = create(tmp_path / "s", content, 2)
     before = tree(tmp_path / "s")
     data = replace(content.block(store, BlockIndex(0, 0)), **change)
-    with store.lease(), pytest.raises(InputError, match=message):
-        store.write(BlockIndex(0, 0), data)
+    with store.lease() as writer, pytest.raises(InputError, match=message):
+        writer.write(BlockIndex(0, 0), data)
     assert tree(tmp_path / "s") == before
 
 
@@ -244,10 +244,10 @@ def test_nan_and_inf_never_enter(tmp_path: Path, encoding: str, bad: float) -> N
     data = content.block(store, BlockIndex(1, 1))
     data.logits[1, 2, 0] = bad
     with (
-        store.lease(),
+        store.lease() as writer,
         pytest.raises(InputError, match=r"logit of image \d in view 3 \(position 6\), class 0: .*(nan|-inf|7000)"),
     ):
-        store.write(BlockIndex(1, 1), data)
+        writer.write(BlockIndex(1, 1), data)
     assert BlockIndex(1, 1) in store.missing()
 
 
@@ -255,17 +255,19 @@ def test_blocks_are_written_once_under_the_lease_and_within_the_target(tmp_path:
     store = create(tmp_path / "s", content, 2)
     block = BlockIndex(0, 1)
     data = content.block(store, block)
+    with store.lease() as ended:
+        pass
     with pytest.raises(LeaseError, match="writing needs the lease"):
-        store.write(block, data)
-    with store.lease():
-        store.write(block, data)
+        ended.write(block, data)
+    with store.lease() as writer:
+        writer.write(block, data)
         with pytest.raises(InputError, match=r"block 0\.1 is published already"):
-            store.write(block, data)
+            writer.write(block, data)
         for wrong in (BlockIndex(1, 0), BlockIndex(0, 3), BlockIndex(-1, 0), BlockIndex(0, -1)):
             with pytest.raises(InputError, match="not one of the blocks to be written"):
-                store.write(wrong, data)
+                writer.write(wrong, data)
         with pytest.raises(NotStoredError, match=r"2 blocks are missing, first 0\.0"):
-            store.seal()
+            writer.seal()
 
 
 def test_bad_positions_are_named(tmp_path: Path, content: Content) -> None:

@@ -17,6 +17,7 @@ from labelstore import LabelStore
 from labelstore.access import streaming
 from labelstore.access.reading import Reader
 from labelstore.durable import disk
+from labelstore.durable.storage import LocalStorage
 from labelstore.errors import DamagedError, InputError, NotStoredError
 from labelstore.format.blocks import BlockIndex
 
@@ -70,7 +71,7 @@ def test_a_stream_gives_what_reads_give(path: Path, requests: Requests, budget: 
 @given(requests_of_a_store, st.integers(0, 600))
 def test_no_more_is_ahead_than_the_budget(path: Path, requests: Requests, budget: int) -> None:
     store = LabelStore.open(path)
-    reader = Reader(path, store.identity, store._marker, map_bytes=budget)
+    reader = Reader(LocalStorage(path), store.identity, store.marker, map_bytes=budget)
     ahead: dict[BlockIndex, int] = {}
     sizes = {block: reader.block_bytes(block) for block in store.sealed_blocks()}
 
@@ -84,7 +85,7 @@ def test_no_more_is_ahead_than_the_budget(path: Path, requests: Requests, budget
             super().drop(block)
             del ahead[block]
 
-    watched = Watched(path, store.identity, store._marker, map_bytes=budget)
+    watched = Watched(LocalStorage(path), store.identity, store.marker, map_bytes=budget)
     served = list(streaming.stream(requests, watched, store._index, lambda view, _: view, budget))
     assert served == [view for view, _ in requests]
     assert not ahead

@@ -449,8 +449,8 @@ def build_apart(path: Path, content: Content, views: int, seed: int = 0) -> Labe
     """A store whose calibration has numbers of its own everywhere, its means too."""
     if not LabelStore.exists(path):
         store = create(path, content, views)
-        with store.lease():
-            store.calibrate(any_calibration(seed, images=content.identity.images))
+        with store.lease() as writer:
+            writer.calibrate(any_calibration(seed, images=content.identity.images))
     return build(path, content, views)
 
 
@@ -511,9 +511,9 @@ def test_nothing_is_read_or_written_before_it_is_calibrated_and_nothing_is_calib
     with pytest.raises(NotStoredError, match="continue the build"):
         follower.read(0, slice(None))
     found = calibration(content)
-    with store.lease():
+    with store.lease() as writer:
         with pytest.raises(NotStoredError, match="not calibrated yet; continue the build"):
-            store.write(block, content.block(store, block))
+            writer.write(block, content.block(store, block))
         for wrong in (
             replace(found, means=found.means[:-1]),
             replace(found, basis=found.basis[:, :-1]),
@@ -521,26 +521,26 @@ def test_nothing_is_read_or_written_before_it_is_calibrated_and_nothing_is_calib
             replace(found, center=found.center.astype(np.float32)),
         ):
             with pytest.raises(InputError, match="expected"):
-                store.calibrate(wrong)
+                writer.calibrate(wrong)
         assert not store.discard()  # while it is held
-        store.calibrate(found)
+        writer.calibrate(found)
         assert store.calibrated
         with pytest.raises(InputError, match="calibrated already; a calibration is never fitted again"):
-            store.calibrate(found)
+            writer.calibrate(found)
         before = tree(store.path / "calibration")
         data = content.block(store, block)
         data.logits[0, 1, 2] = np.nan
         with pytest.raises(InputError, match=r"view 0.+position 1\W+class 2: expected a number"):
-            store.write(block, data)
+            writer.write(block, data)
         data.logits[0, 1] = 1e20 * (np.arange(C) % 2)
         with pytest.raises(InputError, match="logits from the center"):
-            store.write(block, data)
+            writer.write(block, data)
     assert tree(store.path / "calibration") == before
     assert store.discard()
     assert not store.path.exists()
     plain = build(tmp_path / "int8", Content(make_identity(), 2), 2)
-    with plain.lease(), pytest.raises(InputError, match="calibrat"):
-        plain.calibrate(found)
+    with plain.lease() as writer, pytest.raises(InputError, match="calibrat"):
+        writer.calibrate(found)
 
 
 @pytest.mark.parametrize(

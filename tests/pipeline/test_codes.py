@@ -195,13 +195,13 @@ def test_a_block_that_a_gpu_encodes_is_the_same(world: World, tmp_path: Path, mo
         block = OpenBlock(work, BlockIndex(0, 0), int, lambda *block: blocks.append(block))
         label(work.renderer, work.teacher, work.identity.group, [block])
     encode = as_on_a_gpu(store.encoding).encode
-    with store.lease(), store.writer(encode=encode) as write:
+    with store.lease() as writer, writer.queue(encode=encode) as write:
         write(*blocks[0])
     data = blocks[0][1]
     data.logits[0, 3, 1] = np.nan
     codes = encode(data.logits, pairs_of(work.identity, data.rows))
-    with store.lease(), pytest.raises(InputError, match=r"position 3\W+class 1: expected a number"):
-        store.write(store.missing()[0], replace(data, codes=codes, audit=None))
+    with store.lease() as writer, pytest.raises(InputError, match=r"position 3\W+class 1: expected a number"):
+        writer.write(store.missing()[0], replace(data, codes=codes, audit=None))
     for name in ("labels", "scales"):
         (shard,) = (store.path / name).glob("c.*")
         assert shard.read_bytes() == (world.store / name / shard.name).read_bytes()

@@ -113,8 +113,8 @@ def make_store(path: Path, work: Work, views: int) -> LabelStore:
 
 
 def fill(store: LabelStore, work: Work, watch: Watch, stops: Stops | None = None) -> None:
-    with store.lease():
-        Filling(store, work, store.missing(), Ranks(), Console(silent=True), watch, stops or Stops()).fill()
+    with store.lease() as writer:
+        Filling(store, work, store.missing(), Ranks(), Console(silent=True), watch, stops or Stops()).fill(writer)
 
 
 def test_time_at_work_is_counted_by_stage_and_waiting_is_not(clock: Clock) -> None:

@@ -8,16 +8,21 @@ import json
 import os
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from labelstore.command.console import Console
 from labelstore.errors import InputError, MismatchError
+from pipeline.networks.weights import read_weights
 from tests.journeys.world import World, draw_images, giftwrap
 from trainer import train as loop
 from trainer.config import TrainConfig
+from trainer.evaluate import EvalResult
+from trainer.student import Student
 
 LAYERS = """
 from torch import nn
@@ -141,6 +146,45 @@ def test_other_test_images_under_the_same_names(config: TrainConfig) -> None:
     shutil.move(config.test_images, config.test_images.with_name("moved"))
     moved = dataclasses.replace(config, test_images=config.test_images.with_name("moved"))
     assert loop.train(moved, Console(as_json=True))["steps_now"] == 0
+
+
+@pytest.mark.parametrize("epochs_before_the_change", [1, 3])
+def test_scores_on_other_test_images_do_not_compete(
+    epochs_before_the_change: int, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a run and after its end: the best is one of the scores on the images that there are now."""
+    run = dataclasses.replace(config, epochs=3, run=tmp_path / "changed", checkpoint_every=1)
+    original, calls = loop.save, 0
+
+    def stopping(this: loop.Run) -> None:
+        nonlocal calls
+        original(this)
+        calls += 1
+        if calls == epochs_before_the_change < 3:
+            raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Student, "evaluate", lambda *_: EvalResult(9, 100.0, 100.0, 0.0, (3, 3, 3), (3, 3, 3)))
+        patch.setattr(loop, "save", stopping)
+        with pytest.raises(RuntimeError) if epochs_before_the_change < 3 else nullcontext():
+            loop.train(run, Console(as_json=True))
+    other = dataclasses.replace(run, test_images=draw_images(tmp_path / "other", per_class=4), anyway=True)
+    real, scores = Student.evaluate, list[EvalResult]()
+
+    def noted(*args: Any) -> EvalResult:
+        scores.append(real(*args))
+        return scores[-1]
+
+    monkeypatch.setattr(Student, "evaluate", noted)
+    summary: Any = loop.train(other, Console(as_json=True))
+    assert len(scores) == summary["evaluations"] == max(3 - epochs_before_the_change, 1)
+    assert summary["best"]["top1"] == max(score.top1 for score in scores)
+    assert summary["last"]["top1"] == scores[-1].top1
+    again: Any = loop.train(dataclasses.replace(other, anyway=False), Console(as_json=True))
+    assert (again["best"], again["last"]) == (summary["best"], summary["last"])
+    best, last = (read_weights(run.run / f"{name}.safetensors").tensors for name in ("best", "last"))
+    if summary["best"]["epoch"] == 2:
+        assert all(torch.equal(best[name], value) for name, value in last.items())
 
 
 def broken(folder: Path) -> Path:

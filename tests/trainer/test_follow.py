@@ -32,8 +32,8 @@ def config(world: World, tmp_path: Path) -> TrainConfig:
 def begun(world: World, path: Path, views: int = 600) -> LabelStore:
     """A copy of the world's store that was asked for more views, and not built further."""
     store = LabelStore.open(shutil.copytree(world.store, path))
-    with store.lease():
-        store.raise_target(views)
+    with store.lease() as writer:
+        writer.raise_target(views)
     return store
 
 
@@ -109,8 +109,8 @@ def test_following_needs_stored_order(world: World) -> None:
 def test_a_store_without_views_says_how_to_follow_it(world: World, tmp_path: Path) -> None:
     store = shutil.copytree(world.store, tmp_path / "store")
     opened = LabelStore.open(store)
-    with opened.lease():
-        opened.unseal(0)
+    with opened.lease() as writer:
+        writer.unseal(0)
     with pytest.raises(NotStoredError, match="no view is sealed yet; finish the build first, or follow it"):
         Replay(store, world.images, batch_size=4)
     replay = Replay(store, world.images, batch_size=24, follow=True, view_order="cycle")  # its blocks are there

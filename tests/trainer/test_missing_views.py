@@ -78,12 +78,12 @@ def adopted(store: Path, into: Path, **unknown: None) -> LabelStore:
     copy = LabelStore.create(
         into, identity, image_digests=source.image_digests, targets=source.targets, views=source.state.views_sealed
     )
-    with copy.lease():
+    with copy.lease() as writer:
         for block in copy.missing():
             views = range(*copy.views(block))
             labels = iter([source.read(view, slice(*copy.positions(block))) for view in views])
-            copy.write(block, replace(converted_block(source, copy, block, labels), codes=None))
-        copy.seal()
+            writer.write(block, replace(converted_block(source, copy, block, labels), codes=None))
+        writer.seal()
     return copy
 
 

@@ -41,6 +41,13 @@ def test_what_is_no_run_is_named(tmp_path: Path, text: str | None) -> None:
         read_log(tmp_path)
 
 
+def test_a_missing_run_is_named_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        read_log(tmp_path / "none")
+    assert str(error.value).count("none/log.jsonl") == 1
+    assert "No such file or directory" in str(error.value)
+
+
 def test_what_was_said_after_the_checkpoint_is_dropped(tmp_path: Path) -> None:
     with open_log(tmp_path, 0, pytest.fail) as log:
         for epoch in range(4):

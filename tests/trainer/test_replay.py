@@ -27,10 +27,10 @@ from pipeline.build.build import build
 from pipeline.config import BuildConfig
 from pipeline.teacher.teacher import Pending, Teacher
 from tests.journeys.world import SIDE, World, draw_images, random_teacher
-from trainer import Replay
-from trainer.ahead import ahead
+from trainer import Replay, TrainBatch
 from trainer.batch import COLUMNS
-from trainer.replay import READ_AHEAD, TrainBatch
+from trainer.loader import READ_AHEAD, Loader
+from trainer.prefetch import Prefetcher
 
 MIXES = [("none", None), ("cutmix", 5), ("mixup", 8)]
 
@@ -145,7 +145,7 @@ def test_a_loaded_state_continues_at_the_next_batch(made: tuple[Path, Path, torc
         replay.close()
 
 
-def test_an_iterator_does_not_go_on_after_another_state_was_loaded(made: tuple[Path, Path, torch.Tensor]) -> None:
+def test_an_iterator_does_not_continue_after_another_state_was_loaded(made: tuple[Path, Path, torch.Tensor]) -> None:
     path, images, _ = made
     replay = Replay(path, images, batch_size=5)
     batches = iter(replay)
@@ -169,7 +169,7 @@ def test_two_iterations_at_once_are_refused(made: tuple[Path, Path, torch.Tensor
 def counted(monkeypatch: pytest.MonkeyPatch, enough: int) -> tuple[list[int], threading.Event]:
     """The sizes of the batches as they are made, and an event for when there are enough of them."""
     sizes: list[int] = []
-    there, original = threading.Event(), Replay._slices
+    there, original = threading.Event(), Loader._slices
 
     def counting(*args: Any) -> Iterator[TrainBatch]:
         for batch in original(*args):
@@ -178,7 +178,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, enough: int) -> tuple[list[int], th
                 there.set()
             yield batch
 
-    monkeypatch.setattr(Replay, "_slices", counting)
+    monkeypatch.setattr(Loader, "_slices", counting)
     return sizes, there
 
 
@@ -190,7 +190,7 @@ def test_what_is_made_ahead_is_bounded(made: tuple[Path, Path, torch.Tensor], mo
         next(batches)
         assert enough.wait(60)
         batches.close()
-    assert len(sizes) <= 2 + READ_AHEAD + 1  # handed out, waiting, in hand; one more when the closing makes room
+    assert len(sizes) <= 2 + READ_AHEAD + 1  # handed out, waiting, being made; one more when the closing makes room
 
 
 def test_epochs_are_played_without_a_pause(
@@ -210,13 +210,13 @@ def test_epochs_are_played_without_a_pause(
         assert next_epoch.wait(60)  # made while the first epoch's only batch is used
 
 
-def test_ahead_hands_on_errors_and_stops_with_its_consumer() -> None:
+def test_the_prefetcher_passes_errors_on_and_stops_with_its_consumer() -> None:
     def items() -> object:
         yield 1
         raise InputError("the second item")
 
     taken = []
-    with ahead(items(), 2) as results:
+    with Prefetcher(items(), 2) as results:
         with pytest.raises(InputError, match="second item"):
             taken.extend(results)
         assert list(results) == []
@@ -230,7 +230,7 @@ def test_ahead_hands_on_errors_and_stops_with_its_consumer() -> None:
         finally:
             where.append(threading.current_thread())
 
-    with ahead(endless(), 2) as results:
+    with Prefetcher(endless(), 2) as results:
         assert next(results) == 0
     assert not results._thread.is_alive()
     assert where == [results._thread]
@@ -245,10 +245,10 @@ other = trainer.Replay(sys.argv[1], sys.argv[2], batch_size=3, threads=1)
 batches, others = replay.play(10**15), other.play(10**15)  # made as they are played
 next(batches), next(others)
 import atexit
-from trainer import ahead
-atexit.unregister(ahead._stop_all)
-atexit.register(lambda: print(len(ahead._RUNNING), [t.name for t in threading.enumerate() if "ahead" in t.name]))
-atexit.register(ahead._stop_all)
+from trainer import prefetch
+atexit.unregister(prefetch._stop_all)
+atexit.register(lambda: print(len(prefetch._RUNNING), [t.name for t in threading.enumerate() if "prefetch" in t.name]))
+atexit.register(prefetch._stop_all)
 print("left")
 exec(sys.argv[3])
 """
@@ -277,7 +277,7 @@ def test_another_process_is_told_what_to_do(world: World) -> None:
         assert next(iter(plain)).position.tolist() == list(range(5))
 
 
-def test_an_iterator_in_hand_does_not_wait_in_a_forked_process(world: World) -> None:
+def test_an_iterator_that_was_begun_does_not_wait_in_a_forked_process(world: World) -> None:
     with (
         closing(Replay(world.store, world.images, batch_size=5, threads=1)) as replay,
         closing(replay.play(9)) as batches,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from contextlib import closing
@@ -20,8 +21,8 @@ from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.ema import Average
 from trainer.guard import DivergedError, Guard
-from trainer.run import make_student, open_replay
 from trainer.stopping import Asked, Stops
+from trainer.student import make_student, open_replay
 
 
 @pytest.fixture
@@ -220,7 +221,7 @@ def test_numbers_of_another_loss_are_refused(changes: dict[str, Any], config: Tr
 def test_the_mean_takes_buffers_and_counts() -> None:
     torch.manual_seed(0)
     student = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    average = Average(student, 0.75)
+    average = Average(copy.deepcopy(student), 0.75)
     wanted: dict[str, torch.Tensor] = {}
     for _ in range(4):
         student(torch.randn(5, 3))

@@ -227,7 +227,7 @@ def test_the_mean_of_the_weights_is_what_is_kept(config: TrainConfig, whole: dic
     def average(run: Any) -> None:
         if not run.step:
             return
-        for name, value in run.student.state_dict().items():
+        for name, value in run.objective.network.state_dict().items():
             if value.is_floating_point():
                 mean[name] = value.double() if name not in mean else 0.9 * mean[name] + 0.1 * value.double()
 

@@ -6,6 +6,7 @@ import dataclasses
 import random
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,6 +123,29 @@ def test_each_is_evaluated(name: str, test_images: Path, tmp_path: Path) -> None
     assert (told.top1, told.loss) == (pytest.approx(found.top1), pytest.approx(found.loss, rel=1e-4))
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("WhollyDouble", "float32"), ("WhollyBfloat16", "float32"), ("OfTheBatch", "float32"), ("Small", "bfloat16")],
+)
+def test_what_a_run_tests_is_evaluated_alike(name: str, dtype: Any, config: TrainConfig) -> None:
+    """By one rule: weights of any type, statistics of the batch, and the precision of the run."""
+    run = dataclasses.replace(config, student=f"{HOME}:{name}", dtype=dtype, epochs=1, ema=0.5)
+    summary: Any = loop.train(run, Console(silent=True))
+    found = evaluate_network(EvaluateConfig(run=run.run, threads=1), Console(silent=True))
+    assert found.top1 == summary["last"]["top1"]
+    assert found.loss == pytest.approx(summary["last"]["loss"], rel=1e-6)
+    other = evaluate_network(EvaluateConfig(run=run.run, threads=1, dtype="bfloat16"), Console(silent=True))
+    assert (other.loss == found.loss) == (dtype == "bfloat16" or name.startswith("Wholly"))
+
+
+def test_statistics_of_the_batch_are_warned_of(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    loop.train(dataclasses.replace(config, student=f"{HOME}:OfTheBatch", epochs=1), Console(silent=True))
+    evaluate_network(EvaluateConfig(run=config.run, threads=1), Console())
+    said = capsys.readouterr()
+    assert "batch norms without running statistics (norm)" in said.out + said.err
+    assert "depend on --batch" in said.out + said.err
+
+
 def test_evaluation_leaves_each_layer_in_its_mode(test_images: Path) -> None:
     images, spec = scan(test_images, digests=False), PlanSpec(size=SIDE, crop="center", flip=0)
     network = build_network(f"{HOME}:Small", {}, classes=3, size=SIDE).train()
@@ -169,7 +193,8 @@ BY_TWO = ("conv_net", "Auxiliary", "Skipping", "Replacing")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in BY_TWO else pytest.param(name, marks=pytest.mark.long) for name in TRAINED]
+    "name",
+    [name if name in BY_TWO else pytest.param(name, marks=pytest.mark.long) for name in TRAINED if name != "Thawing"],
 )
 def test_two_processes_train_each(name: str, world: World, test_images: Path, tmp_path: Path) -> None:
     first, second = torchrun(
@@ -177,6 +202,13 @@ def test_two_processes_train_each(name: str, world: World, test_images: Path, tm
     )
     assert (first.code, second.code) == (0, 0), first.err + second.err
     assert first.summary["steps"] == 8
+
+
+def test_two_processes_refuse_a_student_that_thaws(world: World, tmp_path: Path) -> None:
+    first, second = torchrun(2, words(world, tmp_path / "run", "Thawing"), tmp_path / "said")
+    assert first.code == 2
+    assert "its forward changed which parameters are trained" in first.err
+    assert "Traceback" not in first.err + second.err
 
 
 def test_two_processes_refuse_what_one_refuses(world: World, tmp_path: Path) -> None:

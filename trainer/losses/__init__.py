@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from labelstore.errors import InputError
+from labelstore.errors import InputError, reason
 from labelstore.spec import Json
 from pipeline.networks.imported import imported
 from trainer.choices import LossName, LossSpec
@@ -65,7 +65,7 @@ def users_loss(name: str) -> Loss:
     except Exception as error:  # of the user's code
         raise InputError(
             f"--loss {name}: fails when called as loss(x, t, y, y2, lam), with logits x and t [n, C] of student and "
-            f"teacher, targets y and y2 [n] and the weight lam [n] of y ({type(error).__name__}: {error})"
+            f"teacher, targets y and y2 [n] and the weight lam [n] of y ({type(error).__name__}: {reason(error)})"
         ) from error
     scalar = isinstance(found, Tensor) and found.ndim == 0 and found.requires_grad and bool(found.isfinite())
     if not scalar:

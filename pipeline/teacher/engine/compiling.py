@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labelstore.errors import InputError
+from labelstore.errors import InputError, reason
 from labelstore.spec import Json
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -38,7 +38,7 @@ def compilers(device: torch.device) -> dict[str, Json]:
         try:
             import triton
         except ImportError as error:
-            raise CompileError(f"torch.compile needs triton on a GPU: {error}; pip install triton") from error
+            raise CompileError(f"torch.compile needs triton on a GPU: {reason(error)}; pip install triton") from error
         return {"triton": str(triton.__version__)}
     command = os.environ.get(CXX, "g++")
     path = shutil.which(command)
@@ -86,7 +86,7 @@ def _keep_cache() -> None:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise CompileError(
-                f"{folder}: no place to keep compiled code ({error}); name a folder in {CACHE}"
+                f"{folder}: no place to keep compiled code ({error.strerror}); name a folder in {CACHE}"
             ) from error
         os.environ[CACHE] = str(folder)
 

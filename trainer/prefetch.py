@@ -14,10 +14,10 @@ from labelstore.errors import InputError
 
 T = TypeVar("T")
 
-_RUNNING: set[ahead[Any]] = set()
+_RUNNING: set[Prefetcher[Any]] = set()
 
 
-class ahead(Iterator[T]):  # noqa: N801  reads as a verb: with ahead(items, 2) as items
+class Prefetcher(Iterator[T]):
     """Take items of an iterator in a thread; at most ``depth`` wait, while one more is made.
 
     A context manager: leaving it stops the thread, however the consumer ended; the end of the program does too, since
@@ -31,9 +31,9 @@ class ahead(Iterator[T]):  # noqa: N801  reads as a verb: with ahead(items, 2) a
         self._stopped = threading.Event()
         self._ended = False
         self._process = os.getpid()
-        self._thread = threading.Thread(target=self._work, daemon=True, name="giftwrap-ahead")
+        self._thread = threading.Thread(target=self._work, daemon=True, name="giftwrap-prefetch")
 
-    def __enter__(self) -> ahead[T]:
+    def __enter__(self) -> Prefetcher[T]:
         self._thread.start()
         _RUNNING.add(self)
         return self
@@ -63,7 +63,7 @@ class ahead(Iterator[T]):  # noqa: N801  reads as a verb: with ahead(items, 2) a
     def _work(self) -> None:
         end: BaseException | None = None
         try:
-            with closing(self._items):  # here, where it was begun
+            with closing(self._items):  # in the thread that started it
                 for item in self._items:
                     if self._stopped.is_set():
                         return
@@ -78,7 +78,7 @@ def require_process(process: int) -> None:
     """Refuse to wait in a forked process, where no thread of ``process`` runs.
 
     Raises:
-        InputError: says what to do instead.
+        InputError: with what to do instead.
     """
     if os.getpid() != process:
         raise InputError(
@@ -90,6 +90,6 @@ def require_process(process: int) -> None:
 
 @atexit.register
 def _stop_all() -> None:
-    """Stop what the program left behind: loops that were left early, iterators that were never closed."""
+    """Stop the threads of loops that were left early and of iterators that were never closed."""
     for each in list(_RUNNING):
         each.__exit__()

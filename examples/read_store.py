@@ -1,0 +1,49 @@
+"""Read a label store with numpy alone, without torch: `python -m examples.read_store STORE [IMAGE]`.
+
+Prints how often the teacher agrees with the hard labels, and its mean prediction for one image over all views.
+With the README's quickstart: `python -m examples.read_store runs/store 7`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import numpy.typing as npt
+
+from labelstore import LabelStore
+
+
+def agreement(store: LabelStore) -> float:
+    """Share of crops whose largest logit is that of their hard label, over all views."""
+    right = total = 0
+    for batch in store.stream((view, slice(None)) for view in range(store.state.views_sealed)):
+        right += int((batch.logits.argmax(axis=1) == batch.targets).sum())
+        total += len(batch)
+    return right / total
+
+
+def mean_prediction(store: LabelStore, image: int) -> npt.NDArray[np.float64]:
+    """The teacher's mean probabilities for the crops of an image, over all views, float64 ``[C]``."""
+    views = range(store.state.views_sealed)
+    logits = np.stack([store.read_images(view, [image]).logits[0] for view in views]).astype(np.float64)
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    mean: npt.NDArray[np.float64] = (odds / odds.sum(axis=1, keepdims=True)).mean(axis=0)
+    return mean
+
+
+def main() -> None:
+    """Print what the store has for an image."""
+    path, *image = sys.argv[1:]
+    store = LabelStore.open(path)
+    index = int(image[0]) if image else 0
+    print(f"the teacher agrees with the hard labels on {100 * agreement(store):.2f} % of the crops")
+    mean = mean_prediction(store, index)
+    best = np.argsort(-mean)[:3]
+    print(f"image {index}, mean over {store.state.views_sealed} views:")
+    for column in best:
+        print(f"  column {column}: {mean[column]:.3f}")
+
+
+if __name__ == "__main__":
+    main()

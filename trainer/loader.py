@@ -1,0 +1,322 @@
+"""Batches of crops times labels, in the one order of a run: what a training loop iterates over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from itertools import tee
+from typing import NoReturn
+
+import torch
+from torch.utils.data import IterableDataset
+
+from labelstore.errors import InputError
+from pipeline.device.moving import to_device
+from pipeline.plan.augment import inputs_of
+from pipeline.render.normalise import network_input, normalise
+from trainer.batch import TrainBatch, concatenate, slices
+from trainer.crops import Crops, CropSource, Int64Array
+from trainer.labels import LabelSource
+from trainer.order import UNBOUNDED, Order, OrderMode
+from trainer.prefetch import Prefetcher, require_process
+
+READ_AHEAD = 2  # batches waiting, as uint8, while one more is rendered
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What one process makes of one batch; offsets into the epoch.
+
+    Attributes:
+        low: where the groups begin that its slice lies in.
+        high: where they end.
+        begin: where its slice begins.
+        end: where it ends.
+        total: crops of the whole batch.
+        share: as in `TrainBatch`.
+        reused: rows from ``low`` on that the span before has rendered.
+    """
+
+    low: int
+    high: int
+    begin: int
+    end: int
+    total: int
+    share: float
+    reused: int
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """A span of an epoch, and what is rendered for it.
+
+    Attributes:
+        span: what this process makes of the batch.
+        view: the view that the epoch plays.
+        positions: of the crops that the span before has not rendered, int64 ``[n]``; may be empty.
+    """
+
+    span: Span
+    view: int
+    positions: Int64Array
+
+
+class Loader(IterableDataset[TrainBatch]):
+    """Crops of any source, with labels of any source.
+
+    Iterating gives the batches of one epoch; iterating again gives the next epoch. The order is a function of
+    (seed, epoch) alone: see :class:`trainer.order.Order`. Nothing is dropped: the last batch may be short. Of several
+    processes each gets its slice of every batch; their sizes differ by one at most.
+
+    It has threads of its own: give it to a loop, or to Lightning, as it is. Around it, a
+    ``DataLoader(loader, batch_size=None)`` does nothing; with workers it is refused, since these are other processes.
+
+    Args:
+        crops: gives the crops.
+        labels: gives their labels.
+        batch_size: crops a batch.
+        epoch: the epoch that the first iteration plays.
+        seed: the run's seed; draws which view each epoch plays.
+        view_order: ``shuffle`` or ``cycle`` (stored order).
+        views: views to play, the first ones; all when None. Without a bound, epoch e plays view e.
+        rank: this process's number among those that train together.
+        world: how many there are.
+        device: where batches are made and delivered.
+        dtype: of ``images``.
+        channels_last: memory layout of ``images``, of the same shape.
+
+    Raises:
+        InputError: names the argument that is out of range.
+    """
+
+    def __init__(
+        self,
+        crops: CropSource,
+        labels: LabelSource,
+        *,
+        batch_size: int,
+        epoch: int = 0,
+        seed: int = 0,
+        view_order: OrderMode = "shuffle",
+        views: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+    ) -> None:
+        require_slice(batch_size, epoch, rank, world)
+        if views is not None and not 1 <= views <= (crops.views or views):
+            raise InputError(f"views: expected 1 to {crops.views}, found {views}")
+        self.crops, self.labels = crops, labels
+        self.batch_size, self._rank, self._world = batch_size, rank, world
+        self.order = Order(
+            views=views or crops.views or UNBOUNDED,
+            images=crops.images,
+            group=crops.group,
+            seed=seed,
+            mode=view_order,
+        )
+        self._targets = torch.from_numpy(crops.targets)
+        self._device, self._dtype, self.channels_last = torch.device(device), dtype, channels_last
+        self._epoch, self._position = epoch, 0
+        self._process = os.getpid()
+        self._turn = 0  # of iterators and states: an older iterator must not continue
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return -(-self.crops.images // self.batch_size)
+
+    @property
+    def size(self) -> int:
+        """Side of the crops in pixels."""
+        return self.crops.size
+
+    @property
+    def epoch(self) -> int:
+        """The epoch being played, or the next one."""
+        return self._epoch
+
+    @property
+    def position(self) -> int:
+        """Crops of :attr:`epoch` that were handed out."""
+        return self._position
+
+    @property
+    def view(self) -> int:
+        """The view that :attr:`epoch` plays."""
+        return self.order.view(self._epoch)
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        """The rest of the current epoch, batch by batch."""
+        return self.play(self._epoch + 1)
+
+    def play(self, epochs: int) -> Generator[TrainBatch]:
+        """The rest of all epochs before ``epochs``, batch by batch, without a pause between them.
+
+        Raises:
+            InputError: when another iteration was begun meanwhile, or a state loaded; when more than the current epoch
+                is wanted of a store that is followed, whose next view may not be there.
+        """
+        require_process(self._process)
+        self._turn += 1
+        turn = self._turn
+        if self.crops.growing:
+            if epochs > self._epoch + 1:
+                raise InputError(f"play: expected one epoch of a store that is followed, found {epochs - self._epoch}")
+            self.crops.wait_for(self.view)
+        with Prefetcher(self._made(self._epoch, self._position, epochs), READ_AHEAD) as batches:
+            for batch, made in batches:
+                # Advanced before the batch is handed out: the state names the next batch while this one is used.
+                if self._turn != turn:
+                    raise InputError(
+                        "replay: another iteration was begun, or a state loaded, while an epoch was being iterated; "
+                        "continue the newest one"
+                    )
+                self._position += batch.total
+                if self._position == self.crops.images:
+                    self._epoch, self._position = self._epoch + 1, 0
+                yield self._deliver(batch, made)
+
+    def state_dict(self) -> dict[str, int | str]:
+        """Epoch and position of the next batch that will be handed out, and what the order depends on."""
+        return {**self._order_state(), "epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, int | str]) -> None:
+        """Continue from a state; the order must be that of the state.
+
+        Raises:
+            InputError: when seed, views, images or view order differ from the state's.
+        """
+        for name, ours in self._order_state().items():
+            if state.get(name) != ours:
+                raise InputError(
+                    f"replay state: {name} was {state.get(name)!r} when it was saved and is {ours!r} now; "
+                    f"the order would not be the same: give this run the same {name}"
+                )
+        self._epoch, self._position = int(state["epoch"]), int(state["position"])
+        self._turn += 1
+
+    def close(self) -> None:
+        """Release what renders the crops."""
+        self.crops.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "replay: cannot be sent to another process (a DataLoader worker?); iterate over it where it was made, "
+            "without workers, or make one in each process, with rank and world"
+        )
+
+    def _order_state(self) -> dict[str, int | str]:
+        order = self.order
+        return {
+            "version": 1,
+            **self.crops.identity,
+            "seed": order.seed,
+            "views": order.views,
+            "images": order.images,
+            "group": order.group,
+            "view_order": order.mode,
+        }
+
+    def _made(self, first: int, start: int, stop: int) -> Generator[tuple[TrainBatch, torch.cuda.Event | None]]:
+        """This process's slices of epochs ``first`` to ``stop``, the first one from an offset on, on the device.
+
+        On a GPU with an event for when they are there.
+        """
+        stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        with torch.cuda.stream(stream):
+            for batch in self._slices(first, start, stop):
+                moved = batch.change(lambda column: to_device(column, self._device))
+                yield moved, stream.record_event() if stream else None
+
+    def _slices(self, first: int, start: int, stop: int) -> Iterator[TrainBatch]:
+        """This process's slice of each batch, in memory, of epochs ``first`` to ``stop``."""
+        # Labels may be read ahead of the crops; what is ahead is made once and waits here.
+        plays, ahead = tee(self._plays(first, start, stop))
+        label = self.labels.label((play.view, play.positions) for play in ahead if len(play.positions))
+        del ahead  # a source that ignores it keeps nothing waiting
+        held: TrainBatch | None = None
+        for play in plays:
+            span = play.span
+            parts = [held[len(held) - span.reused :]] if held and span.reused else []
+            if len(play.positions):
+                rows = self.crops.rows(play.view, play.positions)
+                crops = Crops(play.view, play.positions, rows, self.crops.pixels(rows))
+                parts.append(self._paired(crops, label(crops)))
+            joined = concatenate(parts)
+            own = joined[span.begin - span.low : span.end - span.low]
+            yield replace(own, total=span.total, share=span.share)
+            held = joined[span.end // self.crops.group * self.crops.group - span.low :]
+
+    def _plays(self, first: int, start: int, stop: int) -> Iterator[Play]:
+        """The spans of epochs ``first`` to ``stop``, the first one from an offset on."""
+        for epoch in range(first, stop):
+            view = self.order.view(epoch)
+            for span in self._spans(start if epoch == first else 0):
+                yield Play(span, view, self.order.positions(epoch, span.low + span.reused, span.high))
+
+    def _spans(self, start: int) -> Iterator[Span]:
+        """What this process makes of each batch of an epoch from ``start`` on; mixed crops need their whole groups."""
+        group, images, rendered = self.crops.group, self.crops.images, 0
+        for first in range(start, images, self.batch_size):
+            total = min(self.batch_size, images - first)
+            own = slices(total, self._world)[self._rank]
+            count = own.stop - own.start
+            begin = first + own.start if count else first
+            end = begin + max(count, 1)
+            low, high = begin // group * group, min(-(-end // group) * group, images)
+            yield Span(low, high, begin, end, total, count * self._world / total, max(rendered - low, 0))
+            rendered = high
+
+    def _paired(self, crops: Crops, logits: torch.Tensor | None) -> TrainBatch:
+        """Crops of whole groups with their labels, pixels as uint8 ``[n, S, S, 3]``."""
+        rows = crops.rows
+        index = torch.from_numpy(rows.image.astype("int64"))
+        targets = self._targets[index]
+        partners = rows.partners(self.crops.group) if rows.mixed else slice(None)
+        return TrainBatch(
+            images=crops.pixels,
+            logits=torch.empty(len(rows), 0) if logits is None else logits,
+            targets=targets,
+            targets2=targets[partners],
+            lam=torch.from_numpy(rows.weights(self.crops.drawn_size)),
+            index=index,
+            view=torch.full((len(rows),), crops.view),
+            position=torch.from_numpy(crops.positions),
+            rows=rows if inputs_of(rows.names) else None,
+        )
+
+    def _deliver(self, batch: TrainBatch, made: torch.cuda.Event | None) -> TrainBatch:
+        """The batch with pixels normalised, once it is there."""
+        if made:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(made)
+            batch.change(lambda column: _used_on(column, stream))
+        how = (self.crops.mean, self.crops.std, self._dtype, self.channels_last)
+        if batch.rows is None:
+            return replace(batch, images=normalise(batch.images, *how))
+        return replace(batch, images=network_input(batch.images, batch.rows, *how, size=self.crops.drawn_size))
+
+
+def require_slice(batch_size: int, epoch: int, rank: int, world: int) -> None:
+    """Refuse numbers that no process of a run can have.
+
+    Raises:
+        InputError: names the first one.
+    """
+    if not 0 <= rank < world:
+        raise InputError(f"rank: expected one of {world}, found {rank}")
+    if batch_size < world:
+        raise InputError(
+            f"batch_size: expected at least 1, and one crop for each of {world} processes, found {batch_size}"
+        )
+    if epoch < 0:
+        raise InputError(f"epoch: expected at least 0, found {epoch}")
+
+
+def _used_on(column: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
+    """Keep memory from being used again before ``stream`` is done with it."""
+    column.record_stream(stream)
+    return column

@@ -1,0 +1,92 @@
+"""What a run trains, as the loop sees it: a network, the loss of a batch, and what is evaluated, saved and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from labelstore.command.console import Console
+from labelstore.spec import Json
+from pipeline.networks.weights import save_weights
+from trainer.batch import TrainBatch
+from trainer.ema import Average
+
+
+class Score(Protocol):
+    """What an evaluation found; a dataclass of numbers, strings and tuples of them."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def numbers(self) -> Mapping[str, float | None]:
+        """Those of the log, by the names in `Objective.numbers`; None for what is no number."""
+
+
+class Objective(Protocol):
+    """What a run trains; what a class that names this one as its base leaves out, it gets from here.
+
+    Attributes:
+        name: what the weights are called in a checkpoint, such as ``student``.
+        network: has the weights that steps change and that are saved.
+        called: what a step calls, which may be the network or hold it; several processes and the compiler wrap it.
+        made_of: everything that decides what a run comes to, kept in its config.json and its checkpoints.
+        numbers: names of the numbers that an evaluation gives; none where nothing is evaluated.
+        some_unused: whether steps leave some parameters without a gradient.
+        channels_last: memory layout of the crops.
+    """
+
+    name: str
+    network: nn.Module
+    called: nn.Module
+    made_of: Mapping[str, Json]
+    numbers: tuple[str, ...] = ()
+    some_unused: bool = False
+    channels_last: bool = False
+
+    def loss(self, called: nn.Module, batch: TrainBatch) -> Tensor:
+        """The mean loss of a batch, a scalar with a gradient; ``called`` is `called`, wrapped."""
+        ...
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is something to evaluate on."""
+        return False
+
+    def average(self, decay: float) -> Average:
+        """The running mean of the weights, in a network of its own that shares nothing with this one."""
+        raise NotImplementedError
+
+    def begin(self, console: Console) -> None:
+        """Check and print what the user should know before the first step."""
+
+    def require_own(self, folder: Path) -> None:
+        """Refuse files in a run's folder that are not its own and have names that the run needs."""
+
+    def evaluate(self, network: nn.Module) -> Score:
+        """How a network with the weights of this one, or their running mean, does."""
+        raise NotImplementedError
+
+    def better(self, found: Score, best: Score) -> bool:
+        """Whether one score is better than the best so far."""
+        raise NotImplementedError
+
+    def restored(self, fields: Mapping[str, Any]) -> Score:
+        """The score whose fields a checkpoint holds."""
+        raise NotImplementedError
+
+    def record(self, folder: Path, score: Score) -> None:
+        """Write files of an evaluation beside the log."""
+
+    def save_weights(self, state: Mapping[str, Tensor], path: Path) -> None:
+        """Write a state dict of the network as ``.safetensors``."""
+        save_weights(state, path)
+
+    def report(self) -> Mapping[str, Json]:
+        """What the summary of a run says of it."""
+        return {}
+
+    def close(self) -> None:
+        """Release what evaluations need."""

@@ -1,0 +1,270 @@
+"""The student: trained to give the labels of its crops, evaluated by its accuracy on test images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labelstore.command.console import Console
+from labelstore.durable.removing import require
+from labelstore.errors import InputError
+from labelstore.spec import Json, require_same
+from labelstore.store import LabelStore
+from pipeline.config import json_object
+from pipeline.images.class_folder import named
+from pipeline.images.manifest import Manifest
+from pipeline.images.remarks import say_left_out
+from pipeline.networks import build_network
+from pipeline.networks.layout import memory_format
+from pipeline.networks.outputs import Logits
+from pipeline.networks.trained import Trained
+from pipeline.networks.weights import require_weights, save_weights
+from pipeline.plan.plan import PlanSpec
+from pipeline.ranks import Ranks
+from pipeline.recipes import require_store
+from pipeline.render import Renderer, decoder_of, make_renderer
+from pipeline.replay.source import scan_as
+from trainer import distributed, recipes
+from trainer.batch import TrainBatch
+from trainer.beginning import begin_with
+from trainer.checkpoint import seed_all
+from trainer.config import TrainConfig
+from trainer.distributed import autocast
+from trainer.ema import Average
+from trainer.evaluate import BATCH, EvalResult, evaluate, table_of, write_classes
+from trainer.losses import Loss, make_loss
+from trainer.objective import Objective, Score
+from trainer.replay import Replay
+from trainer.run_folder import TEST_CACHE, made_of, trained_as
+from trainer.trial import Counts, Fit, fit, made_anew, undrawn
+
+
+@dataclass(frozen=True)
+class Test:
+    """Test images, how they are cut, and what renders them."""
+
+    images: Manifest
+    spec: PlanSpec
+    renderer: Renderer
+
+
+class Student(Objective):
+    """A student whose loss compares its logits with the labels.
+
+    Args:
+        config: of the run.
+        replay: what it is trained on.
+        student: the network.
+        found: how it is run.
+        loss: compares logits.
+        test: the test images, where there are some.
+        processes: how many train together.
+    """
+
+    name = "student"
+    numbers = ("top1", "top5", "loss")
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        replay: Replay,
+        student: nn.Module,
+        found: Fit,
+        loss: Loss,
+        test: Test | None,
+        processes: int,
+    ) -> None:
+        self._config, self._replay, self._loss, self._test = config, replay, loss, test
+        self.network, self.called = student, Logits(student)
+        self.some_unused, self.channels_last = found.some_unused, found.channels_last
+        self.made_of = made_of(config, replay, student, test.images if test else None, processes)
+
+    @property
+    def trained(self) -> Trained:
+        """What the student is trained with."""
+        return trained_as(self.made_of, str(self._config.run))
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are test images."""
+        return self._test is not None
+
+    def loss(self, called: nn.Module, batch: TrainBatch) -> Tensor:
+        """The loss of the student's logits."""
+        with autocast(self._config), distributed.said(self._config):
+            logits = called(batch.images)
+        return self._loss(logits, batch.logits, batch.targets, batch.targets2, batch.lam)
+
+    def average(self, decay: float) -> Average:
+        """The running mean of the weights, in a student made anew; draws no random numbers of the run."""
+        columns, size = self._replay.store.identity.columns, self._replay.size
+        with undrawn(torch.device(self._config.device)):
+            mean = made_anew(self.network, self._config, columns, size, channels_last=self.channels_last)
+        return Average(mean, decay)
+
+    def begin(self, console: Console) -> None:
+        """Print the recipe and what is left out of the test images; refuse a store of another recipe."""
+        config, identity = self._config, self._replay.store.identity
+        if config.recipe:
+            console.line(recipes.said(config, identity, self._replay.order.views))
+            require_store(config.recipe, identity, config.student)
+        if self._test:
+            say_skipped(self._test, console)
+            say_left_out(self._test.images, console)
+
+    def require_own(self, folder: Path) -> None:
+        """Refuse files of weights and of accuracies that are of another network or other classes."""
+        for name in ("last.safetensors", "best.safetensors"):
+            require_weights(self.network.state_dict(), folder / name, self.trained)
+        if self._test:
+            require(folder / "classes.csv", table_of(self._test.images.classes))
+
+    def evaluate(self, network: nn.Module) -> EvalResult:
+        """Accuracy on the test images, which are normalised as the teacher's crops were."""
+        assert self._test is not None  # noqa: S101  the loop asks `evaluates` first
+        crops, config = self._replay.crops, self._config
+        return evaluate(
+            network,
+            self._test.images,
+            self._test.spec,
+            self._test.renderer,
+            mean=crops.mean,
+            std=crops.std,
+            dtype=config.dtype,
+            device=config.device,
+            columns=self._replay.store.identity.label_columns,
+            channels_last=self.channels_last,
+        )
+
+    def better(self, found: Score, best: Score) -> bool:
+        """By top-1."""
+        assert isinstance(found, EvalResult)  # noqa: S101  what `evaluate` gives
+        assert isinstance(best, EvalResult)  # noqa: S101
+        return found.top1 > best.top1
+
+    def restored(self, fields: Mapping[str, Any]) -> EvalResult:
+        """Top-1, top-5, loss, and hits by class."""
+        return EvalResult(**fields)
+
+    def record(self, folder: Path, score: Score) -> None:
+        """Write the accuracy of each class."""
+        assert self._test is not None  # noqa: S101
+        assert isinstance(score, EvalResult)  # noqa: S101
+        write_classes(folder / "classes.csv", self._test.images.classes, score)
+
+    def save_weights(self, state: Mapping[str, Tensor], path: Path) -> None:
+        """With what the student was trained with."""
+        save_weights(state, path, trained=self.trained)
+
+    def report(self) -> Mapping[str, Json]:
+        """The sides of the crops, and how many images it is tested on."""
+        test = self._test
+        return {
+            "size": {"teacher": self._replay.store.identity.size, "student": self._replay.size},
+            "test_images": {"used": len(test.images), "skipped": len(test.images.skipped)} if test else None,
+        }
+
+    def close(self) -> None:
+        """Release the renderer of the test images."""
+        if self._test:
+            self._test.renderer.close()
+
+
+def say_skipped(test: Test, console: Console) -> None:
+    """Name the test images that are left out."""
+    if skipped := test.images.skipped:
+        console.warn(
+            f"{len(skipped)} test images do not decode and are left out: {named(skipped)}; accuracy is of the other "
+            f"{len(test.images):,}"
+        )
+
+
+def make_objective(config: TrainConfig, ranks: Ranks, replay: Replay, test: Test | None) -> Student:
+    """The student with its loss; refuses what does not fit together."""
+    loss = make_loss(config.loss_spec())
+    config.optimiser_spec()  # refused before the student is made, which takes longer
+    student, found = make_student(config, ranks, replay, test)
+    return Student(config, replay, student, found, loss, test, ranks.world)
+
+
+def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
+    """This process's part of what the run plays."""
+    config.loss_spec().require_content(LabelStore.open(config.store).identity.content)
+    return Replay(
+        config.store,
+        config.images,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        view_order=config.play_order,
+        views=views,
+        rank=ranks.rank,
+        world=ranks.world,
+        size=config.size,
+        follow=config.follow,
+        device=config.device,
+        decoder=config.decoder,
+        any_scale=config.loss_spec().any_scale,
+        threads=config.threads,
+        cache_bytes=config.cache_bytes,
+    )
+
+
+def make_student(config: TrainConfig, ranks: Ranks, replay: Replay, test: Test | None = None) -> tuple[nn.Module, Fit]:
+    """The student with its first weights, the same on every process, and how it is run.
+
+    Raises:
+        InputError: when it does not fit the labels, or could not be trained, evaluated, saved and continued.
+    """
+    columns = replay.store.identity.columns
+    seed_all(config.seed)
+    args = json_object("--student-args", config.student_args)
+    made = build_network(config.student, args, columns, size=replay.size)
+    student = distributed.prepare(begin_with(made, config, columns, replay.size), config, ranks)
+    images = len(test.images) if test else 0
+    evaluating = {min(images, BATCH), images % BATCH} - {0}
+    counts = Counts.of(config, replay.store.identity.images, ranks.world, [*evaluating])
+    found = fit(student, config, columns, replay.size, counts)
+    student = student.to(device=config.device, memory_format=memory_format(found.channels_last))  # type: ignore[call-overload]
+    if ranks.rank:
+        distributed.seed_rank(config.seed, ranks.rank, 0)
+    return student, found
+
+
+def open_test(config: TrainConfig, replay: Replay) -> Test:
+    """The test images; refused when their classes are not those of the store, or one of them does not decode."""
+    classes = list(replay.store.identity.classes)
+    images = scan_as(
+        config.test_images or Path(),
+        classes,
+        cache=config.run / TEST_CACHE,
+        skip_broken=config.skip_broken,
+    )
+    if not len(images):
+        raise InputError(f"--test-images {config.test_images}: expected images that decode, found none")
+    require_same(
+        "list of test classes",
+        list[Json](classes),
+        list[Json](images.classes),
+        "give --test-images with the store's classes",
+    )
+    spec = PlanSpec(
+        size=replay.size,
+        crop="center",
+        resize=config.test_resize,
+        flip=0,
+        interpolation=replay.source.spec.interpolation,
+    )
+    renderer = make_renderer(
+        images,
+        spec,
+        device=config.device,
+        decoder=decoder_of(replay.source.renderer.id),
+        threads=config.threads,
+        cache_bytes=config.cache_bytes,
+    )
+    return Test(images, spec, renderer)
