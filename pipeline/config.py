@@ -22,7 +22,7 @@ from labelstore.errors import InputError, reason
 from labelstore.spec import Json
 from pipeline.plan.augment import CropName, MixName
 from pipeline.plan.plan import Interpolation, MixPer, PlanSpec
-from pipeline.render import Decoder
+from pipeline.render import DecoderName
 from pipeline.teacher.engine.spec import CompileMode, DTypeName, TeacherSpec, make_members
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -111,7 +111,7 @@ class BuildConfig:
     """Precision of the teacher."""
     device: str = "cpu"
     """cpu, cuda or cuda:N, for the renderer and the teacher."""
-    decoder: Decoder | None = None
+    decoder: DecoderName | None = None
     """What decodes files: cpu; gpu, in software (the default on a GPU); gpu-hw, by its JPEG hardware."""
     batch: int | None = None
     """Crops per teacher batch, fixed and padded: part of the engine. Left out, the store's, and in a new store 128 on a
@@ -244,7 +244,7 @@ class VerifyConfig:
     """Of several sets of weights in a file the one to take, as for build."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
-    decoder: Decoder | None = None
+    decoder: DecoderName | None = None
     """What decodes files: cpu, gpu or gpu-hw; on a GPU what decoded the store's when left out."""
     threads: int | None = None
     """CPU threads; the teacher takes as many as the store's did when left out."""
@@ -276,7 +276,7 @@ class ShowConfig:
     """Crops a row of the sheet."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
-    decoder: Decoder | None = None
+    decoder: DecoderName | None = None
     """What decodes files: cpu, gpu or gpu-hw; on a GPU what decoded the store's when left out."""
     threads: int | None = None
     """CPU threads; all cores when left out."""

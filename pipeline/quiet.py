@@ -2,7 +2,7 @@
 
 `warnings.catch_warnings` changes filters of the whole process: two threads that leave it in another order than they
 entered it lose the filters of the first, or warn after all. Here the first to enter sets them and the last to leave
-puts them back. What they warn of (odd metadata, sizes, palettes, old files) is checked by the caller, not printed.
+restores them. The callers check what the warnings are about (odd metadata, sizes, palettes, old files).
 """
 
 from __future__ import annotations

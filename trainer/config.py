@@ -16,7 +16,7 @@ import tyro
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from pipeline.config import gibibytes, json_object, require_place
-from pipeline.render import Decoder
+from pipeline.render import DecoderName
 from pipeline.teacher.engine.spec import DTypeName
 from trainer.choices import Decay, GiftForm, LossSpec
 from trainer.schedules import ScheduleName, SchedulePer, ScheduleSpec
@@ -151,7 +151,7 @@ class TrainConfig:
     """Batch norms take the whole batch of all processes; on GPUs."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
-    decoder: Decoder | None = None
+    decoder: DecoderName | None = None
     """What decodes files: cpu, gpu or gpu-hw; on a GPU what decoded the store's when left out."""
     threads: int | None = None
     """CPU threads; all cores when left out."""
@@ -334,7 +334,7 @@ class EvaluateConfig:
     """Precision, under autocast where it is not float32; as the run tested, or float32, when left out."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
-    decoder: Decoder | None = None
+    decoder: DecoderName | None = None
     """What decodes files: cpu, gpu or gpu-hw; on a GPU gpu when left out."""
     threads: int | None = None
     """CPU threads; all cores when left out."""

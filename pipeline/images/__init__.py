@@ -1,1 +1,1 @@
-"""An image set: its files, their order, sizes and digests."""
+"""Image sets: where images come from, and their order, sizes and digests."""

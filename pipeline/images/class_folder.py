@@ -12,7 +12,8 @@ import numpy as np
 
 from labelstore.command.names import natural_key, printable, same_form, told_apart
 from labelstore.errors import InputError
-from pipeline.images.kinds import HEAD_BYTES, other_kind, readable
+from pipeline.images.containers import readable
+from pipeline.images.kinds import HEAD_BYTES, other_kind
 from pipeline.images.left_out import LeftOut, left_out_kind
 from pipeline.images.source import ImageFile, Listing, Stamp
 
@@ -20,7 +21,7 @@ ClassOrder = Literal["auto", "bytes", "numeric"]
 FORMER_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """The suffixes by which versions before 0.2 knew images."""
 SUFFIXES = (*FORMER_SUFFIXES, ".jfif", ".jpe", ".pjpeg", ".pjp")
-"""Files of these names are taken for images unopened: a header that says otherwise is an error."""
+"""Files with these suffixes count as images without being opened; one with another header is an error."""
 
 
 class ClassFolder:
@@ -60,9 +61,9 @@ class ClassFolder:
 def list_images(root: Path, class_order: ClassOrder = "auto", leave_out: Collection[str] = ()) -> Listing:
     """List a class folder in the order of torchvision's ImageFolder: by class, then folder, then file name.
 
-    Only direct subfolders of ``root`` are classes; images may lie anywhere below them. What is hidden, and what
-    systems and tools leave behind, is not read. A file is an image when its first bytes say so; only those whose names
-    do not end as those of images do are opened for that.
+    Only direct subfolders of ``root`` are classes; images may lie anywhere below them. Hidden files and those of
+    operating systems and tools are not read. A file is an image if its first bytes are those of one; only files without
+    the suffix of an image are opened to find out.
 
     Args:
         root: the class folder.
@@ -78,7 +79,7 @@ def list_images(root: Path, class_order: ClassOrder = "auto", leave_out: Collect
     names, loose = walk.class_names()
     if not names:
         raise InputError(
-            f"{_said(root)}: expected one subfolder for each class, found none (and {loose} images directly in it); "
+            f"{_shown(root)}: expected one subfolder for each class, found none (and {loose} images directly in it); "
             f"put the images of each class into a subfolder named after it"
         )
     _require_one_form(base, names)
@@ -91,7 +92,7 @@ def list_images(root: Path, class_order: ClassOrder = "auto", leave_out: Collect
     empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if empty:
         raise InputError(
-            f"{_said(root)}: expected images in every class folder, found none in {named(empty)}; "
+            f"{_shown(root)}: expected images in every class folder, found none in {named(empty)}; "
             f"add JPEG, PNG or WebP files or remove the folder{_instead(walk.left_out)}"
         )
     return Listing(
@@ -109,8 +110,8 @@ def order_classes(names: Iterable[str], class_order: ClassOrder) -> list[str]:
     """Class names in target order.
 
     Raises:
-        InputError: the names hold numbers by which their natural order is another than their byte order, and the
-            order was not chosen.
+        InputError: the names contain numbers, so that their natural order differs from their byte order, and none of
+            the two was chosen.
     """
     by_bytes = sorted(names)  # code points and UTF-8 bytes sort alike
     if class_order == "bytes":
@@ -128,12 +129,12 @@ def order_classes(names: Iterable[str], class_order: ClassOrder) -> list[str]:
 
 
 def _part(names: list[str], start: int) -> str:
-    """The names from ``start`` on, for a message."""
+    """The names from ``start`` on, for messages."""
     return f"{'..., ' if start else ''}{named(names[start:])}"
 
 
 def _require_one_form(base: str, names: Iterable[str]) -> None:
-    """Refuse two class folders whose names are one in another Unicode form."""
+    """Raise InputError for two class folders whose names differ in their Unicode form alone."""
     seen: dict[str, str] = {}
     for name in sorted(names):
         other = seen.setdefault(same_form(name), name)
@@ -146,18 +147,18 @@ def _require_one_form(base: str, names: Iterable[str]) -> None:
 
 
 def _instead(left_out: LeftOut) -> str:
-    """What was found in place of images, for a message."""
+    """What was found instead of images, for messages."""
     found = [*left_out.warnings, *filter(None, [left_out.line])]
     return f" ({'; '.join(found)})" if found else ""
 
 
-def _said(path: str | Path) -> str:
-    """A path, for a message."""
+def _shown(path: str | Path) -> str:
+    """A path in a form that prints on one line, for messages."""
     return printable(str(path))
 
 
 def named(names: Collection[str], limit: int = 5) -> str:
-    """The first names of a list, for a message."""
+    """The first names of a list, for messages."""
     shown = ", ".join(repr(name) for name in list(names)[:limit])
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
 
@@ -168,7 +169,7 @@ class _Walk:
     def __init__(self, base: str, leave_out: frozenset[str]) -> None:
         self.base = base
         self.leave_out = leave_out
-        # Paths that this folder has in another Unicode form only.
+        # Paths that exist here in another Unicode form only.
         moved = [path for path in leave_out if not path.isascii() and not os.path.lexists(f"{base}/{path}")]
         self.leave_out_forms = frozenset(map(same_form, moved))
         self.paths: list[str] = []
@@ -177,7 +178,7 @@ class _Walk:
         self.left_out = LeftOut()
 
     def class_names(self) -> tuple[list[str], int]:
-        """Names of the class folders, and the number of images that lie beside them."""
+        """Names of the class folders, and the number of images next to them."""
         names, loose = [], 0
         for entry in self._entries(""):
             if entry.is_symlink():
@@ -203,7 +204,7 @@ class _Walk:
                     real = self._resolve(entry.path)
                     if real in above:
                         raise InputError(
-                            f"{_said(entry.path)}: this symbolic link leads back to {_said(real)}; remove it"
+                            f"{_shown(entry.path)}: this symbolic link leads back to {_shown(real)}; remove it"
                         )
                     pending.append((f"{folder}/{entry.name}", above | {real}))
                 elif not self._is_skipped(path := f"{folder}/{entry.name}") and self._is_image(entry, path):
@@ -212,17 +213,17 @@ class _Walk:
             self._add_files(folder, sorted(folders[folder], key=lambda entry: entry.name))
 
     def _is_skipped(self, path: str) -> bool:
-        """Whether a file is among those that are not listed, in whatever Unicode form."""
+        """Whether a file is to be left out; names are compared in any Unicode form."""
         if not self.leave_out:
             return False
         return path in self.leave_out or (not path.isascii() and same_form(path) in self.leave_out_forms)
 
     def _is_image(self, entry: os.DirEntry[str], path: str) -> bool:
-        """Whether a file is taken for an image, by its name or its first bytes; counted where it is not."""
+        """Whether a file counts as an image, by its name or its first bytes; other files are counted."""
         if entry.name.lower().endswith(SUFFIXES):
             return True
         try:
-            if not entry.is_file():  # reading a pipe would wait
+            if not entry.is_file():  # reading a pipe would block
                 self.left_out.add("no regular file", path)
                 return False
             with open(entry.path, "rb", buffering=0) as file:  # noqa: PTH123  (a Path for each of millions is slow)
@@ -241,9 +242,9 @@ class _Walk:
             try:
                 status = entry.stat()
             except OSError as error:
-                raise InputError(f"{_said(entry.path)}: cannot be examined ({error.strerror})") from error
+                raise InputError(f"{_shown(entry.path)}: cannot be examined ({error.strerror})") from error
             if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"{_said(entry.path)}: expected a regular file; remove it")
+                raise InputError(f"{_shown(entry.path)}: expected a regular file; remove it")
             self.paths.append(f"{folder}/{entry.name}")
             self.sizes.append(status.st_size)
             self.mtimes.append(status.st_mtime_ns)
@@ -253,7 +254,7 @@ class _Walk:
         real = _real(path)
         if real != self.base and not real.startswith(self.base.rstrip("/") + "/"):
             raise InputError(
-                f"{_said(path)}: this symbolic link leads out of {_said(self.base)}, to {_said(real)}; "
+                f"{_shown(path)}: this symbolic link leads out of {_shown(self.base)}, to {_shown(real)}; "
                 f"copy or hard-link the images into the folder"
             )
         return real
@@ -270,7 +271,7 @@ class _Walk:
                     else:
                         entries.append(entry)
         except OSError as error:
-            raise InputError(f"{_said(path)}: expected a folder that can be listed ({error.strerror})") from error
+            raise InputError(f"{_shown(path)}: expected a folder that can be listed ({error.strerror})") from error
         for entry in entries:
             if not entry.name.isascii():
                 try:
@@ -285,4 +286,4 @@ def _real(path: str | Path) -> str:
     try:
         return os.path.realpath(path, strict=True)
     except OSError as error:
-        raise InputError(f"{_said(path)}: cannot be reached ({error.strerror}); check the path or the link") from error
+        raise InputError(f"{_shown(path)}: cannot be reached ({error.strerror}); check the path or the link") from error

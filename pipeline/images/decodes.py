@@ -1,7 +1,7 @@
 """Whether an image file decodes: Pillow decides, by one function, for a build, ``--skip-broken`` and training.
 
-DALI is no judge of that: it renders a JPEG whose data end early, with rows of one colour, where Pillow, torchvision's
-ImageFolder and timm raise.
+DALI cannot decide it: it renders a truncated JPEG with rows of one colour, where Pillow, torchvision's ImageFolder and
+timm raise.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _EIGHTH = 8
 def require_decodes(file: BinaryIO) -> None:
     """Raise unless ``Image.open(file).convert("RGB")`` gives pixels.
 
-    A JPEG is decoded at an eighth of its sides, for less than half of the time: the same data are read to the same end,
-    and only the transform back to pixels is left out, which cannot fail (the same verdict on 14,962 damaged files).
+    A JPEG is decoded at an eighth of its sides, for less than half of the time: all its data are still read, and only
+    the inverse transform to pixels is skipped, which cannot fail (the same verdict on 14,962 damaged files).
 
     Args:
         file: an image whose header has been read without error, so that its size is within limits.
 
     Raises:
-        BrokenImageError: Pillow refuses the file; says why.
+        BrokenImageError: Pillow refuses the file, with the reason.
         OSError: the disk cannot be read.
         MemoryError: there is not enough memory to decode it.
     """
@@ -43,15 +43,15 @@ def require_decodes(file: BinaryIO) -> None:
                 image.convert("RGB")
     except MemoryError:
         raise
-    except UnidentifiedImageError as error:  # of any damage that Pillow meets before the pixels
+    except UnidentifiedImageError as error:  # any damage before the pixels
         raise BrokenImageError("does not decode (its header, or a chunk before its pixels, is damaged)") from error
-    except Exception as error:  # its plugins raise whatever comes to them: SyntaxError, ValueError, struct.error, ...
+    except Exception as error:  # Pillow's plugins raise SyntaxError, ValueError, struct.error, ...
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise BrokenImageError(f"does not decode ({reason(error)})") from error
 
 
 def judge() -> str:
-    """What decides: Pillow and its decoders, by version. Verdicts of another judge are asked for again."""
+    """Versions of Pillow and its decoders. Images that decoded with other versions are decoded again."""
     parts = (features.version(name) for name in ("libjpeg_turbo", "zlib", "webp"))
     return " ".join([PIL.__version__, *(part or "-" for part in parts)])

@@ -1,4 +1,4 @@
-"""What an image file declares before anything is decoded: its kind, and its size as it is meant to be seen.
+"""The header of an image file: its kind, and its size after orientation; nothing is decoded.
 
 Only headers are parsed, with bounded reads: a file that declares a huge image costs no memory here.
 """
@@ -13,27 +13,26 @@ from typing import BinaryIO
 from PIL import UnidentifiedImageError
 
 from labelstore.errors import InputError
-from pipeline.images.kinds import GIT_LFS, HEAD_BYTES, TEXT, UNKNOWN, other_kind, readable
+from pipeline.images.containers import JPEG_END, JPEG_FRAMES, JPEG_SCAN, PNG_MAGIC, readable
+from pipeline.images.kinds import GIT_LFS, HEAD_BYTES, TEXT, UNKNOWN, other_kind
 from pipeline.images.orientation import EXIF, XMP, XMP_ORIENTATION, PngMetadata, read_orientation
 
 MAX_PIXELS = 2**26
 """Largest declared image (201 MB as RGB); below the size at which Pillow itself begins to warn."""
 MAX_SIDE = 65_000
-"""Longest declared side: boxes are uint16, and padding must fit in beside the image."""
+"""Longest declared side: boxes are uint16 and include padding."""
 
-_PNG_MAGIC_BYTES = 8
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
-_JPEG_APP1, _JPEG_END, _JPEG_SCAN = 0xE1, 0xD9, 0xDA
+_JPEG_APP1 = 0xE1
 _WEBP_EXIF_OR_XMP = 0x0C
 
 
 class BrokenImageError(InputError):
-    """A file that is no readable image; ``--skip-broken`` leaves such files out."""
+    """A file that cannot be read as an image; ``--skip-broken`` leaves it out."""
 
 
 class UnsupportedImageError(InputError):
-    """A whole image of a kind that is refused: 16-bit, animated, too large."""
+    """An intact image of a kind that is refused: 16-bit, animated, too large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +41,9 @@ class Header:
 
     Attributes:
         kind: ``JPEG``, ``PNG`` or ``WebP``, by content.
-        height: rows after orientation.
-        width: columns after orientation.
-        orientation: the turn that Pillow reads from EXIF or XMP, 1 to 8; from 5 on rows and columns are exchanged.
+        height: in pixels, after orientation.
+        width: likewise.
+        orientation: as Pillow reads it from EXIF or XMP, 1 to 8; from 5 on, height and width are exchanged.
     """
 
     kind: str
@@ -83,7 +82,7 @@ def read_header(file: BinaryIO) -> Header:
 
 
 def _other(magic: bytes, file: BinaryIO) -> str:
-    """What a file is instead of an image that is read."""
+    """What a file is that is no JPEG, PNG or WebP, for messages."""
     if not magic:
         return "an empty file"
     kind = other_kind(magic + file.read(HEAD_BYTES - len(magic)))
@@ -96,9 +95,9 @@ def _orientation(kind: str, metadata: BinaryIO) -> int:
     """The orientation of a file that has EXIF or XMP; BrokenImageError where Pillow raises on reading it."""
     try:
         return read_orientation(kind, metadata)
-    except Exception as error:  # its plugins raise what comes to them: SyntaxError, struct.error, ValueError, ...
+    except Exception as error:  # Pillow's plugins raise SyntaxError, struct.error, ValueError, ...
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the file, not its content
+            raise  # the file cannot be read
         reason = "it does not open" if isinstance(error, UnidentifiedImageError) else error
         raise BrokenImageError(
             f"has metadata (EXIF or XMP) in which Pillow finds no orientation but an error ({reason}); write the file "
@@ -119,11 +118,11 @@ def _jpeg(file: BinaryIO) -> tuple[int, int, BinaryIO | None]:
     file.seek(2)
     height = width = 0
     turned = False
-    while (marker := _jpeg_marker(file)) not in (_JPEG_SCAN, _JPEG_END):
+    while (marker := _jpeg_marker(file)) not in (JPEG_SCAN, JPEG_END):
         if marker in _JPEG_STANDALONE:
             continue
         length = max(int.from_bytes(_exactly(file, 2), "big") - 2, 0)
-        if marker in _JPEG_FRAMES:
+        if marker in JPEG_FRAMES:
             precision, height, width = struct.unpack(">BHH", _exactly(file, 5))
             length -= 5
             if precision != 8:
@@ -137,7 +136,7 @@ def _jpeg(file: BinaryIO) -> tuple[int, int, BinaryIO | None]:
 
 
 def _jpeg_marker(file: BinaryIO) -> int:
-    """The next marker; junk and fill bytes before it are passed over, as decoders do."""
+    """The next marker; junk and fill bytes before it are skipped, as decoders do."""
     marker = 0x00
     while marker == 0x00:  # after 0xFF, a zero is data
         while _exactly(file, 1) != b"\xff":
@@ -148,8 +147,8 @@ def _jpeg_marker(file: BinaryIO) -> int:
 
 
 def _png(file: BinaryIO) -> tuple[int, int, BinaryIO | None]:
-    """(height, width, file to read the orientation from) from the chunks; metadata may come behind the pixels."""
-    file.seek(_PNG_MAGIC_BYTES)
+    """(height, width, file to read the orientation from) from the chunks; metadata may come after the pixels."""
+    file.seek(len(PNG_MAGIC))
     first = _exactly(file, 25)
     length, kind, width, height, depth = struct.unpack(">I4sIIB", first[:17])
     if (length, kind) != (13, b"IHDR") or zlib.crc32(first[4:21]).to_bytes(4, "big") != first[21:]:

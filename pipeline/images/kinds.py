@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, whatever its name."""
+"""The kind of a file that is no JPEG, PNG or WebP, by its first bytes, for messages."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _BRANDS = {
     b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"heim": "HEIC", b"heis": "HEIC",
     b"hevc": "HEIC", b"hevx": "HEIC", b"mif1": "HEIF", b"msf1": "HEIF", b"crx ": "camera raw",
 }  # fmt: skip
-# What has no bytes of its own at its start, or was cut short.
+# Formats without a magic number, and truncated files.
 _BY_SUFFIX = {
     ".avif": "AVIF", ".bmp": "BMP", ".dib": "BMP", ".gif": "GIF", ".heic": "HEIC", ".heif": "HEIF",
     ".jp2": "JPEG 2000", ".j2k": "JPEG 2000", ".jxl": "JPEG XL", ".pcx": "PCX", ".pgm": "PNM", ".pnm": "PNM",
@@ -60,21 +60,12 @@ IMAGES = frozenset({*_BY_START, *_BRANDS.values(), *_BY_SUFFIX.values(), "SVG"})
 """Kinds of images that are not read."""
 
 
-def readable(head: bytes) -> str | None:
-    """``JPEG``, ``PNG`` or ``WebP`` where a file begins as one, at least 12 bytes of it; else None."""
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    return "WebP" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
-
-
 def other_kind(head: bytes, name: str = "") -> str:
-    """What a file is that is not read, for people.
+    """The kind of a file that is not read, for messages.
 
     Args:
         head: its first bytes, up to ``HEAD_BYTES``.
-        name: of the file; its suffix counts where the bytes say nothing.
+        name: of the file; its suffix decides where the bytes do not.
     """
     if not head:
         return EMPTY
@@ -85,7 +76,7 @@ def other_kind(head: bytes, name: str = "") -> str:
 
 
 def _by_bytes(head: bytes) -> str | None:
-    """The kind by the bytes alone; ``text`` where nothing tells more of it, None where nothing is known."""
+    """The kind by the bytes alone; ``text`` for other text, None if unknown."""
     for table in (_BY_START, _OTHERS):
         for kind, starts in table.items():
             if head.startswith(starts):
@@ -104,11 +95,11 @@ def _by_bytes(head: bytes) -> str | None:
 
 
 def _text(head: bytes) -> str | None:
-    """The kind of a text; None where it is none."""
+    """The kind of a text file; None if it is not text."""
     try:
         text = head.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if len(head) < HEAD_BYTES or error.start < len(head) - 4:  # a letter that is cut at the end is text
+        if len(head) < HEAD_BYTES or error.start < len(head) - 4:  # a character may be cut at the end
             return None
         text = head[: error.start].decode("utf-8-sig")
     if any(not (c.isprintable() or c.isspace()) for c in text):

@@ -1,4 +1,4 @@
-"""What of an image folder is not read: files and folders of systems and tools, hidden ones, files of other kinds."""
+"""Files in an image folder that are not read: those of systems and tools, hidden ones, and other kinds."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ class LeftOut:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What may have been meant as images, a line each."""
-        told = []
+        warnings = []
         if self.images:
-            told.append(f"not read, since only JPEG, PNG and WebP are: {_listed(self.images.items())}")
+            warnings.append(f"not read, since only JPEG, PNG and WebP are: {_listed(self.images.items())}")
         if found := self.loose.get("image"):
             files = "1 image file lies" if found.count == 1 else f"{found.count:,} image files lie"
-            told.append(f"{files} beside the class folders, in no class, and not read: {printable(found.example)}")
-        return tuple(told)
+            warnings.append(f"{files} beside the class folders, in no class, and not read: {printable(found.example)}")
+        return tuple(warnings)
 
     @property
     def line(self) -> str | None:
@@ -106,6 +106,6 @@ def _add(table: dict[str, _Found], kind: str, path: str) -> None:
 def _listed(found: Iterable[tuple[str, _Found]]) -> str:
     """Kinds with their counts, the most frequent first, and an example of each."""
     ordered = sorted(found, key=lambda item: (-item[1].count, item[0]))
-    told = [f"{item.count:,} {printable(kind)} ({printable(item.example)})" for kind, item in ordered[:SHOWN_KINDS]]
+    shown = [f"{item.count:,} {printable(kind)} ({printable(item.example)})" for kind, item in ordered[:SHOWN_KINDS]]
     more = len(ordered) - SHOWN_KINDS
-    return ", ".join(told) + (f" and {more} more kinds" if more > 0 else "")
+    return ", ".join(shown) + (f" and {more} more kinds" if more > 0 else "")

@@ -287,7 +287,7 @@ def require_same_images(
         identity: the store's identity.
         digests: the store's image digests, uint8 ``[N, 32]``.
         targets: the store's targets, int64 ``[N]``.
-        manifest: the images at hand.
+        manifest: the images.
 
     Raises:
         MismatchError: names the first difference on both sides.
@@ -321,21 +321,21 @@ def require_same_images(
 
 
 def _row(classes: Sequence[str], digests: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64], image: int) -> str:
-    """One image of one side, for a message."""
+    """One image of the store or the manifest, for messages."""
     if image >= len(digests):
         return "absent"
     return f"{digests[image, :8].tobytes().hex()} of class {classes[targets[image]]!r}"
 
 
 def _quoted(ours: str | None, theirs: str | None) -> tuple[str, str]:
-    """Two class names, for a message."""
+    """Two class names, for messages."""
     if ours is None or theirs is None:
         return ("absent" if ours is None else repr(ours)), ("absent" if theirs is None else repr(theirs))
     return told_apart(ours, theirs)
 
 
 def explained(images: int, manifest: Manifest) -> str:
-    """Why a folder may hold more or fewer images than a store that an earlier version made of it; empty if unknown."""
+    """Why a folder may have more or fewer images than a store made of it by an earlier version; empty if unknown."""
     if not isinstance(manifest.source, ClassFolder):
         return ""
     new = [path for path in manifest.names if not path.lower().endswith(FORMER_SUFFIXES)]
@@ -350,7 +350,7 @@ def explained(images: int, manifest: Manifest) -> str:
 
 
 def with_classes(classes: Sequence[str], manifest: Manifest) -> Manifest:
-    """A manifest with its classes in the order and the Unicode form of ``classes``; as it is where they are others."""
+    """A manifest with its classes in the order and Unicode form of ``classes``; unchanged if they are other classes."""
     forms = {same_form(name): target for target, name in enumerate(classes)}
     places = [forms.get(same_form(name), -1) for name in manifest.classes]
     if manifest.classes == tuple(classes) or sorted(places) != [*range(len(classes))]:
@@ -361,7 +361,7 @@ def with_classes(classes: Sequence[str], manifest: Manifest) -> Manifest:
 
 
 def with_order(digests: npt.NDArray[np.uint8], manifest: Manifest) -> Manifest:
-    """A manifest in the order of a store whose files had their names in another Unicode form; else as it is.
+    """A manifest in the order of a store whose files had names in another Unicode form; else unchanged.
 
     File systems and archives write one letter in several ways, and these sort differently.
 

@@ -51,7 +51,7 @@ class ImageRows:
 
 
 def load(cache: Path, listing: Listing) -> tuple[ImageRows, set[bytes]]:
-    """What ``cache`` knows of the listed images.
+    """What ``cache`` contains on the listed images.
 
     A cache that is absent, damaged or of another version is ignored, and so is one made with another version of Pillow,
     by which other images may decode.

@@ -1,8 +1,8 @@
 """How the pixels of a file are turned before they are seen: as Pillow's ``ImageOps.exif_transpose`` turns them.
 
-Pillow itself is asked, so that no second reader can disagree with it: about entries of other types and counts, several
-blocks of EXIF, damaged tables, XMP, and PNG's texts. A file is opened only where it holds EXIF or XMP, and nothing is
-decoded: of a PNG, whose metadata may also come behind its pixels, only the metadata is shown to Pillow.
+Pillow reads the orientation, so that no second reader can disagree with it on entries of odd types and counts, several
+EXIF blocks, damaged tables, XMP, or PNG's texts. It opens only files with EXIF or XMP, and decodes nothing: of a PNG,
+whose metadata may follow its pixels, it is given the metadata alone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image
 
+from pipeline.images.containers import PNG_MAGIC
 from pipeline.quiet import quiet
 
 EXIF = b"Exif\0\0"
@@ -23,9 +24,9 @@ XMP_ORIENTATION = b"tiff:Orientation"
 _TURNS = {turn: turn for turn in range(2, 9)}
 _PNG_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _PNG_KEYS = frozenset({b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp", b"xmp"})
-_LONGEST_KEY = 32  # more than any of them and the zero behind it
-_MOST_BYTES = 16 << 20  # of one chunk: a length may be a lie
-_NAME = re.compile(rb"\w{4}")  # Pillow ends at a chunk of another name
+_LONGEST_KEY = 32  # more than any of them and its terminating zero
+_MOST_BYTES = 16 << 20  # of one chunk, whatever length it declares
+_NAME = re.compile(rb"\w{4}")  # Pillow stops at a chunk with another name
 
 
 def read_orientation(kind: str, file: BinaryIO) -> int:
@@ -36,11 +37,11 @@ def read_orientation(kind: str, file: BinaryIO) -> int:
         file: the image file, or a `PngMetadata` of it.
 
     Raises:
-        Exception: whatever Pillow raises where it cannot read the metadata, and so cannot say how to turn the image.
+        Exception: whatever Pillow raises for metadata that it cannot read.
     """
     with quiet(), Image.open(file, formats=[kind]) as image:
         if kind == "PNG":
-            image.load()  # one pixel, and the metadata behind it
+            image.load()  # one pixel, and the metadata after it
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1), 1)
 
 
@@ -49,12 +50,12 @@ def _png_chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-_PNG_HEAD = b"\x89PNG\r\n\x1a\n" + _png_chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
+_PNG_HEAD = PNG_MAGIC + _png_chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
 _PNG_PIXEL = _png_chunk(b"IDAT", zlib.compress(b"\0\0"))
 
 
 class PngMetadata:
-    """What a PNG says of its orientation, collected while its chunks are walked through."""
+    """The chunks of a PNG that its orientation can depend on, collected while it is read."""
 
     def __init__(self) -> None:
         self._chunks = [_PNG_HEAD]
@@ -63,7 +64,7 @@ class PngMetadata:
         """Whether there is anything to read."""
 
     def take(self, head: bytes, file: BinaryIO) -> int:
-        """Look at the chunk whose length and name, ``head``, have been read.
+        """Consider the chunk whose length and name, ``head``, have been read.
 
         Returns:
             how many bytes of its data and checksum have been read; -1 where Pillow looks no further.

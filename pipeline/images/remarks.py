@@ -1,4 +1,4 @@
-"""What a command says of an image folder before it works with it: what is not read, and folders that are no classes."""
+"""Remarks on an image set before a command works with it: what is not read, and folders that may not be classes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPLITS = frozenset(
 
 
 def say_left_out(manifest: Manifest, console: Console) -> None:
-    """Say what of the folder is not read, and warn where its folders look like splits instead of classes."""
+    """Print what is not read, and warn if the folders look like splits instead of classes."""
     for warning in (*manifest.left_out.warnings, *filter(None, [splits_warning(manifest)])):
         console.warn(warning)
     if manifest.left_out.line:
@@ -33,7 +33,7 @@ def is_split(name: str) -> bool:
 
 
 def splits_warning(manifest: Manifest) -> str | None:
-    """A warning where what are taken for classes seem to be splits, or one folder around the classes; else None."""
+    """A warning if the classes seem to be splits, or a single folder that contains the classes; else None."""
     inside = subfolders(manifest)
     splits = [name for name in manifest.classes if is_split(name)]
     nested = [name for name in splits if inside[name]]
@@ -61,6 +61,6 @@ def splits_warning(manifest: Manifest) -> str | None:
 
 
 def subfolders(manifest: Manifest) -> Counter[str]:
-    """How many folders each class folder has right below it that hold images."""
+    """The number of direct subfolders with images, by class folder."""
     found = {(parts[0], parts[1]) for path in manifest.names if len(parts := path.split("/", 2)) == 3}
     return Counter(name for name, _ in found)

@@ -1,6 +1,6 @@
 """Where images come from: a list of them, and the bytes of each.
 
-The manifest, its cache, the decoders and the renderers know nothing else of a source. So an image needs no file of its
+The manifest, its cache, the decoders and the renderers use nothing else of a source. So an image needs no file of its
 own: it may be a member of an archive, a row of a table, or an object in a store.
 """
 
@@ -26,7 +26,7 @@ class Listing:
     """The N images of a source, in its own order, which must be the same whenever the source is opened.
 
     Attributes:
-        location: where the source is, for messages, and what the manifest's cache knows it by.
+        location: where the source is, for messages; the manifest's cache is valid for this location alone.
         classes: class names in target order.
         names: a unique name of each image; of files, their path relative to ``location``, with ``/``.
         targets: index of each image's class, int64 ``[N]``.

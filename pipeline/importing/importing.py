@@ -83,12 +83,12 @@ def import_tensors(
         progress: called with (images written, images).
 
     Raises:
-        InputError: names what in the file, or which flag, cannot be used. Nothing is left behind.
+        InputError: names what in the file, or which flag, cannot be used. No partial folder remains.
     """
     require_apart({"--out": out}, {})
     out = _require_empty(out.resolve())
     pair = read_pair(file, labels=labels, index=index, argmax=argmax)
-    indexes, said = class_indexes(pair, file, argmax=argmax)
+    indexes, remarks = class_indexes(pair, file, argmax=argmax)
     folders, named = folder_names(indexes, class_names)
     images = channels_last(pair, file)
     place = f"{file}: {pair.images_name}"
@@ -106,7 +106,7 @@ def import_tensors(
     return ImportReport(
         images=len(paths),
         classes=len(folders),
-        notes=(*pair.notes, *said, *named),
+        notes=(*pair.notes, *remarks, *named),
         **rounding.numbers(images.numel()),
     )
 
@@ -114,7 +114,7 @@ def import_tensors(
 def folder_names(
     labels: npt.NDArray[np.int64], names: Sequence[str] | None
 ) -> tuple[Mapping[int, str], tuple[str, ...]]:
-    """The folder of each class that has images, and what is to be said of it; their byte order is that of the classes.
+    """The folder of each class that has images, and remarks; their byte order is that of the classes.
 
     Args:
         labels: class index of each image.

@@ -17,8 +17,8 @@ from pipeline.networks.normalisation import exchanged, require_normalisation
 Normalise = Literal["mean-std", "per-image", "min-max"]
 Stretch = Callable[[Tensor], Tensor]
 IMAGES_AT_ONCE = 64
-_SAMPLE = 256  # images that are looked at
-_FEW = 4096  # values that say too little
+_SAMPLE = 256  # images that are examined
+_FEW = 4096  # too few values to judge by
 _GRID = 0.1  # levels: what float16 and float32 leave of a whole level after normalising
 _FLAT = 20.0  # levels: photographs spread by 40 to 70 in an image, half of standard noise by 25
 _STRETCH = (
@@ -147,7 +147,7 @@ def _scale(
 
 
 def _require_plausible(images: Tensor, place: str, mean: Tensor, std: Tensor) -> None:
-    """Refuse a mean and deviation that the numbers say these images were not normalised with.
+    """Raise InputError if the images were evidently not normalised with this mean and deviation.
 
     Values that lie on whole levels are photographs, whatever they show. Noise and images made from it pass: only
     ranges of another normalisation, images of nearly one grey, and the marks of whitening are refused.
@@ -164,8 +164,8 @@ def _require_plausible(images: Tensor, place: str, mean: Tensor, std: Tensor) ->
     spread = float(exact.clamp(0, 255).flatten(1).std(dim=1).median())
     found = exchanged(mean.tolist(), std.tolist()) or _another_range(low, high, mean, std, outside)
     if not found and (spread < _FLAT or whitened(values)):
-        told = f"of nearly one grey, spread by {spread:.0f} of 255 levels" if spread < _FLAT else "of bare edges"
-        found = f"the images look whitened (ZCA), which cannot be undone from the file: they would come out {told}"
+        result = f"of nearly one grey, spread by {spread:.0f} of 255 levels" if spread < _FLAT else "of bare edges"
+        found = f"the images look whitened (ZCA), which cannot be undone from the file: they would come out {result}"
     if found:
         raise InputError(
             f"{place}: values from {low:.4g} to {high:.4g} do not suit --mean and --std: {found}; {_STRETCH}"
@@ -173,7 +173,7 @@ def _require_plausible(images: Tensor, place: str, mean: Tensor, std: Tensor) ->
 
 
 def _another_range(low: float, high: float, mean: Tensor, std: Tensor, outside: float) -> str:
-    """What the range of the values says they are, where that is not what ``mean`` and ``std`` say; else empty."""
+    """How the images seem to be scaled, by the range of their values, if not by ``mean`` and ``std``; else empty."""
     channels = len(mean)
 
     def flags(mean_value: str, std_value: str) -> str:

@@ -160,7 +160,7 @@ def _entry(entries: Mapping[str, Any], keys: tuple[str, ...], dimensions: set[in
 
 
 def _refuse_soft_labels(entries: Mapping[str, Any], labels: str, place: str, count: int, argmax: bool) -> None:
-    """Refuse a set that comes with soft labels, which importing would drop in silence, unless that was asked for."""
+    """Raise InputError for soft labels, which importing would drop silently, unless ``argmax`` is set."""
     for name, value in entries.items():
         named_so = name == labels or any(word in name.lower() for word in LABEL_WORDS)
         if argmax or not (named_so and isinstance(value, Tensor)):
@@ -202,7 +202,7 @@ def _outline(content: object, *, deep: bool = True) -> str:
 
 
 def class_indexes(pair: Pair, file: Path, *, argmax: bool) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """The class index of each image, int64 ``[N]``, and what is to be said of it."""
+    """The class index of each image, int64 ``[N]``, and remarks for the user."""
     labels, count = pair.labels.detach(), len(pair.images)
     notes: tuple[str, ...] = ()
     if argmax and labels.ndim == 2 and len(labels) == count and labels.shape[1] > 1:

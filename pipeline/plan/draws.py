@@ -1,7 +1,7 @@
 """Counter-based random numbers: each is a function of its key and its counters alone (P1).
 
 The generator is Philox4x32-10 (Salmon et al. 2011). A key is the hash of a tuple that starts with what the
-numbers are for, so streams never overlap; the counters say which image or group, and which attempt.
+numbers are for, so their sequences never overlap; the counters are the image or group, and the attempt.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ class PlanSpec:
         flip: probability of flipping left to right.
         mix: ``none``, or key of `pipeline.plan.augment.MIXES`: ``cutmix``, ``mixup``.
         alpha: mixed: weights are drawn from Beta(alpha, alpha).
-        group: mixed: positions that mix with each other and share one weight or box.
-        mix_per: mixed: what has a weight or box of its own, a ``group`` or a ``pair``, each crop with its partner.
+        group: mixed: positions that mix with each other.
+        mix_per: mixed: ``group``: all crops of a group share one weight or box; ``pair``: each crop has its own.
         augment: names of further augmentations, as `pipeline.plan.augment.named` takes them.
         interpolation: how the crop is resized, always antialiased.
     """
@@ -146,7 +146,7 @@ class PlanSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> PlanSpec:
-        """The plan that `to_json` described; FormatError when it describes none."""
+        """The plan that `to_json` described; FormatError if it is not one."""
         try:
             return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in data.items()})  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:

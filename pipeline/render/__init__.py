@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
-from pipeline.render.identity import DECODERS, Decoder, decoder_of
+from pipeline.render.identity import DECODERS, DecoderName, decoder_of
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.images.manifest import Manifest
     from pipeline.plan.plan import PlanSpec
 
-__all__ = ["CACHE_BYTES", "Decoder", "Renderer", "decoder_of", "make_renderer"]
+__all__ = ["CACHE_BYTES", "DecoderName", "Renderer", "decoder_of", "make_renderer"]
 
 CACHE_BYTES = 2 << 30
 
@@ -34,6 +36,44 @@ class Renderer(Protocol):
 
     def close(self) -> None:
         """Release threads and memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How crops are rendered on a type of device: an entry of `RENDERERS`.
+
+    Attributes:
+        make: called with the manifest, the plan, the device, a decoder, CPU threads, and bytes for decoded images.
+        decoders: keys of `pipeline.render.identity.DECODERS` that it can use, the default first.
+        advice: what to do about another decoder.
+    """
+
+    make: Callable[[Manifest, PlanSpec, torch.device, str, int, int], Renderer]
+    decoders: tuple[str, ...]
+    advice: str = ""
+
+
+def _on_cpu(
+    manifest: Manifest, spec: PlanSpec, _device: torch.device, _decoder: str, threads: int, cache_bytes: int
+) -> Renderer:
+    from pipeline.render.crops import CropRenderer  # takes a second to import
+
+    return CropRenderer(manifest, spec, threads, cache_bytes)
+
+
+def _on_gpu(
+    manifest: Manifest, spec: PlanSpec, device: torch.device, decoder: str, threads: int, cache_bytes: int
+) -> Renderer:
+    from pipeline.render.device import DeviceRenderer  # takes a second to import
+
+    return DeviceRenderer(manifest, spec, device, decoder, threads, cache_bytes)
+
+
+RENDERERS: dict[str, Choice] = {
+    "cpu": Choice(_on_cpu, ("cpu",), "works on a GPU; add --device cuda, or take --decoder cpu"),
+    "cuda": Choice(_on_gpu, ("gpu", "cpu", "gpu-hw")),
+}
+"""By the type of the device that crops are made on."""
 
 
 def make_renderer(
@@ -55,39 +95,35 @@ def make_renderer(
             that takes a file. The CPU's on a CPU, ``gpu`` on a GPU when None.
         threads: CPU threads; all cores of this process when None. Has no effect on pixels.
         cache_bytes: memory for decoded images on that device. Images that fit all together are decoded once and
-            kept; otherwise each crop is decoded when it is rendered. Has no effect on pixels. Work in hand takes
+            kept; otherwise each crop is decoded when it is rendered. Has no effect on pixels. The current chunk takes
             up to half a GiB more, or twice the largest image.
 
     Raises:
-        InputError: when the device is not known or not there, or a number makes no sense.
+        InputError: the device is unknown or absent, the decoder does not work on it, or a number makes no sense.
     """
     if threads is not None and threads < 1:
         raise InputError(f"threads: expected at least 1, found {threads}")
     if cache_bytes < 0:
         raise InputError(f"memory for decoded images: expected at least 0 bytes, found {cache_bytes}")
-    from pipeline.render.crops import CropRenderer  # takes a second to import
-    from pipeline.render.device import DeviceRenderer
-
     where = _device(device)
     if decoder not in (None, *DECODERS):
         raise InputError(f"decoder: expected one of {', '.join(DECODERS)}, found {decoder!r}")
+    choice = RENDERERS[where.type]
+    if decoder not in (None, *choice.decoders):
+        raise InputError(f"decoder {decoder}: {choice.advice}")
     threads = threads or len(os.sched_getaffinity(0))
-    if where.type == "cuda":
-        return DeviceRenderer(manifest, spec, where, decoder or "gpu", threads, cache_bytes)
-    if decoder not in (None, "cpu"):
-        raise InputError(f"decoder {decoder}: works on a GPU; add --device cuda, or take --decoder cpu")
-    return CropRenderer(manifest, spec, threads, cache_bytes)
+    return choice.make(manifest, spec, where, decoder or choice.decoders[0], threads, cache_bytes)
 
 
 def _device(name: str) -> torch.device:
-    """The device called ``name``, proven to be there; a CUDA device has an index."""
+    """The device of that name, which must be present; a CUDA device has an index."""
     import torch
 
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+    if device is None or device.type not in RENDERERS:
         raise InputError(f"device: expected cpu, cuda or cuda:N, found {name!r}")
     if device.type == "cpu":
         return torch.device("cpu")

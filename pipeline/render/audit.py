@@ -42,7 +42,7 @@ def pixels_digest(crops: Tensor | Pixels) -> str:
 
 
 def compare(ours: Tensor | Pixels, stored: Tensor | Pixels, stored_id: Json, our_id: Json) -> Difference:
-    """Hold crops rendered now against the crops in the store.
+    """Compare crops rendered now with the crops in the store.
 
     Args:
         ours: uint8 ``[n, S, S, 3]``, rendered now.
@@ -82,7 +82,7 @@ def compare(ours: Tensor | Pixels, stored: Tensor | Pixels, stored_id: Json, our
 
 
 def _require_alike_operators(stored_id: Json, our_id: Json) -> None:
-    """Refuse operators on floats whose fingerprints are further apart than rounding explains."""
+    """Raise MismatchError if operators on floats differ by more than rounding."""
     stored, ours = _operators(stored_id), _operators(our_id)
     for name, numbers in stored.items():
         found = ours.get(name, [])

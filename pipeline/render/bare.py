@@ -1,15 +1,23 @@
 """An image file without its metadata: only what a decoder needs to make its pixels.
 
-DALI is given nothing else. Its readers of EXIF misread some and crash on others, so they must not meet any; how an
-image is turned is known already (`pipeline.images.orientation`).
+DALI is given nothing else: it misreads some EXIF and crashes on other. The orientation has already been read
+(`pipeline.images.orientation`).
 """
 
 from __future__ import annotations
 
-_JPEG_SCAN = b"\xff\xda"
-_JPEG_KEPT = frozenset({*range(0xC0, 0xD0), 0xDB, 0xDD})  # tables, frame
-_JPEG_COLOURS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}  # what tells the colours; another body of these markers tells nothing
-_JPEG_DROPPED = frozenset({*range(0xE0, 0xF0), 0xFE})  # the applications' segments, and comments
+from pipeline.images.containers import (
+    JPEG_METADATA,
+    JPEG_QUANTISERS,
+    JPEG_RESTARTS,
+    JPEG_SCAN,
+    PNG_MAGIC,
+    png_chunks,
+    webp_chunks,
+)
+
+_JPEG_KEPT = frozenset({*range(0xC0, 0xD0), JPEG_QUANTISERS, JPEG_RESTARTS})  # tables, frame
+_JPEG_COLOURS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}  # these define the colours; other contents of the two segments do not
 _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _WEBP_PIXELS = frozenset({b"VP8 ", b"VP8L"})
 
@@ -22,7 +30,7 @@ def bare(kind: str, data: bytes) -> bytes | None:
         data: the file.
 
     Returns:
-        None where the file has an unusual structure: Pillow decodes it.
+        None if the file has an unusual structure: Pillow decodes it.
     """
     parts = {"JPEG": _jpeg, "PNG": _png, "WebP": _webp}[kind](memoryview(data))
     if parts is None or sum(map(len, parts)) == len(data):
@@ -31,17 +39,17 @@ def bare(kind: str, data: bytes) -> bytes | None:
 
 
 def _jpeg(data: memoryview) -> list[memoryview | bytes] | None:
-    """Tables, frame and scans, and what tells the colours."""
+    """Tables, frame and scans, and the segments that define the colours."""
     kept: list[memoryview | bytes] = [data[:2]]
     position = 2
-    while (marker := data[position : position + 2]) != _JPEG_SCAN:
+    while (marker := data[position : position + 2]) != bytes([0xFF, JPEG_SCAN]):
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
         if len(marker) < 2 or marker[0] != 0xFF or not position + 4 <= end <= len(data):
             return None
         colours = _JPEG_COLOURS.get(marker[1])
         if marker[1] in _JPEG_KEPT or (colours and data[position + 4 :][: len(colours)] == colours):
             kept.append(data[position:end])
-        elif marker[1] not in _JPEG_DROPPED:
+        elif marker[1] not in JPEG_METADATA:
             return None
         position = end
     return [*kept, data[position:]]
@@ -49,30 +57,25 @@ def _jpeg(data: memoryview) -> list[memoryview | bytes] | None:
 
 def _png(data: memoryview) -> list[memoryview | bytes] | None:
     """Header, palette, transparency, pixels without anything between them, and the end."""
-    kept: list[memoryview | bytes] = [data[:8]]
-    position, before, runs = 8, b"", 0
-    while position + 12 <= len(data):
-        name, end = bytes(data[position + 4 : position + 8]), position + 12 + int.from_bytes(data[position:][:4])
+    kept: list[memoryview | bytes] = [data[: len(PNG_MAGIC)]]
+    before, runs = b"", 0
+    for name, start, end in png_chunks(data):
         runs += name == b"IDAT" != before
         if end > len(data) or not name.isalpha() or runs > 1:
             return None
         if name in _PNG_KEPT:
-            kept.append(data[position:end])
+            kept.append(data[start:end])
         if name == b"IEND":
             return kept
-        position, before = end, name
+        before = name
     return None
 
 
 def _webp(data: memoryview) -> list[memoryview | bytes] | None:
     """The pixels; alpha is dropped like everything else, for what is decoded is RGB."""
-    position = 12
-    while position + 8 <= len(data):
-        name, length = bytes(data[position:][:4]), int.from_bytes(data[position + 4 : position + 8], "little")
-        end = position + 8 + length + length % 2
+    for name, start, end in webp_chunks(data):
         if end > len(data) or name == b"ANIM":
             return None
         if name in _WEBP_PIXELS:
-            return [b"RIFF", (4 + end - position).to_bytes(4, "little"), b"WEBP", data[position:end]]
-        position = end
+            return [b"RIFF", (4 + end - start).to_bytes(4, "little"), b"WEBP", data[start:end]]
     return None

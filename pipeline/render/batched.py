@@ -62,7 +62,7 @@ def resize_plainly(task: Task) -> Tensor:
 
 @cache
 def kernels_work(device: torch.device) -> bool:
-    """Whether Triton's kernels run on a GPU and give the right crops; says so when they do not."""
+    """Whether Triton's kernels run on a GPU and give the right crops; warns if not."""
     rng = np.random.default_rng(0)
     sides = np.array([[37, 61], [224, 100]])
     boxes = np.array([[3, 4, 30, 50], [-4, -4, 230, 100]])
@@ -75,7 +75,7 @@ def kernels_work(device: torch.device) -> bool:
             task = prepare(given, 32, interpolation)
             if not torch.equal(resize_task(task), resize_plainly(task)):
                 raise RuntimeError("other pixels than plain torch's")
-    except Exception as error:  # no compiler, no Triton, a GPU that it does not know: whatever it raises
+    except Exception as error:  # no compiler, no Triton, an unknown GPU: it may raise anything
         first = (str(error).splitlines() or [""])[0]
         warnings.warn(
             f"Triton's kernels do not run here ({type(error).__name__}: {first}); crops are the same and take longer",

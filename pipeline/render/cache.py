@@ -19,6 +19,7 @@ from torch import Tensor
 
 from labelstore.command.names import printable
 from labelstore.errors import InputError, reason
+from pipeline.images.containers import JPEG_MAGIC
 from pipeline.images.decodes import FORMATS
 from pipeline.images.headers import Header, read_header
 from pipeline.images.source import Stamp
@@ -40,7 +41,6 @@ _UPRIGHT = {
 }
 
 
-JPEG_MAGIC = b"\xff\xd8"
 _NAMED = 10  # damaged files that are named
 
 
@@ -78,7 +78,7 @@ def runs(costs: npt.NDArray[np.int64], most: int, count: int) -> Iterator[npt.ND
 
 
 class Images:
-    """The images of a manifest, read and decoded when they are asked for.
+    """The images of a manifest, read and decoded when they are needed.
 
     Attributes:
         sizes: bytes of each decoded image, int64 ``[N]``.
@@ -116,7 +116,7 @@ class Images:
             InputError: one is gone, is no image any more, or is another one than the manifest says.
         """
         files, stamps, contents = list[Encoded](), list[Stamp](), self._manifest.read_many(images)
-        for image in images:  # before anything is read: what changes afterwards is looked at again
+        for image in images:  # before reading: an image that changes afterwards is compared again
             with self._naming(image):
                 stamps.append(self._manifest.stamp(image))
         for image, stamp in zip(images, stamps, strict=True):
@@ -142,7 +142,7 @@ class Images:
         return printable(self._manifest.place(image))
 
     def _encoded(self, image: int, stamp: Stamp, data: bytes, header: Header) -> Encoded:
-        """The bytes of an image, proven to be the manifest's when they are first seen."""
+        """The bytes of an image, compared with the manifest when they are new."""
         self._require_sides(image, (header.height, header.width))
         if tuple(self._seen[image]) != stamp:
             self._require_digest(image, data)
@@ -172,7 +172,7 @@ class Images:
         self._kept.clear()
 
     def require_inside(self, images: npt.NDArray[np.int64], boxes: npt.NDArray[np.int32], pad: int) -> None:
-        """Refuse rows of images that are not there, or with boxes that leave their image and its padding."""
+        """Raise InputError for rows of images that do not exist, or boxes outside their image and its padding."""
         if len(images) and images.max() >= len(self._manifest):
             raise InputError(f"crop rows: expected images below {len(self._manifest)}, found {images.max()}")
         sides = np.stack([self._manifest.heights[images], self._manifest.widths[images]], axis=1)
@@ -193,7 +193,7 @@ class Images:
         decoded = {file.image: image for file, image in zip(plain, by_dali, strict=True) if image is not None}
         others = [file for file in files if file.image not in decoded]
         refused = [file.image for file in plain if file.image not in decoded]
-        with quiet():  # of broken metadata, and of sizes, which the manifest has checked
+        with quiet():  # warnings of broken metadata, and of sizes, which the manifest has checked
             decoded |= zip((file.image for file in others), self._pool.map(self._by_pillow, others), strict=True)
         self._plain[refused] = False  # not to be tried again
         self._name_damaged([file for file in others if self._decode])
@@ -202,7 +202,7 @@ class Images:
         return [decoded[file.image] for file in files]
 
     def _name_damaged(self, files: Sequence[Encoded]) -> None:
-        """Warn once of each JPEG that libjpeg completes with what it invents: of these, which Pillow decoded."""
+        """Warn once of each JPEG with damaged data that libjpeg filled in; ``files`` are those that Pillow decoded."""
         for file in files:
             damaged = file.plain or scans_of(file.data) is Scans.DAMAGED
             if not damaged or file.image in self._damaged or not file.data.startswith(JPEG_MAGIC):
@@ -230,7 +230,7 @@ class Images:
         return torch.from_numpy(pixels)
 
     def _require_sides(self, image: int, found: tuple[int, ...]) -> None:
-        """Refuse a file that is another picture than the manifest's."""
+        """Raise InputError if the image has other sides than in the manifest."""
         expected = int(self._manifest.heights[image]), int(self._manifest.widths[image])
         if found != expected:
             raise InputError(
@@ -239,7 +239,7 @@ class Images:
             )
 
     def _require_digest(self, image: int, data: bytes) -> None:
-        """Refuse a file with other bytes than the manifest's, where that knows them."""
+        """Raise InputError if the bytes are not those of the manifest's digest, if it has one."""
         expected = self._manifest.digests[image]
         if not expected.any():
             return

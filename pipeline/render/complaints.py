@@ -1,4 +1,4 @@
-"""Messages of libjpeg and libpng on standard error while DALI decodes: caught, not printed, and taken as a refusal.
+"""Messages of libjpeg and libpng on standard error while DALI decodes: captured, not printed, and treated as an error.
 
 They write a line when data are damaged, one for each time that these are decoded, which names no file and reaches the
 caller in no other way. They write through C's ``stderr``, which is replaced by a file in memory while a `Listener` is
@@ -64,7 +64,7 @@ class _Capture:
         self._lock = threading.Lock()
 
     def open(self) -> int:
-        """For one more listener; the number of bytes written until now."""
+        """Add a listener; the number of bytes written so far."""
         with self._lock:
             if not self._listeners:
                 self._real, self._stderr.value = self._stderr.value, self._stream
@@ -72,7 +72,7 @@ class _Capture:
             return os.fstat(self._file).st_size
 
     def close(self, since: int) -> bool:
-        """For one listener less; whether the decoders wrote anything behind byte ``since``."""
+        """Remove a listener; whether the decoders wrote anything after byte ``since``."""
         with self._lock:
             self._listeners -= 1
             size = os.fstat(self._file).st_size
@@ -80,11 +80,11 @@ class _Capture:
             if not self._listeners:
                 self._stderr.value = self._real
                 if size:
-                    self._hand_on(os.pread(self._file, size, 0).splitlines(keepends=True))
+                    self._pass_on(os.pread(self._file, size, 0).splitlines(keepends=True))
                     os.ftruncate(self._file, 0)
             return any(line.startswith(_BEGINNINGS) for line in written)
 
-    def _hand_on(self, lines: list[bytes]) -> None:
+    def _pass_on(self, lines: list[bytes]) -> None:
         """Write what others wrote to the real standard error."""
         others = b"".join(line for line in lines if line.strip() and not line.startswith(_BEGINNINGS))
         if others:

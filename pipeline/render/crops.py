@@ -22,7 +22,7 @@ from labelstore.format.columns import CropRows
 from labelstore.spec import Json
 from pipeline.plan.augment import MIXES, arrange, arranges
 from pipeline.render.cache import Images, runs
-from pipeline.render.dali import Decoder
+from pipeline.render.dali import DaliDecoder
 from pipeline.render.identity import renderer_id
 from pipeline.render.resize import cut, resize_into
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from pipeline.images.manifest import Manifest
     from pipeline.plan.plan import PlanSpec
 
-CHUNK_CROPS = 64  # crops in work at a time (8 a thread where that is more) ...
+CHUNK_CROPS = 64  # crops at a time (8 a thread if that is more) ...
 CHUNK_BYTES = 256 << 20  # ... of at most so many bytes of decoded images, or of one image
-SPAN = 8  # crops that a thread resizes at one go
+SPAN = 8  # crops that a thread resizes in one task
 LEAST_SIDE = 2  # of regions: one stored column of JPEG 4:2:0, decoded alone at the left border, has other chroma
 
 Indexes = npt.NDArray[np.int64]
@@ -52,7 +52,7 @@ class CropRenderer:
         self._spec = spec
         self._chunk = max(CHUNK_CROPS, 8 * threads)
         self._pool = ThreadPoolExecutor(threads, "giftwrap-render")
-        self._decoder = Decoder(device, threads, self._chunk)
+        self._decoder = DaliDecoder(device, threads, self._chunk)
         decode = self._decoder.whole if self._decoder.there else None
         self._images = Images(manifest, decode, self._pool, cache_bytes)
         whole = bool(spec.effective_pad) or arranges(spec.columns)
@@ -84,7 +84,7 @@ class CropRenderer:
                 else:
                     for at in self._chunks(images):
                         self._render_whole(work, at)
-            except BaseException:  # Ctrl-C too: a batch in flight must not meet the next call
+            except BaseException:  # Ctrl-C too: a batch in flight must not reach the next call
                 self._decoder.drop()
                 raise
         return finish(crops, rows, spec)
@@ -134,7 +134,7 @@ class CropRenderer:
             for row, box, flip in rows[start : start + SPAN]:
                 resize_into(work.crops[row], box, flip, self._spec.interpolation)
 
-        list(self._pool.map(some, range(0, len(rows), SPAN)))  # errors of the threads are raised here
+        list(self._pool.map(some, range(0, len(rows), SPAN)))  # raises the threads' errors
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Files decoded by DALI, whole or a region of each, on a CPU or (whole) with the help of a GPU.
 
-DALI sees no metadata: it decodes what is stored, and images are turned here, as their headers say.
+DALI sees no metadata: it decodes what is stored, and images are turned here, by the orientation in their headers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def load() -> Any:  # its own type stubs leave most of it out
         return None
 
 
-class Decoder:
+class DaliDecoder:
     """Decodes batches of at most ``batch`` files to uint8 RGB, turned upright by their orientation."""
 
     def __init__(
@@ -114,10 +114,10 @@ class Decoder:
             self._region.start(files=[np.frombuffer(file, np.uint8) for file in stored], anchor=anchor, shape=shape)
 
     def finish_regions(self, take: Callable[[list[Tensor]], None]) -> bool:
-        """Wait for the regions and hand them to ``take``; they are gone when it returns.
+        """Wait for the regions and pass them to ``take``; they are invalid after it returns.
 
         Returns:
-            False, and nothing was handed on, when DALI refuses one of the files, finds it damaged, or may not have it.
+            False, without calling ``take``, if DALI refuses one of the files, finds it damaged, or must not decode it.
         """
         if not self._all_there:
             return False
@@ -159,7 +159,7 @@ def _headers(files: Sequence[bytes]) -> list[Header]:
 
 
 class _Runner:
-    """A pipeline that runs one batch when told to and never ahead; made anew after `drop`."""
+    """A pipeline that runs one batch at a time, without prefetching; made anew after `drop`."""
 
     def __init__(self, make: Callable[[], Any], device: torch.device) -> None:
         self._make, self._device = make, device
@@ -197,7 +197,7 @@ class _Runner:
             raise DamagedDataError("a decoder found damaged data")
 
     def finish(self, take: Callable[[list[Tensor]], None]) -> None:
-        """Wait for the batch and hand it to ``take`` in DALI's own memory, which is used again afterwards."""
+        """Wait for the batch and pass it to ``take`` in DALI's own memory, which is reused afterwards."""
         if self._running:
             self.wait()
         take([from_dlpack(image) for image in self._outputs[0]])

@@ -25,7 +25,7 @@ from pipeline.plan.augment import arrange, arranges
 from pipeline.render.batched import resize_all
 from pipeline.render.cache import Images, runs
 from pipeline.render.crops import CHUNK_BYTES, CHUNK_CROPS, LEAST_SIDE, finish
-from pipeline.render.dali import Decoder
+from pipeline.render.dali import DaliDecoder
 from pipeline.render.identity import DECODERS, renderer_id
 from pipeline.render.jobs import Boxes
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.plan.plan import PlanSpec
 
 LINE_BYTES = 64 << 20  # between the passes of the resize
-MAX_CROPS = 4096  # in work at a time
+MAX_CROPS = 4096  # at a time
 
 Indexes = npt.NDArray[np.int64]
 
@@ -58,7 +58,7 @@ class DeviceRenderer:
         self._chunk = max(CHUNK_CROPS, 8 * threads)
         self._pool = ThreadPoolExecutor(threads, "giftwrap-render")
         where = torch.device("cpu") if decoder == "cpu" else device
-        self._decoder = Decoder(where, threads, self._chunk, DECODERS[decoder])
+        self._decoder = DaliDecoder(where, threads, self._chunk, DECODERS[decoder])
         decode = self._decoder.whole if self._decoder.there else None
         self._images = Images(manifest, decode, self._pool, cache_bytes)
         self._kept = Kept(self._images, device, self._chunk) if self._images.kept_all else None
@@ -95,7 +95,7 @@ class DeviceRenderer:
                     resize_all(self._boxes(rows.take(at), images[at], boxes[at]), spec.size, spec.interpolation)
                     for at in runs(costs, most, count)
                 ]
-            except BaseException:  # Ctrl-C too: a batch in flight must not meet the next call
+            except BaseException:  # Ctrl-C too: a batch in flight must not reach the next call
                 self._decoder.drop()
                 raise
             if not parts:
@@ -156,7 +156,7 @@ class DeviceRenderer:
 
 
 class Kept:
-    """All images of a set, decoded when they are first asked for, in one run of the device's memory.
+    """All images of a set, decoded when they are first needed, in one tensor on the device.
 
     Raises:
         InputError: when the device has less memory than they take.
@@ -175,7 +175,7 @@ class Kept:
             )
 
     def find(self, images: Indexes) -> tuple[Tensor, Indexes]:
-        """The bytes of all images, uint8 ``[B]``, and where those asked for begin, int64 ``[n]``."""
+        """The bytes of all images, uint8 ``[B]``, and where ``images`` begin, int64 ``[n]``."""
         if self._data is None:
             self._data = torch.empty(self._bytes, dtype=torch.uint8, device=self._device)
         missing = np.unique(images[self._starts[images] < 0])
@@ -190,7 +190,7 @@ class Kept:
 def flatten(images: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Indexes]:
     """Images one after the other on a device, uint8 ``[B]``, and where each begins, int64 ``[n]``."""
     ends = np.cumsum([image.numel() for image in images])
-    if not any(image.is_cuda for image in images):  # copied at one go
+    if not any(image.is_cuda for image in images):  # copied in one transfer
         return to_device(torch.cat([image.flatten() for image in images]), device), ends - np.diff(ends, prepend=0)
     parts = [to_device(image, device).flatten() for image in images]
     return torch.cat(parts), ends - np.diff(ends, prepend=0)

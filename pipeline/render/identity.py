@@ -11,7 +11,7 @@ from labelstore.spec import Json
 if TYPE_CHECKING:
     import torch
 
-Decoder = Literal["cpu", "gpu", "gpu-hw"]
+DecoderName = Literal["cpu", "gpu", "gpu-hw"]
 # How a GPU decodes so that pixels do not depend on the rest of the batch: nothing, or all that it can take, goes to
 # the decoder in hardware. Chroma is upsampled as on a CPU.
 DECODERS: dict[str, dict[str, Json]] = {
@@ -37,7 +37,7 @@ def renderer_id(device: torch.device, decoder: str, columns: Sequence[str] = ())
         decoder: one of `DECODERS`.
         columns: of the rows; operators on floats that they ask for are known by their fingerprints.
     """
-    import torch  # here alone: commands read the names above before they know that they will need it
+    import torch  # commands read the names above and may not need torch
 
     from pipeline.plan.augment import fingerprints
     from pipeline.render import dali

@@ -1,4 +1,4 @@
-"""The scans of a JPEG file, told by its markers alone: whether they are whole and in order.
+"""The scans of a JPEG file, by its markers alone: whether they are complete and in order.
 
 libjpeg accepts nearly anything: it warns on standard error and fills in what is missing. What it shows then can
 depend on how the file is read, and of a progressive image without its last scans it smooths the blocks, whose pixels
@@ -14,11 +14,18 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.images.containers import (
+    JPEG_END,
+    JPEG_FRAMES,
+    JPEG_METADATA,
+    JPEG_QUANTISERS,
+    JPEG_RESTARTS,
+    JPEG_SCAN,
+    JPEG_TABLES,
+)
+
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
-_TABLES, _QUANTISERS, _RESTARTS, _SCAN, _END, _COMMENT = 0xC4, 0xDB, 0xDD, 0xDA, 0xD9, 0xFE
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {_TABLES, 0xC8, 0xCC}
-_IGNORED = frozenset({*range(0xE0, 0xF0), _COMMENT})
-_BETWEEN = _IGNORED | {_TABLES, _QUANTISERS, _RESTARTS}
+_BETWEEN = JPEG_METADATA | {JPEG_TABLES, JPEG_QUANTISERS, JPEG_RESTARTS}
 _SAMPLINGS = tuple((luma, 0x11, 0x11) for luma in (0x11, 0x12, 0x21, 0x22, 0x41))  # 4:4:4, 4:4:0, 4:2:2, 4:2:0, 4:1:1
 
 
@@ -85,16 +92,16 @@ def scans_of(data: bytes) -> Scans:
 def _walk(walk: _Walk) -> Scans:
     """Segment by segment; the result, returned or raised."""
     data, position = walk.data, 2
-    while (marker := _marker(data, position)) != _END:
+    while (marker := _marker(data, position)) != JPEG_END:
         start, position = position + 4, position + 2 + int.from_bytes(data[position + 2 : position + 4])
         if position < start or position > len(data):
             raise _FoundError(Scans.DAMAGED)
-        if marker in _FRAMES:
+        if marker in JPEG_FRAMES:
             _frame(walk, marker, data[start:position])
-        elif marker == _SCAN:
+        elif marker == JPEG_SCAN:
             mcus = _scan(walk, data[start:position])
             position = _entropy_coded(walk, position, mcus)
-        elif marker == _RESTARTS:
+        elif marker == JPEG_RESTARTS:
             walk.interval = int.from_bytes(data[start : start + 2])
         elif marker not in _BETWEEN:
             raise _FoundError(Scans.OTHER if marker == 0xCC else Scans.DAMAGED)
@@ -125,7 +132,7 @@ def _frame(walk: _Walk, marker: int, body: bytes) -> None:
     walk.height, walk.width = int.from_bytes(body[1:3]), int.from_bytes(body[3:5])
     walk.components = [(name, factor >> 4, factor & 15) for name, factor in zip(body[6::3], factors, strict=True)]
     if len(factors) == 1:
-        walk.components = [(body[6], 1, 1)]  # blocks of a single component come in rows, whatever it says
+        walk.components = [(body[6], 1, 1)]  # blocks of a single component come in rows, whatever its sampling factors
     walk.bits = np.full((len(factors), 64), -1, np.int8)
 
 

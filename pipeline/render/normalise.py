@@ -43,11 +43,11 @@ def network_input(
     channels_last: bool,
     size: int | None = None,
 ) -> Tensor:
-    """`normalise`, and what the crops' rows ask for behind it, in float32.
+    """`normalise`, then the augmentations of normalised images that the rows contain, in float32.
 
     Args:
         pixels: uint8 ``[n, S, S, 3]``.
-        rows: of the first crops; those behind them are normalised only.
+        rows: of the first crops; the crops after them are only normalised.
         mean: channel means of the pixels in [0, 1].
         std: channel standard deviations of the pixels in [0, 1].
         dtype: dtype of the result.

@@ -9,6 +9,7 @@ blocks, by their neighbours in the region). Metadata is no matter here: DALI is 
 
 from __future__ import annotations
 
+from pipeline.images.containers import png_chunks
 from pipeline.render.jpeg_scans import Scans, scans_of
 
 
@@ -29,13 +30,7 @@ def _jpeg(data: bytes) -> bool:
 
 def _png(data: bytes) -> bool:
     """An end, and no frames: what is shown of one may be a part of the image."""
-    position = 8
-    while position + 12 <= len(data):
-        length, name = int.from_bytes(data[position : position + 4]), data[position + 4 : position + 8]
-        if name in (b"IEND", b"acTL"):
-            return name == b"IEND"
-        position += 12 + length
-    return False
+    return next((name for name, _, _ in png_chunks(data) if name in (b"IEND", b"acTL")), b"") == b"IEND"
 
 
 def _webp(data: bytes) -> bool:

@@ -32,7 +32,7 @@ def cut(image: Tensor, box: Box) -> Tensor:
 
 
 def resize_into(crop: Tensor, pixels: Tensor, flip: bool, interpolation: str) -> None:
-    """Fill ``crop`` with ``pixels`` resized, and flipped left to right when told to.
+    """Fill ``crop`` with ``pixels`` resized, and flipped left to right if ``flip``.
 
     Args:
         crop: uint8 ``[S, S, 3]``, contiguous.

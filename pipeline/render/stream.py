@@ -13,7 +13,7 @@ from pipeline.render import Renderer
 
 
 def stream(renderer: Renderer, rows: Iterable[CropRows], batch: int, group: int) -> Iterator[tuple[Tensor, CropRows]]:
-    """Render rows one after the other, in batches that take no notice of groups or of where rows end.
+    """Render rows in order, in batches of a fixed size, whatever the groups and the lengths of the runs of rows.
 
     Args:
         renderer: renders whole groups.

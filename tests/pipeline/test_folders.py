@@ -19,8 +19,9 @@ from torchvision.datasets import ImageFolder
 from labelstore.command.names import natural_key, printable, same_form, told_apart
 from labelstore.errors import InputError, MismatchError
 from pipeline.images.class_folder import order_classes
+from pipeline.images.containers import readable
 from pipeline.images.headers import read_header
-from pipeline.images.kinds import IMAGES, other_kind, readable
+from pipeline.images.kinds import IMAGES, other_kind
 from pipeline.images.left_out import left_out_kind
 from pipeline.images.manifest import Manifest, explained, require_same_images, scan, with_classes, with_order
 from pipeline.images.remarks import is_split, splits_warning

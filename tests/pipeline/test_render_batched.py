@@ -103,7 +103,8 @@ def test_kernels_give_the_same(tmp_path: Path) -> None:
     """Triton's interpreter, in a process of its own: it changes Triton for good."""
     program = (
         "import numpy as np, torch\n"
-        "from pipeline.render.batched import Boxes, prepare, resize_plainly\n"
+        "from pipeline.render.batched import resize_plainly\n"
+        "from pipeline.render.jobs import Boxes, prepare\n"
         "from pipeline.render.kernels import resize_task\n"
         "from tests.pipeline.test_render_batched import draw\n"
         "for seed, size, name in ((0, 30, 'bilinear'), (1, 45, 'bicubic')):\n"
@@ -179,7 +180,7 @@ def test_without_dali_pillow_decodes_the_same(folder: Path, cache: int, monkeypa
     with closing(DeviceRenderer(manifest, spec, CPU, "cpu", 2, cache)) as renderer:
         assert torch.equal(renderer.render(rows), expected)
     with pytest.raises(InputError, match="DALI cannot be imported here; install it, or take --decoder cpu"):
-        dali.Decoder(torch.device("cuda", 0), 1, 1)
+        dali.DaliDecoder(torch.device("cuda", 0), 1, 1)
 
 
 def test_images_that_do_not_fit_the_device_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ MAX_STRIPS = 8  # 8! orders fit a uint16
 
 
 def check(number: int | None) -> None:
-    """Refuse a number of strips that there is no column for."""
+    """Raise InputError for a number of strips whose orders do not fit their columns."""
     if number is None or not 2 <= number <= MAX_STRIPS:
         raise InputError(
             f"augment patch-shuffle: expected strips a side, patch-shuffle=2 to {MAX_STRIPS}, found {number}"

@@ -1,0 +1,45 @@
+"""How JPEG, PNG and WebP files are put together: magic numbers, markers, chunks; known here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeAlias
+
+JPEG_MAGIC = b"\xff\xd8\xff"
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+JPEG_TABLES, JPEG_QUANTISERS, JPEG_RESTARTS, JPEG_SCAN, JPEG_END = 0xC4, 0xDB, 0xDD, 0xDA, 0xD9
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {JPEG_TABLES, 0xC8, 0xCC}
+JPEG_METADATA = frozenset({*range(0xE0, 0xF0), 0xFE})
+"""Segments of applications, and comments."""
+
+Chunk: TypeAlias = tuple[bytes, int, int]
+"""Name, first byte and end of a chunk with its length, name and checksum; the end may lie after that of the data."""
+
+
+def readable(head: bytes) -> str | None:
+    """``JPEG``, ``PNG`` or ``WebP`` where a file begins as one, at least 12 bytes of it; else None."""
+    if head.startswith(JPEG_MAGIC):
+        return "JPEG"
+    if head.startswith(PNG_MAGIC):
+        return "PNG"
+    return "WebP" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
+
+
+def png_chunks(data: bytes | memoryview) -> Iterator[Chunk]:
+    """The chunks of a PNG file, as far as their heads are in ``data``."""
+    position = len(PNG_MAGIC)
+    while position + 12 <= len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4])
+        yield bytes(data[position + 4 : position + 8]), position, end
+        position = end
+
+
+def webp_chunks(data: bytes | memoryview) -> Iterator[Chunk]:
+    """The chunks of a WebP file, as far as their heads are in ``data``."""
+    position = 12
+    while position + 8 <= len(data):
+        length = int.from_bytes(data[position + 4 : position + 8], "little")
+        end = position + 8 + length + length % 2
+        yield bytes(data[position : position + 4]), position, end
+        position = end
