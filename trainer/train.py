@@ -11,18 +11,18 @@ from typing import Any, TypeVar, cast
 import torch
 
 from labelstore.command.console import Console, Progress, duration
-from labelstore.durable.removing import require
+from labelstore.durable.removing import Proof, require
 from labelstore.errors import GiftwrapError
 from labelstore.spec import Json
 from pipeline.device.memory import keep_freed_memory
 from pipeline.images.class_folder import named
 from pipeline.images.remarks import say_left_out
-from pipeline.networks.weights import require_weights, save_weights
+from pipeline.networks.weights import packed, require_weights, save_weights, weights_like
 from pipeline.ranks import join
 from pipeline.recipes import require_store
 from trainer import recipes
 from trainer.batch import TrainBatch
-from trainer.checkpoint import load_checkpoint
+from trainer.checkpoint import CHECKPOINT, load_checkpoint, remove_left
 from trainer.config import TrainConfig
 from trainer.evaluate import EvalResult, evaluate, table_of, write_classes
 from trainer.following import view_is_there, wait_for_view
@@ -32,6 +32,7 @@ from trainer.run import Run, Test, make_run
 from trainer.run_folder import (
     CONFIG,
     LOG,
+    RUN,
     STEPS,
     accepted,
     append,
@@ -93,13 +94,16 @@ def begin(run: Run, console: Console) -> None:
     if ranks.first:
         changes = describe(config, run.made_of, run.student)
         require_own(run)
+        remove_left(run.folder, proofs(run))
     changes = ranks.tell(changes)
     if ranks.tell(run.checkpoint.exists()):
         run.load_state(load_checkpoint(run.checkpoint, run.made_of, partial(accepted, anyway=config.anyway)))
         if ranks.first:
             write_weights(run)  # a kill may have come between a checkpoint and these
         if any(change["at"].startswith("test") for change in changes):
-            forget_scores(run, console)
+            if run.best:
+                console.warn("the best so far was measured on the earlier test images; the best begins anew")
+            run.forget_scores()
         if changes:
             save(run)
         console.line(f"resuming {config.run} at epoch {run.replay.epoch} of {config.epochs}, step {run.step}")
@@ -122,16 +126,6 @@ def begin(run: Run, console: Console) -> None:
         say_left_out(run.test.images, console)
     if ranks.world > 1:
         console.line(f"processes: {ranks.world}, each with its slice of every batch of {config.batch_size}")
-
-
-def forget_scores(run: Run, console: Console) -> None:
-    """Begin the best anew, on other test images: scores on different images do not compare."""
-    if run.best:
-        console.warn(
-            f"the best so far, {run.best.top1:.2f} % at epoch {run.best_epoch}, was measured on the earlier test "
-            f"images; the best begins anew"
-        )
-    run.last, run.best, run.best_epoch, run.best_weights, run.evaluations = None, None, None, None, 0
 
 
 def in_words(made: Mapping[str, Json]) -> str:
@@ -159,6 +153,13 @@ def require_own(run: Run) -> None:
         require_weights(run.result.state_dict(), run.folder / name, run.trained)
     if run.test:
         require(run.folder / "classes.csv", table_of(run.test.images.classes))
+
+
+def proofs(run: Run) -> dict[str, Proof]:
+    """What shows that a file under a name, or one that a killed call left of it, is the run's own."""
+    weights = weights_like(packed(run.result.state_dict(), None, run.trained))
+    found = {"checkpoint.pt": CHECKPOINT, "last.safetensors": weights, "best.safetensors": weights, CONFIG: RUN}
+    return found | ({"classes.csv": table_of(run.test.images.classes)} if run.test else {})
 
 
 def train_run(run: Run, console: Console) -> Mapping[str, Json]:
