@@ -332,7 +332,7 @@ def json_object(flag: str, text: str) -> Mapping[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{flag}: expected a JSON object, found {text!r} ({reason(error)})") from error
+        raise InputError(f"{flag}: expected a JSON object, found {text[:80]!r} ({reason(error)})") from error
     if not isinstance(value, dict):
         raise InputError(f"{flag}: expected a JSON object, found {text!r}")
     return value

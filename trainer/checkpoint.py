@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 import random
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor
 
 from labelstore.durable.newfile import write_over
-from labelstore.durable.removing import Proof
+from labelstore.durable.removing import Proof, may_go, remove
 from labelstore.errors import DamagedError, InputError, MismatchError
 from labelstore.spec import Json, first_difference
 
 FORMAT = 1
 DIGEST_BYTES = 32
+LEFT = re.compile(r"\.(.+)\.[0-9a-f]{16}\.partial")  # as `labelstore.durable.newfile.new_version` names them
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any], config: Mapping[str, Json]) -> None:
@@ -47,6 +49,19 @@ def is_checkpoint(path: Path) -> bool:
 
 
 CHECKPOINT = Proof("the checkpoint of a run", is_checkpoint)
+
+
+def remove_left(folder: Path, proofs: Mapping[str, Proof]) -> None:
+    """Remove what killed calls left of the files of a run: whole, but not yet under their names.
+
+    Args:
+        folder: of the run, which no other process trains in.
+        proofs: by the names of the files.
+    """
+    for path in sorted(folder.glob(".*.partial")):
+        left = LEFT.fullmatch(path.name)
+        if left and left[1] in proofs and may_go(path, proofs[left[1]]):
+            remove(path, proofs[left[1]])
 
 
 def elsewhere(stored: Any, made: Any) -> Any:

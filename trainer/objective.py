@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from labelstore.command.console import Console
+from labelstore.durable.removing import Proof
 from labelstore.spec import Json
 from pipeline.networks.weights import save_weights
 from trainer.batch import TrainBatch
@@ -62,8 +63,9 @@ class Objective(Protocol):
     def begin(self, console: Console) -> None:
         """Check and print what the user should know before the first step."""
 
-    def require_own(self, folder: Path) -> None:
-        """Refuse files in a run's folder that are not its own and have names that the run needs."""
+    def files(self) -> Mapping[str, Proof]:
+        """What shows that a file in a run's folder is the run's own, by the names of the files that it writes."""
+        return {}
 
     def evaluate(self, network: nn.Module) -> Score:
         """How a network with the weights of this one, or their running mean, does."""

@@ -129,6 +129,10 @@ class Run:
         }
         self.best_written = False
 
+    def forget_scores(self) -> None:
+        """Begin the best anew, on other test images: scores on different images do not compare."""
+        self.last, self.best, self.best_epoch, self.best_weights, self.evaluations = None, None, None, None, 0
+
     def state(self) -> dict[str, Any]:
         """What all processes share; tensors, numbers and strings only."""
         return {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from labelstore.command.console import Console
-from labelstore.durable.removing import require
+from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
 from labelstore.spec import Json, require_same
 from labelstore.store import LabelStore
@@ -23,7 +23,7 @@ from pipeline.networks import build_network
 from pipeline.networks.layout import memory_format
 from pipeline.networks.outputs import Logits
 from pipeline.networks.trained import Trained
-from pipeline.networks.weights import require_weights, save_weights
+from pipeline.networks.weights import packed, save_weights, weights_like
 from pipeline.plan.plan import PlanSpec
 from pipeline.ranks import Ranks
 from pipeline.recipes import require_store
@@ -117,12 +117,11 @@ class Student(Objective):
             say_skipped(self._test, console)
             say_left_out(self._test.images, console)
 
-    def require_own(self, folder: Path) -> None:
-        """Refuse files of weights and of accuracies that are of another network or other classes."""
-        for name in ("last.safetensors", "best.safetensors"):
-            require_weights(self.network.state_dict(), folder / name, self.trained)
-        if self._test:
-            require(folder / "classes.csv", table_of(self._test.images.classes))
+    def files(self) -> Mapping[str, Proof]:
+        """Weights of this network, and the table of its classes."""
+        weights = weights_like(packed(self.network.state_dict(), None, self.trained))
+        found = {"last.safetensors": weights, "best.safetensors": weights}
+        return found | ({"classes.csv": table_of(self._test.images.classes)} if self._test else {})
 
     def evaluate(self, network: nn.Module) -> EvalResult:
         """Accuracy on the test images, which are normalised as the teacher's crops were."""

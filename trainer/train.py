@@ -11,13 +11,14 @@ from typing import Any, TypeVar, cast
 import torch
 
 from labelstore.command.console import Console, Progress, duration
+from labelstore.durable.removing import require
 from labelstore.errors import GiftwrapError
 from labelstore.spec import Json
 from pipeline.device.memory import keep_freed_memory
 from pipeline.ranks import join
 from trainer import recipes
 from trainer.batch import TrainBatch
-from trainer.checkpoint import load_checkpoint
+from trainer.checkpoint import CHECKPOINT, load_checkpoint, remove_left
 from trainer.config import TrainConfig
 from trainer.guard import DivergedError
 from trainer.order import UNBOUNDED
@@ -25,6 +26,7 @@ from trainer.run import Run, make_run
 from trainer.run_folder import (
     CONFIG,
     LOG,
+    RUN,
     STEPS,
     accepted,
     append,
@@ -87,14 +89,19 @@ def begin(run: Run, console: Console) -> None:
     changes: Any = []
     if ranks.first:
         changes = describe(config, run.made_of, run.objective.network)
-        run.objective.require_own(config.run)
+        own = run.objective.files()
+        for name, proof in own.items():
+            require(config.run / name, proof)
+        remove_left(config.run, {run.checkpoint.name: CHECKPOINT, CONFIG: RUN, **own})
     changes = ranks.tell(changes)
     if ranks.tell(run.checkpoint.exists()):
         run.load_state(load_checkpoint(run.checkpoint, run.made_of, partial(accepted, anyway=config.anyway)))
         if ranks.first:
             write_weights(run)  # a kill may have come between a checkpoint and these
         if any(change["at"].startswith("test") for change in changes):
-            forget_scores(run, console)
+            if run.best:
+                console.warn("the best so far was measured on the earlier test images; the best begins anew")
+            run.forget_scores()
         if changes:
             save(run)
         console.line(f"resuming {config.run} at epoch {run.replay.epoch} of {config.epochs}, step {run.step}")
@@ -115,17 +122,6 @@ def begin(run: Run, console: Console) -> None:
         console.line(run.replay.crops.remark)
     if ranks.world > 1:
         console.line(f"processes: {ranks.world}, each with its slice of every batch of {config.batch_size}")
-
-
-def forget_scores(run: Run, console: Console) -> None:
-    """Begin the best anew, on other test images: scores on different images do not compare."""
-    if run.best:
-        name, value = next(iter(run.best.numbers.items()))
-        console.warn(
-            f"the best so far, {name} {value:.2f} at epoch {run.best_epoch}, was measured on the earlier test images; "
-            f"the best begins anew"
-        )
-    run.last, run.best, run.best_epoch, run.best_weights, run.evaluations = None, None, None, None, 0
 
 
 def in_words(made: Mapping[str, Json]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from labelstore.durable.newfile import write_over
-from labelstore.durable.removing import Proof, require
+from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
 from pipeline.networks.file_kinds import LARGEST_HEADER, is_safetensors
 from pipeline.networks.torch_files import read_content, read_safetensors
@@ -206,12 +205,6 @@ def save_weights(
     """
     content = packed(state_dict, classes, trained)
     write_over(path, content, weights_like(content))
-
-
-def require_weights(state_dict: Mapping[str, Tensor], path: Path, trained: Trained) -> None:
-    """Refuse a place where :func:`save_weights` would refuse to write, without a change."""
-    if os.path.lexists(path):
-        require(path, weights_like(packed(state_dict, None, trained)))
 
 
 def packed(state_dict: Mapping[str, Tensor], classes: Sequence[str] | None, trained: Trained | None = None) -> bytes:

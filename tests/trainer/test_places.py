@@ -14,6 +14,7 @@ from labelstore.durable.newfile import write_new
 from labelstore.durable.places import require_apart, require_writable
 from labelstore.errors import InputError
 from labelstore.format.root import require_own
+from pipeline.config import ShowConfig, json_object
 from pipeline.networks.imported import imported
 from trainer.config import PlotConfig
 from trainer.plot import plot
@@ -38,6 +39,18 @@ def test_a_store_in_the_way_of_which_a_file_is(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"found the file .*file in its way"):
         require_own(tmp_path / "file" / "a" / "b")
+
+
+@pytest.mark.parametrize("name", ["sheet.txt", "sheet", "sheet.jpg"])
+def test_a_sheet_is_a_png(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--out: expected a name that ends in \.png, found .*" + name):
+        ShowConfig(store=tmp_path / "store", images=tmp_path / "images", out=tmp_path / name)
+
+
+def test_json_of_any_depth_is_refused_in_a_line() -> None:
+    with pytest.raises(InputError, match="--student-args: expected a JSON object") as error:
+        json_object("--student-args", "[" * 100_000)
+    assert len(str(error.value)) < 300
 
 
 def test_a_run_that_is_not_there_is_said_without_numbers(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,15 @@ def config(world: World, tmp_path_factory: pytest.TempPathFactory) -> TrainConfi
     )  # fmt: skip
 
 
+SCORES = (10.0, 40.0, 20.0, 20.0, 60.0, 30.0)
+
+
+def scripted(patch: pytest.MonkeyPatch) -> None:
+    """The best changes at some epochs and not at others."""
+    real = loop.evaluated
+    patch.setattr(loop, "evaluated", lambda run, test: replace(real(run, test), top1=SCORES[run.entry["epoch"]]))
+
+
 def run_until(config: TrainConfig, step: str, count: int) -> None:
     """Train, and die before or after the ``count``-th call of a step of writing."""
     original, calls = getattr(disk, step), 0
@@ -66,34 +76,75 @@ def run_until(config: TrainConfig, step: str, count: int) -> None:
 
     setattr(disk, step, dying)
     torch.set_num_threads(1)
-    loop.train(config, Console(as_json=True))
+    with pytest.MonkeyPatch.context() as patch:
+        scripted(patch)
+        loop.train(config, Console(as_json=True))
 
 
 def test_killed_at_its_writes(config: TrainConfig, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    whole = loop.train(config, Console(as_json=True))
-    run = dataclasses.replace(config, run=tmp_path / "run")
-    died = 0
-    for step, count in (("link_unnamed", 6), ("replace", 3), ("replace", 4), ("replace", 1), ("link_unnamed", 5)):
-        process = SERVER.Process(target=run_until, args=(run, step, count))
-        process.start()
-        process.join()
-        died += process.exitcode == -signal.SIGKILL
-    assert died > 3
-    again = loop.train(run, Console(as_json=True))
+    run, config = (dataclasses.replace(config, run=tmp_path / name) for name in ("run", "whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        scripted(patch)
+        whole = loop.train(config, Console(as_json=True))
+        died = 0
+        for step, count in (
+            ("link_unnamed", 6),
+            ("replace", 3),
+            ("link_unnamed", 4),
+            ("replace", 4),
+            ("replace", 1),
+            ("link_unnamed", 5),
+        ):
+            process = SERVER.Process(target=run_until, args=(run, step, count))
+            process.start()
+            process.join()
+            died += process.exitcode == -signal.SIGKILL
+        assert died > 3
+        again = loop.train(run, Console(as_json=True))
     assert {name: again[name] for name in ("last", "best", "evaluations")} == {
         name: whole[name] for name in ("last", "best", "evaluations")
     }
     for name in FILES:
         assert (run.run / name).read_bytes() == (config.run / name).read_bytes(), name
+    assert {path.name for path in run.run.iterdir()} == {path.name for path in config.run.iterdir()}
+
+
+def test_what_killed_calls_left_is_removed_and_nothing_else(config: TrainConfig, tmp_path: Path) -> None:
+    run = dataclasses.replace(config, run=tmp_path / "run", epochs=1)
+    loop.train(run, Console(as_json=True))
+    weights, checkpoint = ((run.run / name).read_bytes() for name in ("last.safetensors", "checkpoint.pt"))
+    left = {
+        ".best.safetensors.0123456789abcdef.partial": weights,
+        ".checkpoint.pt.0123456789abcdef.partial": checkpoint,
+    }
+    others = {
+        ".checkpoint.pt.fedcba9876543210.partial": b"mine",
+        ".checkpoint.pt.mine.partial": checkpoint,
+        ".notes.0123456789abcdef.partial": weights,
+    }
+    for name, content in (left | others).items():
+        (run.run / name).write_bytes(content)
+    loop.train(run, Console(as_json=True))
+    assert {path.name: path.read_bytes() for path in run.run.glob(".*.partial")} == others
+
+
+@pytest.fixture(scope="module")
+def whole(config: TrainConfig) -> TrainConfig:
+    """A run that nothing stopped, with scripted scores."""
+    with pytest.MonkeyPatch.context() as patch:
+        scripted(patch)
+        loop.train(config, Console(as_json=True))
+    return config
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 4])
 def test_what_is_reported_is_what_the_file_gives(
-    after: int, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    after: int, whole: TrainConfig, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped between the evaluation of an epoch and its checkpoint, and within what a checkpoint writes."""
     run = dataclasses.replace(config, run=tmp_path / "run")
+    scripted(monkeypatch)
     original, calls = loop.save, 0
 
     def dying(this: loop.Run) -> None:
@@ -112,7 +163,7 @@ def test_what_is_reported_is_what_the_file_gives(
         with pytest.raises(RuntimeError):
             loop.train(run, Console(as_json=True))
     summary = loop.train(run, Console(as_json=True))
-    assert (run.run / "best.safetensors").read_bytes() == (config.run / "best.safetensors").read_bytes()
+    assert (run.run / "best.safetensors").read_bytes() == (whole.run / "best.safetensors").read_bytes()
     lines = [json.loads(line) for line in (run.run / "log.jsonl").read_text().splitlines()]
     best = max(line["test_top1"] for line in lines)
     assert summary["best"]["top1"] == best  # type: ignore[index, call-overload]
