@@ -104,7 +104,8 @@ def begin(run: Run, console: Console) -> None:
         record_changes(config, run.made_of, changes, run.step)
     views = run.replay.order.views
     played = f"{config.epochs} views" if views == UNBOUNDED else recipes.plays(config.epochs, views)
-    console.line(f"trains by {in_words(run.made_of)}; plays {played}")
+    numbers = in_words(run.made_of)
+    console.line(f"trains by {numbers}; plays {played}" if numbers else f"plays {played}")
     if config.ema and (1 - config.ema) * run.total_steps < 1:
         console.warn(
             f"--ema {config.ema}: a mean over some {1 / (1 - config.ema):,.0f} steps, of a run of {run.total_steps:,}"
