@@ -20,6 +20,7 @@ from trainer.batch import TrainBatch
 from trainer.checkpoint import load_checkpoint
 from trainer.config import TrainConfig
 from trainer.guard import DivergedError
+from trainer.objective import Score
 from trainer.order import UNBOUNDED
 from trainer.run import Run, make_run
 from trainer.run_folder import (
@@ -302,7 +303,7 @@ def timed(batches: Iterator[TrainBatch]) -> Iterator[tuple[TrainBatch, float]]:
 
 def assess(run: Run, epoch: int) -> dict[str, float | None]:
     """Evaluate the weights, and keep them when they are the best so far; the numbers, on the first process."""
-    result = on_first(run, lambda: run.objective.evaluate(run.result))
+    result = on_first(run, lambda: evaluated(run))
     if result is None:  # of another process
         return {}
     run.last, run.evaluations = result, run.evaluations + 1
@@ -310,6 +311,11 @@ def assess(run: Run, epoch: int) -> dict[str, float | None]:
     if run.best is None or run.objective.better(result, run.best):
         run.keep_best(result, epoch)
     return {f"test_{name}": value for name, value in result.numbers.items()}
+
+
+def evaluated(run: Run) -> Score:
+    """How the weights do that are kept."""
+    return run.objective.evaluate(run.result)
 
 
 def summary(run: Run, before: int, seconds: float) -> dict[str, Json]:

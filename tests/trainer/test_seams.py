@@ -216,7 +216,8 @@ class Autoencoder(Objective):
         self.made_of = made_of(config, self.name)
 
     def loss(self, called: torch.nn.Module, batch: TrainBatch) -> torch.Tensor:
-        return (called(batch.images) - batch.images.flatten(1)).square().mean()
+        error: torch.Tensor = called(batch.images) - batch.images.flatten(1)
+        return error.square().mean()
 
     def evaluate(self, network: torch.nn.Module) -> Error:
         network.eval()
@@ -245,7 +246,8 @@ class Regression(Objective):
         self.made_of = made_of(config, self.name)
 
     def loss(self, called: torch.nn.Module, batch: TrainBatch) -> torch.Tensor:
-        return (called(batch.images) - batch.logits).square().mean()
+        error: torch.Tensor = called(batch.images) - batch.logits
+        return error.square().mean()
 
 
 def made_of(config: TrainConfig, name: str) -> dict[str, Any]:
