@@ -24,8 +24,8 @@ class TrainBatch:
 
     Attributes:
         images: the student's input, ``[n, 3, S, S]``, normalised as the teacher's was.
-        logits: the teacher's logits, float32 ``[n, C]``, raw: no temperature, no softmax. As stored, each label in a
-            scale of its own, where the replay was told that any scale will do.
+        logits: the teacher's logits, float32 ``[n, C]``, without temperature or softmax; ``[n, 0]`` where crops have no
+            labels. With ``any_scale`` as they are stored, each row up to a factor of its own.
         targets: hard labels, as columns of ``logits``, int64 ``[n]``.
         targets2: hard labels of the partners, int64 ``[n]``; equal to ``targets`` where nothing is mixed.
         lam: weight of ``targets``, the rest is that of ``targets2``, float32 ``[n]``; 1 where nothing is mixed.
@@ -33,9 +33,9 @@ class TrainBatch:
         view: view of each crop, int64 ``[n]``.
         position: position of each crop in its view, int64 ``[n]``; ``store.read(view, position)`` finds it again.
         total: crops of the whole batch, over all processes.
-        share: what the mean loss of these crops counts for where gradients are averaged over the processes: n times
-            their number over ``total``; 0 where the one crop is there only so that this process has any.
-        rows: of the crops, where they are augmented further after the normalisation.
+        share: weight of the mean loss of these n crops where gradients are averaged over W processes: ``n W / total``;
+            0 for a crop that only fills the slice of a process that would have none.
+        rows: what made the crops, where they are augmented further after the normalisation.
     """
 
     images: Tensor
@@ -66,7 +66,7 @@ class TrainBatch:
         return self.change(lambda column: column.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> TrainBatch:
-        """The batch in pinned memory, from which a GPU copies without being waited for."""
+        """The batch in pinned memory, which is copied to a GPU asynchronously."""
         return self.change(Tensor.pin_memory)
 
     def pieces(self, count: int) -> Iterator[TrainBatch]:
@@ -78,7 +78,7 @@ class TrainBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Beside:
-    """What a batch has beside its tensors; a part of its structure, equal to others by what is in it."""
+    """What a batch has beside its tensors: a part of the tree's structure, compared by value."""
 
     total: int
     share: float
@@ -109,7 +109,7 @@ def _whole(tensors: Iterable[Any], beside: _Beside) -> TrainBatch:
     return TrainBatch(**columns, total=beside.total, share=beside.share, rows=beside.rows)
 
 
-# Functions of trees of tensors (torch.utils._pytree.tree_map) take a batch for its tensors.
+# To functions of trees of tensors (torch.utils._pytree.tree_map) a batch is its tensors.
 pytree.register_pytree_node(TrainBatch, _flat, _whole, flatten_with_keys_fn=_flat_with_keys)
 
 
@@ -123,7 +123,7 @@ def concatenate(batches: list[TrainBatch]) -> TrainBatch:
 
 
 def slices(count: int, parts: int) -> list[slice]:
-    """``count`` things in ``parts`` runs, the first ones longer by one at most; empty ones where there are fewer."""
+    """``range(count)`` in ``parts`` slices, the first ones longer by at most one; some are empty if count < parts."""
     each, longer = divmod(count, parts)
     starts = [part * each + min(part, longer) for part in range(parts + 1)]
     return [slice(*pair) for pair in itertools.pairwise(starts)]

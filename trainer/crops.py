@@ -78,11 +78,13 @@ class CropSource(Protocol):
         """Whether a view can be played now."""
         return True
 
-    def wait_for(self, view: int) -> None:
+    def wait_for(self, view: int) -> None:  # noqa: ARG002
         """Wait until a view can be played; raises when it never will."""
+        return
 
     def close(self) -> None:
         """Release what renders."""
+        return
 
 
 class ReplayedCrops(CropSource):

@@ -9,22 +9,22 @@ from labelstore.store import LabelStore
 from labelstore.writing import lease
 
 POLL_SECONDS = 0.5
-POLLS_ALONE = 6  # a build lets go of the store for a moment between making it and filling it
+POLLS_ALONE = 6  # a build releases the store for a moment after creating it, before it fills it
 
 
 def wait_for_view(store: LabelStore, view: int) -> None:
-    """Wait until every block of a view is there.
+    """Wait until every block of a view is published.
 
     Args:
         store: opened to follow; its state is read again.
-        view: one that the build was asked for.
+        view: one below the target of the build.
 
     Raises:
-        NotStoredError: when the view is missing and no build is there to make it.
+        NotStoredError: when the view is missing and no build is running.
     """
     alone = 0
     while True:
-        building = is_being_built(store)  # asked first: a build writes its last block before it ends
+        building = is_being_built(store)  # read first: a build writes its last block before it ends
         if view_is_there(store, view):
             return
         alone = 0 if building else alone + 1
@@ -44,6 +44,6 @@ def view_is_there(store: LabelStore, view: int) -> bool:
 
 
 def is_being_built(store: LabelStore) -> bool:
-    """Whether a build holds the store, as far as can be known from here."""
+    """Whether a build holds the store; one on another host counts as running."""
     held = lease.read(store.path)
     return held is not None and (held.elsewhere or not held.dead)

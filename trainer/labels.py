@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from labelstore.encodings import Codes, Pairs
-from labelstore.encodings.transform import Transform
 from labelstore.store import LabelStore
 from pipeline.device.codes import DeviceCodes
 from trainer.crops import Crops, Int64Array
@@ -57,7 +56,7 @@ class StoredLabels:
 
 def decoder_for(store: LabelStore, device: torch.device, *, any_scale: bool) -> Callable[[Codes, Pairs], Tensor] | None:
     """What makes labels of codes on a device; None where the encoding itself does, on a CPU."""
-    as_stored = any_scale and not isinstance(store.encoding, Transform)
+    as_stored = any_scale and not store.encoding.predictive
     if device.type == "cpu" and not as_stored:
         return None
     codes = DeviceCodes(store.encoding, device)

@@ -33,7 +33,8 @@ class Objective(Protocol):
         name: what the weights are called in a checkpoint, such as ``student``.
         network: has the weights that steps change and that are saved.
         called: what a step calls, which may be the network or hold it; several processes and the compiler wrap it.
-        made_of: everything that decides what a run comes to, kept in its config.json and its checkpoints.
+        made_of: everything that decides what a run comes to, kept in its config.json and its checkpoints: ``format``
+            (`trainer.run_folder.FORMAT`), ``run`` with ``epochs``, ``schedule`` and ``eval_from``, and its own.
         numbers: names of the numbers that an evaluation gives; none where nothing is evaluated.
         some_unused: whether steps leave some parameters without a gradient.
         channels_last: memory layout of the crops.
@@ -60,8 +61,9 @@ class Objective(Protocol):
         """The running mean of the weights, in a network of its own that shares nothing with this one."""
         raise NotImplementedError
 
-    def begin(self, console: Console) -> None:
+    def begin(self, console: Console) -> None:  # noqa: ARG002
         """Check and print what the user should know before the first step."""
+        return
 
     def files(self) -> Mapping[str, Proof]:
         """What shows that a file in a run's folder is the run's own, by the names of the files that it writes."""
@@ -79,8 +81,9 @@ class Objective(Protocol):
         """The score whose fields a checkpoint holds."""
         raise NotImplementedError
 
-    def record(self, folder: Path, score: Score) -> None:
+    def record(self, folder: Path, score: Score) -> None:  # noqa: ARG002
         """Write files of an evaluation beside the log."""
+        return
 
     def save_weights(self, state: Mapping[str, Tensor], path: Path) -> None:
         """Write a state dict of the network as ``.safetensors``."""
@@ -92,3 +95,4 @@ class Objective(Protocol):
 
     def close(self) -> None:
         """Release what evaluations need."""
+        return

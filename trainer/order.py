@@ -2,7 +2,7 @@
 
 An epoch plays one view. A view is stored shuffled, so its first play is its stored order: sequential reads,
 and a perfect shuffle for the student. Later plays are permuted in windows, and so read window by window.
-World size, workers and where a run stopped have no part in it: each reader takes its slice of the sequence.
+It does not depend on world size, workers or where a run stopped: each reader takes its slice of the sequence.
 """
 
 from __future__ import annotations

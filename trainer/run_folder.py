@@ -163,7 +163,7 @@ def described_in(path: Path) -> Any:
         return None
     try:
         made = json.loads(path.read_text())["made_of"]
-        int(made["store"]["views"])
+        int(made["run"]["epochs"])
         form = made.get("format", 1)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
@@ -295,8 +295,8 @@ def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) 
         write_new(path, _document(made, _made_with(config, student), []))
         return []
     same = accepted(stored, made, anyway=config.anyway)
-    ours: Any = made["student"]
-    if stored["store"] == made["store"] and same["student"]["layout"] != ours["layout"]:
+    ours: Any = made.get("student", {})
+    if stored.get("store") == made.get("store") and same.get("student", {}).get("layout") != ours.get("layout"):
         raise MismatchError(
             f"the student has other weights than when the run began: names, shapes or types in its state dict differ; "
             f"give the code and the arguments of {path} again, or another --run"

@@ -38,8 +38,9 @@ def gradients(run: Run, batch: TrainBatch) -> Tensor:
     total: Tensor | None = None
     pieces = list(batch.pieces(run.config.accumulate))
     for number, piece in enumerate(pieces, 1):
-        held = nullcontext() if number == len(pieces) or run.spread is None else run.spread.no_sync()
-        with held:
+        # processes average their gradients once, with the last piece
+        unsynchronised = nullcontext() if number == len(pieces) or run.spread is None else run.spread.no_sync()
+        with unsynchronised:
             loss = run.objective.loss(run.network, piece)
             if piece.share != 1:
                 loss = loss * piece.share

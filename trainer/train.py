@@ -21,6 +21,7 @@ from trainer.batch import TrainBatch
 from trainer.checkpoint import CHECKPOINT, load_checkpoint, remove_left
 from trainer.config import TrainConfig
 from trainer.guard import DivergedError
+from trainer.objective import Score
 from trainer.order import UNBOUNDED
 from trainer.run import Run, make_run
 from trainer.run_folder import (
@@ -113,7 +114,8 @@ def begin(run: Run, console: Console) -> None:
         record_changes(config, run.made_of, changes, run.step)
     views = run.replay.order.views
     played = f"{config.epochs} views" if views == UNBOUNDED else recipes.plays(config.epochs, views)
-    console.line(f"trains by {in_words(run.made_of)}; plays {played}")
+    numbers = in_words(run.made_of)
+    console.line(f"trains by {numbers}; plays {played}" if numbers else f"plays {played}")
     if config.ema and (1 - config.ema) * run.total_steps < 1:
         console.warn(
             f"--ema {config.ema}: a mean over some {1 / (1 - config.ema):,.0f} steps, of a run of {run.total_steps:,}"
@@ -314,7 +316,7 @@ def timed(batches: Iterator[TrainBatch]) -> Iterator[tuple[TrainBatch, float]]:
 
 def assess(run: Run, epoch: int) -> dict[str, float | None]:
     """Evaluate the weights, and keep them when they are the best so far; the numbers, on the first process."""
-    result = on_first(run, lambda: run.objective.evaluate(run.result))
+    result = on_first(run, lambda: evaluated(run))
     if result is None:  # of another process
         return {}
     run.last, run.evaluations = result, run.evaluations + 1
@@ -322,6 +324,11 @@ def assess(run: Run, epoch: int) -> dict[str, float | None]:
     if run.best is None or run.objective.better(result, run.best):
         run.keep_best(result, epoch)
     return {f"test_{name}": value for name, value in result.numbers.items()}
+
+
+def evaluated(run: Run) -> Score:
+    """How the weights do that are kept."""
+    return run.objective.evaluate(run.result)
 
 
 def summary(run: Run, before: int, seconds: float) -> dict[str, Json]:

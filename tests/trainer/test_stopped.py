@@ -18,6 +18,7 @@ from labelstore.command.console import Console, Stopped
 from labelstore.errors import GiftwrapError, MismatchError
 from pipeline.networks.weights import read_weights
 from tests.journeys.world import SERVER, World, draw_images, giftwrap
+from trainer import student
 from trainer import train as loop
 from trainer.config import TrainConfig
 
@@ -73,9 +74,10 @@ def results(run: Path) -> dict[str, Any]:
 
 
 def train_until(config: TrainConfig, name: str, call: int, number: int) -> None:
-    """Train; the ``call``-th call of a function of the loop sends this process a signal when it ends."""
+    """Train; the ``call``-th call of a function of the loop, or of the student, sends a signal when it ends."""
     torch.set_num_threads(1)
-    original, calls = getattr(loop, name), 0
+    home: Any = loop if hasattr(loop, name) else student
+    original, calls = getattr(home, name), 0
 
     def signalling(*args: Any, **named: Any) -> Any:
         nonlocal calls
@@ -85,11 +87,11 @@ def train_until(config: TrainConfig, name: str, call: int, number: int) -> None:
             os.kill(os.getpid(), number)
         return result
 
-    setattr(loop, name, signalling)
+    setattr(home, name, signalling)
     try:
         loop.train(config, Console(as_json=True))
     finally:
-        setattr(loop, name, original)
+        setattr(home, name, original)
 
 
 def test_killed_at_every_step_it_is_the_same_run(config: TrainConfig, whole: dict[str, Any], tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 A loss is called as ``loss(x, t, y, y2=None, lam=None)`` with student logits ``x [B, C]``, teacher logits
 ``t [B, C]``, targets ``y [B]`` and, for mixed crops, the partners' targets ``y2 [B]`` and the weight
-``lam [B]`` of ``y``. A new one is one new file, and one line in `LOSSES`. Twins are in `closed` and `kernels`, and
-`fused` puts them in place.
+``lam [B]`` of ``y``. A new one is one new file, and one line in `LOSSES`. Twins are in `closed` and `kernels`;
+`fused` chooses among them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainer.choices import LossName, LossSpec
 from trainer.losses.closed import gift_rows, kl_rows, well_posed
 from trainer.losses.cosine import cosine_loss
 from trainer.losses.cross_entropy import ce_loss
-from trainer.losses.fused import Compile, Fused, compiled
+from trainer.losses.fused import Fused, compiled
 from trainer.losses.gift import gift_loss, gift_target
 from trainer.losses.kl import kl_loss
 from trainer.losses.mse import mse_loss
@@ -77,7 +77,7 @@ def users_loss(name: str) -> Loss:
 
 
 def soft(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A loss that looks at the teacher's logits alone, called as every loss is."""
+    """A loss of the logits alone, without targets, called as every loss is."""
 
     def call(x: Tensor, t: Tensor, y: Tensor, y2: object = None, lam: object = None, **numbers: Json) -> Tensor:
         del y, y2, lam
@@ -121,15 +121,11 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def make_loss(spec: LossSpec, *, compile: Compile = "auto") -> Loss:  # noqa: A002  torch's word for it
+def make_loss(spec: LossSpec) -> Loss:
     """The loss that ``spec`` describes, by the fastest twin that its definition has for the tensors it gets.
 
-    On a GPU that is a Triton kernel. On a CPU it is the closed form, compiled where that pays; where there is no
-    compiler, or no Triton, a warning says so and the closed form runs as it is.
-
-    Args:
-        spec: the loss and its numbers.
-        compile: on a CPU: ``auto`` compiles for batches of 2^18 logits and more.
+    On a GPU that is a Triton kernel. On a CPU it is the closed form, compiled for batches of 2^18 logits and more.
+    Without a compiler, or without Triton, the closed form runs uncompiled, with a warning.
     """
     if ":" in spec.name:
         return users_loss(spec.name)
@@ -137,7 +133,7 @@ def make_loss(spec: LossSpec, *, compile: Compile = "auto") -> Loss:  # noqa: A0
     if spec.any_scale and well_posed(*spec.weights):
         soft_weight, hard_weight = spec.weights
         numbers = {"soft": soft_weight, "hard": hard_weight, "smoothing": spec.smoothing}
-        return Fused(definition, gift_rows, compiled(gift_rows), "gift", numbers, hard_weight > 0, compile)
+        return Fused(definition, gift_rows, compiled(gift_rows), "gift", numbers, hard_weight > 0)
     if spec.name == "kl":
-        return Fused(definition, kl_rows, compiled(kl_rows), "kl", spec.numbers, False, compile)
+        return Fused(definition, kl_rows, compiled(kl_rows), "kl", spec.numbers, False)
     return definition

@@ -1,4 +1,4 @@
-"""Closed forms: each row's loss and its gradient at once, in a few passes over the logits; in place of autograd.
+"""Closed forms: each row's loss and its gradient at once, in a few passes over the logits, without autograd.
 
 Twins of `gift` (and of `cosine`, its hard weight 0) and `kl`, for every device, eager or compiled.
 """
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from trainer.losses.cosine import TINY, paired
 
-REACH, SHRUNK = 2.0**40, 16.0  # products of what reaches further may overflow: the largest in its row becomes 16
+REACH, SHRUNK = 2.0**40, 16.0  # products of larger values may overflow: such a row is scaled to a largest value of 16
 MARGIN = 3.0
 SHORT = (torch.float16, torch.int8)  # whose squares never overflow
 
 
 def well_posed(soft: float, hard: float) -> bool:
-    """Whether soft and hard label of these weights never come near cancelling out.
+    """Whether a soft and a hard label of these weights can never nearly cancel.
 
-    Where they do, ``|u|^2`` loses its digits when it is added up from its parts, as here.
+    Where they nearly cancel, ``|u|^2``, which the closed form adds up from its parts, loses precision.
     """
     return soft + hard <= MARGIN * abs(soft - hard)
 
@@ -34,7 +34,7 @@ def gift_rows(
     hard: float,
     smoothing: float,
 ) -> tuple[Tensor, Tensor]:
-    """``1 - cos(x, u)`` of each row with ``u = soft t/|t| + hard s/|s|``; neither u nor s is ever held.
+    """``1 - cos(x, u)`` of each row with ``u = soft t/|t| + hard s/|s|``; neither u nor s is stored.
 
     Args:
         x: student logits ``[B, C]``.
@@ -47,7 +47,7 @@ def gift_rows(
         smoothing: ``a`` of the hard label.
 
     Returns:
-        Losses ``[B]``, float32 at least, and the gradient of their mean, ``[B, C]`` as `kept_in` says.
+        Losses ``[B]``, float32 at least, and the gradient of their mean, ``[B, C]`` in the dtype of `kept_in`.
     """
     short, dtype = (x.dtype in SHORT, t.dtype in SHORT), kept_in(x)
     x, t = paired(x, t)
@@ -82,7 +82,7 @@ def gift_rows(
 
 
 def kept_in(x: Tensor) -> torch.dtype:
-    """What the gradient of x is kept in until it is scaled: a mean's gradient leaves the range of float16."""
+    """The dtype of the gradient of x until it is scaled: the gradient of a mean may leave the range of float16."""
     return torch.float32 if x.dtype == torch.float16 else x.dtype
 
 

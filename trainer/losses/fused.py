@@ -1,4 +1,4 @@
-"""Fused twins of the definitions: the gradient is made with the loss, and backward hands it on."""
+"""Fused twins of the definitions: the gradient is computed with the loss, and backward passes it on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +20,8 @@ from trainer.losses.cosine import check_logits
 from trainer.losses.gift import check_targets
 
 Rows = Callable[..., tuple[Tensor, Tensor]]
-Compile = Literal["auto", "on", "off"]
 
-# Elements from which compiling pays on a CPU: it takes seconds, and saves less than half a millisecond a step below.
+# Logits of a batch from which compiling pays on a CPU: it takes seconds, and for fewer saves under 0.5 ms a step.
 WORTH_COMPILING = 1 << 18
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton reads it; its kernels then run on a CPU
 
@@ -68,13 +67,12 @@ class Fused:
     """A loss that takes the fastest twin of its definition for the tensors it gets.
 
     Attributes:
-        definition: for what no twin is for: labels that want a gradient, no rows at all.
+        definition: for what no twin takes: labels that need a gradient, and batches without rows.
         closed: the closed form.
-        compiled: the closed form as it runs on a CPU where compiling is worth it.
+        compiled: the closed form, compiled, for large batches on a CPU.
         kernel: name of the kernel in `trainer.losses.kernels`.
         numbers: keyword arguments of both.
         hard: whether the targets matter.
-        compile: whether the closed form is compiled on a CPU: auto does it for large batches.
     """
 
     definition: Callable[..., Tensor]
@@ -83,7 +81,6 @@ class Fused:
     kernel: str
     numbers: dict[str, Any]
     hard: bool
-    compile: Compile
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, y2: Tensor | None = None, lam: Tensor | None = None) -> Tensor:
         """The mean loss of a batch."""
@@ -105,14 +102,12 @@ class Fused:
 
             twin: Rows = getattr(kernels, self.kernel)
             return twin
-        eager = x.device.type != "cpu" or torch.compiler.is_compiling() or self.compile == "off"
-        if eager or (self.compile == "auto" and x.numel() < WORTH_COMPILING):
-            return self.closed
-        return self.compiled
+        worth_compiling = x.device.type == "cpu" and x.numel() >= WORTH_COMPILING
+        return self.compiled if worth_compiling and not torch.compiler.is_compiling() else self.closed
 
 
 def compiled(rows: Rows) -> Rows:
-    """A closed form compiled at its first call; where that fails it runs as it is, and a warning says so."""
+    """A closed form that is compiled at its first call; where that fails it runs uncompiled, with a warning."""
     chosen: list[Rows] = []
 
     def run(x: Tensor, *rest: Tensor | None, **numbers: Any) -> tuple[Tensor, Tensor]:
@@ -124,7 +119,7 @@ def compiled(rows: Rows) -> Rows:
                 chosen.append(fast)
                 return made
             except Exception as error:  # the compilers below it raise anything
-                say("the loss is not compiled, and takes longer", error)
+                warn("the loss is not compiled, and takes longer", error)
                 chosen.append(rows)
         return chosen[0](*anew(x, *rest), **numbers)
 
@@ -132,7 +127,7 @@ def compiled(rows: Rows) -> Rows:
 
 
 def anew(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The tensors, compiled for any number of rows: what a step computes does not depend on the steps before it."""
+    """The tensors, marked to be compiled for any number of rows: no step then depends on the steps before it."""
     views = [None if tensor is None else tensor.detach() for tensor in tensors]
     for view in views:
         if view is not None:
@@ -141,7 +136,7 @@ def anew(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def placed(device: torch.device) -> AbstractContextManager[Any]:
-    """Make a GPU the current one, as kernels want it; compiled code does so itself."""
+    """Make a GPU the current one, which kernels need; compiled code does so itself."""
     plain = device.type != "cuda" or torch.compiler.is_compiling()
     return nullcontext() if plain else torch.cuda.device(device)
 
@@ -153,7 +148,7 @@ def runs_kernels(x: Tensor) -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def kernels_work(device: torch.device) -> bool:
-    """Whether Triton's kernel runs on a device and gives the closed form's losses and gradients; says so if not."""
+    """Whether Triton's kernel runs on a device and gives the closed form's losses and gradients; warns if not."""
     return _kernels_work(device)
 
 
@@ -173,12 +168,12 @@ def _kernels_work(device: torch.device) -> bool:
             for ours, theirs in zip(found, expected, strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     except Exception as error:  # no compiler, no Triton, a GPU that it does not know: whatever it raises
-        say("the loss is the same by its closed form, and takes longer: Triton's kernels do not run here", error)
+        warn("the loss is computed by its closed form, which takes longer: Triton's kernels do not run here", error)
         return False
     return True
 
 
-def say(what: str, error: Exception) -> None:
+def warn(what: str, error: Exception) -> None:
     """Warn, with the first line of the error."""
     first = (str(error).splitlines() or [""])[0]
     warnings.warn(f"{what} ({type(error).__name__}: {first})", stacklevel=4)
