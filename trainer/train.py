@@ -93,8 +93,8 @@ def begin(run: Run, console: Console) -> None:
     if ranks.first:
         changes = describe(config, run.made_of, run.student)
         require_own(run)
-    changes = ranks.tell(changes)
-    if ranks.tell(run.checkpoint.exists()):
+    changes = ranks.broadcast(changes)
+    if ranks.broadcast(run.checkpoint.exists()):
         run.load_state(load_checkpoint(run.checkpoint, run.made_of, partial(accepted, anyway=config.anyway)))
         if ranks.first:
             write_weights(run)  # a kill may have come between a checkpoint and these
@@ -225,20 +225,20 @@ def one_view(
 def is_due(run: Run) -> bool:
     """Whether a checkpoint is wanted behind an epoch: the best weights so far are kept at once."""
     config = run.config
-    if run.ranks.tell(run.best_weights is not None and not run.best_written):
+    if run.ranks.broadcast(run.best_weights is not None and not run.best_written):
         return True
     if config.checkpoint_steps is not None and run.step % config.checkpoint_steps == 0:
         return True
     if config.checkpoint_every is not None:
         return run.replay.epoch % config.checkpoint_every == 0
     passed = time.monotonic() - run.saved_at
-    return bool(run.ranks.tell(run.ranks.first and passed * SAVING_SHARE >= run.save_seconds))
+    return bool(run.ranks.broadcast(run.ranks.first and passed * SAVING_SHARE >= run.save_seconds))
 
 
 def await_view(run: Run, console: Console) -> None:
     """Wait for the view of the epoch, where the store is still being built; the run is saved before it waits."""
     store, view = run.replay.store, run.replay.view
-    if not store.follow or run.ranks.tell(run.ranks.first and view_is_there(store, view)):
+    if not store.follow or run.ranks.broadcast(run.ranks.first and view_is_there(store, view)):
         return
     if run.step:
         save(run)
@@ -259,7 +259,7 @@ def on_first(run: Run, act: Callable[[], T]) -> T | None:
                 found = act()
         except Asked:
             pass
-    run.ranks.wait()
+    run.ranks.barrier()
     run.guard.settle()
     return found
 
@@ -275,7 +275,7 @@ def one_epoch(run: Run, progress: Progress, batches: Iterator[TrainBatch]) -> di
         loss = step(run, batch)
         run.total += loss
         if logged:
-            shares: list[Any] = run.ranks.gather(float(loss))
+            shares: list[Any] = run.ranks.all_gather(float(loss))
             log_step(run, epoch, sum(shares) / len(shares))
         crops, waited = crops + batch.total, waited + wait
         progress.advance(note=f"epoch {epoch}, {binding(waited, time.monotonic() - start)}")
@@ -285,7 +285,7 @@ def one_epoch(run: Run, progress: Progress, batches: Iterator[TrainBatch]) -> di
         if every is not None and run.step % every == 0:
             save(run)
     seconds = time.monotonic() - start
-    totals: list[Any] = run.ranks.gather(float(run.total))
+    totals: list[Any] = run.ranks.all_gather(float(run.total))
     return {
         "epoch": epoch,
         "view": view,

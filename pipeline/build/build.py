@@ -66,7 +66,7 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
         probing.shortened(wanted) if config.dry_run else wanted, size=config.size, classes=manifest.classes
     )
     if ranks.first:
-        ranks.tell(dict(teacher.engine))
+        ranks.broadcast(dict(teacher.engine))
     console.tell(teacher.notes, teacher.warnings)
     renderer = make_renderer(
         manifest,
@@ -111,7 +111,7 @@ def settle_engine(config: BuildConfig, ranks: Ranks, console: Console) -> Teache
     """
     spec = config.teacher_spec()
     if not ranks.first:
-        told: Any = ranks.tell()
+        told: Any = ranks.broadcast()
         return spec.like(told)
     if LabelStore.exists(config.store):
         last: Any = LabelStore.open(config.store).state.versions[-1]["engine"]
@@ -224,7 +224,7 @@ def write(
         missing = store.missing()
         if not missing:
             console.line("labels: all are there, none is missing")
-        ranks.tell(
+        ranks.broadcast(
             {"build": store.build, "missing": [list(block) for block in missing], "work": work.identity.to_json()}
         )
         with Stops(lambda _number: console.warn(STOPPING)) as stops:
@@ -238,7 +238,7 @@ def write(
 def write_share(config: BuildConfig, work: Work, console: Console, ranks: Ranks) -> Mapping[str, Json]:
     """Write this rank's share of what the first rank found missing, under its lease."""
     with closing(work.renderer):
-        said: Any = ranks.tell()
+        said: Any = ranks.broadcast()
         advice = "start all ranks with the same command, on devices of one model"
         require_same(f"rank {ranks.rank}", said["work"], work.identity.to_json(), advice)
         store = LabelStore.open(config.store)

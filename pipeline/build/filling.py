@@ -135,7 +135,7 @@ class Filling:
         self._ranks, self._console, self._watch, self._stops = ranks, console, watch, stops
         self._grid = BlockGrid.of(work.identity)
         self._looked = time.monotonic()
-        self._theirs = set(missing) - set(ranks.own(missing)) if ranks.first else set()
+        self._theirs = set(missing) - set(ranks.shard(missing)) if ranks.first else set()
         watch.begin(blocks=len(missing), crops=sum(map(self._crops, missing)))
 
     def fill(self) -> None:
@@ -175,7 +175,7 @@ class Filling:
             between()
 
         try:
-            self._ranks.wait(patiently)
+            self._ranks.barrier(patiently)
         except GiftwrapError:
             if not self._stops.number:
                 raise
@@ -188,7 +188,7 @@ class Filling:
                 report_agreement(self._work, data, self._console)
             write(block, data)
 
-        for block in self._ranks.own(self._missing):
+        for block in self._ranks.shard(self._missing):
             if self._stops.number:
                 return
             yield OpenBlock(self._work, block, self._watch.add_crops, hand_on)
