@@ -264,7 +264,7 @@ UNSAID = (
 )  # fmt: skip
 
 
-def said(config: BuildConfig, manifest: Manifest) -> str:
+def describe_recipe(config: BuildConfig, manifest: Manifest) -> str:
     """Every value of a build's recipe, what was given instead, what else is in effect, and what is not reproduced."""
     name, teacher = config.recipe or "", config.teacher[0]
     images = listed(len(manifest), manifest.skipped)

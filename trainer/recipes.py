@@ -204,7 +204,7 @@ def merge(ours: Value, theirs: str | None) -> Value:
     return json.dumps({**json.loads(str(ours)), **values}) if isinstance(values, dict) else theirs
 
 
-def said(config: TrainConfig, identity: Identity, views: int) -> str:
+def describe_recipe(config: TrainConfig, identity: Identity, views: int) -> str:
     """Every value of a run's recipe, what was given instead, all else in effect, and what is not reproduced."""
     name = config.recipe or ""
     side = config.size or identity.size

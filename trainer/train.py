@@ -85,7 +85,7 @@ def begin(run: Run, console: Console) -> None:
     config, ranks = run.config, run.ranks
     views = run.replay.order.views
     if config.recipe:
-        console.line(recipes.said(config, run.replay.store.identity, views))
+        console.line(recipes.describe_recipe(config, run.replay.store.identity, views))
         require_store(config.recipe, run.replay.store.identity, config.student)
     if run.test:
         say_skipped(run.test, console)

@@ -206,7 +206,7 @@ class TransformTwin:
 
 
 class DeviceCodes:
-    """An encoding on a device, with numpy's arrays going in where labels are used, and coming out where they are made.
+    """An encoding on a device: codes of memory become labels there, and labels that were made there become codes.
 
     Args:
         encoding: ready to code.
@@ -226,19 +226,26 @@ class DeviceCodes:
             assert isinstance(encoding, Float16)  # noqa: S101  the table has no other
             self._twin = Float16Twin()
 
-    def encode(self, logits: npt.NDArray[np.float32], pairs: Pairs) -> dict[str, npt.NDArray[Any]]:
-        """Codes of ``[..., C]``, as ``Encoding.encode`` makes them.
+    def encode(self, logits: Tensor, pairs: Pairs) -> dict[str, npt.NDArray[Any]]:
+        """Codes in memory, as ``Encoding.encode`` makes them.
 
-        A GPU works on a stream of its own, and waits for nothing that a teacher is doing.
+        A GPU works on a stream of its own and does not wait for what a teacher is doing: ``logits`` must be complete.
+
+        Args:
+            logits: float32 ``[..., C]``; not copied when it is on this device.
+            pairs: which images the crops show ``[...]``.
         """
         lead, rows, flat = logits.shape[:-1], logits.reshape(-1, logits.shape[-1]), pairs.flat()
         with torch.cuda.stream(self._stream):
-            parts = [
-                self._twin.encode(to_device(torch.from_numpy(rows[part]), self._device), flat.take(part))
-                for part in _parts(len(rows))
-            ]
+            there = to_device(rows, self._device)
+            parts = [self._twin.encode(there[part], flat.take(part)) for part in _parts(len(rows))]
             codes = to_host({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
         return {name: values.numpy().reshape(*lead, *values.shape[1:]) for name, values in codes.items()}
+
+    def to_memory(self, logits: Tensor) -> npt.NDArray[np.float32]:
+        """Complete logits of this device in memory; those of a CPU are not copied."""
+        with torch.cuda.stream(self._stream):
+            return to_host({"logits": logits})["logits"].numpy()
 
     def decode(self, codes: Codes, pairs: Pairs) -> Tensor:
         """Logits of codes ``[n, ...]``, float32 ``[n, C]`` on the device."""

@@ -20,7 +20,8 @@ from torchvision.transforms import functional
 from labelstore.errors import InputError
 from pipeline.networks import build_network, load_weights, read_weights, save_weights
 from pipeline.teacher.class_order import agreement, check_classes, select_columns
-from pipeline.teacher.teacher import BrokenLogitsError, Member, Teacher, TeacherSpec, make_teacher
+from pipeline.teacher.labeller import BrokenLogitsError
+from pipeline.teacher.teacher import Member, Teacher, TeacherSpec, make_teacher
 
 CLASSES = ("cat", "dog", "eel", "fox", "gnu")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
