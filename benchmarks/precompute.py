@@ -30,7 +30,8 @@ from pipeline.build.build import prepare
 from pipeline.build.filling import Filling, Work
 from pipeline.build.labelling import UNDER_WAY
 from pipeline.build.watching import Watch
-from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, BuildConfig
+from pipeline.config import BuildConfig
+from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.ranks import Ranks
 from pipeline.render.normalise import normalise
 from pipeline.render.stream import stream

@@ -19,7 +19,7 @@ from pipeline.images.class_folder import named
 from pipeline.images.remarks import say_left_out
 from pipeline.networks.weights import require_weights, save_weights
 from pipeline.ranks import join
-from pipeline.recipes import require_store
+from pipeline.recipes.stores import require_store
 from trainer import recipes
 from trainer.batch import TrainBatch
 from trainer.checkpoint import load_checkpoint

@@ -19,12 +19,12 @@ from labelstore.errors import InputError
 from labelstore.format.blocks import BlockGrid, BlockIndex
 from labelstore.spec import BlockShape, Identity, Json, require_same
 from labelstore.store import LabelStore
-from pipeline import recipes
 from pipeline.build.calibrate import Calibrator
 from pipeline.build.continuing import open_for, require_same_engine, require_same_images
 from pipeline.build.defaults import encoding_of, settled
 from pipeline.build.filling import Filling, Work
 from pipeline.build.probing import dry_run, engine_of, shortened
+from pipeline.build.recipe import describe_recipe
 from pipeline.build.watching import Moment, Watch, watching
 from pipeline.config import BuildConfig
 from pipeline.device.memory import keep_freed_memory
@@ -75,7 +75,7 @@ def prepare(
     if store:
         require_same_images(store, manifest)
     if config.recipe:
-        console.line(recipes.describe_recipe(config, manifest))
+        console.line(describe_recipe(config, manifest))
     plan = Plan(spec, manifest.heights, manifest.widths)
     if labeller is None:
         labeller, engine = load_teacher(config, manifest.classes, ranks, console, store)

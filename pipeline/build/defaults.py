@@ -12,8 +12,8 @@ from labelstore.spec import Json
 from labelstore.store import LabelStore
 from pipeline.build import choosing
 from pipeline.build.labelling import first_labels
-from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, BuildConfig
-from pipeline.networks.normalisation import require_normalisation
+from pipeline.config import BuildConfig
+from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD, require_normalisation
 from pipeline.networks.settling import differences, normalisation, require_network
 from pipeline.networks.trained import trained_with
 from pipeline.plan.plan import Plan
