@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Protocol
 from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
+from pipeline.device.choosing import choose_device
 from pipeline.render.identity import DECODERS, Decoder, decoder_of
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from pipeline.images.manifest import Manifest
@@ -68,7 +68,7 @@ def make_renderer(
     from pipeline.render.crops import CropRenderer  # takes a second to import
     from pipeline.render.device import DeviceRenderer
 
-    where = _device(device)
+    where = choose_device(device)
     if decoder not in (None, *DECODERS):
         raise InputError(f"decoder: expected one of {', '.join(DECODERS)}, found {decoder!r}")
     threads = threads or len(os.sched_getaffinity(0))
@@ -77,22 +77,3 @@ def make_renderer(
     if decoder not in (None, "cpu"):
         raise InputError(f"decoder {decoder}: works on a GPU; add --device cuda, or take --decoder cpu")
     return CropRenderer(manifest, spec, threads, cache_bytes)
-
-
-def _device(name: str) -> torch.device:
-    """The device called ``name``, proven to be there; a CUDA device has an index."""
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise InputError(f"device: expected cpu, cuda or cuda:N, found {name!r}")
-    if device.type == "cpu":
-        return torch.device("cpu")
-    index = device.index or 0
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if index >= found:
-        raise InputError(f"device {name}: this machine has {found} usable CUDA devices; take --device cpu")
-    return torch.device("cuda", index)

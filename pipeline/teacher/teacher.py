@@ -19,7 +19,7 @@ from pipeline.networks.weights import Weights
 from pipeline.render.normalise import normalise
 from pipeline.teacher.class_order import CLASS_COLUMNS, TEACHER_CLASSES, Choice, check_classes, choose, require_said
 from pipeline.teacher.engine.batches import require_weights_fit
-from pipeline.teacher.engine.device import DTYPES, choose_device
+from pipeline.teacher.engine.device import DTYPES, teacher_device
 from pipeline.teacher.engine.ensemble import Ensemble
 from pipeline.teacher.engine.folding import fold_batch_norms
 from pipeline.teacher.engine.neighbours import require_independent
@@ -137,7 +137,7 @@ def make_teacher(
     Raises:
         InputError: when there is no such teacher, or it cannot be run so.
     """
-    device = choose_device(spec.device, spec.dtype)
+    device = teacher_device(spec.device, spec.dtype)
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     require_weights_fit(spec, device)

@@ -142,7 +142,7 @@ def test_spec_refuses_what_cannot_run(weights: Path) -> None:
         ({"threads": 0}, "threads"),
         ({"device": "gpu"}, "'gpu'"),
         ({"device": "mps"}, "'mps'"),
-        ({"device": "cuda:99"}, "torch sees"),
+        ({"device": "cuda:99"}, "usable CUDA devices"),
         ({"cuda_graph": True}, "--cuda-graph: expected --device cuda, found cpu"),
         ({"members": ()}, "at least one network"),
         ({"members": (Member(name="convnet-d3", weights=str(weights), args={"size": 32}),)}, "classifier.weight"),
