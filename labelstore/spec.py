@@ -25,7 +25,7 @@ MAX_VERSIONS = 2**20
 MAX_BLOCKS = 2**24  # 300 views of ImageNet-21K's 14.2 million images are 2.8 million
 ORIGINS, CONTENTS = ("built", "adopted"), ("logits", "topk")
 MADE_BY = ("teacher", "engine", "plan", "renderer")  # what adopted labels may lack
-SAID = 100  # characters of a value that an error names
+SHOWN = 100  # characters of a value that an error names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,10 +236,12 @@ def require_same(what: str, stored: Json, given: Json, advice: str, holder: str 
     if found:
         place, ours, theirs = found
         where = f" at {place}" if place else ""
-        raise MismatchError(f"another {what}{where}: {holder} has {said(ours)}, this run has {said(theirs)}; {advice}")
+        raise MismatchError(
+            f"another {what}{where}: {holder} has {shorten(ours)}, this run has {shorten(theirs)}; {advice}"
+        )
 
 
-def said(value: Json) -> str:
-    """A value as an error names it: its beginning, where it is long."""
+def shorten(value: Json) -> str:
+    """A value as an error prints it: the beginning of a long one."""
     text = repr(value)
-    return text if len(text) <= SAID else f"{text[:SAID]}..."
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

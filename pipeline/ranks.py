@@ -56,18 +56,18 @@ class Ranks:
         return work[self.rank :: self.world]
 
     def share(self, config: T) -> T:
-        """The work as this rank does it: its share of the cores and of the cache, and a GPU of its own."""
+        """The flags for this rank: its part of the cores and of the cache, and a GPU of its own."""
         if self.world == 1:
             return config
-        told: Any = config
+        flags: Any = config
         changes: dict[str, Any] = {
-            "threads": told.threads or max(len(os.sched_getaffinity(0)) // self.local_world, 1),
-            "device": f"cuda:{self.local_rank}" if told.device == "cuda" else told.device,
-            "cache_gib": told.cache_gib / self.local_world,
+            "threads": flags.threads or max(len(os.sched_getaffinity(0)) // self.local_world, 1),
+            "device": f"cuda:{self.local_rank}" if flags.device == "cuda" else flags.device,
+            "cache_gib": flags.cache_gib / self.local_world,
         }
-        if hasattr(told, "rehash"):
-            changes["rehash"] = told.rehash and self.first
-        return cast("T", replace(told, **changes))
+        if hasattr(flags, "rehash"):
+            changes["rehash"] = flags.rehash and self.first
+        return cast("T", replace(flags, **changes))
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
@@ -212,7 +212,7 @@ def join(work: str = "build") -> Iterator[Ranks]:
 
 
 def started(package: str) -> list[str]:
-    """The words that start a package's program as this one was; none where the first rank says how to resume."""
+    """The words that start a package's program as this one was; none on ranks that do not print how to resume."""
     if os.environ.get("RANK", "0") != "0":
         return []
     world = int(os.environ.get("WORLD_SIZE", "1"))

@@ -20,7 +20,7 @@ from labelstore.durable import removing
 from labelstore.durable.newfile import write_new, write_over
 from labelstore.durable.removing import Proof
 from labelstore.errors import InputError, LeaseError, MismatchError
-from labelstore.spec import Json, first_difference, require_same, said
+from labelstore.spec import Json, first_difference, require_same, shorten
 from labelstore.version import __version__
 from pipeline.config import json_object
 from pipeline.images.manifest import Manifest
@@ -205,8 +205,8 @@ def accepted(stored: Any, made: Mapping[str, Json], *, anyway: bool) -> Any:
             if difference := first_difference({key: taken.get(key)}, {key: made.get(key)}):
                 place, theirs, ours = difference
                 raise MismatchError(
-                    f"{what}: {place} was {said(theirs)} and is {said(ours)}; put back what there was, give another "
-                    f"--run, or continue with what there is now by --anyway, which {CONFIG} records"
+                    f"{what}: {place} was {shorten(theirs)} and is {shorten(ours)}; put back what there was, give "
+                    f"another --run, or continue with what there is now by --anyway, which {CONFIG} records"
                 )
     return {**kept, **{key: made[key] for key in CHANGES if key in made}}
 

@@ -71,7 +71,7 @@ def settled(config: BuildConfig, console: Console) -> BuildConfig:
     """The flags with what the teacher's weights were trained with in the place of those that are left out.
 
     Raises:
-        InputError: when the weights are of another network than the flags say, or of several that differ.
+        InputError: when the weights are of another network than the flags name, or of several that differ.
     """
     require_normalisation(config.mean or (), config.std or ())
     trained, args = [], []

@@ -40,7 +40,7 @@ AUDIT_CROPS = 64
 # as many there.
 QUEUED_BLOCKS = 1
 LOOK_SECONDS = 5.0  # between looks at what other ranks have written
-PATIENCE_SECONDS = 20.0  # torchrun kills its ranks 30 s after it has told them to stop
+PATIENCE_SECONDS = 20.0  # torchrun kills its ranks 30 s after it has signalled them
 
 
 @dataclass(frozen=True)

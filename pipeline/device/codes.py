@@ -257,7 +257,7 @@ class DeviceCodes:
     def directions(self, codes: Codes, pairs: Pairs) -> Tensor:
         """Labels of codes ``[n, ...]``, each up to a scale of its own: as stored, unless they must be decoded.
 
-        Codes of ``int8`` are what they stand for, up to their step, where no label has an offset and nothing is masked.
+        Codes of ``int8`` are the labels up to their step, where no label has an offset and nothing is masked.
         """
         if isinstance(self._twin, TransformTwin) or (isinstance(self._twin, Int8Twin) and _moved(codes)):
             return self.decode(codes, pairs)

@@ -11,7 +11,7 @@ def kernels_agree(compare: Callable[[], object], otherwise: str) -> bool:
 
     Args:
         compare: runs them and compares what they give with plain torch; raises when it differs.
-        otherwise: what the warning says about working without them.
+        otherwise: the consequence, for the warning.
     """
     try:
         compare()

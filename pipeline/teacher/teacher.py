@@ -302,9 +302,9 @@ def _identity(
         {"name": member.name, "args": dict(sorted(member.args.items())), "weights": found.digest}
         for member, found in zip(spec.members, weights, strict=True)
     ]
-    shares = [{**told, "share": member.share} for told, member in zip(members, spec.members, strict=True)]
+    shares = [{**each, "share": member.share} for each, member in zip(members, spec.members, strict=True)]
     return {
-        **(members[0] if len(members) == 1 else {"members": [dict(told) for told in shares]}),
+        **(members[0] if len(members) == 1 else {"members": [dict(each) for each in shares]}),
         "mean": list(spec.mean),
         "std": list(spec.std),
         "columns": None if selected is None else list(selected),

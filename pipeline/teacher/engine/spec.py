@@ -26,7 +26,7 @@ class Member:
         weights: a file, ``torchvision:ENUM`` or ``timm:pretrained``.
         args: keyword arguments of its constructor.
         share: of its logits in the teacher's; those of all members sum to 1.
-        key: of several sets of weights in the file, the one to take; None takes the usual one, and says so.
+        key: of several sets of weights in the file, the one to take; None takes the usual one, which is reported.
     """
 
     name: str
