@@ -30,12 +30,14 @@ from pipeline.build.build import prepare
 from pipeline.build.filling import Filling, Work
 from pipeline.build.labelling import UNDER_WAY
 from pipeline.build.watching import Watch
-from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, BuildConfig
+from pipeline.config import BuildConfig
+from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.ranks import Ranks
 from pipeline.render.normalise import normalise
 from pipeline.render.stream import stream
 from pipeline.teacher.engine.spec import MAX_RELATIVE_ERROR
-from pipeline.teacher.teacher import Pending, Teacher, make_teacher
+from pipeline.teacher.labeller import Pending, label_crops
+from pipeline.teacher.teacher import Teacher, make_teacher
 
 PROMISED = {"share_of_bound": 0.95, "over_fkd_eager": 2.5, "over_fkd_compiled": 3.3}
 BLOCKS = 2  # a build, of so many batches each
@@ -113,7 +115,7 @@ def in_batches(work: Work, size: Size) -> Work:
 
 def with_teacher(work: Work, teacher: Teacher) -> Work:
     """The same work by another engine."""
-    return replace(work, teacher=teacher, identity=replace(work.identity, engine=teacher.engine))
+    return replace(work, labeller=teacher, identity=replace(work.identity, engine=teacher.engine))
 
 
 def measure(report: Report, folder: Path, works: dict[str, Work], size: Size) -> dict[str, Json]:
@@ -155,7 +157,7 @@ def summary(works: dict[str, Work], size: Size, found: dict[str, list[dict[str, 
     def over(name: str, other: str) -> float:
         return median(ours / theirs for ours, theirs in zip(rates[name], rates[other], strict=True))
 
-    device = works["eager"].teacher.device
+    device = works["eager"].labeller.device
     for engine in works:
         rates[f"bound {engine}"] = [
             teacher if device.type == "cuda" else 1 / (1 / teacher + 1 / renderer)
@@ -174,13 +176,13 @@ def summary(works: dict[str, Work], size: Size, found: dict[str, list[dict[str, 
         "size": size.side,
         "batch": size.batch,
         "threads": torch.get_num_threads(),
-        "engines": {name: dict(work.teacher.engine) for name, work in works.items()},
+        "engines": {name: dict(work.labeller.engine) for name, work in works.items()},
         "promised": dict(PROMISED),
         "machine": machine(),
     }
     if "fkd compiled" in rates:
         values["compiled_over_fkd_compiled"] = over("build compiled", "fkd compiled")
-    halves = device.type == "cuda" or "bf16" in str(works["eager"].teacher.engine["device"])
+    halves = device.type == "cuda" or "bf16" in str(works["eager"].labeller.engine["device"])
     if halves and size.compiled:
         values["kept"] = all(float(str(values[name])) >= least for name, least in PROMISED.items())
     return values
@@ -197,7 +199,7 @@ def render(work: Work) -> dict[str, float]:
     block = work.identity.block
     rows = [work.plan.rows(view, 0, BLOCKS * block.positions) for view in range(block.views)]
     start = time.perf_counter()
-    count = sum(len(crops) for crops, _ in stream(work.renderer, rows, work.teacher.batch, 1))
+    count = sum(len(crops) for crops, _ in stream(work.renderer, rows, work.labeller.batch, 1))
     settle(work)
     return {"rate": count / (time.perf_counter() - start)}
 
@@ -205,13 +207,13 @@ def render(work: Work) -> dict[str, float]:
 def label(work: Work) -> dict[str, float]:
     """The teacher alone, on crops that lie on its device."""
     block = work.identity.block
-    batches = list(stream(work.renderer, [work.plan.rows(0, 0, block.positions)], work.teacher.batch, 1))
+    batches = list(stream(work.renderer, [work.plan.rows(0, 0, block.positions)], work.labeller.batch, 1))
     settle(work)
     start = time.perf_counter()
     under_way: deque[Pending] = deque()
     for _ in range(BLOCKS * block.views):
         for batch in batches:
-            under_way.append(work.teacher.start(*batch))
+            under_way.append(work.labeller.start(*batch))
             if len(under_way) > UNDER_WAY:
                 under_way.popleft().result()
     while under_way:
@@ -242,23 +244,24 @@ def build_in(work: Work, path: Path) -> dict[str, float]:
 
 def settle(work: Work) -> None:
     """Wait for a GPU."""
-    if work.teacher.device.type == "cuda":
-        torch.cuda.synchronize(work.teacher.device)
+    if work.labeller.device.type == "cuda":
+        torch.cuda.synchronize(work.labeller.device)
 
 
 def peer(work: Work, size: Size) -> Fkd:
     """FKD's way with the same network."""
-    (member,) = work.teacher.spec.members
+    assert isinstance(work.labeller, Teacher)  # noqa: S101  made by `prepare`, of flags
+    (member,) = work.labeller.spec.members
     return Fkd(
         files=[Path(work.manifest.place(image)) for image in range(len(work.manifest))],
         network=member.name,
         weights=member.weights,
-        classes=work.teacher.columns,
+        classes=work.labeller.columns,
         size=size.side,
         batch=size.batch,
         batches=size.fkd_batches,
         workers=size.workers,
-        device=str(work.teacher.device),
+        device=str(work.labeller.device),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
@@ -276,7 +279,7 @@ def compare(work: Work, answer: Sequence[npt.NDArray[Any]]) -> None:
     ours = normalise(crops, IMAGENET_MEAN, IMAGENET_STD, torch.float32, channels_last=False).cpu().numpy()
     if not np.allclose(ours, pixels, rtol=0, atol=1e-5):
         raise RuntimeError(f"other crops than Pillow's: they differ by {np.abs(ours - pixels).max():.2e}")
-    found = work.teacher.logits(crops, rows).numpy()
+    found = label_crops(work.labeller, crops, rows)
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     if difference > MAX_RELATIVE_ERROR["bfloat16"]:
         raise RuntimeError(f"other labels than FKD's: they differ by {difference:.1e} of the largest")

@@ -14,7 +14,8 @@ from typing import Any
 from labelstore.command.console import Console, duration
 from labelstore.command.program import Command, run_program
 from labelstore.encodings.fidelity import beside
-from pipeline import ranks, recipes
+from pipeline import ranks
+from pipeline.build import recipe
 from pipeline.config import BuildConfig, ImportConfig, ShowConfig, VerifyConfig
 
 
@@ -103,7 +104,7 @@ def show_command(config: ShowConfig, console: Console) -> int:
 
 
 COMMANDS = {
-    "build": Command(BuildConfig, build_command, resumes=True, typed=recipes.typed, short={"--log": "--progress-log"}),
+    "build": Command(BuildConfig, build_command, resumes=True, typed=recipe.typed, short={"--log": "--progress-log"}),
     "verify": Command(VerifyConfig, verify_command),
     "show": Command(ShowConfig, show_command),
     "import": Command(ImportConfig, import_command),

@@ -20,13 +20,13 @@ from labelstore.durable.removing import require_absent
 from labelstore.encodings import CodecName, EncodingName, encoding_parameters
 from labelstore.errors import InputError, reason
 from labelstore.spec import Json
+from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.augment import CropName, MixName
 from pipeline.plan.plan import Interpolation, MixPer, PlanSpec
+from pipeline.recipes import RecipeName
 from pipeline.render import DecoderName
 from pipeline.teacher.engine.spec import CompileMode, DTypeName, TeacherSpec, make_members
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 DEFAULT_GROUP = 128
 
 
@@ -39,7 +39,7 @@ class BuildConfig:
 
     images: Path
     """Class folder: one subfolder a class, with JPEG, PNG or WebP files."""
-    recipe: Literal["gift", "rded", "sre2l"] | None = None
+    recipe: RecipeName | None = None
     """What a published protocol augments its images with; its values are printed, and flags override them."""
     teacher: tuple[str, ...]
     """torchvision:NAME, timm:NAME, convnet-dN, cifar-resnetN, resnet18/101-modified or module:attribute.

@@ -1,4 +1,4 @@
-"""The ranks of one build or run: processes that torchrun started; the first speaks, and they end together (P8)."""
+"""The ranks of one build or run: processes that torchrun started. Rank 0 prints, and all stop together (P8)."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those of its build or run; alone unless torchrun says otherwise.
+    """This process among those of its build or run; alone unless torchrun started several.
 
     Attributes:
-        rank: 0 speaks, and writes what is not shared out.
+        rank: 0 prints, and writes what is not divided among the ranks.
         world: how many there are, on one host or several that see the same folders.
         local_rank: place among those on this host.
         local_world: how many there are on this host.
@@ -48,52 +48,52 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that speaks."""
+        """Whether this is rank 0, which prints."""
         return self.rank == 0
 
-    def own(self, work: Sequence[T]) -> Sequence[T]:
-        """This rank's share of a list that all ranks have."""
+    def shard(self, work: Sequence[T]) -> Sequence[T]:
+        """This rank's items of a list that is the same on all ranks: every ``world``-th one."""
         return work[self.rank :: self.world]
 
     def share(self, config: T) -> T:
-        """The work as this rank does it: its share of the cores and of the cache, and a GPU of its own."""
+        """The flags for this rank: its part of the cores and of the cache, and a GPU of its own."""
         if self.world == 1:
             return config
-        told: Any = config
+        flags: Any = config
         changes: dict[str, Any] = {
-            "threads": told.threads or max(len(os.sched_getaffinity(0)) // self.local_world, 1),
-            "device": f"cuda:{self.local_rank}" if told.device == "cuda" else told.device,
-            "cache_gib": told.cache_gib / self.local_world,
+            "threads": flags.threads or max(len(os.sched_getaffinity(0)) // self.local_world, 1),
+            "device": f"cuda:{self.local_rank}" if flags.device == "cuda" else flags.device,
+            "cache_gib": flags.cache_gib / self.local_world,
         }
-        if hasattr(told, "rehash"):
-            changes["rehash"] = told.rehash and self.first
-        return cast("T", replace(told, **changes))
+        if hasattr(flags, "rehash"):
+            changes["rehash"] = flags.rehash and self.first
+        return cast("T", replace(flags, **changes))
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
         """The first rank does this before the others begin it, so that they find what it left."""
         if not self.first:
-            self.wait()
+            self.barrier()
         yield
         if self.first:
-            self.wait()
+            self.barrier()
 
-    def wait(self, between: Callable[[], object] = lambda: None) -> None:
-        """Wait until all ranks are here.
+    def barrier(self, between: Callable[[], object] = lambda: None) -> None:
+        """Wait until every rank has reached this point.
 
         Args:
-            between: called again and again meanwhile.
+            between: called repeatedly while waiting.
 
         Raises:
             GiftwrapError: when one of them has ended.
         """
         if self.group is not None:
-            from torch.distributed import barrier
+            from torch import distributed
 
-            self._finish(lambda: barrier(self.group, async_op=True), between)
+            self._finish(lambda: distributed.barrier(self.group, async_op=True), between)
 
-    def tell(self, value: Json = None, source: int = 0) -> Json:
-        """What the rank ``source`` says; the others give nothing.
+    def broadcast(self, value: Json = None, source: int = 0) -> Json:
+        """The value that rank ``source`` gives, on every rank; the others' values are ignored.
 
         Raises:
             GiftwrapError: when one of them has ended.
@@ -109,15 +109,15 @@ class Ranks:
         if self.rank == source:
             data[:] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         self._broadcast(data, source)
-        told: Json = json.loads(data.numpy().tobytes())
-        return told
+        received: Json = json.loads(data.numpy().tobytes())
+        return received
 
-    def gather(self, value: Json) -> list[Json]:
-        """What each rank says, in their order, to all of them."""
-        return [self.tell(value, rank) for rank in range(self.world)]
+    def all_gather(self, value: Json) -> list[Json]:
+        """Every rank's value, in rank order, on every rank."""
+        return [self.broadcast(value, rank) for rank in range(self.world)]
 
-    def least(self, values: Sequence[int]) -> Callable[[], list[int]]:
-        """Begin to find the least of each number among all ranks; what is returned waits for it.
+    def all_reduce_min(self, values: Sequence[int]) -> Callable[[], list[int]]:
+        """Start an element-wise minimum over all ranks; the function returned waits for its result.
 
         Raises:
             GiftwrapError: there, when one of them has ended.
@@ -139,7 +139,7 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Work that speaks with the other ranks by means of its own, as gradients do.
+        """Work that communicates with the other ranks by itself, as DistributedDataParallel does.
 
         Raises:
             GiftwrapError: when one of them has ended.
@@ -156,9 +156,9 @@ class Ranks:
             raise
 
     def _broadcast(self, data: Tensor, source: int) -> None:
-        from torch.distributed import broadcast
+        from torch import distributed
 
-        self._finish(lambda: broadcast(data, source, self.group, async_op=True))
+        self._finish(lambda: distributed.broadcast(data, source, self.group, async_op=True))
 
     def _started(self, start: Callable[[], Work | None]) -> Any:
         try:
@@ -173,7 +173,7 @@ class Ranks:
         )
 
     def _finish(self, start: Callable[[], Work | None], between: Callable[[], object] = lambda: None) -> None:
-        """Wait for an operation of all ranks in small steps, so that a signal is heard meanwhile."""
+        """Wait for an operation of all ranks in small steps, so that signals are handled meanwhile."""
         work = self._started(start)
         while not work.is_completed():
             between()
@@ -212,7 +212,7 @@ def join(work: str = "build") -> Iterator[Ranks]:
 
 
 def started(package: str) -> list[str]:
-    """The words that start a package's program as this one was; none where the first rank says how to resume."""
+    """The words that start a package's program as this one was; none on ranks that do not print how to resume."""
     if os.environ.get("RANK", "0") != "0":
         return []
     world = int(os.environ.get("WORLD_SIZE", "1"))

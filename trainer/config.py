@@ -16,6 +16,7 @@ import tyro
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from pipeline.config import gibibytes, json_object, require_place
+from pipeline.recipes import RecipeName
 from pipeline.render import DecoderName
 from pipeline.teacher.engine.spec import DTypeName
 from trainer.choices import Decay, GiftForm, LossSpec
@@ -57,7 +58,7 @@ class TrainConfig:
     """Folder of the store."""
     images: Path
     """Class folder that the store was made of."""
-    recipe: Literal["gift", "rded", "sre2l"] | None = None
+    recipe: RecipeName | None = None
     """A published protocol in full; its values are printed, and flags override them."""
     student: str
     """torchvision:NAME, timm:NAME, convnet-dN, cifar-resnetN, resnet18/101-modified or module:attribute."""

@@ -72,7 +72,7 @@ class Guard:
     def _begin(self, *, read: bool) -> Callable[[], list[int]]:
         if read:
             self._read, self._unread = int(self._first_bad), 0
-        return self._ranks.least([self._read, -self.stops.number])
+        return self._ranks.all_reduce_min([self._read, -self.stops.number])
 
     def _judge(self, told: list[int]) -> None:
         bad, stop = told

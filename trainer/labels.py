@@ -56,7 +56,7 @@ class StoredLabels:
 
 def decoder_for(store: LabelStore, device: torch.device, *, any_scale: bool) -> Callable[[Codes, Pairs], Tensor] | None:
     """What makes labels of codes on a device; None where the encoding itself does, on a CPU."""
-    as_stored = any_scale and not store.encoding.predictive
+    as_stored = any_scale and store.encoding.scaled
     if device.type == "cpu" and not as_stored:
         return None
     codes = DeviceCodes(store.encoding, device)

@@ -16,7 +16,7 @@ from pipeline.networks.outputs import Logits
 from pipeline.render.normalise import normalise
 from pipeline.teacher.class_order import Choice, check_classes, choose, require_said
 from pipeline.teacher.engine.batches import require_weights_fit
-from pipeline.teacher.engine.device import DTYPES, choose_device
+from pipeline.teacher.engine.device import DTYPES, teacher_device
 from pipeline.teacher.engine.neighbours import require_independent
 from pipeline.teacher.engine.running import enough_memory
 from trainer.subject import Subject
@@ -55,7 +55,7 @@ def load_measured(subject: Subject, classes: Sequence[str]) -> Measured:
         InputError: when there is no such network, it does not take the crops, or has other columns than the classes.
     """
     config, member = subject.config, subject.member
-    device = choose_device(config.device, subject.dtype)
+    device = teacher_device(config.device, subject.dtype)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     spec = subject.spec(classes)

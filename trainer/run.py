@@ -114,7 +114,7 @@ class Run:
         self.guard.require_finite(self.objective.network.parameters(), self.step)
         device = torch.device(self.config.device)
         own: Json = {"total": float(self.total), "random": {**packed(random_state(device))}}
-        ranks = self.ranks.gather(own)
+        ranks = self.ranks.all_gather(own)
         if self.ranks.first:
             save_checkpoint(self.checkpoint, {**self.state(), "ranks": ranks}, self.made_of)
         self.saved, self.saved_at = self.step, time.monotonic()
@@ -183,12 +183,12 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
     if ranks.first:  # and the others find what it has found out of the images
         replay = open_replay(config, ranks, config.views or begun_with(config.run))
         test = open_test(config, replay) if config.test_images else None
-        ranks.tell(replay.order.views)
+        ranks.broadcast(replay.order.views)
     else:
-        views: Any = ranks.tell()
+        views: Any = ranks.broadcast()
         replay = open_replay(config, ranks, views)
         test = open_test(config, replay) if config.test_images else None
-    ranks.wait()  # a process that is refused removes the cache of test images, which another one would write again
+    ranks.barrier()  # a process that is refused removes the cache of test images, which another one would write again
     return start_run(config, ranks, stops, replay, make_objective(config, ranks, replay, test))
 
 
@@ -205,7 +205,7 @@ def start_run(config: TrainConfig, ranks: Ranks, stops: Stops, replay: Loader, o
     replay.channels_last = objective.channels_last
     require_same(
         f"rank {ranks.rank}",
-        ranks.tell(dict(objective.made_of)),
+        ranks.broadcast(dict(objective.made_of)),
         dict(objective.made_of),
         "start all ranks with the same command",
         holder="the first rank",

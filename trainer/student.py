@@ -26,7 +26,7 @@ from pipeline.networks.trained import Trained
 from pipeline.networks.weights import packed, save_weights, weights_like
 from pipeline.plan.plan import PlanSpec
 from pipeline.ranks import Ranks
-from pipeline.recipes import require_store
+from pipeline.recipes.stores import require_store
 from pipeline.render import Renderer, decoder_of, make_renderer
 from pipeline.replay.source import scan_as
 from trainer import distributed, recipes
@@ -111,7 +111,7 @@ class Student(Objective):
         """Print the recipe and what is left out of the test images; refuse a store of another recipe."""
         config, identity = self._config, self._replay.store.identity
         if config.recipe:
-            console.line(recipes.said(config, identity, self._replay.order.views))
+            console.line(recipes.describe_recipe(config, identity, self._replay.order.views))
             require_store(config.recipe, identity, config.student)
         if self._test:
             say_skipped(self._test, console)

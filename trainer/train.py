@@ -94,8 +94,8 @@ def begin(run: Run, console: Console) -> None:
         for name, proof in own.items():
             require(config.run / name, proof)
         remove_left(config.run, {run.checkpoint.name: CHECKPOINT, CONFIG: RUN, **own})
-    changes = ranks.tell(changes)
-    if ranks.tell(run.checkpoint.exists()):
+    changes = ranks.broadcast(changes)
+    if ranks.broadcast(run.checkpoint.exists()):
         run.load_state(load_checkpoint(run.checkpoint, run.made_of, partial(accepted, anyway=config.anyway)))
         if ranks.first:
             write_weights(run)  # a kill may have come between a checkpoint and these
@@ -216,20 +216,20 @@ def one_view(
 def is_due(run: Run) -> bool:
     """Whether a checkpoint is due after an epoch: the best weights so far are saved at once."""
     config = run.config
-    if run.ranks.tell(run.best_weights is not None and not run.best_written):
+    if run.ranks.broadcast(run.best_weights is not None and not run.best_written):
         return True
     if config.checkpoint_steps is not None and run.step % config.checkpoint_steps == 0:
         return True
     if config.checkpoint_every is not None:
         return run.replay.epoch % config.checkpoint_every == 0
     passed = time.monotonic() - run.saved_at
-    return bool(run.ranks.tell(run.ranks.first and passed * SAVING_SHARE >= run.save_seconds))
+    return bool(run.ranks.broadcast(run.ranks.first and passed * SAVING_SHARE >= run.save_seconds))
 
 
 def await_view(run: Run, console: Console) -> None:
     """Wait for the view of the epoch, where views are still being made; the run is saved before it waits."""
     crops, view = run.replay.crops, run.replay.view
-    if not crops.growing or run.ranks.tell(run.ranks.first and crops.has(view)):
+    if not crops.growing or run.ranks.broadcast(run.ranks.first and crops.has(view)):
         return
     if run.step:
         save(run)
@@ -250,7 +250,7 @@ def on_first(run: Run, act: Callable[[], T]) -> T | None:
                 found = act()
         except Asked:
             pass
-    run.ranks.wait()
+    run.ranks.barrier()
     run.guard.settle()
     return found
 
@@ -266,7 +266,7 @@ def one_epoch(run: Run, progress: Progress, batches: Iterator[TrainBatch]) -> di
         loss = step(run, batch)
         run.total += loss
         if logged:
-            shares: list[Any] = run.ranks.gather(float(loss))
+            shares: list[Any] = run.ranks.all_gather(float(loss))
             log_step(run, epoch, sum(shares) / len(shares))
         crops, waited = crops + batch.total, waited + wait
         progress.advance(note=f"epoch {epoch}, {binding(waited, time.monotonic() - start)}")
@@ -276,7 +276,7 @@ def one_epoch(run: Run, progress: Progress, batches: Iterator[TrainBatch]) -> di
         if every is not None and run.step % every == 0:
             save(run)
     seconds = time.monotonic() - start
-    totals: list[Any] = run.ranks.gather(float(run.total))
+    totals: list[Any] = run.ranks.all_gather(float(run.total))
     return {
         "epoch": epoch,
         "view": view,

@@ -3,49 +3,62 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
 
-from labelstore.command.console import Console, byte_count, duration
+from labelstore.command.console import Console
 from labelstore.command.names import printable
 from labelstore.command.stopping import Stops
 from labelstore.durable import removing
 from labelstore.encodings.bands import missed
 from labelstore.encodings.transform import is_fitted
-from labelstore.errors import InputError, MismatchError
-from labelstore.format.arrays import AUDIT_BLOCK
+from labelstore.errors import InputError
 from labelstore.format.blocks import BlockGrid, BlockIndex
-from labelstore.spec import BlockShape, Identity, Json, first_difference, require_same
-from labelstore.store import LabelStore, require_free_space, store_bytes
+from labelstore.spec import BlockShape, Identity, Json, require_same
+from labelstore.store import LabelStore
 from labelstore.writer import StoreWriter
-from pipeline import recipes
-from pipeline.build import probing
 from pipeline.build.calibrate import Calibrator
+from pipeline.build.continuing import open_for, require_same_engine, require_same_images
 from pipeline.build.defaults import encoding_of, settled
-from pipeline.build.filling import Filling, Work, report_agreement
-from pipeline.build.watching import Moment, Watch, require_log, watching
+from pipeline.build.filling import Filling, Work
+from pipeline.build.probing import dry_run, engine_of, shortened
+from pipeline.build.recipe import describe_recipe
+from pipeline.build.watching import Moment, Watch, watching
 from pipeline.config import BuildConfig
 from pipeline.device.memory import keep_freed_memory
 from pipeline.images import manifest_cache
-from pipeline.images.manifest import Manifest, UnusableFilesError, explained, scan, with_classes, with_order
+from pipeline.images.manifest import Manifest, UnusableFilesError, scan, with_classes, with_order
 from pipeline.images.remarks import say_left_out
 from pipeline.networks.load import require_known
 from pipeline.plan.plan import Plan
 from pipeline.ranks import Ranks, join
 from pipeline.render import make_renderer
-from pipeline.replay.source import Source, order_of
-from pipeline.replay.verify import labels_come_out_again, require_same_labels
-from pipeline.teacher.teacher import TeacherSpec, make_teacher
+from pipeline.replay.source import order_of
+from pipeline.teacher.labeller import Labeller, require_fit
+from pipeline.teacher.teacher import Teacher, TeacherSpec, make_teacher
 
-STOPPING = "stopping after the block in hand; the same again stops at once"
+STOPPING = "stopping after the current block; the same signal again stops at once"
 KEPT = "finished blocks are kept"
 
 
-def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
-    """Check images, teacher and plan against each other.
+def prepare(
+    config: BuildConfig,
+    console: Console,
+    ranks: Ranks,
+    store: LabelStore | None = None,
+    labeller: Labeller | None = None,
+) -> Work:
+    """Check images, teacher and plan against each other, and against the store where there is one.
+
+    Args:
+        config: the flags.
+        console: where notes and warnings go.
+        ranks: of this build.
+        store: the one that is resumed or extended.
+        labeller: labels the crops; the teacher that the flags name when None.
 
     Raises:
         InputError: on anything that could not be built.
@@ -53,22 +66,23 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
     keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    for name, weights in zip(config.teacher, config.weights, strict=False):
-        require_known(name, weights)
-    config = settled(config, console)
+    if labeller is None:
+        for name, weights in zip(config.teacher, config.weights, strict=False):
+            require_known(name, weights)
+        config = settled(config, console)
     spec = config.plan_spec()
     with ranks.first_alone():
-        manifest = read_images(config, console)
+        manifest = read_images(config, console, store)
+    if store:
+        require_same_images(store, manifest)
     if config.recipe:
-        console.line(recipes.said(config, manifest))
+        console.line(describe_recipe(config, manifest))
     plan = Plan(spec, manifest.heights, manifest.widths)
-    wanted = settle_engine(config, ranks, console)
-    teacher = make_teacher(
-        probing.shortened(wanted) if config.dry_run else wanted, size=config.size, classes=manifest.classes
-    )
-    if ranks.first:
-        ranks.tell(dict(teacher.engine))
-    console.tell(teacher.notes, teacher.warnings)
+    if labeller is None:
+        labeller, engine = load_teacher(config, manifest.classes, ranks, console, store)
+    else:
+        require_fit(labeller, config.size, len(manifest.classes))
+        engine = labeller.engine
     renderer = make_renderer(
         manifest,
         spec,
@@ -80,55 +94,61 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
     identity = Identity(
         images=len(manifest),
         classes=manifest.classes,
-        columns=teacher.columns,
+        columns=labeller.columns,
         size=config.size,
         seed=config.seed,
         group=spec.group,
         manifest=manifest.digest if manifest.digests.any() else "",  # a dry run may not know it
         skipped=manifest.skipped,
-        teacher=teacher.identity,
-        engine=probing.engine_of(wanted, teacher.engine) if config.dry_run else teacher.engine,
+        teacher=labeller.identity,
+        engine=engine,
         plan=spec.to_json(),
         crop_columns=spec.columns,
-        encoding=encoding_of(config, plan, renderer, teacher, console),
+        encoding=encoding_of(config, plan, renderer, labeller, console, store),
         renderer=renderer.id,
-        block=block_shape(config, len(manifest), teacher.columns),
-        class_columns=teacher.class_columns,
+        block=store.identity.block
+        if store
+        else BlockShape.choose(len(manifest), labeller.columns, spec.group, config.views),
+        class_columns=labeller.class_columns,
     )
-    return Work(manifest, plan, renderer, teacher, identity)
+    return Work(manifest, plan, renderer, labeller, identity)
 
 
-def block_shape(config: BuildConfig, images: int, columns: int) -> BlockShape:
-    """The shape of the store's blocks; of a new store, one that suits the views that its first build asks for."""
-    if LabelStore.exists(config.store):
-        return LabelStore.open(config.store).identity.block
-    return BlockShape.choose(images, columns, config.plan_spec().group, config.views)
+def load_teacher(
+    config: BuildConfig, classes: Sequence[str], ranks: Ranks, console: Console, store: LabelStore | None
+) -> tuple[Teacher, Mapping[str, Json]]:
+    """The teacher that the flags name, and the engine that a build has: a dry run loads it in another one."""
+    wanted = resolve_engine(config, ranks, console, store)
+    teacher = make_teacher(shortened(wanted) if config.dry_run else wanted, size=config.size, classes=classes)
+    if ranks.first:
+        ranks.broadcast(dict(teacher.engine))
+    console.tell(teacher.notes, teacher.warnings)
+    return teacher, engine_of(wanted, teacher.engine) if config.dry_run else teacher.engine
 
 
-def settle_engine(config: BuildConfig, ranks: Ranks, console: Console) -> TeacherSpec:
+def resolve_engine(config: BuildConfig, ranks: Ranks, console: Console, store: LabelStore | None) -> TeacherSpec:
     """The teacher with the batch that the store's last views were made with, compiled or not as they were.
 
-    Of a new store the first rank finds that out, and the others wait for it and take the same.
+    For a new store rank 0 finds the batch, and the other ranks wait for it and use the same.
     """
     spec = config.teacher_spec()
     if not ranks.first:
-        told: Any = ranks.tell()
-        return spec.like(told)
-    if LabelStore.exists(config.store):
-        last: Any = LabelStore.open(config.store).state.versions[-1]["engine"]
-        settled = spec.like(last)
-        if (spec.compile, settled.compile) == ("on", "off"):
-            console.warn("--compile on: the store was begun with an uncompiled teacher and continues with one")
-        return settled
-    return spec
+        engine: Any = ranks.broadcast()
+        return spec.like(engine)
+    if store is None:
+        return spec
+    last: Any = store.state.versions[-1]["engine"]
+    resolved = spec.like(last)
+    if (spec.compile, resolved.compile) == ("on", "off"):
+        console.warn("--compile on: the store was begun with an uncompiled teacher and continues with one")
+    return resolved
 
 
-def read_images(config: BuildConfig, console: Console) -> Manifest:
+def read_images(config: BuildConfig, console: Console, store: LabelStore | None) -> Manifest:
     """The manifest of the images, from the cache beside the store where files have not changed.
 
     A dry run of a new store takes no digests and decodes nothing, for which every byte would be read.
     """
-    store = LabelStore.open(config.store) if LabelStore.exists(config.store) else None
     thorough = store is not None or not config.dry_run
     ordered = store is not None and config.class_order == "auto"
     with console.progress("images", 1, "images") as progress:
@@ -159,26 +179,34 @@ def read_images(config: BuildConfig, console: Console) -> Manifest:
     return manifest
 
 
-def build(config: BuildConfig, console: Console) -> Mapping[str, Json]:
+def build(config: BuildConfig, console: Console, labeller: Labeller | None = None) -> Mapping[str, Json]:
     """Make, resume or extend the store; returns the summary.
 
-    Killing this at any instant loses the blocks in hand; running it again continues, to the same bytes (P4). A signal
-    lets them end. Under torchrun, ranks share the work (P8); the summary is the first one's, others return nothing.
+    Killing this at any instant loses the current blocks; running it again continues, to the same bytes (P4). A signal
+    lets them end. Under torchrun, ranks share the work (P8); rank 0 returns the summary, the others return nothing.
+
+    Args:
+        config: the flags.
+        console: where progress, notes and warnings go.
+        labeller: labels the crops in the place of the teacher that the flags name, which are then not looked at.
     """
     with join() as ranks:
         config, console = ranks.share(config), console if ranks.first else Console(silent=True)
-        if ranks.first and not LabelStore.exists(config.store):
+        store = LabelStore.open(config.store) if LabelStore.exists(config.store) else None
+        if ranks.first and store is None:
             LabelStore.require_creatable(config.store)
         if config.dry_run:
-            return dry_run(config, prepare(config, console, Ranks()), console) if ranks.first else {}
+            if not ranks.first:
+                return {}
+            return dry_run(config, prepare(config, console, Ranks(), store, labeller), console, store)
         if not ranks.first:
-            return write_share(config, prepare(config, console, ranks), console, ranks)
+            return write_share(config, prepare(config, console, ranks, store, labeller), console, ranks)
         with (
             nothing_left(config),
             watching(config.progress_log, config.metrics_port, config.metrics_host, console) as watch,
         ):
-            work = prepare(config, console, ranks)
-            store = open_for(config, work)
+            work = prepare(config, console, ranks, store, labeller)
+            store = open_for(config, work, store)
             try:
                 return write(config, work, store, console, ranks, watch)
             except Exception as error:
@@ -215,7 +243,7 @@ def write(
     """Write and seal what is missing, under the store's lease."""
     with closing(work.renderer), store.lease(take_over=config.take_over) as writer:
         require_same_engine(config, store, work, console)
-        views = writer.raise_target(config.views, engine=work.teacher.engine, renderer=work.renderer.id)
+        views = writer.raise_target(config.views, engine=work.labeller.engine, renderer=work.renderer.id)
         whole = BlockGrid.of(work.identity).whole_views(config.views)
         if views > whole:
             console.line(f"views: the store has or wants {views} already, and --views {config.views} adds none")
@@ -225,7 +253,7 @@ def write(
         missing = store.missing()
         if not missing:
             console.line("labels: all are there, none is missing")
-        ranks.tell(
+        ranks.broadcast(
             {"build": writer.build, "missing": [list(block) for block in missing], "work": work.identity.to_json()}
         )
         with Stops(lambda _number: console.warn(STOPPING)) as stops:
@@ -237,166 +265,28 @@ def write(
 
 
 def write_share(config: BuildConfig, work: Work, console: Console, ranks: Ranks) -> Mapping[str, Json]:
-    """Write this rank's share of what the first rank found missing, under its lease."""
+    """Write this rank's part of the missing blocks, under the lease of rank 0."""
     with closing(work.renderer):
-        said: Any = ranks.tell()
+        begun: Any = ranks.broadcast()
         advice = "start all ranks with the same command, on devices of one model"
-        require_same(f"rank {ranks.rank}", said["work"], work.identity.to_json(), advice)
+        require_same(f"rank {ranks.rank}", begun["work"], work.identity.to_json(), advice)
         store = LabelStore.open(config.store)
-        missing = [BlockIndex(*block) for block in said["missing"]]
+        missing = [BlockIndex(*block) for block in begun["missing"]]
         with Stops() as stops:
             filling = Filling(store, work, missing, ranks, console, Watch(), stops)
-            with store.share_lease(said["build"]) as writer:
+            with store.share_lease(begun["build"]) as writer:
                 filling.fill(writer)
-            filling.wait()  # when the lease is let go
+            filling.wait()  # after the lease is released
     if stops.number:
         raise stops.error()
     return {}
 
 
 def calibrate(store: LabelStore, writer: StoreWriter, work: Work, console: Console) -> None:
-    """Calibrate the store's encoding where it takes that and has not been."""
+    """Calibrate the store's encoding if it needs that and has no calibration yet."""
     if not store.calibrated and is_fitted(encoding := store.encoding):
-        calibrator = Calibrator(work.identity, work.plan, work.renderer, work.teacher, store.target_columns)
+        calibrator = Calibrator(work.identity, work.plan, work.renderer, work.labeller, store.target_columns)
         writer.calibrate(calibrator.calibrate(encoding, console))
-
-
-def open_for(config: BuildConfig, work: Work) -> LabelStore:
-    """The store to write: a new one, or the one that is there when it is made of the same things.
-
-    Raises:
-        MismatchError: names the first difference between the store and this build.
-    """
-    if store := checked(config, work):
-        return store
-    return LabelStore.create(
-        config.store,
-        work.identity,
-        image_digests=work.manifest.digests,
-        targets=work.manifest.targets,
-        views=BlockGrid.of(work.identity).whole_views(config.views),
-    )
-
-
-def checked(config: BuildConfig, work: Work) -> LabelStore | None:
-    """The store that is there, None where it can be created: all that is refused before a store is written."""
-    identity = work.identity
-    views = BlockGrid.of(identity).whole_views(config.views)
-    if not LabelStore.exists(config.store):
-        LabelStore.require_creatable(config.store)
-        require_free_space(config.store, store_bytes(identity, views))
-        return None
-    store = LabelStore.open(config.store)
-    require_same_identity(store.identity, identity, explained(store.identity.images, work.manifest))
-    store.require_writable(views, take_over=config.take_over)
-    require_free_space(config.store, store_bytes(identity, views_to_write(store, views)))
-    return store
-
-
-def views_to_write(store: LabelStore, views: int) -> int:
-    """Views that a build of ``views`` still has to write, unfinished ones included; whole blocks."""
-    grid = BlockGrid.of(store.identity)
-    unfinished = -(-len(store.missing()) // grid.runs) * store.identity.block.views
-    return unfinished + max(views - store.state.views_target, 0)
-
-
-def require_same_engine(config: BuildConfig, store: LabelStore, work: Work, console: Console) -> None:
-    """Refuse to write views by another engine or renderer than the last, unless that is wanted and gives the same."""
-    last = store.state.versions[-1]
-    engine = work.identity.require("engine")
-    ours: dict[str, Json] = {"engine": dict(engine), "renderer": dict(work.renderer.id)}
-    theirs: dict[str, Json] = {name: last[name] for name in ours}
-    found = first_difference(theirs, ours)
-    if not found or not views_to_write(store, config.views):
-        return
-    audited = AUDIT_BLOCK not in store.missing()
-    # the audit rows are there before their views are sealed
-    source = Source(LabelStore.open(store.path, follow=True), work.manifest, work.plan.spec, work.renderer)
-    if audited and only_threads_differ(theirs, ours) and labels_come_out_again(source, work.teacher):
-        console.line(f"{found[0]}: {found[1]} in the store and {found[2]} here, with the same labels of the audit rows")
-        return
-    if not config.allow_engine_change:
-        raise MismatchError(
-            f"another engine at {found[0]}: the store has {found[1]!r}, this run has {found[2]!r}; run where and "
-            f"as the store was begun (--dtype, --batch, --threads, --fold, --compile, --cuda-graph), or say "
-            f"--allow-engine-change, which the store records for the views to come"
-        )
-    if audited:
-        require_same_labels(source, work.teacher, console)
-
-
-def only_threads_differ(theirs: Mapping[str, Json], ours: Mapping[str, Json]) -> bool:
-    """Whether two descriptions of engine and renderer are the same but for the number of CPU threads."""
-    engine: Any = theirs["engine"]
-    other: Any = ours["engine"]
-    return first_difference({**theirs, "engine": {**engine, "threads": other.get("threads")}}, dict(ours)) is None
-
-
-def require_same_identity(stored: Identity, given: Identity, found: str = "") -> None:
-    """Refuse to continue a store with other images, another teacher, another plan or another shape.
-
-    Args:
-        stored: the store's identity.
-        given: what this build would make.
-        found: why the images may be others.
-    """
-    advice = {
-        "images": f"give the images that the store was made of, or another --store{found}",
-        "teacher": "give the teacher that the store was made with (--weights, --mean, --std), or another --store",
-        "plan": "give the crop, mix, size and seed flags of the store, or another --store",
-        "label encoding": "give the store's --encoding, --codec, --fidelity or --step, or another --store",
-    }
-    parts: dict[str, tuple[str, ...]] = {
-        "images": ("images", "classes", "skipped", "manifest"),
-        "teacher": ("class_columns", "columns", "teacher"),
-        "plan": ("size", "seed", "group", "plan", "crop_columns", "block"),
-        "label encoding": ("encoding",),
-    }
-    ours, theirs = stored.to_json(), given.to_json()
-    for what, names in parts.items():
-        require_same(what, {n: ours.get(n) for n in names}, {n: theirs.get(n) for n in names}, advice[what])
-
-
-def dry_run(config: BuildConfig, work: Work, console: Console) -> Mapping[str, Json]:
-    """What the build would make and take, from a probe of a few batches; writes nothing."""
-    identity = work.identity
-    views = BlockGrid.of(identity).whole_views(config.views)
-    if config.progress_log is not None:
-        require_log(config.progress_log)
-    if store := checked(config, work):
-        require_same_engine(config, store, work, console)
-        views = views_to_write(store, views)
-    size = store_bytes(identity, views)
-    with watching(None, config.metrics_port, config.metrics_host, console):
-        pass  # the port is free
-    with closing(work.renderer):
-        probed = probing.probe(work)
-    report_agreement(work, probed.data, console)
-    crops, seconds = work.crops(views), work.crops(views) / probed.rate
-    unchecked = [
-        f"that images decode, but for those of {probed.crops:,} crops",
-        *(() if work.identity.manifest else ("their digests",)),
-        "that a whole batch fits memory",
-        *(("--compile",) if config.compile != "off" else ()),
-        *(("--cuda-graph",) if config.cuda_graph else ()),
-    ]
-    values: dict[str, Json] = {
-        "store": str(config.store),
-        "crops": crops,
-        "views": views,
-        "bytes": size,
-        "crops_per_second": round(probed.rate, 1),
-        "seconds": round(seconds, 1),
-        "encoding": dict(identity.encoding),
-        "not_checked": [*unchecked],
-    }
-    console.line(f"not checked: {', '.join(unchecked)}")
-    console.summary(
-        values,
-        f"dry run: {crops:,} crops ({identity.images:,} images x {views} views), at most {byte_count(size)}, "
-        f"about {duration(seconds)} at {probed.rate:,.0f} crops/s; nothing was written",
-    )
-    return values
 
 
 def summary(store: LabelStore, done: Moment) -> dict[str, Json]:

@@ -7,9 +7,11 @@ or not, of views that no store has.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from labelstore.command.console import Console, Progress
@@ -21,10 +23,10 @@ from labelstore.encodings.transform import Calibration, Transform
 from labelstore.format.columns import CropRows
 from labelstore.spec import Identity, Json
 from labelstore.writing.encoding import pairs_of
-from pipeline.build.labelling import label
+from pipeline.build.labelling import Rows, label
 from pipeline.plan.plan import Plan
 from pipeline.render import Renderer
-from pipeline.teacher.teacher import Teacher
+from pipeline.teacher.labeller import Labeller
 
 MEAN_CROPS = 16  # of each image: a residual has 1 + 1 / 16 of the variance that an exact mean would leave
 FIRST_VIEW = 1 << 30  # of calibration: above all views of any store
@@ -44,14 +46,14 @@ class Calibrator:
         identity: of the store.
         plan: of the store.
         renderer: of the store's crops.
-        teacher: of the store.
+        labeller: of the store.
         targets: label column of each image's class ``[N]``.
     """
 
     def __init__(
-        self, identity: Identity, plan: Plan, renderer: Renderer, teacher: Teacher, targets: npt.NDArray[np.integer]
+        self, identity: Identity, plan: Plan, renderer: Renderer, labeller: Labeller, targets: npt.NDArray[np.integer]
     ) -> None:
-        self._identity, self._plan, self._renderer, self._teacher = identity, plan, renderer, teacher
+        self._identity, self._plan, self._renderer, self._labeller = identity, plan, renderer, labeller
         self._targets = targets
 
     def calibrate(self, encoding: Transform, console: Console) -> Calibration:
@@ -105,17 +107,17 @@ class Calibrator:
             left -= len(each[-1])
         pairs = [pairs_of(self._identity, rows.values[None]).flat() for rows in each]
         joined = Pairs(*(np.concatenate(column) for column in zip(*pairs, strict=True))).take(slice(count))
-        logits = np.zeros((count, self._teacher.columns), np.float32)
+        logits = self._zeros(count)
         self._add(logits, each, group, progress)
-        return logits, joined
+        return logits.cpu().numpy(), joined
 
     def _means(self, images: npt.NDArray[np.int64], progress: Progress) -> Float32Array:
         """Mean labels of MEAN_CROPS unmixed crops of some images, float32 ``[n, C]``."""
-        means = np.zeros((len(images), self._teacher.columns), np.float32)
+        means = self._zeros(len(images))
         for view in range(FIRST_VIEW, FIRST_VIEW + MEAN_CROPS):
             self._add(means, [self._plan.unmixed(view, images)], 1, progress)
         means /= MEAN_CROPS
-        return means
+        return means.cpu().numpy()
 
     def _code(
         self, found: Fit, shown: npt.NDArray[np.int64], means: Float32Array, progress: Progress
@@ -129,29 +131,19 @@ class Calibrator:
             codes[part] = found.code(self._means(part, progress))
         return codes
 
-    def _add(self, logits: Float32Array, rows: Sequence[CropRows], group: int, progress: Progress) -> None:
-        """Add the teacher's logits for the first n rows to ``logits``, float32 ``[n, C]``: no second array of them."""
-        label(self._renderer, self._teacher, group, [_Sum(rows, logits, progress)])
+    def _zeros(self, count: int) -> Tensor:
+        """Of as many labels, float32 ``[count, C]`` on the labeller's device."""
+        return torch.zeros((count, self._labeller.columns), device=self._labeller.device)
 
-
-class _Sum:
-    """Crops whose logits are added up.
-
-    Attributes:
-        rows: of the crops.
-        names: of each of ``rows``.
-    """
-
-    def __init__(self, rows: Sequence[CropRows], logits: Float32Array, progress: Progress) -> None:
-        self.rows, self.names = rows, ["a calibration view"] * len(rows)
-        self._logits, self._progress, self._done = logits, progress, 0
-
-    def take(self, crops: Tensor, labels: Float32Array) -> None:
-        """Add the labels of the next crops."""
-        place = self._logits[self._done : self._done + len(crops)]
-        place += labels[: len(place)]
-        self._done += len(crops)
-        self._progress.advance(len(crops))
+    def _add(self, logits: Tensor, rows: Sequence[CropRows], group: int, progress: Progress) -> None:
+        """Add the labels of the first n rows to ``logits``, float32 ``[n, C]``: no second array of them."""
+        job, done = Rows(rows, ["a calibration view"] * len(rows)), 0
+        with closing(label(self._renderer, self._labeller, group, [job])) as labelled:
+            for each in labelled:
+                place = logits[done : done + len(each.logits)]
+                place += each.logits[: len(place)]
+                done += len(each.logits)
+                progress.advance(len(each.logits))
 
 
 def rows_to_fit(images: int, columns: int) -> tuple[int, int]:

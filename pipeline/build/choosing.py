@@ -84,8 +84,8 @@ def smaller(found: dict[str, Estimate]) -> str:
     return min((found[name] for name in ("int8", "transform") if name in found), key=lambda each: each.each).name
 
 
-def said(chosen: str, found: dict[str, Estimate], images: int, columns: int, why: str) -> str:
-    """The choice, what it takes, and what the others would take, for people.
+def describe(chosen: str, found: dict[str, Estimate], images: int, columns: int, why: str) -> str:
+    """One line about the choice: what it takes, and what the others would take.
 
     Args:
         chosen: the encoding.

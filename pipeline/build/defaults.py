@@ -12,44 +12,49 @@ from labelstore.spec import Json
 from labelstore.store import LabelStore
 from pipeline.build import choosing
 from pipeline.build.labelling import first_labels
-from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, BuildConfig
-from pipeline.networks.normalisation import require_normalisation
+from pipeline.config import BuildConfig
+from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD, require_normalisation
 from pipeline.networks.settling import differences, normalisation, require_network
 from pipeline.networks.trained import trained_with
 from pipeline.plan.plan import Plan
 from pipeline.render import Renderer
-from pipeline.teacher.teacher import Teacher
+from pipeline.teacher.labeller import Labeller
 
-NOT_SAID = "ImageNet's: the weights name none; see --mean, --std"
+UNKNOWN = "ImageNet's: the weights name none; see --mean, --std"
 
 
 def encoding_of(
-    config: BuildConfig, plan: Plan, renderer: Renderer, teacher: Teacher, console: Console
+    config: BuildConfig,
+    plan: Plan,
+    renderer: Renderer,
+    labeller: Labeller,
+    console: Console,
+    store: LabelStore | None = None,
 ) -> dict[str, Json]:
-    """The label encoding: the store's, or of a new one what flags say, or the smaller of two.
+    """The label encoding: the store's; of a new one, as the flags choose, or the smaller of two.
 
-    The masked value of ``int8`` is shown by the first labels of a new store; a dry run does without.
+    The masked value of ``int8`` is found in the first labels of a new store; a dry run does without.
     """
-    stored = LabelStore.open(config.store).identity.encoding if LabelStore.exists(config.store) else None
+    stored = store.identity.encoding if store else None
     asked = config.encoding or config.implied_encoding
     if stored is not None:
         if asked is None and config.codec is None:
             return dict(stored)
         name = asked or str(stored["name"])
     else:
-        name = choose_encoding(config, plan.images, teacher.columns, console)
+        name = choose_encoding(config, plan.images, labeller.columns, console)
     parameters = config.encoding_parameters(name)
     if name == "int8":
         if stored is not None:
             masked: Json = stored.get("masked")
         else:
-            masked = None if config.dry_run else masked_value(first_labels(plan, renderer, teacher))
+            masked = None if config.dry_run else masked_value(first_labels(plan, renderer, labeller))
         parameters |= {} if masked is None else {"masked": masked}
-    return make_encoding(parameters, teacher.columns).to_json()
+    return make_encoding(parameters, labeller.columns).to_json()
 
 
 def choose_encoding(config: BuildConfig, images: int, columns: int, console: Console) -> str:
-    """The encoding of a new store: what flags say, or the smaller of ``int8`` and ``transform``; says what it takes."""
+    """The encoding of a new store, by flags or the smaller of ``int8`` and ``transform``; prints what it takes."""
     labels = images * config.views
     found = choosing.estimates(columns, images, labels, fidelity=config.fidelity, mixed=config.mix != "none")
     asked = config.encoding or config.implied_encoding
@@ -57,8 +62,8 @@ def choose_encoding(config: BuildConfig, images: int, columns: int, console: Con
     if asked:
         why = "--encoding" if config.encoding else "as its flags ask"
     name = asked or choosing.smaller(found)
-    if name in found:  # else said where it is made
-        console.line(choosing.said(name, found, images, columns, why))
+    if name in found:  # else refused where it is made
+        console.line(choosing.describe(name, found, images, columns, why))
     return name
 
 
@@ -66,7 +71,7 @@ def settled(config: BuildConfig, console: Console) -> BuildConfig:
     """The flags with what the teacher's weights were trained with in the place of those that are left out.
 
     Raises:
-        InputError: when the weights are of another network than the flags say, or of several that differ.
+        InputError: when the weights are of another network than the flags name, or of several that differ.
     """
     require_normalisation(config.mean or (), config.std or ())
     trained, args = [], []
@@ -76,7 +81,7 @@ def settled(config: BuildConfig, console: Console) -> BuildConfig:
         trained.append(found)
         args.append(json.dumps(require_network(found, member.name, own, ("--teacher", "--teacher-args"))[1]))
     normal = normalisation({"mean": config.mean, "std": config.std}, trained)
-    normal = normal.or_else(IMAGENET_MEAN, IMAGENET_STD, NOT_SAID)
+    normal = normal.or_else(IMAGENET_MEAN, IMAGENET_STD, UNKNOWN)
     console.tell([normal.text], normal.warnings)
     for each in filter(None, trained):
         if note := differences(each, config.size, config.interpolation):

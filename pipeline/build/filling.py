@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,7 +23,9 @@ from labelstore.format.columns import CropRows
 from labelstore.spec import Identity
 from labelstore.store import AuditRows, BlockData, LabelStore
 from labelstore.writer import BlockWriter
+from labelstore.writing.encoding import pairs_of
 from pipeline.build.labelling import label
+from pipeline.build.stages import ENCODE, hand_over
 from pipeline.build.watching import Watch
 from pipeline.device.codes import DeviceCodes
 from pipeline.images.manifest import Manifest
@@ -31,12 +34,14 @@ from pipeline.ranks import Ranks
 from pipeline.render import Renderer
 from pipeline.render.audit import DIGEST_POSITIONS, pixels_digest
 from pipeline.teacher.class_order import agreement
-from pipeline.teacher.teacher import Teacher
+from pipeline.teacher.labeller import Labeller
 
 AUDIT_CROPS = 64
-QUEUED_BLOCKS = 1  # waiting to be encoded, while one is encoded and one is made: three blocks of float32 in memory
+# Blocks that wait to be encoded while one is encoded and one is made: three blocks of float32 in memory, and with a GPU
+# as many there.
+QUEUED_BLOCKS = 1
 LOOK_SECONDS = 5.0  # between looks at what other ranks have written
-PATIENCE_SECONDS = 20.0  # torchrun kills its ranks 30 s after it has told them to stop
+PATIENCE_SECONDS = 20.0  # torchrun kills its ranks 30 s after it has signalled them
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Work:
     manifest: Manifest
     plan: Plan
     renderer: Renderer
-    teacher: Teacher
+    labeller: Labeller
     identity: Identity
 
     def crops(self, views: int) -> int:
@@ -55,58 +60,69 @@ class Work:
 
 
 class OpenBlock:
-    """A block whose crops are being labelled.
+    """Collects the labels of a block in the order of its rows.
 
     Args:
         work: what labels are made of.
         block: of the store.
-        labelled: is told how many crops more are labelled.
-        done: takes the block when it is whole.
 
     Attributes:
+        block: of the store.
         rows: of each of its views.
         names: of those views.
+        logits: float32 ``[v, p, C]`` on the labeller's device; all set once the block is `whole`.
     """
 
-    def __init__(
-        self,
-        work: Work,
-        block: BlockIndex,
-        labelled: Callable[[int], object],
-        done: Callable[[BlockIndex, BlockData], object],
-    ) -> None:
+    def __init__(self, work: Work, block: BlockIndex) -> None:
         grid = BlockGrid.of(work.identity)
         views, (start, stop) = range(*grid.views(block)), grid.positions(block)
+        self.block = block
         self.rows = [work.plan.rows(view, start, stop) for view in views]
         self.names = [f"view {view}" for view in views]
-        self._block, self._labelled, self._hand_on = block, labelled, done
-        self._logits = np.empty((len(views), stop - start, work.teacher.columns), np.float32)
-        self._flat = self._logits.reshape(-1, work.teacher.columns)
+        labeller = work.labeller
+        self.logits = torch.empty((len(views), stop - start, labeller.columns), device=labeller.device)
+        self._flat = self.logits.view(-1, labeller.columns)
         self._head: list[Tensor] = []
         self._wanted = min(AUDIT_CROPS if block == AUDIT_BLOCK else DIGEST_POSITIONS, stop - start)
-        self._done = 0
+        self._count = 0
+        self._filled: torch.cuda.Event | None = None
 
-    def take(self, crops: Tensor, labels: npt.NDArray[np.float32]) -> None:
-        """The next crops and their labels; hands the block on with the last ones."""
-        self._flat[self._done : self._done + len(crops)] = labels
-        if self._done < self._wanted:
-            self._head.append(crops[: self._wanted - self._done].cpu())
-        self._done += len(crops)
-        self._labelled(len(crops))
-        if self._done == len(self._flat):
-            self._hand_on(self._block, self._data())
+    @property
+    def whole(self) -> bool:
+        """Whether all labels are there."""
+        return self._count == len(self._flat)
 
-    def _data(self) -> BlockData:
+    def add(self, crops: Tensor, logits: Tensor) -> None:
+        """The next crops, uint8 ``[n, S, S, 3]``, and their labels, float32 ``[n, C]``."""
+        self._flat[self._count : self._count + len(crops)] = logits
+        if self._count < self._wanted:
+            self._head.append(crops[: self._wanted - self._count].cpu())
+        self._count += len(crops)
+        if self.whole and self._flat.is_cuda:
+            self._filled = torch.cuda.current_stream(self._flat.device).record_event()
+
+    def data(self, identity: Identity, coder: DeviceCodes | None = None) -> BlockData:
+        """The whole block as a store takes it, in memory.
+
+        Args:
+            identity: of the store.
+            coder: encodes the labels where they are; None leaves that to the store.
+        """
+        rows, codes = np.stack([each.values for each in self.rows]), None
+        if coder is None:
+            logits = self.logits.cpu().numpy()
+        else:
+            if self._filled is not None:
+                self._filled.synchronize()  # from here on any stream may read them
+            codes = coder.encode(self.logits, pairs_of(identity, rows))
+            logits = coder.to_memory(self.logits)
         head = torch.cat(self._head)
         audit = None
-        if self._block == AUDIT_BLOCK:
-            audit = AuditRows(crops=head.numpy(), logits=self._flat[: len(head)].astype(np.float16))
-        return BlockData(
-            logits=self._logits,
-            rows=np.stack([rows.values for rows in self.rows]),
-            pixels_digest=pixels_digest(head[:DIGEST_POSITIONS]),
-            audit=audit,
-        )
+        if self.block == AUDIT_BLOCK:
+            first = logits.reshape(-1, logits.shape[-1])[: len(head)]
+            audit = AuditRows(crops=head.numpy(), logits=first.astype(np.float16))
+        digest = pixels_digest(head[:DIGEST_POSITIONS])
+        return BlockData(logits=logits, rows=rows, pixels_digest=digest, audit=audit, codes=codes)
 
 
 class Filling:
@@ -117,9 +133,9 @@ class Filling:
         work: what labels are made of.
         missing: blocks to write, by all ranks.
         ranks: of this build.
-        console: where it speaks.
-        watch: is told what is done.
-        stops: whether to stop after the block in hand.
+        console: where progress, notes and warnings go.
+        watch: counts what is done.
+        stops: whether to stop after the current block.
     """
 
     def __init__(
@@ -136,33 +152,48 @@ class Filling:
         self._ranks, self._console, self._watch, self._stops = ranks, console, watch, stops
         self._grid = BlockGrid.of(work.identity)
         self._looked = time.monotonic()
-        self._theirs = set(missing) - set(ranks.own(missing)) if ranks.first else set()
+        self._theirs = set(missing) - set(ranks.shard(missing)) if ranks.first else set()
         watch.begin(blocks=len(missing), crops=sum(map(self._crops, missing)))
 
     def fill(self, writer: BlockWriter) -> None:
-        """Write them; the first rank stays until all are written."""
-        work, device = self._work, self._work.teacher.device
-        coder = DeviceCodes(self._store.encoding, device) if device.type != "cpu" else None
-        queue = writer.queue(
-            QUEUED_BLOCKS,
-            encode=coder.encode if coder else None,
-            at=self._watch.busy.at,
-            written=self._written,
-        )
+        """Write them; rank 0 returns when all ranks have written theirs."""
+        work, device = self._work, self._work.labeller.device
+        on_gpu = device.type != "cpu"
+        coder = DeviceCodes(self._store.encoding, device) if on_gpu else None
+        queue = writer.queue(QUEUED_BLOCKS, at=self._watch.busy.at, written=self._written)
         with self._console.progress("labels", self._watch.now().crops_wanted, "crops") as self._progress:
             with queue as write:
-                jobs, group = self._jobs(write), work.identity.group
-                label(work.renderer, work.teacher, group, jobs, busy=self._watch.busy, between=self._say)
+                finish = partial(self._finish, write, coder)
+                labelled = label(
+                    work.renderer, work.labeller, work.identity.group, self._open_blocks(), busy=self._watch.busy
+                )
+                with hand_over(finish, QUEUED_BLOCKS if on_gpu else 0) as hand_on, closing(labelled):
+                    for each in labelled:
+                        each.job.add(each.crops, each.logits)
+                        self._watch.add_crops(len(each.crops))
+                        if each.job.whole:
+                            hand_on(each.job)
+                        self._report()
             if self._ranks.first:
-                self.wait(self._say)
+                self.wait(self._report)
                 self._look()
             end = self._watch.so_far()
             if self._missing:
                 self._progress.reach(end.crops, end.crops_wanted, note=end.text)
             self._watch.log(end)
 
+    def _finish(
+        self, write: Callable[[BlockIndex, BlockData], object], coder: DeviceCodes | None, whole: OpenBlock
+    ) -> None:
+        """Hand a whole block to the store; of the first one, report how far the labels agree with the folders."""
+        with self._watch.busy.at(ENCODE) if coder else nullcontext():
+            data = whole.data(self._work.identity, coder)
+        if whole.block == self._missing[0]:
+            report_agreement(self._work, data, self._console)
+        write(whole.block, data)
+
     def _written(self, block: BlockIndex) -> None:
-        """Count a block; with the first, say which bands its labels miss: there is time to stop."""
+        """Count a block; after the first, warn of the bands that its labels miss, while there is time to stop."""
         self._watch.add_block(block)
         if block == AUDIT_BLOCK:
             for text in missed(self._store.identity.encoding, self._store.fidelity):
@@ -176,26 +207,20 @@ class Filling:
             between()
 
         try:
-            self._ranks.wait(patiently)
+            self._ranks.barrier(patiently)
         except GiftwrapError:
             if not self._stops.number:
                 raise
 
-    def _jobs(self, write: Callable[[BlockIndex, BlockData], object]) -> Iterator[OpenBlock]:
-        """Blocks to label, until a signal says stop."""
-
-        def hand_on(block: BlockIndex, data: BlockData) -> None:
-            if block == self._missing[0]:
-                report_agreement(self._work, data, self._console)
-            write(block, data)
-
-        for block in self._ranks.own(self._missing):
+    def _open_blocks(self) -> Iterator[OpenBlock]:
+        """Blocks to label, until a signal asks to stop."""
+        for block in self._ranks.shard(self._missing):
             if self._stops.number:
                 return
-            yield OpenBlock(self._work, block, self._watch.add_crops, hand_on)
+            yield OpenBlock(self._work, block)
 
-    def _say(self) -> None:
-        """What is done so far, and which stage binds."""
+    def _report(self) -> None:
+        """Show what is done so far, and which stage binds."""
         self._require_patience()
         if self._theirs and time.monotonic() - self._looked > LOOK_SECONDS:
             self._look()
@@ -204,13 +229,13 @@ class Filling:
             self._progress.reach(now.crops, now.crops_wanted, note=now.text)
 
     def _require_patience(self) -> None:
-        """Stop at once when a launcher of several ranks is about to kill them."""
+        """Stop at once when the launcher of several ranks is about to kill them."""
         late = self._stops.number and time.monotonic() - self._stops.heard > PATIENCE_SECONDS
         if late and self._ranks.world > 1:
             raise self._stops.error()
 
     def _look(self) -> None:
-        """See what other ranks have written since."""
+        """Count the blocks that other ranks have written since the last look."""
         self._looked = time.monotonic()
         written = self._theirs - set(self._store.missing()) if self._theirs else set()
         self._theirs -= written
@@ -223,10 +248,10 @@ class Filling:
 
 
 def report_agreement(work: Work, data: BlockData, console: Console) -> None:
-    """Say how often the teacher's first choice is the image's folder; warn when that smells of a mix-up."""
+    """Report how often the teacher's first choice is the image's folder; warn when that points to a mix-up."""
     rows = [CropRows(work.identity.crop_columns, values) for values in data.rows]
     targets = work.manifest.targets[np.concatenate([view.image for view in rows])]
-    # a crop that is mostly its partner's says nothing of its own folder
+    # a crop that is mostly its partner's is no evidence for its own folder
     own = np.concatenate([view.weights(work.identity.size) for view in rows]) > 0.5
     logits = data.logits.reshape(-1, data.logits.shape[-1])[:, list(work.identity.label_columns)]
     report = agreement(logits[own], targets[own], work.manifest.classes)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,9 @@ from pipeline.build.stages import RENDER, TEACHER, Busy, hand_over
 from pipeline.plan.plan import Plan
 from pipeline.render import Renderer
 from pipeline.render.stream import stream
-from pipeline.teacher.teacher import BrokenLogitsError, Pending, Teacher
+from pipeline.teacher.labeller import BrokenLogitsError, Labeller, Pending
 
-WAITING = 1  # rendered batches for a GPU's teacher, while one more is rendered
+WAITING = 1  # rendered batches that wait for a GPU's teacher, while one more is rendered
 UNDER_WAY = 1  # batches that a GPU labels while the next one is sent to it
 
 
@@ -36,23 +36,46 @@ class Job(Protocol):
     def names(self) -> Sequence[str]:
         """What each of `rows` is, for an error."""
 
-    def take(self, crops: Tensor, labels: npt.NDArray[np.float32]) -> None:
-        """The next crops, uint8 ``[n, S, S, 3]``, and their logits ``[n, C]``; called in the teacher's thread."""
+
+JobT = TypeVar("JobT", bound=Job)
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Rows:
+    """A job that is nothing but its rows."""
+
+    rows: Sequence[CropRows]
+    names: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled(Generic[JobT]):
+    """The next labelled crops of a job, in the order of its rows.
+
+    Attributes:
+        job: the one that they belong to.
+        crops: uint8 ``[n, S, S, 3]`` on the renderer's device.
+        logits: float32 ``[n, C]``, finite, on the labeller's device.
+    """
+
+    job: JobT
+    crops: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[JobT]):
     """Rendered crops of a job.
 
     Attributes:
-        job: theirs.
+        job: the one that they belong to.
         start: place of the first in the job.
         rows: of the crops.
         crops: uint8 ``[n, S, S, 3]`` on the renderer's device.
         made: on a GPU, when they are there.
     """
 
-    job: Job
+    job: JobT
     start: int
     rows: CropRows
     crops: Tensor
@@ -68,74 +91,56 @@ class Batch:
 
 
 def label(
-    renderer: Renderer,
-    teacher: Teacher,
-    group: int,
-    jobs: Iterable[Job],
-    *,
-    busy: Busy | None = None,
-    between: Callable[[], object] = lambda: None,
-) -> None:
-    """Render and label the crops of jobs, one job after the other, in batches of the teacher's size.
+    renderer: Renderer, labeller: Labeller, group: int, jobs: Iterable[JobT], *, busy: Busy | None = None
+) -> Generator[Labelled[JobT], None, None]:
+    """Render and label the crops of jobs, one job after the other, in batches of the labeller's size.
+
+    Close the iterator when it is left early, so that its thread ends.
 
     Args:
         renderer: of the crops.
-        teacher: of the labels; its batches hold crops of one job.
+        labeller: of the labels; its batches hold crops of one job.
         group: crops that may mix with each other.
-        jobs: what to label; they are told what came out.
+        jobs: what to label; the next one is taken when the crops of the one before are rendered.
         busy: counts the time at work.
-        between: called after each batch.
 
     Raises:
         InputError: when a logit is NaN or infinite; names the first one's image and what its rows are.
     """
     busy = busy or Busy()
-    on_gpu = _on_gpu(teacher)
-    teaching = _Teaching(teacher, busy, UNDER_WAY if on_gpu else 0)
+    on_gpu = _on_gpu(labeller)
+    teaching = _Teaching[JobT](labeller, busy, UNDER_WAY if on_gpu else 0)
     with hand_over(teaching, WAITING if on_gpu else 0) as teach:
         for job in jobs:
-            for batch in busy.making(RENDER, _batches(renderer, teacher, group, job)):
+            for batch in busy.making(RENDER, _batches(renderer, labeller, group, job)):
                 teach(batch)
-                between()
+                yield from teaching.take()
     teaching.finish()
+    yield from teaching.take()
 
 
-def first_labels(plan: Plan, renderer: Renderer, teacher: Teacher) -> npt.NDArray[np.float32]:
+def first_labels(plan: Plan, renderer: Renderer, labeller: Labeller) -> npt.NDArray[np.float32]:
     """Logits of the first crops of view 0, one batch of them: float32 ``[n, C]``.
 
     Raises:
         InputError: when a logit is NaN or infinite.
     """
     group = plan.spec.group
-    count = min(-(-teacher.batch // group) * group, plan.images)
-    first = _First([plan.rows(0, 0, count)], ["view 0"])
-    label(renderer, teacher, group, [first])
-    return np.concatenate(first.labels)
+    count = min(-(-labeller.batch // group) * group, plan.images)
+    first = Rows([plan.rows(0, 0, count)], ["view 0"])
+    return torch.cat([each.logits for each in label(renderer, labeller, group, [first])]).cpu().numpy()
 
 
-@dataclass(frozen=True, slots=True)
-class _First:
-    """Crops whose logits are looked at and not kept."""
-
-    rows: Sequence[CropRows]
-    names: Sequence[str]
-    labels: list[npt.NDArray[np.float32]] = field(default_factory=list)
-
-    def take(self, _crops: Tensor, labels: npt.NDArray[np.float32]) -> None:
-        """Keep the labels of the next crops."""
-        self.labels.append(labels.copy())
+def _on_gpu(labeller: Labeller) -> bool:
+    """Whether the labeller leaves the CPU to the renderer."""
+    return labeller.device.type == "cuda"
 
 
-def _on_gpu(teacher: Teacher) -> bool:
-    """Whether the teacher leaves the CPU to the renderer."""
-    return teacher.device.type == "cuda"
-
-
-def _batches(renderer: Renderer, teacher: Teacher, group: int, job: Job) -> Iterator[Batch]:
+def _batches(renderer: Renderer, labeller: Labeller, group: int, job: JobT) -> Iterator[Batch[JobT]]:
     """The crops of a job, on a GPU in a stream of their own, so that no batch waits for the making of the next."""
-    side = torch.cuda.Stream(teacher.device) if teacher.device.type == "cuda" else None
+    side = torch.cuda.Stream(labeller.device) if labeller.device.type == "cuda" else None
     start = 0
-    batches = stream(renderer, job.rows, teacher.batch, group)
+    batches = stream(renderer, job.rows, labeller.batch, group)
     while True:
         with torch.cuda.stream(side):
             try:
@@ -147,37 +152,53 @@ def _batches(renderer: Renderer, teacher: Teacher, group: int, job: Job) -> Iter
         start += len(crops)
 
 
-class _Teaching:
-    """The teacher's stage: one call a batch; the job is told at once, or when the next batch is under way."""
+class _Teaching(Generic[JobT]):
+    """The labeller's stage: one call a batch. Finished batches wait to be taken by the thread that calls `take`."""
 
-    def __init__(self, teacher: Teacher, busy: Busy, under_way: int) -> None:
-        self._teacher, self._busy, self._under_way = teacher, busy, under_way
-        self._pending: deque[tuple[Batch, Pending, float]] = deque()
+    def __init__(self, labeller: Labeller, busy: Busy, under_way: int) -> None:
+        self._labeller, self._busy, self._under_way = labeller, busy, under_way
+        self._pending: deque[tuple[Batch[JobT], Pending, float]] = deque()
+        self._finished: deque[Labelled[JobT]] = deque()  # no more than were handed over since the last `take`
         self._ended = 0.0
 
-    def __call__(self, batch: Batch) -> None:
+    def __call__(self, batch: Batch[JobT]) -> None:
         began = time.perf_counter()
-        self._pending.append((batch, self._teacher.start(batch.ready(), batch.rows), began))
+        self._pending.append((batch, self._labeller.start(batch.ready(), batch.rows), began))
         self._collect(self._under_way)
 
     def finish(self) -> None:
         """Wait for what is under way."""
         self._collect(0)
 
+    def take(self) -> Iterator[Labelled[JobT]]:
+        """The batches that were finished since the last call."""
+        while self._finished:
+            yield self._finished.popleft()
+
     def _collect(self, left: int) -> None:
         while len(self._pending) > left:
             batch, pending, began = self._pending.popleft()
             try:
-                labels = pending.result()
+                logits = pending.result()
             except BrokenLogitsError as error:
                 raise _named(batch, error) from error
+            _require_shape(self._labeller, logits, len(batch.crops))
             now = time.perf_counter()
             self._busy.add(TEACHER, now - max(began, self._ended))
             self._ended = now
-            batch.job.take(batch.crops, labels.numpy())
+            self._finished.append(Labelled(batch.job, batch.crops, logits))
 
 
-def _named(batch: Batch, error: BrokenLogitsError) -> InputError:
+def _require_shape(labeller: Labeller, logits: Tensor, count: int) -> None:
+    expected = (torch.float32, (count, labeller.columns))
+    if (logits.dtype, tuple(logits.shape)) != expected:
+        raise InputError(
+            f"labeller {labeller.identity.get('name', '')}: expected logits float32 {list(expected[1])}, "
+            f"found {logits.dtype} {list(logits.shape)}"
+        )
+
+
+def _named(batch: Batch[JobT], error: BrokenLogitsError) -> InputError:
     """The error with the crop's image and view."""
     each, row = 0, batch.start + error.row
     while row >= len(batch.job.rows[each]):

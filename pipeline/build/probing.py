@@ -1,18 +1,24 @@
-"""What a dry run looks at: a few crops, labelled without what takes minutes to set up."""
+"""The dry run of a build: a few crops, labelled without what takes minutes to set up."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from labelstore.command.console import Console, byte_count, duration
+from labelstore.format.blocks import BlockGrid
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
-from labelstore.store import BlockData
-from pipeline.build.filling import Work
+from labelstore.store import BlockData, LabelStore, store_bytes
+from pipeline.build.continuing import require_buildable, require_same_engine, views_to_write
+from pipeline.build.filling import Work, report_agreement
+from pipeline.build.watching import require_log, watching
+from pipeline.config import BuildConfig
 from pipeline.render.stream import stream
 from pipeline.teacher.class_order import MIN_ROWS
 from pipeline.teacher.engine.compiling import compilers
@@ -69,14 +75,14 @@ def probe(work: Work) -> Probe:
     Raises:
         InputError: when an image does not decode, or a logit is no number.
     """
-    teacher, group, images = work.teacher, work.identity.group, work.identity.images
+    labeller, group, images = work.labeller, work.identity.group, work.identity.images
     count = min(-(-PROBE_CROPS // group) * group, images)
     rows: list[CropRows] = []
     logits: list[torch.Tensor] = []
     done = timed = 0
     begun = start = time.monotonic()
-    for crops, each in stream(work.renderer, [work.plan.rows(0, 0, count)], teacher.batch, group):
-        logits.append(teacher.logits(crops, each).clone())
+    for crops, each in stream(work.renderer, [work.plan.rows(0, 0, count)], labeller.batch, group):
+        logits.append(labeller.start(crops, each).result().cpu())
         rows.append(each)
         now = time.monotonic()
         if done == 0 and count > len(crops):
@@ -89,3 +95,46 @@ def probe(work: Work) -> Probe:
     rate = timed / max(time.monotonic() - start, 1e-9)
     values = np.concatenate([each.values for each in rows], axis=1)
     return Probe(BlockData(logits=torch.cat(logits).numpy()[None], rows=values[None], pixels_digest=""), rate)
+
+
+def dry_run(config: BuildConfig, work: Work, console: Console, store: LabelStore | None = None) -> Mapping[str, Json]:
+    """What the build would make and take, estimated from a probe of a few batches; writes nothing."""
+    identity = work.identity
+    views = BlockGrid.of(identity).whole_views(config.views)
+    if config.progress_log is not None:
+        require_log(config.progress_log)
+    require_buildable(config, work, store)
+    if store:
+        require_same_engine(config, store, work, console)
+        views = views_to_write(store, views)
+    size = store_bytes(identity, views)
+    with watching(None, config.metrics_port, config.metrics_host, console):
+        pass  # the port is free
+    with closing(work.renderer):
+        probed = probe(work)
+    report_agreement(work, probed.data, console)
+    crops, seconds = work.crops(views), work.crops(views) / probed.rate
+    unchecked = [
+        f"that images decode, but for those of {probed.crops:,} crops",
+        *(() if work.identity.manifest else ("their digests",)),
+        "that a whole batch fits memory",
+        *(("--compile",) if config.compile != "off" else ()),
+        *(("--cuda-graph",) if config.cuda_graph else ()),
+    ]
+    values: dict[str, Json] = {
+        "store": str(config.store),
+        "crops": crops,
+        "views": views,
+        "bytes": size,
+        "crops_per_second": round(probed.rate, 1),
+        "seconds": round(seconds, 1),
+        "encoding": dict(identity.encoding),
+        "not_checked": [*unchecked],
+    }
+    console.line(f"not checked: {', '.join(unchecked)}")
+    console.summary(
+        values,
+        f"dry run: {crops:,} crops ({identity.images:,} images x {views} views), at most {byte_count(size)}, "
+        f"about {duration(seconds)} at {probed.rate:,.0f} crops/s; nothing was written",
+    )
+    return values

@@ -20,7 +20,7 @@ from pipeline.build.stages import STAGES, Busy
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-WINDOW_SECONDS = 5.0  # what is said of now is of the last 5 to 10 seconds
+WINDOW_SECONDS = 5.0  # "now" is the mean over the last 5 to 10 seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class Moment:
 
     @property
     def binding(self) -> str:
-        """The stage that is at work longest: what limits the build."""
+        """The busiest stage: what limits the build."""
         return max(self.busy, key=lambda stage: self.busy[stage])
 
     @property
@@ -80,7 +80,7 @@ class _Mark:
 
 
 class Watch:
-    """Counts what a build does; threads of all stages tell it.
+    """Counts what a build does; the threads of all stages add to it.
 
     Args:
         log: file that gets a line of JSON now and then; None keeps none.
@@ -97,7 +97,7 @@ class Watch:
         self.begin(blocks=0, crops=0)
 
     def begin(self, *, blocks: int, crops: int) -> None:
-        """Blocks are begun to be made, so many with so many crops."""
+        """Start counting: so many blocks with so many crops are to be made."""
         self._blocks_wanted, self._crops_wanted = blocks, crops
         self._first = self._old = self._new = self._mark()
         self._logged = self._first.time
@@ -194,8 +194,8 @@ def require_log(log: Path) -> None:
 
 def _is_moment(line: bytes) -> bool:
     try:
-        told = json.loads(line)
-        return "time" in told and "binding_stage" in told
+        moment = json.loads(line)
+        return "time" in moment and "binding_stage" in moment
     except (ValueError, TypeError, RecursionError):
         return False
 
@@ -208,7 +208,7 @@ def watching(log: Path | None, port: int | None, host: str, console: Console) ->
         log: file to add lines to.
         port: where Prometheus metrics are served; None serves none.
         host: address of that.
-        console: is told the address.
+        console: where the address is printed.
 
     Raises:
         InputError: when the file cannot be written, or the port is taken.

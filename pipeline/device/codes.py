@@ -231,7 +231,7 @@ TWINS: dict[str, Callable[[Any, torch.device], Twin]] = {
 
 
 class DeviceCodes:
-    """An encoding on a device, with numpy's arrays going in where labels are used, and coming out where they are made.
+    """An encoding on a device: codes of memory become labels there, and labels that were made there become codes.
 
     Args:
         encoding: ready to code.
@@ -244,19 +244,26 @@ class DeviceCodes:
         self._carried = encoding.carried if isinstance(encoding, Int8Format1) else None
         self._twin = TWINS[encoding.name](encoding, device)
 
-    def encode(self, logits: npt.NDArray[np.float32], pairs: Pairs) -> dict[str, npt.NDArray[Any]]:
-        """Codes of ``[..., C]``, as ``Encoding.encode`` makes them.
+    def encode(self, logits: Tensor, pairs: Pairs) -> dict[str, npt.NDArray[Any]]:
+        """Codes in memory, as ``Encoding.encode`` makes them.
 
-        A GPU works on a stream of its own, and waits for nothing that a teacher is doing.
+        A GPU works on a stream of its own and does not wait for what a teacher is doing: ``logits`` must be complete.
+
+        Args:
+            logits: float32 ``[..., C]``; not copied when it is on this device.
+            pairs: which images the crops show ``[...]``.
         """
         lead, rows, flat = logits.shape[:-1], logits.reshape(-1, logits.shape[-1]), pairs.flat()
         with torch.cuda.stream(self._stream):
-            parts = [
-                self._twin.encode(to_device(torch.from_numpy(rows[part]), self._device), flat.take(part))
-                for part in _parts(len(rows))
-            ]
+            there = to_device(rows, self._device)
+            parts = [self._twin.encode(there[part], flat.take(part)) for part in _parts(len(rows))]
             codes = to_host({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
         return {name: values.numpy().reshape(*lead, *values.shape[1:]) for name, values in codes.items()}
+
+    def to_memory(self, logits: Tensor) -> npt.NDArray[np.float32]:
+        """Complete logits of this device in memory; those of a CPU are not copied."""
+        with torch.cuda.stream(self._stream):
+            return to_host({"logits": logits})["logits"].numpy()
 
     def decode(self, codes: Codes, pairs: Pairs) -> Tensor:
         """Logits of codes ``[n, ...]``, float32 ``[n, C]`` on the device."""
@@ -268,7 +275,7 @@ class DeviceCodes:
     def directions(self, codes: Codes, pairs: Pairs) -> Tensor:
         """Labels of codes ``[n, ...]``, each up to a scale of its own: as stored, unless they must be decoded.
 
-        Codes of ``int8`` are what they stand for, up to their step, where no label has an offset and nothing is masked.
+        Codes of ``int8`` are the labels up to their step, where no label has an offset and nothing is masked.
         """
         if not self._twin.are_directions(codes):
             return self.decode(codes, pairs)

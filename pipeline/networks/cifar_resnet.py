@@ -5,6 +5,9 @@ Key names (``conv1``, ``bn1``, ``layerN.M.conv1``, ``linear``) are those of the 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
@@ -57,3 +60,8 @@ class CifarResNet(nn.Module):
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: Tensor = self.linear(x.mean((2, 3)))
         return logits
+
+
+NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
+    f"cifar-resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)
+}

@@ -6,6 +6,8 @@ checkpoints use.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
@@ -54,3 +56,8 @@ class ConvNet(nn.Module):
         """Logits ``[n, C]`` of images ``[n, channels, size, size]``."""
         logits: Tensor = self.classifier(self.features(images).flatten(1))
         return logits
+
+
+NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
+    f"convnet-d{depth}": partial(ConvNet, depth) for depth in range(1, 7)
+}

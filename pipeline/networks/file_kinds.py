@@ -103,7 +103,7 @@ def _zip(path: Path) -> tuple[str, str]:
 
 
 def _text(head: bytes, path: Path) -> tuple[str, str] | None:
-    """A text file by what it says; None for binary ones."""
+    """The kind of a text file by its content; None for binary ones."""
     try:
         text = head.decode("utf-8-sig" if len(head) < HEAD else "latin-1").strip()
     except UnicodeDecodeError:
@@ -111,9 +111,9 @@ def _text(head: bytes, path: Path) -> tuple[str, str] | None:
     start = text[:200].lower()
     if start.startswith(("<!doctype html", "<html", "<head", "<?xml", "<!--")):
         title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
-        said = f" ({shown(' '.join(title[1].split()))})" if title and title[1].strip() else ""
+        heading = f" ({shown(' '.join(title[1].split()))})" if title and title[1].strip() else ""
         kind = "an XML page" if start.startswith("<?xml") else "an HTML page"
-        return f"{kind}{said} instead of the file", f"{_AGAIN}, past the page that asks or refuses"
+        return f"{kind}{heading} instead of the file", f"{_AGAIN}, past the page that asks or refuses"
     if any(byte < 32 and chr(byte) not in string.whitespace for byte in head):
         return None
     if text.startswith(("{", "[")):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from labelstore.errors import InputError
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 LEVELS = 255
 _ROUNDING = 1e-3
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -17,3 +18,6 @@ def resnet_modified(name: str, *, num_classes: int, **args: Any) -> nn.Module:
     network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
     network.maxpool = nn.Identity()
     return network
+
+
+NETWORKS: Mapping[str, Callable[..., nn.Module]] = {name: partial(resnet_modified, name) for name in RESNETS}

@@ -18,7 +18,7 @@ class Normalisation:
     """Mean and deviation, and where they come from.
 
     Attributes:
-        mean: channel means; None where neither a flag nor the weights say.
+        mean: channel means; None where neither a flag nor the weights give them.
         std: channel standard deviations, likewise.
         sources: of both, for people.
         warnings: what differs from what the weights were trained with.
@@ -52,7 +52,7 @@ def normalisation(given: Mapping[str, Sequence[float] | None], trained: Sequence
         trained: what each network was trained with.
 
     Raises:
-        InputError: when several networks were trained with different ones, and no flag says which to take.
+        InputError: when several networks were trained with different ones, and no flag chooses one.
     """
     taken: dict[str, Triple | None] = {}
     sources: list[str] = []
@@ -97,13 +97,13 @@ def require_network(
     """The network and its arguments: those that are given, or those that the weights were trained as.
 
     Args:
-        trained: what the weights say.
+        trained: what the weights were trained with, as their files record it.
         name: the network that is given, if any.
         args: the arguments that are given, if any.
         flags: those of name and arguments, for messages.
 
     Raises:
-        InputError: when what is given is another network than the weights are of, or neither says.
+        InputError: when what is given is another network than the weights are of, or neither names one.
     """
     recorded = trained.network if trained else None
     if name is None:
@@ -134,7 +134,7 @@ def differences(trained: Trained, size: int, interpolation: str, resize: int | N
         interpolation: filter of the resize.
         resize: short side of a test image before the central crop, where that matters.
     """
-    told = [
+    notes = [
         f"{name} {ours} instead of {theirs}"
         for name, ours, theirs in (
             ("--size", size, trained.size),
@@ -143,4 +143,4 @@ def differences(trained: Trained, size: int, interpolation: str, resize: int | N
         )
         if None not in (ours, theirs) and ours != theirs
     ]
-    return f"{', '.join(told)} of {trained.source}" if told else None
+    return f"{', '.join(notes)} of {trained.source}" if notes else None

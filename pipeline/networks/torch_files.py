@@ -145,7 +145,7 @@ def read_content(path: Path, place: str, advice: str, *, mapped: bool = False) -
         mapped: map the tensors of torch's zip format instead of reading them.
 
     Raises:
-        InputError: says in one line what was found instead of tensors.
+        InputError: names in one line what was found instead of tensors.
     """
     if not path.exists():
         raise InputError(f"{place}: no such file")
@@ -213,7 +213,7 @@ def _diagnosis(path: Path, advice: str) -> tuple[str, str]:
     known = {entry[1] for entry in _allowed() if isinstance(entry, tuple)} | own.keys()
     foreign = [name for name in names if name not in known]
     if foreign:
-        foreign.sort(key=lambda name: name.startswith(_HELPERS))  # what they make says more
+        foreign.sort(key=lambda name: name.startswith(_HELPERS))  # the others are the better clue
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         return f"a pickled {shown(foreign[0])}{more}, which only code could make", advice
     if whole and not zipped and whole < _OF_TORCH:
@@ -247,7 +247,7 @@ def _names(files: list[Any]) -> tuple[list[str], int, int]:
                     whole += 1
                 else:
                     found[argument] = None
-        except ValueError:  # behind the pickles come the tensors' bytes
+        except ValueError:  # the tensors' bytes follow the pickles
             if not found and not whole and protocol == 0:
                 raise
             break

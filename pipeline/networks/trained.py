@@ -1,4 +1,4 @@
-"""What weights were trained with: the record that their files carry, and what timm and torchvision say of theirs."""
+"""What weights were trained with: the record that their files carry, and what timm and torchvision record of theirs."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Trained:
 
     def to_json(self) -> dict[str, Json]:
         """The record; without its source, which is the file that holds it."""
-        told: dict[str, Json] = json.loads(json.dumps(asdict(self)))
-        return {name: value for name, value in told.items() if name != "source"}
+        record: dict[str, Json] = json.loads(json.dumps(asdict(self)))
+        return {name: value for name, value in record.items() if name != "source"}
 
     @classmethod
     def of_json(cls, record: Any, source: str) -> Trained:
@@ -116,7 +116,7 @@ def _checked(record: Any) -> dict[str, Any]:
 
 
 def trained_with(name: str | None, args: Mapping[str, Json], weights: str) -> Trained | None:
-    """What the weights say themselves, or the library that the network and they belong to; None when neither does.
+    """What the weights record, or the library that the network and they belong to; None when neither does.
 
     Args:
         name: the network, where it is given.
@@ -158,7 +158,7 @@ def parsed(text: Any, source: str) -> Trained:
 
 
 def own_configuration(name: str, args: Mapping[str, Json], weights: str) -> Trained | None:
-    """What timm says of its network, or torchvision of its weights; None where neither does."""
+    """What timm records of its network, or torchvision of its weights; None where neither does."""
     try:
         if weights.startswith(TORCHVISION) and name.startswith(TORCHVISION):
             return _of_torchvision(name.removeprefix(TORCHVISION), weights)
@@ -193,22 +193,22 @@ def _of_timm(name: str, args: Mapping[str, Json]) -> Trained | None:
         config = timm.models.get_pretrained_cfg(model)
     if config is None:  # of a hub, or changed by arguments
         config = timm.create_model(model, **keywords).pretrained_cfg
-    told: Mapping[str, Any] = config if isinstance(config, Mapping) else asdict(config)
-    if len(told["mean"]) != 3 or len(told["std"]) != 3:
+    known: Mapping[str, Any] = config if isinstance(config, Mapping) else asdict(config)
+    if len(known["mean"]) != 3 or len(known["std"]) != 3:
         return None
-    size = int(told["input_size"][-1])
+    size = int(known["input_size"][-1])
     return Trained(
         source=f"timm's configuration of {model}",
         size=size,
-        mean=tuple(map(float, told["mean"])),
-        std=tuple(map(float, told["std"])),
-        resize=round(size / float(told.get("crop_pct") or 1)),
-        interpolation=str(told.get("interpolation") or "bicubic"),
+        mean=tuple(map(float, known["mean"])),
+        std=tuple(map(float, known["std"])),
+        resize=round(size / float(known.get("crop_pct") or 1)),
+        interpolation=str(known.get("interpolation") or "bicubic"),
     )
 
 
 def same_network(one: str, other: str) -> bool:
-    """Whether two names are of one architecture: timm's tags say which weights, modules may be imported by any path."""
+    """Whether two names are of one architecture: timm's tags name weights, modules may be imported by any path."""
     plain = [name.partition(".")[0] if name.startswith(TIMM) else name for name in (one, other)]
     if plain[0] == plain[1]:
         return True

@@ -187,8 +187,8 @@ def is_plain(value: Any) -> bool:
 def parts_for(whole: WeightSet, own: Mapping[str, Tensor], *, shapes: bool) -> list[WeightSet]:
     """The parts of a set that have all tensors of a network, with ``shapes`` of its shapes, with the network's names.
 
-    A part is what lies behind one prefix (``model.``, ``backbone.``); wrappers may stand anywhere in a name. Tensors
-    behind the prefix that the network has not stay, so that they are refused where they are loaded.
+    A part is what follows one prefix (``model.``, ``backbone.``); wrappers may be anywhere in a name. Tensors
+    after a prefix that the network lacks stay, so that they are refused where they are loaded.
     """
     wanted = plain_names(name for name in own if not is_counter(name))
     names = plain_names(whole.tensors)

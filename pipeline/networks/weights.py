@@ -89,12 +89,12 @@ def read_weights(path: Path, *, key: str | None = None, own: Mapping[str, Tensor
     """The weights in a ``.safetensors`` file or a state dict saved by torch; nothing in it is executed.
 
     Args:
-        path: the file, told by its content, not its name.
+        path: the file; its content decides how it is read, not its name.
         key: of several sets of weights the one to take: its keys, joined by dots.
         own: the network's tensors: of several sets one that has them is taken, under the network's names.
 
     Raises:
-        InputError: says what was found instead.
+        InputError: names what was found instead.
     """
     place = f"weights {path}"
     require_file(path)
@@ -222,7 +222,7 @@ def packed(state_dict: Mapping[str, Tensor], classes: Sequence[str] | None, trai
 def weights_like(content: bytes) -> Proof:
     """The proof of a file of weights of the same network: all but the numbers in it is the same.
 
-    Such a file may be of another version, and of one that did not say yet what weights were trained with.
+    Such a file may be of another version, also of one that did not record what weights were trained with.
     """
     ours = _Outline.of(content[: 8 + int.from_bytes(content[:8], "little")])
 
@@ -245,7 +245,7 @@ def weights_like(content: bytes) -> Proof:
 
 @dataclass(frozen=True)
 class _Outline:
-    """What the head of a ``.safetensors`` file says: of its tensors, of classes, and of what it was trained with."""
+    """The header of a ``.safetensors`` file: its tensors, the classes, and what it was trained with."""
 
     length: int
     tensors: Mapping[str, Any]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
+from pipeline.device.choosing import choose_device
 from pipeline.render.identity import DECODERS, DecoderName, decoder_of
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def make_renderer(
         raise InputError(f"threads: expected at least 1, found {threads}")
     if cache_bytes < 0:
         raise InputError(f"memory for decoded images: expected at least 0 bytes, found {cache_bytes}")
-    where = _device(device)
+    where = choose_device(device)
     if decoder not in (None, *DECODERS):
         raise InputError(f"decoder: expected one of {', '.join(DECODERS)}, found {decoder!r}")
     choice = RENDERERS[where.type]
@@ -113,22 +114,3 @@ def make_renderer(
         raise InputError(f"decoder {decoder}: {choice.advice}")
     threads = threads or len(os.sched_getaffinity(0))
     return choice.make(manifest, spec, where, decoder or choice.decoders[0], threads, cache_bytes)
-
-
-def _device(name: str) -> torch.device:
-    """The device of that name, which must be present; a CUDA device has an index."""
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in RENDERERS:
-        raise InputError(f"device: expected cpu, cuda or cuda:N, found {name!r}")
-    if device.type == "cpu":
-        return torch.device("cpu")
-    index = device.index or 0
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if index >= found:
-        raise InputError(f"device {name}: this machine has {found} usable CUDA devices; take --device cpu")
-    return torch.device("cuda", index)

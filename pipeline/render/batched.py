@@ -7,13 +7,13 @@ on a GPU. Two kernels do it on a GPU that Triton can compile for; plain torch, h
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.device.kernels import kernels_agree
 from pipeline.device.moving import to_device
 from pipeline.render.jobs import BITS, FILTER_RADIUS, HALF, JOB, Boxes, Task, prepare
 
@@ -62,24 +62,19 @@ def resize_plainly(task: Task) -> Tensor:
 
 @cache
 def kernels_work(device: torch.device) -> bool:
-    """Whether Triton's kernels run on a GPU and give the right crops; warns if not."""
+    """Whether Triton's kernels run on a GPU and give the right crops; warns when they do not."""
+    return kernels_agree(lambda: _compare_kernels(device), "crops are the same and take longer")
+
+
+def _compare_kernels(device: torch.device) -> None:
+    from pipeline.render.kernels import resize_task
+
     rng = np.random.default_rng(0)
     sides = np.array([[37, 61], [224, 100]])
     boxes = np.array([[3, 4, 30, 50], [-4, -4, 230, 100]])
     data = to_device(torch.from_numpy(rng.integers(0, 256, 3 * (37 * 61 + 224 * 100), np.uint8)), device)
-    try:
-        from pipeline.render.kernels import resize_task
-
-        for interpolation in FILTER_RADIUS:
-            given = Boxes(data, np.array([0, 3 * 37 * 61]), sides, boxes, np.array([True, False]))
-            task = prepare(given, 32, interpolation)
-            if not torch.equal(resize_task(task), resize_plainly(task)):
-                raise RuntimeError("other pixels than plain torch's")
-    except Exception as error:  # no compiler, no Triton, an unknown GPU: it may raise anything
-        first = (str(error).splitlines() or [""])[0]
-        warnings.warn(
-            f"Triton's kernels do not run here ({type(error).__name__}: {first}); crops are the same and take longer",
-            stacklevel=2,
-        )
-        return False
-    return True
+    for interpolation in FILTER_RADIUS:
+        given = Boxes(data, np.array([0, 3 * 37 * 61]), sides, boxes, np.array([True, False]))
+        task = prepare(given, 32, interpolation)
+        if not torch.equal(resize_task(task), resize_plainly(task)):
+            raise RuntimeError("other pixels than plain torch's")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from labelstore.format.columns import CropRows
 from pipeline.plan.augment import inputs_of
+
+Normalisation: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+"""Channel means and standard deviations of pixels in [0, 1]."""
 
 
 def normalise(
@@ -42,6 +46,7 @@ def network_input(
     dtype: torch.dtype,
     channels_last: bool,
     size: int | None = None,
+    plan: Normalisation | None = None,
 ) -> Tensor:
     """`normalise`, then the augmentations of normalised images that the rows contain, in float32.
 
@@ -53,6 +58,8 @@ def network_input(
         dtype: dtype of the result.
         channels_last: memory format of the result.
         size: side of the crops that the rows were drawn for; S when None.
+        plan: normalisation that those augmentations work on, where that of the network is another one: `mean` and
+            `std` when None.
 
     Returns:
         ``[n, 3, S, S]`` on the device of ``pixels``.
@@ -60,12 +67,23 @@ def network_input(
     inputs = inputs_of(rows.names)
     if not inputs:
         return normalise(pixels, mean, std, dtype, channels_last)
-    images = normalise(pixels, mean, std, torch.float32, channels_last=False)
+    first = plan or (mean, std)
+    images = normalise(pixels, *first, torch.float32, channels_last=False)
     changed = images[: len(rows)]
     for each in inputs:
         changed = each.apply(changed.contiguous(), rows, size or images.shape[-1])
     images = torch.cat([changed, images[len(rows) :]])
+    if plan is not None and plan != (tuple(mean), tuple(std)):
+        images = renormalise(images, plan, (tuple(mean), tuple(std)))
     return images.to(dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def renormalise(images: Tensor, old: Normalisation, new: Normalisation) -> Tensor:
+    """Images ``[n, 3, S, S]`` that are normalised by ``old``, normalised by ``new``."""
+    factors = zip(*old, *new, strict=True)
+    scales_and_shifts = [(s / new_s, (m - new_m) / new_s) for m, s, new_m, new_s in factors]
+    both = torch.tensor(scales_and_shifts, device=images.device).T[..., None, None]
+    return images * both[0] + both[1]
 
 
 def at_once(pixels: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:

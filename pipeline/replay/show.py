@@ -1,4 +1,4 @@
-"""A contact sheet: stored crops as the student sees them, with what the teacher says of each."""
+"""A contact sheet: stored crops as the student sees them, with the teacher's first choices for each."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def captions(source: Source, labels: LabelBatch) -> list[list[str]]:
     for target, image, logits in zip(labels.targets, labels.rows.image, labels.logits, strict=True):
         confidence = softmax(logits)
         best = np.argsort(-confidence, kind="stable")[:3]
-        told = [f"{names.get(int(b), f'column {b}')} {100 * confidence[b]:.1f} %" for b in best]
-        shown.append([f"{names[int(target)]} #{image}", *told])
+        best_three = [f"{names.get(int(b), f'column {b}')} {100 * confidence[b]:.1f} %" for b in best]
+        shown.append([f"{names[int(target)]} #{image}", *best_three])
     return shown
 
 

@@ -1,4 +1,4 @@
-"""Does the store still hold what this teacher says of these images? Render, ask the teacher again, compare."""
+"""Does the store still hold this teacher's labels of these images? Render, label again, compare."""
 
 from __future__ import annotations
 
@@ -21,14 +21,24 @@ from pipeline.config import VerifyConfig, gibibytes
 from pipeline.replay.source import Source, check_pixels, open_source
 from pipeline.teacher.engine.spec import MAX_RELATIVE_ERROR
 from pipeline.teacher.imagenet import FOLDERS
+from pipeline.teacher.labeller import Labeller, label_crops
 from pipeline.teacher.teacher import Teacher, TeacherSpec, make_teacher, stored_members
 
 MIN_FIDELITY = 0.99
 MARGIN = 0.01  # by which the audit rows may fall below the fidelity of the many rows that the store has measured
 
 
-def verify(config: VerifyConfig, console: Console) -> tuple[bool, Mapping[str, Json]]:
-    """Whether the store holds within the stated bands, and the figures."""
+def verify(config: VerifyConfig, console: Console, labeller: Labeller | None = None) -> tuple[bool, Mapping[str, Json]]:
+    """Whether the store holds within the stated bands, and the figures.
+
+    Args:
+        config: the flags.
+        console: where the findings go.
+        labeller: of the store, in the place of the teacher that ``config.weights`` belong to.
+
+    Raises:
+        MismatchError: when it is another labeller than the store's.
+    """
     store = LabelStore.open(config.store)
     source = open_source(
         store,
@@ -40,10 +50,12 @@ def verify(config: VerifyConfig, console: Console) -> tuple[bool, Mapping[str, J
         rehash=config.rehash,
     )
     with closing(source):
-        return verify_source(source, config, console)
+        return verify_source(source, config, console, labeller)
 
 
-def verify_source(source: Source, config: VerifyConfig, console: Console) -> tuple[bool, Mapping[str, Json]]:
+def verify_source(
+    source: Source, config: VerifyConfig, console: Console, labeller: Labeller | None = None
+) -> tuple[bool, Mapping[str, Json]]:
     """Compare pixels, then labels where there are weights."""
     try:
         pixels = check_pixels(source)
@@ -63,14 +75,16 @@ def verify_source(source: Source, config: VerifyConfig, console: Console) -> tup
     }
     how = "bit for bit" if pixels.equal else "within the band of another renderer"
     console.line(f"pixels: {pixels.crops} stored crops came out again, {how}")
-    if config.weights:
-        teacher = teacher_of(source.store, config, console)
-        values.update(compare_labels(source, teacher, console))
+    if labeller is None and config.weights:
+        labeller = teacher_of(source.store, config, console)
+    if labeller is not None:
+        require_same_labeller(source.store, labeller, console)
+        values.update(compare_labels(source, labeller, console))
     return bool(values["ok"]), values
 
 
 def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Teacher:
-    """The store's teacher with the given weights, refused when they are not the store's."""
+    """The teacher that the store describes, with the given weights."""
     stored: Any = store.identity.require("teacher")
     engine: Any = store.identity.require("engine")
     spec = TeacherSpec(
@@ -90,19 +104,29 @@ def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Tea
     )
     teacher = make_teacher(spec, size=store.identity.size, classes=store.identity.classes)
     console.tell(teacher.notes, teacher.warnings)
-    require_same("teacher", dict(stored), dict(teacher.identity), "give --weights of the store's teacher")
-    found = first_difference(dict(engine), dict(teacher.engine))
+    return teacher
+
+
+def require_same_labeller(store: LabelStore, labeller: Labeller, console: Console) -> None:
+    """Refuse a labeller that is not the store's; report where its engine differs.
+
+    Raises:
+        MismatchError: names the first difference.
+    """
+    identity = store.identity
+    stored, ours = dict(identity.require("teacher")), dict(labeller.identity)
+    require_same("teacher", stored, ours, "give --weights of the store's teacher")
+    found = first_difference(dict(identity.require("engine")), dict(labeller.engine))
     if found:
         console.line(f"engine: another than the store's at {found[0]}: {found[1]!r} there, {found[2]!r} here")
-    return teacher
 
 
 @dataclass(frozen=True, eq=False)
 class AuditErrors:
-    """How far a teacher's logits of the audit crops are from those that are stored.
+    """How far a labeller's logits of the audit crops are from the stored ones.
 
     Attributes:
-        logits: the teacher's, float32 ``[a, C]``.
+        logits: the labeller's, float32 ``[a, C]``.
         maximum: the largest error.
         mean: the mean error.
         band: the largest error that another order of summation explains.
@@ -119,36 +143,34 @@ class AuditErrors:
         return self.maximum <= self.band
 
 
-def audit_errors(store: LabelStore, teacher: Teacher, crops: Tensor) -> AuditErrors:
+def audit_errors(store: LabelStore, labeller: Labeller, crops: Tensor) -> AuditErrors:
     """Label the audit crops, uint8 ``[a, S, S, 3]``, and compare with the stored float16 logits."""
     stored = store.audit().logits.astype(np.float32)
-    rows, parts = store.read(0, slice(len(stored))).rows, range(0, len(crops), teacher.batch)
-    pieces = [slice(start, start + teacher.batch) for start in parts]
-    logits = np.concatenate([teacher.logits(crops[piece], rows.take(piece)).numpy() for piece in pieces])
+    logits = label_crops(labeller, crops, store.read(0, slice(len(stored))).rows)
     # on the engine of the store they come out to float16 rounding; another engine sums in another order
     errors = np.abs(logits - stored)
-    engines = (store.identity.require("engine"), teacher.engine)
+    engines = (store.identity.require("engine"), labeller.engine)
     share = max(MAX_RELATIVE_ERROR[str(engine["dtype"])] for engine in engines)
     return AuditErrors(logits, float(errors.max()), float(errors.mean()), share * float(np.abs(stored).max()))
 
 
-def require_same_labels(source: Source, teacher: Teacher, console: Console) -> None:
+def require_same_labels(source: Source, labeller: Labeller, console: Console) -> None:
     """Refuse to continue with a renderer and an engine that do not give the audit rows again.
 
-    The crops are held against the stored ones by P2's band, and the teacher's logits of the stored crops against the
-    stored logits, so that neither hides the other.
+    The crops are compared with the stored ones (P2's band), and the labels of the stored crops with the stored labels,
+    so that one difference does not hide the other.
 
     Raises:
         MismatchError: names the difference.
     """
     pixels = check_pixels(source)
-    errors = audit_errors(source.store, teacher, torch.from_numpy(source.store.audit().crops))
+    errors = audit_errors(source.store, labeller, torch.from_numpy(source.store.audit().crops))
     if not errors.within:
         theirs = dict(source.store.identity.require("engine"))
         raise MismatchError(
             f"another engine gives other labels: expected errors of at most {errors.band:.2e} against the audit rows, "
             f"found {errors.maximum:.2e} (mean {errors.mean:.2e}); the store has {theirs}, "
-            f"this run has {dict(teacher.engine)}; build on where the store was begun, or make another --store"
+            f"this run has {dict(labeller.engine)}; continue where the store was begun, or make another --store"
         )
     console.line(
         f"another engine: pixels of {pixels.crops} stored crops differ by {pixels.max_difference} levels at most, "
@@ -156,18 +178,18 @@ def require_same_labels(source: Source, teacher: Teacher, console: Console) -> N
     )
 
 
-def labels_come_out_again(source: Source, teacher: Teacher) -> bool:
-    """Whether a teacher gives the audit rows of a store bit for bit, as they are stored in float16."""
+def labels_come_out_again(source: Source, labeller: Labeller) -> bool:
+    """Whether a labeller gives the audit rows of a store bit for bit, as they are stored in float16."""
     audit = source.store.audit()
-    found = audit_errors(source.store, teacher, torch.from_numpy(audit.crops)).logits
+    found = audit_errors(source.store, labeller, torch.from_numpy(audit.crops)).logits
     return np.array_equal(found.astype(np.float16), audit.logits)
 
 
-def compare_labels(source: Source, teacher: Teacher, console: Console) -> dict[str, Json]:
-    """The teacher's logits of the audit crops against the float16 logits and the codes that are stored."""
+def compare_labels(source: Source, labeller: Labeller, console: Console) -> dict[str, Json]:
+    """The labeller's logits of the audit crops against the stored float16 logits and codes."""
     store = source.store
     count = len(store.audit().logits)
-    errors = audit_errors(store, teacher, source.crops(0, 0, count))
+    errors = audit_errors(store, labeller, source.crops(0, 0, count))
     group = store.identity.group
     labels = store.read(0, slice(0, min(-(-count // group) * group, store.identity.images)))  # whole groups
     partners = labels.rows.partners(group)[:count] if labels.rows.mixed else np.arange(count)

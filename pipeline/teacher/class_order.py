@@ -19,7 +19,7 @@ from pipeline.teacher.imagenet import COLUMNS as IMAGENET_COLUMNS
 from pipeline.teacher.imagenet import FOLDERS, IMAGENET, PublicMapping, is_public, public_mapping
 
 TEACHER_CLASSES, CLASS_COLUMNS = "--teacher-classes", "--class-columns"
-MIN_ROWS = 30  # fewer crops say nothing about the order of classes
+MIN_ROWS = 30  # fewer crops are no evidence for the order of classes
 SHOWN = 100
 MAX_PATH = 4096  # characters of a path
 

@@ -158,6 +158,6 @@ def _placed(entries: Sequence[int], names: Sequence[str] | None, total: int) -> 
 
 
 def _called(name: str) -> tuple[int, ...]:
-    """The classes of the list that a name may mean: a WordNet id, alone or with words behind it, or a class name."""
+    """The classes of the list that a name may mean: a WordNet id, alone or with words after it, or a class name."""
     by_id = () if name[_ID:][:1].isalnum() else _by_id().get(name[:_ID], ())
     return by_id or _by_name().get(plain(name), ())

@@ -19,74 +19,22 @@ from pipeline.networks.weights import Weights
 from pipeline.render.normalise import normalise
 from pipeline.teacher.class_order import CLASS_COLUMNS, TEACHER_CLASSES, Choice, check_classes, choose, require_said
 from pipeline.teacher.engine.batches import require_weights_fit
-from pipeline.teacher.engine.device import DTYPES, choose_device
+from pipeline.teacher.engine.device import DTYPES, teacher_device
 from pipeline.teacher.engine.ensemble import Ensemble
 from pipeline.teacher.engine.folding import fold_batch_norms
 from pipeline.teacher.engine.neighbours import require_independent
 from pipeline.teacher.engine.running import Engine, eager, enough_memory, make_engine
 from pipeline.teacher.engine.spec import Member, TeacherSpec, every_key, make_members
+from pipeline.teacher.labeller import Pending
 
-__all__ = ["BrokenLogitsError", "Member", "Pending", "Teacher", "TeacherSpec", "make_members", "make_teacher"]
+__all__ = ["Member", "Teacher", "TeacherSpec", "make_members", "make_teacher", "stored_members"]
 
 FOLDING_CROPS = PROBE_CROPS = 2
 
 
-class BrokenLogitsError(InputError):
-    """A teacher gave NaN or Inf for a crop.
-
-    Args:
-        name: of the teacher.
-        row: of the first such crop in its batch.
-        column: of its first such logit.
-        value: of the logit.
-    """
-
-    def __init__(self, name: str, row: int, column: int, value: float) -> None:
-        super().__init__(
-            f"the teacher {name} gave {value} for class {column} of row {row} of a batch; "
-            f"look at its weights, --mean/--std and --dtype"
-        )
-        self.row, self.column, self.value = row, column, value
-
-
-class Pending:
-    """Logits that a device is making.
-
-    Args:
-        name: of the teacher.
-        logits: float32 ``[n, C]`` on the device.
-    """
-
-    def __init__(self, name: str, logits: Tensor) -> None:
-        self._name = name
-        self._event: torch.cuda.Event | None = None
-        if logits.device.type == "cuda":
-            self._logits = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
-            with torch.cuda.device(logits.device):
-                self._logits.copy_(logits, non_blocking=True)
-                self._event = torch.cuda.Event()
-                self._event.record()
-        else:
-            self._logits = logits
-
-    def result(self) -> Tensor:
-        """Wait for them: float32 ``[n, C]`` on the CPU.
-
-        Raises:
-            BrokenLogitsError: when a logit is NaN or infinite; names the first.
-        """
-        if self._event is not None:
-            self._event.synchronize()
-        broken = (~self._logits.isfinite()).nonzero()
-        if len(broken):
-            row, column = broken[0].tolist()
-            raise BrokenLogitsError(self._name, row, column, float(self._logits[row, column]))
-        return self._logits
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Teacher:
-    """Networks ready to label crops; made by ``make_teacher``.
+    """Networks ready to label crops, a `Labeller`; made by ``make_teacher``.
 
     Attributes:
         spec: what it was made from.
@@ -113,6 +61,16 @@ class Teacher:
     notes: tuple[str, ...] = ()
 
     @property
+    def mean(self) -> tuple[float, float, float]:
+        """Channel means of its normalisation, of pixels in [0, 1]."""
+        return self.spec.mean
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Channel standard deviations of its normalisation, of pixels in [0, 1]."""
+        return self.spec.std
+
+    @property
     def batch(self) -> int:
         """The largest number of crops that ``logits`` takes."""
         return self.run.batch
@@ -132,7 +90,7 @@ class Teacher:
 
         Args:
             pixels: uint8 ``[n, S, S, 3]``, n at most ``batch``; the rest of the batch is filled with zeros.
-            rows: of the crops, for what their augmentation does behind the normalisation; None when it is nothing.
+            rows: of the crops, for augmentations after the normalisation; None when there are none.
 
         Returns:
             float32 ``[n, C]`` on the CPU.
@@ -140,10 +98,10 @@ class Teacher:
         Raises:
             BrokenLogitsError: when a logit is NaN or infinite; names the first.
         """
-        return self.start(pixels, rows).result()
+        return self.start(pixels, rows).result().cpu()
 
     def start(self, pixels: Tensor, rows: CropRows | None = None) -> Pending:
-        """Begin to label crops, as ``logits`` does; a GPU works on while the caller does something else."""
+        """Begin to label crops, as ``logits`` does, and do not wait for a GPU; the logits stay on the device."""
         shape = (self.size, self.size, 3)
         count = len(pixels)
         if pixels.dtype != torch.uint8 or pixels.shape[1:] != shape or count > self.batch:
@@ -179,7 +137,7 @@ def make_teacher(
     Raises:
         InputError: when there is no such teacher, or it cannot be run so.
     """
-    device = choose_device(spec.device, spec.dtype)
+    device = teacher_device(spec.device, spec.dtype)
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     require_weights_fit(spec, device)
@@ -344,9 +302,9 @@ def _identity(
         {"name": member.name, "args": dict(sorted(member.args.items())), "weights": found.digest}
         for member, found in zip(spec.members, weights, strict=True)
     ]
-    shares = [{**told, "share": member.share} for told, member in zip(members, spec.members, strict=True)]
+    shares = [{**each, "share": member.share} for each, member in zip(members, spec.members, strict=True)]
     return {
-        **(members[0] if len(members) == 1 else {"members": [dict(told) for told in shares]}),
+        **(members[0] if len(members) == 1 else {"members": [dict(each) for each in shares]}),
         "mean": list(spec.mean),
         "std": list(spec.std),
         "columns": None if selected is None else list(selected),

@@ -40,7 +40,7 @@ def test_a_stopped_build_says_how_to_resume(number: int, code: int, world: World
     os.kill(running.process.pid, number)
     ended = running.end()
     assert ended.code == code
-    assert "stopping after the block in hand" in ended.err
+    assert "stopping after the current block" in ended.err
     assert "-m pipeline build --images" in ended.err.splitlines()[-1]
     assert "Traceback" not in ended.err
     assert not (store / "lease.json").exists()

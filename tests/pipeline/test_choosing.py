@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from labelstore.encodings import Pairs, make_encoding
 from labelstore.encodings.fitting import Sample, fit
 from labelstore.encodings.transform import Transform
-from pipeline.build.choosing import estimate, estimates, said, smaller
+from pipeline.build.choosing import describe, estimate, estimates, smaller
 
 
 # Measured: a MobileNetV2's labels of photographs, in blocks of 44 views: bytes of a label and of a calibration.
@@ -35,7 +35,7 @@ def test_what_a_label_of_a_small_set_costs_is_said() -> None:
     found = estimates(1000, 100, 3500, fidelity=None, mixed=False)
     assert smaller(found) == "transform"
     assert found["transform"].each == pytest.approx(460, rel=0.06)
-    text = said("transform", found, 100, 1000, "the smaller one")
+    text = describe("transform", found, 100, 1000, "the smaller one")
     assert "transform (the smaller one), about 440.9 B a label: 100.2 B of codes" in text
     assert "only 3,500 labels" in text
     assert "int8 1,004.1 B, float16 2,000.0 B" in text
@@ -43,7 +43,7 @@ def test_what_a_label_of_a_small_set_costs_is_said() -> None:
     assert text.endswith("; the numbers of each crop take some 5 B besides")
     few = estimates(1000, 10, 100, fidelity=None, mixed=False)
     assert smaller(few) == "int8"
-    assert "would be shared by only 100 labels" in said("int8", few, 10, 1000, "the smaller one")
+    assert "would be shared by only 100 labels" in describe("int8", few, 10, 1000, "the smaller one")
 
 
 @given(st.integers(1, 22_000), st.integers(1, 10**6), st.integers(1, 2000), st.booleans())
@@ -56,7 +56,9 @@ def test_more_views_never_make_a_label_larger_and_narrow_labels_stay_int8(
     assert all(more[name].each <= found[name].each for name in found)
     assert ("transform" in found) is (columns >= 64)
     assert smaller(found) == "int8" or found["transform"].each < found["int8"].each
-    assert said(smaller(found), found, images, columns, "why").startswith(f"encoding: {smaller(found)} (why), about ")
+    assert describe(smaller(found), found, images, columns, "why").startswith(
+        f"encoding: {smaller(found)} (why), about "
+    )
 
 
 def test_a_finer_fidelity_takes_more() -> None:

@@ -21,6 +21,7 @@ from labelstore.errors import InputError
 from labelstore.format.blocks import BlockIndex
 from labelstore.writing.encoding import pairs_of
 from pipeline.build import build
+from pipeline.build.continuing import open_for
 from pipeline.build.filling import OpenBlock
 from pipeline.build.labelling import label
 from pipeline.config import BuildConfig
@@ -87,7 +88,7 @@ def test_codes_and_labels_are_bit_equal_to_those_of_numpy(device: str, parameter
     def same(x: np.ndarray, offset: float) -> None:
         x = np.where((x == -1e4) | (offset == 0), x, x / largest + offset).astype(np.float32)
         pairs = Pairs.unmixed(np.zeros(len(x), int))
-        ours, theirs = twin.encode(x, pairs), encoding.encode(x, pairs) if len(x) else {}
+        ours, theirs = twin.encode(torch.from_numpy(x), pairs), encoding.encode(x, pairs) if len(x) else {}
         for codes, expected in theirs.items():
             assert ours[codes].dtype == expected.dtype
             assert ours[codes].tobytes() == expected.tobytes()
@@ -141,7 +142,7 @@ def test_codes_of_a_transform_are_those_of_numpy_and_labels_agree(device: str, s
     if seed == 0:
         pairs = Pairs.unmixed(pairs.images)
     expected = encoding.encode(x, pairs)
-    ours = twin.encode(x[None], Pairs(*(part[None] for part in pairs)))
+    ours = twin.encode(torch.from_numpy(x[None]), Pairs(*(part[None] for part in pairs)))
     for name, codes in expected.items():
         assert ours[name].dtype == codes.dtype
         assert np.array_equal(ours[name][0], codes)
@@ -151,6 +152,7 @@ def test_codes_of_a_transform_are_those_of_numpy_and_labels_agree(device: str, s
     assert np.array_equal(labels.cpu()[:, ~kept], x[:, ~kept])
     far, limit = np.zeros((3, C), np.float32), 2**22 * encoding.calibration.unit
     far[:, ~kept] = -1e4
+    three = Pairs.unmixed(np.array([3, 4, 5]))
     for wrong, why in (
         (limit * np.sign(encoding.calibration.basis[3]), "lies .* steps from its prediction, codes reach 32767"),
         (8 * limit * np.sign(encoding.calibration.basis[3]), "lies .* from"),
@@ -160,10 +162,10 @@ def test_codes_of_a_transform_are_those_of_numpy_and_labels_agree(device: str, s
         far[1] = wrong if "column" in why else np.where(kept, wrong, -1e4)
         if kept.all() and "column" in why:
             continue
-        for coder in (twin, encoding):
+        for encode in (lambda: twin.encode(torch.from_numpy(far), three), lambda: encoding.encode(far, three)):
             with pytest.raises(InputError, match=rf"of image 4: {why}"):
-                coder.encode(far, Pairs.unmixed(np.array([3, 4, 5])))
-    assert all(len(codes) == 0 for codes in twin.encode(x[:0], pairs.take(slice(0))).values())
+                encode()
+    assert all(len(codes) == 0 for codes in twin.encode(torch.from_numpy(x[:0]), pairs.take(slice(0))).values())
 
 
 def as_on_a_gpu(encoding: Encoding) -> DeviceCodes:
@@ -189,17 +191,24 @@ def test_a_block_that_a_gpu_encodes_is_the_same(world: World, tmp_path: Path, mo
         batch=32,
         store=tmp_path / "store",
     )
-    work, blocks = build.prepare(config, Console(), Ranks()), []
+    work = build.prepare(config, Console(), Ranks())
     with closing(work.renderer):
-        store = build.open_for(config, work)
-        block = OpenBlock(work, BlockIndex(0, 0), int, lambda *block: blocks.append(block))
-        label(work.renderer, work.teacher, work.identity.group, [block])
-    encode = as_on_a_gpu(store.encoding).encode
-    with store.lease() as writer, writer.queue(encode=encode) as write:
-        write(*blocks[0])
-    data = blocks[0][1]
+        store = open_for(config, work)
+        block = OpenBlock(work, BlockIndex(0, 0))
+        for each in label(work.renderer, work.labeller, work.identity.group, [block]):
+            assert not block.whole
+            block.add(each.crops, each.logits)
+    coder = as_on_a_gpu(store.encoding)
+    moved: list[torch.Tensor] = []
+    monkeypatch.setattr("pipeline.device.codes.to_device", lambda values, _device: moved.append(values) or values)
+    data = block.data(work.identity, coder)
+    # labels that are on the device already are neither copied there nor, on a CPU, back
+    assert [each.data_ptr() for each in moved] == [block.logits.data_ptr()]
+    assert np.shares_memory(data.logits, block.logits.numpy())
+    with store.lease() as writer, writer.queue() as write:
+        write(block.block, data)
     data.logits[0, 3, 1] = np.nan
-    codes = encode(data.logits, pairs_of(work.identity, data.rows))
+    codes = coder.encode(torch.from_numpy(data.logits), pairs_of(work.identity, data.rows))
     with store.lease() as writer, pytest.raises(InputError, match=r"position 3\W+class 1: expected a number"):
         writer.write(store.missing()[0], replace(data, codes=codes, audit=None))
     for name in ("labels", "scales"):

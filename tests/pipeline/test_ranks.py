@@ -32,14 +32,14 @@ def test_alone_nothing_is_started(found: dict[str, str], place: pytest.MonkeyPat
         place.setenv(name, value)
     place.setitem(sys.modules, "torch.distributed", None)  # importing it fails
     with join() as ranks, ranks.first_alone():
-        ranks.wait()
-        assert ranks.tell({"a": [1]}) == {"a": [1]}
-        assert ranks.own([3, 4]) == [3, 4]
+        ranks.barrier()
+        assert ranks.broadcast({"a": [1]}) == {"a": [1]}
+        assert ranks.shard([3, 4]) == [3, 4]
 
 
 def test_ranks_own_every_block_once() -> None:
     blocks = list(range(11))
-    owned = [Ranks(rank, 3).own(blocks) for rank in range(3)]
+    owned = [Ranks(rank, 3).shard(blocks) for rank in range(3)]
     assert sorted(block for part in owned for block in part) == blocks
     assert owned[0][0] == 0
 

@@ -20,7 +20,8 @@ from torchvision.transforms import functional
 from labelstore.errors import InputError
 from pipeline.networks import build_network, load_weights, read_weights, save_weights
 from pipeline.teacher.class_order import agreement, check_classes, select_columns
-from pipeline.teacher.teacher import BrokenLogitsError, Member, Teacher, TeacherSpec, make_teacher
+from pipeline.teacher.labeller import BrokenLogitsError
+from pipeline.teacher.teacher import Member, Teacher, TeacherSpec, make_teacher
 
 CLASSES = ("cat", "dog", "eel", "fox", "gnu")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -141,7 +142,7 @@ def test_spec_refuses_what_cannot_run(weights: Path) -> None:
         ({"threads": 0}, "threads"),
         ({"device": "gpu"}, "'gpu'"),
         ({"device": "mps"}, "'mps'"),
-        ({"device": "cuda:99"}, "torch sees"),
+        ({"device": "cuda:99"}, "usable CUDA devices"),
         ({"cuda_graph": True}, "--cuda-graph: expected --device cuda, found cpu"),
         ({"members": ()}, "at least one network"),
         ({"members": (Member(name="convnet-d3", weights=str(weights), args={"size": 32}),)}, "classifier.weight"),

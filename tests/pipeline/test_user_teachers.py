@@ -13,8 +13,9 @@ import torch
 from labelstore import LabelStore
 from labelstore.command.console import Console
 from pipeline.build.build import build
-from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, BuildConfig
+from pipeline.config import BuildConfig
 from pipeline.networks import build_network, save_weights
+from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.networks.outputs import logits_of
 from pipeline.render.normalise import normalise
 from pipeline.replay.source import open_source

@@ -26,13 +26,13 @@ from labelstore.format.columns import CropRows
 from labelstore.spec import BlockShape, Identity
 from pipeline.build import filling, stages, watching
 from pipeline.build.filling import Filling, Work
-from pipeline.build.labelling import label
+from pipeline.build.labelling import Rows, label
 from pipeline.build.stages import Busy, hand_over
 from pipeline.build.watching import Watch
 from pipeline.build.watching import watching as watch_for
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.ranks import Ranks
-from pipeline.teacher.teacher import Pending
+from pipeline.teacher.labeller import Pending
 
 SIDE, COLUMNS, POSITIONS, BATCH = 4, 3, 16, 8
 
@@ -72,9 +72,12 @@ class Black:
 
 
 class Numbers:
-    """In the place of a teacher: the image's number in every column."""
+    """In the place of a labeller: the image's number in every column."""
 
     batch, columns, device = BATCH, COLUMNS, torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.identity: dict[str, Any] = {}
 
     def start(self, _crops: Tensor, rows: CropRows) -> Pending:
         return Pending("numbers", torch.from_numpy(np.repeat(rows.image.astype(np.float32)[:, None], COLUMNS, axis=1)))
@@ -102,8 +105,8 @@ def make_work(images: int = POSITIONS) -> Any:
     )
     manifest: Any = SimpleNamespace(targets=np.zeros(images, np.int64), classes=identity.classes)
     renderer: Any = Black()
-    teacher: Any = Numbers()
-    return Work(manifest, Plan(spec, sides, sides), renderer, teacher, identity)
+    labeller: Any = Numbers()
+    return Work(manifest, Plan(spec, sides, sides), renderer, labeller, identity)
 
 
 def make_store(path: Path, work: Work, views: int) -> LabelStore:
@@ -244,28 +247,32 @@ def test_a_gpus_teacher_gets_its_batches_from_a_thread_and_gives_the_same(monkey
     work, most = make_work(images=24 * POSITIONS), 0
     taken: list[float] = []
     renderer: Any = work.renderer
-
-    class Taking:
-        rows = (work.plan.rows(0, 0, 24 * POSITIONS),)
-        names = ("view 0",)
-
-        def take(self, _crops: Tensor, labels: Any) -> None:
-            nonlocal most
-            most = max(most, renderer.rendered - len(taken))
-            taken.extend(labels[:, 0].tolist())
-
-    monkeypatch.setattr("pipeline.build.labelling._on_gpu", lambda _teacher: True)
-    label(renderer, work.teacher, 1, [Taking()])
-    assert taken == Taking.rows[0].image.tolist()
+    job = Rows([work.plan.rows(0, 0, 24 * POSITIONS)], ["view 0"])
+    monkeypatch.setattr("pipeline.build.labelling._on_gpu", lambda _labeller: True)
+    for each in label(renderer, work.labeller, 1, [job]):
+        assert each.job is job
+        most = max(most, renderer.rendered - len(taken))
+        taken.extend(each.logits[:, 0].tolist())
+    assert taken == job.rows[0].image.tolist()
     # taken, under way, waiting, handed over and rendered: whatever the number of batches
     assert most <= 6 * BATCH
 
 
-def test_a_signal_lets_the_block_in_hand_end(tmp_path: Path) -> None:
+def test_labelling_that_is_left_early_ends_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.build.labelling._on_gpu", lambda _labeller: True)
+    work, before = make_work(), threading.active_count()
+    labelled = label(work.renderer, work.labeller, 1, [Rows([work.plan.rows(0, 0, POSITIONS)], ["view 0"])] * 9)
+    next(labelled)
+    assert threading.active_count() == before + 1
+    labelled.close()
+    assert threading.active_count() == before
+
+
+def test_a_signal_lets_the_current_block_end(tmp_path: Path) -> None:
     work, stops = make_work(), Stops()
     store = make_store(tmp_path / "store", work, 40)
     watch = Watch()
-    start = work.teacher.start
+    start = work.labeller.start
 
     def hearing(crops: Tensor, rows: CropRows) -> Pending:
         if watch.so_far().crops == 2 * POSITIONS:
@@ -273,7 +280,7 @@ def test_a_signal_lets_the_block_in_hand_end(tmp_path: Path) -> None:
         pending: Pending = start(crops, rows)
         return pending
 
-    work.teacher.start = hearing
+    work.labeller.start = hearing
     fill(store, work, watch, stops)
     assert len(store.missing()) == 40 - 3
     assert check(store.path).ok
@@ -296,7 +303,7 @@ def test_the_number_of_blocks_in_memory_does_not_depend_on_how_many_there_are(
             super().__init__(*args)
             held.alive += 1
             held.most = max(held.most, held.alive)
-            weakref.finalize(self._logits, self._drop)
+            weakref.finalize(self.logits, self._drop)
 
         @staticmethod
         def _drop() -> None:

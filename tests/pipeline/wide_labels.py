@@ -23,7 +23,7 @@ from labelstore.format.columns import CropRows
 from labelstore.spec import BlockShape, Identity
 from pipeline.build.calibrate import Calibrator
 from pipeline.plan.plan import Plan, PlanSpec
-from pipeline.teacher.teacher import Pending
+from pipeline.teacher.labeller import Pending
 
 RANK = 256
 CHECKED = 1024
@@ -38,7 +38,7 @@ class Crops:
 
 
 class Labels:
-    """In the place of a teacher: labels of low rank, and a little of everything."""
+    """In the place of a labeller: labels of low rank, and a little of everything."""
 
     batch = 128
     device = torch.device("cpu")
@@ -85,10 +85,10 @@ def measure(columns: int, images: int, fidelity: float) -> dict[str, Any]:
     plan = Plan(spec, sides, sides)
     targets = np.random.default_rng(1).integers(0, columns, images)
     renderer: Any = Crops()
-    teacher: Any = labels  # neither is what its annotation says
+    labeller: Any = labels  # neither is what its annotation says
     start = time.perf_counter()
     encoding = Transform(columns, fidelity=fidelity)
-    made = Calibrator(identity, plan, renderer, teacher, targets).calibrate(encoding, Console(as_json=True))
+    made = Calibrator(identity, plan, renderer, labeller, targets).calibrate(encoding, Console(as_json=True))
     seconds = {"calibrate": time.perf_counter() - start}
     encoding = encoding.calibrated(made)
     rows = plan.rows(0, 0, min(CHECKED, images))

@@ -22,9 +22,9 @@ from labelstore.command.console import Console
 from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
-from pipeline.config import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.images.manifest import Manifest, scan
 from pipeline.networks import build_network, load_network, save_weights
+from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.plan import PlanSpec
 from pipeline.render import make_renderer
 from trainer.config import EvaluateConfig

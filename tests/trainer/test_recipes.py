@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -16,20 +18,22 @@ import tyro
 
 from labelstore import Identity
 from labelstore.errors import InputError, MismatchError
-from pipeline import recipes as stores
+from pipeline.build import recipe as stores
 from pipeline.config import BuildConfig, json_object
 from pipeline.images.class_folder import list_images
 from pipeline.images.manifest import scan
 from pipeline.networks import build_network
 from pipeline.plan.plan import PlanSpec
-from pipeline.recipes import Setting, flags_of, require_store, words
+from pipeline.recipes import RECIPES
+from pipeline.recipes.flags import words
+from pipeline.recipes.setting import Setting
+from pipeline.recipes.stores import NORMALISATION, require_store
 from tests.journeys.world import draw_images
 from tests.labelstore.making import make_identity
 from trainer import recipes as trained
 from trainer.config import TrainConfig
 from trainer.optimisers import OptimiserSpec
 from trainer.order import Order
-from trainer.recipes import RECIPES
 from trainer.schedules import ScheduleSpec
 
 # (classes, images a class): CIFAR-10, CIFAR-100, Tiny-ImageNet, ImageNet-1K
@@ -56,7 +60,7 @@ def setting(
 
 @pytest.mark.parametrize(("recipe", "batches"), [("gift", GIFT_BATCHES), ("rded", RDED_BATCHES)])
 def test_batches(recipe: str, batches: dict[tuple[int, int], int]) -> None:
-    assert {of: RECIPES[recipe](setting(*of))["batch_size"] for of in batches} == batches
+    assert {of: RECIPES[recipe].train(setting(*of))["batch_size"] for of in batches} == batches
 
 
 @pytest.mark.parametrize(
@@ -71,13 +75,13 @@ def test_batches(recipe: str, batches: dict[tuple[int, int], int]) -> None:
     ],
 )  # fmt: skip
 def test_rates(recipe: str, student: str, rate: float) -> None:
-    assert RECIPES[recipe](setting(1000, 10, student))["lr"] == rate
+    assert RECIPES[recipe].train(setting(1000, 10, student))["lr"] == rate
 
 
 def test_conv3_of_conv3_on_100_classes_is_rdeds_exception() -> None:
-    ours = RECIPES["rded"](setting(100, 10, "convnet-d3", "convnet-d3"))
+    ours = RECIPES["rded"].train(setting(100, 10, "convnet-d3", "convnet-d3"))
     assert (ours["batch_size"], ours["lr"]) == (25, 2e-3)
-    other = RECIPES["rded"](setting(100, 10, "convnet-d3", "resnet18-modified"))
+    other = RECIPES["rded"].train(setting(100, 10, "convnet-d3", "resnet18-modified"))
     assert (other["batch_size"], other["lr"]) == (100, 1e-3)
 
 
@@ -104,7 +108,7 @@ BETAS = {"optimizer_args": '{"betas": [0.9, 0.999]}'}
     ],
 )  # fmt: skip
 def test_every_value(recipe: str, classes: int, values: dict[str, object]) -> None:
-    assert RECIPES[recipe](setting(classes, 10)) == values
+    assert RECIPES[recipe].train(setting(classes, 10)) == values
 
 
 # (recipe, classes, student, side of the crops): short side of a test image, as the evaluators have it
@@ -125,10 +129,10 @@ TESTED = {
 
 
 def test_what_is_tested() -> None:
-    found = {key: RECIPES[key[0]](setting(key[1], 10, key[2], size=key[3]))["test_resize"] for key in TESTED}
+    found = {key: RECIPES[key[0]].train(setting(key[1], 10, key[2], size=key[3]))["test_resize"] for key in TESTED}
     assert found == TESTED
     smaller = replace(setting(1000, 10, "convnet-d4", size=224), side=64)  # a student of another size than the store's
-    assert RECIPES["gift"](smaller)["test_resize"] == 73
+    assert RECIPES["gift"].train(smaller)["test_resize"] == 73
 
 
 def typed_config(identity: Identity, monkeypatch: pytest.MonkeyPatch, recipe: str, *words: object) -> TrainConfig:
@@ -152,7 +156,7 @@ def test_another_optimiser_goes_without_the_values_of_the_recipes(monkeypatch: p
     config = typed_config(identity, monkeypatch, "rded", "--optimizer", "SGD")
     spec = config.optimiser_spec()
     assert (spec.lr, spec.weight_decay, spec.args, spec.decay) == (0.01, 5e-4, {"momentum": 0.9}, "weights")
-    text = trained.said(config, identity, 300)
+    text = trained.describe_recipe(config, identity, 300)
     assert "optimizer SGD (the recipe has AdamW)" in text
     assert "lr 0.01 (the recipe has 0.001)" in text
     assert "weight-decay 0.0005 (the recipe has 0.01)" in text
@@ -174,7 +178,7 @@ def test_another_loss_or_schedule_has_its_own_numbers(
     recipe: str, words: tuple[object, ...], beside: str, not_used: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     identity = identity_of(100)
-    text = trained.said(typed_config(identity, monkeypatch, recipe, *words), identity, 300)
+    text = trained.describe_recipe(typed_config(identity, monkeypatch, recipe, *words), identity, 300)
     assert beside in text.partition("beside the recipe: ")[2]
     assert not_used in text
 
@@ -199,8 +203,8 @@ def test_student_args_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_value_is_said(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     identity = identity_of(100)
     config = typed_config(identity, monkeypatch, recipe, "--clip-norm", 1.5, "--seed", 9, "--epochs", 60)
-    text = trained.said(config, identity, 41)
-    flags = RECIPES[recipe](Setting.of(identity, "convnet-d3", 60))
+    text = trained.describe_recipe(config, identity, 41)
+    flags = RECIPES[recipe].train(Setting.of(identity, "convnet-d3", 60))
     first, beside, rest = text.split("\n")
     assert all(f"{name.replace('_', '-')} " in first for name in flags)
     assert "clip-norm 1.5" in beside
@@ -210,7 +214,7 @@ def test_every_value_is_said(recipe: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert "not reproduced" in rest
     assert "--views 60" in rest  # fresh crops in each epoch
     named = {word.rstrip(",") for word in text.replace("\n", " ").split()}
-    effective = set(config.in_effect()) - set(trained.UNSAID)
+    effective = set(config.in_effect()) - set(trained.NO_PROTOCOL)
     assert {name.replace("_", "-") for name in effective} <= named
 
 
@@ -282,18 +286,18 @@ def test_another_crop_or_mix_goes_without_the_values_of_the_recipes(words: tuple
     arguments = stores.typed([*map(str, line), "--store", str(tmp_path / "s"), *words])
     config = tyro.cli(BuildConfig, args=arguments[1:])
     config.plan_spec()
-    text = stores.said(config, scan(root, digests=False))
+    text = stores.describe_recipe(config, scan(root, digests=False))
     assert "not used (the recipe has" in text
 
 
 @pytest.mark.parametrize("recipe", ["gift", "rded"])
 def test_convnets_have_batch_norm(recipe: str) -> None:
-    assert RECIPES[recipe](setting(10, 10, "convnet-d3"))["student_args"] == '{"norm": "batch"}'
+    assert RECIPES[recipe].train(setting(10, 10, "convnet-d3"))["student_args"] == '{"norm": "batch"}'
 
 
 @pytest.mark.parametrize(("epochs", "every"), [(40, 10), (2, 1)])
 def test_gift_evaluates_four_times_whatever_the_epochs(epochs: int, every: int) -> None:
-    flags = RECIPES["gift"](replace(setting(10, 10), epochs=epochs))
+    flags = RECIPES["gift"].train(replace(setting(10, 10), epochs=epochs))
     assert (flags["epochs"], flags["eval_every"]) == (1000, every)
 
 
@@ -302,7 +306,7 @@ def test_gifts_rate_drops_where_its_authors_drop_it(epochs: int) -> None:
     rate = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([rate], lr=1.0)
     theirs = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2 * epochs // 3, 5 * epochs // 6], gamma=0.2)
-    flags: Any = RECIPES["gift"](setting(10, 10))
+    flags: Any = RECIPES["gift"].train(setting(10, 10))
     ours = ScheduleSpec(name="step", per="epoch", milestones=flags["milestones"], drop=flags["drop"])
     for epoch in range(epochs):
         assert ours.factor(epoch, epochs) == pytest.approx(theirs.get_last_lr()[0])
@@ -311,7 +315,7 @@ def test_gifts_rate_drops_where_its_authors_drop_it(epochs: int) -> None:
 
 
 def test_rdeds_rate_ends_at_half() -> None:
-    flags = RECIPES["rded"](setting(10, 10))
+    flags = RECIPES["rded"].train(setting(10, 10))
     schedule = ScheduleSpec(name="cosine", per="epoch", final=float(flags["final"]), horizon=float(flags["horizon"]))
     for epoch in (0, 1, 150, 299):
         assert schedule.factor(epoch, 300) == pytest.approx(0.5 * (1 + math.cos(math.pi * epoch / 600)), abs=1e-12)
@@ -329,6 +333,13 @@ def test_decay_of_weights_leaves_biases_norms_and_tokens_alone() -> None:
     assert len(decaying["params"]) + len(others["params"]) == len(shapes)
     token = [("pos_embedding", torch.nn.Parameter(torch.zeros(1, 2, 3)))]
     assert not OptimiserSpec(decay="weights").make(token).param_groups[0]["params"]
+
+
+def test_help_and_choices_need_no_torch() -> None:
+    code = "import sys, trainer.config, pipeline.__main__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for config in (BuildConfig, TrainConfig):
+        assert set(RECIPES) <= set(get_args(get_args(get_type_hints(config)["recipe"])[0]))
 
 
 def test_words_are_what_would_be_typed() -> None:
@@ -361,14 +372,14 @@ FACTOR = {"crop": "factor", "augment": ("dsa",), "flip": 0.5, "mix": "none"}
     ],
 )  # fmt: skip
 def test_what_a_store_contains(recipe: str, of: Setting, values: dict[str, object]) -> None:
-    assert flags_of(stores.RECIPES, recipe, of) == values
+    assert RECIPES[recipe].build(of) == values
 
 
-@pytest.mark.parametrize("recipe", stores.RECIPES)
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("size", [32, 224])
 def test_a_store_of_the_recipe_is_taken_and_another_one_named(recipe: str, size: int) -> None:
-    flags = flags_of(stores.RECIPES, recipe, setting(10, 10, "s", "other", size))
-    numbers = {name: value for name, value in flags.items() if name not in stores.NORMALISATION}
+    flags = RECIPES[recipe].build(setting(10, 10, "s", "other", size))
+    numbers = {name: value for name, value in flags.items() if name not in NORMALISATION}
     imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
     def store(**changes: Any) -> Identity:

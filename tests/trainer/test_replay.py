@@ -25,7 +25,8 @@ from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
 from pipeline.build.build import build
 from pipeline.config import BuildConfig
-from pipeline.teacher.teacher import Pending, Teacher
+from pipeline.teacher.labeller import Pending
+from pipeline.teacher.teacher import Teacher
 from tests.journeys.world import SIDE, World, draw_images, random_teacher
 from trainer import Replay, TrainBatch
 from trainer.batch import COLUMNS

@@ -240,7 +240,7 @@ class Two(Ranks):
 
     told = (2**62, 0)
 
-    def least(self, values: Any) -> Any:
+    def all_reduce_min(self, values: Any) -> Any:
         least = [min(pair) for pair in zip(values, self.told, strict=True)]
         return lambda: least
 

@@ -14,9 +14,9 @@ import torch
 
 from labelstore.command.console import Console
 from labelstore.errors import InputError
-from pipeline.config import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.images.manifest import scan
 from pipeline.networks import build_network, read_weights, save_weights
+from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.networks.outputs import logits_of
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import make_renderer

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from labelstore.errors import InputError
+from pipeline.device.kernels import kernels_agree, warn_slower
 from pipeline.teacher.engine.compiling import compilers
 from trainer.losses.closed import gift_rows
 from trainer.losses.cosine import check_logits
@@ -119,7 +120,7 @@ def compiled(rows: Rows) -> Rows:
                 chosen.append(fast)
                 return made
             except Exception as error:  # the compilers below it raise anything
-                warn("the loss is not compiled, and takes longer", error)
+                warn_slower("the loss is not compiled, and takes longer", error)
                 chosen.append(rows)
         return chosen[0](*anew(x, *rest), **numbers)
 
@@ -154,26 +155,19 @@ def kernels_work(device: torch.device) -> bool:
 
 @cache
 def _kernels_work(device: torch.device) -> bool:
+    return kernels_agree(lambda: _compare_kernels(device), "the loss is the same by its closed form, and takes longer")
+
+
+def _compare_kernels(device: torch.device) -> None:
+    from trainer.losses.kernels import gift
+
     numbers: dict[str, Any] = {"soft": 1.0, "hard": 0.1, "smoothing": 0.1}
     noise = torch.Generator().manual_seed(0)
     x, t = torch.randn(2, 3, 37, generator=noise).to(device)
     y, y2, lam = (torch.tensor(values, device=device) for values in ([0, 36, 5], [4, 36, 0], [0.3, 0.6, 1.0]))
-    try:
-        from trainer.losses.kernels import gift
-
-        for targets in ((y, None, None), (y, y2, lam)):
-            with placed(device), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "TRITON_DEFAULT_FP_FUSION")  # either will do
-                found, expected = gift(x, t, *targets, **numbers), gift_rows(x, t, *targets, **numbers)
-            for ours, theirs in zip(found, expected, strict=True):
-                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-    except Exception as error:  # no compiler, no Triton, a GPU that it does not know: whatever it raises
-        warn("the loss is computed by its closed form, which takes longer: Triton's kernels do not run here", error)
-        return False
-    return True
-
-
-def warn(what: str, error: Exception) -> None:
-    """Warn, with the first line of the error."""
-    first = (str(error).splitlines() or [""])[0]
-    warnings.warn(f"{what} ({type(error).__name__}: {first})", stacklevel=4)
+    for targets in ((y, None, None), (y, y2, lam)):
+        with placed(device), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "TRITON_DEFAULT_FP_FUSION")  # either will do
+            found, expected = gift(x, t, *targets, **numbers), gift_rows(x, t, *targets, **numbers)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""torch.compile for a batch of one shape: its compiler, its cache, and what it says when it fails."""
+"""torch.compile for a batch of one shape: its compiler, its cache, and its failures as one-line errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = {"freezing": True, "deterministic": True}
 
 
 class CompileError(InputError):
-    """Compiling failed; the text says why."""
+    """Compiling failed; the text gives the reason."""
 
 
 def compilers(device: torch.device) -> dict[str, Json]:
@@ -47,15 +47,15 @@ def compilers(device: torch.device) -> dict[str, Json]:
             f"torch.compile needs a C++ compiler on a CPU: found no {command!r}; "
             f"install g++, or name another compiler in {CXX}"
         )
-    told = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S603
-    return {"c++": told.partition("\n")[0].strip() or path}
+    output = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S603
+    return {"c++": output.partition("\n")[0].strip() or path}
 
 
 def compiled(function: Callable[[Tensor], Tensor], example: Tensor, *, name: str) -> Callable[[Tensor], Tensor]:
-    """The function compiled, for inputs like the example alone.
+    """Compile a function for inputs like the example, and no others.
 
     Args:
-        function: what to compile; a graph break in it is an error, as the rest would run uncompiled in silence.
+        function: what to compile; a graph break is an error, because the rest would silently run uncompiled.
         example: an input; the function is compiled for its shape and layout.
         name: of the function, for messages.
 
@@ -75,9 +75,9 @@ def compiled(function: Callable[[Tensor], Tensor], example: Tensor, *, name: str
 
 
 def _keep_cache() -> None:
-    """Let torch keep compiled code where the next build finds it, unless the user names a place.
+    """Set torch's cache of compiled code to a folder that outlives a restart, unless the environment names one.
 
-    It is a folder of the user's own: what is read from it is executed. Torch's own default is emptied at a restart.
+    The folder belongs to the user, and nobody else can write to it: code that is read from it is executed.
     """
     if CACHE not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -93,7 +93,7 @@ def _keep_cache() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's compilers from logging what the error says, that there is no GPU, and what they look through."""
+    """Silence the log records and warnings of torch's compilers: the error that is raised holds what matters."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

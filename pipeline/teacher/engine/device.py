@@ -8,6 +8,7 @@ import torch
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from pipeline.device.choosing import choose_device
 from pipeline.networks.load import library_version
 from pipeline.teacher.engine.spec import DTypeName, TeacherSpec
 
@@ -20,22 +21,15 @@ DTYPES: Mapping[DTypeName, torch.dtype] = {
 CPU_FEATURES = ("avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "amx_fp16")
 
 
-def choose_device(name: str, dtype: str = "float32") -> torch.device:
-    """The device of that name; refuses one that is not there, or that only imitates the dtype."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device: expected cpu, cuda or cuda:N, found {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device: expected cpu, cuda or cuda:N, found {name!r}")
+def teacher_device(name: str, dtype: str) -> torch.device:
+    """The device that a teacher runs on; refuses one that only emulates the dtype."""
+    device = choose_device(name)
     has = _cpu_features()
     if device.type == "cpu" and dtype == "float16" and has and not (has.get("avx512_fp16") or has.get("amx_fp16")):
         raise InputError(
-            "--dtype float16: this CPU does not compute in float16, torch would imitate it many times slower; "
+            "--dtype float16: this CPU does not compute in float16, torch would emulate it many times slower; "
             "give --dtype bfloat16 or float32, or --device cuda"
         )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {name}: torch sees {torch.cuda.device_count()} GPUs; give --device cpu")
     return device
 
 

@@ -108,7 +108,7 @@ def _watch(network: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[Layer
 
 
 def _is_foldable(norm: nn.Module) -> bool:
-    """Whether the norm uses running statistics and is nothing else besides, or timm's with an activation behind it."""
+    """Whether the norm uses running statistics and is nothing else besides, or timm's with an activation after it."""
     known = type(norm) in NORMS or _rest(norm) is not None
     return known and not norm.training and norm.running_mean is not None
 

@@ -31,7 +31,7 @@ class Engine:
 
     Attributes:
         prepare: pixels, uint8 ``[n, S, S, 3]``, to images ``[n, 3, S, S]``.
-        augment: the same with the rows of crops whose augmentation continues after that.
+        augment: the same with the rows of crops that are augmented after that.
         network: images to logits ``[n, columns]``.
         device: where.
         batch: crops a batch.
@@ -51,8 +51,8 @@ class Engine:
         """Logits, float32 ``[n, columns]`` on the device, of uint8 ``[n, S, S, 3]``."""
         with exact(self.device):
             there = pixels.to(self.device, non_blocking=True).contiguous()
-            behind = rows is not None and inputs_of(rows.names)
-            return self.network(self.augment(there, rows) if rows and behind else self.prepare(there)).float()
+            augmented = rows is not None and inputs_of(rows.names)
+            return self.network(self.augment(there, rows) if rows and augmented else self.prepare(there)).float()
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def exact(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def enough_memory(batch: int) -> Iterator[None]:
-    """Say so in words when memory runs out."""
+    """Turn an allocation failure into an error with a remedy."""
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -84,10 +84,10 @@ def enough_memory(batch: int) -> Iterator[None]:
 
 
 def eager(network: nn.Module, spec: TeacherSpec, device: torch.device, batch: int) -> Engine:
-    """A network as it stands, which takes any number of crops."""
+    """An uncompiled network, which takes any number of crops."""
     dtype = DTYPES[spec.dtype]
     how: dict[str, Any] = {"mean": spec.mean, "std": spec.std, "dtype": dtype, "channels_last": spec.channels_last}
-    prepare, augment = partial(normalise, **how), partial(network_input, **how)
+    prepare, augment = partial(normalise, **how), partial(network_input, **how, size=spec.plan_size, plan=spec.plan)
     return Engine(prepare=prepare, augment=augment, network=network, device=device, batch=batch, description={})
 
 
@@ -151,7 +151,7 @@ def _compile_as_asked(
 
 
 def _compile(plain: Engine, spec: TeacherSpec, probe: Tensor) -> Engine:
-    """The engine with its steps compiled, held against the uncompiled one."""
+    """The engine with its steps compiled, compared with the uncompiled one."""
     with exact(plain.device):
         images = plain.prepare(probe)
         # on a GPU it is one pass already
@@ -165,7 +165,7 @@ def _compile(plain: Engine, spec: TeacherSpec, probe: Tensor) -> Engine:
 
 
 def _capture(engine: Engine, plain: Engine, spec: TeacherSpec, probe: Tensor) -> Engine:
-    """The engine with its network as a CUDA graph, held against the plain one."""
+    """The engine with its network as a CUDA graph, compared with the plain one."""
     with exact(engine.device):
         try:
             network = CudaGraph(engine.network, engine.prepare(probe))

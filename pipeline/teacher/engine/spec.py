@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
-from pipeline.networks.normalisation import require_normalisation
+from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD, require_normalisation
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 # Largest error, as a share of the largest logit, that another order of summation explains.
@@ -26,7 +26,7 @@ class Member:
         weights: a file, ``torchvision:ENUM`` or ``timm:pretrained``.
         args: keyword arguments of its constructor.
         share: of its logits in the teacher's; those of all members sum to 1.
-        key: of several sets of weights in the file, the one to take; None takes the usual one, and says so.
+        key: of several sets of weights in the file, the one to take; None takes the usual one, which is reported.
     """
 
     name: str
@@ -46,6 +46,9 @@ class TeacherSpec:
         class_columns: of those that are kept, the columns of the class folders, likewise; None where all are.
         mean: channel means of the pixels in [0, 1]; see ``require_normalisation``.
         std: channel standard deviations of the pixels in [0, 1].
+        plan: means and standard deviations of the images that the plan's augmentations of normalised images (DSA) work
+            on, where they are others than ``mean`` and ``std``.
+        plan_size: side of the crops that the plan was drawn for, where the teacher takes another one.
         dtype: precision of weights and activations; float32 means float32, without TF32.
         batch: crops a batch; fewer are padded, so that the shape never changes. None finds one that memory takes.
         device: "cpu", "cuda" or "cuda:N".
@@ -59,8 +62,10 @@ class TeacherSpec:
     members: tuple[Member, ...]
     classes: str | None = None
     class_columns: str | None = None
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    plan: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    plan_size: int | None = None
     dtype: DTypeName = "float32"
     batch: int | None = None
     device: str = "cpu"

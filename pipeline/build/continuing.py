@@ -1,0 +1,133 @@
+"""Continuing a store: what a build refuses before it writes, because the store is made of other things."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from labelstore.command.console import Console
+from labelstore.errors import MismatchError
+from labelstore.format.arrays import AUDIT_BLOCK
+from labelstore.format.blocks import BlockGrid
+from labelstore.spec import Identity, Json, first_difference, require_same
+from labelstore.store import LabelStore, require_free_space, store_bytes
+from pipeline.build.filling import Work
+from pipeline.config import BuildConfig
+from pipeline.images.manifest import Manifest, explained
+from pipeline.replay.source import Source
+from pipeline.replay.verify import labels_come_out_again, require_same_labels
+
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "images": ("images", "classes", "skipped", "manifest"),
+    "teacher": ("class_columns", "columns", "teacher"),
+    "plan": ("size", "seed", "group", "plan", "crop_columns", "block"),
+    "label encoding": ("encoding",),
+}
+ADVICE: Mapping[str, str] = {
+    "images": "give the images that the store was made of, or another --store",
+    "teacher": "give the teacher that the store was made with (--weights, --mean, --std), or another --store",
+    "plan": "give the crop, mix, size and seed flags of the store, or another --store",
+    "label encoding": "give the store's --encoding, --codec, --fidelity or --step, or another --store",
+}
+
+
+def open_for(config: BuildConfig, work: Work, store: LabelStore | None = None) -> LabelStore:
+    """The store to write: ``store`` when it is made of the same things, or a new one where there is none.
+
+    Raises:
+        MismatchError: names the first difference between the store and this build.
+    """
+    require_buildable(config, work, store)
+    if store:
+        return store
+    return LabelStore.create(
+        config.store,
+        work.identity,
+        image_digests=work.manifest.digests,
+        targets=work.manifest.targets,
+        views=BlockGrid.of(work.identity).whole_views(config.views),
+    )
+
+
+def require_buildable(config: BuildConfig, work: Work, store: LabelStore | None) -> None:
+    """Refuse all that is refused before a store is written: another store, no space, no place for a new one."""
+    identity = work.identity
+    views = BlockGrid.of(identity).whole_views(config.views)
+    if store is None:
+        LabelStore.require_creatable(config.store)
+        require_free_space(config.store, store_bytes(identity, views))
+        return
+    store.refresh()
+    require_same_identity(store.identity, identity, explained(store.identity.images, work.manifest))
+    store.require_writable(views, take_over=config.take_over)
+    require_free_space(config.store, store_bytes(identity, views_to_write(store, views)))
+
+
+def require_same_images(store: LabelStore, manifest: Manifest) -> None:
+    """Refuse to continue a store with other images, before anything else of the build is made.
+
+    Raises:
+        MismatchError: names the first difference.
+    """
+    stored = store.identity.to_json()
+    given: dict[str, Json] = {
+        "images": len(manifest),
+        "classes": list(manifest.classes),
+        "skipped": list(manifest.skipped),
+        "manifest": manifest.digest,
+    }
+    advice = ADVICE["images"] + explained(store.identity.images, manifest)
+    require_same("images", {name: stored[name] for name in given}, given, advice)
+
+
+def views_to_write(store: LabelStore, views: int) -> int:
+    """Views that a build of ``views`` still has to write, unfinished ones included; whole blocks."""
+    grid = BlockGrid.of(store.identity)
+    unfinished = -(-len(store.missing()) // grid.runs) * store.identity.block.views
+    return unfinished + max(views - store.state.views_target, 0)
+
+
+def require_same_engine(config: BuildConfig, store: LabelStore, work: Work, console: Console) -> None:
+    """Refuse to write views by another engine or renderer than the last, unless that is wanted and gives the same."""
+    last = store.state.versions[-1]
+    engine = work.identity.require("engine")
+    ours: dict[str, Json] = {"engine": dict(engine), "renderer": dict(work.renderer.id)}
+    theirs: dict[str, Json] = {name: last[name] for name in ours}
+    found = first_difference(theirs, ours)
+    if not found or not views_to_write(store, config.views):
+        return
+    audited = AUDIT_BLOCK not in store.missing()
+    # with follow: the audit rows are there before their views are sealed
+    source = Source(LabelStore.open(store.path, follow=True), work.manifest, work.plan.spec, work.renderer)
+    if audited and only_threads_differ(theirs, ours) and labels_come_out_again(source, work.labeller):
+        console.line(f"{found[0]}: {found[1]} in the store and {found[2]} here, with the same labels of the audit rows")
+        return
+    if not config.allow_engine_change:
+        raise MismatchError(
+            f"another engine at {found[0]}: the store has {found[1]!r}, this run has {found[2]!r}; run where and "
+            f"as the store was begun (--dtype, --batch, --threads, --fold, --compile, --cuda-graph), or say "
+            f"--allow-engine-change, which the store records for the views to come"
+        )
+    if audited:
+        require_same_labels(source, work.labeller, console)
+
+
+def only_threads_differ(theirs: Mapping[str, Json], ours: Mapping[str, Json]) -> bool:
+    """Whether two descriptions of engine and renderer are the same but for the number of CPU threads."""
+    engine: Any = theirs["engine"]
+    other: Any = ours["engine"]
+    return first_difference({**theirs, "engine": {**engine, "threads": other.get("threads")}}, dict(ours)) is None
+
+
+def require_same_identity(stored: Identity, given: Identity, found: str = "") -> None:
+    """Refuse to continue a store with other images, another teacher, another plan or another shape.
+
+    Args:
+        stored: the store's identity.
+        given: what this build would make.
+        found: why the images may be others.
+    """
+    ours, theirs = stored.to_json(), given.to_json()
+    for what, names in PARTS.items():
+        advice = ADVICE[what] + (found if what == "images" else "")
+        require_same(what, {n: ours.get(n) for n in names}, {n: theirs.get(n) for n in names}, advice)

@@ -1,0 +1,75 @@
+"""`build --recipe`: the flags of a published protocol, and the text that lists what is in effect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labelstore import LabelStore
+from labelstore.errors import GiftwrapError
+from pipeline.config import BuildConfig
+from pipeline.images.opening import open_images
+from pipeline.recipes import recipe_of
+from pipeline.recipes.flags import describe, given, without_replaced, words
+from pipeline.recipes.setting import Setting, listed
+
+if TYPE_CHECKING:
+    from pipeline.images.manifest import Manifest
+
+# Flags that belong to the choice of another flag: they are dropped where that choice is replaced.
+OWNED = {"crop": ("scale", "ratio", "pad", "resize", "factor"), "mix": ("alpha", "group", "mix_per")}
+# Flags that decide neither pixels nor labels, or that are printed elsewhere.
+NO_PROTOCOL = (
+    "recipe", "images", "store", "progress_log", "metrics_port", "metrics_host", "json", "dry_run", "rehash",
+    "take_over",
+)  # fmt: skip
+LATER = ("mix_per", "augment")  # have an effect at their defaults too, where a plan's identity leaves them out
+
+
+def typed(arguments: Sequence[str]) -> list[str]:
+    """The arguments of `build` with the flags of their recipe put first, so that those that are given count.
+
+    Raises:
+        GiftwrapError: when there is no such recipe, or no class folder.
+    """
+    known = given(
+        arguments, "build", "--recipe", "--images", "--size", "--teacher", also=("--store", "--crop", "--mix")
+    )
+    if known is None:
+        return list(arguments)
+    listing = open_images(Path(known["--images"]), "bytes").listing  # counted, in whatever order
+    if not known["--size"].isdecimal():
+        return list(arguments)  # the command's own parser refuses it
+    setting = Setting(
+        images=in_store(known["--store"]) or len(listing.names),
+        classes=len(listing.classes),
+        size=int(known["--size"]),
+        student=known["--teacher"],
+        teacher=known["--teacher"],
+    )
+    flags = without_replaced(recipe_of(known["--recipe"]).build(setting), known, OWNED)
+    return ["build", *words(flags), *arguments[1:]]
+
+
+def in_store(store: str | None) -> int:
+    """Number of images in the set of the store that is resumed or extended; 0 where there is none yet."""
+    try:
+        identity = LabelStore.open(store, follow=True).identity if store else None
+    except (GiftwrapError, OSError):
+        return 0  # the build refuses it
+    return listed(identity.images, identity.skipped) if identity else 0
+
+
+def describe_recipe(config: BuildConfig, manifest: Manifest) -> str:
+    """Every value of a build's recipe, what was given instead, what else is in effect, and what is not reproduced."""
+    name, teacher = config.recipe or "", next(iter(config.teacher), "")
+    images = listed(len(manifest), manifest.skipped)
+    setting = Setting(images=images, classes=len(manifest.classes), size=config.size, student=teacher, teacher=teacher)
+    plan = config.plan_spec()
+    used: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(config)} | {"group": plan.group}
+    idle = [name for name in asdict(plan) if name not in plan.to_json() and name in used and name not in LATER]
+    effective = {key: value for key, value in used.items() if key not in idle}
+    recipe = recipe_of(name)
+    return describe(name, recipe.build(setting), effective, NO_PROTOCOL, recipe.build_differs)

@@ -1,0 +1,50 @@
+"""Published protocols in full, one file each, as flags of `build` and `train`; flags that are typed override them.
+
+A file holds both halves: what a store must contain, and how a student is trained on it. A new recipe is a file and a
+line in `RECIPES`; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from labelstore.errors import InputError
+from pipeline.recipes import gift, rded, sre2l
+from pipeline.recipes.setting import Flags, Setting
+
+
+class Recipe(Protocol):
+    """What a file of a recipe holds. An optional ``stored_in`` names what its stores may have instead."""
+
+    @property
+    def build_differs(self) -> str:
+        """What `build` does not reproduce."""
+
+    @property
+    def train_differs(self) -> str:
+        """What `train` does not reproduce."""
+
+    def build(self, setting: Setting, /) -> Flags:
+        """The flags of `build`."""
+
+    def train(self, setting: Setting, /) -> Flags:
+        """The flags of `train`."""
+
+
+RECIPES: dict[str, Recipe] = {"gift": gift, "rded": rded, "sre2l": sre2l}
+
+if TYPE_CHECKING:
+    RecipeName = str
+else:  # choices of the command line
+    RecipeName = Literal[tuple(RECIPES)]
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        InputError: when there is none.
+    """
+    if name not in RECIPES:
+        raise InputError(f"--recipe: expected one of {', '.join(RECIPES)}, found {name!r}")
+    return RECIPES[name]

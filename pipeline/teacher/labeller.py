@@ -1,0 +1,150 @@
+"""The seam between a build and what makes its labels: crops in, logits out.
+
+A build, its calibration and `verify` use nothing of a teacher but this protocol. A labeller of one's own needs no base
+class and no network: see `tests/pipeline/test_labeller.py` for one that labels crops by their mean colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from labelstore.errors import InputError
+from labelstore.format.columns import CropRows
+from labelstore.spec import Json
+
+
+class BrokenLogitsError(InputError):
+    """A labeller gave NaN or Inf for a crop.
+
+    Args:
+        name: of the labeller.
+        row: of the first such crop in its batch.
+        column: of its first such logit.
+        value: of the logit.
+    """
+
+    def __init__(self, name: str, row: int, column: int, value: float) -> None:
+        super().__init__(
+            f"the teacher {name} gave {value} for class {column} of row {row} of a batch; "
+            f"look at its weights, --mean/--std and --dtype"
+        )
+        self.row, self.column, self.value = row, column, value
+
+
+class Pending:
+    """Logits that a device may still be computing. They stay on that device.
+
+    Args:
+        name: of the labeller, for messages.
+        logits: float32 ``[n, C]``.
+    """
+
+    def __init__(self, name: str, logits: Tensor) -> None:
+        self._name, self._logits = name, logits
+        self._finite = logits.isfinite().all()
+        self._event: torch.cuda.Event | None = None
+        if logits.is_cuda:  # one byte is copied, so that the check waits for these logits and for nothing after them
+            with torch.cuda.device(logits.device):
+                pinned = torch.empty((), dtype=torch.bool, pin_memory=True)
+                self._finite = pinned.copy_(self._finite, non_blocking=True)
+                self._event = torch.cuda.Event()
+                self._event.record()
+
+    def result(self) -> Tensor:
+        """Wait for the logits, float32 ``[n, C]`` on the labeller's device.
+
+        Raises:
+            BrokenLogitsError: when a logit is NaN or infinite; names the first.
+        """
+        if self._event is not None:
+            self._event.synchronize()
+        if not self._finite:
+            row, column = (~self._logits.isfinite()).nonzero()[0].tolist()
+            raise BrokenLogitsError(self._name, row, column, float(self._logits[row, column]))
+        return self._logits
+
+
+class Labeller(Protocol):
+    """What gives crops their labels: a teacher, an ensemble, or anything else that is a function of pixels.
+
+    A label must depend on its own crop alone, and not on the other crops of its batch.
+    """
+
+    @property
+    def size(self) -> int:
+        """Side S of the crops that it takes, in pixels."""
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Channel means of its normalisation, of pixels in [0, 1]."""
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Channel standard deviations of its normalisation, of pixels in [0, 1]."""
+
+    @property
+    def columns(self) -> int:
+        """Number of columns C of a label."""
+
+    @property
+    def class_columns(self) -> tuple[int, ...]:
+        """The column of each class folder; empty where folder k has column k."""
+
+    @property
+    def batch(self) -> int:
+        """The largest number of crops that `start` takes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the logits are made. On a CUDA device, crops are rendered while labels are computed."""
+
+    @property
+    def identity(self) -> Mapping[str, Json]:
+        """What it is (P3): the store's ``teacher``. ``name``, ``mean`` and ``std`` are required."""
+
+    @property
+    def engine(self) -> Mapping[str, Json]:
+        """What makes its bytes (P4): the store's ``engine``. ``dtype`` is required, which sets `verify`'s band."""
+
+    def start(self, pixels: Tensor, rows: CropRows, /) -> Pending:
+        """Begin to label crops.
+
+        Args:
+            pixels: uint8 ``[n, S, S, 3]``, n at most ``batch``.
+            rows: of those crops, for augmentations that work on normalised images.
+        """
+
+
+def label_crops(labeller: Labeller, crops: Tensor, rows: CropRows) -> npt.NDArray[np.float32]:
+    """Logits, float32 ``[n, C]``, of any number of crops, uint8 ``[n, S, S, 3]``, batch by batch.
+
+    Raises:
+        BrokenLogitsError: when a logit is NaN or infinite; its row counts within a batch.
+    """
+    pieces = [slice(start, start + labeller.batch) for start in range(0, len(crops), labeller.batch)]
+    return np.concatenate([labeller.start(crops[piece], rows.take(piece)).result().cpu().numpy() for piece in pieces])
+
+
+def require_fit(labeller: Labeller, size: int, classes: int) -> None:
+    """Refuse a labeller that does not fit the crops or the class folders of a build.
+
+    Raises:
+        InputError: names what was expected and found.
+    """
+    name = labeller.identity.get("name", "")
+    if missing := [key for key in ("mean", "std") if key not in labeller.identity]:
+        raise InputError(f"labeller {name}: expected {' and '.join(missing)} in its identity, found neither; add them")
+    if labeller.size != size:
+        raise InputError(f"labeller {name}: expected one for crops of {size} px, found {labeller.size} px")
+    placed = len(labeller.class_columns) or labeller.columns
+    if placed != classes or any(not 0 <= column < labeller.columns for column in labeller.class_columns):
+        raise InputError(
+            f"labeller {name}: expected a column for each of {classes} class folders, found {labeller.columns} columns "
+            f"and class_columns {labeller.class_columns}"
+        )
