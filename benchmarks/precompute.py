@@ -33,8 +33,8 @@ from pipeline.build.watching import Watch
 from pipeline.config import BuildConfig
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.ranks import Ranks
+from pipeline.render.batches import render_batches
 from pipeline.render.normalise import normalise
-from pipeline.render.stream import stream
 from pipeline.teacher.engine.spec import MAX_RELATIVE_ERROR
 from pipeline.teacher.labeller import Pending, label_crops
 from pipeline.teacher.teacher import Teacher, make_teacher
@@ -199,7 +199,7 @@ def render(work: Work) -> dict[str, float]:
     block = work.identity.block
     rows = [work.plan.rows(view, 0, BLOCKS * block.positions) for view in range(block.views)]
     start = time.perf_counter()
-    count = sum(len(crops) for crops, _ in stream(work.renderer, rows, work.labeller.batch, 1))
+    count = sum(len(crops) for crops, _ in render_batches(work.renderer, rows, work.labeller.batch, 1))
     settle(work)
     return {"rate": count / (time.perf_counter() - start)}
 
@@ -207,7 +207,7 @@ def render(work: Work) -> dict[str, float]:
 def label(work: Work) -> dict[str, float]:
     """The teacher alone, on crops that lie on its device."""
     block = work.identity.block
-    batches = list(stream(work.renderer, [work.plan.rows(0, 0, block.positions)], work.labeller.batch, 1))
+    batches = list(render_batches(work.renderer, [work.plan.rows(0, 0, block.positions)], work.labeller.batch, 1))
     settle(work)
     start = time.perf_counter()
     under_way: deque[Pending] = deque()

@@ -18,7 +18,7 @@ from labelstore.format.columns import CropRows
 from pipeline.build.stages import RENDER, TEACHER, Busy, hand_over
 from pipeline.plan.plan import Plan
 from pipeline.render import Renderer
-from pipeline.render.stream import stream
+from pipeline.render.batches import render_batches
 from pipeline.teacher.labeller import BrokenLogitsError, Labeller, Pending
 
 WAITING = 1  # rendered batches that wait for a GPU's teacher, while one more is rendered
@@ -140,7 +140,7 @@ def _batches(renderer: Renderer, labeller: Labeller, group: int, job: JobT) -> I
     """The crops of a job, on a GPU in a stream of their own, so that no batch waits for the making of the next."""
     side = torch.cuda.Stream(labeller.device) if labeller.device.type == "cuda" else None
     start = 0
-    batches = stream(renderer, job.rows, labeller.batch, group)
+    batches = render_batches(renderer, job.rows, labeller.batch, group)
     while True:
         with torch.cuda.stream(side):
             try:

@@ -19,7 +19,7 @@ from pipeline.build.continuing import require_buildable, require_same_engine, vi
 from pipeline.build.filling import Work, report_agreement
 from pipeline.build.watching import require_log, watching
 from pipeline.config import BuildConfig
-from pipeline.render.stream import stream
+from pipeline.render.batches import render_batches
 from pipeline.teacher.class_order import MIN_ROWS
 from pipeline.teacher.engine.compiling import compilers
 from pipeline.teacher.engine.spec import TeacherSpec
@@ -81,7 +81,7 @@ def probe(work: Work) -> Probe:
     logits: list[torch.Tensor] = []
     done = timed = 0
     begun = start = time.monotonic()
-    for crops, each in stream(work.renderer, [work.plan.rows(0, 0, count)], labeller.batch, group):
+    for crops, each in render_batches(work.renderer, [work.plan.rows(0, 0, count)], labeller.batch, group):
         logits.append(labeller.start(crops, each).result().cpu())
         rows.append(each)
         now = time.monotonic()

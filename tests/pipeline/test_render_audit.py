@@ -14,8 +14,8 @@ from labelstore.errors import MismatchError
 from labelstore.format.columns import CROP_COLUMNS, CropRows
 from labelstore.spec import Json
 from pipeline.render.audit import compare, pixels_digest
+from pipeline.render.batches import render_batches
 from pipeline.render.normalise import at_once, normalise
-from pipeline.render.stream import stream
 
 OURS: Json = {"backend": "dali", "device": "cpu", "versions": {"Pillow": "12.0"}}
 THEIRS: Json = {"backend": "dali", "device": "cuda", "versions": {"Pillow": "12.0"}}
@@ -107,7 +107,7 @@ def test_batches_hold_every_crop_once_and_in_order(lengths: list[int], batch: in
         values[0] = np.arange(length)
         rows.append(CropRows(CROP_COLUMNS, values))
     renderer = Numbers(group)
-    streamed = list(stream(renderer, rows, batch, group))
+    streamed = list(render_batches(renderer, rows, batch, group))
     batches = [crops for crops, _ in streamed]
     assert all(np.array_equal(part.image, crops[:, 0, 0, 0]) for crops, part in streamed)
     assert [len(crops) for crops in batches[:-1]] == [batch] * (len(batches) - 1)
@@ -126,7 +126,7 @@ def test_batches_hold_every_crop_once_and_in_order(lengths: list[int], batch: in
 def test_nothing_is_rendered_before_it_is_asked_for() -> None:
     values = np.zeros((len(CROP_COLUMNS), 100), np.uint16)
     renderer = Numbers(1)
-    batches = stream(renderer, [CropRows(CROP_COLUMNS, values)], 10, 1)
+    batches = render_batches(renderer, [CropRows(CROP_COLUMNS, values)], 10, 1)
     assert renderer.calls == []
     next(batches)
     assert renderer.calls == [10]

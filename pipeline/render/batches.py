@@ -12,7 +12,9 @@ from labelstore.format.columns import CropRows
 from pipeline.render import Renderer
 
 
-def stream(renderer: Renderer, rows: Iterable[CropRows], batch: int, group: int) -> Iterator[tuple[Tensor, CropRows]]:
+def render_batches(
+    renderer: Renderer, rows: Iterable[CropRows], batch: int, group: int
+) -> Iterator[tuple[Tensor, CropRows]]:
     """Render rows in order, in batches of a fixed size, whatever the groups and the lengths of the runs of rows.
 
     Args:
