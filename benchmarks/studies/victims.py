@@ -36,7 +36,14 @@ MARKER = re.compile(r"markers/\d+\.\d+\.json")
 # Ranks run in processes forked from one that has imported everything: seconds less each, and still processes.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["tyro", "torch.distributed", "pipeline.__main__", "pipeline.render.dali", "benchmarks.__main__"]
+    [
+        "tyro",
+        "torch.distributed",
+        "pipeline.__main__",
+        "pipeline.build.build",
+        "pipeline.render.dali",
+        "benchmarks.__main__",
+    ]
 )
 
 
