@@ -678,9 +678,10 @@ class LabelStore:
         decode: Callable[[Codes, Pairs], Any] | None = None,
     ) -> LabelBatch:
         view, index = self._index(view, positions)
-        rows = CropRows(self.identity.crop_columns, reader.rows(view, index))
-        pairs = reader.pairs(view, index) if self.encoding.predictive else Pairs.unmixed(rows.image)
-        logits = (decode or self.encoding.decode)(reader.codes(view, index), pairs)
+        parts = reader.by_block(view, index)
+        rows = CropRows(self.identity.crop_columns, reader.rows(view, index, parts))
+        pairs = reader.pairs(view, index, parts) if self.encoding.predictive else Pairs.unmixed(rows.image)
+        logits = (decode or self.encoding.decode)(reader.codes(view, index, parts), pairs)
         return LabelBatch(view, index, rows, logits, self._target_columns[rows.image])
 
     def _whole(self, array: ArrayLayout, entry: publish.FileEntry | None) -> npt.NDArray[Any]:
