@@ -298,9 +298,10 @@ class LabelStore(Contents):
         decode: Callable[[Codes, Pairs], Any] | None = None,
     ) -> LabelBatch:
         view, index = self._index(view, positions)
-        rows = CropRows(self.identity.crop_columns, reader.rows(view, index))
-        pairs = reader.pairs(view, index) if self.encoding.needs_calibration else Pairs.unmixed(rows.image)
-        logits = (decode or self.encoding.decode)(reader.codes(view, index), pairs)
+        parts = reader.by_block(view, index)
+        rows = CropRows(self.identity.crop_columns, reader.rows(view, index, parts))
+        pairs = reader.pairs(view, index, parts) if self.encoding.needs_calibration else Pairs.unmixed(rows.image)
+        logits = (decode or self.encoding.decode)(reader.codes(view, index, parts), pairs)
         return LabelBatch(view, index, rows, logits, self._target_columns[rows.image])
 
     def _index(self, view: int, positions: slice | npt.ArrayLike) -> tuple[int, Int64Array]:

@@ -38,6 +38,8 @@ MAX_SIZES = 4096  # blocks whose markers need not be parsed for every request
 
 NOWHERE = 2**32 - 1  # no position: a view has at most 2^32, of which the last is never alone
 Int64Array = npt.NDArray[np.int64]
+# The blocks that positions lie in: (block, which of the positions, their places in the block).
+Parts = list[tuple[BlockIndex, slice | Int64Array, Int64Array]]
 T = TypeVar("T")
 
 
@@ -127,9 +129,12 @@ class Reader:
         self._orders: Cache[npt.NDArray[np.uint32]] = Cache(MAX_ORDER_BYTES, lambda order: order.nbytes)
         self._sizes: Cache[int] = Cache(MAX_SIZES, lambda _: 1)
 
-    def codes(self, view: int, positions: Int64Array) -> dict[str, npt.NDArray[Any]]:
-        """Codes of the labels at ``positions``, one array ``[n, ...]`` for each array of the encoding."""
-        parts = self._by_block(view, positions)
+    def codes(self, view: int, positions: Int64Array, parts: Parts | None = None) -> dict[str, npt.NDArray[Any]]:
+        """Codes of the labels at ``positions``, one array ``[n, ...]`` for each array of the encoding.
+
+        Here and below, ``parts`` are what `by_block` gives for the positions, where they are split already.
+        """
+        parts = parts or self.by_block(view, positions)
         out: dict[str, npt.NDArray[Any]] = {}
         for layout in self._layout.codes:
             found = [self._take(layout, block, view, inside) for block, _, inside in parts]
@@ -161,20 +166,20 @@ class Reader:
         runs = np.bincount(positions // self._identity.block.positions)  # several times as fast as np.unique
         return [BlockIndex(i, j) for j in np.flatnonzero(runs).tolist()]
 
-    def rows(self, view: int, positions: Int64Array) -> npt.NDArray[np.uint16]:
+    def rows(self, view: int, positions: Int64Array, parts: Parts | None = None) -> npt.NDArray[np.uint16]:
         """Crop rows at ``positions``, uint16 ``[K, n]``."""
         out = np.empty((len(self._identity.crop_columns), len(positions)), np.uint16)
-        for block, chosen, inside in self._by_block(view, positions):
+        for block, chosen, inside in parts or self.by_block(view, positions):
             rows = self._rows.get(block, partial(self._read_rows, block))
             out[:, chosen] = rows[view - self._grid.views(block)[0]][:, inside]
         return out
 
-    def pairs(self, view: int, positions: Int64Array) -> Pairs:
+    def pairs(self, view: int, positions: Int64Array, parts: Parts | None = None) -> Pairs:
         """Which images the crops at ``positions`` show ``[n]``."""
         own, partners = np.empty((2, len(positions)), np.int64)
         weights = np.ones(len(positions))
         identity = self._identity
-        for block, chosen, inside in self._by_block(view, positions):
+        for block, chosen, inside in parts or self.by_block(view, positions):
             values = self._rows.get(block, partial(self._read_rows, block))[view - self._grid.views(block)[0]]
             rows = CropRows(identity.crop_columns, values)
             images, crops = rows.image, rows.take(inside)
@@ -230,8 +235,8 @@ class Reader:
         """All crop rows of a block, uint16 ``[v, K, p]``."""
         return self.shard(self._layout.rows, block).read()
 
-    def _by_block(self, view: int, positions: Int64Array) -> list[tuple[BlockIndex, slice | Int64Array, Int64Array]]:
-        """The blocks that contain positions: (block, which of the positions, their places in the block)."""
+    def by_block(self, view: int, positions: Int64Array) -> Parts:
+        """Positions of a view, split into the blocks that they lie in."""
         i, size = view // self._identity.block.views, self._identity.block.positions
         runs, inside = np.divmod(positions, size)
         counts = np.bincount(runs)  # several times as fast as np.unique
