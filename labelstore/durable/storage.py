@@ -7,7 +7,7 @@ request, a shard is mapped once, and a folder is listed only for blocks that are
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from labelstore.durable import disk
 from labelstore.durable.mapping import map_bytes
 from labelstore.errors import DamagedError
 
+PIECE_BYTES = 8 << 20
 Range = tuple[int, int]  # first byte, and the one after the last
 
 
@@ -141,6 +142,21 @@ def read_whole(storage: ReadStorage, name: str, limit: int) -> bytes:
     if len(data) > limit:
         raise DamagedError(f"{storage.root / name}: expected at most {limit} bytes, found {storage.size(name)}")
     return data
+
+
+def read_pieces(storage: ReadStorage, name: str) -> Iterator[bytes]:
+    """The bytes of a file, some megabytes at a time."""
+    size = storage.size(name)
+    for start in range(0, size, PIECE_BYTES):
+        yield storage.read(name, start, min(start + PIECE_BYTES, size))
+
+
+def names_in(storage: ReadStorage, folder: str, suffix: str) -> list[str]:
+    """Names in a folder that end in ``suffix``, without it; none where there is no such folder."""
+    try:
+        return [name.removesuffix(suffix) for name in storage.list(folder) if name.endswith(suffix)]
+    except FileNotFoundError:
+        return []
 
 
 def _size(path: str) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
 
-from labelstore.durable.storage import ReadStorage
+from labelstore.durable.storage import ReadStorage, names_in
 from labelstore.errors import DamagedError
 from labelstore.format.arrays import StoreLayout
 from labelstore.format.blocks import BlockGrid, BlockIndex
@@ -14,6 +16,38 @@ from labelstore.format.seals import PART_BLOCKS, Marker, Seal, SealTable, read_m
 from labelstore.spec import Identity, State
 
 MAX_TABLES = 8  # parts of seals that are kept, some 5 MB each
+
+
+class SealedViews(NamedTuple):
+    """Views ``first`` to ``stop`` that one seal holds; None where it is not what was published."""
+
+    first: int
+    stop: int
+    seal: Seal | None
+
+
+def sealed_views(
+    storage: ReadStorage, grid: BlockGrid, sealed: int, read: Callable[[int], Seal | None]
+) -> list[SealedViews]:
+    """What is sealed, from the last seal down.
+
+    Args:
+        storage: where the store is read from.
+        grid: its blocks.
+        sealed: views that the state calls sealed.
+        read: returns the seal that ends at a view, or None if it is damaged. The first view of a damaged seal is then
+            the end of the next seal file below it.
+    """
+    numbers = [int(name) for name in names_in(storage, "seals", ".json") if name.isdecimal()]
+    ends = [end for end in numbers if end == grid.whole_views(end)]
+    found: list[SealedViews] = []
+    stop = sealed
+    while stop > 0:
+        seal = read(stop)
+        first = seal.first if seal else max((end for end in ends if end < stop), default=0)
+        found.append(SealedViews(first, stop, seal))
+        stop = first
+    return found
 
 
 class BlockTable:

@@ -7,16 +7,18 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy.typing as npt
 
-from labelstore.durable import disk, documents, publish
+from labelstore.durable import documents, publish
 from labelstore.durable.publish import PARTIAL, FileEntry
 from labelstore.durable.removing import may_go
+from labelstore.durable.storage import LocalStorage, ReadStorage, names_in, read_pieces, read_whole
 from labelstore.errors import DamagedError, LeaseError
 from labelstore.format import calibration
 from labelstore.format.arrays import ArrayLayout, StoreLayout, group_metadata
@@ -36,6 +38,7 @@ from labelstore.format.seals import (
     seal_of,
 )
 from labelstore.format.shards import Shard
+from labelstore.format.table import SealedViews, sealed_views
 from labelstore.spec import Json
 from labelstore.store import LabelStore
 from labelstore.writing.lease import LEASE, require_free
@@ -62,36 +65,6 @@ class Damage:
     file: str
     why: str
     part: Part = "root"
-
-
-class SealedViews(NamedTuple):
-    """Views ``first`` to ``stop`` that one seal holds; None where it is not what was published."""
-
-    first: int
-    stop: int
-    seal: Seal | None
-
-
-def sealed_views(root: Path, grid: BlockGrid, sealed: int, read: Callable[[int], Seal | None]) -> list[SealedViews]:
-    """What is sealed, from the last seal down.
-
-    Args:
-        root: folder of the store.
-        grid: its blocks.
-        sealed: views that the state calls sealed.
-        read: returns the seal that ends at a view, or None if it is damaged. The first view of a damaged seal is then
-            the end of the next seal file below it.
-    """
-    numbers = [int(path.stem) for path in (root / "seals").glob("*.json") if path.stem.isdecimal()]
-    ends = [end for end in numbers if end == grid.whole_views(end)]
-    found: list[SealedViews] = []
-    stop = sealed
-    while stop > 0:
-        seal = read(stop)
-        first = seal.first if seal else max((end for end in ends if end < stop), default=0)
-        found.append(SealedViews(first, stop, seal))
-        stop = first
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +100,11 @@ class CheckReport:
         return not self.damaged
 
 
-def check(path: Path | str, progress: Callable[[int, int], None] | None = None) -> CheckReport:
+def check(path: Path | str | ReadStorage, progress: Callable[[int, int], None] | None = None) -> CheckReport:
     """Read every file of a store and compare it with its marker, its seal and the identity.
 
     Args:
-        path: folder of the store.
+        path: folder of the store; or what else it is read from: then nothing looks for files that do not belong to it.
         progress: called with blocks done and blocks in all.
 
     Raises:
@@ -155,7 +128,7 @@ class _Check:
     """One pass over a store."""
 
     def __init__(self, store: LabelStore) -> None:
-        self._store, self._root = store, store.path
+        self._store, self._storage, self._root = store, store.storage, store.path
         self._grid, self._layout = BlockGrid.of(store.identity), StoreLayout.of(store.identity)
         self._damaged: list[Damage] = []
         self._known = {ROOT, LEASE}
@@ -164,6 +137,7 @@ class _Check:
         self._building = self._is_held()
         store.refresh()
         self._calibration: str | None = None
+        self._markers: set[str] = set()  # names of the blocks that have one
         self._coded_with: dict[str | None, list[BlockIndex]] = {}
         self._missing = self._files = self._bytes = 0
 
@@ -172,7 +146,7 @@ class _Check:
         self._images()
         self._calibrated()
         state = self._store.state
-        sealed = sealed_views(self._root, self._grid, state.views_sealed, self._seal)
+        sealed = sealed_views(self._storage, self._grid, state.views_sealed, self._seal)
         above = self._marked()
         total, done = state.views_sealed // self._grid.shape.views * self._grid.runs + len(above), 0
         for of in reversed(sealed):
@@ -184,7 +158,7 @@ class _Check:
             self._block(block)
             done += 1
             progress(done, total)
-        if (self._root / "markers").is_dir():
+        with suppress(DamagedError):  # without the folder of markers
             self._missing = self._store.missing_blocks
         self._foreign_calibration()
         others = sorted(name for name in self._there - self._known if not self._is_passing(name))
@@ -212,6 +186,8 @@ class _Check:
 
     def _is_held(self) -> bool:
         """Whether a build writes the store, for all that can be known from here."""
+        if not isinstance(self._storage, LocalStorage):
+            return False
         try:
             require_free(self._root)
         except LeaseError:
@@ -234,7 +210,7 @@ class _Check:
         return any(may_go(self._root / name, shard_of(array)) for array in named)
 
     def _read_whole(self, array: ArrayLayout) -> npt.NDArray[Any]:
-        return Shard(array, array.shape, self._store.storage, array.file()).read()
+        return Shard(array, array.shape, self._storage, array.file()).read()
 
     def _images(self) -> None:
         """The tables of the images, which have no marker; they are checked by the digest of the manifest."""
@@ -257,14 +233,14 @@ class _Check:
         """The zarr.json files follow from the identity and the state, while it is extended the one before too."""
         for array in self._layout.all:
             file = f"{array.name}/{ROOT}"
-            data = self._try(file, partial(disk.read_file, self._root / file, 1 << 20), "metadata")
+            data = self._try(file, partial(read_whole, self._storage, file, 1 << 20), "metadata")
             state = self._store.state
             lengths = {state.views_target, state.views_target if state.views_before is None else state.views_before}
             if data is not None and not any(data == array.metadata(views) for views in lengths):
                 why = "is not the metadata that follows from the store's identity"
                 self._damaged.append(Damage(file, why, "metadata"))
         # All else in it is proven by its stamp; a build replaces it whole, so what is compared are bytes read once.
-        data = disk.read_file(self._root / ROOT, documents.MAX_BYTES)
+        data = read_whole(self._storage, ROOT, documents.MAX_BYTES)
         if data != group_metadata(documents.parse(self._root / ROOT, data).get("attributes", {})):
             self._damaged.append(Damage(ROOT, "is not the metadata of a group with these attributes", "metadata"))
         for group in groups(self._layout):
@@ -274,9 +250,7 @@ class _Check:
         """The marker of the calibration, where there is one, and the shards that it names."""
         if not self._layout.calibration:
             return
-        published = self._try(
-            calibration.FILE, partial(calibration.find, self._store.storage, self._layout), "calibration"
-        )
+        published = self._try(calibration.FILE, partial(calibration.find, self._storage, self._layout), "calibration")
         self._calibration = published.digest if published else None
         if any(damage.part == "calibration" for damage in self._damaged):
             self._require_shards(self._layout.calibration, "calibration")
@@ -285,9 +259,10 @@ class _Check:
                 self._compare(array.file(), published.shards[array.name], "calibration")
 
     def _seal(self, stop: int) -> Seal | None:
-        seal = self._try(seal_file(stop), partial(read_seal, self._store.storage, self._store.identity, stop), "seal")
+        seal = self._try(seal_file(stop), partial(read_seal, self._storage, self._store.identity, stop), "seal")
         if seal is None:  # what its parts are is not known
-            self._known |= {f"seals/{path.name}" for path in (self._root / "seals").glob(f"{stop}.*.json")}
+            numbered = (name for name in names_in(self._storage, "seals", ".json") if name.startswith(f"{stop}."))
+            self._known |= {f"seals/{name}.json" for name in numbered}
         return seal
 
     def _listed(self, of: SealedViews) -> Iterator[tuple[BlockIndex, Marker | None]]:
@@ -298,7 +273,7 @@ class _Check:
             return
         for part in range(max(len(of.seal.parts), 1)):
             file = of.seal.files[part] if of.seal.parts else seal_file(of.stop)
-            read = partial(read_table, self._store.storage, self._store.identity, of.seal, part)
+            read = partial(read_table, self._storage, self._store.identity, of.seal, part)
             table = self._try(file, read, "seal") if of.seal.parts else read()
             for at, block in enumerate(itertools.islice(blocks, of.seal.count(part) if of.seal.parts else None)):
                 yield block, of.seal.marker(block, table, at) if table else None
@@ -308,14 +283,14 @@ class _Check:
 
         Blocks above the target count too: an extension would use them as its own.
         """
-        names = (path.stem for path in (self._root / "markers").glob("*.json"))
-        blocks = (block for name in names if (block := BlockIndex.parse(name)) and self._grid.holds(block))
+        self._markers = set(names_in(self._storage, "markers", ".json"))
+        blocks = (block for name in self._markers if (block := BlockIndex.parse(name)) and self._grid.holds(block))
         return sorted(block for block in blocks if self._grid.views(block)[0] >= self._store.state.views_sealed)
 
     def _sealed_block(self, block: BlockIndex, wanted: Marker | None) -> None:
         """A block of sealed views; one that a repair has removed counts by its marker alone, if it has one again."""
         if block in self._store.state.missing:
-            if (self._root / marker_file(block)).exists():
+            if str(block) in self._markers:
                 self._block(block)
             return
         file, before = marker_file(block), len(self._damaged)
@@ -337,9 +312,7 @@ class _Check:
             self._require_shards(self._layout.of_block(block), block)
 
     def _read_marker(self, block: BlockIndex) -> Marker | None:
-        return self._try(
-            marker_file(block), partial(read_marker, self._store.storage, self._store.identity, block), block
-        )
+        return self._try(marker_file(block), partial(read_marker, self._storage, self._store.identity, block), block)
 
     def _shards(self, block: BlockIndex, wanted: Marker) -> None:
         """The shards of a block, against what is known of them."""
@@ -375,7 +348,7 @@ class _Check:
         self._damaged.append(Damage(calibration.FILE, why, "calibration"))
 
     def _compare(self, file: str, wanted: FileEntry, part: Part) -> None:
-        found = self._try(file, lambda: publish.describe(disk.read_pieces(self._root / file)), part)
+        found = self._try(file, lambda: publish.describe(read_pieces(self._storage, file)), part)
         if found is None:
             return
         for name in ("bytes", "crc32c", "xxh3"):
@@ -389,7 +362,7 @@ class _Check:
         self._known.add(file)
         try:
             value = read()
-            size = (self._root / file).stat().st_size if value is not None else 0
+            size = self._storage.size(file) if value is not None else 0
         except FileNotFoundError:
             self._damaged.append(Damage(file, "is not there", part))
             return None

@@ -30,7 +30,8 @@ from labelstore.format.seals import (
     seal_documents,
     seal_file,
 )
-from labelstore.operations.check import CheckReport, SealedViews, check, sealed_views
+from labelstore.format.table import SealedViews, sealed_views
+from labelstore.operations.check import CheckReport, check
 from labelstore.spec import Json
 from labelstore.store import LabelStore
 from labelstore.writer import StoreWriter
@@ -97,7 +98,7 @@ class _Repair:
         parts = {damage.part for damage in self._report.damaged}
         before = self._store.state.views_sealed
         self._metadata()
-        sealed = sealed_views(self._root, self._grid, before, self._seal)
+        sealed = sealed_views(self._store.storage, self._grid, before, self._seal)
         broken = [block for block in self._report.blocks if not self._restore_marker(block, sealed)]
         shards = {array.file(block) for block in broken for array in self._layout.of_block(block)}
         if "calibration" in parts and before:

@@ -112,7 +112,7 @@ def test_a_marker_of_another_store_disagrees_with_the_seal(tmp_path: Path, store
     shutil.copy(other / "markers/0.1.json", path / "markers/0.0.json")
     assert [(damage.file, damage.why.split()[0]) for damage in check(path).damaged] == [
         ("markers/0.0.json", "block:"),
-        ("markers/1.1.json", "says"),
+        ("markers/1.1.json", "differs"),
     ]
     shutil.copy(other / "seals/4.json", path / "seals/2.json")
     with pytest.raises(DamagedError, match=r"seals/2\.json: views: expected integers from 0 to 2, found \[0, 4\]"):

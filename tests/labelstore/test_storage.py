@@ -84,6 +84,9 @@ def test_a_zip_file_is_read_as_its_folder_is(tmp_path: Path, path: Path) -> None
     assert np.array_equal(zipped.audit().logits, folder.audit().logits)
     assert (zipped.fidelity, zipped.complete) == (folder.fidelity, folder.complete)
     assert zipped.bytes_per_label() == folder.bytes_per_label()
+    ours, theirs = check(storage), check(folder.path)
+    assert ours.ok
+    assert (ours.files, ours.bytes, ours.fidelity) == (theirs.files, theirs.bytes, theirs.fidelity)
 
 
 def test_requests_are_few(tmp_path: Path) -> None:
@@ -120,6 +123,7 @@ def test_what_is_not_there_or_damaged_is_named(tmp_path: Path) -> None:
     store = LabelStore.open(ZipStorage(tmp_path / "int8.zip"))
     with pytest.raises(DamagedError, match=r"int8\.zip/int8/labels/c\.0\.0\.0: expected \d+ bytes, found \d+"):
         store.read(0, slice(None))
+    assert [damage.file for damage in check(ZipStorage(tmp_path / "int8.zip")).damaged] == ["labels/c.0.0.0"]
 
 
 def test_a_folder_gives_the_ranges_that_are_there(tmp_path: Path) -> None:
