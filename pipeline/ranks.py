@@ -8,10 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from labelstore.command.flags import changed
 from labelstore.errors import GiftwrapError, InputError
 from labelstore.spec import Json
 
@@ -61,13 +62,13 @@ class Ranks:
             return config
         told: Any = config
         changes: dict[str, Any] = {
-            "threads": told.threads or max(len(os.sched_getaffinity(0)) // self.local_world, 1),
-            "device": f"cuda:{self.local_rank}" if told.device == "cuda" else told.device,
-            "cache_gib": told.cache_gib / self.local_world,
+            "threads": told.render.threads or max(len(os.sched_getaffinity(0)) // self.local_world, 1),
+            "device": f"cuda:{self.local_rank}" if told.render.device == "cuda" else told.render.device,
+            "cache_gib": told.render.cache_gib / self.local_world,
         }
         if hasattr(told, "rehash"):
             changes["rehash"] = told.rehash and self.first
-        return cast("T", replace(told, **changes))
+        return changed(config, **changes)
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:

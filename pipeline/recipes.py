@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from labelstore import LabelStore
+from labelstore.command.flags import values_of
 from labelstore.errors import GiftwrapError, InputError, MismatchError
 from labelstore.spec import Identity, Json, first_difference
 from pipeline.config import IMAGENET_MEAN, IMAGENET_STD, BuildConfig
@@ -266,11 +267,13 @@ UNSAID = (
 
 def said(config: BuildConfig, manifest: Manifest) -> str:
     """Every value of a build's recipe, what was given instead, what else is in effect, and what is not reproduced."""
-    name, teacher = config.recipe or "", config.teacher[0]
+    name, teacher = config.recipe or "", config.teacher.names[0]
     images = listed(len(manifest), manifest.skipped)
-    setting = Setting(images=images, classes=len(manifest.classes), size=config.size, student=teacher, teacher=teacher)
-    plan = config.plan_spec()
-    used: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(config)} | {"group": plan.group}
+    setting = Setting(
+        images=images, classes=len(manifest.classes), size=config.crops.size, student=teacher, teacher=teacher
+    )
+    plan = config.crops
+    used: dict[str, Any] = values_of(config)
     idle = [name for name in asdict(plan) if name not in plan.to_json() and name in used and name not in LATER]
     return describe(
         name, flags_of(RECIPES, name, setting), {key: value for key, value in used.items() if key not in idle}, UNSAID

@@ -21,7 +21,6 @@ from labelstore.command.names import printable
 from labelstore.durable.newfile import write_over
 from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
-from pipeline.config import gibibytes
 from pipeline.device.memory import keep_freed_memory
 from pipeline.images.manifest import Manifest
 from pipeline.images.remarks import say_left_out
@@ -206,10 +205,10 @@ def evaluate_network(config: EvaluateConfig, console: Console) -> EvalResult:
     renderer = make_renderer(
         images,
         subject.plan,
-        device=config.device,
-        decoder=config.decoder,
-        threads=config.threads,
-        cache_bytes=gibibytes("--cache-gib", config.cache_gib),
+        device=config.render.device,
+        decoder=config.render.decoder,
+        threads=config.render.threads,
+        cache_bytes=config.render.cache_bytes,
     )
     with closing(renderer), console.progress("evaluate", len(images), "images") as progress:
         result = count_hits(network.logits, images, subject.plan, renderer, config.batch, progress.advance)

@@ -145,7 +145,7 @@ class Run:
         """
         start = time.monotonic()
         self.guard.require_finite(self.student.parameters(), self.step)
-        device = torch.device(self.config.device)
+        device = torch.device(self.config.render.device)
         own: Json = {"total": float(self.total), "random": {**packed(random_state(device))}}
         ranks = self.ranks.gather(own)
         if self.ranks.first:
@@ -197,7 +197,7 @@ class Run:
         rank, world, saved = self.ranks.rank, self.ranks.world, state["ranks"]
         if len(saved) == world:
             self.total.fill_(saved[rank]["total"])
-            restore_random_state(unpacked(saved[rank]["random"]), torch.device(self.config.device))
+            restore_random_state(unpacked(saved[rank]["random"]), torch.device(self.config.render.device))
         else:
             mean = sum(each["total"] for each in saved) / len(saved)
             self.total.fill_(world * mean if self.ranks.first else 0)
@@ -215,7 +215,7 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
         replay = open_replay(config, ranks, views)
         test = open_test(config, replay) if config.test_images else None
     ranks.wait()  # a process that is refused removes the cache of test images, which another one would write again
-    loss, optimiser = make_loss(config.loss_spec()), config.optimiser_spec()
+    loss, optimiser = make_loss(config.loss), config.optimiser.spec()
     student, found = make_student(config, ranks, replay, test)
     replay.channels_last = found.channels_last
     made = made_of(config, replay, student, test.images if test else None, ranks.world)
@@ -230,7 +230,7 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
     average = Average(student, config.ema) if config.ema and ranks.first else None
     called = Logits(student)
     spread = distributed.spread(called, config, ranks, some_unused=found.some_unused)
-    device = torch.device(config.device)
+    device = torch.device(config.render.device)
     return Run(
         config=config,
         ranks=ranks,
@@ -250,7 +250,7 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
 
 def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
     """This process's part of what the run plays."""
-    config.loss_spec().require_content(LabelStore.open(config.store).identity.content)
+    config.loss.require_content(LabelStore.open(config.store).identity.content)
     return Replay(
         config.store,
         config.images,
@@ -262,11 +262,11 @@ def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
         world=ranks.world,
         size=config.size,
         follow=config.follow,
-        device=config.device,
-        decoder=config.decoder,
-        any_scale=config.loss_spec().any_scale,
-        threads=config.threads,
-        cache_bytes=config.cache_bytes,
+        device=config.render.device,
+        decoder=config.render.decoder,
+        any_scale=config.loss.any_scale,
+        threads=config.render.threads,
+        cache_bytes=config.render.cache_bytes,
     )
 
 
@@ -285,7 +285,7 @@ def make_student(config: TrainConfig, ranks: Ranks, replay: Replay, test: Test |
     evaluating = {min(images, BATCH), images % BATCH} - {0}
     counts = Counts.of(config, replay.store.identity.images, ranks.world, [*evaluating])
     found = fit(student, config, columns, replay.size, counts)
-    student = student.to(device=config.device, memory_format=memory_format(found.channels_last))  # type: ignore[call-overload]
+    student = student.to(device=config.render.device, memory_format=memory_format(found.channels_last))  # type: ignore[call-overload]
     if ranks.rank:
         distributed.seed_rank(config.seed, ranks.rank, 0)
     return student, found
@@ -318,9 +318,9 @@ def open_test(config: TrainConfig, replay: Replay) -> Test:
     renderer = make_renderer(
         images,
         spec,
-        device=config.device,
+        device=config.render.device,
         decoder=decoder_of(replay.source.renderer.id),
-        threads=config.threads,
-        cache_bytes=config.cache_bytes,
+        threads=config.render.threads,
+        cache_bytes=config.render.cache_bytes,
     )
     return Test(images, spec, renderer)

@@ -36,7 +36,7 @@ FORMAT = 2  # of a run: 1 knew neither digests of code and test images nor the r
 VERSIONS = ("torch", "torchvision", "numpy", "numcodecs")
 # Where and how fast a run is made does not change what it is; what is recorded of the store has views and decoder.
 NOT_THE_RUN = (
-    "run",
+    "run_folder",
     "json",
     "store",
     "images",
@@ -134,7 +134,7 @@ def made_of(
         "store": {"identity": identity.to_json(), "views": replay.order.views},
         "run": plain
         | {
-            "device": torch.device(config.device).type,
+            "device": torch.device(config.render.device).type,
             "size": replay.size,
             "threads": torch.get_num_threads(),
             "processes": processes,
@@ -144,11 +144,11 @@ def made_of(
             "layout": layout_of(student),
             **({"begins": state_digest(student.state_dict())} if config.student_weights else {}),
         },
-        "loss": config.loss_spec().to_json(),
-        "optimizer": config.optimiser_spec().to_json(),
-        "schedule": config.schedule_spec().to_json(),
+        "loss": config.loss.to_json(),
+        "optimizer": config.optimiser.spec().to_json(),
+        "schedule": config.schedule.to_json(),
     }
-    described["code"] = code_of(student, config.student, config.loss, config.optimizer)
+    described["code"] = code_of(student, config.student, config.loss.name, config.optimiser.name)
     described["replay_renderer"] = dict(replay.source.renderer.id)
     described["versions"] = {name: version(name) for name in VERSIONS}
     if test:

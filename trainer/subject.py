@@ -77,8 +77,8 @@ class Subject:
             std=self.std,
             dtype=config.dtype,
             batch=config.batch,
-            device=config.device,
-            threads=config.threads,
+            device=config.render.device,
+            threads=config.render.threads,
         )
 
 

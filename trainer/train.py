@@ -62,8 +62,8 @@ def train(config: TrainConfig, console: Console) -> Mapping[str, Json]:
     with join("training") as ranks:
         config = with_its_interval(config) if ranks.first else config
         config, console = ranks.share(config), console if ranks.first else Console(silent=True)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        if config.render.threads is not None:
+            torch.set_num_threads(config.render.threads)
         stops = Stops()
         with hold(config.run) if ranks.first else nullcontext(), closing(make_run(config, ranks, stops)) as run:
             begin(run, console)
@@ -347,7 +347,7 @@ def evaluated(run: Run, test: Test) -> EvalResult:
         mean=mean,
         std=std,
         dtype=run.config.dtype,
-        device=run.config.device,
+        device=run.config.render.device,
         columns=identity.label_columns,
         channels_last=run.replay.channels_last,
     )

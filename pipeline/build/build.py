@@ -50,12 +50,12 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
         InputError: on anything that could not be built.
     """
     keep_freed_memory()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    for name, weights in zip(config.teacher, config.weights, strict=False):
+    if config.render.threads is not None:
+        torch.set_num_threads(config.render.threads)
+    for name, weights in zip(config.teacher.names, config.teacher.weights, strict=False):
         require_known(name, weights)
     config = settled(config, console)
-    spec = config.plan_spec()
+    spec = config.crops
     with ranks.first_alone():
         manifest = read_images(config, console)
     if config.recipe:
@@ -63,7 +63,7 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
     plan = Plan(spec, manifest.heights, manifest.widths)
     wanted = settle_engine(config, ranks, console)
     teacher = make_teacher(
-        probing.shortened(wanted) if config.dry_run else wanted, size=config.size, classes=manifest.classes
+        probing.shortened(wanted) if config.dry_run else wanted, size=config.crops.size, classes=manifest.classes
     )
     if ranks.first:
         ranks.tell(dict(teacher.engine))
@@ -71,17 +71,17 @@ def prepare(config: BuildConfig, console: Console, ranks: Ranks) -> Work:
     renderer = make_renderer(
         manifest,
         spec,
-        device=config.device,
-        decoder=config.decoder,
-        threads=config.threads,
-        cache_bytes=config.cache_bytes,
+        device=config.render.device,
+        decoder=config.render.decoder,
+        threads=config.render.threads,
+        cache_bytes=config.render.cache_bytes,
     )
     identity = Identity(
         images=len(manifest),
         classes=manifest.classes,
         columns=teacher.columns,
-        size=config.size,
-        seed=config.seed,
+        size=config.crops.size,
+        seed=config.crops.seed,
         group=spec.group,
         manifest=manifest.digest if manifest.digests.any() else "",  # a dry run may not know it
         skipped=manifest.skipped,
@@ -101,7 +101,7 @@ def block_shape(config: BuildConfig, images: int, columns: int) -> BlockShape:
     """The shape of the store's blocks; of a new store, one that suits the views that its first build asks for."""
     if LabelStore.exists(config.store):
         return LabelStore.open(config.store).identity.block
-    return BlockShape.choose(images, columns, config.plan_spec().group, config.views)
+    return BlockShape.choose(images, columns, config.crops.group, config.views)
 
 
 def settle_engine(config: BuildConfig, ranks: Ranks, console: Console) -> TeacherSpec:
@@ -376,8 +376,8 @@ def dry_run(config: BuildConfig, work: Work, console: Console) -> Mapping[str, J
         f"that images decode, but for those of {probed.crops:,} crops",
         *(() if work.identity.manifest else ("their digests",)),
         "that a whole batch fits memory",
-        *(("--compile",) if config.compile != "off" else ()),
-        *(("--cuda-graph",) if config.cuda_graph else ()),
+        *(("--compile",) if config.engine.compile != "off" else ()),
+        *(("--cuda-graph",) if config.engine.cuda_graph else ()),
     ]
     values: dict[str, Json] = {
         "store": str(config.store),

@@ -149,9 +149,15 @@ def flags_of(command: Command) -> list[str]:
 
 def test_defaults_and_types_of_flags_are_the_fields() -> None:
     words = ["a", "b", "--encoding", "transform", "--fidelity", "0.9", "--views", "3"]
-    config = read_flags(LABELSTORE["convert"].config, "convert", words)
+    config = read_flags(LABELSTORE["convert"], "convert", words)
     assert type(config) is LABELSTORE["convert"].config
-    assert (str(config.source), config.fidelity, config.views, config.codec, config.json) == ("a", 0.9, 3, None, False)
+    assert (str(config.source), config.codes.fidelity, config.views, config.codes.codec, config.output.json) == (
+        "a",
+        0.9,
+        3,
+        None,
+        False,
+    )
 
 
 @pytest.mark.parametrize(

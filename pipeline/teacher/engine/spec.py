@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
-from pipeline.networks.normalisation import require_normalisation
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 # Largest error, as a share of the largest logit, that another order of summation explains.
@@ -79,6 +78,8 @@ class TeacherSpec:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3:
                 raise InputError(f"{name}: expected three numbers, found {values}")
+        from pipeline.networks.normalisation import require_normalisation  # its package takes seconds to import
+
         require_normalisation(self.mean, self.std)
         for name, number in (("batch", self.batch), ("threads", self.threads)):
             if number is not None and number < 1:
