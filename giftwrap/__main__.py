@@ -17,7 +17,7 @@ sys.path[:] = [*(folder for folder in sys.path if folder not in ("", HERE)), HER
 from importlib import import_module
 from importlib.util import find_spec
 
-from labelstore.command.program import Command, run_program
+from labelstore.command.program import Command, require_ours, run_program
 from labelstore.errors import InputError
 
 PACKAGES = ("pipeline", "trainer", "labelstore")
@@ -26,6 +26,7 @@ BENCH = "bench"
 
 def commands() -> dict[str, Command]:
     """The commands of all packages, by name."""
+    require_ours(*PACKAGES)
     tables: list[dict[str, Command]] = [import_module(f"{package}.__main__").COMMANDS for package in PACKAGES]
     return {name: command for table in tables for name, command in table.items()}
 

@@ -10,11 +10,12 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from labelstore.command.console import Console, byte_count
+from labelstore.command.flags import Group
 from labelstore.command.output import Output
 from labelstore.command.program import Command, run_program
 from labelstore.encodings import CodeOptions, EncodingName
@@ -37,7 +38,7 @@ class InfoConfig:
     """Folder of the store."""
     weights: Path | None = None
     """File of the teacher's weights: its size is given beside the labels'."""
-    output: Output = field(default_factory=Output)
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class CheckConfig:
     """Make again what follows from the rest of the store, and remove damaged blocks, for a build to fill just those."""
     take_over: bool = False
     """With --repair: take the lease of a build on another host that is known to be dead."""
-    output: Output = field(default_factory=Output)
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
         """Refuse flags that do not go together."""
@@ -76,7 +77,7 @@ class ConvertConfig:
     """Convert the first views, rounded up to whole blocks; all that are sealed when left out."""
     take_over: bool = False
     """Take the lease of a conversion on another host that is known to be dead."""
-    output: Output = field(default_factory=Output)
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
         """Refuse numbers that no conversion can have."""
@@ -102,7 +103,7 @@ class ExportConfig:
     """Write softmax(logits / temperature) instead of logits."""
     temperature: float | None = None
     """Temperature of --probabilities (1)."""
-    output: Output = field(default_factory=Output)
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
         """Refuse flags that do not go together."""
@@ -264,10 +265,19 @@ def export_command(config: ExportConfig, console: Console) -> int:
 
 
 COMMANDS = {
-    "info": Command(InfoConfig, info_command),
-    "check": Command(CheckConfig, check_command),
-    "convert": Command(ConvertConfig, convert_command, resumes=True),
-    "export": Command(ExportConfig, export_command),
+    "info": Command(InfoConfig, info_command, examples=("labels", "labels --weights w.safetensors --json")),
+    "check": Command(CheckConfig, check_command, examples=("labels", "labels --repair")),
+    "convert": Command(
+        ConvertConfig,
+        convert_command,
+        resumes=True,
+        examples=("labels small --encoding transform", "labels small --encoding transform --fidelity 0.99"),
+    ),
+    "export": Command(
+        ExportConfig,
+        export_command,
+        examples=("labels logits.npy --view 0", "labels p.npy --probabilities --temperature 4"),
+    ),
 }
 
 

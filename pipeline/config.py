@@ -176,7 +176,7 @@ class VerifyConfig:
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     rehash: bool = False
     """Read every image again instead of believing size and modification time."""
-    output: Output = field(default_factory=Output)
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +198,7 @@ class ShowConfig:
     columns: int = 8
     """Crops a row of the sheet."""
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
-    output: Output = field(default_factory=Output)
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
         """Refuse, before anything is drawn, what could not be written."""
@@ -230,7 +230,7 @@ class ImportConfig:
     class_names: str | None = None
     """Names of the classes 0, 1, ..., comma-separated or a file with one a line; they name the folders, preceded by
     the index where their own order is another."""
-    output: Output = field(default_factory=Output)
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
 
 def manifest_cache(store: Path) -> Path:

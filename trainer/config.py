@@ -238,7 +238,7 @@ class EvaluateConfig:
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     csv: Path | None = None
     """File for the accuracy of each class: class, images, hits, top1 in percent."""
-    output: Output = field(default_factory=Output)
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
         """Refuse, before anything is measured, what could not be written."""
@@ -261,7 +261,7 @@ class PlotConfig:
     """Folders of runs."""
     out: Path = Path("curves.png")
     """The picture; must not exist."""
-    output: Output = field(default_factory=Output)
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
         """Refuse no runs."""

@@ -24,8 +24,7 @@ _KINDS = {
 def to_toml(config: Any) -> str:
     """The flags of a command as TOML, in a table a group; a flag that is None is left out.
 
-    Raises:
-        InputError: a path has bytes that are no text, which TOML cannot hold.
+    Bytes of a path that are no UTF-8, which TOML cannot hold, are replaced by question marks.
     """
     flags, values = flags_of(type(config)), values_of(config)
     groups: dict[str, list[str]] = {OPTIONS: []}
@@ -33,12 +32,7 @@ def to_toml(config: Any) -> str:
         if values[key] is not None:
             groups.setdefault(flag.group, []).append(f"{flag.name} = {_written(values[key])}")
     parts = ["\n".join([*([] if title == OPTIONS else [f"[{title}]"]), *lines]) for title, lines in groups.items()]
-    text = "\n\n".join(filter(None, parts)) + "\n"
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{text[error.start]!r}: expected paths of valid UTF-8, which TOML can hold") from error
-    return text
+    return ("\n\n".join(filter(None, parts)) + "\n").encode(errors="replace").decode()
 
 
 def _written(value: Any) -> str:

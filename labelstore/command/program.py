@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field, make_dataclass
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,6 +104,25 @@ def run_program(
             return command.run(config, console)
 
     return run_command(act, restart=start if command and command.resumes else ())
+
+
+def require_ours(*packages: str) -> None:
+    """End the program, with a line, where a package of ours is hidden by another one of that name.
+
+    Raises:
+        SystemExit: names both places.
+    """
+    home = Path(__file__).resolve().parents[2]
+    for name in packages:
+        spec = find_spec(name)
+        found = Path(spec.origin).resolve() if spec and spec.origin else None
+        if found is None or found.parent.parent != home:
+            print(
+                f"error: {name}: expected the package of giftwrap in {home}, found {found or 'none'}; rename that, or "
+                f"run the command `giftwrap`, which looks in the working folder last",
+                file=sys.stderr,
+            )
+            raise SystemExit(2)
 
 
 def spelled_out(word: str, short: Mapping[str, str]) -> str:
