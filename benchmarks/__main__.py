@@ -8,14 +8,16 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends quietly until a command runs
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Protocol, cast
 
 import tyro
 
 from labelstore.command.console import Console
+from labelstore.command.flags import Group
+from labelstore.command.output import Output
 from labelstore.command.program import Command, run_program
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
@@ -67,8 +69,7 @@ def claim(name: str) -> Claim:
 class ListConfig:
     """Name every claim that can be measured."""
 
-    json: bool = False
-    """Print the summary as one JSON object on standard output and all else on standard error."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +82,7 @@ class RunConfig:
     """Folder for NAME.jsonl, one line for each figure and the summary last, and for plots."""
     quick: bool = False
     """The same at toy size, in seconds."""
-    json: bool = False
-    """Print the summary as one JSON object on standard output and all else on standard error."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,7 @@ class GpuConfig:
 
     out: Path | None = None
     """Folder for gpu.jsonl: a line for each figure as it is found, one for each part's end, and the summary last."""
-    json: bool = False
-    """Print the summary as one JSON object on standard output and all else on standard error."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
 
 def list_command(_config: ListConfig, console: Console) -> int:

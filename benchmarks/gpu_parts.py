@@ -21,6 +21,7 @@ from benchmarks.read import STEP, exhaust, requests
 from benchmarks.render import draw, photographs
 from labelstore import LabelStore
 from labelstore.command.console import Console
+from labelstore.command.flags import from_flags
 from labelstore.operations.convert import convert
 from labelstore.spec import Json
 from labelstore.writing.encoding import pairs_of
@@ -229,7 +230,10 @@ def teachers(folder: Path, device: torch.device, network: str) -> Iterator[tuple
     for engine, options in ENGINES.items():
         if on_gpu or engine == "eager":
             config = settings(folder, device, network, **options)
-            yield engine, make_teacher(config.teacher_spec(), size=config.size, classes=[str(n) for n in range(1000)])
+            yield (
+                engine,
+                make_teacher(config.teacher_spec(), size=config.crops.size, classes=[str(n) for n in range(1000)]),
+            )
 
 
 def settings(folder: Path, device: torch.device, network: str, **options: Any) -> BuildConfig:
@@ -252,7 +256,7 @@ def settings(folder: Path, device: torch.device, network: str, **options: Any) -
         "device": str(device),
         "batch": NETWORKS[network] if on_gpu else 4,
     }
-    return BuildConfig(**(values | options))
+    return from_flags(BuildConfig, **(values | options))
 
 
 def ceiling(report: Report, name: str, teacher: Teacher) -> float:
@@ -280,7 +284,7 @@ def precompute(report: Report, device: torch.device) -> dict[str, Json]:
         store, views = folder_of(report) / f"store-{network}", -(-crops // len(manifest))
         config = settings(folder_of(report), device, network, store=store, views=views, **options)
         alone = ceiling(
-            report, network, make_teacher(config.teacher_spec(), size=config.size, classes=manifest.classes)
+            report, network, make_teacher(config.teacher_spec(), size=config.crops.size, classes=manifest.classes)
         )
         summary = build(config, Console(as_json=True))
         built = float(str(summary["crops_per_second"]))

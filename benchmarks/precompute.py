@@ -23,6 +23,7 @@ from benchmarks.harness import Report, machine
 from benchmarks.render import draw, photographs
 from benchmarks.teacher import draw_weights
 from labelstore.command.console import Console
+from labelstore.command.flags import changed, from_flags
 from labelstore.command.stopping import Stops
 from labelstore.spec import BlockShape, Json
 from labelstore.store import LabelStore
@@ -84,7 +85,8 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
         folder = Path(temporary)
         (folder / "drawn").mkdir()
         images = photographs() or draw(folder / "drawn", BLOCKS * BATCHES * size.batch)
-        config = BuildConfig(
+        config = from_flags(
+            BuildConfig,
             images=images,
             teacher=("torchvision:resnet18",),
             weights=(str(draw_weights(folder, "torchvision:resnet18", size.side)),),
@@ -100,7 +102,7 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
         eager = prepare(config, Console(silent=True), Ranks())
         with closing(eager.renderer):
             works = {"eager": in_batches(eager, size)}
-            fast = replace(config, fold=True, compile="on" if size.compiled else "off")
+            fast = changed(config, fold=True, compile="on" if size.compiled else "off")
             teacher = make_teacher(fast.teacher_spec(), size=size.side, classes=eager.manifest.classes)
             works["compiled"] = with_teacher(works["eager"], teacher)
             return measure(report, folder, works, size)

@@ -15,6 +15,7 @@ import torch
 from benchmarks.harness import Report, interleave, machine
 from benchmarks.step import CLASSES, draw_set
 from labelstore.command.console import Console
+from labelstore.command.flags import from_flags
 from labelstore.spec import Json
 from pipeline.build.build import build
 from pipeline.config import BuildConfig
@@ -71,7 +72,8 @@ def prepare(folder: Path, images: int) -> Replay:
     weights, network = folder / "teacher.safetensors", "convnet-d1"
     torch.manual_seed(0)
     save_weights(build_network(network, {"width": 4}, CLASSES, size=SIDE).state_dict(), weights)
-    config = BuildConfig(
+    config = from_flags(
+        BuildConfig,
         images=draw_set(folder / "images", images, (SIDE, SIDE)),
         teacher=(network,),
         teacher_args=('{"width": 4}',),

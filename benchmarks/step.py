@@ -19,6 +19,7 @@ from torchvision.transforms import functional
 
 from benchmarks.harness import Report, Timing, interleave, machine
 from labelstore.command.console import Console
+from labelstore.command.flags import from_flags
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
 from pipeline.build.build import build
@@ -151,7 +152,8 @@ def prepare(folder: Path, size: Size, device: str) -> TrainConfig:
     images, weights = draw_set(folder / "images", size.images, size.source), folder / "teacher.safetensors"
     teacher = build_network(size.network, {}, CLASSES, size=size.side)
     save_weights(teacher.state_dict(), weights)
-    store = BuildConfig(
+    store = from_flags(
+        BuildConfig,
         images=images,
         teacher=(size.network,),
         weights=(str(weights),),
@@ -165,7 +167,8 @@ def prepare(folder: Path, size: Size, device: str) -> TrainConfig:
         decoder="cpu",  # needs no DALI
     )
     build(store, Console(as_json=True))
-    return TrainConfig(
+    return from_flags(
+        TrainConfig,
         store=store.store,
         images=images,
         student=size.network,
@@ -226,7 +229,7 @@ def contenders(run: Run, folder: Path, size: Size) -> dict[str, Way]:
     run.network.train()
     held = list(run.replay)
     teacher, _ = load_network(size.network, {}, str(folder / "teacher.safetensors"), classes=CLASSES, size=size.side)
-    online = Online(run, teacher.to(run.config.device, memory_format=torch.channels_last).eval())  # type: ignore[call-overload]
+    online = Online(run, teacher.to(run.config.render.device, memory_format=torch.channels_last).eval())  # type: ignore[call-overload]
     files = Files(run, folder / "fkd", size)
     ways = {
         "memory": Way(run, lambda: held),
@@ -295,7 +298,7 @@ class Files:
 
     def batches(self) -> Iterator[TrainBatch]:
         """An epoch."""
-        device = torch.device(self._run.config.device)
+        device = torch.device(self._run.config.render.device)
         for targets, (images, (_, _, partners, lam, (top, left, height, width), logits)) in zip(
             self._targets, self._loader, strict=True
         ):

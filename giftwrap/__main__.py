@@ -17,17 +17,23 @@ sys.path[:] = [*(folder for folder in sys.path if folder not in ("", HERE)), HER
 from importlib import import_module
 from importlib.util import find_spec
 
-from labelstore.command.program import Command, run_program
+from labelstore.command.program import Command, require_ours, run_program
 from labelstore.errors import InputError
 
 PACKAGES = ("pipeline", "trainer", "labelstore")
 BENCH = "bench"
 
 
-def commands() -> dict[str, Command]:
-    """The commands of all packages, by name."""
-    tables: list[dict[str, Command]] = [import_module(f"{package}.__main__").COMMANDS for package in PACKAGES]
-    return {name: command for table in tables for name, command in table.items()}
+def commands(wanted: str = "") -> dict[str, Command]:
+    """The commands of all packages, by name; only those of its package where one of the name ``wanted`` is found."""
+    require_ours(*PACKAGES)
+    found: dict[str, Command] = {}
+    for package in PACKAGES:
+        table: dict[str, Command] = import_module(f"{package}.__main__").COMMANDS
+        if wanted in table:
+            return table
+        found |= table
+    return found
 
 
 def bench() -> int:
@@ -52,7 +58,7 @@ def main() -> int:
     from pipeline import ranks
 
     about = f"Soft labels for dataset distillation: made once, kept small, replayed exactly. See also {BENCH} --help."
-    return run_program("giftwrap", about, commands(), start=ranks.started("giftwrap"))
+    return run_program("giftwrap", about, commands(*sys.argv[1:2]), start=ranks.started("giftwrap"))
 
 
 if __name__ == "__main__":

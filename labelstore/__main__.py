@@ -8,15 +8,17 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends quietly until a command runs
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from labelstore.command.console import Console, byte_count
+from labelstore.command.flags import Group
+from labelstore.command.output import Output
 from labelstore.command.program import Command, run_program
-from labelstore.encodings import CodecName, EncodingName, encoding_parameters
+from labelstore.encodings import CodeOptions, EncodingName
 from labelstore.encodings.bands import missed
 from labelstore.errors import InputError
 from labelstore.operations.check import check
@@ -36,8 +38,7 @@ class InfoConfig:
     """Folder of the store."""
     weights: Path | None = None
     """File of the teacher's weights: its size is given beside the labels'."""
-    json: bool = False
-    """Print the summary as one JSON object on standard output and all else on standard error."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,7 @@ class CheckConfig:
     """Make again what follows from the rest of the store, and remove damaged blocks, for a build to fill just those."""
     take_over: bool = False
     """With --repair: take the lease of a build on another host that is known to be dead."""
-    json: bool = False
-    """Print the summary as one JSON object on standard output and all else on standard error."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
         """Refuse flags that do not go together."""
@@ -72,27 +72,17 @@ class ConvertConfig:
     """Folder of the store to make, resume or extend."""
     encoding: EncodingName
     """How labels are stored: int8 is C + 4 bytes a label, float16 2 C, transform C / 20 to C / 5."""
-    codec: CodecName | None = None
-    """How codes are compressed: int8, float16: raw (their own) or zstd; transform: pcodec (its own) or zstd."""
-    fidelity: float | None = None
-    """transform: mean cosine between the GIFT targets of the read and the stored labels, to be reached (0.98)."""
-    step: float | None = None
-    """transform: its quantiser's step, instead of --fidelity."""
+    codes: CodeOptions = field(default_factory=CodeOptions)
     views: int | None = None
     """Convert the first views, rounded up to whole blocks; all that are sealed when left out."""
     take_over: bool = False
     """Take the lease of a conversion on another host that is known to be dead."""
-    json: bool = False
-    """Print the summary as one JSON object on standard output and all else on standard error."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
         """Refuse numbers that no conversion can have."""
         if self.views is not None and self.views < 1:
             raise InputError(f"--views: expected at least 1, found {self.views}")
-
-    def encoding_parameters(self) -> dict[str, Json]:
-        """The label encoding's part of the flags."""
-        return encoding_parameters(self.encoding, codec=self.codec, fidelity=self.fidelity, step=self.step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +103,7 @@ class ExportConfig:
     """Write softmax(logits / temperature) instead of logits."""
     temperature: float | None = None
     """Temperature of --probabilities (1)."""
-    json: bool = False
-    """Print the summary as one JSON object on standard output and all else on standard error."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
         """Refuse flags that do not go together."""
@@ -219,7 +208,7 @@ def convert_command(config: ConvertConfig, console: Console) -> int:
         store = convert(
             source,
             config.destination,
-            config.encoding_parameters(),
+            config.codes.parameters(config.encoding),
             views=config.views,
             take_over=config.take_over,
             progress=progress.reach,
@@ -276,10 +265,19 @@ def export_command(config: ExportConfig, console: Console) -> int:
 
 
 COMMANDS = {
-    "info": Command(InfoConfig, info_command),
-    "check": Command(CheckConfig, check_command),
-    "convert": Command(ConvertConfig, convert_command, resumes=True),
-    "export": Command(ExportConfig, export_command),
+    "info": Command(InfoConfig, info_command, examples=("labels", "labels --weights w.safetensors --json")),
+    "check": Command(CheckConfig, check_command, examples=("labels", "labels --repair")),
+    "convert": Command(
+        ConvertConfig,
+        convert_command,
+        resumes=True,
+        examples=("labels small --encoding transform", "labels small --encoding transform --fidelity 0.99"),
+    ),
+    "export": Command(
+        ExportConfig,
+        export_command,
+        examples=("labels logits.npy --view 0", "labels p.npy --probabilities --temperature 4"),
+    ),
 }
 
 

@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from labelstore.command.console import Console, duration
-from labelstore.command.program import Command, run_program
+from labelstore.command.program import Command, require_ours, run_program
 from labelstore.encodings.fidelity import beside
+
+require_ours("pipeline")
+
 from pipeline import ranks
 from pipeline.build import recipe
 from pipeline.config import BuildConfig, ImportConfig, ShowConfig, VerifyConfig
@@ -104,10 +107,41 @@ def show_command(config: ShowConfig, console: Console) -> int:
 
 
 COMMANDS = {
-    "build": Command(BuildConfig, build_command, resumes=True, typed=recipe.typed, short={"--log": "--progress-log"}),
-    "verify": Command(VerifyConfig, verify_command),
-    "show": Command(ShowConfig, show_command),
-    "import": Command(ImportConfig, import_command),
+    "build": Command(
+        BuildConfig,
+        build_command,
+        resumes=True,
+        typed=recipe.typed,
+        short={"--log": "--progress-log"},
+        examples=(
+            "--images train --teacher convnet-d3 --weights w.safetensors --size 32 --views 300 --store labels",
+            "--config build.toml --store labels --views 600",
+        ),
+    ),
+    "verify": Command(
+        VerifyConfig,
+        verify_command,
+        examples=(
+            "--store labels --images train",
+            "--store labels --images train --weights w.safetensors --device cuda",
+        ),
+    ),
+    "show": Command(
+        ShowConfig,
+        show_command,
+        examples=(
+            "--store labels --images train --out sheet.png",
+            "--store labels --images train --out sheet.png --view 3 --count 64",
+        ),
+    ),
+    "import": Command(
+        ImportConfig,
+        import_command,
+        examples=(
+            "data.pt --out train",
+            "data.pt --out train --mean 0.4914 0.4822 0.4465 --std 0.2023 0.1994 0.201",
+        ),
+    ),
 }
 
 

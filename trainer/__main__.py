@@ -10,7 +10,10 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import sys
 
 from labelstore.command.console import Console
-from labelstore.command.program import Command, run_program
+from labelstore.command.program import Command, require_ours, run_program
+
+require_ours("trainer", "pipeline")
+
 from pipeline import ranks
 from trainer import recipes
 from trainer.config import EvaluateConfig, PlotConfig, TrainConfig
@@ -46,9 +49,27 @@ def plot_command(config: PlotConfig, console: Console) -> int:
 
 
 COMMANDS = {
-    "train": Command(TrainConfig, train_command, resumes=True, typed=recipes.typed, short={"--run": "--run-folder"}),
-    "evaluate": Command(EvaluateConfig, evaluate_command, short={"--run": "--run-folder"}),
-    "plot": Command(PlotConfig, plot_command),
+    "train": Command(
+        TrainConfig,
+        train_command,
+        resumes=True,
+        typed=recipes.typed,
+        short={"--run": "--run-folder"},
+        examples=(
+            "--store labels --images train --student convnet-d3 --epochs 300 --test-images test --run-folder run",
+            "--config run/config.toml --run-folder again --seed 1",
+        ),
+    ),
+    "evaluate": Command(
+        EvaluateConfig,
+        evaluate_command,
+        short={"--run": "--run-folder"},
+        examples=(
+            "--run-folder run",
+            "--weights torchvision:IMAGENET1K_V1 --student torchvision:resnet18 --images test",
+        ),
+    ),
+    "plot": Command(PlotConfig, plot_command, examples=("run", "run again --out curves.pdf")),
 }
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
+from labelstore.command.flags import Named
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from pipeline.config import json_object
+
+if TYPE_CHECKING:
+    from trainer.optimisers import OptimiserSpec
 
 LossName = Literal["gift", "cosine", "kl", "soft_ce", "mse", "ce", "mse+ce", "soft_ce+ce"]
 GiftForm = Literal["released", "convex"]
@@ -31,15 +36,16 @@ def check_numbers(form: str, gamma: float, smoothing: float, weight: float) -> N
 class LossSpec:
     """A loss and every number in it; each loss uses its own and ignores the others."""
 
-    name: LossName | str = "gift"
-    """What the student is compared with, and how."""
-    form: GiftForm = "released"
-    """gift: released (additive, gamma) or convex (weight)."""
+    name: Annotated[str, Named("loss")] = "gift"
+    """gift, cosine, kl, soft_ce, mse, ce, mse+ce or soft_ce+ce, each on raw logits; or module:attribute, called as
+    loss(x, t, y, y2, lam)."""
+    form: Annotated[GiftForm, Named("gift-form")] = "released"
+    """gift: released (t/|t| + gamma s/|s|) or convex ((1 - w) t/|t| + w s/|s|)."""
     gamma: float = 0.1
     """gift, released form: weight of the hard label."""
     smoothing: float = 0.1
-    """gift: label smoothing of the hard label."""
-    weight: float = 0.1
+    """gift: smoothing of the hard label."""
+    weight: Annotated[float, Named("w")] = 0.1
     """gift, convex form: weight of the hard label."""
     temperature: float = 20.0
     """kl: temperature of both softmaxes."""
@@ -98,3 +104,54 @@ class LossSpec:
     def to_json(self) -> dict[str, Json]:
         """Name and the numbers in effect; ``LossSpec(**spec.to_json())`` is the same loss."""
         return {"name": self.name, **self.numbers}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimiserOptions:
+    """An optimiser by its flags; None takes the optimiser's own."""
+
+    name: Annotated[str, Named("optimizer")] = "AdamW"
+    """Any optimiser of torch.optim by its name, or module:attribute."""
+    lr: float | None = None
+    """First learning rate; the schedule multiplies it. Left out, the optimiser's own: AdamW 1e-3, SGD 1e-2, others as
+    torch has them."""
+    weight_decay: float | None = None
+    """Weight decay. Left out, the optimiser's own: AdamW 1e-4, SGD 5e-4, others as torch has them."""
+    decay: Decay = "all"
+    """What decays: all parameters, or weights of more than one dimension alone."""
+    args: Annotated[str, Named("optimizer-args")] = "{}"
+    """More keyword arguments of the optimiser, as JSON; SGD has {"momentum": 0.9} of its own."""
+    fused: bool = False
+    """The fused kernel of Adam, AdamW, SGD and Adagrad."""
+
+    def spec(self) -> OptimiserSpec:
+        """The optimiser with every number.
+
+        Raises:
+            InputError: when it has no learning rate of its own, and none is given, or does not take what is given.
+        """
+        from trainer.optimisers import OptimiserSpec, defaults_of  # takes seconds to import
+
+        own = defaults_of(self.name)
+        given = json_object("--optimizer-args", self.args)
+        return OptimiserSpec(
+            name=self.name,
+            lr=self.rate,
+            weight_decay=own.weight_decay if self.weight_decay is None else self.weight_decay,
+            decay=self.decay,
+            args={**own.args, **given, **({"fused": True} if self.fused else {})},
+        )
+
+    @property
+    def rate(self) -> float:
+        """The first learning rate.
+
+        Raises:
+            InputError: when the optimiser has none of its own, and none is given.
+        """
+        from trainer.optimisers import defaults_of  # takes seconds to import
+
+        rate = defaults_of(self.name).lr if self.lr is None else self.lr
+        if rate is None:
+            raise InputError(f"--optimizer {self.name}: has no learning rate of its own; give --lr")
+        return rate

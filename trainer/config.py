@@ -6,24 +6,23 @@ Nothing that takes long to import is imported here, so that help and the errors 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from labelstore.command.flags import Group, Named, values_of
+from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
-from pipeline.config import gibibytes, json_object, require_place
+from pipeline.config import require_place
 from pipeline.recipes import RecipeName
-from pipeline.render import DecoderName
+from pipeline.render.options import RenderOptions
 from pipeline.teacher.engine.spec import DTypeName
-from trainer.choices import Decay, GiftForm, LossSpec
-from trainer.schedules import ScheduleName, SchedulePer, ScheduleSpec
-
-if TYPE_CHECKING:
-    from trainer.optimisers import OptimiserSpec
+from trainer.choices import LossSpec, OptimiserOptions
+from trainer.schedules import ScheduleSpec
 
 PICTURES = (".png", ".svg", ".pdf")
 # The field of each number of a loss.
@@ -58,118 +57,69 @@ class TrainConfig:
     """Folder of the store."""
     images: Path
     """Class folder that the store was made of."""
-    recipe: RecipeName | None = None
-    """A published protocol in full; its values are printed, and flags override them."""
-    student: str
-    """torchvision:NAME, timm:NAME, convnet-dN, cifar-resnetN, resnet18/101-modified or module:attribute."""
     epochs: int
     """Epochs; each plays one view of the store."""
-    run: Annotated[Path, tyro.conf.arg(name="run-folder")]
+    run: Annotated[Path, Named("run-folder")]
     """Folder of the run: config.json, log.jsonl, checkpoint.pt, last.safetensors, best.safetensors."""
-    student_args: str = "{}"
+    recipe: RecipeName | None = None
+    """A published protocol in full; its values are printed, and flags override them."""
+    student: Annotated[str, Group("student")]
+    """torchvision:NAME, timm:NAME, convnet-dN, cifar-resnetN, resnet18/101-modified or module:attribute."""
+    student_args: Annotated[str, Group("student")] = "{}"
     """Keyword arguments of the student's constructor, as JSON."""
-    student_weights: str | None = None
+    student_weights: Annotated[str | None, Group("student")] = None
     """Weights to begin with: of an earlier run, a file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
-    new_head: bool = False
+    new_head: Annotated[bool, Group("student")] = False
     """With --student-weights of other classes: the student keeps a new classifier of its own."""
-    size: int | None = None
+    size: Annotated[int | None, Group("student")] = None
     """Side of the student's crops, from the same boxes; the store's when left out."""
-    test_images: Path | None = None
-    """Class folder of test images, with the same classes; without it nothing is evaluated."""
-    test_resize: int | None = None
-    """Short side of a test image before the central crop; the student's crop size when left out."""
-    skip_broken: bool = False
-    """Leave out test images that do not decode; they are listed, counted and recorded."""
-    eval_every: int | None = None
-    """Epochs between evaluations; a tenth of the run when left out. The last epoch is always evaluated."""
-    eval_from: float = 0.0
-    """Fraction of the run before the first evaluation."""
-    loss: str = "gift"
-    """gift, cosine, kl, soft_ce, mse, ce, mse+ce or soft_ce+ce, each on raw logits; or module:attribute, called as
-    loss(x, t, y, y2, lam)."""
-    gift_form: GiftForm = "released"
-    """gift: released (t/|t| + gamma s/|s|) or convex ((1 - w) t/|t| + w s/|s|)."""
-    gamma: float = 0.1
-    """gift, released form: weight of the hard label."""
-    smoothing: float = 0.1
-    """gift: smoothing of the hard label."""
-    w: float = 0.1
-    """gift, convex form: weight of the hard label."""
-    temperature: float = 20.0
-    """kl: temperature of both softmaxes."""
-    t_squared: bool = False
-    """kl: multiply by the square of the temperature."""
-    hard_weight: float = 0.1
-    """mse+ce, soft_ce+ce: weight of the hard cross-entropy."""
-    batch_size: int = 128
+    loss: Annotated[LossSpec, Group("loss")] = field(default_factory=LossSpec)
+    optimiser: Annotated[OptimiserOptions, Group("optimiser")] = field(default_factory=OptimiserOptions)
+    batch_size: Annotated[int, Group("optimiser")] = 128
     """Crops a step, over all processes; any number, the last batch of an epoch may be short."""
-    accumulate: int = 1
+    accumulate: Annotated[int, Group("optimiser")] = 1
     """Pieces that a batch is taken in, one after the other, for its gradient."""
-    optimizer: str = "AdamW"
-    """Any optimiser of torch.optim by its name, or module:attribute."""
-    lr: float | None = None
-    """First learning rate; the schedule multiplies it. Left out, the optimiser's own: AdamW 1e-3, SGD 1e-2, others as
-    torch has them."""
-    weight_decay: float | None = None
-    """Weight decay. Left out, the optimiser's own: AdamW 1e-4, SGD 5e-4, others as torch has them."""
-    decay: Decay = "all"
-    """What decays: all parameters, or weights of more than one dimension alone."""
-    optimizer_args: str = "{}"
-    """More keyword arguments of the optimiser, as JSON; SGD has {"momentum": 0.9} of its own."""
-    fused: bool = False
-    """The fused kernel of Adam, AdamW, SGD and Adagrad."""
-    clip_norm: float | None = None
+    clip_norm: Annotated[float | None, Group("optimiser")] = None
     """Largest norm of the gradient, over all parameters; it is scaled down to that."""
-    ema: float | None = None
+    ema: Annotated[float | None, Group("optimiser")] = None
     """Decay of a running mean of the weights, over steps; the mean is what is evaluated and saved."""
-    schedule: ScheduleName = "cosine"
-    """How the learning rate falls: cosine, step or constant."""
-    schedule_per: SchedulePer = "step"
-    """Whether the rate changes once a step or once an epoch."""
-    warmup_epochs: int = 0
-    """Epochs in which the rate rises to --lr; the schedule has the rest of the run."""
-    final: float = 0.0
-    """cosine: fraction of --lr that is reached at the end of its half wave."""
-    horizon: float = 1.0
-    """cosine: length of the half wave in runs; 2 ends the run at half of --lr."""
-    milestones: tuple[float, ...] = (2 / 3, 5 / 6)
-    """step: fractions of the run at which the rate drops."""
-    drop: float = 0.2
-    """step: what the rate is multiplied by at each milestone."""
-    views: int | None = None
+    schedule: Annotated[ScheduleSpec, Group("schedule")] = field(default_factory=ScheduleSpec)
+    views: Annotated[int | None, Group("schedule")] = None
     """Play the first V views of the store alone; all that are there when left out."""
-    view_order: Literal["shuffle", "cycle"] | None = None
+    view_order: Annotated[Literal["shuffle", "cycle"] | None, Group("schedule")] = None
     """Which view an epoch plays: shuffle, drawn by the seed (the default), or cycle, in stored order (--follow's)."""
-    follow: bool = False
+    follow: Annotated[bool, Group("schedule")] = False
     """Train from a store that is still being built: views in stored order, each waited for."""
-    seed: int = 0
+    test_images: Annotated[Path | None, Group("evaluation")] = None
+    """Class folder of test images, with the same classes; without it nothing is evaluated."""
+    test_resize: Annotated[int | None, Group("evaluation")] = None
+    """Short side of a test image before the central crop; the student's crop size when left out."""
+    skip_broken: Annotated[bool, Group("evaluation")] = False
+    """Leave out test images that do not decode; they are listed, counted and recorded."""
+    eval_every: Annotated[int | None, Group("evaluation")] = None
+    """Epochs between evaluations; a tenth of the run when left out. The last epoch is always evaluated."""
+    eval_from: Annotated[float, Group("evaluation")] = 0.0
+    """Fraction of the run before the first evaluation."""
+    seed: Annotated[int, Group("running")] = 0
     """The run's seed: the student's first weights, dropout, and which view each epoch plays."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Annotated[Literal["float32", "bfloat16"], Group("running")] = "float32"
     """bfloat16 runs the student under autocast; the loss stays in float32."""
-    compile: bool = False
+    compile: Annotated[bool, Group("running")] = False
     """torch.compile the student."""
-    sync_bn: bool = False
+    sync_bn: Annotated[bool, Group("running")] = False
     """Batch norms take the whole batch of all processes; on GPUs."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N."""
-    decoder: DecoderName | None = None
-    """What decodes files: cpu, gpu or gpu-hw; on a GPU what decoded the store's when left out."""
-    threads: int | None = None
-    """CPU threads; all cores when left out."""
-    cache_gib: float = 2.0
-    """Memory for decoded images."""
-    checkpoint_every: int | None = None
+    render: Annotated[RenderOptions, Group("running")] = field(default_factory=RenderOptions)
+    checkpoint_every: Annotated[int | None, Group("running")] = None
     """Epochs between checkpoints; when left out, as many as keep saving at a twentieth of the time."""
-    checkpoint_steps: int | None = None
+    checkpoint_steps: Annotated[int | None, Group("running")] = None
     """Steps between further checkpoints, within epochs."""
-    log_every: int | None = None
+    log_every: Annotated[int | None, Group("running")] = None
     """Steps between lines of steps.jsonl: loss, rate and the gradient's norm; no such file when left out."""
-    tensorboard: bool = False
+    tensorboard: Annotated[bool, Group("running")] = False
     """Write the numbers of each epoch as TensorBoard scalars too, into tensorboard/ of the run."""
-    anyway: bool = False
+    anyway: Annotated[bool, Group("running")] = False
     """Continue a run though code, test images, versions or the renderer have changed; config.json records it."""
-    json: bool = False
-    """Print the summary as one JSON object on standard output and all else on standard error."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
         """Refuse numbers that no run can have."""
@@ -187,23 +137,23 @@ class TrainConfig:
             "checkpoint_every",
             "checkpoint_steps",
             "log_every",
-            "threads",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')}: expected at least 1, found {value}")
-        used = self.loss_spec().numbers
-        for number, name in LOSS_NUMBERS.items():
-            if number not in used and getattr(self, name) != getattr(type(self), name):
+        for number, flag in LOSS_NUMBERS.items():
+            if number not in self.loss.numbers and getattr(self.loss, number) != getattr(LossSpec(), number):
                 raise InputError(
-                    f"--{name.replace('_', '-')}: not a number of --loss {self.loss} in this form; leave it out"
+                    f"--{flag.replace('_', '-')}: not a number of --loss {self.loss.name} in this form; leave it out"
                 )
-        for name, schedules in SCHEDULE_NUMBERS.items():
-            if self.schedule not in schedules and getattr(self, name) != getattr(type(self), name):
-                raise InputError(f"--{name}: not a number of --schedule {self.schedule}; leave it out")
-        if not 0 <= self.warmup_epochs < self.epochs:
+        for number, schedules in SCHEDULE_NUMBERS.items():
+            if self.schedule.name not in schedules and getattr(self.schedule, number) != getattr(
+                ScheduleSpec(), number
+            ):
+                raise InputError(f"--{number}: not a number of --schedule {self.schedule.name}; leave it out")
+        if not 0 <= self.schedule.warmup < self.epochs:
             raise InputError(
-                f"--warmup-epochs: expected 0 to {self.epochs - 1}, fewer than --epochs, found {self.warmup_epochs}"
+                f"--warmup-epochs: expected 0 to {self.epochs - 1}, fewer than --epochs, found {self.schedule.warmup}"
             )
         if self.follow and self.view_order == "shuffle":
             raise InputError("--view-order shuffle: --follow plays views in stored order; leave one of them out")
@@ -218,50 +168,9 @@ class TrainConfig:
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"--ema: expected a decay between 0 and 1, found {self.ema}")
 
-    def loss_spec(self) -> LossSpec:
-        """The loss's part of the flags."""
-        numbers: dict[str, Any] = {number: getattr(self, name) for number, name in LOSS_NUMBERS.items()}
-        return LossSpec(name=self.loss, **numbers)
-
-    def optimiser_spec(self) -> OptimiserSpec:
-        """The optimiser's part of the flags."""
-        from trainer.optimisers import OptimiserSpec, defaults_of  # takes seconds to import
-
-        own = defaults_of(self.optimizer)
-        given = json_object("--optimizer-args", self.optimizer_args)
-        return OptimiserSpec(
-            name=self.optimizer,
-            lr=self.rate,
-            weight_decay=own.weight_decay if self.weight_decay is None else self.weight_decay,
-            decay=self.decay,
-            args={**own.args, **given, **({"fused": True} if self.fused else {})},
-        )
-
-    def schedule_spec(self) -> ScheduleSpec:
-        """The schedule's part of the flags."""
-        return ScheduleSpec(
-            name=self.schedule,
-            per=self.schedule_per,
-            milestones=self.milestones,
-            drop=self.drop,
-            final=self.final,
-            horizon=self.horizon,
-            warmup=self.warmup_epochs,
-        )
-
-    @property
-    def rate(self) -> float:
-        """The first learning rate."""
-        from trainer.optimisers import defaults_of  # takes seconds to import
-
-        rate = defaults_of(self.optimizer).lr if self.lr is None else self.lr
-        if rate is None:
-            raise InputError(f"--optimizer {self.optimizer}: has no learning rate of its own; give --lr")
-        return rate
-
     def in_effect(self) -> dict[str, Any]:
-        """Every flag that has an effect, by its field, with the value that is used."""
-        optimiser = self.optimiser_spec()
+        """Every flag that has an effect, by its key, with the value that is used."""
+        optimiser = self.optimiser.spec()
         used: dict[str, Any] = {
             "lr": optimiser.lr,
             "weight_decay": optimiser.weight_decay,
@@ -269,22 +178,16 @@ class TrainConfig:
             "view_order": self.play_order,
             "eval_every": self.evaluation_interval,
         }
-        numbers = self.loss_spec().numbers
-        unused = [name for number, name in LOSS_NUMBERS.items() if number not in numbers]
-        unused += [name for name, schedules in SCHEDULE_NUMBERS.items() if self.schedule not in schedules]
+        unused = [flag for number, flag in LOSS_NUMBERS.items() if number not in self.loss.numbers]
+        unused += [name for name, schedules in SCHEDULE_NUMBERS.items() if self.schedule.name not in schedules]
         if not self.student_weights:
             unused.append("new_head")
-        return {name: used.get(name, value) for name, value in asdict(self).items() if name not in unused}
+        return {name: used.get(name, value) for name, value in values_of(self).items() if name not in unused}
 
     @property
     def play_order(self) -> Literal["shuffle", "cycle"]:
         """Which view an epoch plays; a build that is still running is followed in stored order."""
         return "cycle" if self.follow else self.view_order or "shuffle"
-
-    @property
-    def cache_bytes(self) -> int:
-        """The memory budget of decoded images, in bytes."""
-        return gibibytes("--cache-gib", self.cache_gib)
 
     @property
     def evaluation_interval(self) -> int:
@@ -301,7 +204,7 @@ class TrainConfig:
 class EvaluateConfig:
     """Measure top-1 and top-5 of a network on a class folder."""
 
-    run: Annotated[Path | None, tyro.conf.arg(name="run-folder")] = None
+    run: Annotated[Path | None, Named("run-folder")] = None
     """Folder of a run of `train`: its last weights, as it tested them, on its test images."""
     weights: str | None = None
     """Instead: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
@@ -333,18 +236,10 @@ class EvaluateConfig:
     """Images a batch."""
     dtype: DTypeName | None = None
     """Precision, under autocast where it is not float32; as the run tested, or float32, when left out."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N."""
-    decoder: DecoderName | None = None
-    """What decodes files: cpu, gpu or gpu-hw; on a GPU gpu when left out."""
-    threads: int | None = None
-    """CPU threads; all cores when left out."""
-    cache_gib: float = 2.0
-    """Memory for decoded images."""
+    render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     csv: Path | None = None
     """File for the accuracy of each class: class, images, hits, top1 in percent."""
-    json: bool = False
-    """Print the summary as one JSON object on standard output and all else on standard error."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
         """Refuse, before anything is measured, what could not be written."""
@@ -367,8 +262,7 @@ class PlotConfig:
     """Folders of runs."""
     out: Path = Path("curves.png")
     """The picture; must not exist."""
-    json: bool = False
-    """Print the summary as one JSON object on standard output and all else on standard error."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
         """Refuse no runs."""

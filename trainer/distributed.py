@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def prepare(student: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
     """The student before it is tried: with norms over all processes where that is wanted."""
-    device = torch.device(config.device)
+    device = torch.device(config.render.device)
     if config.sync_bn and device.type == "cpu":
         raise InputError("--sync-bn: works on GPUs; leave it out, or take instance norm")
     if config.sync_bn and ranks.world > 1:
@@ -48,7 +48,7 @@ def spread(
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
 
-    device = torch.device(config.device)
+    device = torch.device(config.render.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     group = distributed.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=WORK_TIMEOUT)
@@ -97,7 +97,7 @@ def compiled(network: nn.Module, config: TrainConfig) -> nn.Module:
     """The network as it is called in a step."""
     if not config.compile:
         return network
-    compilers(torch.device(config.device))
+    compilers(torch.device(config.render.device))
     # For each shape alone, since what is compiled for all of them depends on which one came first.
     return cast("nn.Module", torch.compile(network, dynamic=False))
 
@@ -105,7 +105,7 @@ def compiled(network: nn.Module, config: TrainConfig) -> nn.Module:
 def autocast(config: TrainConfig) -> AbstractContextManager[Any]:
     """The student's precision."""
     if config.dtype == "bfloat16":
-        return torch.autocast(torch.device(config.device).type, torch.bfloat16)
+        return torch.autocast(torch.device(config.render.device).type, torch.bfloat16)
     return nullcontext()
 
 

@@ -20,7 +20,6 @@ from labelstore.command.names import printable
 from labelstore.durable.newfile import write_over
 from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
-from pipeline.config import gibibytes
 from pipeline.device.memory import keep_freed_memory
 from pipeline.images.manifest import Manifest
 from pipeline.images.remarks import say_left_out
@@ -208,10 +207,10 @@ def evaluate_network(config: EvaluateConfig, console: Console) -> EvalResult:
     renderer = make_renderer(
         images,
         subject.plan,
-        device=config.device,
-        decoder=config.decoder,
-        threads=config.threads,
-        cache_bytes=gibibytes("--cache-gib", config.cache_gib),
+        device=config.render.device,
+        decoder=config.render.decoder,
+        threads=config.render.threads,
+        cache_bytes=config.render.cache_bytes,
     )
     with (
         closing(renderer),
@@ -227,7 +226,7 @@ def evaluate_network(config: EvaluateConfig, console: Console) -> EvalResult:
             std=subject.std,
             batch=config.batch,
             dtype=subject.dtype,
-            device=config.device,
+            device=config.render.device,
             columns=measured.columns,
             channels_last=measured.channels_last,
             advance=progress.advance,

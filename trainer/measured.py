@@ -55,9 +55,9 @@ def load_measured(subject: Subject, classes: Sequence[str]) -> Measured:
         InputError: when there is no such network, it does not take the crops, or has other columns than the classes.
     """
     config, member = subject.config, subject.member
-    device = teacher_device(config.device, subject.dtype)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    device = teacher_device(config.render.device, subject.dtype)
+    if config.render.threads is not None:
+        torch.set_num_threads(config.render.threads)
     spec = subject.spec(classes)
     require_weights_fit(spec, device)
     loaded, weights = load_network(

@@ -112,7 +112,7 @@ class Run:
         """
         start = time.monotonic()
         self.guard.require_finite(self.objective.network.parameters(), self.step)
-        device = torch.device(self.config.device)
+        device = torch.device(self.config.render.device)
         own: Json = {"total": float(self.total), "random": {**packed(random_state(device))}}
         ranks = self.ranks.all_gather(own)
         if self.ranks.first:
@@ -171,7 +171,7 @@ class Run:
         rank, world, saved = self.ranks.rank, self.ranks.world, state["ranks"]
         if len(saved) == world:
             self.total.fill_(saved[rank]["total"])
-            restore_random_state(unpacked(saved[rank]["random"]), torch.device(self.config.device))
+            restore_random_state(unpacked(saved[rank]["random"]), torch.device(self.config.render.device))
         else:
             mean = sum(each["total"] for each in saved) / len(saved)
             self.total.fill_(world * mean if self.ranks.first else 0)
@@ -210,10 +210,10 @@ def start_run(config: TrainConfig, ranks: Ranks, stops: Stops, replay: Loader, o
         "start all ranks with the same command",
         holder="the first rank",
     )
-    optimizer = config.optimiser_spec().make(objective.network.named_parameters())
+    optimizer = config.optimiser.spec().make(objective.network.named_parameters())
     average = objective.average(config.ema) if config.ema and ranks.first else None
     spread = distributed.spread(objective.called, config, ranks, some_unused=objective.some_unused)
-    device = torch.device(config.device)
+    device = torch.device(config.render.device)
     return Run(
         config=config,
         ranks=ranks,

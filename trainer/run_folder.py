@@ -8,7 +8,6 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +15,8 @@ from typing import IO, Any
 import torch
 from torch import nn
 
+from labelstore.command.config_file import to_toml
+from labelstore.command.flags import changed
 from labelstore.durable import removing
 from labelstore.durable.newfile import write_new, write_over
 from labelstore.durable.removing import Proof
@@ -36,7 +37,7 @@ FORMAT = 2  # of a run: 1 knew neither digests of code and test images nor the r
 VERSIONS = ("torch", "torchvision", "numpy", "numcodecs")
 # Where and how fast a run is made does not change what it is; what is recorded of the store has views and decoder.
 NOT_THE_RUN = (
-    "run",
+    "run_folder",
     "json",
     "store",
     "images",
@@ -53,7 +54,8 @@ NOT_THE_RUN = (
     "log_every",
     "student_weights",
 )
-LOCK, LOG, STEPS, CONFIG, TEST_CACHE = ".lock", "log.jsonl", "steps.jsonl", "config.json", "test.images.npz"
+LOCK, LOG, STEPS, CONFIG, FLAGS = ".lock", "log.jsonl", "steps.jsonl", "config.json", "config.toml"
+TEST_CACHE = "test.images.npz"
 # What may have changed since a run began, where --anyway is given: it decides what comes out, not whether that works.
 CHANGES = {
     "code": "the code of the student has changed since the run began",
@@ -134,7 +136,7 @@ def made_of(
         "store": {"identity": identity.to_json(), "views": replay.order.views},
         "run": plain
         | {
-            "device": torch.device(config.device).type,
+            "device": torch.device(config.render.device).type,
             "size": replay.size,
             "threads": torch.get_num_threads(),
             "processes": processes,
@@ -144,11 +146,11 @@ def made_of(
             "layout": layout_of(student),
             **({"begins": state_digest(student.state_dict())} if config.student_weights else {}),
         },
-        "loss": config.loss_spec().to_json(),
-        "optimizer": config.optimiser_spec().to_json(),
-        "schedule": config.schedule_spec().to_json(),
+        "loss": config.loss.to_json(),
+        "optimizer": config.optimiser.spec().to_json(),
+        "schedule": config.schedule.to_json(),
     }
-    described["code"] = code_of(student, config.student, config.loss, config.optimizer)
+    described["code"] = code_of(student, config.student, config.loss.name, config.optimiser.name)
     described["replay_renderer"] = dict(replay.source.renderer.id)
     described["versions"] = {name: version(name) for name in VERSIONS}
     if test:
@@ -240,7 +242,7 @@ def with_its_interval(config: TrainConfig) -> TrainConfig:
     stored = described_in(config.run / CONFIG)
     if stored is None or config.eval_every is not None or config.epochs < stored["run"]["epochs"]:
         return config
-    return replace(config, eval_every=stored["run"]["eval_every"])
+    return changed(config, eval_every=stored["run"]["eval_every"])
 
 
 def begun_with(folder: Path) -> int | None:
@@ -293,6 +295,8 @@ def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) 
     stored = described_in(path)
     if stored is None:
         write_new(path, _document(made, _made_with(config, student), []))
+    write_flags(config)
+    if stored is None:
         return []
     same = accepted(stored, made, anyway=config.anyway)
     ours: Any = made.get("student", {})
@@ -310,6 +314,13 @@ def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) 
             place, was, now = difference
             changes.append({"at": place, "was": was, "is": now})
     return changes
+
+
+def write_flags(config: TrainConfig) -> None:
+    """Write config.toml, the flags of the run as `train --config` reads them, unless it is there."""
+    path = config.run / FLAGS
+    if not path.exists():
+        write_new(path, to_toml(config).encode())
 
 
 def record_changes(config: TrainConfig, made: Mapping[str, Json], changes: Sequence[Any], step: int) -> None:

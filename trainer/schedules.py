@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
+from labelstore.command.flags import Named
 from labelstore.errors import InputError
 from labelstore.spec import Json
 
@@ -18,20 +19,20 @@ SchedulePer = Literal["epoch", "step"]
 class ScheduleSpec:
     """A schedule and every number in it; each schedule uses its own and ignores the others."""
 
-    name: ScheduleName = "step"
-    """step: times drop at each milestone; cosine: down to the final fraction; constant."""
-    per: SchedulePer = "epoch"
-    """How often the rate changes: once an epoch or once a step."""
-    milestones: tuple[float, ...] = (2 / 3, 5 / 6)
-    """step: when the rate drops: increasing fractions of the run, rounded down to whole epochs or steps."""
-    drop: float = 0.2
-    """step: the factor at each milestone."""
+    name: Annotated[ScheduleName, Named("schedule")] = "cosine"
+    """How the learning rate falls: cosine, step or constant."""
+    per: Annotated[SchedulePer, Named("schedule-per")] = "step"
+    """Whether the rate changes once a step or once an epoch."""
+    warmup: Annotated[int, Named("warmup-epochs")] = 0
+    """Epochs in which the rate rises to --lr; the schedule has the rest of the run."""
     final: float = 0.0
-    """cosine: the fraction of the first rate that is reached at the end of its half wave."""
+    """cosine: fraction of --lr that is reached at the end of its half wave."""
     horizon: float = 1.0
-    """cosine: the length of that half wave, in runs."""
-    warmup: int = 0
-    """Epochs in which the rate rises to its first value, in equal steps; the schedule begins behind them."""
+    """cosine: length of the half wave in runs; 2 ends the run at half of --lr."""
+    milestones: tuple[float, ...] = (2 / 3, 5 / 6)
+    """step: fractions of the run at which the rate drops."""
+    drop: float = 0.2
+    """step: what the rate is multiplied by at each milestone."""
 
     def __post_init__(self) -> None:
         """Refuse what is not a schedule."""

@@ -15,9 +15,9 @@ from trainer.schedules import lr_factor
 def step(run: Run, batch: TrainBatch) -> Tensor:
     """Change the weights by one batch; returns this process's share of its mean loss, detached."""
     config = run.config
-    factor = lr_factor(config.schedule_spec(), run.step, run.total_steps, steps_per_epoch=len(run.replay))
+    factor = lr_factor(config.schedule, run.step, run.total_steps, steps_per_epoch=len(run.replay))
     for group in run.optimizer.param_groups:
-        group["lr"] = config.rate * factor
+        group["lr"] = config.optimiser.rate * factor
     run.optimizer.zero_grad(set_to_none=True)
     loss = gradients(run, batch)
     run.guard.see(loss, run.step)

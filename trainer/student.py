@@ -103,7 +103,7 @@ class Student(Objective):
     def average(self, decay: float) -> Average:
         """The running mean of the weights, in a student made anew; draws no random numbers of the run."""
         columns, size = self._replay.store.identity.columns, self._replay.size
-        with undrawn(torch.device(self._config.device)):
+        with undrawn(torch.device(self._config.render.device)):
             mean = made_anew(self.network, self._config, columns, size, channels_last=self.channels_last)
         return Average(mean, decay)
 
@@ -135,7 +135,7 @@ class Student(Objective):
             mean=crops.mean,
             std=crops.std,
             dtype=config.dtype,
-            device=config.device,
+            device=config.render.device,
             columns=self._replay.store.identity.label_columns,
             channels_last=self.channels_last,
         )
@@ -185,15 +185,15 @@ def say_skipped(test: Test, console: Console) -> None:
 
 def make_objective(config: TrainConfig, ranks: Ranks, replay: Replay, test: Test | None) -> Student:
     """The student with its loss; refuses what does not fit together."""
-    loss = make_loss(config.loss_spec())
-    config.optimiser_spec()  # refused before the student is made, which takes longer
+    loss = make_loss(config.loss)
+    config.optimiser.spec()  # refused before the student is made, which takes longer
     student, found = make_student(config, ranks, replay, test)
     return Student(config, replay, student, found, loss, test, ranks.world)
 
 
 def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
     """This process's part of what the run plays."""
-    config.loss_spec().require_content(LabelStore.open(config.store).identity.content)
+    config.loss.require_content(LabelStore.open(config.store).identity.content)
     return Replay(
         config.store,
         config.images,
@@ -205,11 +205,11 @@ def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
         world=ranks.world,
         size=config.size,
         follow=config.follow,
-        device=config.device,
-        decoder=config.decoder,
-        any_scale=config.loss_spec().any_scale,
-        threads=config.threads,
-        cache_bytes=config.cache_bytes,
+        device=config.render.device,
+        decoder=config.render.decoder,
+        any_scale=config.loss.any_scale,
+        threads=config.render.threads,
+        cache_bytes=config.render.cache_bytes,
     )
 
 
@@ -228,7 +228,7 @@ def make_student(config: TrainConfig, ranks: Ranks, replay: Replay, test: Test |
     evaluating = {min(images, BATCH), images % BATCH} - {0}
     counts = Counts.of(config, replay.store.identity.images, ranks.world, [*evaluating])
     found = fit(student, config, columns, replay.size, counts)
-    student = student.to(device=config.device, memory_format=memory_format(found.channels_last))  # type: ignore[call-overload]
+    student = student.to(device=config.render.device, memory_format=memory_format(found.channels_last))  # type: ignore[call-overload]
     if ranks.rank:
         distributed.seed_rank(config.seed, ranks.rank, 0)
     return student, found
@@ -261,9 +261,9 @@ def open_test(config: TrainConfig, replay: Replay) -> Test:
     renderer = make_renderer(
         images,
         spec,
-        device=config.device,
+        device=config.render.device,
         decoder=decoder_of(replay.source.renderer.id),
-        threads=config.threads,
-        cache_bytes=config.cache_bytes,
+        threads=config.render.threads,
+        cache_bytes=config.render.cache_bytes,
     )
     return Test(images, spec, renderer)

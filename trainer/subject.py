@@ -79,8 +79,8 @@ class Subject:
             std=self.std,
             dtype=self.dtype,
             batch=config.batch,
-            device=config.device,
-            threads=config.threads,
+            device=config.render.device,
+            threads=config.render.threads,
         )
 
 

@@ -56,8 +56,8 @@ def train(config: TrainConfig, console: Console) -> Mapping[str, Json]:
     with join("training") as ranks:
         config = with_its_interval(config) if ranks.first else config
         config, console = ranks.share(config), console if ranks.first else Console(silent=True)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        if config.render.threads is not None:
+            torch.set_num_threads(config.render.threads)
         with hold(config.run) if ranks.first else nullcontext(), closing(make_run(config, ranks, Stops())) as run:
             return complete(run, console)
 

@@ -69,12 +69,12 @@ def fit(student: nn.Module, config: TrainConfig, columns: int, size: int, counts
                 f"step can change, found {name}, which is expanded; make a parameter of what is expanded"
             )
     try:
-        with undrawn(torch.device(config.device)):
+        with undrawn(torch.device(config.render.device)):
             channels_last = takes_channels_last(trial)
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"student {config.student}: a step of {counts.training[-1]} crops takes more memory than {config.device} "
-            f"has free; give --accumulate, or a smaller --batch-size"
+            f"student {config.student}: a step of {counts.training[-1]} crops takes more memory than "
+            f"{config.render.device} has free; give --accumulate, or a smaller --batch-size"
         ) from error
     return Fit(channels_last, unused[channels_last])
 
@@ -123,11 +123,11 @@ class Trial:
             raise InputError(f"student {name}: expected weights to train, found none; give another --student")
         self.student.train()
         self.require_repeatable()
-        optimizer = self.config.optimiser_spec().make(self.student.named_parameters())
+        optimizer = self.config.optimiser.spec().make(self.student.named_parameters())
         unused = [self.backward(Logits(self.student), count) for count in counts.training]
         if counts.world > 1:  # which parameters get a gradient may be drawn, and processes must know whether to look
             unused += [self.backward(Logits(self.student), FEW) for _ in range(DRAWS)]
-        with said(f"student {name}: a step of --optimizer {self.config.optimizer} fails"):
+        with said(f"student {name}: a step of --optimizer {self.config.optimiser.name} fails"):
             if self.config.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.config.clip_norm)
             optimizer.step()
@@ -201,7 +201,7 @@ class Trial:
         with said(f"student {self.config.student}: cannot be made again from its state dict"):
             again = constructed(self.config, self.columns, self.size)
             again.load_state_dict(self.student.state_dict())
-            again.to(device=self.config.device, memory_format=memory_format(self.channels_last))  # type: ignore[call-overload]
+            again.to(device=self.config.render.device, memory_format=memory_format(self.channels_last))  # type: ignore[call-overload]
         if not self.alike(self.seeded(self.student), self.seeded(again)):
             raise InputError(
                 f"student {self.config.student}: made again with its saved weights it gives other logits: it keeps "
@@ -218,14 +218,14 @@ class Trial:
     def alike(self, first: Tensor, again: Tensor) -> bool:
         """Whether two calls gave the same logits, but for the order in which kernels add."""
         largest = float(first.nan_to_num(posinf=0, neginf=0).abs().max())
-        band = SAME[torch.device(self.config.device).type] * largest
+        band = SAME[torch.device(self.config.render.device).type] * largest
         return torch.allclose(first, again, rtol=0, atol=band, equal_nan=True)
 
     def logits(self, network: nn.Module, count: int) -> Tensor:
         """Logits of random crops, in the layout and precision of a step."""
         shape = (count, 3, self.size, self.size)
         images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        images = images.to(device=self.config.device, memory_format=memory_format(self.channels_last))
+        images = images.to(device=self.config.render.device, memory_format=memory_format(self.channels_last))
         with autocast(self.config):
             logits: Tensor = network(images)
         return logits
@@ -266,7 +266,7 @@ def made_anew(student: nn.Module, config: TrainConfig, columns: int, size: int, 
         if any(isinstance(module, nn.SyncBatchNorm) for module in student.modules()):
             again = nn.SyncBatchNorm.convert_sync_batchnorm(again)  # type: ignore[no-untyped-call]
         take_state(again, student)
-        again.to(device=config.device, memory_format=memory_format(channels_last))  # type: ignore[call-overload]
+        again.to(device=config.render.device, memory_format=memory_format(channels_last))  # type: ignore[call-overload]
     return again
 
 

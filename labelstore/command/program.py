@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, make_dataclass
 from difflib import get_close_matches
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
 
+from labelstore.command.config_file import read_config, to_toml, words_of
 from labelstore.command.console import Console, run_command
+from labelstore.command.flags import OPTIONS, Flag, flags_of, from_flags, is_positional
 from labelstore.errors import InputError
 from labelstore.version import __version__
 
+CONFIG, PRINT_CONFIG = "config", "print_config"
+# Flags of every command.
+EVERYWHERE = (
+    Flag(
+        key=CONFIG,
+        path=(),
+        kind=Path | None,
+        default=None,
+        help="TOML file of flags, as --print-config writes it; flags that are typed override it.",
+        group="running",
+    ),
+    Flag(
+        key=PRINT_CONFIG,
+        path=(),
+        kind=bool,
+        default=False,
+        help="Print all flags, with the values that they have here, as a file for --config, and exit.",
+        group="running",
+    ),
+)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -23,11 +48,13 @@ class Command:
     """One command of a program.
 
     Attributes:
-        config: frozen dataclass whose fields are the flags, with ``json`` among them; its docstring is the help.
+        config: frozen dataclass of the flags, as `labelstore.command.flags` reads them, with an ``output``; its
+            docstring is the help.
         run: gets the config and the console; returns the exit code. Imports what takes long to import.
         resumes: whether typing the same command again continues stopped work.
         typed: turns the words of the command line into the words that are parsed: a recipe into its flags.
         short: shorter spellings of flags, for commands that torchrun does not start: it takes them for its own flags.
+        examples: what can be typed after the name of the command, for the help.
     """
 
     config: type[Any]
@@ -35,6 +62,7 @@ class Command:
     resumes: bool = False
     typed: Callable[[Sequence[str]], Sequence[str]] = lambda words: words
     short: Mapping[str, str] = field(default_factory=dict)
+    examples: Sequence[str] = ()
 
 
 def run_program(
@@ -65,15 +93,36 @@ def run_program(
             close = get_close_matches(words[0], commands, 1)
             meant = f"did you mean {close[0]}?" if close else f"see {invocation} --help"
             raise InputError(f"command: expected one of {', '.join(commands)}, found {words[0]!r}; {meant}")
-        require_paths(words)
-        typed = command.typed([spelled_out(word, command.short) for word in words])
-        config = read_flags(command.config, f"{invocation} {words[0]}", typed[1:])
-        console = Console(as_json=config.json)
+        parsed = read_command(command, f"{invocation} {words[0]}", words)
+        config = parsed.config
+        if parsed.print_config:
+            print(to_toml(config), end="")
+            return 0
+        console = Console(as_json=config.output.json)
         # What code of the user's prints is no part of the summary.
-        with redirect_stdout(sys.stderr) if config.json else nullcontext():
+        with redirect_stdout(sys.stderr) if config.output.json else nullcontext():
             return command.run(config, console)
 
     return run_command(act, restart=start if command and command.resumes else ())
+
+
+def require_ours(*packages: str) -> None:
+    """End the program, with a line, where a package of ours is hidden by another one of that name.
+
+    Raises:
+        SystemExit: names both places.
+    """
+    home = Path(__file__).resolve().parents[2]
+    for name in packages:
+        spec = find_spec(name)
+        found = Path(spec.origin).resolve() if spec and spec.origin else None
+        if found is None or found.parent.parent != home:
+            print(
+                f"error: {name}: expected the package of giftwrap in {home}, found {found or 'none'}; rename that, or "
+                f"run the command `giftwrap`, which looks in the working folder last",
+                file=sys.stderr,
+            )
+            raise SystemExit(2)
 
 
 def spelled_out(word: str, short: Mapping[str, str]) -> str:
@@ -103,16 +152,90 @@ def require_paths(words: Sequence[str]) -> None:
             )
 
 
-def read_flags(config: type[Any], program: str, words: Sequence[str]) -> Any:
-    """An instance of ``config`` from the words of its flags.
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A command line.
+
+    Attributes:
+        config: the command's dataclass.
+        print_config: whether to print it as a file for --config instead of running the command.
+    """
+
+    config: Any
+    print_config: bool
+
+
+def read_command(command: Command, program: str, words: Sequence[str]) -> Parsed:
+    """The flags of a command from its name and its words, and from the file of --config, which they override.
+
+    Raises:
+        InputError: values that do not go together, or a file that does not hold flags of this command.
+        SystemExit: after the help, or a line about flags that are not there.
+    """
+    spelled, file = without_config([spelled_out(word, command.short) for word in words])
+    flags = flags_of(command.config)
+    stored = read_config(file, command.config) if file else {}
+    positional = {key: value for key, value in stored.items() if is_positional(flags[key])}
+    others = words_of({key: value for key, value in stored.items() if key not in positional}, flags)
+    require_paths([*others, *spelled])
+    typed = command.typed([spelled[0], *others, *spelled[1:]])
+    values = parse(command, program, typed[1:], positional)
+    del values[CONFIG]
+    print_config = values.pop(PRINT_CONFIG)
+    return Parsed(from_flags(command.config, **values), print_config)
+
+
+def without_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The words of a command line without --config, and its file."""
+    rest: list[str] = []
+    file = None
+    left = iter(words)
+    for word in left:
+        name, equals, value = word.partition("=")
+        if name != f"--{CONFIG}":
+            rest.append(word)
+        elif value := value if equals else next(left, ""):
+            file = Path(value)
+        else:
+            raise InputError(f"--{CONFIG}: expected a file, found none")
+    return rest, file
+
+
+def read_flags(command: Command, program: str, words: Sequence[str]) -> Any:
+    """The dataclass of a command from the words of its flags.
 
     Raises:
         InputError: values that do not go together.
         SystemExit: after the help, or a line about flags that are not there.
     """
+    return read_command(command, program, ["", *words]).config
+
+
+def parse(command: Command, program: str, words: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of all flags, by key; ``given`` are those of positional ones that need not be among the words.
+
+    The parser gets flat dataclasses, one for each group of the help, without the checks of the command's own: it would
+    put the names of classes before their messages.
+
+    Raises:
+        SystemExit: after the help, or a line about flags that are not there.
+    """
     import tyro
 
-    # Its checks run outside of the parser, which would put the name of the class before their words.
-    unchecked = type(config.__name__, (config,), {"__post_init__": lambda _: None, "__doc__": config.__doc__})
-    parsed: Any = tyro.cli(unchecked, prog=program, args=list(words))
-    return config(**{each.name: getattr(parsed, each.name) for each in fields(config)})
+    groups: dict[str, list[tuple[str, Any, Any]]] = {OPTIONS: []}
+    for flag in [*flags_of(command.config).values(), *EVERYWHERE]:
+        kind: Any = Annotated[flag.kind, tyro.conf.arg(name=flag.name, help=flag.help)]
+        default = field(default=given.get(flag.key, flag.default))
+        groups.setdefault(flag.group, []).append((flag.key, kind, default))
+    rows = groups.pop(OPTIONS)
+    for title, members in groups.items():
+        group = make_dataclass(title, members, kw_only=True, namespace={"__doc__": ""})
+        rows.append((f"{title}_group", Annotated[group, tyro.conf.arg(name=title)], field()))
+    flat = make_dataclass(command.config.__name__, rows, kw_only=True)
+    about = inspect.getdoc(command.config) or ""
+    if command.examples:
+        about += "\n\nExamples:\n" + "\n".join(f"  {program} {example}" for example in command.examples)
+    found: Any = tyro.cli(flat, prog=program, description=about, args=list(words), config=(tyro.conf.OmitArgPrefixes,))
+    tops = {name: value for name, value in vars(found).items() if not name.endswith("_group")}
+    inner = [vars(getattr(found, f"{title}_group")) for title in groups]
+    return {key: value for values in (tops, *inner) for key, value in values.items()}

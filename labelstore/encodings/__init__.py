@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from labelstore.encodings.base import CodeArray, Codec, Codes, Encoding, Logits, Pairs
-from labelstore.encodings.flags import CodecName, EncodingName, encoding_parameters
+from labelstore.encodings.flags import CodecName, CodeOptions, EncodingName, encoding_parameters
 from labelstore.encodings.float16 import Float16
 from labelstore.encodings.int8 import Int8, Int8Format1
 from labelstore.encodings.transform import Transform
@@ -19,6 +19,7 @@ from labelstore.spec import FORMAT, Json
 __all__ = [
     "ENCODINGS",
     "CodeArray",
+    "CodeOptions",
     "Codec",
     "CodecName",
     "Codes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 from labelstore.errors import InputError
@@ -31,3 +32,30 @@ def encoding_parameters(
                 f"--{flag}: expected a number above 0{' and below 1' * (flag == 'fidelity')}, found {value}"
             )
     return {"name": name, **({"codec": codec} if codec is not None else {}), **numbers}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodeOptions:
+    """How the codes of an encoding are made and compressed; None leaves it to the encoding."""
+
+    codec: CodecName | None = None
+    """How codes are compressed: int8, float16: raw (their own) or zstd; transform: pcodec (its own) or zstd."""
+    fidelity: float | None = None
+    """transform: mean cosine between the GIFT targets of the exact and the stored labels, to be reached (0.98)."""
+    step: float | None = None
+    """transform: its quantiser's step, instead of --fidelity."""
+
+    def parameters(self, name: str) -> dict[str, Json]:
+        """What ``make_encoding`` takes for the encoding of that name.
+
+        Raises:
+            InputError: when the flags do not go together, or a number is out of its range.
+        """
+        return encoding_parameters(name, codec=self.codec, fidelity=self.fidelity, step=self.step)
+
+    @property
+    def implied_encoding(self) -> EncodingName | None:
+        """The encoding that these flags belong to; None where they leave the choice."""
+        if self.fidelity is not None or self.step is not None or self.codec == "pcodec":
+            return "transform"
+        return "int8" if self.codec == "raw" else None

@@ -64,13 +64,13 @@ def prepare(
         InputError: on anything that could not be built.
     """
     keep_freed_memory()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    if config.render.threads is not None:
+        torch.set_num_threads(config.render.threads)
     if labeller is None:
-        for name, weights in zip(config.teacher, config.weights, strict=False):
+        for name, weights in zip(config.teacher.names, config.teacher.weights, strict=False):
             require_known(name, weights)
         config = settled(config, console)
-    spec = config.plan_spec()
+    spec = config.crops
     with ranks.first_alone():
         manifest = read_images(config, console, store)
     if store:
@@ -81,22 +81,22 @@ def prepare(
     if labeller is None:
         labeller, engine = load_teacher(config, manifest.classes, ranks, console, store)
     else:
-        require_fit(labeller, config.size, len(manifest.classes))
+        require_fit(labeller, config.crops.size, len(manifest.classes))
         engine = labeller.engine
     renderer = make_renderer(
         manifest,
         spec,
-        device=config.device,
-        decoder=config.decoder,
-        threads=config.threads,
-        cache_bytes=config.cache_bytes,
+        device=config.render.device,
+        decoder=config.render.decoder,
+        threads=config.render.threads,
+        cache_bytes=config.render.cache_bytes,
     )
     identity = Identity(
         images=len(manifest),
         classes=manifest.classes,
         columns=labeller.columns,
-        size=config.size,
-        seed=config.seed,
+        size=config.crops.size,
+        seed=config.crops.seed,
         group=spec.group,
         manifest=manifest.digest if manifest.digests.any() else "",  # a dry run may not know it
         skipped=manifest.skipped,
@@ -119,7 +119,7 @@ def load_teacher(
 ) -> tuple[Teacher, Mapping[str, Json]]:
     """The teacher that the flags name, and the engine that a build has: a dry run loads it in another one."""
     wanted = resolve_engine(config, ranks, console, store)
-    teacher = make_teacher(shortened(wanted) if config.dry_run else wanted, size=config.size, classes=classes)
+    teacher = make_teacher(shortened(wanted) if config.dry_run else wanted, size=config.crops.size, classes=classes)
     if ranks.first:
         ranks.broadcast(dict(teacher.engine))
     console.tell(teacher.notes, teacher.warnings)

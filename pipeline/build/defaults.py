@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 from labelstore.command.console import Console
+from labelstore.command.flags import changed
 from labelstore.encodings import make_encoding
 from labelstore.encodings.int8 import masked_value
 from labelstore.spec import Json
@@ -36,14 +36,14 @@ def encoding_of(
     The masked value of ``int8`` is found in the first labels of a new store; a dry run does without.
     """
     stored = store.identity.encoding if store else None
-    asked = config.encoding or config.implied_encoding
+    asked = config.encoding or config.codes.implied_encoding
     if stored is not None:
-        if asked is None and config.codec is None:
+        if asked is None and config.codes.codec is None:
             return dict(stored)
         name = asked or str(stored["name"])
     else:
         name = choose_encoding(config, plan.images, labeller.columns, console)
-    parameters = config.encoding_parameters(name)
+    parameters = config.codes.parameters(name)
     if name == "int8":
         if stored is not None:
             masked: Json = stored.get("masked")
@@ -56,8 +56,10 @@ def encoding_of(
 def choose_encoding(config: BuildConfig, images: int, columns: int, console: Console) -> str:
     """The encoding of a new store, by flags or the smaller of ``int8`` and ``transform``; prints what it takes."""
     labels = images * config.views
-    found = choosing.estimates(columns, images, labels, fidelity=config.fidelity, mixed=config.mix != "none")
-    asked = config.encoding or config.implied_encoding
+    found = choosing.estimates(
+        columns, images, labels, fidelity=config.codes.fidelity, mixed=config.crops.mix != "none"
+    )
+    asked = config.encoding or config.codes.implied_encoding
     why = "the smaller one" if "transform" in found else "fewer columns than transform takes"
     if asked:
         why = "--encoding" if config.encoding else "as its flags ask"
@@ -73,17 +75,17 @@ def settled(config: BuildConfig, console: Console) -> BuildConfig:
     Raises:
         InputError: when the weights are of another network than the flags name, or of several that differ.
     """
-    require_normalisation(config.mean or (), config.std or ())
+    require_normalisation(config.teacher.mean or (), config.teacher.std or ())
     trained, args = [], []
     for member in config.teacher_spec().members:
-        own = member.args if config.teacher_args else None
+        own = member.args if config.teacher.args else None
         found = trained_with(member.name, own or {}, member.weights)
         trained.append(found)
         args.append(json.dumps(require_network(found, member.name, own, ("--teacher", "--teacher-args"))[1]))
-    normal = normalisation({"mean": config.mean, "std": config.std}, trained)
+    normal = normalisation({"mean": config.teacher.mean, "std": config.teacher.std}, trained)
     normal = normal.or_else(IMAGENET_MEAN, IMAGENET_STD, UNKNOWN)
     console.tell([normal.text], normal.warnings)
     for each in filter(None, trained):
-        if note := differences(each, config.size, config.interpolation):
+        if note := differences(each, config.crops.size, config.crops.interpolation):
             console.line(f"note: {note}")
-    return replace(config, mean=normal.mean, std=normal.std, teacher_args=tuple(args))
+    return changed(config, mean=normal.mean, std=normal.std, teacher_args=tuple(args))

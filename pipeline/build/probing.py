@@ -118,8 +118,8 @@ def dry_run(config: BuildConfig, work: Work, console: Console, store: LabelStore
         f"that images decode, but for those of {probed.crops:,} crops",
         *(() if work.identity.manifest else ("their digests",)),
         "that a whole batch fits memory",
-        *(("--compile",) if config.compile != "off" else ()),
-        *(("--cuda-graph",) if config.cuda_graph else ()),
+        *(("--compile",) if config.engine.compile != "off" else ()),
+        *(("--cuda-graph",) if config.engine.cuda_graph else ()),
     ]
     values: dict[str, Json] = {
         "store": str(config.store),

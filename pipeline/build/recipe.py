@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labelstore import LabelStore
+from labelstore.command.flags import values_of
 from labelstore.errors import GiftwrapError
 from pipeline.config import BuildConfig
 from pipeline.images.opening import open_images
@@ -64,11 +65,13 @@ def in_store(store: str | None) -> int:
 
 def describe_recipe(config: BuildConfig, manifest: Manifest) -> str:
     """Every value of a build's recipe, what was given instead, what else is in effect, and what is not reproduced."""
-    name, teacher = config.recipe or "", next(iter(config.teacher), "")
+    name, teacher = config.recipe or "", next(iter(config.teacher.names), "")
     images = listed(len(manifest), manifest.skipped)
-    setting = Setting(images=images, classes=len(manifest.classes), size=config.size, student=teacher, teacher=teacher)
-    plan = config.plan_spec()
-    used: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(config)} | {"group": plan.group}
+    setting = Setting(
+        images=images, classes=len(manifest.classes), size=config.crops.size, student=teacher, teacher=teacher
+    )
+    plan = config.crops
+    used: dict[str, Any] = values_of(config)
     idle = [name for name in asdict(plan) if name not in plan.to_json() and name in used and name not in LATER]
     effective = {key: value for key, value in used.items() if key not in idle}
     recipe = recipe_of(name)

@@ -2,166 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from labelstore.errors import FormatError, InputError
-from labelstore.format.columns import IMAGE_COLUMNS, CropRows
-from labelstore.spec import Json
+from labelstore.errors import InputError
+from labelstore.format.columns import CropRows
 from pipeline.plan import draws
-from pipeline.plan.augment import MIXES, CropName, MixName, columns_of, crop, flip, mix_columns, named
+from pipeline.plan.augment import MIXES, crop, flip, mix_columns
 from pipeline.plan.augment import draw as draw_augmentations
-from pipeline.plan.augment.crop import CROPS
+from pipeline.plan.spec import MAX_SIDE, PlanSpec
 
-MAX_SIDE = 65_535  # columns are uint16
+__all__ = ["MAX_SIDE", "Plan", "PlanSpec"]
+
 ORDERS_KEPT = 4  # orders of views in memory, 4 bytes an image each
-
-Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
-MixPer: TypeAlias = Literal["group", "pair"]
-
-# Fields that have an effect only when crops are mixed.
-_MIXING = ("alpha", "group", "mix_per")
-# Fields that the first release did not have: left out of the identity at their default, so that it stays what it was.
-_LATER = ("mix_per", "augment")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlanSpec:
-    """Every number of the augmentation, without the number of views.
-
-    Attributes:
-        size: side S of the square crops in pixels.
-        seed: seed of every draw, of the order too.
-        crop: key of `pipeline.plan.augment.crop.CROPS`: ``resized`` (torchvision's RandomResizedCrop), ``center``
-            (central square), ``padded`` (anywhere in the image padded with black; images must be S x S) or ``factor``
-            (GIFT: one cell of a grid, or the whole image).
-        scale: ``resized``: range of the crop's share of the image's area.
-        ratio: ``resized``: range of the crop's width over its height, drawn uniformly in the logarithm.
-        pad: ``padded``: pixels added on each side.
-        resize: ``center``: length of the image's short side when ``size`` pixels are cut from its centre, at
-            least ``size``; None: ``size``.
-        factor: ``factor``: cells a side; the whole image is shown with probability 1 / factor^2.
-        flip: probability of flipping left to right.
-        mix: ``none``, or key of `pipeline.plan.augment.MIXES`: ``cutmix``, ``mixup``.
-        alpha: mixed: weights are drawn from Beta(alpha, alpha).
-        group: mixed: positions that mix with each other.
-        mix_per: mixed: ``group``: all crops of a group share one weight or box; ``pair``: each crop has its own.
-        augment: names of further augmentations, as `pipeline.plan.augment.named` takes them.
-        interpolation: how the crop is resized, always antialiased.
-    """
-
-    size: int
-    seed: int = 0
-    crop: CropName = "resized"
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    pad: int = 4
-    resize: int | None = None
-    factor: int = 1
-    flip: float = 0.5
-    mix: MixName = "none"
-    alpha: float = 1.0
-    group: int = 1
-    mix_per: MixPer = "group"
-    augment: tuple[str, ...] = ()
-    interpolation: Interpolation = "bilinear"
-
-    def __post_init__(self) -> None:
-        """Refuse what is not a plan."""
-        for name, known in (
-            ("crop", tuple(CROPS)),
-            ("mix", ("none", *MIXES)),
-            ("mix_per", get_args(MixPer)),
-            ("interpolation", get_args(Interpolation)),
-        ):
-            self._require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
-        for field in fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if not self._has_effect(name) and value != field.default:
-                chooser, choices = _only_with(name)
-                raise InputError(
-                    f"{name} {value}: has an effect only with {chooser} {' or '.join(choices)}, "
-                    f"found {chooser} {getattr(self, chooser)}; leave {name} out"
-                )
-        low, high = self.scale
-        self._require("scale", 0 < low <= high <= 1, "two shares of the area, 0 < low <= high <= 1")
-        low, high = self.ratio
-        self._require("ratio", 0 < low <= high < math.inf, "two ratios, 0 < low <= high")
-        self._require("size", 1 <= self.size <= MAX_SIDE, f"1 to {MAX_SIDE} pixels")
-        self._require("seed", 0 <= self.seed < 2**63, "0 <= seed < 2**63")
-        self._require("pad", 0 <= self.effective_pad <= self.size, f"0 to {self.size} pixels (the size)")
-        self._require("resize", self.resize is None or self.resize >= self.size, f"at least the size, {self.size}")
-        self._require("factor", 1 <= self.factor <= self.size, f"1 to {self.size} cells a side (the size)")
-        named(self.augment)
-        self._require("flip", 0 <= self.flip <= 1, "a probability from 0 to 1")
-        self._require("alpha", 1e-9 <= self.alpha <= 1e9, "1e-9 to 1e9")
-        least = 1 if self.mix == "none" else 2
-        self._require("group", least <= self.group <= 2**16, f"{least} to 65536 crops with mix {self.mix}")
-
-    def _require(self, name: str, right: bool, expected: str) -> None:
-        if not right:
-            raise InputError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
-
-    def _has_effect(self, name: str) -> bool:
-        """Whether a field changes any crop of this plan; those that do not are left out of a store's identity."""
-        chooser, choices = _only_with(name)
-        return not choices or getattr(self, chooser) in choices
-
-    @property
-    def effective_pad(self) -> int:
-        """Pixels that crop boxes count from outside the image's corner."""
-        return self.pad if self._has_effect("pad") else 0
-
-    @property
-    def crop_numbers(self) -> dict[str, Any]:
-        """The parameters of this plan's crop, by name."""
-        return {name: getattr(self, name) for name in CROPS[self.crop].parameters}
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the columns of a crop row, in stored order."""
-        own = (*crop.columns, *flip.columns, *columns_of(self.augment))
-        return (*IMAGE_COLUMNS, *own, *mix_columns(self.mix))
-
-    @property
-    def unmixed(self) -> PlanSpec:
-        """The same crops without mixing."""
-        return dataclasses.replace(self, mix="none", alpha=1.0, group=1, mix_per="group")
-
-    def to_json(self) -> dict[str, Json]:
-        """The fields that have an effect, as a JSON object."""
-        values = {
-            name: value
-            for name, value in asdict(self).items()
-            if self._has_effect(name) and not (name in _LATER and value == _DEFAULTS[name])
-        }
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Json]) -> PlanSpec:
-        """The plan that `to_json` described; FormatError if it is not one."""
-        try:
-            return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in data.items()})  # type: ignore[arg-type]
-        except (TypeError, ValueError) as error:
-            raise FormatError(f"the plan of this store cannot be read: {error}") from error
-
-
-_DEFAULTS = {field.name: field.default for field in fields(PlanSpec)}
-
-
-def _only_with(name: str) -> tuple[str, tuple[str, ...]]:
-    """The field, and its values, with which alone the field ``name`` has an effect; no values: it always has one."""
-    if name in _MIXING:
-        return "mix", tuple(MIXES)
-    own = () if name == "size" else tuple(kind for kind, each in CROPS.items() if name in each.parameters)
-    return "crop", own
 
 
 class Plan:

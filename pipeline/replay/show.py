@@ -12,7 +12,7 @@ from labelstore.command.names import printable
 from labelstore.durable.newfile import new_file
 from labelstore.errors import InputError
 from labelstore.store import LabelBatch
-from pipeline.config import ShowConfig, gibibytes
+from pipeline.config import ShowConfig
 from pipeline.replay.source import Source, check_pixels, open_source
 
 CAPTION_LINES = 4
@@ -28,10 +28,10 @@ def show(config: ShowConfig) -> int:
     source = open_source(
         config.store,
         config.images,
-        device=config.device,
-        decoder=config.decoder,
-        threads=config.threads,
-        cache_bytes=gibibytes("--cache-gib", config.cache_gib),
+        device=config.render.device,
+        decoder=config.render.decoder,
+        threads=config.render.threads,
+        cache_bytes=config.render.cache_bytes,
     )
     with closing(source):
         return write_sheet(source, config)

@@ -17,7 +17,7 @@ from labelstore.encodings.fidelity import gift_fidelity
 from labelstore.errors import MismatchError
 from labelstore.spec import Json, first_difference, require_same
 from labelstore.store import LabelStore
-from pipeline.config import VerifyConfig, gibibytes
+from pipeline.config import VerifyConfig
 from pipeline.replay.source import Source, check_pixels, open_source
 from pipeline.teacher.engine.spec import MAX_RELATIVE_ERROR
 from pipeline.teacher.imagenet import FOLDERS
@@ -43,10 +43,10 @@ def verify(config: VerifyConfig, console: Console, labeller: Labeller | None = N
     source = open_source(
         store,
         config.images,
-        device=config.device,
-        decoder=config.decoder,
-        threads=config.threads,
-        cache_bytes=gibibytes("--cache-gib", config.cache_gib),
+        device=config.render.device,
+        decoder=config.render.decoder,
+        threads=config.render.threads,
+        cache_bytes=config.render.cache_bytes,
         rehash=config.rehash,
     )
     with closing(source):
@@ -95,12 +95,12 @@ def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Tea
         std=tuple(stored["std"]),
         dtype=engine["dtype"],
         batch=engine["batch"],
-        device=config.device,
-        threads=config.threads or engine["threads"],
+        device=config.render.device,
+        threads=config.render.threads or engine["threads"],
         channels_last=engine["channels_last"],
         fold=engine["folding"] != "none",
         compile="on" if engine["compile"] != "none" else "off",
-        cuda_graph=engine.get("cuda_graph", False) and config.device.startswith("cuda"),
+        cuda_graph=engine.get("cuda_graph", False) and config.render.device.startswith("cuda"),
     )
     teacher = make_teacher(spec, size=store.identity.size, classes=store.identity.classes)
     console.tell(teacher.notes, teacher.warnings)

@@ -86,6 +86,27 @@ def test_modules_of_the_working_folder_are_not_taken_for_ours_and_are_found(tmp_
     assert ended.returncode == 2
 
 
+def test_another_package_of_the_name_of_ours_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pipeline.py").write_text("raise SystemExit('the wrong one')")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    start = [sys.executable, "-m", "trainer", "--help"]
+    ended = subprocess.run(start, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: pipeline: expected the package of giftwrap in ")
+    assert f"found {tmp_path.resolve() / 'pipeline.py'}" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", GIFTWRAP)
+def test_helps_begin_with_a_short_usage_and_two_examples(name: str) -> None:
+    command = GIFTWRAP[name]
+    assert len(command.examples) == 2
+    out = say("giftwrap", name, "--help")[0]
+    assert len(out.splitlines()[0]) <= 80
+    head = out[: out.index("options")]
+    assert all(f"\n  giftwrap {name} {example}\n" in head for example in command.examples)
+
+
 def test_benchmarks_are_named_where_they_are_not(tmp_path: Path) -> None:
     code = "import sys; sys.argv = ['giftwrap', 'bench', 'list']; import giftwrap.__main__ as m; "
     code += "m.find_spec = lambda _: None; sys.exit(m.main())"
@@ -149,9 +170,15 @@ def flags_of(command: Command) -> list[str]:
 
 def test_defaults_and_types_of_flags_are_the_fields() -> None:
     words = ["a", "b", "--encoding", "transform", "--fidelity", "0.9", "--views", "3"]
-    config = read_flags(LABELSTORE["convert"].config, "convert", words)
+    config = read_flags(LABELSTORE["convert"], "convert", words)
     assert type(config) is LABELSTORE["convert"].config
-    assert (str(config.source), config.fidelity, config.views, config.codec, config.json) == ("a", 0.9, 3, None, False)
+    assert (str(config.source), config.codes.fidelity, config.views, config.codes.codec, config.output.json) == (
+        "a",
+        0.9,
+        3,
+        None,
+        False,
+    )
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,12 @@ def test_train_evaluate_and_train_again(world: World, tmp_path: Path) -> None:
     )  # fmt: skip
     assert evaluated.code == 0, evaluated.err
     assert evaluated.summary == {"images": 15, **summary["last"]}
+    flags = tmp_path / "run" / "config.toml"
+    repeated = giftwrap("trainer", "train", "--config", flags, "--run-folder", tmp_path / "repeated", "--json")
+    assert repeated.code == 0, repeated.err
+    assert repeated.summary["last"] == summary["last"]
+    weights = [(tmp_path / name / "last.safetensors").read_bytes() for name in ("run", "repeated")]
+    assert weights[0] == weights[1]
     other = giftwrap(*words, "--loss", "kl")
     assert other.code == 2
     assert "loss" in other.err

@@ -10,6 +10,7 @@ import torch
 
 from labelstore import LabelStore
 from labelstore.command.console import Console
+from labelstore.command.flags import from_flags
 from labelstore.errors import InputError
 from pipeline.build.build import build
 from pipeline.config import BuildConfig
@@ -57,7 +58,7 @@ def test_several_teachers_label_together_and_are_verified_so(world: World, tmp_p
 def config(world: World, store: Path, **more: object) -> BuildConfig:
     teacher = {"teacher": (TEACHER[1],), "teacher_args": (TEACHER[3],), "weights": (str(world.weights),)}
     plain = {"images": world.images, "size": SIDE, "views": VIEWS, "threads": torch.get_num_threads(), "store": store}
-    return BuildConfig(**(plain | teacher | more))
+    return from_flags(BuildConfig, **(plain | teacher | more))
 
 
 def test_a_build_goes_on_with_the_batch_of_its_store(world: World, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from labelstore.command.console import Console
+from labelstore.command.flags import from_flags
 from labelstore.durable import disk
 from tests.journeys.world import SERVER, SIDE, World, draw_images, random_teacher
 
@@ -28,7 +29,8 @@ def build_store(world: World, store: Path) -> None:
 
     torch.set_num_threads(1)
     build(
-        BuildConfig(
+        from_flags(
+            BuildConfig,
             images=world.images,
             teacher=("convnet-d2",),
             teacher_args=('{"width": 16, "norm": "batch"}',),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from labelstore.command.console import Console
+from labelstore.command.flags import from_flags
 from labelstore.encodings import Encoding, Pairs, make_encoding
 from labelstore.encodings.transform import Calibration, Transform, unit_of
 from labelstore.errors import InputError
@@ -181,7 +182,8 @@ def test_labels_that_a_gpu_decodes_are_replayed_the_same(world: World) -> None:
 
 def test_a_block_that_a_gpu_encodes_is_the_same(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda _count: None)
-    config = BuildConfig(
+    config = from_flags(
+        BuildConfig,
         images=world.images,
         teacher=(TEACHER[1],),
         teacher_args=(TEACHER[3],),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from labelstore import LabelStore, check
 from labelstore.command.console import Console
+from labelstore.command.flags import from_flags
 from labelstore.errors import InputError, MismatchError
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
@@ -69,7 +70,7 @@ def flags(tmp_path: Path, **changes: Any) -> BuildConfig:
         "images": images, "teacher": (), "weights": (), "size": SIDE, "views": 70, "store": tmp_path / "store",
         "encoding": "float16", "threads": 1, "mix": "cutmix", "group": 4,
     }  # fmt: skip
-    return BuildConfig(**{**values, **changes})
+    return from_flags(BuildConfig, **{**values, **changes})
 
 
 def test_it_builds_extends_and_verifies_a_store(tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_it_builds_extends_and_verifies_a_store(tmp_path: Path) -> None:
     expected = crops.mean(axis=(1, 2), dtype=np.float64) / 25.5
     np.testing.assert_allclose(store.read(view, slice(0, 24)).logits, expected, rtol=2e-3)
     source.close()
-    ours = VerifyConfig(store=config.store, images=config.images, threads=1)
+    ours = from_flags(VerifyConfig, store=config.store, images=config.images, threads=1)
     ok, values = verify(ours, quiet, MeanColours())
     assert ok
     assert values["equal_codes"] == 1

@@ -230,7 +230,7 @@ def test_json_holds_what_has_an_effect() -> None:
         ({"crop": "center", "resize": 0}, "resize: expected at least the size"),
         ({"crop": "padded", "pad": 9}, "pad: expected 0 to 8 pixels"),
         ({"mix": "mixup", "group": 2, "alpha": 0.0}, "alpha: expected 1e-9 to 1e9, found 0.0"),
-        ({"mix": "cutmix"}, "group: expected 2 to 65536 crops with mix cutmix, found 1"),
+        ({"mix": "cutmix", "group": 1}, "group: expected 2 to 65536 crops with mix cutmix, found 1"),
         ({"mix": "cutmix", "group": 65_537}, "group: expected 2 to 65536"),
         (
             {"group": 4},

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from labelstore.command.flags import from_flags
 from labelstore.errors import InputError
 from pipeline.config import BuildConfig
 from pipeline.ranks import Ranks, join, started
@@ -23,7 +24,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def config(**changes: object) -> BuildConfig:
     plain = {"images": Path("i"), "teacher": ("t",), "weights": ("w",), "size": 8, "views": 1, "store": Path("s")}
-    return BuildConfig(**{**plain, **changes})
+    return from_flags(BuildConfig, **{**plain, **changes})
 
 
 @pytest.mark.parametrize("found", [{}, {"RANK": "0", "WORLD_SIZE": "1"}, {"WORLD_SIZE": "3"}, {"RANK": "1"}])
@@ -49,15 +50,15 @@ def test_ranks_share_cores_memory_and_gpus() -> None:
     assert Ranks().share(alone) == alone
     cores = len(os.sched_getaffinity(0))
     second = Ranks(5, 8, 1, 2).share(config(device="cuda", rehash=True, cache_gib=3.0))
-    assert (second.threads, second.device, second.cache_gib, second.rehash) == (
+    assert (second.render.threads, second.render.device, second.render.cache_gib, second.rehash) == (
         max(cores // 2, 1),
         "cuda:1",
         1.5,
         False,
     )
     many = Ranks(0, 4 * cores, 0, 4 * cores).share(config(device="cuda:1", rehash=True))
-    assert (many.threads, many.device, many.rehash) == (1, "cuda:1", True)
-    assert Ranks(0, 2).share(config(threads=7)).threads == 7
+    assert (many.render.threads, many.render.device, many.rehash) == (1, "cuda:1", True)
+    assert Ranks(0, 2).share(config(threads=7)).render.threads == 7
 
 
 def test_what_is_no_place_is_refused(place: pytest.MonkeyPatch) -> None:

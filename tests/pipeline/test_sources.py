@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from labelstore.command.console import Console
+from labelstore.command.flags import from_flags
 from labelstore.errors import InputError
 from labelstore.store import LabelStore
 from pipeline.build.build import build
@@ -113,7 +114,8 @@ def test_another_source_takes_a_file_and_a_line(folder: Path, tmp_path: Path, mo
     for images in (folder, packed(folder, tmp_path / "images.zip")):
         store = tmp_path / f"{images.stem} {images.suffix}"
         build(
-            BuildConfig(
+            from_flags(
+                BuildConfig,
                 images=images,
                 teacher=("tests.pipeline.test_sources:teacher",),
                 weights=(str(tmp_path / "teacher.safetensors"),),

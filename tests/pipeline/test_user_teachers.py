@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import closing
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 from labelstore import LabelStore
 from labelstore.command.console import Console
+from labelstore.command.flags import changed, from_flags
 from pipeline.build.build import build
 from pipeline.config import BuildConfig
 from pipeline.networks import build_network, save_weights
@@ -41,12 +41,13 @@ def weights_of(name: str, folder: Path) -> tuple[torch.nn.Module, str]:
 @pytest.mark.parametrize("name", [*CONTIGUOUS, *CHANNELS_LAST])
 def test_each_labels_what_it_says(name: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network, weights = weights_of(name, tmp_path)
-    config = BuildConfig(
+    config = from_flags(
+        BuildConfig,
         images=world.images, teacher=(f"{HOME}:{name}",), weights=(weights,), size=SIDE, views=100, batch=20, threads=1,
         store=tmp_path / "store", encoding="float16",
     )  # fmt: skip
     build(config, Console(silent=True))
-    build(dataclasses.replace(config, views=150), Console(silent=True))
+    build(changed(config, views=150), Console(silent=True))
     store = LabelStore.open(config.store)
     engine = store.identity.require("engine")
     # lazy ends in Flatten, which copies where it must
@@ -58,7 +59,9 @@ def test_each_labels_what_it_says(name: str, world: World, tmp_path: Path, capsy
     found = store.read(store.state.views_sealed - 1, slice(0, 24)).logits
     np.testing.assert_allclose(found, wanted.numpy(), rtol=2e-3, atol=2e-3 * float(wanted.abs().max()))
     capsys.readouterr()
-    ok, values = verify(VerifyConfig(store=config.store, images=world.images, weights=(weights,), threads=1), Console())
+    ok, values = verify(
+        from_flags(VerifyConfig, store=config.store, images=world.images, weights=(weights,), threads=1), Console()
+    )
     assert ok
     assert values["equal_codes"] == 1.0
     assert "another than the store's" not in capsys.readouterr().err

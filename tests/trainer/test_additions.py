@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from labelstore.command.console import Console
+from labelstore.command.flags import changed, from_flags
 from labelstore.errors import InputError, MismatchError
 from pipeline.networks import build_network, save_weights
 from tests.journeys.world import SIDE, World, draw_images
@@ -51,14 +51,15 @@ HERE = "tests.trainer.test_additions"
 
 @pytest.fixture
 def config(world: World, tmp_path: Path) -> TrainConfig:
-    return TrainConfig(
+    return from_flags(
+        TrainConfig,
         store=world.store, images=world.images, student="convnet-d1", student_args='{"width": 8}', epochs=2,
-        batch_size=8, run=tmp_path / "run", schedule="constant", threads=1,
+        batch_size=8, run_folder=tmp_path / "run", schedule="constant", threads=1,
     )  # fmt: skip
 
 
 def train(config: TrainConfig, **changes: Any) -> Any:
-    return loop.train(dataclasses.replace(config, **changes), Console(as_json=True))
+    return loop.train(changed(config, **changes), Console(as_json=True))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -78,20 +79,24 @@ def test_the_rate_rises_and_then_the_schedule_begins(per: Any, rise: int) -> Non
 
 def test_a_warm_up_ends_before_the_run(config: TrainConfig) -> None:
     with pytest.raises(InputError, match="--warmup-epochs: expected 0 to 1, fewer than --epochs, found 2"):
-        dataclasses.replace(config, warmup_epochs=2)
+        changed(config, warmup_epochs=2)
 
 
 def test_a_run_begins_with_the_weights_of_another(config: TrainConfig, tmp_path: Path) -> None:
     train(config)
     train(
-        config, run=tmp_path / "second", student_weights=str(config.run / "last.safetensors"), lr=0.0, weight_decay=0.0
+        config,
+        run_folder=tmp_path / "second",
+        student_weights=str(config.run / "last.safetensors"),
+        lr=0.0,
+        weight_decay=0.0,
     )
     first, second = (load_file(run / "last.safetensors") for run in (config.run, tmp_path / "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     other = tmp_path / "other.safetensors"
     save_weights({name: value + 1 for name, value in first.items()}, other)
     with pytest.raises(MismatchError, match=r"at student\.begins"):
-        train(config, run=tmp_path / "second", student_weights=str(other), lr=0.0, weight_decay=0.0)
+        train(config, run_folder=tmp_path / "second", student_weights=str(other), lr=0.0, weight_decay=0.0)
 
 
 def test_a_classifier_of_another_width_is_replaced_only_when_told(config: TrainConfig, tmp_path: Path) -> None:
@@ -105,18 +110,18 @@ def test_a_classifier_of_another_width_is_replaced_only_when_told(config: TrainC
     assert found["classifier.weight"].shape[0] == 3
     assert all(torch.equal(found[name], wide[name]) for name in wide if not name.startswith("classifier"))
     with pytest.raises(InputError, match=r"--new-head: the classifier of .* has 3 columns, as the labels have"):
-        train(config, run=tmp_path / "r", student_weights=str(config.run / "last.safetensors"), new_head=True)
+        train(config, run_folder=tmp_path / "r", student_weights=str(config.run / "last.safetensors"), new_head=True)
     save_weights(build_network("convnet-d1", {"width": 4}, 10, size=SIDE).state_dict(), tmp_path / "thin.safetensors")
     for head in (True, False):
         with pytest.raises(InputError, match=r"--new-head: .*more than the classifier|do not fit"):
-            train(config, run=tmp_path / "r", student_weights=str(tmp_path / "thin.safetensors"), new_head=head)
+            train(config, run_folder=tmp_path / "r", student_weights=str(tmp_path / "thin.safetensors"), new_head=head)
     with pytest.raises(InputError, match="--new-head: has an effect only with --student-weights"):
-        dataclasses.replace(config, new_head=True)
+        changed(config, new_head=True)
 
 
 def test_a_loss_of_the_users(config: TrainConfig, tmp_path: Path) -> None:
     train(config, loss=f"{HERE}:mean_square")
-    train(config, loss="mse", run=tmp_path / "ours")
+    train(config, loss="mse", run_folder=tmp_path / "ours")
     assert [line["loss"] for line in lines(config.run / "log.jsonl")] == pytest.approx(
         [line["loss"] for line in lines(tmp_path / "ours" / "log.jsonl")], rel=1e-5
     )
@@ -125,7 +130,7 @@ def test_a_loss_of_the_users(config: TrainConfig, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"--loss {HERE}:{name}: .*{why}"):
             make_loss(LossSpec(name=f"{HERE}:{name}"))
     with pytest.raises(InputError, match="--gamma: not a number of --loss"):
-        dataclasses.replace(config, loss=f"{HERE}:mean_square", gamma=0.3)
+        changed(config, loss=f"{HERE}:mean_square", gamma=0.3)
 
 
 def test_an_optimiser_of_the_users(config: TrainConfig) -> None:
@@ -142,13 +147,13 @@ def test_an_optimiser_of_the_users(config: TrainConfig) -> None:
 def test_each_optimiser_has_defaults_of_its_own(
     name: str, config: TrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = dataclasses.replace(config, optimizer=name).optimiser_spec()
+    spec = changed(config, optimizer=name).optimiser.spec()
     theirs = OPTIMISERS[name]([nn.Parameter(torch.zeros(1, 1))]).defaults
     ours = {"AdamW": (1e-3, 1e-4), "SGD": (0.01, 5e-4)}.get(name, (theirs["lr"], theirs.get("weight_decay", 0.0)))
     assert (spec.lr, spec.weight_decay) == ours
     assert defaults_of(name).args == ({"momentum": 0.9} if name == "SGD" else {})
     if name == "SGD":
-        loop.train(dataclasses.replace(config, optimizer=name), Console())
+        loop.train(changed(config, optimizer=name), Console())
         said = capsys.readouterr().out
         assert all(part in said for part in ("trains by gift", "momentum 0.9", "lr 0.01", "weight_decay 0.0005"))
         assert "2 epochs over 200 views: 198 never, 2 once" in said
@@ -167,7 +172,7 @@ def test_what_has_no_effect_with_another_choice_is_refused(
     changes: dict[str, Any], message: str, config: TrainConfig
 ) -> None:
     with pytest.raises(InputError, match=message):
-        dataclasses.replace(config, **changes)
+        changed(config, **changes)
 
 
 def test_steps_are_logged_with_the_gradients_norm(
@@ -190,7 +195,7 @@ def test_steps_are_logged_with_the_gradients_norm(
         norms[-6:][1::2], rel=1e-5
     )  # the trial before takes steps of its own
     clipped = tmp_path / "clipped"
-    train(config, run=clipped, log_every=2, clip_norm=1e-3)  # said as it is before it is bounded
+    train(config, run_folder=clipped, log_every=2, clip_norm=1e-3)  # said as it is before it is bounded
     assert lines(clipped / "steps.jsonl")[0]["gradient_norm"] > 1e-3
     run, step = tmp_path / "stopped", loop.step
     for stop in (4, 2):
@@ -205,9 +210,9 @@ def test_steps_are_logged_with_the_gradients_norm(
 
         monkeypatch.setattr(loop, "step", dying)
         with pytest.raises(KeyboardInterrupt):
-            train(config, run=run, log_every=2, checkpoint_steps=3)
+            train(config, run_folder=run, log_every=2, checkpoint_steps=3)
     monkeypatch.setattr(loop, "step", step)
-    train(config, run=run, log_every=2, checkpoint_steps=3)
+    train(config, run_folder=run, log_every=2, checkpoint_steps=3)
     assert lines(run / "steps.jsonl") == found
 
 
@@ -217,7 +222,7 @@ def test_a_finished_run_is_lengthened(config: TrainConfig, tmp_path: Path) -> No
     summary = train(config, **test, epochs=30)
     assert (summary["steps"], summary["steps_now"]) == (90, 30)
     assert summary["evaluations"] == 15  # every second epoch, as it began
-    train(config, **test, epochs=30, eval_every=2, run=tmp_path / "whole")
+    train(config, **test, epochs=30, eval_every=2, run_folder=tmp_path / "whole")
     for name in ("last.safetensors", "best.safetensors"):
         assert (config.run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     (change,) = json.loads((config.run / "config.json").read_text())["changed"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import os
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from labelstore.command.console import Console
+from labelstore.command.flags import changed, from_flags
 from labelstore.errors import InputError, MismatchError
 from pipeline.networks.weights import read_weights
 from tests.journeys.world import World, draw_images, giftwrap
@@ -80,13 +80,14 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Code:
 
 @pytest.fixture
 def config(world: World, tmp_path: Path) -> TrainConfig:
-    return TrainConfig(
+    return from_flags(
+        TrainConfig,
         store=world.store,
         images=world.images,
         student="convnet-d1",
         epochs=2,
         batch_size=8,
-        run=tmp_path / "run",
+        run_folder=tmp_path / "run",
         test_images=draw_images(tmp_path / "test", per_class=3),
         eval_every=1,
         threads=1,
@@ -102,7 +103,7 @@ def document(config: TrainConfig) -> Any:
 def test_a_student_whose_code_changed_is_continued_only_anyway(
     which: int, old: str, new: str, name: str, code: Code, config: TrainConfig
 ) -> None:
-    run = dataclasses.replace(config, student=f"{code.names[0]}:{name}")
+    run = changed(config, student=f"{code.names[0]}:{name}")
     loop.train(run, Console(as_json=True))
     assert loop.train(run, Console(as_json=True))["steps_now"] == 0
     before = document(run)
@@ -110,7 +111,7 @@ def test_a_student_whose_code_changed_is_continued_only_anyway(
     with pytest.raises(MismatchError, match=rf"the code of the student has changed.*code\.{code.names[which]}.*anyway"):
         loop.train(run, Console(as_json=True))
     assert document(run) == before
-    loop.train(dataclasses.replace(run, anyway=True), Console(as_json=True))
+    loop.train(changed(run, anyway=True), Console(as_json=True))
     (change,) = document(run)["changed"]
     assert (change["at"], change["step"]) == (f"code.{code.names[which]}", 6)
     assert loop.train(run, Console(as_json=True))["steps_now"] == 0  # what was accepted is the run's own now
@@ -118,16 +119,16 @@ def test_a_student_whose_code_changed_is_continued_only_anyway(
 
 
 def test_a_student_of_other_weights_is_refused_whatever_is_said(code: Code, config: TrainConfig) -> None:
-    run = dataclasses.replace(config, student=f"{code.names[0]}:Student")
+    run = changed(config, student=f"{code.names[0]}:Student")
     loop.train(run, Console(as_json=True))
     code.change(1, "nn.Conv2d(3, 4, 3)", "nn.Conv2d(3, 4, 5)")
     for anyway in (False, True):
         with pytest.raises(MismatchError, match="the student has other weights than when the run began"):
-            loop.train(dataclasses.replace(run, anyway=anyway), Console(as_json=True))
+            loop.train(changed(run, anyway=anyway), Console(as_json=True))
 
 
 def test_code_that_is_not_the_students_may_change(code: Code, config: TrainConfig) -> None:
-    run = dataclasses.replace(config, student=f"{code.names[0]}:Student")
+    run = changed(config, student=f"{code.names[0]}:Student")
     loop.train(run, Console(as_json=True))
     assert set(document(run)["made_of"]["code"]) == set(code.names)
     (code.folder / "other.py").write_text("x = 1")
@@ -144,7 +145,7 @@ def test_other_test_images_under_the_same_names(config: TrainConfig) -> None:
         loop.train(config, Console(as_json=True))
     first.write_bytes(content)  # moved and touched, they are the same images
     shutil.move(config.test_images, config.test_images.with_name("moved"))
-    moved = dataclasses.replace(config, test_images=config.test_images.with_name("moved"))
+    moved = changed(config, test_images=config.test_images.with_name("moved"))
     assert loop.train(moved, Console(as_json=True))["steps_now"] == 0
 
 
@@ -153,7 +154,7 @@ def test_scores_on_other_test_images_do_not_compete(
     epochs_before_the_change: int, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of a run and after its end: the best is one of the scores on the images that there are now."""
-    run = dataclasses.replace(config, epochs=3, run=tmp_path / "changed", checkpoint_every=1)
+    run = changed(config, epochs=3, run_folder=tmp_path / "changed", checkpoint_every=1)
     original, calls = loop.save, 0
 
     def stopping(this: loop.Run) -> None:
@@ -168,7 +169,7 @@ def test_scores_on_other_test_images_do_not_compete(
         patch.setattr(loop, "save", stopping)
         with pytest.raises(RuntimeError) if epochs_before_the_change < 3 else nullcontext():
             loop.train(run, Console(as_json=True))
-    other = dataclasses.replace(run, test_images=draw_images(tmp_path / "other", per_class=4), anyway=True)
+    other = changed(run, test_images=draw_images(tmp_path / "other", per_class=4), anyway=True)
     real, scores = Student.evaluate, list[EvalResult]()
 
     def noted(*args: Any) -> EvalResult:
@@ -180,7 +181,7 @@ def test_scores_on_other_test_images_do_not_compete(
     assert len(scores) == summary["evaluations"] == max(3 - epochs_before_the_change, 1)
     assert summary["best"]["top1"] == max(score.top1 for score in scores)
     assert summary["last"]["top1"] == scores[-1].top1
-    again: Any = loop.train(dataclasses.replace(other, anyway=False), Console(as_json=True))
+    again: Any = loop.train(changed(other, anyway=False), Console(as_json=True))
     assert (again["best"], again["last"]) == (summary["best"], summary["last"])
     best, last = (read_weights(run.run / f"{name}.safetensors").tensors for name in ("best", "last"))
     if summary["best"]["epoch"] == 2:
@@ -204,7 +205,7 @@ def test_a_broken_test_image_stops_a_run_before_its_first_step(config: TrainConf
     with pytest.raises(InputError, match="--skip-broken"):
         loop.train(config, Console(as_json=True))
     assert not list(config.run.iterdir())
-    summary = loop.train(dataclasses.replace(config, skip_broken=True), Console(as_json=True))
+    summary = loop.train(changed(config, skip_broken=True), Console(as_json=True))
     assert summary["test_images"] == {"used": 8, "skipped": 1}
     assert document(config)["made_of"]["test"]["skipped"] == [f"bee/{path.name}"]
     rows = [line.split(",")[1] for line in (config.run / "classes.csv").read_text().splitlines()[1:]]

@@ -15,6 +15,7 @@ from torchvision.transforms import functional
 
 from labelstore import LabelStore
 from labelstore.command.console import Console
+from labelstore.command.flags import from_flags
 from labelstore.errors import InputError
 from pipeline.build.build import build
 from pipeline.config import BuildConfig
@@ -32,7 +33,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A store of 21 images, not a multiple of anything used here; and its images."""
     mix, group = request.param
     folder = tmp_path_factory.mktemp("elastic")
-    config = BuildConfig(
+    config = from_flags(
+        BuildConfig,
         images=draw_images(folder / "images", per_class=7),
         teacher=("convnet-d2",),
         teacher_args=('{"width": 16, "norm": "batch"}',),

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from labelstore.command.console import Console
+from labelstore.command.flags import from_flags
 from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
@@ -172,7 +173,7 @@ def test_images_are_read_in_manifest_order(images: Manifest) -> None:
 
 def measure(**flags: Any) -> EvalResult:
     """What `python -m trainer evaluate` does, in this process."""
-    return evaluate_network(EvaluateConfig(**flags), Console(as_json=True))
+    return evaluate_network(from_flags(EvaluateConfig, **flags), Console(as_json=True))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import shutil
 import signal
@@ -14,6 +13,7 @@ import pytest
 
 from labelstore import LabelStore
 from labelstore.command.console import Console
+from labelstore.command.flags import changed, from_flags
 from labelstore.errors import InputError, NotStoredError
 from tests.journeys.world import World, giftwrap, start
 from trainer import Replay, following
@@ -23,9 +23,10 @@ from trainer.config import TrainConfig
 
 @pytest.fixture
 def config(world: World, tmp_path: Path) -> TrainConfig:
-    return TrainConfig(
+    return from_flags(
+        TrainConfig,
         store=world.store, images=world.images, student="convnet-d1", student_args='{"width": 4}', epochs=3,
-        batch_size=24, run=tmp_path / "run", view_order="cycle", seed=5, threads=1,
+        batch_size=24, run_folder=tmp_path / "run", view_order="cycle", seed=5, threads=1,
     )  # fmt: skip
 
 
@@ -45,13 +46,13 @@ def test_a_build_is_followed_to_its_end(config: TrainConfig, world: World, tmp_p
     while not LabelStore.exists(store) or not (store / "lease.json").exists():
         build.process.join(0.005)
         assert build.process.is_alive()
-    run = dataclasses.replace(config, store=store, follow=True, epochs=views, checkpoint_every=views)
+    run = changed(config, store=store, follow=True, epochs=views, checkpoint_every=views)
     summary = loop.train(run, Console(as_json=True))
     assert build.end().code == 0
     assert summary["steps"] == views
     lines = [json.loads(line) for line in (run.run / "log.jsonl").read_text().splitlines()]
     assert [line["view"] for line in lines] == list(range(views))
-    whole = dataclasses.replace(run, follow=False, run=tmp_path / "whole")
+    whole = changed(run, follow=False, run_folder=tmp_path / "whole")
     loop.train(whole, Console(as_json=True))
     assert (run.run / "last.safetensors").read_bytes() == (whole.run / "last.safetensors").read_bytes()
 
@@ -61,7 +62,7 @@ def test_a_build_that_ends_short_is_said_and_the_run_goes_on_when_it_is_continue
 ) -> None:
     store = begun(world, tmp_path / "store")
     sealed = store.state.views_sealed
-    run = dataclasses.replace(config, store=store.path, follow=True, epochs=sealed + 2, checkpoint_every=10_000)
+    run = changed(config, store=store.path, follow=True, epochs=sealed + 2, checkpoint_every=10_000)
     monkeypatch.setattr(following, "POLL_SECONDS", 0)
     with pytest.raises(NotStoredError, match=rf"view {sealed} is not there, and no build holds the store"):
         loop.train(run, Console(as_json=True))
@@ -121,7 +122,7 @@ def test_a_store_without_views_says_how_to_follow_it(world: World, tmp_path: Pat
 def test_a_signal_ends_the_waiting(config: TrainConfig, world: World, tmp_path: Path) -> None:
     store = begun(world, tmp_path / "store")
     sealed = store.state.views_sealed
-    run = dataclasses.replace(config, store=store.path, follow=True, epochs=sealed + 1, checkpoint_every=9_999)
+    run = changed(config, store=store.path, follow=True, epochs=sealed + 1, checkpoint_every=9_999)
     with store.lease(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(following.time, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):

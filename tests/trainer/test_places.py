@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from labelstore.command.console import Console
+from labelstore.command.flags import from_flags
+from labelstore.command.output import Output
 from labelstore.command.program import Command, run_program
 from labelstore.durable.newfile import write_new
 from labelstore.durable.places import require_apart, require_writable
@@ -55,7 +57,7 @@ def test_json_of_any_depth_is_refused_in_a_line() -> None:
 
 def test_a_run_that_is_not_there_is_said_without_numbers(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected the log of a run") as caught:
-        plot(PlotConfig(runs=(tmp_path / "no",), out=tmp_path / "p.png"), Console(silent=True))
+        plot(from_flags(PlotConfig, runs=(tmp_path / "no",), out=tmp_path / "p.png"), Console(silent=True))
     assert "Errno" not in str(caught.value)
 
 
@@ -77,7 +79,7 @@ def test_methods_are_attributes() -> None:
 class Config:
     """A command."""
 
-    json: bool = False
+    output: Output = field(default_factory=Output)
 
 
 def test_what_a_module_prints_is_no_summary(

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from labelstore.command.console import Console
+from labelstore.command.flags import from_flags
 from labelstore.errors import InputError
 from trainer.config import PlotConfig
 from trainer.plot import plot, read_log
@@ -26,7 +27,7 @@ def test_runs_are_drawn_on_one_picture(tmp_path: Path, capsys: pytest.CaptureFix
             for epoch in range(epochs):
                 log(entry(epoch, **({"test_top1": 10.0, "test_loss": None} if epoch == 2 else {})))
     out = tmp_path / "curves.png"
-    found = plot(PlotConfig(runs=(tmp_path / "a", tmp_path / "b"), out=out), Console(as_json=True))
+    found = plot(from_flags(PlotConfig, runs=(tmp_path / "a", tmp_path / "b"), out=out), Console(as_json=True))
     assert found == {str(tmp_path / "a"): 3, str(tmp_path / "b"): 5}
     assert json.loads(capsys.readouterr().out)["epochs"] == found
     with Image.open(out) as picture:
@@ -69,7 +70,7 @@ def test_a_log_that_lacks_epochs_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("out", ["curves.xyz", "no folder/curves.png", "."])
 def test_a_picture_that_could_not_be_written_is_refused_first(tmp_path: Path, out: str) -> None:
     with pytest.raises(InputError, match="--out: expected"):
-        PlotConfig(runs=(tmp_path,), out=tmp_path / out)
+        from_flags(PlotConfig, runs=(tmp_path,), out=tmp_path / out)
 
 
 def test_scalars_for_tensorboard(tmp_path: Path) -> None:

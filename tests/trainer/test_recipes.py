@@ -14,10 +14,11 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
-import tyro
 
 from labelstore import Identity
+from labelstore.command.program import read_flags
 from labelstore.errors import InputError, MismatchError
+from pipeline.__main__ import COMMANDS as PIPELINE
 from pipeline.build import recipe as stores
 from pipeline.config import BuildConfig, json_object
 from pipeline.images.class_folder import list_images
@@ -31,6 +32,7 @@ from pipeline.recipes.stores import NORMALISATION, require_store
 from tests.journeys.world import draw_images
 from tests.labelstore.making import make_identity
 from trainer import recipes as trained
+from trainer.__main__ import COMMANDS as TRAINER
 from trainer.config import TrainConfig
 from trainer.optimisers import OptimiserSpec
 from trainer.order import Order
@@ -140,7 +142,7 @@ def typed_config(identity: Identity, monkeypatch: pytest.MonkeyPatch, recipe: st
     monkeypatch.setattr(trained.LabelStore, "open", lambda *_args, **_named: SimpleNamespace(identity=identity))
     line = ["train", "--store", "s", "--images", "i", "--run-folder", "r", "--student", "convnet-d3"]
     arguments = trained.typed([*line, "--recipe", recipe, *map(str, words)])
-    return tyro.cli(TrainConfig, args=arguments[1:])
+    return read_flags(TRAINER["train"], "train", arguments[1:])
 
 
 def identity_of(images: int, classes: int = 10, skipped: tuple[str, ...] = ()) -> Identity:
@@ -154,14 +156,14 @@ def identity_of(images: int, classes: int = 10, skipped: tuple[str, ...] = ()) -
 def test_another_optimiser_goes_without_the_values_of_the_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
     identity = identity_of(100)
     config = typed_config(identity, monkeypatch, "rded", "--optimizer", "SGD")
-    spec = config.optimiser_spec()
+    spec = config.optimiser.spec()
     assert (spec.lr, spec.weight_decay, spec.args, spec.decay) == (0.01, 5e-4, {"momentum": 0.9}, "weights")
     text = trained.describe_recipe(config, identity, 300)
     assert "optimizer SGD (the recipe has AdamW)" in text
     assert "lr 0.01 (the recipe has 0.001)" in text
     assert "weight-decay 0.0005 (the recipe has 0.01)" in text
     given = typed_config(identity, monkeypatch, "rded", "--optimizer", "SGD", "--lr", 0.3, "--optimizer-args", "{}")
-    assert given.optimiser_spec().lr == 0.3
+    assert given.optimiser.spec().lr == 0.3
 
 
 @pytest.mark.parametrize(
@@ -191,7 +193,7 @@ def test_student_args_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert args() == {"norm": "batch"}
     assert args("--student-args", '{"width": 8}') == {"norm": "batch", "width": 8}
     assert args('--student_args={"norm": "instance"}') == {"norm": "instance"}
-    betas = typed_config(identity_of(100), monkeypatch, "rded", "--optimizer-args", '{"eps": 1e-7}').optimiser_spec()
+    betas = typed_config(identity_of(100), monkeypatch, "rded", "--optimizer-args", '{"eps": 1e-7}').optimiser.spec()
     assert betas.args == {"betas": [0.9, 0.999], "eps": 1e-7}
     with pytest.raises(InputError, match="--student-args: expected a JSON object"):
         json_object(
@@ -209,7 +211,7 @@ def test_every_value_is_said(recipe: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert all(f"{name.replace('_', '-')} " in first for name in flags)
     assert "clip-norm 1.5" in beside
     assert "seed 9" in beside
-    numbers = config.loss_spec().numbers
+    numbers = config.loss.numbers
     assert all(f"{name.replace('_', '-')} {value}" in text for name, value in numbers.items() if name != "form")
     assert "not reproduced" in rest
     assert "--views 60" in rest  # fresh crops in each epoch
@@ -284,8 +286,7 @@ def test_another_crop_or_mix_goes_without_the_values_of_the_recipes(words: tuple
         3,
     ]
     arguments = stores.typed([*map(str, line), "--store", str(tmp_path / "s"), *words])
-    config = tyro.cli(BuildConfig, args=arguments[1:])
-    config.plan_spec()
+    config = read_flags(PIPELINE["build"], "build", arguments[1:])
     text = stores.describe_recipe(config, scan(root, digests=False))
     assert "not used (the recipe has" in text
 

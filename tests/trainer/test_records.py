@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import random
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from labelstore.command.console import Console
+from labelstore.command.flags import changed, from_flags
 from labelstore.durable import disk
 from tests.journeys.world import SERVER, World, draw_images
 from trainer import train as loop
@@ -44,9 +44,10 @@ class Drawing(nn.Module):
 @pytest.fixture(scope="module")
 def config(world: World, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     folder = tmp_path_factory.mktemp("records")
-    return TrainConfig(
+    return from_flags(
+        TrainConfig,
         store=world.store, images=world.images, student="tests.trainer.test_records:Drawing", epochs=6, batch_size=8,
-        lr=0.05, schedule="constant", run=folder / "run", test_images=draw_images(folder / "test", per_class=5),
+        lr=0.05, schedule="constant", run_folder=folder / "run", test_images=draw_images(folder / "test", per_class=5),
         eval_every=1, checkpoint_every=2, threads=1, seed=3,
     )  # fmt: skip
 
@@ -83,7 +84,7 @@ def run_until(config: TrainConfig, step: str, count: int) -> None:
 
 def test_killed_at_its_writes(config: TrainConfig, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    run, config = (dataclasses.replace(config, run=tmp_path / name) for name in ("run", "whole"))
+    run, config = (changed(config, run_folder=tmp_path / name) for name in ("run", "whole"))
     with pytest.MonkeyPatch.context() as patch:
         scripted(patch)
         whole = loop.train(config, Console(as_json=True))
@@ -111,7 +112,7 @@ def test_killed_at_its_writes(config: TrainConfig, tmp_path: Path) -> None:
 
 
 def test_what_killed_calls_left_is_removed_and_nothing_else(config: TrainConfig, tmp_path: Path) -> None:
-    run = dataclasses.replace(config, run=tmp_path / "run", epochs=1)
+    run = changed(config, run_folder=tmp_path / "run", epochs=1)
     loop.train(run, Console(as_json=True))
     weights, checkpoint = ((run.run / name).read_bytes() for name in ("last.safetensors", "checkpoint.pt"))
     left = {
@@ -143,7 +144,7 @@ def test_what_is_reported_is_what_the_file_gives(
     after: int, whole: TrainConfig, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped between the evaluation of an epoch and its checkpoint, and within what a checkpoint writes."""
-    run = dataclasses.replace(config, run=tmp_path / "run")
+    run = changed(config, run_folder=tmp_path / "run")
     scripted(monkeypatch)
     original, calls = loop.save, 0
 
@@ -170,7 +171,7 @@ def test_what_is_reported_is_what_the_file_gives(
 
 
 def test_last_weights_are_those_of_the_last_checkpoint(config: TrainConfig, tmp_path: Path) -> None:
-    run = dataclasses.replace(config, run=tmp_path / "run")
+    run = changed(config, run_folder=tmp_path / "run")
     original = loop.save
 
     def once(this: loop.Run) -> None:

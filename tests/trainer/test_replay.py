@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from labelstore import LabelStore
 from labelstore.command.console import Console
+from labelstore.command.flags import from_flags
 from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
 from pipeline.build.build import build
@@ -51,7 +52,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         shown.append(pixels.clone())
         return original(self, pixels, rows)
 
-    config = BuildConfig(
+    config = from_flags(
+        BuildConfig,
         images=draw_images(folder / "images"),
         teacher=("convnet-d2",),
         teacher_args=('{"width": 16, "norm": "batch"}',),

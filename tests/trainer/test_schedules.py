@@ -42,7 +42,7 @@ def test_step_is_torchs() -> None:
 
 
 def test_default_step_drops_where_the_released_code_does() -> None:
-    schedule = ScheduleSpec()
+    schedule = ScheduleSpec(name="step", per="epoch")
     for epochs in range(6, 2000):
         rates = [schedule.factor(epoch, epochs) for epoch in (0, 2 * epochs // 3 - 1, 2 * epochs // 3)]
         assert rates == pytest.approx([1, 1, 0.2])
@@ -66,8 +66,8 @@ def test_per_epoch_and_per_step() -> None:
 
 def test_schedules_name_the_numbers_in_effect() -> None:
     assert ScheduleSpec(name="constant").to_json() == {"name": "constant"}
-    assert ScheduleSpec(name="cosine").to_json() == {"name": "cosine", "per": "epoch", "final": 0.0}
-    assert ScheduleSpec(milestones=(0.5,)).to_json()["milestones"] == [0.5]
+    assert ScheduleSpec(name="cosine").to_json() == {"name": "cosine", "per": "step", "final": 0.0}
+    assert ScheduleSpec(name="step", milestones=(0.5,)).to_json()["milestones"] == [0.5]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labelstore.command.console import Console
+from labelstore.command.flags import from_flags
 from labelstore.errors import InputError, MismatchError
 from labelstore.format.columns import CROP_COLUMNS, CUTMIX_COLUMNS, CropRows
 from pipeline.networks.weights import read_weights
@@ -267,9 +268,9 @@ def trained(config: TrainConfig, objective: type[Autoencoder | Regression], labe
 
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
-    return TrainConfig(
-        store=tmp_path / "no store", images=tmp_path / "no images", student="none", epochs=5, batch_size=6,
-        run=tmp_path / "run", eval_every=2, seed=3, threads=1, lr=1e-3, checkpoint_every=1,
+    return from_flags(
+        TrainConfig, store=tmp_path / "no store", images=tmp_path / "no images", student="none", epochs=5, batch_size=6,
+        run_folder=tmp_path / "run", eval_every=2, seed=3, threads=1, lr=1e-3, checkpoint_every=1,
     )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from labelstore.command.console import Console
+from labelstore.command.flags import changed, from_flags
 from labelstore.errors import GiftwrapError, InputError
 from pipeline.networks.weights import read_weights
 from pipeline.ranks import Ranks
@@ -27,16 +27,17 @@ from trainer.student import make_student, open_replay
 
 @pytest.fixture
 def config(world: World, tmp_path: Path) -> TrainConfig:
-    return TrainConfig(
+    return from_flags(
+        TrainConfig,
         store=world.store, images=world.images, student="convnet-d2", student_args='{"width": 8}', epochs=2,
-        batch_size=7, run=tmp_path / "run", optimizer="SGD", lr=0.1, weight_decay=0, seed=5, threads=1,
+        batch_size=7, run_folder=tmp_path / "run", optimizer="SGD", lr=0.1, weight_decay=0, seed=5, threads=1,
     )  # fmt: skip
 
 
 def trained(config: TrainConfig, run: Path, **changes: Any) -> dict[str, torch.Tensor]:
     """The weights that come of a run."""
-    changed = dataclasses.replace(config, run=run, **changes)
-    loop.train(changed, Console(as_json=True))
+    again = changed(config, run_folder=run, **changes)
+    loop.train(again, Console(as_json=True))
     return dict(read_weights(run / "last.safetensors").tensors)
 
 
@@ -65,7 +66,7 @@ def test_the_gradient_is_bounded(config: TrainConfig, tmp_path: Path, monkeypatc
 def test_a_compiled_student_is_the_same_and_goes_on_bit_for_bit(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = dataclasses.replace(config, student_args='{"width": 8, "norm": "batch"}', checkpoint_steps=1)
+    config = changed(config, student_args='{"width": 8, "norm": "batch"}', checkpoint_steps=1)
     plain, whole = trained(config, tmp_path / "plain"), trained(config, tmp_path / "whole", compile=True)
     for name, value in plain.items():
         torch.testing.assert_close(whole[name], value, rtol=1e-3, atol=1e-5)
@@ -200,7 +201,7 @@ def test_a_student_that_does_not_fit_is_refused(
 def test_numbers_that_no_run_can_have_are_refused(changes: dict[str, Any], config: TrainConfig) -> None:
     (name,) = changes
     with pytest.raises(InputError, match=f"--{name.replace('_', '-')}: expected"):
-        dataclasses.replace(config, **changes)
+        changed(config, **changes)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_numbers_that_no_run_can_have_are_refused(changes: dict[str, Any], confi
 def test_numbers_of_another_loss_are_refused(changes: dict[str, Any], config: TrainConfig) -> None:
     *_, name = changes
     with pytest.raises(InputError, match=f"--{name.replace('_', '-')}: not a number of --loss"):
-        dataclasses.replace(config, **changes)
+        changed(config, **changes)
 
 
 def test_the_mean_takes_buffers_and_counts() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from labelstore.command.console import Console, Stopped
+from labelstore.command.flags import changed, from_flags
 from labelstore.errors import GiftwrapError, MismatchError
 from pipeline.networks.weights import read_weights
 from tests.journeys.world import SERVER, World, draw_images, giftwrap
@@ -30,13 +30,14 @@ STEPS = 8
 def config(world: World, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """A run of two epochs of four steps, with momentum, dropout, a running mean and a test set."""
     folder = tmp_path_factory.mktemp("stopped")
-    return TrainConfig(
+    return from_flags(
+        TrainConfig,
         store=world.store,
         images=world.images,
         student="tests.trainer.test_stopped:Student",
         epochs=2,
         batch_size=7,
-        run=folder / "run",
+        run_folder=folder / "run",
         test_images=draw_images(folder / "test", per_class=4),
         eval_every=1,
         ema=0.9,
@@ -95,7 +96,7 @@ def train_until(config: TrainConfig, name: str, call: int, number: int) -> None:
 
 
 def test_killed_at_every_step_it_is_the_same_run(config: TrainConfig, whole: dict[str, Any], tmp_path: Path) -> None:
-    run = dataclasses.replace(config, run=tmp_path / "run", checkpoint_steps=1)
+    run = changed(config, run_folder=tmp_path / "run", checkpoint_steps=1)
     for _ in range(STEPS):
         process = SERVER.Process(target=train_until, args=(run, "step", 2, signal.SIGKILL))
         process.start()
@@ -113,7 +114,7 @@ def test_a_signal_at_any_step_saves_behind_it(
 ) -> None:
     error = KeyboardInterrupt if number == signal.SIGINT else Stopped
     for first in range(1, STEPS + 1, 3):
-        run = dataclasses.replace(config, run=tmp_path / f"run{first}")
+        run = changed(config, run_folder=tmp_path / f"run{first}")
         for call in (first, STEPS - first):
             if call:
                 with pytest.raises(error):
@@ -127,7 +128,7 @@ def test_a_signal_at_any_step_saves_behind_it(
 def test_a_signal_while_the_student_is_evaluated_loses_no_epoch(
     name: str, config: TrainConfig, whole: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = dataclasses.replace(config, run=tmp_path / "run", checkpoint_every=2)
+    run = changed(config, run_folder=tmp_path / "run", checkpoint_every=2)
     with pytest.raises(Stopped):
         train_until(run, name, 1, signal.SIGTERM)
     steps: list[int] = []
@@ -182,9 +183,8 @@ def stopped_command(words: list[str], folder: Path) -> None:
 
 
 def test_a_run_that_diverges_names_the_step_and_keeps_the_checkpoint(config: TrainConfig, tmp_path: Path) -> None:
-    run = dataclasses.replace(
-        config, run=tmp_path / "run", epochs=40, lr=1e3, clip_norm=None, ema=None, optimizer="SGD", loss="mse",
-        student="convnet-d1", test_images=None, checkpoint_steps=1,
+    run = changed(config, run_folder=tmp_path / "run", epochs=40, lr=1e3, clip_norm=None, ema=None, optimizer="SGD",
+        loss="mse", student="convnet-d1", test_images=None, checkpoint_steps=1,
     )  # fmt: skip
     losses: list[float] = []
     original = loop.step
@@ -218,12 +218,12 @@ def test_a_checkpoint_of_another_run_is_refused(
         ({"store": tmp_path / "other"}, "store.identity.seed: the folder has 0, this run has 1"),
     ):
         with pytest.raises(MismatchError, match=f"another run at {place}"):
-            loop.train(dataclasses.replace(config, **change), Console(as_json=True))
+            loop.train(changed(config, **change), Console(as_json=True))
     assert results(config.run) == whole
 
 
 def test_the_mean_of_the_weights_is_what_is_kept(config: TrainConfig, whole: dict[str, Any], tmp_path: Path) -> None:
-    run = dataclasses.replace(config, run=tmp_path / "run")
+    run = changed(config, run_folder=tmp_path / "run")
     mean: dict[str, torch.Tensor] = {}
 
     def average(run: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from labelstore import LabelStore
 from labelstore.command.console import Console
+from labelstore.command.flags import changed, from_flags
 from labelstore.errors import InputError, MismatchError
 from tests.journeys.world import World, draw_images, giftwrap
 from trainer import train as loop
@@ -27,14 +27,15 @@ TIMES = ("seconds", "crops_per_second", "waiting_share")
 def config(world: World, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """A run of four epochs with dropout-free ConvNet, momentum, and a test set."""
     folder = tmp_path_factory.mktemp("train")
-    return TrainConfig(
+    return from_flags(
+        TrainConfig,
         store=world.store,
         images=world.images,
         student="convnet-d2",
         student_args='{"width": 16}',
         epochs=4,
         batch_size=7,
-        run=folder / "run",
+        run_folder=folder / "run",
         test_images=draw_images(folder / "test", per_class=4),
         eval_every=2,
         seed=5,
@@ -52,7 +53,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = loop.train(config, Console(as_json=True))
-    run = dataclasses.replace(config, run=tmp_path / "run")
+    run = changed(config, run_folder=tmp_path / "run")
     original = loop.step
     for stop in (3, 6, 9):  # before the first checkpoint, and within the second and third epoch
         calls = 0
@@ -80,7 +81,7 @@ def test_a_run_keeps_its_views_when_the_store_is_extended(
     config: TrainConfig, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = shutil.copytree(world.store, tmp_path / "store")
-    run = dataclasses.replace(config, store=store, run=tmp_path / "run", epochs=3, eval_every=3)
+    run = changed(config, store=store, run_folder=tmp_path / "run", epochs=3, eval_every=3)
     original = loop.one_epoch
 
     def once(*args: Any) -> dict[str, Any]:
@@ -96,10 +97,10 @@ def test_a_run_keeps_its_views_when_the_store_is_extended(
     assert giftwrap(*world.build_words(store, "--views", views + 1)).code == 0
     assert LabelStore.open(store).state.views_sealed > views
     loop.train(run, Console(as_json=True))
-    whole = dataclasses.replace(run, store=world.store, run=tmp_path / "whole")
+    whole = changed(run, store=world.store, run_folder=tmp_path / "whole")
     loop.train(whole, Console(as_json=True))
     assert log_of(run.run) == log_of(whole.run)
-    first = dataclasses.replace(run, views=views, run=tmp_path / "first")
+    first = changed(run, views=views, run_folder=tmp_path / "first")
     loop.train(first, Console(as_json=True))
     assert log_of(first.run) == log_of(whole.run)
 
@@ -107,21 +108,21 @@ def test_a_run_keeps_its_views_when_the_store_is_extended(
 def test_views_that_are_not_the_runs_or_never_built_are_refused(config: TrainConfig, world: World) -> None:
     views = LabelStore.open(world.store).state.views_sealed
     with pytest.raises(InputError, match=rf"views: expected 1 to {views}.*`pipeline build --views {views + 1}` adds"):
-        loop.train(dataclasses.replace(config, views=views + 1), Console(as_json=True))
+        loop.train(changed(config, views=views + 1), Console(as_json=True))
     loop.train(config, Console(as_json=True))
     with pytest.raises(MismatchError, match=rf"another run at store\.views: the folder has {views}, this run has 1"):
-        loop.train(dataclasses.replace(config, views=1), Console(as_json=True))
+        loop.train(changed(config, views=1), Console(as_json=True))
 
 
 def test_a_run_of_other_flags_is_refused(config: TrainConfig) -> None:
     loop.train(config, Console(as_json=True))
     with pytest.raises(MismatchError, match=r"another run at run\.gamma: the folder has 0\.1, this run has 0\.2"):
-        loop.train(dataclasses.replace(config, gamma=0.2), Console(as_json=True))
+        loop.train(changed(config, gamma=0.2), Console(as_json=True))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_lowers_itself(loss: Any, config: TrainConfig, tmp_path: Path) -> None:
-    run = dataclasses.replace(config, loss=loss, epochs=8, run=tmp_path / "run", test_images=None, lr=3e-3)
+    run = changed(config, loss=loss, epochs=8, run_folder=tmp_path / "run", test_images=None, lr=3e-3)
     summary = loop.train(run, Console(as_json=True))
     assert summary["last"] == {"top1": None, "top5": None, "loss": None}
     losses = [line["loss"] for line in log_of(run.run)]
@@ -129,9 +130,9 @@ def test_every_loss_lowers_itself(loss: Any, config: TrainConfig, tmp_path: Path
 
 
 def test_autocast_and_schedules(config: TrainConfig, tmp_path: Path) -> None:
-    run = dataclasses.replace(
-        config, dtype="bfloat16", optimizer="SGD", lr=1e-3, optimizer_args='{"momentum": 0.9}', schedule="step",
-        schedule_per="epoch", milestones=(0.5,), drop=0.1, run=tmp_path / "run", test_images=None,
+    run = changed(config, dtype="bfloat16", optimizer="SGD", lr=1e-3, optimizer_args='{"momentum": 0.9}',
+        schedule="step", schedule_per="epoch", milestones=(0.5,), drop=0.1, run_folder=tmp_path / "run",
+        test_images=None,
     )  # fmt: skip
     loop.train(run, Console(as_json=True))
     assert [line["lr"] for line in log_of(run.run)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
@@ -150,7 +151,7 @@ def test_checkpoints_are_as_frequent_as_they_are_cheap(
 
     monkeypatch.setattr(loop, "SAVING_SHARE", share)
     monkeypatch.setattr(Run, "save", noting)
-    run = dataclasses.replace(config, run=tmp_path / "run", checkpoint_every=every, test_images=None)
+    run = changed(config, run_folder=tmp_path / "run", checkpoint_every=every, test_images=None)
     summary = loop.train(run, Console(as_json=True))
     assert len(steps) == saved
     assert steps[-1] == summary["steps"]
@@ -159,7 +160,7 @@ def test_checkpoints_are_as_frequent_as_they_are_cheap(
 def test_a_run_that_begins_again_says_so(
     config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = dataclasses.replace(config, run=tmp_path / "run", test_images=None)
+    run = changed(config, run_folder=tmp_path / "run", test_images=None)
     loop.train(run, Console())
     again = loop.train(run, Console())
     assert (again["steps"], again["steps_now"]) == (16, 0)
@@ -174,4 +175,4 @@ def test_a_run_needs_a_folder(config: TrainConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for run in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(InputError, match="expected a folder, found a file in its place; give another --run"):
-            loop.train(dataclasses.replace(config, run=run), Console(as_json=True))
+            loop.train(changed(config, run_folder=run), Console(as_json=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from labelstore.command.console import Console
+from labelstore.command.flags import changed, from_flags
 from labelstore.errors import InputError
 from pipeline.images.manifest import scan
 from pipeline.networks import build_network, read_weights, save_weights
@@ -41,9 +41,11 @@ def test_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(world: World, tmp_path: Path, test_images: Path) -> TrainConfig:
-    return TrainConfig(
-        store=world.store, images=world.images, student=f"{HOME}:MLP", epochs=3, batch_size=7, run=tmp_path / "run",
-        optimizer="SGD", lr=0.05, weight_decay=0, test_images=test_images, eval_every=1, threads=1,
+    return from_flags(
+        TrainConfig,
+        store=world.store, images=world.images, student=f"{HOME}:MLP", epochs=3, batch_size=7,
+        run_folder=tmp_path / "run", optimizer="SGD", lr=0.05, weight_decay=0, test_images=test_images, eval_every=1,
+        threads=1,
     )  # fmt: skip
 
 
@@ -53,7 +55,7 @@ def test_each_is_trained_and_goes_on_bit_for_bit(
     name: str, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"accumulate": 2, "ema": 0.5, "clip_norm": 1.0, "dtype": "bfloat16"}
-    config = dataclasses.replace(config, student=f"{HOME}:{name}", checkpoint_steps=1, **options)
+    config = changed(config, student=f"{HOME}:{name}", checkpoint_steps=1, **options)
     loop.train(config, Console(silent=True))
     original, left = loop.step, 5
 
@@ -64,7 +66,7 @@ def test_each_is_trained_and_goes_on_bit_for_bit(
             raise KeyboardInterrupt
         return original(*args)
 
-    run = dataclasses.replace(config, run=tmp_path / "stopped")
+    run = changed(config, run_folder=tmp_path / "stopped")
     monkeypatch.setattr(loop, "step", dying)
     with pytest.raises(KeyboardInterrupt):
         loop.train(run, Console(silent=True))
@@ -78,7 +80,7 @@ def test_each_is_trained_and_goes_on_bit_for_bit(
 @pytest.mark.parametrize("name", REFUSED)
 def test_others_are_refused_before_anything_is_written(name: str, config: TrainConfig) -> None:
     with pytest.raises(InputError, match=f"{name}.*{REFUSED[name]}") as error:
-        loop.train(dataclasses.replace(config, student=f"{HOME}:{name}"), Console(silent=True))
+        loop.train(changed(config, student=f"{HOME}:{name}"), Console(silent=True))
     assert "\n" not in str(error.value)
     assert not (config.run / "config.json").exists()
 
@@ -86,9 +88,9 @@ def test_others_are_refused_before_anything_is_written(name: str, config: TrainC
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["conv_net", "Auxiliary"])
 def test_compiled_students_are_the_same(name: str, config: TrainConfig, tmp_path: Path) -> None:
-    config = dataclasses.replace(config, student=f"{HOME}:{name}", epochs=1)
+    config = changed(config, student=f"{HOME}:{name}", epochs=1)
     loop.train(config, Console(silent=True))
-    loop.train(dataclasses.replace(config, compile=True, run=tmp_path / "compiled"), Console(silent=True))
+    loop.train(changed(config, compile=True, run_folder=tmp_path / "compiled"), Console(silent=True))
     plain, fast = (read_weights(run / "last.safetensors").tensors for run in (config.run, tmp_path / "compiled"))
     if name == "conv_net":  # without dropout, which is drawn otherwise
         for key, value in plain.items():
@@ -111,7 +113,8 @@ def test_each_is_evaluated(name: str, test_images: Path, tmp_path: Path) -> None
         logits = logits_of(network(crops))
     wanted = 100 * float((logits.argmax(1).numpy() == images.targets[rows.image]).mean())
     assert found.top1 == pytest.approx(wanted)
-    config = EvaluateConfig(
+    config = from_flags(
+        EvaluateConfig,
         student=f"{HOME}:{name}",
         weights=str(tmp_path / "weights.safetensors"),
         images=test_images,
@@ -129,18 +132,20 @@ def test_each_is_evaluated(name: str, test_images: Path, tmp_path: Path) -> None
 )
 def test_what_a_run_tests_is_evaluated_alike(name: str, dtype: Any, config: TrainConfig) -> None:
     """By one rule: weights of any type, statistics of the batch, and the precision of the run."""
-    run = dataclasses.replace(config, student=f"{HOME}:{name}", dtype=dtype, epochs=1, ema=0.5)
+    run = changed(config, student=f"{HOME}:{name}", dtype=dtype, epochs=1, ema=0.5)
     summary: Any = loop.train(run, Console(silent=True))
-    found = evaluate_network(EvaluateConfig(run=run.run, threads=1), Console(silent=True))
+    found = evaluate_network(from_flags(EvaluateConfig, run_folder=run.run, threads=1), Console(silent=True))
     assert found.top1 == summary["last"]["top1"]
     assert found.loss == pytest.approx(summary["last"]["loss"], rel=1e-6)
-    other = evaluate_network(EvaluateConfig(run=run.run, threads=1, dtype="bfloat16"), Console(silent=True))
+    other = evaluate_network(
+        from_flags(EvaluateConfig, run_folder=run.run, threads=1, dtype="bfloat16"), Console(silent=True)
+    )
     assert (other.loss == found.loss) == (dtype == "bfloat16" or name.startswith("Wholly"))
 
 
 def test_statistics_of_the_batch_are_warned_of(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
-    loop.train(dataclasses.replace(config, student=f"{HOME}:OfTheBatch", epochs=1), Console(silent=True))
-    evaluate_network(EvaluateConfig(run=config.run, threads=1), Console())
+    loop.train(changed(config, student=f"{HOME}:OfTheBatch", epochs=1), Console(silent=True))
+    evaluate_network(from_flags(EvaluateConfig, run_folder=config.run, threads=1), Console())
     said = capsys.readouterr()
     assert "batch norms without running statistics (norm)" in said.out + said.err
     assert "depend on --batch" in said.out + said.err
@@ -168,7 +173,7 @@ def test_each_takes_the_batches_of_a_loop_of_ones_own(name: str, world: World) -
 def test_a_student_is_tried_without_a_trace(config: TrainConfig) -> None:
     """Batch norm, dropout, what a first forward makes, gradients, and every generator."""
     torch.manual_seed(3)
-    config = dataclasses.replace(config, student=f"{HOME}:Caching")
+    config = changed(config, student=f"{HOME}:Caching")
     student = build_network(config.student, {}, classes=3, size=SIDE).train()
     state, drawn = {name: value.clone() for name, value in student.state_dict().items()}, torch.get_rng_state()
     others = random.getstate(), np.random.get_state()[1].tobytes()  # type: ignore[index,union-attr]  # noqa: NPY002
@@ -225,9 +230,9 @@ def test_one_crop_left_over_is_found_before_the_first_step(config: TrainConfig) 
         ("Whole", "more than 1 value per channel.*choose another --batch-size"),
         ("Squeezing", r"\[3\]"),
     ):
-        own = dataclasses.replace(config, student=f"{HOME}:{name}", run=config.run / name, test_images=None)
+        own = changed(config, student=f"{HOME}:{name}", run_folder=config.run / name, test_images=None)
         with pytest.raises(InputError, match=f"{name}.*{said}"):
-            loop.train(dataclasses.replace(own, batch_size=23), Console(silent=True))
-        assert loop.train(dataclasses.replace(own, batch_size=22), Console(silent=True))["steps"] == 6
-    counts = Counts.of(dataclasses.replace(config, batch_size=3), 24, 2, [])
+            loop.train(changed(own, batch_size=23), Console(silent=True))
+        assert loop.train(changed(own, batch_size=22), Console(silent=True))["steps"] == 6
+    counts = Counts.of(changed(config, batch_size=3), 24, 2, [])
     assert counts.training == (1, 2)

@@ -84,6 +84,7 @@ class TeacherSpec:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3:
                 raise InputError(f"{name}: expected three numbers, found {values}")
+
         require_normalisation(self.mean, self.std)
         for name, number in (("batch", self.batch), ("threads", self.threads)):
             if number is not None and number < 1:

@@ -1,0 +1,201 @@
+"""The flags of a command: the fields of its dataclass and of the dataclasses nested in it, as one flat list.
+
+A flag is spelled as its field, with dashes; `Named` spells it otherwise, and `Group` puts it, or all flags of a nested
+dataclass, under a title of the help.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from functools import cache
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
+
+from labelstore.errors import InputError
+
+Config = TypeVar("Config")
+OPTIONS = "options"
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Marks a field whose flag is spelled otherwise: ``Annotated[str, Named("loss")]``."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Marks a field whose flag, or whose fields' flags, the help lists under a title: ``Group("crops")``."""
+
+    title: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flag:
+    """One flag of a command.
+
+    Attributes:
+        key: its name with underscores, unique in the command.
+        path: the fields that lead from the command's dataclass to its value.
+        kind: type of its value, with the annotations that are not of this module.
+        default: its value when left out; ``MISSING`` when it has to be given.
+        help: the docstring of its field, in one line.
+        group: title under which the help lists it.
+    """
+
+    key: str
+    path: tuple[str, ...]
+    kind: Any
+    default: Any
+    help: str
+    group: str
+
+    @property
+    def name(self) -> str:
+        """As it is typed, without the two dashes."""
+        return self.key.replace("_", "-")
+
+
+def is_positional(flag: Flag) -> bool:
+    """Whether the value is typed without the name of the flag."""
+    return any(str(mark).rpartition(".")[2] == "Positional" for mark in getattr(flag.kind, "__metadata__", ()))
+
+
+def flags_of(config: type[Any]) -> dict[str, Flag]:
+    """The flags of a command's dataclass, by key, in the order of the fields."""
+    return _flags_of(cast("Hashable", config))
+
+
+@cache
+def _flags_of(config: Any) -> dict[str, Flag]:
+    """The same, read once for each dataclass."""
+    found = list(_walk(config, (), OPTIONS))
+    flags = {flag.key: flag for flag in found}
+    if len(flags) < len(found):
+        keys = [flag.key for flag in found]
+        raise TypeError(f"{config.__name__}: flags twice: {', '.join(key for key in flags if keys.count(key) > 1)}")
+    return flags
+
+
+def _walk(owner: type[Any], path: tuple[str, ...], group: str) -> Iterator[Flag]:
+    """The flags of a dataclass and of those nested in it."""
+    kinds, helps = get_type_hints(owner, include_extras=True), _docstrings(owner)
+    for each in fields(owner):
+        kind = kinds[each.name]
+        marks = getattr(kind, "__metadata__", ())
+        bare = kind.__origin__ if marks else kind
+        title = next((mark.title for mark in marks if isinstance(mark, Group)), group)
+        if is_dataclass(bare):
+            yield from _walk(bare, (*path, each.name), title)  # type: ignore[arg-type]
+            continue
+        for mark in marks:
+            if not isinstance(mark, Named | Group):
+                bare = Annotated[bare, mark]
+        yield Flag(
+            key=next((mark.name for mark in marks if isinstance(mark, Named)), each.name).replace("-", "_"),
+            path=(*path, each.name),
+            kind=bare | None if each.default is None and isinstance(bare, type) else bare,
+            default=_default(each),
+            help=helps.get(each.name, ""),
+            group=title,
+        )
+
+
+def _default(field: Field[Any]) -> Any:
+    """What a field is when it is left out."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _docstrings(owner: type[Any]) -> dict[str, str]:
+    """The string after each field of a dataclass and of those it inherits from, in one line."""
+    found: dict[str, str] = {}
+    for each in reversed(owner.__mro__):
+        if not is_dataclass(each):
+            continue
+        tree = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
+        assert isinstance(tree, ast.ClassDef)  # noqa: S101  what getsource gives for a class
+        for field, text in zip(tree.body, tree.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                match text:
+                    case ast.Expr(value=ast.Constant(value=str(words))):
+                        found[field.target.id] = " ".join(words.split())
+    return found
+
+
+def from_flags(config: type[Config], /, **values: Any) -> Config:
+    """A command's dataclass from the values of its flags, by key; those left out have their defaults.
+
+    Raises:
+        InputError: values that do not go together.
+        TypeError: a name that is no flag, or a flag that has to be given and is not.
+    """
+    flags = flags_of(config)
+    if unknown := [key for key in values if key not in flags]:
+        raise TypeError(f"{config.__name__}: no flag {unknown[0]}{meant(unknown[0], flags)}")
+    if absent := [key for key, flag in flags.items() if flag.default is MISSING and key not in values]:
+        raise TypeError(f"{config.__name__}: needs {', '.join(absent)}")
+    made: Config = _made(config, (), {flags[key].path: value for key, value in values.items()})
+    return made
+
+
+def _made(owner: Any, path: tuple[str, ...], values: Mapping[tuple[str, ...], Any]) -> Any:
+    """The dataclass at ``path``, with those nested in it."""
+    arguments = {}
+    for each in fields(owner):
+        inner = (*path, each.name)
+        if inner in values:
+            arguments[each.name] = values[inner]
+        elif any(other[: len(inner)] == inner for other in values):
+            arguments[each.name] = _made(_bare(owner, each.name), inner, values)
+    return owner(**arguments)
+
+
+def _bare(owner: type[Any], name: str) -> Any:
+    """The type of a field without its annotations."""
+    return get_type_hints(owner)[name]
+
+
+def values_of(config: Any) -> dict[str, Any]:
+    """The value of each flag of a command, by key."""
+    return {key: _at(config, flag.path) for key, flag in flags_of(type(config)).items()}
+
+
+def _at(config: Any, path: tuple[str, ...]) -> Any:
+    """What the fields of ``path`` lead to."""
+    for name in path:
+        config = getattr(config, name)
+    return config
+
+
+def changed(config: Config, /, **values: Any) -> Config:
+    """The same command with other values of some flags, by key.
+
+    Raises:
+        InputError: values that do not go together.
+        TypeError: a name that is no flag.
+    """
+    return from_flags(type(config), **{**values_of(config), **values})
+
+
+def meant(word: str, known: Mapping[str, object]) -> str:
+    """The nearest of the known names, for the end of a message; nothing where none is near."""
+    close = get_close_matches(word, known, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def require_flag(word: str, flags: Mapping[str, Flag], place: str) -> Flag:
+    """The flag of that name.
+
+    Raises:
+        InputError: names the nearest one.
+    """
+    key = word.replace("-", "_")
+    if key not in flags:
+        names = {flag.name: flag for flag in flags.values()}
+        raise InputError(f"{place}: no flag {word!r} of this command{meant(word, names)}")
+    return flags[key]

@@ -1,0 +1,36 @@
+"""How crops are rendered: the flags shared by every command that renders them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from labelstore.errors import InputError
+from pipeline.render.identity import DecoderName
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenderOptions:
+    """Where crops are rendered, and with how much of the machine."""
+
+    device: str = "cpu"
+    """cpu, cuda or cuda:N, for the renderer and the network."""
+    decoder: DecoderName | None = None
+    """What decodes files: cpu; gpu, in software; gpu-hw, by its JPEG hardware. Left out, what decoded the store's, and
+    otherwise the default of the device: gpu on a GPU."""
+    threads: int | None = None
+    """CPU threads; all cores when left out. Of build part of the engine on a CPU, and verify takes the store's."""
+    cache_gib: float = 2.0
+    """Memory for decoded images; a larger set is decoded region by region, with the same pixels."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no machine has."""
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"--threads: expected at least 1, found {self.threads}")
+        if not (math.isfinite(self.cache_gib) and self.cache_gib >= 0):
+            raise InputError(f"--cache-gib: expected a number of GiB that is not negative, found {self.cache_gib}")
+
+    @property
+    def cache_bytes(self) -> int:
+        """The memory budget of decoded images, in bytes."""
+        return int(self.cache_gib * 2**30)

@@ -1,0 +1,30 @@
+"""Flags of every command: their names and defaults are as users know them, in a file and on the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.__main__ import COMMANDS as BENCHMARKS
+from giftwrap.__main__ import commands
+from labelstore.command.flags import flags_of
+from labelstore.command.program import Command
+
+COMMANDS: dict[str, Command] = commands() | {f"bench {name}": command for name, command in BENCHMARKS.items()}
+GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "flags.json").read_text())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_names_defaults_and_helps_of_flags_are_those_that_users_know(name: str) -> None:
+    found = {
+        flag.name: {
+            "default": "required" if flag.default is MISSING else json.loads(json.dumps(flag.default, default=str)),
+            "help": flag.help,
+        }
+        for flag in flags_of(COMMANDS[name].config).values()
+    }
+    assert found == GOLDEN[name]
