@@ -195,7 +195,8 @@ def _publish(root: Path, document: bytes) -> None:
         publish.publish(root, {LEASE: Described.of(document)})
     except Exception:
         removing.remove(root / PARTIAL / LEASE, STAGED)
-        removing.remove_folder(root / PARTIAL)  # unless a dead build has left something there
+        if not (root / LEASE).exists():  # else it is released as any lease is
+            removing.remove_folder(root / PARTIAL)  # unless a dead build has left something there
         raise
 
 
