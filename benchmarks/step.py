@@ -219,7 +219,7 @@ class Way:
         """Train on an epoch, and wait for the GPU where there is one."""
         for batch in self.batches():
             step(self.run, batch)
-            self.run.guard.between_steps()
+            self.run.stop_conditions.between_steps()
         if self.run.total.is_cuda:
             torch.cuda.synchronize()
 

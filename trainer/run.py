@@ -19,10 +19,10 @@ from trainer import distributed
 from trainer.checkpoint import packed, random_state, restore_random_state, save_checkpoint, unpacked
 from trainer.config import TrainConfig
 from trainer.ema import Average
-from trainer.guard import Guard
 from trainer.loader import Loader
 from trainer.objective import Objective, Score
 from trainer.run_folder import begun_with
+from trainer.stop_conditions import StopConditions
 from trainer.stopping import Stops
 from trainer.student import make_objective, open_replay, open_test
 
@@ -54,7 +54,7 @@ class Run:
     spread: Any
     average: Average | None
     optimizer: torch.optim.Optimizer
-    guard: Guard
+    stop_conditions: StopConditions
     total: Tensor
     step: int = 0
     gradient: float | None = None
@@ -111,7 +111,7 @@ class Run:
             DivergedError: when a loss or a weight is not finite.
         """
         start = time.monotonic()
-        self.guard.require_finite(self.objective.network.parameters(), self.step)
+        self.stop_conditions.require_finite(self.objective.network.parameters(), self.step)
         device = torch.device(self.config.render.device)
         own: Json = {"total": float(self.total), "random": {**packed(random_state(device))}}
         ranks = self.ranks.all_gather(own)
@@ -223,6 +223,6 @@ def start_run(config: TrainConfig, ranks: Ranks, stops: Stops, replay: Loader, o
         spread=spread,
         average=average,
         optimizer=optimizer,
-        guard=Guard(ranks, device, stops),
+        stop_conditions=StopConditions(ranks, device, stops),
         total=torch.zeros((), dtype=torch.float64, device=device),
     )

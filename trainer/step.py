@@ -20,7 +20,7 @@ def step(run: Run, batch: TrainBatch) -> Tensor:
         group["lr"] = config.optimiser.rate * factor
     run.optimizer.zero_grad(set_to_none=True)
     loss = gradients(run, batch)
-    run.guard.see(loss, run.step)
+    run.stop_conditions.see(loss, run.step)
     if run.logs_step:
         found = [each.grad for each in run.objective.network.parameters() if each.grad is not None]
         run.gradient = float(torch.nn.utils.get_total_norm(found))

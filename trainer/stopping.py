@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from labelstore.command import stopping
 
 
-class Asked(Exception):  # noqa: N818  no error: the run is asked to stop where it can be continued
+class StopRequested(Exception):  # noqa: N818  no error: the run is asked to stop where it can be continued
     """The run was asked to stop."""
 
 
@@ -21,15 +21,15 @@ class Stops(stopping.Stops):
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Nothing in here changes the run: a signal raises `Asked` where it is heard."""
+        """Nothing in here changes the run: a signal raises `StopRequested` where it is heard."""
         self._at_once = True
         try:
             if self.number:
-                raise Asked
+                raise StopRequested
             yield
         finally:
             self._at_once = False
 
     def _tell_at_once(self, _number: int) -> None:
         if self._at_once:
-            raise Asked
+            raise StopRequested

@@ -20,7 +20,6 @@ from trainer import recipes
 from trainer.batch import TrainBatch
 from trainer.checkpoint import CHECKPOINT, load_checkpoint, remove_left
 from trainer.config import TrainConfig
-from trainer.guard import DivergedError
 from trainer.objective import Score
 from trainer.order import UNBOUNDED
 from trainer.run import Run, make_run
@@ -39,7 +38,8 @@ from trainer.run_folder import (
     with_its_interval,
 )
 from trainer.step import step
-from trainer.stopping import Asked, Stops
+from trainer.stop_conditions import DivergedError
+from trainer.stopping import StopRequested, Stops
 
 SAVING_SHARE = 0.05  # of the time, where no flag sets how often a checkpoint is saved
 FREE = 0.1  # share of waiting that is no bottleneck: queues fill, epochs begin
@@ -69,11 +69,11 @@ def complete(run: Run, console: Console) -> Mapping[str, Json]:
         GiftwrapError: when a loss or a weight is not finite.
     """
     begin(run, console)
-    stops = run.guard.stops
+    stops = run.stop_conditions.stops
     try:
         with stops, run.ranks.together():
             return train_run(run, console)
-    except Asked:
+    except StopRequested:
         console.line(f"\nsaved at epoch {run.replay.epoch} of {run.config.epochs}, step {run.step}")
         raise stops.error() from None
     except DivergedError as error:
@@ -140,7 +140,7 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
     """Train the rest of a run.
 
     Raises:
-        Asked: a signal came; the run is saved.
+        StopRequested: a signal came; the run is saved.
     """
     config, first, start, before = run.config, run.ranks.first, time.monotonic(), run.step
     with (
@@ -164,7 +164,7 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
                 save(run)
             while run.entry or run.replay.epoch < config.epochs:
                 one_view(run, console, progress, log, iter(run.replay) if config.follow else batches)
-        except Asked:
+        except StopRequested:
             save(run)
             raise
         finally:
@@ -200,12 +200,12 @@ def one_view(
     """Train on the rest of the current epoch, evaluate, log and save."""
     config = run.config
     if not run.entry:
-        run.guard.settle()
+        run.stop_conditions.settle()
         await_view(run, console)
         run.entry = one_epoch(run, progress, batches)
         run.total.zero_()
     epoch = run.entry["epoch"]
-    run.guard.settle()
+    run.stop_conditions.settle()
     scores = assess(run, epoch) if run.objective.evaluates and config.evaluates(epoch) else {}
     log({**run.entry, **scores})
     run.entry = {}
@@ -241,17 +241,17 @@ def on_first(run: Run, act: Callable[[], T]) -> T | None:
     """The result of the first process, for which the others wait; it changes nothing, so a signal stops it at once.
 
     Raises:
-        Asked: on all processes, when one of them got a signal.
+        StopRequested: on all processes, when one of them got a signal.
     """
     found: T | None = None
     if run.ranks.first:
         try:
-            with run.guard.stops.at_once():
+            with run.stop_conditions.stops.at_once():
                 found = act()
-        except Asked:
+        except StopRequested:
             pass
     run.ranks.barrier()
-    run.guard.settle()
+    run.stop_conditions.settle()
     return found
 
 
@@ -272,7 +272,7 @@ def one_epoch(run: Run, progress: Progress, batches: Iterator[TrainBatch]) -> di
         progress.advance(note=f"epoch {epoch}, {binding(waited, time.monotonic() - start)}")
         if run.replay.epoch != epoch:
             break
-        run.guard.between_steps()
+        run.stop_conditions.between_steps()
         if every is not None and run.step % every == 0:
             save(run)
     seconds = time.monotonic() - start

@@ -20,8 +20,8 @@ from tests.journeys.world import World
 from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.ema import Average
-from trainer.guard import DivergedError, Guard
-from trainer.stopping import Asked, Stops
+from trainer.stop_conditions import DivergedError, StopConditions
+from trainer.stopping import StopRequested, Stops
 from trainer.student import make_student, open_replay
 
 
@@ -248,26 +248,26 @@ class Two(Ranks):
 
 def test_ranks_stop_together_a_step_later() -> None:
     stops = Stops()
-    guard = Guard(Two(1, 2), torch.device("cpu"), stops)
-    guard.between_steps()
+    conditions = StopConditions(Two(1, 2), torch.device("cpu"), stops)
+    conditions.between_steps()
     Two.told = (2**62, -15)
     try:
-        guard.between_steps()  # what was said after the step before
-        with pytest.raises(Asked):
-            guard.between_steps()
+        conditions.between_steps()  # what was said after the step before
+        with pytest.raises(StopRequested):
+            conditions.between_steps()
         assert stops.number == 15
         Two.told = (7, 0)
         with pytest.raises(DivergedError, match="step 7: expected a finite loss"):
-            guard.settle()
+            conditions.settle()
     finally:
         Two.told = (2**62, 0)
 
 
 def test_the_first_bad_step_is_named() -> None:
-    guard = Guard(Ranks(), torch.device("cpu"), Stops())
+    conditions = StopConditions(Ranks(), torch.device("cpu"), Stops())
     for step, loss in enumerate([1.0, math.inf, 2.0, math.nan]):
-        guard.see(torch.tensor(loss), step)
+        conditions.see(torch.tensor(loss), step)
     with pytest.raises(DivergedError, match="step 1: "):
-        guard.between_steps()
+        conditions.between_steps()
     with pytest.raises(DivergedError, match="step 3: expected finite weights"):
-        Guard(Ranks(), torch.device("cpu"), Stops()).require_finite([torch.tensor([1.0, math.nan])], 3)
+        StopConditions(Ranks(), torch.device("cpu"), Stops()).require_finite([torch.tensor([1.0, math.nan])], 3)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from labelstore.errors import GiftwrapError
 from pipeline.ranks import Ranks
-from trainer.stopping import Asked, Stops
+from trainer.stopping import StopRequested, Stops
 
 STEPS_UNREAD = 32  # on a GPU, which is waited for when its losses are looked at
 FINE = 2**62
@@ -19,7 +19,7 @@ class DivergedError(GiftwrapError):
     """A loss or a weight is no number any more."""
 
 
-class Guard:
+class StopConditions:
     """Stops a run in the same step on all its processes.
 
     Alone, that is the step after which there is a reason. Of several, each learns after a step what the others had to
@@ -48,7 +48,7 @@ class Guard:
 
         Raises:
             DivergedError: names the first step whose loss was no number.
-            Asked: a signal was heard.
+            StopRequested: a signal was heard.
         """
         due = self._first_bad.device.type == "cpu" or self._unread >= STEPS_UNREAD
         started = self._begin(read=due)
@@ -80,4 +80,4 @@ class Guard:
             raise DivergedError(f"step {bad}: expected a finite loss, found one that is not")
         if stop:
             self.stops.number = -stop
-            raise Asked
+            raise StopRequested
