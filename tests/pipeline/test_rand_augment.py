@@ -13,6 +13,8 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandAugment
 from torchvision.transforms.autoaugment import _apply_op
 
+import pipeline.plan.augment
+from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
 from pipeline.images.manifest import scan
 from pipeline.plan.augment import mixup, rand_augment
@@ -130,3 +132,42 @@ def test_a_crop_does_not_depend_on_the_others() -> None:
         others = CropRows(("bits",), np.zeros((1, 20), np.uint16))
         assert finish(crops, others, PlanSpec(size=16), pool) is crops
         assert len(change_pixels(crops[:0], rows.take(slice(0, 0)), pool)) == 0
+
+
+class Posterised:
+    """Another augmentation of pixels, as a user would write it: a file, here a class, and a line in its table."""
+
+    prefix = "posterised_"
+
+    @staticmethod
+    def check(numbers: tuple[int, ...]) -> None:
+        if len(numbers) != 1:
+            raise InputError("augment posterise: expected a number of levels")
+
+    @staticmethod
+    def columns(numbers: tuple[int, ...]) -> tuple[str, ...]:
+        return ("posterised_levels",) if numbers else ()
+
+    @staticmethod
+    def draw(numbers: tuple[int, ...], seed: int, view: int, images: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+        return np.full((1, len(images)), numbers[0] + (seed + view) % 2)
+
+    @staticmethod
+    def change(pixels: Pixels, values: tuple[int, ...]) -> Pixels:
+        return (pixels // values[0] * values[0]).astype(np.uint8)
+
+
+def test_another_one_takes_a_file_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(pipeline.plan.augment.PIXELS, "posterise", Posterised)
+    with pytest.raises(InputError, match="augment posterise: expected a number of levels"):
+        PlanSpec(size=8, augment=("posterise",))
+    spec = PlanSpec(size=8, augment=("posterise=50", "rand-augment=1,3"))
+    sides = np.full(5, 9, np.int32)
+    rows = Plan(spec, sides, sides).rows(1, 0, 5)
+    assert rows.names[7:] == ("rand_augment_1", "posterised_levels")
+    assert (rows.column("posterised_levels") == 51).all()
+    crops = torch.from_numpy(np.stack([picture(8, seed) for seed in range(5)]))
+    with ThreadPoolExecutor(1) as pool:
+        found = change_pixels(crops, rows, pool)
+    for crop, value, made in zip(crops.numpy(), rows.column("rand_augment_1").tolist(), found.numpy(), strict=True):
+        assert np.array_equal(made, torchvisions(crop, [value]) // 51 * 51)

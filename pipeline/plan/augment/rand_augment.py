@@ -2,7 +2,8 @@
 
 `rand-augment=N,M` applies N operators, each one of `OPERATORS` with equal probability, of magnitude M of 31 (0 to 30),
 one after the other, to the crop that is resized and flipped and not yet mixed. Those that have a sign get each sign
-with probability 1/2. N, M are 2, 9 in torchvision and where papers give none, as DELT does.
+with probability 1/2. torchvision's defaults are 2, 9. DELT takes timm's RandAugment instead (rand-m6-n2-mstd1.0), on
+the whole image before its crop: its table and its magnitudes are others, and it is not this.
 
 Pixels are those that `torchvision.transforms.RandAugment` makes of Pillow images: Pillow's operators, nearest
 neighbour, black outside. At another side than the rows were drawn for, translations are a share of that side.
