@@ -22,6 +22,7 @@ from pipeline.recipes import RecipeName
 from pipeline.render.options import RenderOptions
 from pipeline.teacher.engine.spec import DTypeName
 from trainer.choices import LossSpec, OptimiserOptions
+from trainer.relabel import require_loss
 from trainer.schedules import ScheduleSpec
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -74,6 +75,9 @@ class TrainConfig:
     size: Annotated[int | None, Group("student")] = None
     """Side of the student's crops, from the same boxes; the store's when left out."""
     loss: Annotated[LossSpec, Group("loss")] = field(default_factory=LossSpec)
+    relabel: Annotated[tuple[str, ...], Group("loss")] = ()
+    """Operators on labels before the loss, in order: topk=K, swap=K, temperature=T, drop=CLASS,...,
+    drop-others=CLASS,..., soften, hard."""
     optimiser: Annotated[OptimiserOptions, Group("optimiser")] = field(default_factory=OptimiserOptions)
     batch_size: Annotated[int, Group("optimiser")] = 128
     """Crops a step, over all processes; any number, the last batch of an epoch may be short."""
@@ -141,6 +145,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')}: expected at least 1, found {value}")
+        require_loss(self.relabel, self.loss)
         for number, flag in LOSS_NUMBERS.items():
             if number not in self.loss.numbers and getattr(self.loss, number) != getattr(LossSpec(), number):
                 raise InputError(
@@ -182,6 +187,8 @@ class TrainConfig:
         unused += [name for name, schedules in SCHEDULE_NUMBERS.items() if self.schedule.name not in schedules]
         if not self.student_weights:
             unused.append("new_head")
+        if not self.relabel:
+            unused.append("relabel")
         return {name: used.get(name, value) for name, value in values_of(self).items() if name not in unused}
 
     @property

@@ -37,8 +37,9 @@ from trainer.config import TrainConfig
 from trainer.distributed import autocast
 from trainer.ema import Average
 from trainer.evaluate import BATCH, EvalResult, evaluate, table_of, write_classes
-from trainer.losses import Loss, make_loss
+from trainer.losses import Loss, make_relabelled_loss
 from trainer.objective import Objective, Score
+from trainer.relabel import LabelColumns, describe
 from trainer.replay import Replay
 from trainer.run_folder import TEST_CACHE, made_of, trained_as
 from trainer.trial import Counts, Fit, fit, made_anew, undrawn
@@ -113,6 +114,8 @@ class Student(Objective):
         if config.recipe:
             console.line(recipes.describe_recipe(config, identity, self._replay.order.views))
             require_store(config.recipe, identity, config.student)
+        if config.relabel:
+            console.line(describe(config.relabel))
         if self._test:
             say_skipped(self._test, console)
             say_left_out(self._test.images, console)
@@ -185,7 +188,9 @@ def say_skipped(test: Test, console: Console) -> None:
 
 def make_objective(config: TrainConfig, ranks: Ranks, replay: Replay, test: Test | None) -> Student:
     """The student with its loss; refuses what does not fit together."""
-    loss = make_loss(config.loss)
+    identity = replay.store.identity
+    columns = LabelColumns(identity.columns, identity.classes, identity.label_columns)
+    loss = make_relabelled_loss(config.loss, config.relabel, columns)
     config.optimiser.spec()  # refused before the student is made, which takes longer
     student, found = make_student(config, ranks, replay, test)
     return Student(config, replay, student, found, loss, test, ranks.world)
@@ -207,7 +212,7 @@ def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
         follow=config.follow,
         device=config.render.device,
         decoder=config.render.decoder,
-        any_scale=config.loss.any_scale,
+        any_scale=config.loss.any_scale and not config.relabel,
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
     )
