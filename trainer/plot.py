@@ -32,7 +32,7 @@ def plot(config: PlotConfig, console: Console) -> dict[str, int]:
     runs = begun(find_runs(config.runs, logs=True), console)
     groups = grouped(runs)
     losses = list(dict.fromkeys(map(loss_of, runs)))
-    panels = [("loss", f"training loss{f': {loss}' if loss else ''}", loss) for loss in losses]
+    panels = [("loss", "training loss", loss) for loss in losses]
     panels += [(key, label, None) for key, label in PANELS.items()]
     rows = -(-len(panels) // 2)
     figure = _figure(rows)
@@ -41,12 +41,17 @@ def plot(config: PlotConfig, console: Console) -> dict[str, int]:
         for number, group in enumerate(groups):
             if key != "loss" or loss_of(group.runs[0]) == loss:
                 draw(axes, curve(group, key), style(number))
-        axes.set(xlabel="epoch", ylabel=label)
+        axes.set(xlabel="epoch", ylabel=label, title=loss or "")
         axes.grid(alpha=0.3)
     for axes in every[len(panels) :]:
         axes.remove()
     lines = [_line(figure, style(number)) for number in range(len(groups))]
-    figure.legend(lines, [name_of(group) for group in groups], loc="outside lower center", ncols=2)
+    figure.legend(
+        lines,
+        [name_of(group, groups) for group in groups],
+        title="several runs: their mean, and a band from the least to the largest",
+        loc="outside lower center",
+    )
     with new_file(config.out) as file:
         figure.savefig(file, dpi=120, format=config.out.suffix[1:])
     epochs = {str(run.folder): len(run.entries) for run in runs}
@@ -97,11 +102,12 @@ def draw(axes: Any, points: Mapping[int, Sequence[float]], drawn: Mapping[str, A
         axes.fill_between(list(points), least, most, color=drawn["color"], alpha=0.2, linewidth=0)
 
 
-def name_of(group: RunGroup) -> str:
-    """A group in the legend: what differs from the others, and what its band is."""
-    options = ", ".join(f"{name} {shown(value)}" for name, value in group.differences.items())
-    name = f"{group.name}{f' ({options})' if options else ''}"
-    return name if len(group.runs) == 1 else f"{name}: mean of {len(group.runs)} runs, band from least to largest"
+def name_of(group: RunGroup, groups: Sequence[RunGroup]) -> str:
+    """A group in the legend: what differs from the others, its folder where folders do, and the number of its runs."""
+    named = len({each.name for each in groups}) > 1 or len(groups) == 1
+    options = [f"{name} {shown(value)}" for name, value in group.differences.items()]
+    name = ", ".join([*([group.name] if named else []), *options])
+    return name if len(group.runs) == 1 else f"{name}: {len(group.runs)} runs"
 
 
 def style(number: int) -> dict[str, Any]:

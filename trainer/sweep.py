@@ -164,7 +164,7 @@ def run_tasks(tasks: Sequence[Task], jobs: int, console: Console, stops: Stops) 
                 if error := each.error():
                     failed.append(Failed(each.task, error))
                 else:
-                    write_done(each)
+                    write_done(each, each.seconds)
                 ended = error or f"done in {duration(each.seconds)}"
                 others = [*left, *(other.task for other in running)]
                 count = f"[{len(tasks) - len(others)}/{len(tasks)}]"
@@ -205,9 +205,9 @@ def seconds_of(task: Task) -> float | None:
     return float(found["seconds"] or 0)
 
 
-def write_done(ended: Running) -> None:
-    """Write that a task is done; the time of one that was continued is not known."""
-    values = {"words": ended.task.words, "seconds": round(ended.seconds, 3) if ended.fresh else None}
+def write_done(ended: Running, seconds: float) -> None:
+    """Write that a task is done, in so many seconds; the time of one that was continued is not known."""
+    values = {"words": ended.task.words, "seconds": round(seconds, 3) if ended.fresh else None}
     write_over(ended.task.done, json.dumps(values).encode(), DONE)
 
 
