@@ -106,6 +106,8 @@ class TrainConfig:
     """Fraction of the run before the first evaluation."""
     seed: Annotated[int, Group("running")] = 0
     """The run's seed: the student's first weights, dropout, and which view each epoch plays."""
+    seeds: Annotated[tuple[int, ...] | None, Group("running")] = None
+    """Instead of --seed: a run for each of these seeds, one after the other, in seed-S of --run-folder."""
     dtype: Annotated[Literal["float32", "bfloat16"], Group("running")] = "float32"
     """bfloat16 runs the student under autocast; the loss stays in float32."""
     compile: Annotated[bool, Group("running")] = False
@@ -168,10 +170,20 @@ class TrainConfig:
             raise InputError(f"--eval-from: expected a fraction between 0 and 1, found {self.eval_from}")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed: expected 0 <= seed < 2**63, found {self.seed}")
+        if self.seeds is not None:
+            self._require_seeds(self.seeds)
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise InputError(f"--clip-norm: expected a number > 0, found {self.clip_norm}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"--ema: expected a decay between 0 and 1, found {self.ema}")
+
+    def _require_seeds(self, seeds: tuple[int, ...]) -> None:
+        """Refuse seeds that no runs can have."""
+        if self.seed != 0:
+            raise InputError(f"--seed {self.seed}, --seeds: expected one of them, found both; leave one of them out")
+        if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**63 for seed in seeds):
+            found = " ".join(map(str, seeds)) or "none"
+            raise InputError(f"--seeds: expected different seeds of 0 <= seed < 2**63, found {found}")
 
     def in_effect(self) -> dict[str, Any]:
         """Every flag that has an effect, by its key, with the value that is used."""
