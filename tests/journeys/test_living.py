@@ -49,7 +49,7 @@ def test_another_engine_must_give_the_audit_rows_again(world: World, tmp_path: P
         assert refused.code == 2
         assert "another engine gives other labels: expected errors of at most" in refused.err
         assert "Traceback" not in refused.err
-    changed = with_audit(opened, tmp_path / "changed", AuditRows(audit.crops ^ 64, audit.logits))
+    changed = with_audit(opened, tmp_path / "changed", AuditRows(audit.crops ^ np.uint8(64), audit.logits))
     refused = giftwrap(*world.build_words(changed, *words))
     assert refused.code == 2
     assert "pixels of 24 audit crops" in refused.err

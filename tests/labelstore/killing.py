@@ -11,18 +11,21 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-
-from making import Content, build, make_identity, tree
+from typing import Any
 
 from labelstore import check
 from labelstore.durable import disk
+from tests.labelstore.making import Content, build, make_identity, tree
 
 STEPS = ("write_file", "sync_file", "sync_folder", "link", "replace", "unlink", "make_folder")
 WAITS = ("sync_file", "sync_folder")
 
 
 # Encoding, columns, and views asked for one after the other.
-STORES = {"int8": ("int8", 3, (1, 2)), "transform": ({"name": "transform", "step": 0.5}, 64, (1,))}
+STORES: dict[str, tuple[Any, int, tuple[int, ...]]] = {
+    "int8": ("int8", 3, (1, 2)),
+    "transform": ({"name": "transform", "step": 0.5}, 64, (1,)),
+}
 
 
 def make(path: Path, name: str) -> None:
@@ -60,7 +63,7 @@ def killed_at(path: Path, name: str, fatal: int) -> Callable[[], None]:
     def watched(step_name: str) -> Callable[..., None]:
         plain = getattr(disk, step_name)
 
-        def call(*args: object) -> None:
+        def call(*args: Any) -> None:
             step(lambda: None)
             if step_name == "write_file":
                 step(lambda: plain(args[0], args[1][: len(args[1]) // 2]))

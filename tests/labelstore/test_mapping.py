@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import Content, build, make_identity
 
 from labelstore import LabelStore
 from labelstore.access.reading import MAP_BYTES, Reader
 from labelstore.durable.mapping import map_bytes
 from labelstore.durable.storage import LocalStorage
+from tests.labelstore.making import Content, build, make_identity
 
 BLOCKS = 800
 

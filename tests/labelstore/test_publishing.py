@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from killing import STEPS
-from making import Content, build, create, make_identity, tree
 
 from labelstore import BlockIndex, LabelStore, check
 from labelstore.durable import disk, publish
 from labelstore.errors import DamagedError, InputError, LeaseError
+from tests.labelstore.killing import STEPS
+from tests.labelstore.making import Content, build, create, make_identity, tree
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -119,7 +119,7 @@ def test_a_new_store_exists_when_all_of_it_is_durable(
 def test_killed_at_every_step_and_run_again_the_bytes_are_the_same(tmp_path: Path, encoding: str) -> None:
     memory = Path("/dev/shm")  # noqa: S108  hundreds of builds: four times faster there, and nothing to keep
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
-        command = [sys.executable, str(Path(__file__).with_name("killing.py")), folder, encoding]
+        command = [sys.executable, "-m", "tests.labelstore.killing", folder, encoding]
         done = subprocess.run(
             command, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
         )

@@ -6,7 +6,6 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +151,7 @@ def test_another_number_of_columns_is_refused(images: Manifest) -> None:
 class Recorder:
     """A renderer that notes which images it was asked for."""
 
-    id: Mapping[str, Json] = {}
+    id: dict[str, Json] = {}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.asked: list[int] = []
