@@ -45,11 +45,22 @@ class Ended:
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
-        "tyro",
-        "pipeline.render.dali",
+        "tyro._cli",
+        "tyro._parsers",
+        "typeguard",
+        "nvidia.dali",
+        "PIL.JpegImagePlugin",
+        "PIL.PngImagePlugin",
+        "PIL.WebPImagePlugin",
+        "labelstore.command.program",
+        "labelstore.operations.export",
+        "labelstore.operations.repair",
+        "pipeline.render.crops",
         "pipeline.build.build",
+        "pipeline.networks.load",
         "pipeline.replay.verify",
         "pipeline.replay.show",
+        "trainer.optimisers",
         "trainer.train",
     ]
 )

@@ -1,4 +1,6 @@
-"""Kill a build at every step of publishing, run it again, and compare the trees: run as a program by its test.
+"""Kill a build at steps of publishing, run it again, and compare the trees: run as a program by its test.
+
+Called with an empty folder, a name in `STORES`, the first step to kill at, and how many steps on the next one is.
 
 Forks a child a step, which a process with threads must not; so this is a process of its own.
 """
@@ -80,13 +82,13 @@ def killed_at(path: Path, name: str, fatal: int) -> Callable[[], None]:
     return work
 
 
-def main(folder: Path, name: str) -> None:
+def main(folder: Path, name: str, first: int, every: int) -> None:
     for wait in WAITS:
         setattr(disk, wait, lambda _path: None)
     make(folder / "whole", name)
     whole = tree(folder / "whole")
     path = folder / "killed"
-    fatal = 0
+    fatal = first
     while True:
         status = in_child(killed_at(path, name, fatal))
         if status == 0:
@@ -98,9 +100,9 @@ def main(folder: Path, name: str) -> None:
         again = tree(path)
         assert again == whole, f"step {fatal}: {sorted(set(again.items()) ^ set(whole.items()))}"
         shutil.rmtree(path)
-        fatal += 1
+        fatal += every
     print(fatal)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

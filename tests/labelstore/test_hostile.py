@@ -218,7 +218,7 @@ def fuzz(stores: dict[str, Published], examples: int) -> None:
 
 
 def test_any_change_to_any_file_is_refused_or_harmless(stores: dict[str, Published]) -> None:
-    fuzz(stores, 100)
+    fuzz(stores, 60)
 
 
 @pytest.mark.long
@@ -304,7 +304,7 @@ def fuzz_documents(stores: dict[str, Published], examples: int) -> None:
 def test_any_value_of_any_document_is_refused_or_harmless_though_its_stamp_is_right(
     stores: dict[str, Published],
 ) -> None:
-    fuzz_documents(stores, 100)
+    fuzz_documents(stores, 60)
 
 
 @pytest.mark.long

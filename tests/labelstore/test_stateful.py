@@ -202,7 +202,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert check(self.path).ok
 
 
-@pytest.mark.parametrize("name", list(ENCODINGS))
+@pytest.mark.parametrize("name", ["int8", "float16 zstd", "transform"])
 def test_any_sequence(name: str) -> None:
     machine = type("Machine", (StoreMachine,), {"encoding": name})
     _run(machine, examples=15, steps=14)
