@@ -32,7 +32,7 @@ def plot(config: PlotConfig, console: Console) -> dict[str, int]:
     runs = begun(find_runs(config.runs, logs=True), console)
     groups = grouped(runs)
     losses = list(dict.fromkeys(map(loss_of, runs)))
-    panels = [("loss", "training loss", loss) for loss in losses]
+    panels: list[tuple[str, str, str | None]] = [("loss", "training loss", loss) for loss in losses]
     panels += [(key, label, None) for key, label in PANELS.items()]
     rows = -(-len(panels) // 2)
     figure = _figure(rows)

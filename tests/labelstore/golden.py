@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from making import Content, build, make_identity
 
 from labelstore import BlockIndex, LabelStore
 from labelstore.spec import FORMAT
+from tests.labelstore.making import Content, build, make_identity
 
 GOLDEN = Path(__file__).parent / "golden" / f"format-{FORMAT}"
 
@@ -40,5 +41,5 @@ if __name__ == "__main__":
     masked.logits[:, 5:, :3] += 100
     write("int8-masked", masked)
     write("float16-mixed", Content(make_identity(10, 3, encoding="float16", group=2, block=(2, 6)), 6))
-    encoding: dict[str, object] = {"name": "transform", "step": 0.5}
+    encoding: dict[str, Any] = {"name": "transform", "step": 0.5}
     write("transform-mixed", Content(make_identity(10, 64, encoding=encoding, group=2, block=(2, 6)), 6))

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import Content, build, make_identity, tree
-from test_stateful import killed_after
 
 from labelstore import LabelStore, check
 from labelstore.access.reading import Reader
@@ -19,6 +17,8 @@ from labelstore.durable import documents
 from labelstore.errors import DamagedError, FormatError
 from labelstore.format.images import manifest_digest
 from labelstore.operations.repair import repair
+from tests.labelstore.making import Content, build, make_identity, tree
+from tests.labelstore.test_stateful import killed_after
 
 VIEWS = 4
 
@@ -45,7 +45,7 @@ def everything(path: Path) -> list[np.ndarray]:
     return [*arrays, *store.audit(), store.image_digests, digests, np.array([str(store.fidelity), str(store.state)])]
 
 
-def flip(at: float) -> Callable[[Path], None]:
+def flip(at: float) -> Callable[[Path], object]:
     def act(path: Path) -> None:
         data = bytearray(path.read_bytes())
         data[int(at * (len(data) - 1))] ^= 0x10
@@ -63,7 +63,7 @@ def link_elsewhere(path: Path) -> None:
     path.symlink_to(other)
 
 
-HARM: dict[str, Callable[[Path], None]] = {
+HARM: dict[str, Callable[[Path], object]] = {
     **{f"a byte at {at}": flip(at) for at in (0.0, 0.31, 0.62, 0.97, 1.0)},
     "cut short": truncate,
     "emptied": lambda path: path.write_bytes(b""),

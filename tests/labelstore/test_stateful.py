@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -15,15 +16,15 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
-from making import Content, build, make_identity, tree
 
 from labelstore import LabelStore, check
 from labelstore.durable import disk
 from labelstore.errors import GiftwrapError, NotStoredError
 from labelstore.operations.repair import repair
+from tests.labelstore.making import Content, build, make_identity, tree
 
 VIEWS = 6
-ENCODINGS: dict[str, dict[str, object]] = {
+ENCODINGS: dict[str, dict[str, Any]] = {
     "int8": {"name": "int8"},
     "int8 zstd": {"name": "int8", "codec": "zstd"},
     "float16": {"name": "float16"},
@@ -63,7 +64,7 @@ def killed_after(steps: int, work: Callable[[], object]) -> bool:
     def watched(name: str) -> Callable[..., object]:
         plain = getattr(disk, name)
 
-        def call(*args: object, **options: object) -> object:
+        def call(*args: Any, **options: Any) -> object:
             nonlocal count
             if count == steps:
                 if name == "write_file":
@@ -201,7 +202,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert check(self.path).ok
 
 
-@pytest.mark.parametrize("name", list(ENCODINGS))
+@pytest.mark.parametrize("name", ["int8", "float16 zstd", "transform"])
 def test_any_sequence(name: str) -> None:
     machine = type("Machine", (StoreMachine,), {"encoding": name})
     _run(machine, examples=15, steps=14)

@@ -132,7 +132,7 @@ def test_dsa_draws_what_the_authors_draw(size: int) -> None:
     assert (shifts.min(), shifts.max()) == (0, 2 * furthest)
     assert not moved[1, kind == dsa.ROTATE].any()
     assert (centres.min(), centres.max()) == (0, size - hole % 2)
-    drawn = np.stack([*color, *centres] if size > 1 else color)
+    drawn = np.concatenate([color, centres]) if size > 1 else color
     assert np.abs(np.corrcoef(drawn) - np.eye(len(drawn))).max() < 0.05
 
 
@@ -277,7 +277,8 @@ def test_an_operator_that_works_otherwise_is_refused() -> None:
     near: Any = {"model": "here", "operators": {"dsa": [number + 5e-6 for number in known["dsa"]]}}
     assert compare(crops, crops, there, near).maximum == 0
     far: Any = {"model": "here", "operators": {"dsa": [known["dsa"][0] + 1e-4, *known["dsa"][1:]]}}
-    for other in (far, {"model": "here"}):
+    others: tuple[Any, ...] = (far, {"model": "here"})
+    for other in others:
         with pytest.raises(MismatchError, match="operator dsa: expected what the store's renderer makes"):
             compare(crops, crops, there, other)
 

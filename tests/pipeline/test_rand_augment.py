@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -105,7 +106,7 @@ def test_it_comes_after_the_flip_and_before_the_mix_on_every_renderer(tmp_path: 
     bare = Plan(plain, manifest.heights, manifest.widths).rows(1, 0, 12)
     assert np.array_equal(bare.values, rows.values[:7])
     for side in (24, 31):  # the plan's, and another one in training
-        how = {"cache_bytes": 1 << 20, "threads": 2}
+        how: dict[str, Any] = {"cache_bytes": 1 << 20, "threads": 2}
         crops = make_renderer(manifest, PlanSpec(size=side), **how).render(bare)
         for row, values in enumerate(rows.values[7:9].T.tolist()):
             crops[row] = torch.from_numpy(torchvisions(crops[row].numpy(), values).copy())

@@ -83,11 +83,11 @@ ORACLES: dict[str, Callable[[Floats, Ints, Ints, Floats], Floats]] = {
     "drop=1,3": lambda t, *_: softmax(t) * ~np.isin(np.arange(9), [1, 0]),
     "drop-others=ant,dog": lambda t, *targets: drop_others(softmax(t), [7, 0], *targets),
     "soften": lambda t, *_: softmax(t),
-    "hard": lambda _, *targets: hard(*targets, 9),
+    "hard": lambda _, y, y2, lam: hard(y, y2, lam, 9),
     "temperature=0.5 soften": lambda t, *_: softmax(2 * t),
     "temperature=3 swap=2 topk=4": lambda t, *_: topk(swap(softmax(t / 3), 2), 4),
     "topk=4 swap=2": lambda t, *_: swap(topk(softmax(t), 4), 2),
-    "hard topk=1": lambda _, *targets: topk(hard(*targets, 9), 1),
+    "hard topk=1": lambda _, y, y2, lam: topk(hard(y, y2, lam, 9), 1),
     "drop=ant topk=2": lambda t, *_: topk(softmax(t) * (np.arange(9) != 7), 2),
 }
 
@@ -109,11 +109,11 @@ def tensors(*arrays: npt.NDArray[Any]) -> list[Tensor]:
 @pytest.mark.parametrize("words", ORACLES)
 @pytest.mark.parametrize("seed", range(5))
 def test_each_operator_is_its_oracle(words: str, seed: int) -> None:
-    t, *targets = case(seed)
-    given, others = torch.from_numpy(t), tensors(*targets)
+    t, y, y2, lam = case(seed)
+    given, others = torch.from_numpy(t), tensors(y, y2, lam)
     before = given.clone()
     found = make_relabel(words.split(), COLUMNS)(given, *others)
-    np.testing.assert_allclose(found.numpy(), ORACLES[words](t, *targets), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(found.numpy(), ORACLES[words](t, y, y2, lam), rtol=1e-12, atol=1e-15)
     assert torch.equal(given, before)
 
 
@@ -125,8 +125,8 @@ def test_unmixed_targets_need_no_partner() -> None:
     t, y, *_ = case(0)
     for word in ("hard", "drop-others=ant,dog"):
         relabel, ones = make_relabel([word], COLUMNS), torch.ones(12)
-        alone = relabel(*tensors(t, y))
-        assert torch.equal(alone, relabel(*tensors(t, y, (y + 1) % 9), ones))
+        labels, own, partners = tensors(t, y, (y + 1) % 9)
+        assert torch.equal(relabel(labels, own), relabel(labels, own, partners, ones))
 
 
 @settings(deadline=None)

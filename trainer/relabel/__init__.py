@@ -30,6 +30,13 @@ Relabel: TypeAlias = Callable[["Tensor", "Tensor", "Tensor | None", "Tensor | No
 gives labels ``[n, C]``, and leaves ``t`` as it is."""
 
 
+class Relabelling(Protocol):
+    """All operators of a run, one after the other; called as `Relabel` is, where nothing is mixed without partners."""
+
+    def __call__(self, t: Tensor, y: Tensor, y2: Tensor | None = None, lam: Tensor | None = None, /) -> Tensor:
+        """Labels ``[n, C]`` of labels ``t [n, C]``, which stay as they are."""
+
+
 class Operator(Protocol):
     """An operator on labels, as its file implements it."""
 
@@ -132,7 +139,7 @@ def require_loss(words: Sequence[str], loss: LossSpec) -> None:
             )
 
 
-def make_relabel(words: Sequence[str], columns: LabelColumns) -> Relabel:
+def make_relabel(words: Sequence[str], columns: LabelColumns) -> Relabelling:
     """One function that applies the operators in their order.
 
     Raises:
