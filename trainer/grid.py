@@ -26,7 +26,8 @@ from trainer import recipes as train_recipe
 from trainer.config import TrainConfig
 
 CONFIGS: dict[str, Any] = {"build": BuildConfig, "train": TrainConfig}
-STORE = "{store}"
+# What values in [train] can refer to: the store of the cell's build, and the images that it was made of.
+STORE, IMAGES = "{store}", "{images}"
 # Flags that the sweep itself decides, or that would not run a cell.
 TAKEN = {"build": ("store", "json", "dry_run", "metrics_port"), "train": ("run_folder", "json")}
 MAX_NAME = 100  # characters of a folder's name, of the 255 bytes that file systems have
@@ -110,7 +111,10 @@ def read_grid(file: Path, folder: Path) -> list[Task]:
             _add(build, train, folder, builds, trains, place)
     if not builds and not trains:
         raise InputError(f"{file}: expected flags in [build] or [train], found none")
-    return [*builds.values(), *trains.values()]
+    used = {task.needs for task in trains.values()}
+    if builds and trains and used == {None}:
+        raise InputError(f'{file} [train]: expected {STORE} in a flag, as in store = "{STORE}", found it in none')
+    return [*(task for task in builds.values() if not trains or task.folder in used), *trains.values()]
 
 
 def _combined(document: Mapping[str, Any], row: Mapping[str, Any], place: str) -> Iterator[tuple[_Part, _Part]]:
@@ -125,14 +129,13 @@ def _combined(document: Mapping[str, Any], row: Mapping[str, Any], place: str) -
         shared, own = (_table(source, command, place) for source in (document, row))
         common = {flag.key: (flag, raw) for flag, raw in shared}
         special = {flag.key: (flag, raw) for flag, raw in own}
-        axes = [
-            [
-                (flag, value, named)
-                for value, named in _values(flag, raw, f"{place} [{command}]", of_row=flag.key in special)
-            ]
-            for flag, raw in {**common, **special}.values()
-        ]
-        parts[command] = [_part(choice, special, title) for choice in product(*axes)] if axes else [_Part({}, ())]
+        axes = []
+        for flag, raw in {**common, **special}.values():
+            values, several = _values(flag, raw, f"{place} [{command}]")
+            named = several or (flag.key in special and not title)
+            axes.append([(flag, value, named) for value in values])
+        names = [title] if title and special else []
+        parts[command] = [_part(choice, names) for choice in product(*axes)]
     return product(parts["build"], parts["train"])
 
 
@@ -148,8 +151,8 @@ def _table(source: Mapping[str, Any], command: str, place: str) -> list[tuple[Fl
     return found
 
 
-def _values(flag: Flag, raw: Any, place: str, *, of_row: bool) -> list[tuple[Any, bool]]:
-    """The values of a flag, and whether they are part of names: those in a list, and those of a row.
+def _values(flag: Flag, raw: Any, place: str) -> tuple[list[Any], bool]:
+    """The values of a flag, and whether they are written as a list of several.
 
     One value of some flags is a list: of these a list of lists is several values.
     """
@@ -159,16 +162,13 @@ def _values(flag: Flag, raw: Any, place: str, *, of_row: bool) -> list[tuple[Any
     values = [read_value(each, flag, place) for each in (raw if several else [raw])]
     if len({json.dumps(value, default=str) for value in values}) < len(values):
         raise InputError(f"{place}: {flag.name}: expected different values, found one of them twice")
-    return [(value, several or of_row) for value in values]
+    return values, several
 
 
-def _part(choice: Sequence[tuple[Flag, Any, bool]], special: Mapping[str, Any], title: str | None) -> _Part:
-    """One combination of a command's flags; the name of a row replaces what it fixes in names of folders."""
-    names = [title] if title and special else []
-    for flag, value, named in choice:
-        if named and not (title and flag.key in special):
-            names.append(f"{flag.name}={_short(value)}")
-    return _Part({flag.key: value for flag, value, _ in choice}, names)
+def _part(choice: Sequence[tuple[Flag, Any, bool]], names: Sequence[str]) -> _Part:
+    """One combination of a command's flags; each comes with whether it is part of names of folders."""
+    own = [f"{flag.name}={_short(value)}" for flag, value, named in choice if named]
+    return _Part({flag.key: value for flag, value, _ in choice}, [*names, *own])
 
 
 def _short(value: Any) -> str:
@@ -183,38 +183,36 @@ def _add(
     build: _Part, train: _Part, folder: Path, builds: dict[str, Task], trains: dict[str, Task], place: str
 ) -> None:
     """Add the tasks of a cell, where they are not there yet, and check them."""
-    store = None
+    made: Task | None = None
     if build.values:
         key = _key(build.values)
         if key not in builds:
             builds[key] = _task("build", build, build.names, folder / "stores", builds)
             check(builds[key], f"{place} [build] {builds[key].name}")
-        store = builds[key].folder
+        made = builds[key]
     if not train.values:
         return
-    values = {name: _filled(value, store) for name, value in train.values.items()}
-    names = [*(each for each in build.names), *(each for each in train.names if each not in build.names)]
-    uses = _key(values) != _key(train.values)
-    if not uses and STORE in _key(values):
-        raise InputError(
-            f"{place} [train]: {STORE} is the store of the cell's build; expected flags in [build], found none"
-        )
-    if build.values and not uses:
-        raise InputError(f'{place} [train]: expected {STORE} in a flag, as in store = "{STORE}", found it in none')
+    known = {STORE: made.folder, IMAGES: made.values.get("images", IMAGES)} if made else {}
+    values = {name: _filled(value, known) for name, value in train.values.items()}
+    needs = made.folder if made and STORE in _key(train.values) else None
+    names = [*build.names, *(each for each in train.names if each not in build.names)] if needs else train.names
     key = _key(values)
+    if left := [word for word in (STORE, IMAGES) if word in key]:
+        raise InputError(f"{place} [train]: {left[0]} is of the cell's build; expected flags in [build], found none")
     if key not in trains:
-        task = _task("train", _Part(values, names), names, folder / "runs", trains, needs=store)
+        task = _task("train", _Part(values, names), names, folder / "runs", trains, needs=needs)
         check(task, f"{place} [train] {task.name}")
         trains[key] = task
 
 
-def _filled(value: Any, store: Path | None) -> Any:
-    """A value with the store of the cell in place of ``{store}``."""
+def _filled(value: Any, known: Mapping[str, Path]) -> Any:
+    """A value with the store and the images of the cell's build in the place of their names."""
     if isinstance(value, tuple):
-        return tuple(_filled(each, store) for each in value)
-    if store is None or not isinstance(value, str | Path) or STORE not in str(value):
-        return value
-    return type(value)(str(value).replace(STORE, str(store)))
+        return tuple(_filled(each, known) for each in value)
+    for word, path in known.items():
+        if isinstance(value, str | Path) and word in str(value):
+            value = type(value)(str(value).replace(word, str(path)))
+    return value
 
 
 def _key(values: Mapping[str, Any]) -> str:

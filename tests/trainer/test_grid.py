@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import product
 from pathlib import Path
@@ -10,11 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from labelstore.command.console import Console
+from labelstore.command.flags import from_flags
 from labelstore.command.program import read_flags
 from labelstore.errors import InputError
 from pipeline.__main__ import COMMANDS as PIPELINE
 from trainer.__main__ import COMMANDS as TRAINER
 from trainer.grid import MAX_NAME, Task, read_grid
+from trainer.sweep import SweepConfig, sweep
+
+PAPERS = Path(__file__).resolve().parents[2] / "examples" / "papers"
 
 BUILD = """
 [build]
@@ -82,7 +88,7 @@ train.loss = ["mse"]
     assert runs == [
         ("a,loss=gift", Path("set a"), "gift"),
         ("a,loss=kl", Path("set a"), "kl"),
-        ("b", Path("set b"), "mse"),
+        ("b,loss=mse", Path("set b"), "mse"),
     ]
 
 
@@ -91,8 +97,6 @@ train.loss = ["mse"]
     values=st.lists(st.text("ab/.=, \u00e9\u202e'*$~-", min_size=1, max_size=150), min_size=1, max_size=6, unique=True)
 )
 def test_names_of_folders_are_safe_and_unique(tmp_path: Path, values: list[str]) -> None:
-    import json
-
     listed = ", ".join(json.dumps(value, ensure_ascii=False) for value in values)
     names = [task.name for task in tasks(tmp_path, TRAIN.replace("{store}", "s") + f"student-weights = [{listed}]\n")]
     assert len(set(names)) == len(values)
@@ -121,7 +125,7 @@ def test_a_longer_list_keeps_the_names_that_were_there(tmp_path: Path) -> None:
         (BUILD + "store = 's'\n" + TRAIN, r"\[build\]: store: the sweep sets it"),
         (BUILD + TRAIN + "run-folder = 's'\n", r"\[train\]: run-folder: the sweep sets it"),
         (BUILD + "batch = [8, 0]\n" + TRAIN, r"\[build\] batch=0: --batch: expected at least 1"),
-        (TRAIN, r"expected flags in \[build\], found none"),
+        (TRAIN, r"\{store\} is of the cell's build; expected flags in \[build\], found none"),
         (BUILD + TRAIN.replace("{store}", "s"), r"expected \{store\} in a flag"),
         (BUILD + TRAIN.replace("student =", "student-weights ="), r"\[train\] run: expected a value for student"),
         (BUILD + TRAIN + "[[cell]]\ntrain.los = 'kl'\n", r"\[\[cell\]\] 1 \[train\]: no flag 'los'.*did you mean loss"),
@@ -150,3 +154,37 @@ def test_a_recipe_is_checked_with_its_flags_and_gives_the_epochs(tmp_path: Path)
     assert task.work == 300
     with pytest.raises(InputError, match="--temperature: not a number of --loss mse"):
         tasks(tmp_path, text + "loss = 'mse'\ntemperature = 4.0\n")
+
+
+def test_a_run_without_a_store_is_made_once_and_needs_no_build(tmp_path: Path) -> None:
+    rows = "[[cell]]\nname = 'stored'\ntrain.store = '{store}'\n[[cell]]\nname = 'other'\ntrain.store = 's'\n"
+    train = TRAIN.replace('store = "{store}"\n', "").replace('images = "train"', 'images = "{images}"')
+    found = tasks(tmp_path, BUILD + "flip = [0.0, 0.5]\n" + train + rows)
+    assert [(task.name, task.needs and task.needs.name) for task in found] == [
+        ("flip=0.0", None),
+        ("flip=0.5", None),
+        ("flip=0.0,stored", "flip=0.0"),
+        ("flip=0.5,stored", "flip=0.5"),
+        ("other", None),
+    ]
+    assert {task.values["images"] for task in found} == {Path("train")}
+
+
+@pytest.mark.parametrize(
+    ("paper", "builds", "runs", "name"),
+    [
+        ("gift", 18, 18 * 4 * 3, "tiny-convnet,images=rded-ipc10,loss=gift,seed=2"),
+        ("rded", 24, 24 * 3, "cifar10-resnet18,images=ipc50,seed=0"),
+    ],
+)
+def test_the_tables_of_the_papers_are_sweeps(
+    paper: str, builds: int, runs: int, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = from_flags(SweepConfig, file=PAPERS / f"{paper}.toml", run_folder=tmp_path / "out", dry_run=True)
+    assert sweep(config, Console(as_json=True)) == 0
+    values = json.loads(capsys.readouterr().out)
+    commands = [task["command"] for task in values["tasks"]]
+    assert (commands.count("build"), commands.count("train")) == (builds, runs)
+    assert name in {task["name"] for task in values["tasks"]}
+    assert "--test-images sets/tiny/test" in values["missing"]
+    assert not (tmp_path / "out").exists()
