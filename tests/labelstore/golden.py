@@ -11,9 +11,9 @@ import numpy as np
 
 from labelstore import BlockIndex, LabelStore
 from labelstore.spec import FORMAT
-from tests.labelstore.making import Content, build, make_identity
+from tests.labelstore.making import GOLDEN, Content, build, make_identity
 
-GOLDEN = Path(__file__).parent / "golden" / f"format-{FORMAT}"
+STORES = GOLDEN / f"format-{FORMAT}"
 
 
 def write(name: str, content: Content) -> None:
@@ -22,7 +22,7 @@ def write(name: str, content: Content) -> None:
         build(Path(folder) / name, content, 6)
         store = LabelStore.open(Path(folder) / name)
         np.savez_compressed(
-            GOLDEN / f"{name}.npz",
+            STORES / f"{name}.npz",
             logits=np.stack([store.read(view, slice(None)).logits for view in range(6)]),
             rows=content.rows,
             targets=content.targets,
@@ -30,11 +30,11 @@ def write(name: str, content: Content) -> None:
             crops=store.audit().crops,
             pixels=store.pixels_digest(BlockIndex(2, 1)),
         )
-        shutil.make_archive(str(GOLDEN / name), "zip", folder)
+        shutil.make_archive(str(STORES / name), "zip", folder)
 
 
 if __name__ == "__main__":
-    GOLDEN.mkdir(exist_ok=True)
+    STORES.mkdir(exist_ok=True)
     write("int8", Content(make_identity(10, 3), 6))
     masked = Content(make_identity(10, 5, encoding={"name": "int8", "masked": -1e4}), 6)
     masked.logits[..., 3] = -1e4

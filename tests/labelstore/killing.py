@@ -17,9 +17,9 @@ from typing import Any
 
 from labelstore import check
 from labelstore.durable import disk
+from tests.labelstore.faults import STEPS
 from tests.labelstore.making import Content, build, make_identity, tree
 
-STEPS = ("write_file", "sync_file", "sync_folder", "link", "replace", "unlink", "make_folder")
 WAITS = ("sync_file", "sync_folder")
 
 

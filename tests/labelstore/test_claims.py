@@ -20,8 +20,7 @@ from labelstore.operations.convert import convert
 from labelstore.operations.export import export
 from labelstore.operations.info import info, lines
 from labelstore.operations.repair import repair
-from tests.labelstore.making import Content, build, create, make_identity, tree
-from tests.labelstore.test_format import GOLDEN
+from tests.labelstore.making import GOLDEN, Content, build, create, make_identity, tree
 
 
 def edited(path: Path, change: Callable[[dict[str, Any]], None]) -> None:

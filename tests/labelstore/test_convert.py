@@ -19,7 +19,7 @@ from labelstore.encodings.fidelity import agreement, divergence
 from labelstore.errors import InputError, LeaseError, MismatchError, NotStoredError
 from labelstore.format.calibration import FILE
 from labelstore.operations.convert import convert
-from tests.labelstore.making import ENGINE, Content, build, calibration_of, make_identity, tree
+from tests.labelstore.making import ENGINE, GOLDEN, Content, build, calibration_of, make_identity, tree
 
 
 def source(
@@ -84,7 +84,7 @@ def test_another_codec_keeps_every_bit_of_the_labels(tmp_path: Path, encoding: s
 
 def golden(name: str, folder: Path) -> tuple[LabelStore, np.ndarray]:
     """A store that format 1 wrote, and its labels ``[V, N, C]`` as format 1 read them."""
-    found = Path(__file__).parent / "golden" / "format-1" / name
+    found = GOLDEN / "format-1" / name
     zipfile.ZipFile(found.with_suffix(".zip")).extractall(folder)
     return LabelStore.open(folder / name), np.load(found.with_suffix(".npz"))["logits"]
 

@@ -15,10 +15,9 @@ import pytest
 from labelstore import BlockIndex, LabelStore, check
 from labelstore.format.arrays import StoreLayout
 from labelstore.format.columns import CROP_COLUMNS, CUTMIX_COLUMNS, MIXUP_COLUMNS
-from tests.labelstore.making import Content, build, calibration, create, make_identity
+from tests.labelstore.making import GOLDEN, Content, build, calibration, create, make_identity
 
 FORMAT = (Path(__file__).resolve().parents[2] / "docs" / "FORMAT.md").read_text()
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def run_snippets(count: int) -> dict:

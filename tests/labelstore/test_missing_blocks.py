@@ -17,9 +17,8 @@ from labelstore.operations.convert import convert
 from labelstore.operations.export import export
 from labelstore.operations.repair import repair
 from labelstore.writing import sealing
+from tests.labelstore.faults import HARM, killed_after
 from tests.labelstore.making import Content, build, make_identity, tree
-from tests.labelstore.test_damage import HARM
-from tests.labelstore.test_stateful import killed_after
 
 VIEWS = 6
 

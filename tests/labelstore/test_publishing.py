@@ -16,7 +16,7 @@ import pytest
 from labelstore import BlockIndex, LabelStore, check
 from labelstore.durable import disk, publish
 from labelstore.errors import DamagedError, InputError, LeaseError
-from tests.labelstore.killing import STEPS
+from tests.labelstore.faults import STEPS
 from tests.labelstore.making import Content, build, create, make_identity, tree
 
 ROOT = Path(__file__).resolve().parents[2]

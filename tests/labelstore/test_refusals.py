@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,20 +10,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 
 from labelstore import AuditRows, BlockIndex, LabelStore, check
-from labelstore.durable import disk, documents
+from labelstore.durable import documents
 from labelstore.encodings import ENCODINGS
 from labelstore.errors import DamagedError, FormatError, GiftwrapError, InputError, LeaseError, NotStoredError
 from labelstore.operations.repair import repair
 from labelstore.writing.lease import LEASE, Lease
-from tests.labelstore.killing import STEPS
+from tests.labelstore.faults import HARM, full_after
 from tests.labelstore.making import PARAMETERS, Content, build, create, make_identity, tree
-from tests.labelstore.test_damage import HARM
 
 
 @pytest.fixture
@@ -229,35 +225,6 @@ def test_a_lease_from_elsewhere_is_taken_over_as_its_message_says(tmp_path: Path
         pass
     build(path, content, 2)
     assert tree(path) == tree(tmp_path / "whole")
-
-
-def full_after(steps: int, work: Callable[[], object]) -> bool:
-    """Run ``work`` on a disk that is full from its n-th operation on; whether it came to that."""
-    count = 0
-
-    def watched(name: str) -> Callable[..., object]:
-        plain = getattr(disk, name)
-
-        def call(*args: Any, **options: Any) -> object:
-            nonlocal count
-            count += 1
-            if count <= steps or name == "unlink":
-                return plain(*args, **options)
-            if name == "write_file" and args[1:]:
-                first = bytes(memoryview(args[1]).cast("B"))
-                plain(args[0], first[: len(first) // 2])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        return call
-
-    with mock.patch.multiple(disk, **{name: watched(name) for name in STEPS}):
-        try:
-            work()
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            return True
-    return False
 
 
 @pytest.mark.parametrize("name", ENCODINGS)

@@ -24,8 +24,8 @@ from labelstore.format.shards import encode_shard
 from labelstore.operations.convert import convert
 from labelstore.operations.export import export
 from labelstore.operations.repair import repair
+from tests.labelstore.faults import KilledError, killed_after
 from tests.labelstore.making import Content, build, create, make_identity, tree
-from tests.labelstore.test_stateful import KilledError, killed_after
 
 ROOT = Path(__file__).resolve().parents[2]
 MINE = b"precious"

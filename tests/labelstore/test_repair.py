@@ -15,9 +15,8 @@ from labelstore.errors import DamagedError, FormatError, LeaseError, MismatchErr
 from labelstore.format.blocks import BlockIndex
 from labelstore.operations.info import info
 from labelstore.operations.repair import repair
+from tests.labelstore.faults import HARM, killed_after
 from tests.labelstore.making import Content, build, calibration, make_identity, tree
-from tests.labelstore.test_damage import HARM
-from tests.labelstore.test_stateful import killed_after
 
 VIEWS = 4
 
