@@ -174,7 +174,7 @@ def prepare(folder: Path, size: Size, device: str) -> TrainConfig:
         student=size.network,
         epochs=1_000,
         batch_size=size.batch,
-        run=folder / "run",
+        run_folder=folder / "run",
         view_order="cycle",
         device=device,
     )

@@ -8,10 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from labelstore.command.flags import changed
 from labelstore.errors import GiftwrapError, InputError, reason
 from labelstore.spec import Json
 
@@ -61,13 +62,13 @@ class Ranks:
             return config
         flags: Any = config
         changes: dict[str, Any] = {
-            "threads": flags.threads or max(len(os.sched_getaffinity(0)) // self.local_world, 1),
-            "device": f"cuda:{self.local_rank}" if flags.device == "cuda" else flags.device,
-            "cache_gib": flags.cache_gib / self.local_world,
+            "threads": flags.render.threads or max(len(os.sched_getaffinity(0)) // self.local_world, 1),
+            "device": f"cuda:{self.local_rank}" if flags.render.device == "cuda" else flags.render.device,
+            "cache_gib": flags.render.cache_gib / self.local_world,
         }
         if hasattr(flags, "rehash"):
             changes["rehash"] = flags.rehash and self.first
-        return cast("T", replace(flags, **changes))
+        return changed(config, **changes)
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -58,8 +59,8 @@ class Objective(Protocol):
         return False
 
     def average(self, decay: float) -> Average:
-        """The running mean of the weights, in a network of its own that shares nothing with this one."""
-        raise NotImplementedError
+        """The running mean of the weights, in a copy that shares nothing with the network."""
+        return Average(copy.deepcopy(self.network), decay)
 
     def begin(self, console: Console) -> None:  # noqa: ARG002
         """Check and print what the user should know before the first step."""

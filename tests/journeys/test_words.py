@@ -86,12 +86,12 @@ def test_a_store_is_extended_on_other_threads_where_the_audit_rows_come_out_agai
 def test_another_number_of_threads_is_refused_where_the_audit_rows_come_out_otherwise(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.build import build
+    from pipeline.build import continuing
     from tests.journeys.test_stops import main
 
     store = shutil.copytree(world.store, tmp_path / "store")
     has = LabelStore.open(store).state.views_sealed
-    monkeypatch.setattr(build, "labels_come_out_again", lambda _source, _teacher: False)
+    monkeypatch.setattr(continuing, "labels_come_out_again", lambda _source, _teacher: False)
     words = world.build_words(store, "--views", has + 1, "--threads", 2)
     monkeypatch.setattr("sys.argv", [str(word) for word in words])
     assert main() == 2

@@ -58,7 +58,7 @@ SCORES = (10.0, 40.0, 20.0, 20.0, 60.0, 30.0)
 def scripted(patch: pytest.MonkeyPatch) -> None:
     """The best changes at some epochs and not at others."""
     real = loop.evaluated
-    patch.setattr(loop, "evaluated", lambda run, test: replace(real(run, test), top1=SCORES[run.entry["epoch"]]))
+    patch.setattr(loop, "evaluated", lambda run: replace(real(run), top1=SCORES[run.entry["epoch"]]))
 
 
 def run_until(config: TrainConfig, step: str, count: int) -> None:
