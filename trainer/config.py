@@ -255,8 +255,9 @@ class EvaluateConfig:
 
     run: Annotated[Path | None, Named("run-folder")] = None
     """Folder of a run of `train`: its last weights, as it tested them, on its test images."""
-    weights: str | None = None
-    """Instead: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
+    weights: tuple[str, ...] = ()
+    """Instead: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained; of several files, or a
+    pattern such as 'run/epoch-*.safetensors', a row each, compared with the last."""
     images: Path | None = None
     """Class folder of test images; those of the run when left out."""
     student: str | None = None
@@ -287,12 +288,12 @@ class EvaluateConfig:
     """Precision, under autocast where it is not float32; as the run tested, or float32, when left out."""
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     csv: Path | None = None
-    """File for the accuracy of each class: class, images, hits, top1 in percent."""
+    """File for the accuracy of each class: class, images, hits, top1 in percent; of several weights for their rows."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
         """Refuse, before anything is measured, what could not be written."""
-        if (self.run is None) == (self.weights is None):
+        if (self.run is None) == (not self.weights):
             found = "neither" if self.run is None else "both"
             raise InputError(f"--run, --weights: expected the folder of a run or a file of weights, found {found}")
         for name, value in (("size", self.size), ("resize", self.resize), ("batch", self.batch)):
@@ -301,6 +302,16 @@ class EvaluateConfig:
         if self.csv:
             require_apart({"--csv": self.csv}, {"--images": self.images} if self.images else {})
             require_place("--csv", self.csv)
+
+    @property
+    def several(self) -> bool:
+        """Whether several checkpoints are compared: several weights, or a pattern, whatever it matches."""
+        return len(self.weights) > 1 or any(is_pattern(name) for name in self.weights)
+
+
+def is_pattern(weights: str) -> bool:
+    """Whether --weights names files by a pattern, and no file that is there."""
+    return any(mark in weights for mark in "*?[") and not Path(weights).exists()
 
 
 @dataclass(frozen=True, kw_only=True)
