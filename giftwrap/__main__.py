@@ -1,4 +1,4 @@
-"""`giftwrap build | verify | show | import | train | evaluate | plot | info | check | convert | export | bench`."""
+"""`giftwrap build | show | train | evaluate | compare | plot | sweep | info | ...`: the commands of all packages."""
 
 from __future__ import annotations
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as commands run, and before torch is imported
+from labelstore.durable import disk
 from tests.journeys.world import World, draw_images, giftwrap, random_teacher
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Flushing is what many tests would spend most of their time on; its order has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("sync_file", "sync_folder", "sync_descriptor"):
+            patch.setattr(disk, name, lambda _place: None)
+        yield
 
 
 @pytest.fixture(scope="session")

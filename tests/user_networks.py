@@ -155,7 +155,7 @@ class Square(torch.autograd.Function):
         return x * x
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return (gradient.view(-1) * 2 * x.reshape(-1)).view(x.shape)
 
@@ -370,7 +370,7 @@ def spectral_norm(num_classes: int) -> nn.Module:
     """Both kinds."""
     network = Small(num_classes)
     network.conv = torch.nn.utils.spectral_norm(network.conv)
-    network.head = torch.nn.utils.parametrizations.spectral_norm(network.head)
+    setattr(network, "head", torch.nn.utils.parametrizations.spectral_norm(network.head))  # noqa: B010  types as Module
     return network
 
 
@@ -382,7 +382,7 @@ def parallel(num_classes: int) -> nn.Module:
     return nn.DataParallel(Small(num_classes))
 
 
-def compiled(num_classes: int) -> nn.Module:
+def compiled(num_classes: int) -> Any:
     return torch.compile(Small(num_classes), backend="eager")
 
 
@@ -393,10 +393,10 @@ class Unreturning(nn.Module):
         super().__init__()
         self.flat, self.head = nn.Flatten(), nn.LazyLinear(num_classes)
 
-    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+    def train(self, mode: bool = True) -> Any:
         super().train(mode)
 
-    def eval(self) -> None:  # type: ignore[override]
+    def eval(self) -> Any:
         super().eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -406,6 +406,8 @@ class Unreturning(nn.Module):
 
 class Replacing(Small):
     """Puts another tensor in the place of a buffer."""
+
+    mean: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
@@ -452,6 +454,8 @@ class Closed(Small):
 
 class Thawing(Small):
     """Trains its stem from the fourth step on."""
+
+    steps: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
@@ -573,8 +577,8 @@ class HalfSaved(Small):
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         return {key: value for key, value in super().state_dict(*args, **kwargs).items() if "head" not in key}
 
-    def load_state_dict(self, state: Any, *_args: Any, **_kwargs: Any) -> Any:
-        return super().load_state_dict(state, strict=False)
+    def load_state_dict(self, state_dict: Any, *_args: Any, **_kwargs: Any) -> Any:
+        return super().load_state_dict(state_dict, strict=False)
 
 
 class FromWeights(Small):
@@ -662,7 +666,9 @@ class Squeezing(Small):
 
 
 class Whole(Small):
-    """Batch norm behind the pooling, which one crop has no variance for."""
+    """Batch norm after the pooling, which one crop has no variance for."""
+
+    norm: Any
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)

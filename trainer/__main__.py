@@ -1,4 +1,4 @@
-"""`python -m trainer train | evaluate | plot`."""
+"""`python -m trainer train | evaluate | compare | plot | sweep`."""
 
 from __future__ import annotations
 
@@ -8,24 +8,45 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends quietly until a command runs
 
 import sys
+from collections.abc import Sequence
 
 from labelstore.command.console import Console
 from labelstore.command.program import Command, require_ours, run_program
+from labelstore.errors import InputError
 
 require_ours("trainer", "pipeline")
 
 from pipeline import ranks
 from trainer import recipes
+from trainer.compare import CompareConfig, compare
 from trainer.config import EvaluateConfig, PlotConfig, TrainConfig
+from trainer.sweep import SweepConfig, sweep
 
 
 def train_command(config: TrainConfig, console: Console) -> int:
-    """Train and say how the student does."""
+    """Train a student, or one for each of --seeds, and print how it does."""
+    if config.seeds is not None:
+        from trainer.seeds import say_seeds, train_seeds
+
+        if values := train_seeds(config, console):
+            console.summary(values, say_seeds(values))
+        return 0
     from trainer.train import say, train
 
     if values := train(config, console):
         console.summary(values, say(values))
     return 0
+
+
+def typed_train(words: Sequence[str]) -> Sequence[str]:
+    """The words of `train` with those of its recipe.
+
+    Raises:
+        InputError: --seed and --seeds are both typed; a file of flags may hold the default of --seed.
+    """
+    if "--seed" in words and any(word.partition("=")[0] == "--seeds" for word in words):
+        raise InputError("--seed, --seeds: expected one of them, found both; leave one of them out")
+    return recipes.typed(words)
 
 
 def evaluate_command(config: EvaluateConfig, console: Console) -> int:
@@ -46,6 +67,17 @@ def evaluate_command(config: EvaluateConfig, console: Console) -> int:
     return 0
 
 
+def compare_command(config: CompareConfig, console: Console) -> int:
+    """Print a table of runs."""
+    compare(config, console)
+    return 0
+
+
+def sweep_command(config: SweepConfig, console: Console) -> int:
+    """Run a grid of builds and runs."""
+    return sweep(config, console)
+
+
 def plot_command(config: PlotConfig, console: Console) -> int:
     """Draw curves of runs."""
     from trainer.plot import plot
@@ -59,11 +91,12 @@ COMMANDS = {
         TrainConfig,
         train_command,
         resumes=True,
-        typed=recipes.typed,
+        typed=typed_train,
         short={"--run": "--run-folder"},
         examples=(
             "--store labels --images train --student convnet-d3 --epochs 300 --test-images test --run-folder run",
             "--config run/config.toml --run-folder again --seed 1",
+            "--config run/config.toml --run-folder three --seeds 0 1 2",
         ),
     ),
     "evaluate": Command(
@@ -76,7 +109,15 @@ COMMANDS = {
             "--weights 'teachers/d3/epoch-*.safetensors' --images test",
         ),
     ),
+    "compare": Command(CompareConfig, compare_command, examples=("three", "'runs/*' --markdown table.md")),
     "plot": Command(PlotConfig, plot_command, examples=("run", "run again --out curves.pdf")),
+    "sweep": Command(
+        SweepConfig,
+        sweep_command,
+        resumes=True,
+        short={"--run": "--run-folder"},
+        examples=("grid.toml --run-folder grid --dry-run", "grid.toml --run-folder grid --jobs 2"),
+    ),
 }
 
 

@@ -89,6 +89,16 @@ class LossSpec:
         """Whether a label may come in any scale, as its codes are without theirs."""
         return self.name in ("gift", "cosine")
 
+    @property
+    def takes_probabilities(self) -> bool:
+        """Whether labels may be probabilities, as operators on labels make them; a loss of the user's gets either."""
+        return self.name in ("soft_ce", "soft_ce+ce") or ":" in self.name
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether labels matter, besides hard targets."""
+        return self.name != "ce"
+
     def require_content(self, content: str) -> None:
         """Refuse labels that do not hold what the loss looks at.
 

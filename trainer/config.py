@@ -24,6 +24,7 @@ from pipeline.render.options import RenderOptions
 from pipeline.teacher.engine.spec import DTypeName
 from trainer.choices import LossSpec, OptimiserOptions
 from trainer.label_choices import LabelOptions, OnlineTeacher, require_together, unused_flags
+from trainer.relabel import require_loss
 from trainer.schedules import ScheduleSpec
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -85,6 +86,9 @@ class TrainConfig:
     teacher: Annotated[OnlineTeacher, Group("teacher")] = field(default_factory=OnlineTeacher)
     engine: Annotated[EngineOptions, Group("teacher"), Named("teacher")] = field(default_factory=EngineOptions)
     loss: Annotated[LossSpec, Group("loss")] = field(default_factory=LossSpec)
+    relabel: Annotated[tuple[str, ...], Group("loss")] = ()
+    """Operators on labels before the loss, in order: topk=K, swap=K, temperature=T, drop=CLASS,...,
+    drop-others=CLASS,..., soften, hard."""
     optimiser: Annotated[OptimiserOptions, Group("optimiser")] = field(default_factory=OptimiserOptions)
     batch_size: Annotated[int, Group("optimiser")] = 128
     """Crops a step, over all processes; any number, the last batch of an epoch may be short."""
@@ -114,6 +118,8 @@ class TrainConfig:
     """Fraction of the run before the first evaluation."""
     seed: Annotated[int, Group("running")] = 0
     """The run's seed: the student's first weights, dropout, and which view each epoch plays."""
+    seeds: Annotated[tuple[int, ...] | None, Group("running")] = None
+    """Instead of --seed: a run for each of these seeds, one after the other, in seed-S of --run-folder."""
     dtype: Annotated[Literal["float32", "bfloat16"], Group("running")] = "float32"
     """bfloat16 runs the student under autocast; the loss stays in float32."""
     compile: Annotated[bool, Group("running")] = False
@@ -158,6 +164,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')}: expected at least 1, found {value}")
+        require_loss(self.relabel, self.loss)
         for number, flag in LOSS_NUMBERS.items():
             if number not in self.loss.numbers and getattr(self.loss, number) != getattr(LossSpec(), number):
                 raise InputError(
@@ -182,10 +189,20 @@ class TrainConfig:
             raise InputError(f"--eval-from: expected a fraction between 0 and 1, found {self.eval_from}")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed: expected 0 <= seed < 2**63, found {self.seed}")
+        if self.seeds is not None:
+            self._require_seeds(self.seeds)
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise InputError(f"--clip-norm: expected a number > 0, found {self.clip_norm}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"--ema: expected a decay between 0 and 1, found {self.ema}")
+
+    def _require_seeds(self, seeds: tuple[int, ...]) -> None:
+        """Refuse seeds that no runs can have."""
+        if self.seed != 0:
+            raise InputError(f"--seed {self.seed}, --seeds: expected one of them, found both; leave one of them out")
+        if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**63 for seed in seeds):
+            found = " ".join(map(str, seeds)) or "none"
+            raise InputError(f"--seeds: expected different seeds of 0 <= seed < 2**63, found {found}")
 
     def in_effect(self) -> dict[str, Any]:
         """Every flag that has an effect, by its key, with the value that is used."""
@@ -203,6 +220,8 @@ class TrainConfig:
         if not self.student_weights:
             unused.append("new_head")
         unused += unused_flags(self)
+        if not self.relabel:
+            unused.append("relabel")
         return {name: used.get(name, value) for name, value in values_of(self).items() if name not in unused}
 
     @property

@@ -115,7 +115,7 @@ def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
         views=views,
         size=config.size,
         follow=config.follow,
-        any_scale=config.loss.any_scale,
+        any_scale=config.loss.any_scale and not config.relabel,
         decoder=config.render.decoder,
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,

@@ -236,7 +236,11 @@ def labels_of(
             cache_bytes=config.render.cache_bytes,
         )
     return OnlineLabels(
-        online.teacher, crops.drawn_size, own, exact=config.labels.exact, any_scale=config.loss.any_scale
+        online.teacher,
+        crops.drawn_size,
+        own,
+        exact=config.labels.exact,
+        any_scale=config.loss.any_scale and not config.relabel,
     )
 
 

@@ -29,7 +29,7 @@ OWNED = {
 MERGED = ("student_args", "optimizer_args")
 NO_PROTOCOL = (
     "recipe", "store", "images", "run", "json", "anyway", "test_images", "checkpoint_every", "checkpoint_steps",
-    "log_every", "tensorboard", "keep_every", "keep",
+    "log_every", "tensorboard", "keep_every", "keep", "seeds",
 )  # fmt: skip
 
 

@@ -42,6 +42,7 @@ VERSIONS = ("torch", "torchvision", "numpy", "numcodecs")
 # Where and how fast a run is made does not change what it is; what is recorded of the store has views and decoder.
 NOT_THE_RUN = (
     "run_folder",
+    "seeds",
     "json",
     "store",
     "images",

@@ -36,9 +36,10 @@ from trainer.config import TrainConfig
 from trainer.distributed import autocast
 from trainer.ema import Average
 from trainer.evaluate import BATCH, EvalResult, evaluate, table_of, write_classes
-from trainer.losses import Loss, make_loss
+from trainer.losses import Loss, make_relabelled_loss
 from trainer.material import Material
 from trainer.objective import Objective, Score
+from trainer.relabel import LabelColumns, describe
 from trainer.run_folder import TEST_CACHE, kept_weights, made_of, trained_as
 from trainer.trial import Counts, Fit, fit, made_anew, undrawn
 
@@ -114,6 +115,8 @@ class Student(Objective):
             if material.store:
                 require_store(config.recipe, material.store, config.student)
         material.begin(console)
+        if config.relabel:
+            console.line(describe(config.relabel))
         if self._test:
             say_skipped(self._test, console)
             say_left_out(self._test.images, console)
@@ -189,7 +192,8 @@ def say_skipped(test: Test, console: Console) -> None:
 
 def make_objective(config: TrainConfig, ranks: Ranks, material: Material, test: Test | None) -> Student:
     """The student with its loss; refuses what does not fit together."""
-    loss = make_loss(config.loss)
+    columns = LabelColumns(material.columns, material.classes, material.label_columns)
+    loss = make_relabelled_loss(config.loss, config.relabel, columns)
     config.optimiser.spec()  # refused before the student is made, which takes longer
     student, found = make_student(config, ranks, material, test)
     return Student(config, material, student, found, loss, test, ranks.world)

@@ -15,7 +15,7 @@ from labelstore.durable.removing import require
 from labelstore.errors import GiftwrapError
 from labelstore.spec import Json
 from pipeline.device.memory import keep_freed_memory
-from pipeline.ranks import join
+from pipeline.ranks import Ranks, join
 from trainer import recipes
 from trainer.batch import TrainBatch
 from trainer.checkpoint import CHECKPOINT, load_checkpoint, remove_left
@@ -53,14 +53,19 @@ def train(config: TrainConfig, console: Console) -> Mapping[str, Json]:
 
     Under torchrun, ranks take their slices of each batch; the summary is the first one's, others return nothing.
     """
-    keep_freed_memory()
     with join("training") as ranks:
-        config = with_its_interval(config) if ranks.first else config
-        config, console = ranks.share(config), console if ranks.first else Console(silent=True)
-        if config.render.threads is not None:
-            torch.set_num_threads(config.render.threads)
-        with hold(config.run) if ranks.first else nullcontext(), closing(make_run(config, ranks, Stops())) as run:
-            return complete(run, console)
+        return train_on(config, console, ranks)
+
+
+def train_on(config: TrainConfig, console: Console, ranks: Ranks) -> Mapping[str, Json]:
+    """The same, on ranks that have met."""
+    keep_freed_memory()
+    config = with_its_interval(config) if ranks.first else config
+    config, console = ranks.share(config), console if ranks.first else Console(silent=True)
+    if config.render.threads is not None:
+        torch.set_num_threads(config.render.threads)
+    with hold(config.run) if ranks.first else nullcontext(), closing(make_run(config, ranks, Stops())) as run:
+        return complete(run, console)
 
 
 def complete(run: Run, console: Console) -> Mapping[str, Json]:

@@ -53,23 +53,47 @@ def read_config(path: Path, config: type[Any]) -> dict[str, Any]:
     Raises:
         InputError: no such file, no TOML, no such flag, or a value of another type; names the line or the flag.
     """
+    place = f"--config {path}"
+    return {
+        flag.key: read_value(value, flag, place) for flag, value in keys_of(read_document(path, place), config, place)
+    }
+
+
+def read_document(path: Path, place: str) -> dict[str, Any]:
+    """A TOML file, as it is written.
+
+    Args:
+        path: of the file.
+        place: what messages call it.
+
+    Raises:
+        InputError: no such file, or no TOML; names the line.
+    """
     try:
-        document = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text())
     except OSError as error:
-        raise InputError(f"--config {path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{place}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise InputError(f"--config {path}: expected TOML ({error})") from error
+        raise InputError(f"{place}: expected TOML ({error})") from error
+
+
+def keys_of(document: Mapping[str, Any], config: type[Any], place: str) -> list[tuple[Flag, Any]]:
+    """The flags of a command in a table, each with its value as it is written.
+
+    Raises:
+        InputError: no such flag, or one that is given twice; names the nearest.
+    """
     flags = flags_of(config)
-    found: dict[str, Any] = {}
-    for name, value in _keys(document, flags, path):
-        flag = require_flag(name, flags, f"--config {path}")
+    found: dict[str, tuple[Flag, Any]] = {}
+    for name, value in _keys(document, flags, place):
+        flag = require_flag(name, flags, place)
         if flag.key in found:
-            raise InputError(f"--config {path}: {flag.name} is given twice")
-        found[flag.key] = _read(value, flag, path)
-    return found
+            raise InputError(f"{place}: {flag.name} is given twice")
+        found[flag.key] = (flag, value)
+    return list(found.values())
 
 
-def _keys(document: Mapping[str, Any], flags: Mapping[str, Flag], path: Path) -> Iterator[tuple[str, Any]]:
+def _keys(document: Mapping[str, Any], flags: Mapping[str, Flag], place: str) -> Iterator[tuple[str, Any]]:
     """The keys of a file outside of tables, and those in the tables of groups."""
     groups = dict.fromkeys(flag.group for flag in flags.values())
     for name, value in document.items():
@@ -79,19 +103,28 @@ def _keys(document: Mapping[str, Any], flags: Mapping[str, Flag], path: Path) ->
             for inner, each in value.items():
                 if inner.replace("-", "_") in flags and flags[inner.replace("-", "_")].group != name:
                     group = flags[inner.replace("-", "_")].group
-                    raise InputError(f"--config {path}: {inner} belongs to [{group}], found in [{name}]")
+                    raise InputError(f"{place}: {inner} belongs to [{group}], found in [{name}]")
                 yield inner, each
         else:
-            raise InputError(f"--config {path}: no group [{name}] of this command{meant(name, groups)}")
+            raise InputError(f"{place}: no group [{name}] of this command{meant(name, groups)}")
 
 
-def _read(value: Any, flag: Flag, path: Path) -> Any:
-    """The value of a flag from that of its key."""
+def read_value(value: Any, flag: Flag, place: str) -> Any:
+    """The value of a flag from that of its key.
+
+    Raises:
+        InputError: when it is of another type.
+    """
     fitting = [made for kind in _choices(flag.kind) if (made := _as(kind, value)) is not None]
     if not fitting:
         expected = " or ".join(map(_described, _choices(flag.kind)))
-        raise InputError(f"--config {path}: {flag.name}: expected {expected}, found {value!r}")
+        raise InputError(f"{place}: {flag.name}: expected {expected}, found {value!r}")
     return fitting[0]
+
+
+def takes_list(flag: Flag) -> bool:
+    """Whether one value of the flag is a list."""
+    return any(get_origin(kind) is tuple for kind in _choices(flag.kind))
 
 
 def _choices(kind: Any) -> list[Any]:

@@ -54,7 +54,8 @@ class CropOptions:
     mix_per: MixPer = "group"
     """What has a mixing weight or box of its own: a group, or each crop with its partner."""
     augment: tuple[str, ...] = ()
-    """Further augmentations: patch-shuffle=F (RDED: strips of F x F collages), dsa (GIFT: on the normalised crop)."""
+    """Further augmentations: patch-shuffle=F (RDED: strips of F x F collages), rand-augment=N,M (RandAugment on the
+    crop, before it is mixed), dsa (GIFT: on the normalised crop), dsa=one (one of DSA's six kinds)."""
     interpolation: Interpolation = "bilinear"
     """Antialiased filter of the resize."""
 

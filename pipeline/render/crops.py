@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
-from pipeline.plan.augment import MIXES, arrange, arranges
+from pipeline.plan.augment import MIXES, arrange, arranges, pixels_of
 from pipeline.render.cache import Images, runs
 from pipeline.render.dali import DaliDecoder
 from pipeline.render.identity import renderer_id
@@ -87,7 +87,7 @@ class CropRenderer:
             except BaseException:  # Ctrl-C too: a batch in flight must not reach the next call
                 self._decoder.drop()
                 raise
-        return finish(crops, rows, spec)
+        return finish(crops, rows, spec, self._pool)
 
     def close(self) -> None:
         """Release threads and memory; the renderer cannot be used any more."""
@@ -156,6 +156,27 @@ class _Work:
     flips: npt.NDArray[np.bool_]
 
 
-def finish(crops: Tensor, rows: CropRows, spec: PlanSpec) -> Tensor:
+def finish(crops: Tensor, rows: CropRows, spec: PlanSpec, pool: Executor) -> Tensor:
     """Crops as the plan has them, from crops that are cut, resized and flipped; on their device."""
-    return MIXES[spec.mix].mix(crops, rows, spec.group) if rows.mixed else crops
+    changed = change_pixels(crops, rows, pool)
+    return MIXES[spec.mix].mix(changed, rows, spec.group) if rows.mixed else changed
+
+
+def change_pixels(crops: Tensor, rows: CropRows, pool: Executor) -> Tensor:
+    """Crops ``[n, S, S, 3]`` after the augmentations of their pixels, on their device; made by Pillow, on a CPU."""
+    augmentations = pixels_of(rows.names)
+    if not augmentations:
+        return crops
+    pixels = crops.cpu().numpy()
+    values = [(each, np.stack([rows.column(name) for name in own], 1).tolist()) for each, own in augmentations]
+    changed = np.empty_like(pixels)
+
+    def some(start: int) -> None:
+        for row in range(start, min(start + SPAN, len(pixels))):
+            crop = pixels[row]
+            for each, of_rows in values:
+                crop = each.change(crop, tuple(of_rows[row]))
+            changed[row] = crop
+
+    list(pool.map(some, range(0, len(pixels), SPAN)))  # raises the threads' errors
+    return torch.from_numpy(changed).to(crops.device)

@@ -100,7 +100,7 @@ class DeviceRenderer:
                 raise
             if not parts:
                 return torch.empty((0, spec.size, spec.size, 3), dtype=torch.uint8, device=self._device)
-            made.append(finish(parts[0] if len(parts) == 1 else torch.cat(parts), rows, spec))
+            made.append(finish(parts[0] if len(parts) == 1 else torch.cat(parts), rows, spec, self._pool))
         return made[0]
 
     def close(self) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -43,7 +45,7 @@ def store(whole: Path, tmp_path: Path) -> Path:
 
 def counts(store: Path, whole: Path) -> tuple[int, int, int]:
     told = Told(20)
-    read_along(store, whole, told)
+    read_along(store, whole, cast("Connection", told))
     assert told.counts
     return told.counts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_fidelity_is_that_of_the_label_columns(wide: World) -> None:
     )
     recorded = store.fidelity
     assert isinstance(recorded, dict)
-    measured = [(kind["rows"], kind["mean"]) for kind in recorded.values() if isinstance(kind, dict)]
+    measured: list[Any] = [(kind["rows"], kind["mean"]) for kind in recorded.values() if isinstance(kind, dict)]
     mean = sum(rows * value for rows, value in measured) / sum(rows for rows, _ in measured)
     assert mean == pytest.approx(float(cosines.mean()), abs=1e-4)
 

@@ -67,7 +67,7 @@ def test_verify_of_mixed_crops_whose_groups_are_larger_than_the_audit(world: Wor
 def test_verify_says_so_when_pixels_are_others(world: World, tmp_path: Path) -> None:
     opened = LabelStore.open(world.store)
     audit = opened.audit()
-    store = with_audit(opened, tmp_path / "store", AuditRows(audit.crops ^ 64, audit.logits))
+    store = with_audit(opened, tmp_path / "store", AuditRows(audit.crops ^ np.uint8(64), audit.logits))
     assert giftwrap("labelstore", "check", store).code == 0
     ended = giftwrap("pipeline", "verify", "--store", store, "--images", world.images, "--json")
     assert ended.code == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_several_teachers_label_together_and_are_verified_so(world: World, tmp_p
     assert "another teacher at teacher.members" in alone.err
 
 
-def config(world: World, store: Path, **more: object) -> BuildConfig:
+def config(world: World, store: Path, **more: Any) -> BuildConfig:
     teacher = {"teacher": (TEACHER[1],), "teacher_args": (TEACHER[3],), "weights": (str(world.weights),)}
     plain = {"images": world.images, "size": SIDE, "views": VIEWS, "threads": torch.get_num_threads(), "store": store}
     return from_flags(BuildConfig, **(plain | teacher | more))

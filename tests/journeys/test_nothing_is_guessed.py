@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def scores(run: Path) -> dict[str, object]:
+def scores(run: Path) -> dict[str, Any]:
     return {"images": 15, **json.loads((run / "scores").read_text())}
 
 
@@ -45,7 +46,7 @@ def evaluate(*words: object) -> Ended:
     return giftwrap("trainer", "evaluate", *words, "--threads", 1, "--json")
 
 
-def test_a_run_is_measured_as_it_was_tested(run: Path, scores: dict[str, object], tmp_path: Path) -> None:
+def test_a_run_is_measured_as_it_was_tested(run: Path, scores: dict[str, Any], tmp_path: Path) -> None:
     test, weights = run.parent / "test", run / "last.safetensors"
     alone = tmp_path / "alone.safetensors"
     shutil.copy(weights, alone)
@@ -76,7 +77,7 @@ def test_a_run_is_measured_as_it_was_tested(run: Path, scores: dict[str, object]
     ],
 )
 def test_a_flag_that_says_something_else_is_named(
-    run: Path, scores: dict[str, object], flags: tuple[object, ...], said: str
+    run: Path, scores: dict[str, Any], flags: tuple[object, ...], said: str
 ) -> None:
     weights = run / "last.safetensors"
     ended = evaluate("--weights", weights, "--images", run.parent / "test", *flags)

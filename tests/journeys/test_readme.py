@@ -28,7 +28,21 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```\n(<!-- not run: [^\n]+ -->\n)?", re.DO
 SMALLER = ((r"--views 100\b", "--views 4"), (r"--epochs \d+\b", "--epochs 2"), (r"\bepochs=3\b", "epochs=1"))
 NUMBER = r"\d[\d,.]*(?:e[-+]\d+)?"
 TIME = r"(?:\d+ min )?\d+ s"
-COMMANDS = ("build", "verify", "show", "import", "train", "evaluate", "plot", "info", "check", "convert", "export")
+COMMANDS = (
+    "build",
+    "verify",
+    "show",
+    "import",
+    "train",
+    "evaluate",
+    "compare",
+    "plot",
+    "sweep",
+    "info",
+    "check",
+    "convert",
+    "export",
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Block:
     """A code block of a page.
 
     Attributes:
-        language: ``sh``, ``python``, or ``text`` for what a command prints, and for pictures.
+        language: ``sh``, ``python``, or ``text`` for what a command prints, and for pictures, ``toml`` for a file that its first line names.
         code: with continued lines joined.
         runs: whether it is not marked as one that cannot run.
     """
@@ -108,6 +122,8 @@ def run_page(page: str, folder: Path) -> dict[str, Any]:
             printed = None
         elif not block.runs:
             printed = None
+        elif block.language == "toml":
+            (folder / code.splitlines()[0].removeprefix("# ")).write_text(code)
         elif block.language == "sh":
             printed = run_shell(code, folder)
         else:

@@ -14,7 +14,7 @@ import pytest
 from labelstore import LabelStore, check
 from pipeline.networks import build_network
 from pipeline.networks.weights import save_weights
-from tests.journeys.world import SERVER, SIDE, Ended, World, _main, giftwrap
+from tests.journeys.world import SERVER, SIDE, Ended, World, giftwrap, run_as_command
 
 STAGES = (600, 1100)
 
@@ -53,7 +53,7 @@ def be_rank(place: dict[str, int], words: list[str], folder: Path) -> None:
     if place["LOCAL_WORLD_SIZE"] < place["WORLD_SIZE"]:  # on hosts of their own, as far as the lease can see
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         socket.gethostname = lambda: f"host{rank // place['LOCAL_WORLD_SIZE']}"
-    _main(words, folder / f"out{rank}", folder / f"err{rank}", None)
+    run_as_command(words, folder / f"out{rank}", folder / f"err{rank}", None)
 
 
 def files(store: Path) -> dict[str, bytes | None]:

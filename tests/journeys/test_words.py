@@ -86,8 +86,8 @@ def test_a_store_is_extended_on_other_threads_where_the_audit_rows_come_out_agai
 def test_another_number_of_threads_is_refused_where_the_audit_rows_come_out_otherwise(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from pipeline.__main__ import main
     from pipeline.build import continuing
-    from tests.journeys.test_stops import main
 
     store = shutil.copytree(world.store, tmp_path / "store")
     has = LabelStore.open(store).state.views_sealed

@@ -45,11 +45,22 @@ class Ended:
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
-        "tyro",
-        "pipeline.render.dali",
+        "tyro._cli",
+        "tyro._parsers",
+        "typeguard",
+        "nvidia.dali",
+        "PIL.JpegImagePlugin",
+        "PIL.PngImagePlugin",
+        "PIL.WebPImagePlugin",
+        "labelstore.command.program",
+        "labelstore.operations.export",
+        "labelstore.operations.repair",
+        "pipeline.render.crops",
         "pipeline.build.build",
+        "pipeline.networks.load",
         "pipeline.replay.verify",
         "pipeline.replay.show",
+        "trainer.optimisers",
         "trainer.train",
     ]
 )
@@ -73,7 +84,7 @@ class Running:
 def start(folder: Path, *words: object, cwd: Path | None = None) -> Running:
     """Start `python -m WORDS`, with its output in ``folder``."""
     out, err = folder / "out", folder / "err"
-    process = SERVER.Process(target=_main, args=([str(word) for word in words], out, err, cwd), daemon=True)
+    process = SERVER.Process(target=run_as_command, args=([str(word) for word in words], out, err, cwd), daemon=True)
     process.start()
     return Running(process, out, err)
 
@@ -84,7 +95,7 @@ def giftwrap(*words: object, cwd: Path | None = None) -> Ended:
         return start(Path(folder), *words, cwd=cwd).end()
 
 
-def _main(words: list[str], out: Path, err: Path, cwd: Path | None) -> None:
+def run_as_command(words: list[str], out: Path, err: Path, cwd: Path | None) -> None:
     """What `python -m WORDS` does, with its output in files."""
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), number)

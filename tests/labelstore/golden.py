@@ -5,14 +5,15 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from making import Content, build, make_identity
 
 from labelstore import BlockIndex, LabelStore
 from labelstore.spec import FORMAT
+from tests.labelstore.making import GOLDEN, Content, build, make_identity
 
-GOLDEN = Path(__file__).parent / "golden" / f"format-{FORMAT}"
+STORES = GOLDEN / f"format-{FORMAT}"
 
 
 def write(name: str, content: Content) -> None:
@@ -21,7 +22,7 @@ def write(name: str, content: Content) -> None:
         build(Path(folder) / name, content, 6)
         store = LabelStore.open(Path(folder) / name)
         np.savez_compressed(
-            GOLDEN / f"{name}.npz",
+            STORES / f"{name}.npz",
             logits=np.stack([store.read(view, slice(None)).logits for view in range(6)]),
             rows=content.rows,
             targets=content.targets,
@@ -29,16 +30,16 @@ def write(name: str, content: Content) -> None:
             crops=store.audit().crops,
             pixels=store.pixels_digest(BlockIndex(2, 1)),
         )
-        shutil.make_archive(str(GOLDEN / name), "zip", folder)
+        shutil.make_archive(str(STORES / name), "zip", folder)
 
 
 if __name__ == "__main__":
-    GOLDEN.mkdir(exist_ok=True)
+    STORES.mkdir(exist_ok=True)
     write("int8", Content(make_identity(10, 3), 6))
     masked = Content(make_identity(10, 5, encoding={"name": "int8", "masked": -1e4}), 6)
     masked.logits[..., 3] = -1e4
     masked.logits[:, 5:, :3] += 100
     write("int8-masked", masked)
     write("float16-mixed", Content(make_identity(10, 3, encoding="float16", group=2, block=(2, 6)), 6))
-    encoding: dict[str, object] = {"name": "transform", "step": 0.5}
+    encoding: dict[str, Any] = {"name": "transform", "step": 0.5}
     write("transform-mixed", Content(make_identity(10, 64, encoding=encoding, group=2, block=(2, 6)), 6))

@@ -1,4 +1,6 @@
-"""Kill a build at every step of publishing, run it again, and compare the trees: run as a program by its test.
+"""Kill a build at steps of publishing, run it again, and compare the trees: run as a program by its test.
+
+Called with an empty folder, a name in `STORES`, the first step to kill at, and how many steps on the next one is.
 
 Forks a child a step, which a process with threads must not; so this is a process of its own.
 """
@@ -11,18 +13,21 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-
-from making import Content, build, make_identity, tree
+from typing import Any
 
 from labelstore import check
 from labelstore.durable import disk
+from tests.labelstore.faults import STEPS
+from tests.labelstore.making import Content, build, make_identity, tree
 
-STEPS = ("write_file", "sync_file", "sync_folder", "link", "replace", "unlink", "make_folder")
 WAITS = ("sync_file", "sync_folder")
 
 
 # Encoding, columns, and views asked for one after the other.
-STORES = {"int8": ("int8", 3, (1, 2)), "transform": ({"name": "transform", "step": 0.5}, 64, (1,))}
+STORES: dict[str, tuple[Any, int, tuple[int, ...]]] = {
+    "int8": ("int8", 3, (1, 2)),
+    "transform": ({"name": "transform", "step": 0.5}, 64, (1,)),
+}
 
 
 def make(path: Path, name: str) -> None:
@@ -60,7 +65,7 @@ def killed_at(path: Path, name: str, fatal: int) -> Callable[[], None]:
     def watched(step_name: str) -> Callable[..., None]:
         plain = getattr(disk, step_name)
 
-        def call(*args: object) -> None:
+        def call(*args: Any) -> None:
             step(lambda: None)
             if step_name == "write_file":
                 step(lambda: plain(args[0], args[1][: len(args[1]) // 2]))
@@ -77,13 +82,13 @@ def killed_at(path: Path, name: str, fatal: int) -> Callable[[], None]:
     return work
 
 
-def main(folder: Path, name: str) -> None:
+def main(folder: Path, name: str, first: int, every: int) -> None:
     for wait in WAITS:
         setattr(disk, wait, lambda _path: None)
     make(folder / "whole", name)
     whole = tree(folder / "whole")
     path = folder / "killed"
-    fatal = 0
+    fatal = first
     while True:
         status = in_child(killed_at(path, name, fatal))
         if status == 0:
@@ -95,9 +100,9 @@ def main(folder: Path, name: str) -> None:
         again = tree(path)
         assert again == whole, f"step {fatal}: {sorted(set(again.items()) ^ set(whole.items()))}"
         shutil.rmtree(path)
-        fatal += 1
+        fatal += every
     print(fatal)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from making import Content, build, create, make_identity
 
 from labelstore import LabelStore
 from labelstore.errors import InputError
 from labelstore.operations.convert import convert
 from labelstore.operations.export import export
+from tests.labelstore.making import Content, build, create, make_identity
 
 READERS: dict[str, Callable[[LabelStore, Any], object]] = {
     "read": lambda store, view: store.read(view, [0]),
@@ -68,7 +68,7 @@ GIVEN: dict[str, Callable[[LabelStore], object]] = {
     "target columns": lambda store: store.target_columns,
     "digests": lambda store: store.image_digests,
 }
-ENCODINGS: list[dict[str, object]] = [
+ENCODINGS: list[dict[str, Any]] = [
     {"name": "int8"},
     {"name": "int8", "codec": "zstd"},
     {"name": "float16"},
@@ -80,7 +80,7 @@ ENCODINGS: list[dict[str, object]] = [
 @pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
 def test_writing_into_what_was_read_changes_nothing_that_is_read_later(
-    tmp_path: Path, encoding: dict[str, object], group: int
+    tmp_path: Path, encoding: dict[str, Any], group: int
 ) -> None:
     columns = 64 if encoding["name"] == "transform" else 3
     content = Content(make_identity(columns=columns, encoding=encoding, group=group), 2)
@@ -94,13 +94,13 @@ def test_writing_into_what_was_read_changes_nothing_that_is_read_later(
             np.testing.assert_array_equal(array, before, err_msg=name)
 
 
+CONTENT = Content(make_identity(), 4)
 MAKERS: dict[str, Callable[[LabelStore, Path, Any], int]] = {
     "create": lambda _, path, views: create(path, CONTENT, views).state.views_target,
     "extend": lambda _, path, views: build(path, CONTENT, views).state.views_target,
     "convert": lambda store, path, views: convert(store, path, {"name": "float16"}, views=views).state.views_target,
     "export": lambda store, path, views: len(export(store, path.with_suffix(".npy"), views=views)),
 }
-CONTENT = Content(make_identity(), 4)
 
 
 @pytest.mark.parametrize("views", [1.0, 2.5, float("nan"), True, np.True_, "2", [2]])

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -13,24 +14,26 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import make_identity
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from labelstore.durable.storage import LocalStorage
+from labelstore.encodings import Codec
 from labelstore.errors import InputError
 from labelstore.format.arrays import CHUNK_BYTES, ArrayLayout, StoreLayout, chunk_rows, divisor_nearest
 from labelstore.format.blocks import BlockGrid, BlockIndex
 from labelstore.format.shards import Shard, described, encode_shard, largest_shard
 from labelstore.spec import BlockShape
 from labelstore.writing.space import require_free_space, store_bytes
+from tests.labelstore.making import make_identity
 
 
 def zarrs_own(layout: ArrayLayout, views: int) -> tuple[MemoryStore, zarr.Array]:
     """The same array as zarr-python makes it."""
     store = MemoryStore()
-    itemsize, level = np.dtype(layout.dtype).itemsize, {"shuffle": 5, "bitshuffle": 9}.get(layout.codec, 0)
-    shuffle = layout.codec if level else "shuffle"
+    itemsize = np.dtype(layout.dtype).itemsize
+    level = {"shuffle": 5, "bitshuffle": 9}.get(layout.codec, 0)
+    shuffle: Any = layout.codec if level else "shuffle"
     blosc = BloscCodec(typesize=itemsize, cname="zstd", clevel=level, shuffle=shuffle, blocksize=layout.chunk_bytes)
     array = zarr.create_array(
         store,
@@ -83,8 +86,10 @@ def sharded(draw: st.DrawFn) -> tuple[ArrayLayout, np.ndarray]:
     chunk = tuple(draw(st.integers(1, 3)) for _ in axes)
     shard = tuple(size * draw(st.integers(1, 3)) for size in chunk)
     extent = tuple(draw(st.integers(1, size)) for size in shard)
-    dtype, fill = draw(st.sampled_from([("int8", -128), ("float16", "NaN"), ("uint16", 65535), ("float32", "NaN")]))
-    codec = draw(st.sampled_from(["raw", "shuffle", "bitshuffle", *(["pcodec"] if dtype == "uint16" else [])]))
+    kinds: list[tuple[str, int | str]] = [("int8", -128), ("float16", "NaN"), ("uint16", 65535), ("float32", "NaN")]
+    dtype, fill = draw(st.sampled_from(kinds))
+    codecs: list[Codec] = ["raw", "shuffle", "bitshuffle"]
+    codec = draw(st.sampled_from(codecs + (["pcodec"] if dtype == "uint16" else [])))
     layout = ArrayLayout("a", dtype, fill, axes, extent, shard, chunk, codec)
     values = np.random.default_rng(draw(st.integers(0, 99))).integers(-100, 100, extent).astype(dtype)
     return layout, values

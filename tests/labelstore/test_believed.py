@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from making import Content, build, create, make_identity, tree
 
 from labelstore import BlockIndex, LabelStore
 from labelstore.access.reading import Reader
@@ -17,6 +16,7 @@ from labelstore.errors import DamagedError, InputError
 from labelstore.format.columns import CROP_COLUMNS, MIXUP_COLUMNS
 from labelstore.format.images import add_digests, images_digest, whole_digest
 from labelstore.operations.export import export
+from tests.labelstore.making import Content, build, create, make_identity, tree
 
 
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 40), st.integers(0, 2**32))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from making import make_identity
 
 from labelstore.errors import InputError
 from labelstore.format.blocks import BlockGrid
 from labelstore.format.root import require_views
 from labelstore.format.seals import PART_BLOCKS, part_file, seal_file
 from labelstore.spec import MAX_BLOCKS, BlockShape, Identity
+from tests.labelstore.making import make_identity
 
 
 def grid_of(images: int, columns: int, group: int, views: int) -> BlockGrid:

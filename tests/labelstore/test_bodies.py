@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from making import make_identity
 from numcodecs.zstd import Zstd
 
 from labelstore.durable import disk
@@ -24,12 +23,12 @@ from labelstore.format import codecs
 from labelstore.format.arrays import StoreLayout
 from labelstore.format.codecs import compress, decompress
 from labelstore.format.shards import Shard, encode_shard
+from tests.labelstore.making import make_identity
 
-HERE = Path(__file__).parent
 VALUES = np.rint(np.random.default_rng(0).normal(0, 3, 4096)).astype("<i2")
 
 
-def unpack(codec: Codec, body: bytes) -> np.ndarray:
+def unpack(codec: Codec, body: bytes | np.ndarray) -> np.ndarray:
     return decompress(codec, np.frombuffer(body, np.uint8), VALUES.dtype, VALUES.shape)
 
 
@@ -42,7 +41,7 @@ def changed(codec: Codec, at: int, form: str, value: int) -> bytes:
 def fuzz(*words: str) -> None:
     path = os.pathsep.join(sys.path)
     ended = subprocess.run(
-        [sys.executable, HERE / "fuzzing.py", *words],
+        [sys.executable, "-m", "tests.labelstore.fuzzing", *words],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,

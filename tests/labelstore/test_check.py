@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
-from making import Content, build, create, make_identity, tree
 
 from labelstore import BlockIndex, LabelStore, check
 from labelstore.durable import disk, publish
 from labelstore.format.seals import read_marker, seal_documents
 from labelstore.operations.check import _Check
 from labelstore.operations.repair import repair
+from tests.labelstore.making import Content, build, create, make_identity, tree
 
 CONTENT = Content(make_identity(block=(2, 4)), 12)
 

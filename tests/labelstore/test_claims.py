@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from making import Content, build, create, make_identity, tree
-from test_format import GOLDEN
 
 from labelstore import LabelStore, check
 from labelstore.durable import documents
@@ -22,6 +20,7 @@ from labelstore.operations.convert import convert
 from labelstore.operations.export import export
 from labelstore.operations.info import info, lines
 from labelstore.operations.repair import repair
+from tests.labelstore.making import GOLDEN, Content, build, create, make_identity, tree
 
 
 def edited(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -119,7 +118,7 @@ def test_an_encoding_that_cannot_be_is_refused(tmp_path: Path, encoding: dict[st
 
 
 def test_adopted_labels_may_lack_what_made_them(tmp_path: Path) -> None:
-    unknown = dict.fromkeys(("teacher", "engine", "plan", "renderer"))
+    unknown: dict[str, Any] = dict.fromkeys(("teacher", "engine", "plan", "renderer"))
     content = Content(make_identity(block=(2, 4), origin="adopted", content="topk", **unknown), 4)
     store = build(tmp_path / "s", content, 4)
     assert LabelStore.open(store.path).identity == content.identity
@@ -138,12 +137,12 @@ def test_adopted_labels_may_lack_what_made_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["teacher", "engine", "plan", "renderer"])
 def test_built_labels_lack_nothing(name: str) -> None:
     with pytest.raises(InputError, match=f"{name}: expected what made the labels, found none"):
-        make_identity(**{name: None})
+        make_identity(**dict[str, Any]({name: None}))
 
 
 def test_notes_are_kept_and_never_compared(tmp_path: Path) -> None:
     content = Content(make_identity(), 2)
-    notes = {"images": {"method": "random", "seed": 3}, "by": "us"}
+    notes: dict[str, Any] = {"images": {"method": "random", "seed": 3}, "by": "us"}
     LabelStore.create(
         tmp_path / "s",
         content.identity,

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import tensorstore
 import zarr
-from making import make_identity
 from zarr.codecs import TransposeCodec
 from zarr.codecs.numcodecs import PCodec
 from zarr.storage import MemoryStore
@@ -26,8 +25,9 @@ from labelstore.format.blocks import BlockGrid, BlockIndex
 from labelstore.format.codecs import PCODEC
 from labelstore.format.shards import described, encode_shard
 from labelstore.spec import Identity
+from tests.labelstore.making import make_identity
 
-ENCODINGS = [
+ENCODINGS: list[dict[str, Any]] = [
     {"name": "float16"},
     {"name": "float16", "codec": "zstd"},
     {"name": "int8"},

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from making import Content, build, make_identity, tree
-from test_stateful import killed_after
 
 from labelstore import LabelStore, check
 from labelstore.access.reading import Reader
@@ -19,6 +16,8 @@ from labelstore.durable import documents
 from labelstore.errors import DamagedError, FormatError
 from labelstore.format.images import manifest_digest
 from labelstore.operations.repair import repair
+from tests.labelstore.faults import HARM, flip, killed_after
+from tests.labelstore.making import Content, build, make_identity, tree
 
 VIEWS = 4
 
@@ -43,34 +42,6 @@ def everything(path: Path) -> list[np.ndarray]:
     arrays = [array for batch in batches for array in (batch.rows.values, batch.logits, batch.targets)]
     digests = np.array([store.pixels_digest(block) for block in store.sealed_blocks()])
     return [*arrays, *store.audit(), store.image_digests, digests, np.array([str(store.fidelity), str(store.state)])]
-
-
-def flip(at: float) -> Callable[[Path], None]:
-    def act(path: Path) -> None:
-        data = bytearray(path.read_bytes())
-        data[int(at * (len(data) - 1))] ^= 0x10
-        path.write_bytes(data)
-
-    return act
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-5])
-
-
-def link_elsewhere(path: Path) -> None:
-    other = path.rename(path.with_name("elsewhere"))
-    path.symlink_to(other)
-
-
-HARM: dict[str, Callable[[Path], None]] = {
-    **{f"a byte at {at}": flip(at) for at in (0.0, 0.31, 0.62, 0.97, 1.0)},
-    "cut short": truncate,
-    "emptied": lambda path: path.write_bytes(b""),
-    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
-    "gone": Path.unlink,
-    "a link": link_elsewhere,
-}
 
 
 @pytest.mark.parametrize("harm", list(HARM))

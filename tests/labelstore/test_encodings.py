@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from labelstore.encodings import ENCODINGS, Pairs, make_encoding
 from labelstore.encodings.fidelity import quality
-from labelstore.encodings.int8 import ROWS_AT_ONCE, masked_value
+from labelstore.encodings.int8 import ROWS_AT_ONCE, Int8Format1, masked_value
 from labelstore.errors import FormatError, InputError
 
 
@@ -95,7 +95,7 @@ def test_int8_is_its_definition(x: np.ndarray, masked: float | None, offset: flo
     decoded = encoding.decode(codes, unmixed(codes["labels"]))
     for row, (numbers, (step, k)) in zip(decoded.reshape(-1, columns), found, strict=True):
         exact = [masked if code == -128 else np.float32(code + k) * np.float32(step) for code in numbers]
-        assert row.tolist() == np.float32(exact).tolist()
+        assert row.tolist() == np.array(exact, np.float32).tolist()
 
 
 @given(int8_rows, st.sampled_from([0.0, -15.0, 1e3]))
@@ -125,7 +125,10 @@ def test_int8_by_hand() -> None:
     codes = encoding.encode(x, unmixed(x))
     assert codes["labels"].tolist() == [[-128, -127, 0, 127], [-128] * 4, [1, 2, 3, -127]]
     assert encoding.decode(codes, unmixed(codes["labels"])).tolist()[1] == [-1e4] * 4
-    never = {"labels": np.full((1, 4), -128, np.int8), "scales": np.full((1, 2), np.nan, np.float32)}
+    never: dict[str, np.ndarray] = {
+        "labels": np.full((1, 4), -128, np.int8),
+        "scales": np.full((1, 2), np.nan, np.float32),
+    }
     assert np.isnan(encoding.decode(never, unmixed(never["labels"]))).all()
 
 
@@ -174,6 +177,7 @@ def test_a_masked_value_is_what_labels_show() -> None:
 def test_format_1_has_steps_alone() -> None:
     x = np.random.default_rng(0).standard_normal((2, 5, 7)).astype(np.float32) - 20
     old, new = (make_encoding({"name": "int8", "codec": "zstd"}, 7, number) for number in (1, 2))
+    assert isinstance(old, Int8Format1)
     codes = old.encode(x, unmixed(x))
     assert [(array.width, array.codec) for array in old.arrays] == [(7, "shuffle"), (None, "shuffle")]
     assert codes["scales"].shape == (2, 5)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_summary() -> None:
     assert summarize(found.of(np.array([True, False])))["p1"] == 1
 
 
-def measured(**changes: float) -> dict[str, dict[str, float] | None]:
+def measured(**changes: float) -> dict[str, Any]:
     return {
         "unmixed": {"rows": 1000, "mean": 0.98, "kl_1": 0.03, "kl_20": 1e-4, "top1": 0.92, **changes},
         "mixed": None,
@@ -94,7 +95,7 @@ def measured(**changes: float) -> dict[str, dict[str, float] | None]:
 
 
 def test_what_is_missed_is_said_with_the_way_out() -> None:
-    asked = {"name": "transform", "fidelity": 0.98}
+    asked: dict[str, Any] = {"name": "transform", "fidelity": 0.98}
     assert missed(asked, measured()) == missed(asked, None) == []
     assert missed(asked, {"unmixed": {"rows": 9, "mean": 0.98, "p1": 0.9}}) == []  # format 1
     assert missed(asked, measured(mean=0.9781)) == []

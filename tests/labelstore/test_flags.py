@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_the_codec_of_an_encodings_own_is_not_named(name: str) -> None:
         ("int4", {}, "found 'int4'"),
     ],
 )
-def test_flags_that_do_not_go_together_are_refused(name: str, flags: dict[str, object], message: str) -> None:
+def test_flags_that_do_not_go_together_are_refused(name: str, flags: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_encoding(encoding_parameters(name, **flags), 100)
 

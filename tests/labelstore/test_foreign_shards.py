@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import Content, build, make_identity, tree
-from test_refusals import ENCODINGS, PARAMETERS
 
 from labelstore import LabelStore, check
+from labelstore.encodings import ENCODINGS
 from labelstore.errors import DamagedError, GiftwrapError
 from labelstore.operations.convert import convert
 from labelstore.operations.export import export
+from tests.labelstore.making import PARAMETERS, Content, build, make_identity, tree
 
 
 def stores(folder: Path, encoding: str, group: int = 1) -> tuple[LabelStore, LabelStore, Content]:

@@ -11,14 +11,13 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 import pytest
-from making import Content, build, calibration, create, make_identity
 
 from labelstore import BlockIndex, LabelStore, check
 from labelstore.format.arrays import StoreLayout
 from labelstore.format.columns import CROP_COLUMNS, CUTMIX_COLUMNS, MIXUP_COLUMNS
+from tests.labelstore.making import GOLDEN, Content, build, calibration, create, make_identity
 
 FORMAT = (Path(__file__).resolve().parents[2] / "docs" / "FORMAT.md").read_text()
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def run_snippets(count: int) -> dict:
@@ -122,7 +121,7 @@ def test_stamps_are_what_the_document_says(tmp_path: Path) -> None:
     "path", sorted(GOLDEN.glob("format-*/*.zip")), ids=lambda path: f"{path.parent.name}-{path.stem}"
 )
 def test_the_first_stores_of_each_format_are_still_read(tmp_path: Path, path: Path) -> None:
-    """Written once, by `python golden.py`; every later version must read them to the same numbers."""
+    """Written once, by `python -m tests.labelstore.golden`; every later version must read them to the same numbers."""
     name = path.stem
     zipfile.ZipFile(path).extractall(tmp_path)
     expected = np.load(path.with_suffix(".npz"))

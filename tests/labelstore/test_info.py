@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from labelstore.operations.info import info, lines
 from tests.labelstore.making import Content, build, make_identity
 
 
-def text_of(values: dict[str, object]) -> dict[str, str]:
+def text_of(values: dict[str, Any]) -> dict[str, str]:
     return {line[:16].strip(): line[17:] for line in lines(values)}
 
 

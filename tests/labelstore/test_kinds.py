@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from making import Content, build, make_identity, tree
 
 from labelstore import LabelStore, check
 from labelstore.durable.disk import open_file
@@ -19,6 +18,7 @@ from labelstore.format.arrays import StoreLayout
 from labelstore.format.root import folders
 from labelstore.operations.info import info
 from labelstore.writing.lease import LEASE
+from tests.labelstore.making import Content, build, make_identity, tree
 
 VIEWS = 4
 IDENTITY = make_identity(10, 64, encoding={"name": "transform", "step": 0.5}, block=(2, 4))

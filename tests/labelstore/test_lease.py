@@ -11,19 +11,22 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import pytest
-from making import Content, build, create, make_identity, tree
 
 from labelstore import BlockIndex, LabelStore
 from labelstore.durable import disk, documents
+from labelstore.durable.publish import PARTIAL
 from labelstore.errors import InputError, LeaseError
 from labelstore.writing import lease as leases
 from labelstore.writing.lease import LEASE, Lease, hold, require_held, share
+from tests.labelstore.making import Content, build, create, make_identity, tree
 
 
-def leave(root: Path, **changes: object) -> Lease:
+def leave(root: Path, **changes: Any) -> Lease:
     """A lease left in the store, by default one that this process holds."""
     lease = replace(Lease.of_this_process(), **changes)
     (root / LEASE).write_bytes(documents.encode(asdict(lease)))
@@ -49,7 +52,7 @@ def test_a_second_build_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:
     build(store.path, content, 2)
 
 
-def hold_until_told(root: Path, held: object, go: object) -> None:
+def hold_until_told(root: Path, held: Event, go: Event) -> None:
     with hold(root):
         held.set()
         go.wait()
@@ -60,6 +63,7 @@ def test_a_living_process_is_believed_and_a_killed_one_is_taken_over_at_once(tmp
     held, go = spawn.Event(), spawn.Event()
     process = spawn.Process(target=hold_until_told, args=(tmp_path, held, go))
     process.start()
+    assert process.pid is not None
     held.wait()
     with pytest.raises(LeaseError, match=f"process {process.pid} on .*, which is running"), hold(tmp_path):
         pass
@@ -74,7 +78,7 @@ def test_a_living_process_is_believed_and_a_killed_one_is_taken_over_at_once(tmp
 
 @pytest.mark.parametrize("left", ["no such process", "a later process of its number"])
 def test_dead_leases_are_taken_over(tmp_path: Path, left: str) -> None:
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "no such process": {"pid": finished_process()},
         "a later process of its number": {"started": "1"},
     }
@@ -111,7 +115,7 @@ def hide_processes(monkeypatch: pytest.MonkeyPatch, answer: type[OSError] | None
     asked: list[int] = []
     plain = Path.read_text
 
-    def read_text(path: Path, *args: object, **options: object) -> str:
+    def read_text(path: Path, *args: Any, **options: Any) -> str:
         if path.name == "stat":
             raise FileNotFoundError(2, "No such file or directory", str(path))
         return plain(path, *args, **options)
@@ -291,7 +295,7 @@ def test_a_lease_that_is_not_held_by_this_build_is_not_shared(left: dict | None,
 
 
 def test_a_lease_of_this_build_on_another_host_is_shared_until_it_is_lost(tmp_path: Path) -> None:
-    (tmp_path / leases.PARTIAL).mkdir()
+    (tmp_path / PARTIAL).mkdir()
     held = leave(tmp_path, build="0123", host="far")
     with share(tmp_path, "0123") as lease:
         assert lease == held
@@ -305,7 +309,7 @@ def test_those_that_share_a_lease_stop_with_its_holder_and_are_waited_for(tmp_pa
     content = Content(make_identity(), 2)
     store = create(tmp_path / "s", content, 2)
     root, block = store.path, store.missing()[0]
-    (root / leases.PARTIAL).mkdir()
+    (root / PARTIAL).mkdir()
     spawn = multiprocessing.get_context("spawn")
     held, go = spawn.Event(), spawn.Event()
     holder = spawn.Process(target=hold_until_told, args=(root, held, go))
@@ -337,17 +341,16 @@ def test_a_holder_that_leaves_before_the_others_leaves_them_the_lease(tmp_path: 
     assert LEASE not in tree(store.path)
 
 
-HOSTILE: dict[str, object] = {
+PIDS: list[Any] = [0, -1, -5, 2**31, 2**63, 10**30, 1.0, 1e300, float("nan"), True, "1", []]
+NO_TEXTS: list[Any] = [None, 7, ["x"], {}, "a\nb", "\ud800", "x" * 1000, float("inf")]
+HOSTILE: dict[str, Any] = {
     "nothing": {},
     "no pid": {"pid": None},
-    **{
-        f"pid {pid!r}": {"pid": pid}
-        for pid in (0, -1, -5, 2**31, 2**63, 10**30, 1.0, 1e300, float("nan"), True, "1", [])
-    },
+    **{f"pid {pid!r}": {"pid": pid} for pid in PIDS},
     **{
         f"{name} {value!r}": {name: value}
         for name in ("build", "host", "boot", "space", "started")
-        for value in (None, 7, ["x"], {}, "a\nb", "\ud800", "x" * 1000, float("inf"))
+        for value in NO_TEXTS
     },
     "one more": {"more": 1},
     "a list": [1],
@@ -384,7 +387,7 @@ def test_a_lease_that_is_no_json_is_named_in_one_line(tmp_path: Path, text: str)
 def test_where_hard_links_are_refused_a_creation_says_so_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
+    def refuse(*_: object, **__: Any) -> None:
         raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
 
     monkeypatch.setattr(os, "link", refuse)
@@ -402,7 +405,7 @@ def test_where_hard_links_are_refused_a_creation_says_so_and_leaves_nothing(
 def test_other_errors_of_a_link_stay_what_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
+    def refuse(*_: object, **__: Any) -> None:
         raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
 
     monkeypatch.setattr(os, "link", refuse)

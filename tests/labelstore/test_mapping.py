@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import Content, build, make_identity
 
 from labelstore import LabelStore
 from labelstore.access.reading import MAP_BYTES, Reader
 from labelstore.durable.mapping import map_bytes
 from labelstore.durable.storage import LocalStorage
+from tests.labelstore.making import Content, build, make_identity
 
-BLOCKS = 800
+BLOCKS = 300  # more than a process may open files here
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ for number, store in enumerate(stores):
         store.read(view, [0])
 assert open_files() == before, open_files() - before
 rng = np.random.default_rng(0)
-requests = [(int(view), [int(at)]) for view, at in zip(rng.integers(0, views, 6000), rng.integers(0, 4, 6000))]
+requests = [(int(view), [int(at)]) for view, at in zip(rng.integers(0, views, 2500), rng.integers(0, 4, 2500))]
 most = 0
 for number, batch in enumerate(stores[0].stream(requests)):
     assert (batch.view, batch.positions[0]) == (requests[number][0], requests[number][1][0])

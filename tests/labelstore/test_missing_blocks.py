@@ -9,9 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import Content, build, make_identity, tree
-from test_damage import HARM
-from test_stateful import killed_after
 
 from labelstore import BlockIndex, LabelStore, check
 from labelstore.errors import InputError, NotStoredError
@@ -20,6 +17,8 @@ from labelstore.operations.convert import convert
 from labelstore.operations.export import export
 from labelstore.operations.repair import repair
 from labelstore.writing import sealing
+from tests.labelstore.faults import HARM, killed_after
+from tests.labelstore.making import Content, build, make_identity, tree
 
 VIEWS = 6
 

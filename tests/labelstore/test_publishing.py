@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from killing import STEPS
-from making import Content, build, create, make_identity, tree
 
 from labelstore import BlockIndex, LabelStore, check
 from labelstore.durable import disk, publish
 from labelstore.errors import DamagedError, InputError, LeaseError
+from tests.labelstore.faults import STEPS
+from tests.labelstore.making import Content, build, create, make_identity, tree
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -115,11 +115,20 @@ def test_a_new_store_exists_when_all_of_it_is_durable(
         assert made < steps.index(("sync_folder", "s/.." if folder == "." else folder), made) < root
 
 
-@pytest.mark.parametrize("encoding", ["int8", "transform"])
-def test_killed_at_every_step_and_run_again_the_bytes_are_the_same(tmp_path: Path, encoding: str) -> None:
+@pytest.mark.parametrize(
+    ("encoding", "first", "every"),
+    [
+        ("int8", 0, 4),
+        ("transform", 2, 4),
+        *(pytest.param(name, 0, 1, marks=pytest.mark.long) for name in ("int8", "transform")),
+    ],
+)
+def test_killed_at_every_step_and_run_again_the_bytes_are_the_same(
+    tmp_path: Path, encoding: str, first: int, every: int
+) -> None:
     memory = Path("/dev/shm")  # noqa: S108  hundreds of builds: four times faster there, and nothing to keep
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
-        command = [sys.executable, str(Path(__file__).with_name("killing.py")), folder, encoding]
+        command = [sys.executable, "-m", "tests.labelstore.killing", folder, encoding, str(first), str(every)]
         done = subprocess.run(
             command, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
         )

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import Content, create, make_identity, tree
 
 from labelstore import BlockData, BlockIndex, LabelStore, StoreWriter, check
 from labelstore.durable import disk
 from labelstore.errors import InputError, LeaseError
 from labelstore.writing.queueing import Queue
+from tests.labelstore.making import Content, create, make_identity, tree
 
 
 def hand_in(queue: Queue[[int]], numbers: Iterable[int]) -> None:

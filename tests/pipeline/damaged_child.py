@@ -12,10 +12,10 @@ import sys
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from damaged import damaged
 from PIL import Image, ImageOps
 
 from labelstore.errors import InputError
@@ -24,6 +24,7 @@ from pipeline.images.headers import UnsupportedImageError, read_header
 from pipeline.images.manifest import Manifest, scan
 from pipeline.plan.plan import PlanSpec
 from pipeline.render import make_renderer
+from tests.pipeline.damaged import damaged
 
 SIZE, BOXES = 4, 10
 SUFFIXES = {"JPEG": "jpg", "SCANS": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -53,7 +54,7 @@ def rows_of(images: list[npt.NDArray[np.uint8]], seed: int) -> tuple[CropRows, l
     rng, rows, inside = np.random.default_rng(seed), [], []
     for image, pixels in enumerate(images):
         most = np.array(pixels.shape[:2]) - SIZE
-        corners = [(0, 0), most, (0, most[1]), (most[0], 0)]
+        corners: list[Any] = [(0, 0), most, (0, most[1]), (most[0], 0)]
         for top, left in [*corners, *(rng.integers(0, most + 1) for _ in range(BOXES - 4))]:
             rows.append((image, int(top), int(left)))
             inside.append(pixels[top : top + SIZE, left : left + SIZE])
@@ -68,7 +69,7 @@ def scanned(root: Path) -> tuple[Manifest, set[int]]:
     return manifest, {int(Path(path).stem) for path in manifest.names}
 
 
-def run(kind: str, first: int, behind: int, root: Path) -> dict[str, object]:
+def run(kind: str, first: int, behind: int, root: Path) -> dict[str, Any]:
     """Counts, and the seeds that failed."""
     failed: dict[str, list[int]] = {"verdict": [], "whole": [], "region": [], "sides": []}
     counts: Counter[str] = Counter()

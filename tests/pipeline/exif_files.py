@@ -17,6 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +46,35 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 # Make, Model, Orientation, resolutions, Software, DateTime, points, thumbnails, luma, copyright, IFDs, comments, ...
-TAGS = (0x10E, 0x10F, 0x110, 0x112, 0x112, 0x11A, 0x11B, 0x128, 0x131, 0x132, 0x13E, 0x13F, 0x201, 0x202, 0x211, 0x213)
-TAGS += (0x214, 0x2BC, 0x4746, 0x8298, 0x8769, 0x8825, 0x9286, 0x9C9B, 0xA005, 0xC4A5, 0xEA1C)
+TAGS: tuple[int, ...] = (
+    0x10E,
+    0x10F,
+    0x110,
+    0x112,
+    0x112,
+    0x11A,
+    0x11B,
+    0x128,
+    0x131,
+    0x132,
+    0x13E,
+    0x13F,
+    0x201,
+    0x202,
+    0x211,
+    0x213,
+    0x214,
+    0x2BC,
+    0x4746,
+    0x8298,
+    0x8769,
+    0x8825,
+    0x9286,
+    0x9C9B,
+    0xA005,
+    0xC4A5,
+    0xEA1C,
+)
 BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 ODD = (0, 1, 2, 6, 8, 26, 50, 72, 300, 65_535, 65_536, 393_216, 2**31, 2**32 - 1)
 
@@ -76,7 +104,7 @@ def bases(kind: str) -> tuple[bytes, ...]:
     picture = Image.fromarray((np.stack([8 * y, 5 * x, 3 * (x + y)], 2) + noise).clip(0, 255).astype(np.uint8))
     gray, palette = picture.convert("L"), picture.quantize(30)
     alpha = Image.merge("RGBA", (*picture.split(), gray.rotate(180)))
-    options: dict[str, list[tuple[Image.Image, dict[str, object]]]] = {
+    options: dict[str, list[tuple[Image.Image, dict[str, Any]]]] = {
         "JPEG": [(picture, {"subsampling": s}) for s in range(3)]
         + [(picture, {"progressive": True}), (gray, {}), (picture, {"restart_marker_rows": 1})],
         "PNG": [(picture, {}), (gray, {}), (palette, {"transparency": bytes(range(30))}), (alpha, {})],
@@ -281,7 +309,7 @@ def as_pillow_shows_it(data: bytes) -> npt.NDArray[np.uint8] | None:
             try:
                 image = Image.open(io.BytesIO(data))
                 image.load()
-                turn = TURNS.get(image.getexif().get(0x0112))
+                turn = TURNS.get(image.getexif().get(0x0112, 1))
             except Exception:
                 return None
             image = image if turn is None else image.transpose(turn)

@@ -132,7 +132,7 @@ def test_dsa_draws_what_the_authors_draw(size: int) -> None:
     assert (shifts.min(), shifts.max()) == (0, 2 * furthest)
     assert not moved[1, kind == dsa.ROTATE].any()
     assert (centres.min(), centres.max()) == (0, size - hole % 2)
-    drawn = np.stack([*color, *centres] if size > 1 else color)
+    drawn = np.concatenate([color, centres]) if size > 1 else color
     assert np.abs(np.corrcoef(drawn) - np.eye(len(drawn))).max() < 0.05
 
 
@@ -176,10 +176,27 @@ def test_a_plan_names_its_augmentations() -> None:
 
 @pytest.mark.parametrize(
     "augment",
-    [("shuffle",), ("dsa=1",), ("dsa", "dsa"), ("patch-shuffle",), ("patch-shuffle=9",), ("patch-shuffle=x",)],
+    [
+        ("shuffle",),
+        ("dsa=1",),
+        ("dsa", "dsa"),
+        ("dsa", "dsa=one"),
+        ("dsa=one", "dsa=one"),
+        ("patch-shuffle",),
+        ("patch-shuffle=9",),
+        ("patch-shuffle=x",),
+        ("patch-shuffle=2,3",),
+        ("rand-augment",),
+        ("rand-augment=2",),
+        ("rand-augment=0,9",),
+        ("rand-augment=17,9",),
+        ("rand-augment=2,31",),
+        ("rand-augment=2,-1",),
+        ("rand-augment=2,9", "rand-augment=1,9"),
+    ],
 )
 def test_what_is_no_augmentation_is_named(augment: tuple[str, ...]) -> None:
-    with pytest.raises(InputError, match=r"^augment.*expected|^augment dsa: takes no number"):
+    with pytest.raises(InputError, match=r"^augment.*expected"):
         PlanSpec(size=8, augment=augment)
 
 
@@ -198,7 +215,7 @@ def inverted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_another_one_takes_a_file_and_a_line(inverted: Any) -> None:
-    assert named(["invert"]) == [("invert", None)]
+    assert named(["invert"]) == [("invert", ())]
     spec = PlanSpec(size=8, augment=("invert",))
     sides = np.full(4, 8, np.int32)
     rows = Plan(spec, sides, sides).rows(1, 0, 4)
@@ -260,7 +277,8 @@ def test_an_operator_that_works_otherwise_is_refused() -> None:
     near: Any = {"model": "here", "operators": {"dsa": [number + 5e-6 for number in known["dsa"]]}}
     assert compare(crops, crops, there, near).maximum == 0
     far: Any = {"model": "here", "operators": {"dsa": [known["dsa"][0] + 1e-4, *known["dsa"][1:]]}}
-    for other in (far, {"model": "here"}):
+    others: tuple[Any, ...] = (far, {"model": "here"})
+    for other in others:
         with pytest.raises(MismatchError, match="operator dsa: expected what the store's renderer makes"):
             compare(crops, crops, there, other)
 

@@ -30,6 +30,7 @@ from pipeline.device.codes import ROWS_AT_ONCE, DeviceCodes
 from pipeline.ranks import Ranks
 from tests.journeys.world import SIDE, TEACHER, World
 from trainer import Replay
+from trainer.labels import StoredLabels
 
 C, R, N = 70, 32, 9
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -116,13 +117,14 @@ def test_directions_are_codes_only_where_codes_are_directions() -> None:
     masked[4, 1] = -1e4
     moved = x.copy()
     moved[7] -= 15
-    for parameters, rows, stored in (
+    cases: tuple[tuple[dict[str, Any], np.ndarray, bool], ...] = (
         ({"name": "int8"}, x, True),
         ({"name": "int8"}, moved, False),
         ({"name": "int8", "masked": -1e4}, x, True),
         ({"name": "int8", "masked": -1e4}, masked, False),
         ({"name": "float16"}, moved, True),
-    ):
+    )
+    for parameters, rows, stored in cases:
         encoding = make_encoding(parameters, 5)
         twin, codes = as_on_a_gpu(encoding), encoding.encode(rows, pairs)
         found, decoded = twin.directions(codes, pairs), torch.from_numpy(encoding.decode(codes, pairs))
@@ -143,7 +145,7 @@ def test_codes_of_a_transform_are_those_of_numpy_and_labels_agree(device: str, s
     if seed == 0:
         pairs = Pairs.unmixed(pairs.images)
     expected = encoding.encode(x, pairs)
-    ours = twin.encode(torch.from_numpy(x[None]), Pairs(*(part[None] for part in pairs)))
+    ours = twin.encode(torch.from_numpy(x[None]), Pairs(pairs.images[None], pairs.partners[None], pairs.weights[None]))
     for name, codes in expected.items():
         assert ours[name].dtype == codes.dtype
         assert np.array_equal(ours[name][0], codes)
@@ -175,7 +177,8 @@ def as_on_a_gpu(encoding: Encoding) -> DeviceCodes:
 
 def test_labels_that_a_gpu_decodes_are_replayed_the_same(world: World) -> None:
     plain, other = (Replay(world.store, world.images, batch_size=7, seed=3) for _ in range(2))
-    other._decode = as_on_a_gpu(other.store.encoding).decode
+    assert isinstance(other.labels, StoredLabels)
+    other.labels._decode = as_on_a_gpu(other.store.encoding).decode
     for ours, theirs in zip(other, plain, strict=True):
         assert all(torch.equal(getattr(ours, name), getattr(theirs, name)) for name in ("images", "logits", "targets"))
 

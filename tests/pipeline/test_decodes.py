@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from damaged import WHOLE, encoded, picture, segments
 from PIL import Image
 
 from labelstore.format.columns import CROP_COLUMNS, CropRows
@@ -25,8 +24,9 @@ from pipeline.render import make_renderer
 from pipeline.render.cache import DamagedImageWarning
 from pipeline.render.complaints import Listener
 from pipeline.render.jpeg_scans import Scans, scans_of
+from tests.pipeline.damaged import WHOLE, encoded, picture, segments
 
-CHILD = Path(__file__).with_name("damaged_child.py")
+CHILD = "tests.pipeline.damaged_child"
 
 
 def run_child(folder: Path, *runs: tuple[str, int, int]) -> None:
@@ -34,7 +34,7 @@ def run_child(folder: Path, *runs: tuple[str, int, int]) -> None:
     words = [str(word) for run in runs for word in run]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     ended = subprocess.run(
-        [sys.executable, CHILD, folder, *words], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", CHILD, folder, *words], env=environment, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""

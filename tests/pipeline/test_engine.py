@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,10 @@ def probed(network: nn.Module, batch: int | None = None) -> None:
     require_independent("net", network.eval(), logits, SIZE, batch)
 
 
+def drawing(draws: Callable[[Tensor], Tensor], net: Any, images: Tensor) -> Tensor:
+    return draws(plain(net, images))
+
+
 def test_networks_that_look_at_their_neighbours_are_refused() -> None:
     torch.manual_seed(0)
     for norm in ("batch", "instance"):
@@ -230,7 +235,7 @@ def test_networks_that_look_at_their_neighbours_are_refused() -> None:
         probed(AcrossTheBatch())
     for draws in (nn.functional.dropout, torch.rand_like):
         with pytest.raises(InputError, match="draws random numbers"):
-            probed(Net(lambda net, images, draws=draws: draws(plain(net, images))))
+            probed(Net(partial(drawing, draws)))
     probed(AcrossTheBatch(), batch=1)  # no neighbours
 
 

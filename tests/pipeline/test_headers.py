@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,7 +28,7 @@ def exif(orientation: int) -> bytes:
     return block.tobytes()
 
 
-def image_bytes(kind: str, mode: str = "RGB", size: tuple[int, int] = (7, 5), **options: object) -> bytes:
+def image_bytes(kind: str, mode: str = "RGB", size: tuple[int, int] = (7, 5), **options: Any) -> bytes:
     file = io.BytesIO()
     Image.linear_gradient("L").resize(size).convert(mode).save(file, kind, **options)
     return file.getvalue()
@@ -56,7 +57,7 @@ def test_every_mode_is_read(kind: str, mode: str) -> None:
 
 @pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 50}, {"exact": True}])
 @pytest.mark.parametrize("size", [(1, 1), (16, 17), (300, 2), (1, 16_383)])
-def test_webp_sizes(options: dict[str, object], size: tuple[int, int]) -> None:
+def test_webp_sizes(options: dict[str, Any], size: tuple[int, int]) -> None:
     header = read_header(io.BytesIO(image_bytes("WebP", "RGB", size, **options)))
     assert (header.width, header.height) == size
 

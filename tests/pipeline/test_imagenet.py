@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,7 +173,7 @@ class Wide(nn.Module):
         return nn.functional.linear(images.flatten(1), self.weight, self.bias)
 
 
-def wide(path: Path, folders: list[str] | tuple[str, ...], names: list[str] | None = None, **how: str) -> Teacher:
+def wide(path: Path, folders: list[str] | tuple[str, ...], names: list[str] | None = None, **how: Any) -> Teacher:
     member = Member(name=f"{__name__}:Wide", weights=str(linear(path / "w.safetensors", 1000, names)))
     return make_teacher(TeacherSpec(members=(member,), batch=4, **how), size=2, classes=folders)
 
@@ -198,8 +199,8 @@ def test_the_list_and_the_indexes_make_one_identity(tmp_path: Path) -> None:
 
 def test_all_ids_in_order_are_the_same_with_and_without_the_flag(tmp_path: Path) -> None:
     plainly = wide(tmp_path, IDS)
-    for how in ({"classes": "imagenet"}, {"class_columns": "imagenet"}, {"classes": "folders"}):
-        said = wide(tmp_path, IDS, **how)
+    for flag, value in (("classes", "imagenet"), ("class_columns", "imagenet"), ("classes", "folders")):
+        said = wide(tmp_path, IDS, **dict[str, Any]({flag: value}))
         assert dict(said.identity) == dict(plainly.identity)
         assert (said.class_columns, said.selected) == ((), None)
     with pytest.raises(InputError, match="expected a column for each of the 2 class folders"):

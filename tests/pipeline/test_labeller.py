@@ -146,7 +146,7 @@ def test_other_images_are_refused_before_a_teacher_is_loaded(tmp_path: Path, mon
     build(config, Console(silent=True), MeanColours())
     next(config.images.rglob("*.png")).unlink()
 
-    def loading(*_: object, **__: object) -> None:
+    def loading(*_: object, **__: Any) -> None:
         raise AssertionError
 
     monkeypatch.setattr(building, "make_teacher", loading)

@@ -9,11 +9,10 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
-from damaged import encoded, one_frame, png_chunk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,10 +23,12 @@ from labelstore.spec import BlockShape, Identity
 from pipeline.images import manifest as manifest_module
 from pipeline.images import manifest_cache as cache_module
 from pipeline.images.class_folder import SUFFIXES, ClassFolder, order_classes
+from pipeline.images.decodes import require_decodes
 from pipeline.images.manifest import Manifest, require_same_images, scan
+from tests.pipeline.damaged import encoded, one_frame, png_chunk
 
 
-def write(path: Path, colour: int = 0, size: tuple[int, int] = (6, 4), **options: object) -> Path:
+def write(path: Path, colour: int = 0, size: tuple[int, int] = (6, 4), **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (colour, 255 - colour, 7)).save(path, **options)
     return path
@@ -63,7 +64,8 @@ def test_columns_and_digests(folder: Path) -> None:
     assert found.targets.tolist() == [0, 0, 1, 2, 2]
     assert found.heights.tolist() == [4] * 5
     assert found.widths.tolist() == [6] * 5
-    assert (found.targets.dtype, found.heights.dtype, found.digests.dtype) == (np.int64, np.int32, np.uint8)
+    kinds: list[np.dtype] = [found.targets.dtype, found.heights.dtype, found.digests.dtype]
+    assert kinds == [np.int64, np.int32, np.uint8]
     whole = hashlib.sha256()
     for image in range(len(found)):
         digest = hashlib.sha256(Path(found.place(image)).read_bytes()).digest()
@@ -246,12 +248,11 @@ def test_broken_files(folder: Path, path: str, reads: list[str]) -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The contents that are decoded."""
     contents: list[bytes] = []
-    real = manifest_module.require_decodes
 
     def spy(file: BinaryIO) -> None:
         file.seek(0)
         contents.append(file.read())
-        real(file)
+        require_decodes(file)
 
     monkeypatch.setattr(manifest_module, "require_decodes", spy)
     return contents

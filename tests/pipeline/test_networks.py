@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ def test_without_timm_the_error_names_the_command(monkeypatch: pytest.MonkeyPatc
         ("argparse:Namespace", {}, r"expected a torch.nn.Module, found Namespace"),
     ],
 )
-def test_what_cannot_be_made_is_named(name: str, args: dict[str, object], message: str) -> None:
+def test_what_cannot_be_made_is_named(name: str, args: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build_network(name, args, 10, size=32)
 

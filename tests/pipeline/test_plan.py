@@ -30,6 +30,14 @@ GOLDEN_SPECS: dict[str, dict[str, Any]] = {
     "cutmix, alpha 0.5": {"size": 96, "mix": "cutmix", "alpha": 0.5, "group": 2},
     "mixup, alpha 0.2": {"size": 224, "mix": "mixup", "alpha": 0.2, "group": 3},
     "mixup, alpha 3": {"size": 224, "mix": "mixup", "alpha": 3.0, "group": 5},
+    "rand-augment": {"size": 224, "augment": ("rand-augment=2,9",)},
+    "dsa=one": {"size": 32, "crop": "padded", "flip": 0.0, "augment": ("dsa=one",)},
+    "patch-shuffle, rand-augment, dsa, mixup": {
+        "size": 64,
+        "augment": ("dsa", "rand-augment=3,15", "patch-shuffle=3"),
+        "mix": "mixup",
+        "group": 4,
+    },
 }
 
 

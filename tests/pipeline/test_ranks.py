@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def config(**changes: object) -> BuildConfig:
+def config(**changes: Any) -> BuildConfig:
     plain = {"images": Path("i"), "teacher": ("t",), "weights": ("w",), "size": 8, "views": 1, "store": Path("s")}
     return from_flags(BuildConfig, **{**plain, **changes})
 

@@ -6,6 +6,7 @@ import itertools
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,11 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         (folder / name).mkdir()
     for index in range(18):
         height, width = 20 + 7 * (index % 5), 18 + 11 * (index % 4)
-        options = {"jpg": {"subsampling": index % 3, "progressive": index % 2 == 1}, "png": {}, "webp": {}}
+        options: dict[str, dict[str, Any]] = {
+            "jpg": {"subsampling": index % 3, "progressive": index % 2 == 1},
+            "png": {},
+            "webp": {},
+        }
         suffix = ("jpg", "png", "webp")[index // 2 % 3]
         picture(height, width, index).save(folder / "ab"[index % 2] / f"{index:02d}.{suffix}", **options[suffix])
     picture(30, 40, 18).convert("CMYK").save(folder / "b" / "18.jpg")
@@ -182,7 +187,7 @@ def test_images_of_the_right_side_pass_unchanged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "interpolation"), [(224, "bilinear"), (64, "bilinear"), (224, "bicubic")])
-def test_crops_of_photographs_are_torchvisions(data: Path, size: int, interpolation: str) -> None:
+def test_crops_of_photographs_are_torchvisions(data: Path, size: int, interpolation: Any) -> None:
     manifest = scan(data / "imagenet-samples", digests=False)
     manifest = manifest.subset(np.arange(0, len(manifest), 25))
     spec = PlanSpec(size=size, interpolation=interpolation)
@@ -267,7 +272,7 @@ def test_rows_of_other_images_are_refused(manifest: Manifest) -> None:
         ({"cache_bytes": -1}, "expected at least 0 bytes, found -1"),
     ],
 )
-def test_what_cannot_render_is_refused(manifest: Manifest, options: dict[str, object], words: str) -> None:
+def test_what_cannot_render_is_refused(manifest: Manifest, options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         make_renderer(manifest, SPECS["resized"], **options)
 

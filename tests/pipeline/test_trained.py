@@ -179,7 +179,7 @@ def test_timm_and_torchvision_say_what_their_weights_take() -> None:
     assert found is not None
     assert (found.mean, found.std, found.size) == ((0.5,) * 3, (0.5,) * 3, 224)
     assert (found.interpolation, found.resize) == ("bicubic", 249)
-    changed = {"pretrained_cfg_overlay": {"mean": [0.1, 0.2, 0.3]}}
+    changed: dict[str, Any] = {"pretrained_cfg_overlay": {"mean": [0.1, 0.2, 0.3]}}
     overlaid = own_configuration("timm:vit_tiny_patch16_224", changed, "w.safetensors")
     assert overlaid is not None
     assert overlaid.mean == (0.1, 0.2, 0.3)
@@ -210,7 +210,7 @@ def test_the_same_network_under_two_names(one: str, other: str, same: bool) -> N
 
 
 def trained(source: str, mean: float | None, std: float | None = 0.2) -> Trained:
-    return Trained(source=source, mean=mean and (mean,) * 3, std=std and (std,) * 3)
+    return Trained(source=source, mean=None if mean is None else (mean,) * 3, std=None if std is None else (std,) * 3)
 
 
 def test_flags_win_and_differences_are_said() -> None:

@@ -13,13 +13,13 @@ from labelstore import LabelStore
 from labelstore.command.console import Console
 from labelstore.command.flags import changed, from_flags
 from pipeline.build.build import build
-from pipeline.config import BuildConfig
+from pipeline.config import BuildConfig, VerifyConfig
 from pipeline.networks import build_network, save_weights
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.networks.outputs import logits_of
 from pipeline.render.normalise import normalise
 from pipeline.replay.source import open_source
-from pipeline.replay.verify import VerifyConfig, verify
+from pipeline.replay.verify import verify
 from pipeline.teacher.engine.spec import Member, TeacherSpec
 from pipeline.teacher.teacher import make_teacher
 from tests.journeys.world import CLASSES, SIDE, World

@@ -30,7 +30,7 @@ from pipeline.networks.weight_sets import choose_set
 from pipeline.networks.weights import state_digest
 from pipeline.teacher.teacher import Teacher, TeacherSpec, make_members, make_teacher, stored_members
 
-ARGS = {"width": 4, "norm": "batch"}
+ARGS: dict[str, Any] = {"width": 4, "norm": "batch"}
 State = dict[str, Tensor]
 
 

@@ -16,6 +16,7 @@ from labelstore.command.flags import changed, from_flags
 from labelstore.errors import InputError, MismatchError
 from pipeline.networks import build_network, save_weights
 from tests.journeys.world import SIDE, World, draw_images
+from tests.trainer.interrupting import interrupted_after
 from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.losses import LossSpec, make_loss
@@ -42,7 +43,7 @@ class Plain(torch.optim.SGD):
         super().__init__(params, lr=lr, weight_decay=weight_decay)
 
 
-def free(params: Any, **_: object) -> object:
+def free(params: Any, **_: Any) -> object:
     return object()
 
 
@@ -148,7 +149,8 @@ def test_each_optimiser_has_defaults_of_its_own(
     name: str, config: TrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = changed(config, optimizer=name).optimiser.spec()
-    theirs = OPTIMISERS[name]([nn.Parameter(torch.zeros(1, 1))]).defaults
+    make: Any = OPTIMISERS[name]
+    theirs = make([nn.Parameter(torch.zeros(1, 1))]).defaults
     ours = {"AdamW": (1e-3, 1e-4), "SGD": (0.01, 5e-4)}.get(name, (theirs["lr"], theirs.get("weight_decay", 0.0)))
     assert (spec.lr, spec.weight_decay) == ours
     assert defaults_of(name).args == ({"momentum": 0.9} if name == "SGD" else {})
@@ -197,21 +199,10 @@ def test_steps_are_logged_with_the_gradients_norm(
     clipped = tmp_path / "clipped"
     train(config, run_folder=clipped, log_every=2, clip_norm=1e-3)  # said as it is before it is bounded
     assert lines(clipped / "steps.jsonl")[0]["gradient_norm"] > 1e-3
-    run, step = tmp_path / "stopped", loop.step
-    for stop in (4, 2):
-        calls = 0
-
-        def dying(*args: Any, stop: int = stop) -> Tensor:
-            nonlocal calls
-            calls += 1
-            if calls == stop + 1:
-                raise KeyboardInterrupt
-            return step(*args)
-
-        monkeypatch.setattr(loop, "step", dying)
-        with pytest.raises(KeyboardInterrupt):
+    run = tmp_path / "stopped"
+    for steps in (4, 2):
+        with interrupted_after(steps):
             train(config, run_folder=run, log_every=2, checkpoint_steps=3)
-    monkeypatch.setattr(loop, "step", step)
     train(config, run_folder=run, log_every=2, checkpoint_steps=3)
     assert lines(run / "steps.jsonl") == found
 

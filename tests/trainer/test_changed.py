@@ -22,6 +22,7 @@ from tests.journeys.world import World, draw_images, giftwrap
 from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.evaluate import EvalResult
+from trainer.run import Run
 from trainer.student import Student
 
 LAYERS = """
@@ -157,7 +158,7 @@ def test_scores_on_other_test_images_do_not_compete(
     run = changed(config, epochs=3, run_folder=tmp_path / "changed", checkpoint_every=1)
     original, calls = loop.save, 0
 
-    def stopping(this: loop.Run) -> None:
+    def stopping(this: Run) -> None:
         nonlocal calls
         original(this)
         calls += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +79,8 @@ def play(replays: dict[tuple[int, int], Replay], world: int, batch: int, place: 
         assert {piece.total for piece in pieces} == {sum(map(len, own))}
         assert max(map(len, own)) - min(len(piece) if piece.share else 0 for piece in pieces) <= 1
         assert [piece.share for piece in own] == [len(piece) * world / piece.total for piece in own]
-        joined.append(TrainBatch(*(torch.cat([getattr(piece, name) for piece in own]) for name in COLUMNS)))
+        joined_columns: dict[str, Any] = {name: torch.cat([getattr(piece, name) for piece in own]) for name in COLUMNS}
+        joined.append(TrainBatch(**joined_columns))
     return joined
 
 

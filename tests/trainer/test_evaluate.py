@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,7 @@ from pipeline.networks import build_network, load_network, save_weights
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.plan import PlanSpec
 from pipeline.render import make_renderer
+from tests.journeys.world import giftwrap
 from trainer.config import EvaluateConfig
 from trainer.evaluate import EvalResult, count_hits, evaluate, evaluate_network
 from trainer.metrics import ranks
@@ -152,7 +149,7 @@ def test_another_number_of_columns_is_refused(images: Manifest) -> None:
 class Recorder:
     """A renderer that notes which images it was asked for."""
 
-    id: Mapping[str, Json] = {}
+    id: dict[str, Json] = {}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -186,17 +183,17 @@ def weights_of_seven(tmp_path: Path) -> Path:
 
 
 def test_the_command_prints_what_the_function_finds(images: Manifest, weights_of_seven: Path) -> None:
-    words = f"-m trainer evaluate --json --student convnet-d1 --size 8 --batch 8 --weights {weights_of_seven}"
+    words = f"trainer evaluate --json --student convnet-d1 --size 8 --batch 8 --weights {weights_of_seven}"
     flags = ["--student-args", '{"width": 4}', "--images", images.location]
     flags += ["--mean", *map(str, MEAN), "--std", *map(str, STD)]
-    done = subprocess.run([sys.executable, *words.split(), *flags], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = giftwrap(*words.split(), *flags)
+    assert done.code == 0, done.err
     network, _ = load_network("convnet-d1", {"width": 4}, str(weights_of_seven), classes=7, size=8)
     renderer = make_renderer(images, SPEC)
     result = evaluate(network, images, SPEC, renderer, mean=MEAN, std=STD, batch=8)
     renderer.close()
-    assert json.loads(done.stdout) == {"images": 35, **result.numbers}
-    assert "35/35 images" in done.stderr
+    assert done.summary == {"images": 35, **result.numbers}
+    assert "35/35 images" in done.err
 
 
 def test_the_command_names_its_own_flag(images: Manifest, weights_of_seven: Path) -> None:

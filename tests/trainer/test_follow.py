@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import signal
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests.journeys.world import World, giftwrap, start
 from trainer import Replay, following
 from trainer import train as loop
 from trainer.config import TrainConfig
+from trainer.step import step
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def begun(world: World, path: Path, views: int = 600) -> LabelStore:
 
 
 def test_a_build_is_followed_to_its_end(config: TrainConfig, world: World, tmp_path: Path) -> None:
-    store, views = tmp_path / "store", 171 * 3
+    store, views = tmp_path / "store", 171 * 2
     words = world.build_words(store, "--views", views)
     (tmp_path / "said").mkdir()
     build = start(tmp_path / "said", *words)
@@ -68,9 +70,8 @@ def test_a_build_that_ends_short_is_said_and_the_run_goes_on_when_it_is_continue
         loop.train(run, Console(as_json=True))
     assert giftwrap(*world.build_words(store.path, "--views", 600)).code == 0
     steps: list[int] = []
-    original = loop.step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "step", lambda run, batch: (steps.append(run.step), original(run, batch))[1])
+        patch.setattr(loop, "step", lambda run, batch: (steps.append(run.step), step(run, batch))[1])
         loop.train(run, Console(as_json=True))
     assert steps == list(range(sealed, sealed + 2))  # what was trained before it waited is kept
 
@@ -90,7 +91,7 @@ def test_a_view_is_waited_for_while_a_build_holds_the_store(
         if len(waits) == 3:
             held.close()
 
-    monkeypatch.setattr(following.time, "sleep", sleep)
+    monkeypatch.setattr(time, "sleep", sleep)
     following.wait_for_view(follower, view - 1)
     assert not waits
     with pytest.raises(NotStoredError, match="no build holds the store"):
@@ -124,7 +125,7 @@ def test_a_signal_ends_the_waiting(config: TrainConfig, world: World, tmp_path: 
     sealed = store.state.views_sealed
     run = changed(config, store=store.path, follow=True, epochs=sealed + 1, checkpoint_every=9_999)
     with store.lease(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(following.time, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
+        patch.setattr(time, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             loop.train(run, Console(as_json=True))
     assert (run.run / "checkpoint.pt").exists()

@@ -6,7 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def batch(rows: int, classes: int, dtype: torch.dtype = torch.float32, seed: int
     return [x.to(dtype), t, y, y2, lam]
 
 
-def value_and_gradient(loss: Loss, x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(loss: Callable[..., Tensor], x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
     leaf = x.detach().clone().requires_grad_()
     value = loss(leaf, *rest)
     (SCALES.get(x.dtype, SCALE) * value).backward()
@@ -291,6 +291,7 @@ def interpreted() -> None:
     whole = torch.compile(lambda *tensors: SCALE * loss(*tensors), fullgraph=True, backend="aot_eager")
     eager = value_and_gradient(lambda *tensors: SCALE * loss(*tensors), x, t, y)
     torch.testing.assert_close(value_and_gradient(whole, x, t, y), eager)
+    assert isinstance(loss, Fused)
     assert loss.rows(x, t) is not gift_rows
 
 
@@ -347,7 +348,7 @@ def test_kernels_are_operators_whose_shapes_are_known() -> None:
         losses, gradient = kernels.gift(x, t, soft=1.0, hard=0.0, smoothing=0.1)
         assert (losses.shape, losses.dtype) == ((8,), torch.float32)
         assert (gradient.shape, gradient.dtype) == (x.shape, x.dtype)
-    any_rows = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, DimDynamic.STATIC])
+    any_rows: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, DimDynamic.STATIC])
     symbols, eight = ShapeEnv(), torch.empty(8, 1000)
     with FakeTensorMode(shape_env=symbols) as mode:
         x = mode.from_tensor(eight, symbolic_context=any_rows, source=ConstantSource("x"))

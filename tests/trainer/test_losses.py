@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ def direction(v: np.ndarray) -> np.ndarray:
     return np.zeros_like(v) if length < 1e-12 else v / length
 
 
+Row = np.ndarray
+
+
 def smoothed(y: int, classes: int, a: float) -> np.ndarray:
     return np.array([1 - a if c == y else a / (classes - 1) for c in range(classes)])
 
@@ -37,48 +41,58 @@ def log_softmax(v: np.ndarray) -> np.ndarray:
     return v - v.max() - math.log(np.exp(v - v.max()).sum())
 
 
-def gift_row(x, t, y, y2, lam, gamma=0.1, smoothing=0.1, form="released", weight=0.1) -> float:
+def gift_row(
+    x: Row,
+    t: Row,
+    y: int,
+    y2: int,
+    lam: float,
+    gamma: float = 0.1,
+    smoothing: float = 0.1,
+    form: str = "released",
+    weight: float = 0.1,
+) -> float:
     s = lam * smoothed(y, len(x), smoothing) + (1 - lam) * smoothed(y2, len(x), smoothing)
     soft, hard = (1, gamma) if form == "released" else (1 - weight, weight)
     return 1 - cosine(x, soft * direction(t) + hard * direction(s))
 
 
-def kl_row(x, t, temperature=20.0, t_squared=False) -> float:
+def kl_row(x: Row, t: Row, temperature: float = 20.0, t_squared: bool = False) -> float:
     log_p, log_q = log_softmax(t / temperature), log_softmax(x / temperature)
     value = sum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True))
     return value * temperature**2 if t_squared else value
 
 
-def ce_row(x, y, y2, lam) -> float:
+def ce_row(x: Row, y: int, y2: int, lam: float) -> float:
     return -lam * log_softmax(x)[y] - (1 - lam) * log_softmax(x)[y2]
 
 
-def soft_ce_row(x, t) -> float:
+def soft_ce_row(x: Row, t: Row) -> float:
     return -sum(np.exp(log_softmax(t)) * log_softmax(x))
 
 
-def mse_row(x, t) -> float:
+def mse_row(x: Row, t: Row) -> float:
     return sum((x - t) ** 2) / len(x)
 
 
-def oracle(spec: LossSpec, x, t, y, y2, lam) -> float:
-    """Mean over rows; numbers are read from the spec field by field, not from `LossSpec.numbers`."""
-    rows = []
-    for row in zip(x, t, y, y2, lam, strict=True):
-        xi, ti, *targets = row
-        rows.append(
-            {
-                "gift": lambda r=row: gift_row(*r, spec.gamma, spec.smoothing, spec.form, spec.weight),
-                "cosine": lambda a=xi, b=ti: 1 - cosine(a, b),
-                "kl": lambda a=xi, b=ti: kl_row(a, b, spec.temperature, spec.t_squared),
-                "soft_ce": lambda a=xi, b=ti: soft_ce_row(a, b),
-                "mse": lambda a=xi, b=ti: mse_row(a, b),
-                "ce": lambda a=xi, r=targets: ce_row(a, *r),
-                "mse+ce": lambda a=xi, b=ti, r=targets: mse_row(a, b) + spec.hard_weight * ce_row(a, *r),
-                "soft_ce+ce": lambda a=xi, b=ti, r=targets: soft_ce_row(a, b) + spec.hard_weight * ce_row(a, *r),
-            }[spec.name]()
-        )
-    return float(np.mean(rows))
+def row_loss(spec: LossSpec, x: Row, t: Row, y: int, y2: int, lam: float) -> float:
+    """Numbers are read from the spec field by field, not from `LossSpec.numbers`."""
+    losses: dict[str, Callable[[], float]] = {
+        "gift": lambda: gift_row(x, t, y, y2, lam, spec.gamma, spec.smoothing, spec.form, spec.weight),
+        "cosine": lambda: 1 - cosine(x, t),
+        "kl": lambda: kl_row(x, t, spec.temperature, spec.t_squared),
+        "soft_ce": lambda: soft_ce_row(x, t),
+        "mse": lambda: mse_row(x, t),
+        "ce": lambda: ce_row(x, y, y2, lam),
+        "mse+ce": lambda: mse_row(x, t) + spec.hard_weight * ce_row(x, y, y2, lam),
+        "soft_ce+ce": lambda: soft_ce_row(x, t) + spec.hard_weight * ce_row(x, y, y2, lam),
+    }
+    return losses[spec.name]()
+
+
+def oracle(spec: LossSpec, *columns: Row) -> float:
+    """Mean over the rows of logits, targets, both classes and their weights."""
+    return float(np.mean([row_loss(spec, *row) for row in zip(*columns, strict=True)]))
 
 
 def case(classes: int, rows: int = 7, seed: int = 0) -> tuple[np.ndarray, ...]:
@@ -166,6 +180,7 @@ def test_zero_rows_count_as_cosine_zero_with_zero_gradient(dtype: torch.dtype) -
 
     x.grad = None
     gift_loss(x, t, y).backward()
+    assert x.grad is not None
     assert x.grad.isfinite().all()
     assert (x.grad[[1, 3, 5]] == 0).all()
     # a zero teacher row leaves the hard label alone, whatever its weight
@@ -181,6 +196,7 @@ def test_a_target_that_cancels_out_has_zero_gradient() -> None:
     x = torch.tensor([[1.0, 2.0]], dtype=torch.float64, requires_grad=True)
     loss = gift_loss(x, t, y, gamma=1.0, smoothing=0.0)
     loss.backward()
+    assert x.grad is not None
     assert loss.item() == 1
     assert (x.grad == 0).all()
 
@@ -253,7 +269,7 @@ def test_inputs_are_left_alone() -> None:
 @pytest.mark.parametrize("options", SPECS, ids=str)
 def test_spec_round_trip(options: dict[str, Any]) -> None:
     spec = LossSpec(**options)
-    plain = spec.to_json()
+    plain: dict[str, Any] = spec.to_json()
     assert LossSpec(**plain).to_json() == plain
     for name, value in options.items():
         assert plain[name] == value

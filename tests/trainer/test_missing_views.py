@@ -71,7 +71,7 @@ def test_losses_on_probabilities_take_them(name: Any) -> None:
     LossSpec(name=name).require_content("topk")
 
 
-def adopted(store: Path, into: Path, **unknown: None) -> LabelStore:
+def adopted(store: Path, into: Path, **unknown: Any) -> LabelStore:
     """The same labels as a store that somebody else made."""
     source = LabelStore.open(store)
     identity = replace(source.identity, origin="adopted", **unknown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_golden() -> None:
         ({"views": 1, "images": 5, "mode": "random"}, "'shuffle' or 'cycle', found 'random'"),
     ],
 )
-def test_what_is_no_order_is_refused(fields: dict[str, int], message: str) -> None:
+def test_what_is_no_order_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Order(**fields)
 

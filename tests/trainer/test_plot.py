@@ -12,8 +12,9 @@ from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
 from labelstore.errors import InputError
 from trainer.config import PlotConfig
-from trainer.plot import plot, read_log
+from trainer.plot import plot
 from trainer.run_folder import open_log
+from trainer.runs import read_log
 
 
 def entry(epoch: int, **more: float | None) -> dict[str, float | None]:

@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import torch
 
-from labelstore import Identity
+from labelstore import Identity, LabelStore
 from labelstore.command.program import read_flags
 from labelstore.errors import InputError, MismatchError
 from pipeline.__main__ import COMMANDS as PIPELINE
@@ -113,7 +113,7 @@ BETAS = {"optimizer_args": '{"betas": [0.9, 0.999]}'}
                          "horizon": 1, "batch_size": 1024, "eval_every": 10, "eval_from": 0, "test_resize": 32}),
     ],
 )  # fmt: skip
-def test_every_value(recipe: str, classes: int, values: dict[str, object]) -> None:
+def test_every_value(recipe: str, classes: int, values: dict[str, Any]) -> None:
     assert RECIPES[recipe].train(setting(classes, 10)) == values
 
 
@@ -143,7 +143,7 @@ def test_what_is_tested() -> None:
 
 def typed_config(identity: Identity, monkeypatch: pytest.MonkeyPatch, recipe: str, *words: object) -> TrainConfig:
     """The run of a command line on a store of ``identity``."""
-    monkeypatch.setattr(trained.LabelStore, "open", lambda *_args, **_named: SimpleNamespace(identity=identity))
+    monkeypatch.setattr(LabelStore, "open", lambda *_args, **_named: SimpleNamespace(identity=identity))
     line = ["train", "--store", "s", "--images", "i", "--run-folder", "r", "--student", "convnet-d3"]
     arguments = trained.typed([*line, "--recipe", recipe, *map(str, words)])
     return read_flags(TRAINER["train"], "train", arguments[1:])
@@ -264,7 +264,7 @@ def test_images_that_are_left_out_count_in_both_halves(
     kept = replace(identity_of(20, 3, (listing.names[5],)), classes=listing.classes)
     config = typed_config(kept, monkeypatch, recipe, "--student", "s")
     assert config.batch_size == {"gift": 50, "rded": 21, "sre2l": 1024}[recipe]
-    monkeypatch.setattr(stores.LabelStore, "open", lambda *_args, **_named: SimpleNamespace(identity=kept))
+    monkeypatch.setattr(LabelStore, "open", lambda *_args, **_named: SimpleNamespace(identity=kept))
     (root / listing.names[5]).unlink()  # the broken file was removed meanwhile: the store is still continued
     again = stores.typed(
         ["build", "--recipe", recipe, "--images", str(root), "--size", "32", "--teacher", "t", "--store", "s"]
@@ -321,8 +321,8 @@ def test_gifts_rate_drops_where_its_authors_drop_it(epochs: int) -> None:
 
 
 def test_rdeds_rate_ends_at_half() -> None:
-    flags = RECIPES["rded"].train(setting(10, 10))
-    schedule = ScheduleSpec(name="cosine", per="epoch", final=float(flags["final"]), horizon=float(flags["horizon"]))
+    flags: Any = RECIPES["rded"].train(setting(10, 10))
+    schedule = ScheduleSpec(name="cosine", per="epoch", final=flags["final"], horizon=flags["horizon"])
     for epoch in (0, 1, 150, 299):
         assert schedule.factor(epoch, 300) == pytest.approx(0.5 * (1 + math.cos(math.pi * epoch / 600)), abs=1e-12)
     assert schedule.factor(300, 300) == pytest.approx(0.5)
@@ -349,7 +349,7 @@ def test_help_and_choices_need_no_torch() -> None:
 
 
 def test_words_are_what_would_be_typed() -> None:
-    flags = {"t_squared": False, "batch_size": 10, "milestones": (0.5, 0.75), "loss": "kl"}
+    flags: dict[str, Any] = {"t_squared": False, "batch_size": 10, "milestones": (0.5, 0.75), "loss": "kl"}
     assert words(flags) == [
         "--no-t-squared", "--batch-size", "10", "--milestones", "0.5", "0.75", "--loss", "kl",
     ]  # fmt: skip
@@ -377,7 +377,7 @@ FACTOR = {"crop": "factor", "augment": ("dsa",), "flip": 0.5, "mix": "none"}
         ("sre2l", setting(10, 10), {**RESIZED, "scale": (0.08, 1.0), "group": 100}),
     ],
 )  # fmt: skip
-def test_what_a_store_contains(recipe: str, of: Setting, values: dict[str, object]) -> None:
+def test_what_a_store_contains(recipe: str, of: Setting, values: dict[str, Any]) -> None:
     assert RECIPES[recipe].build(of) == values
 
 
@@ -386,7 +386,7 @@ def test_what_a_store_contains(recipe: str, of: Setting, values: dict[str, objec
 def test_a_store_of_the_recipe_is_taken_and_another_one_named(recipe: str, size: int) -> None:
     flags = RECIPES[recipe].build(setting(10, 10, "s", "other", size))
     numbers = {name: value for name, value in flags.items() if name not in NORMALISATION}
-    imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    imagenet: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
     def store(**changes: Any) -> Identity:
         spec = PlanSpec(size=size, seed=5, **{**numbers, **changes})

@@ -8,6 +8,7 @@ import random
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from tests.journeys.world import SERVER, World, draw_images
 from trainer import train as loop
 from trainer.checkpoint import random_state, restore_random_state, seed_all
 from trainer.config import TrainConfig
+from trainer.evaluate import EvalResult
+from trainer.run import Run
 
 FILES = ("last.safetensors", "best.safetensors", "classes.csv")
 
@@ -58,7 +61,9 @@ SCORES = (10.0, 40.0, 20.0, 20.0, 60.0, 30.0)
 def scripted(patch: pytest.MonkeyPatch) -> None:
     """The best changes at some epochs and not at others."""
     real = loop.evaluated
-    patch.setattr(loop, "evaluated", lambda run: replace(real(run), top1=SCORES[run.entry["epoch"]]))
+    patch.setattr(
+        loop, "evaluated", lambda run: replace(cast("EvalResult", real(run)), top1=SCORES[run.entry["epoch"]])
+    )
 
 
 def run_until(config: TrainConfig, step: str, count: int) -> None:
@@ -148,7 +153,7 @@ def test_what_is_reported_is_what_the_file_gives(
     scripted(monkeypatch)
     original, calls = loop.save, 0
 
-    def dying(this: loop.Run) -> None:
+    def dying(this: Run) -> None:
         nonlocal calls
         calls += 1
         if calls == (after + 1) // 2:
@@ -167,14 +172,14 @@ def test_what_is_reported_is_what_the_file_gives(
     assert (run.run / "best.safetensors").read_bytes() == (whole.run / "best.safetensors").read_bytes()
     lines = [json.loads(line) for line in (run.run / "log.jsonl").read_text().splitlines()]
     best = max(line["test_top1"] for line in lines)
-    assert summary["best"]["top1"] == best  # type: ignore[index, call-overload]
+    assert summary["best"]["top1"] == best
 
 
 def test_last_weights_are_those_of_the_last_checkpoint(config: TrainConfig, tmp_path: Path) -> None:
     run = changed(config, run_folder=tmp_path / "run")
     original = loop.save
 
-    def once(this: loop.Run) -> None:
+    def once(this: Run) -> None:
         original(this)
         raise RuntimeError
 

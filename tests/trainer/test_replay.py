@@ -214,11 +214,11 @@ def test_epochs_are_played_without_a_pause(
 
 
 def test_the_prefetcher_passes_errors_on_and_stops_with_its_consumer() -> None:
-    def items() -> object:
+    def items() -> Generator[int]:
         yield 1
         raise InputError("the second item")
 
-    taken = []
+    taken: list[int] = []
     with Prefetcher(items(), 2) as results:
         with pytest.raises(InputError, match="second item"):
             taken.extend(results)

@@ -26,6 +26,7 @@ from labelstore.errors import InputError, MismatchError
 from labelstore.format.columns import CROP_COLUMNS, CUTMIX_COLUMNS, CropRows
 from pipeline.networks.weights import read_weights
 from pipeline.ranks import Ranks
+from tests.trainer.interrupting import interrupted_after
 from trainer import TrainBatch
 from trainer import train as loop
 from trainer.batch import COLUMNS
@@ -284,21 +285,9 @@ def test_another_objective_is_trained_and_resumed_by_the_same_loop(
 ) -> None:
     config, stopped = (replace(config, ema=ema, run=tmp_path / name) for name in ("whole", "stopped"))
     whole = trained(config, objective, labels())
-    original = loop.step
-    for calls in (6, 7):  # within the second and a later epoch
-        left = calls
-
-        def dying(*args: Any) -> torch.Tensor:
-            nonlocal left
-            if not left:
-                raise KeyboardInterrupt
-            left -= 1
-            return original(*args)
-
-        monkeypatch.setattr(loop, "step", dying)
-        with pytest.raises(KeyboardInterrupt):
+    for steps in (6, 7):  # within the second and a later epoch
+        with interrupted_after(steps):
             trained(stopped, objective, labels())
-    monkeypatch.setattr(loop, "step", original)
     resumed = trained(stopped, objective, labels())
     files = [file for file in ("last.safetensors", "best.safetensors") if (config.run / file).exists()]
     assert ("best.safetensors" in files) == (objective is Autoencoder)

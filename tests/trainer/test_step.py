@@ -17,6 +17,7 @@ from labelstore.errors import GiftwrapError, InputError
 from pipeline.networks.weights import read_weights
 from pipeline.ranks import Ranks
 from tests.journeys.world import World
+from tests.trainer.interrupting import interrupted_after
 from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.ema import Average
@@ -53,7 +54,7 @@ def test_the_gradient_is_bounded(config: TrainConfig, tmp_path: Path, monkeypatc
     norms: list[float] = []
     original = torch.optim.SGD.step
 
-    def noting(self: torch.optim.Optimizer, *args: Any) -> Any:
+    def noting(self: torch.optim.SGD, *args: Any) -> Any:
         gradients = [weight.grad for group in self.param_groups for weight in group["params"]]
         norms.append(math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients)))
         return original(self, *args)
@@ -71,22 +72,10 @@ def test_a_compiled_student_is_the_same_and_goes_on_bit_for_bit(
     plain, whole = trained(config, tmp_path / "plain"), trained(config, tmp_path / "whole", compile=True)
     for name, value in plain.items():
         torch.testing.assert_close(whole[name], value, rtol=1e-3, atol=1e-5)
-    original = loop.step
-    for stop in (3, 4):  # in front of the short batch at the end of an epoch, and behind it
-        left = stop
-
-        def dying(*args: Any) -> torch.Tensor:
-            nonlocal left
-            if not left:
-                raise KeyboardInterrupt
-            left -= 1
-            return original(*args)
-
-        run = tmp_path / f"stopped after {stop}"
-        monkeypatch.setattr(loop, "step", dying)
-        with pytest.raises(KeyboardInterrupt):
+    for steps in (3, 4):  # before and after the short batch at the end of an epoch
+        run = tmp_path / f"stopped after {steps}"
+        with interrupted_after(steps):
             trained(config, run, compile=True)
-        monkeypatch.setattr(loop, "step", original)
         torch.compiler.reset()  # as another process begins
         found = trained(config, run, compile=True)
         assert all(torch.equal(found[name], value) for name, value in whole.items())

@@ -21,6 +21,7 @@ from tests.journeys.world import SERVER, World, draw_images, giftwrap
 from trainer import student
 from trainer import train as loop
 from trainer.config import TrainConfig
+from trainer.step import step
 
 TIMES = ("seconds", "crops_per_second", "waiting_share")
 STEPS = 8
@@ -139,11 +140,10 @@ def test_a_signal_while_the_student_is_evaluated_loses_no_epoch(
 
 def train_with_step(config: TrainConfig, note: Callable[[Any], object]) -> None:
     """Train, and have each step noted."""
-    original = loop.step
 
     def noted(run: Any, batch: Any) -> torch.Tensor:
         note(run)
-        return original(run, batch)
+        return step(run, batch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "step", noted)
@@ -169,17 +169,17 @@ def stopped_command(words: list[str], folder: Path) -> None:
     """The command, with a signal at its fifth step."""
     from tests.journeys import world
 
-    original, calls = loop.step, 0
+    calls = 0
 
     def signalling(*args: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(*args)
+        return step(*args)
 
-    loop.step = signalling
-    world._main(words, folder / "out", folder / "err", None)
+    setattr(loop, "step", signalling)  # noqa: B010  in a process of its own
+    world.run_as_command(words, folder / "out", folder / "err", None)
 
 
 def test_a_run_that_diverges_names_the_step_and_keeps_the_checkpoint(config: TrainConfig, tmp_path: Path) -> None:
@@ -187,10 +187,9 @@ def test_a_run_that_diverges_names_the_step_and_keeps_the_checkpoint(config: Tra
         loss="mse", student="convnet-d1", test_images=None, checkpoint_steps=1,
     )  # fmt: skip
     losses: list[float] = []
-    original = loop.step
 
     def noting(run: Any, batch: Any) -> torch.Tensor:
-        losses.append(float(loss := original(run, batch)))
+        losses.append(float(loss := step(run, batch)))
         return loss
 
     with pytest.MonkeyPatch.context() as patch:

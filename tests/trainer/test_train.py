@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from labelstore import LabelStore
 from labelstore.command.console import Console
 from labelstore.command.flags import changed, from_flags
 from labelstore.errors import InputError, MismatchError
 from tests.journeys.world import World, draw_images, giftwrap
+from tests.trainer.interrupting import interrupted_after
 from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.losses import LOSSES
@@ -54,21 +54,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
 ) -> None:
     whole = loop.train(config, Console(as_json=True))
     run = changed(config, run_folder=tmp_path / "run")
-    original = loop.step
-    for stop in (3, 6, 9):  # before the first checkpoint, and within the second and third epoch
-        calls = 0
-
-        def dying(*args: Any, stop: int = stop) -> torch.Tensor:
-            nonlocal calls
-            calls += 1
-            if calls == stop:
-                raise KeyboardInterrupt
-            return original(*args)
-
-        monkeypatch.setattr(loop, "step", dying)
-        with pytest.raises(KeyboardInterrupt):
+    for steps in (2, 3, 2):  # before the first checkpoint, and within the second and third epoch
+        with interrupted_after(steps):
             loop.train(run, Console(as_json=True))
-    monkeypatch.setattr(loop, "step", original)
     resumed = loop.train(run, Console(as_json=True))
     assert (run.run / "last.safetensors").read_bytes() == (config.run / "last.safetensors").read_bytes()
     assert (run.run / "best.safetensors").read_bytes() == (config.run / "best.safetensors").read_bytes()

@@ -3,12 +3,13 @@
 A loss is called as ``loss(x, t, y, y2=None, lam=None)`` with student logits ``x [B, C]``, teacher logits
 ``t [B, C]``, targets ``y [B]`` and, for mixed crops, the partners' targets ``y2 [B]`` and the weight
 ``lam [B]`` of ``y``. A new one is one new file, and one line in `LOSSES`. Twins are in `closed` and `kernels`;
-`fused` chooses among them.
+`fused` chooses among them. Where labels are probabilities (`trainer.relabel`), ``t`` holds these, and the losses are
+those of `ON_PROBABILITIES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -26,7 +27,8 @@ from trainer.losses.fused import Fused, compiled
 from trainer.losses.gift import gift_loss, gift_target
 from trainer.losses.kl import kl_loss
 from trainer.losses.mse import mse_loss
-from trainer.losses.soft_ce import soft_ce_loss
+from trainer.losses.soft_ce import probability_ce_loss, soft_ce_loss
+from trainer.relabel import LabelColumns, gives_probabilities, make_relabel, require_loss
 
 __all__ = [
     "Loss",
@@ -38,7 +40,9 @@ __all__ = [
     "gift_target",
     "kl_loss",
     "make_loss",
+    "make_relabelled_loss",
     "mse_loss",
+    "probability_ce_loss",
     "soft_ce_loss",
 ]
 
@@ -120,9 +124,15 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "soft_ce+ce": with_hard_term(soft_ce_loss),
 }
 
+# Those that labels may be probabilities for, by the name of the loss of logits that they belong to.
+ON_PROBABILITIES: dict[str, Callable[..., Tensor]] = {
+    "soft_ce": soft(probability_ce_loss),
+    "soft_ce+ce": with_hard_term(probability_ce_loss),
+}
+
 
 def make_loss(spec: LossSpec) -> Loss:
-    """The loss that ``spec`` describes, by the fastest twin that its definition has for the tensors it gets.
+    """The loss of logits that ``spec`` describes, by the fastest twin that its definition has for the tensors it gets.
 
     On a GPU that is a Triton kernel. On a CPU it is the closed form, compiled for batches of 2^18 logits and more.
     Without a compiler, or without Triton, the closed form runs uncompiled, with a warning.
@@ -137,3 +147,22 @@ def make_loss(spec: LossSpec) -> Loss:
     if spec.name == "kl":
         return Fused(definition, kl_rows, compiled(kl_rows), "kl", spec.numbers, False)
     return definition
+
+
+def make_relabelled_loss(spec: LossSpec, words: Sequence[str], columns: LabelColumns) -> Loss:
+    """The loss that ``spec`` describes, of labels that the operators ``words`` were applied to.
+
+    Raises:
+        InputError: an operator is unknown, does not fit the columns, or leaves the loss without meaning.
+    """
+    if not words:
+        return make_loss(spec)
+    require_loss(words, spec)
+    relabel = make_relabel(words, columns)
+    on_probabilities = gives_probabilities(words) and spec.name in ON_PROBABILITIES
+    loss = partial(ON_PROBABILITIES[spec.name], **spec.numbers) if on_probabilities else make_loss(spec)
+
+    def call(x: Tensor, t: Tensor, y: Tensor, y2: Tensor | None = None, lam: Tensor | None = None) -> Tensor:
+        return loss(x, relabel(t, y, y2, lam), y, y2, lam)
+
+    return call

@@ -1,4 +1,4 @@
-"""`soft_ce`: cross-entropy with the teacher's distribution at temperature 1."""
+"""`soft_ce`: cross-entropy with the teacher's distribution at temperature 1, or with probabilities as they are."""
 
 from __future__ import annotations
 
@@ -16,3 +16,14 @@ def soft_ce_loss(x: Tensor, t: Tensor) -> Tensor:
     """
     x, t = paired(x, t)
     return -(t.softmax(1) * x.log_softmax(1)).sum(1).mean()
+
+
+def probability_ce_loss(x: Tensor, p: Tensor) -> Tensor:
+    """``-sum p log_softmax(x)`` over classes, mean over the batch, a scalar: torch.nn.CrossEntropyLoss.
+
+    Args:
+        x: student logits ``[B, C]``.
+        p: probabilities ``[B, C]``; a row counts by its sum, which need not be 1.
+    """
+    x, p = paired(x, p)
+    return -(p * x.log_softmax(1)).sum(1).mean()

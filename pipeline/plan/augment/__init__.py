@@ -1,9 +1,9 @@
 """Augmentations, one file each: columns, draw, operator. Every plan crops and flips; the others are in tables.
 
 In the order of their operators: `REARRANGEMENTS` work on the image that crops are cut from; then a crop is cut, resized
-and flipped; `MIXES` mix it with its partner; `INPUTS` work on the normalised image. What an operator needs is stored in
-the crop's row. A plan's ``mix`` names one of `MIXES`, and its ``augment`` names any of the other two tables, with a
-number where they take one: ``("patch-shuffle=2", "dsa")``.
+and flipped; `PIXELS` work on its pixels; `MIXES` mix it with its partner; `INPUTS` work on the normalised image. What
+an operator needs is stored in the crop's row. A plan's ``mix`` names one of `MIXES`, and its ``augment`` names any of
+the other three tables, with numbers where they take some: ``("patch-shuffle=2", "rand-augment=2,9", "dsa")``.
 
 Draws take numbers, and nothing here imports torch before an operator runs: plans and command lines need none.
 """
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
-from pipeline.plan.augment import cutmix, dsa, mixup, patch_shuffle
+from pipeline.plan.augment import cutmix, dsa, dsa_one, mixup, patch_shuffle, rand_augment
 from pipeline.plan.augment.crop import CROPS
 
 if TYPE_CHECKING:
@@ -71,6 +71,31 @@ class Rearrangement(Protocol):
         """The image ``[H, W, 3]`` of the same sides that the crop with these values of its columns is cut from."""
 
 
+class PixelAugmentation(Protocol):
+    """An augmentation of a crop's pixels, before crops are mixed, as its file implements it."""
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its columns, and of no others, begin with."""
+
+    def check(self, numbers: tuple[int, ...]) -> None:
+        """Raise InputError for numbers that it cannot take."""
+
+    def columns(self, numbers: tuple[int, ...]) -> tuple[str, ...]:
+        """What `draw` returns; ``numbers`` are the plan's."""
+
+    def draw(
+        self, numbers: tuple[int, ...], seed: int, view: int, images: npt.NDArray[np.uint32]
+    ) -> npt.NDArray[np.int64]:
+        """The columns of the crop of each image ``[n]`` of a view, int64 ``[K, n]``."""
+
+    def change(self, pixels: npt.NDArray[np.uint8], values: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """The operator on one crop, uint8 ``[S, S, 3]`` of any side, with the values of its columns.
+
+        It is called by several threads, and must not change ``pixels`` in place.
+        """
+
+
 class Input(Protocol):
     """An augmentation of the normalised image, as its file implements it."""
 
@@ -86,8 +111,9 @@ class Input(Protocol):
 
 
 REARRANGEMENTS: dict[str, Rearrangement] = {"patch-shuffle": patch_shuffle}
+PIXELS: dict[str, PixelAugmentation] = {"rand-augment": rand_augment}
 MIXES: dict[str, Mix] = {"cutmix": cutmix, "mixup": mixup}
-INPUTS: dict[str, Input] = {"dsa": dsa}
+INPUTS: dict[str, Input] = {"dsa": dsa, "dsa=one": dsa_one}
 
 if TYPE_CHECKING:
     CropName = str
@@ -97,33 +123,43 @@ else:  # choices of the command line
     MixName = Literal["none", *MIXES]
 
 
-def named(words: Sequence[str]) -> list[tuple[str, int | None]]:
+def named(words: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
     """The names in ``augment`` with their numbers, in the order of their operators.
 
     Raises:
-        InputError: there is no such augmentation, or its number is wrong.
+        InputError: there is no such augmentation, or its numbers are wrong.
     """
-    given: dict[str, int | None] = {}
+    given: dict[str, tuple[int, ...]] = {}
     for word in words:
-        name, equals, number = word.partition("=")
-        if name not in (*REARRANGEMENTS, *INPUTS) or name in given or (equals and not number.isdecimal()):
-            known = ", ".join([*(f"{name}=NUMBER" for name in REARRANGEMENTS), *INPUTS])
-            raise InputError(f"augment: expected each of {known} at most once, found {word!r}")
-        given[name] = int(number) if equals else None
+        name, equals, text = (word, "", "") if word in INPUTS else word.partition("=")
+        numbers = text.split(",") if equals else []
+        twice = name.partition("=")[0] in (other.partition("=")[0] for other in given)  # dsa and dsa=one are one
+        wrong = not all(number.isdecimal() for number in numbers) or (numbers and name in INPUTS)
+        if name not in (*REARRANGEMENTS, *PIXELS, *INPUTS) or twice or wrong:
+            known = [*(f"{name}=NUMBER" for name in REARRANGEMENTS), *(f"{name}=NUMBERS" for name in PIXELS), *INPUTS]
+            raise InputError(f"augment: expected each of {', '.join(known)} at most once, found {word!r}")
+        given[name] = tuple(map(int, numbers))
         if name in REARRANGEMENTS:
-            REARRANGEMENTS[name].check(given[name])
-        elif equals:
-            raise InputError(f"augment {name}: takes no number, found {word!r}")
-    return [(name, given[name]) for name in (*REARRANGEMENTS, *INPUTS) if name in given]
+            REARRANGEMENTS[name].check(_only(given[name]))
+        elif name in PIXELS:
+            PIXELS[name].check(given[name])
+    return [(name, given[name]) for name in (*REARRANGEMENTS, *PIXELS, *INPUTS) if name in given]
+
+
+def _only(numbers: tuple[int, ...]) -> int | None:
+    """The number of an augmentation that takes one; None where there is not just one."""
+    return numbers[0] if len(numbers) == 1 else None
 
 
 def columns_of(words: Sequence[str]) -> tuple[str, ...]:
     """The columns of the augmentations in ``augment``, in stored order."""
-    return tuple(
-        column
-        for name, _ in named(words)
-        for column in (REARRANGEMENTS[name] if name in REARRANGEMENTS else INPUTS[name]).columns
-    )
+    found: list[str] = []
+    for name, numbers in named(words):
+        if name in PIXELS:
+            found += PIXELS[name].columns(numbers)
+        else:
+            found += (REARRANGEMENTS[name] if name in REARRANGEMENTS else INPUTS[name]).columns
+    return tuple(found)
 
 
 def mix_columns(mix: str) -> tuple[str, ...]:
@@ -135,12 +171,15 @@ def draw(
     words: Sequence[str], size: int, seed: int, view: int, images: npt.NDArray[np.uint32]
 ) -> list[npt.NDArray[np.int64]]:
     """The values of `columns_of` these words for the crops, of side ``size``, of some images ``[n]`` of a view."""
-    return [
-        REARRANGEMENTS[name].draw(number, seed, view, images)
-        if name in REARRANGEMENTS
-        else INPUTS[name].draw(size, seed, view, images)
-        for name, number in named(words)
-    ]
+    drawn: list[npt.NDArray[np.int64]] = []
+    for name, numbers in named(words):
+        if name in REARRANGEMENTS:
+            drawn.append(REARRANGEMENTS[name].draw(_only(numbers), seed, view, images))
+        elif name in PIXELS:
+            drawn.append(PIXELS[name].draw(numbers, seed, view, images))
+        else:
+            drawn.append(INPUTS[name].draw(size, seed, view, images))
+    return drawn
 
 
 def arrange(image: Tensor, rows: CropRows, row: int) -> Tensor:
@@ -154,6 +193,12 @@ def arrange(image: Tensor, rows: CropRows, row: int) -> Tensor:
 def arranges(names: Sequence[str]) -> bool:
     """Whether crops with these columns are cut from rearranged images."""
     return any(each.columns[0] in names for each in REARRANGEMENTS.values())
+
+
+def pixels_of(names: Sequence[str]) -> list[tuple[PixelAugmentation, tuple[str, ...]]]:
+    """What works on the pixels of crops with these columns, each with its own columns, in their order."""
+    found = [(each, tuple(name for name in names if name.startswith(each.prefix))) for each in PIXELS.values()]
+    return [(each, own) for each, own in found if own]
 
 
 def inputs_of(names: Sequence[str]) -> list[Input]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ from pipeline.plan import draws
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Drawn: TypeAlias = npt.NDArray[np.uint16]
 
 # The operators import torch when they run, so that a plan is drawn without it.
 columns = (
@@ -39,7 +41,7 @@ def draw(size: int, seed: int, view: int, images: npt.NDArray[np.uint32]) -> npt
     kind, first, second, _ = draws.philox(draws.key("dsa geometry", seed, view), counters)
     cut = draws.philox(draws.key("dsa cutout", seed, view), counters)
     kinds = draws.integers(kind, 3).astype(np.int64)
-    furthest, hole = math.floor(size * MAX_SHIFT + 0.5), math.floor(size * CUT + 0.5)
+    furthest, hole = furthest_shift(size), hole_of(size)
     moved = [
         np.where(kinds == SHIFT, draws.integers(word, 2 * furthest + 1), word >> np.uint32(16))
         for word in (first, second)
@@ -63,16 +65,30 @@ def apply(images: Tensor, rows: CropRows, size: int) -> Tensor:
     import torch
 
     values = {name: torch.from_numpy(rows.column(name).astype(np.int64)).to(images.device) for name in columns}
-    brightness, saturation, contrast = (
-        (values[f"dsa_{name}"].double() / 65536).float()[:, None, None, None]
-        for name in ("brightness", "saturation", "contrast")
-    )
+    images = recolored(images, *(values[f"dsa_{name}"] for name in ("brightness", "saturation", "contrast")))
+    return cut(_move(images, rows, values, size), values["dsa_cut_row"], values["dsa_cut_column"], size)
+
+
+def furthest_shift(size: int) -> int:
+    """The largest shift of a crop of this side, in pixels."""
+    return math.floor(size * MAX_SHIFT + 0.5)
+
+
+def hole_of(size: int) -> int:
+    """Side of the square that is cut out of a crop of this side, in pixels."""
+    return math.floor(size * CUT + 0.5)
+
+
+def recolored(images: Tensor, *numbers: Tensor) -> Tensor:
+    """Images ``[n, 3, S, S]`` of other brightness, then saturation, then contrast: 65536 u of each, int64 ``[n]``."""
+    import torch
+
+    brightness, saturation, contrast = ((u.double() / 65536).float()[:, None, None, None] for u in numbers)
     images = images + (brightness - 0.5)
     mean = images.mean(1, keepdim=True, dtype=torch.float64).float()
     images.sub_(mean).mul_(2 * saturation).add_(mean)
     mean = images.mean((1, 2, 3), keepdim=True, dtype=torch.float64).float()
-    images.sub_(mean).mul_(contrast + 0.5).add_(mean)
-    return _cut(_move(images, rows, values, size), values["dsa_cut_row"], values["dsa_cut_column"], size)
+    return images.sub_(mean).mul_(contrast + 0.5).add_(mean)
 
 
 def _move(images: Tensor, rows: CropRows, values: Mapping[str, Tensor], size: int) -> Tensor:
@@ -80,19 +96,38 @@ def _move(images: Tensor, rows: CropRows, values: Mapping[str, Tensor], size: in
     import torch
     from torch.nn.functional import affine_grid, grid_sample
 
-    side, furthest, moved = images.shape[-1], math.floor(size * MAX_SHIFT + 0.5), torch.zeros_like(images)
+    side, moved = images.shape[-1], torch.zeros_like(images)
     kinds = rows.column("dsa_kind")
-    shifts = (rows.column(name).astype(np.int64) - furthest for name in ("dsa_vertical", "dsa_horizontal"))
-    down, across = (_scaled(torch.from_numpy(shift), side, size).tolist() for shift in shifts)
-    for crop in np.flatnonzero(kinds == SHIFT).tolist():
-        dy, dx = down[crop], across[crop]
+    shifts, others = (np.flatnonzero(chosen) for chosen in (kinds == SHIFT, kinds != SHIFT))
+    if len(shifts):
+        vertical, horizontal = (rows.column(name)[shifts] for name in ("dsa_vertical", "dsa_horizontal"))
+        at = torch.from_numpy(shifts).to(images.device)
+        moved[at] = shifted(images[at], vertical, horizontal, size)
+    if len(others):
+        at = torch.from_numpy(others).to(images.device)
+        chosen = (values[name][at] for name in ("dsa_kind", "dsa_vertical", "dsa_horizontal"))
+        grid = affine_grid(_matrices(*chosen), [len(others), 3, side, side], align_corners=False)
+        moved[at] = grid_sample(images[at], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return moved
+
+
+def shifted(images: Tensor, vertical: Drawn, horizontal: Drawn, size: int) -> Tensor:
+    """Images ``[n, 3, S, S]`` shifted, zero where nothing was.
+
+    Args:
+        images: the crops.
+        vertical: of each, in pixels of a crop of side ``size``, plus the largest shift, uint16 ``[n]``.
+        horizontal: likewise.
+        size: side of the crops that the shifts were drawn for.
+    """
+    import torch
+
+    side, moved = images.shape[-1], torch.zeros_like(images)
+    pixels = (torch.from_numpy(drawn.astype(np.int64)) - furthest_shift(size) for drawn in (vertical, horizontal))
+    down, across = (_scaled(shift, side, size).tolist() for shift in pixels)
+    for crop, (dy, dx) in enumerate(zip(down, across, strict=True)):
         to = moved[crop, :, max(-dy, 0) : side - max(dy, 0), max(-dx, 0) : side - max(dx, 0)]
         to.copy_(images[crop, :, max(dy, 0) : side + min(dy, 0), max(dx, 0) : side + min(dx, 0)])
-    others = torch.from_numpy(np.flatnonzero(kinds != SHIFT)).to(images.device)
-    if len(others):
-        chosen = (values[name][others] for name in ("dsa_kind", "dsa_vertical", "dsa_horizontal"))
-        grid = affine_grid(_matrices(*chosen), [len(others), 3, side, side], align_corners=False)
-        moved[others] = grid_sample(images[others], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return moved
 
 
@@ -100,21 +135,35 @@ def _matrices(kinds: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
     """Scale or rotation of each crop, float32 ``[n, 2, 3]``."""
     import torch
 
+    return torch.where((kinds == SCALE)[:, None, None], scales(vertical, horizontal), turns(vertical))
+
+
+def scales(vertical: Tensor, horizontal: Tensor) -> Tensor:
+    """Factors of both axes, 65536 u of each, int64 ``[n]``, as matrices, float32 ``[n, 2, 3]``."""
+    import torch
+
     u = torch.stack([vertical, horizontal]).double() / 65536
     factors = u * (MAX_SCALE - 1 / MAX_SCALE) + 1 / MAX_SCALE
-    angle = (u[0] - 0.5) * 2 * MAX_DEGREES / 180 * math.pi
+    zero = torch.zeros_like(u[0])
+    return torch.stack([factors[1], zero, zero, zero, factors[0], zero]).T.reshape(-1, 2, 3).float()
+
+
+def turns(drawn: Tensor) -> Tensor:
+    """Rotations, 65536 u, int64 ``[n]``, as matrices, float32 ``[n, 2, 3]``."""
+    import torch
+
+    angle = (drawn.double() / 65536 - 0.5) * 2 * MAX_DEGREES / 180 * math.pi
     zero = torch.zeros_like(angle)
-    scales = torch.stack([factors[1], zero, zero, zero, factors[0], zero])
-    turns = torch.stack([angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero])
-    return torch.where(kinds == SCALE, scales, turns).T.reshape(-1, 2, 3).float()
+    rows = [angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero]
+    return torch.stack(rows).T.reshape(-1, 2, 3).float()
 
 
-def _cut(images: Tensor, row: Tensor, column: Tensor, size: int) -> Tensor:
+def cut(images: Tensor, row: Tensor, column: Tensor, size: int) -> Tensor:
     """Zero in a square of half the side around (row, column), as far as it lies in the image."""
     import torch
 
     side = images.shape[-1]
-    hole = math.floor(side * CUT + 0.5)
+    hole = hole_of(side)
     at = torch.arange(side, device=images.device)
     top, left = (_scaled(centre, side, size)[:, None] - hole // 2 for centre in (row, column))
     down, across = ((at >= start) & (at < start + hole) for start in (top, left))

@@ -1,0 +1,257 @@
+"""`compare`: a table of runs, those that differ in seed alone as one row, with mean, standard deviation and count."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from labelstore.command.console import Console, byte_count
+from labelstore.command.flags import Group
+from labelstore.command.output import Output
+from labelstore.durable.newfile import write_new
+from labelstore.durable.places import require_apart
+from labelstore.errors import GiftwrapError, InputError, MismatchError
+from labelstore.spec import Json
+from pipeline.config import require_place
+from trainer.runs import RunGroup, RunRecord, find_runs, grouped, read_run
+
+DIGEST = re.compile(r"[0-9a-f]{32,}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Compare runs in a table: mean, standard deviation and count over seeds, and which options differ.
+
+    Runs that differ in seed alone are one row. Unfinished runs are listed and not averaged.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of runs, folders that contain runs, or patterns such as 'runs/*'."""
+    csv: Path | None = None
+    """File for the table as comma-separated values; must not exist."""
+    markdown: Path | None = None
+    """File for the table in Markdown; must not exist."""
+    unfinished: bool = False
+    """Average unfinished runs too, by the epochs that they have trained."""
+    anyway: bool = False
+    """Compare runs that were tested on different images; the table names the test images."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
+
+    def __post_init__(self) -> None:
+        """Refuse no runs, and files that could not be written."""
+        if not self.runs:
+            raise InputError("compare: expected the folder of a run, found none")
+        files = {"--csv": self.csv, "--markdown": self.markdown}
+        require_apart(files, {})
+        for flag, path in files.items():
+            if path:
+                require_place(flag, path)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """Mean, standard deviation and count of some numbers.
+
+    Attributes:
+        mean: None of no number.
+        std: with n - 1 in the denominator; None of fewer than two.
+        count: how many.
+    """
+
+    mean: float | None
+    std: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Statistic:
+        """Of the numbers among ``values``."""
+        found = [value for value in values if value is not None]
+        mean = statistics.fmean(found) if found else None
+        return cls(mean, statistics.stdev(found) if len(found) > 1 else None, len(found))
+
+    def text(self, digits: int = 2) -> str:
+        """As people write it: 61.20 ± 0.31; empty of no number."""
+        if self.mean is None:
+            return "-"
+        return f"{self.mean:.{digits}f}" + (f" ± {self.std:.{digits}f}" if self.std is not None else "")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A row of the table: runs that differ in seed alone.
+
+    Attributes:
+        name: folder of the run, or the one that its runs are in.
+        differences: what is not the same in all rows, by name.
+        runs: how many are averaged.
+        unfinished: folders of those that are not finished, with the epochs that they have.
+        last: test top-1 in percent after the last epoch.
+        best: at the best evaluation of each run.
+        steps_per_second: training steps, evaluations aside.
+        label_bytes: size of the store's labels; None where it is not found any more.
+        folders: of all runs.
+    """
+
+    name: str
+    differences: Mapping[str, Any]
+    runs: int
+    unfinished: Sequence[str]
+    last: Statistic
+    best: Statistic
+    steps_per_second: Statistic
+    label_bytes: int | None
+    folders: Sequence[str]
+
+
+def compare(config: CompareConfig, console: Console) -> list[Row]:
+    """Print and write the table of runs; returns its rows.
+
+    Raises:
+        InputError: when there are no such runs.
+        MismatchError: without ``anyway``, when runs were tested on different images.
+    """
+    records = [read_run(folder) for folder in find_runs(config.runs)]
+    if not config.anyway:
+        require_same_test(records)
+    rows = table(records, unfinished=config.unfinished)
+    if config.csv:
+        write_new(config.csv, as_csv(rows).encode())
+    if config.markdown:
+        write_new(config.markdown, as_markdown(rows).encode())
+    console.summary({"groups": [as_json(row) for row in rows]}, as_text(rows))
+    return rows
+
+
+def require_same_test(records: Sequence[RunRecord]) -> None:
+    """Refuse runs that were tested on different images.
+
+    Raises:
+        MismatchError: names two of them.
+    """
+    tested = [record for record in records if record.test_digest]
+    for record in tested[1:]:
+        if record.test_digest != tested[0].test_digest:
+            first, other = (f"{each.folder} ({each.made_with.get('test_images')})" for each in (tested[0], record))
+            raise MismatchError(
+                f"test images: expected the same for all runs, found others for {first} than for {other}; compare runs "
+                f"on the same images, or all of them by --anyway"
+            )
+
+
+def table(records: Sequence[RunRecord], *, unfinished: bool = False) -> list[Row]:
+    """The rows of some runs.
+
+    Args:
+        records: the runs.
+        unfinished: whether those that are not finished are averaged too.
+    """
+    sizes: dict[str, int | None] = {}
+    return [_row(group, sizes, unfinished=unfinished) for group in grouped(records)]
+
+
+def _row(group: RunGroup, sizes: dict[str, int | None], *, unfinished: bool) -> Row:
+    """The row of a group; ``sizes`` keeps the bytes of each store."""
+    used = [run for run in group.runs if run.finished or unfinished]
+    store = str(group.runs[0].made_with.get("store") or "")
+    if store not in sizes:
+        sizes[store] = label_bytes(Path(store)) if store else None
+    return Row(
+        name=group.name,
+        differences=group.differences,
+        runs=len(used),
+        unfinished=[f"{run.folder}: epoch {run.epochs_done} of {run.epochs}" for run in group.runs if not run.finished],
+        last=Statistic.of(run.top1[-1] if run.top1 else None for run in used),
+        best=Statistic.of(max(run.top1, default=None) for run in used),
+        steps_per_second=Statistic.of(run.steps_per_second for run in used),
+        label_bytes=sizes[store],
+        folders=[str(run.folder) for run in group.runs],
+    )
+
+
+def label_bytes(path: Path) -> int | None:
+    """Bytes of a store's labels, with the columns and side arrays that they need; None where there is no such store."""
+    from labelstore import LabelStore
+
+    try:
+        store = LabelStore.open(path, follow=True)
+        return round(sum(store.bytes_per_label().values()) * store.identity.images * store.state.views_sealed)
+    except (GiftwrapError, OSError):
+        return None
+
+
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The table as it is read: a header, and a line a row."""
+    names = list(rows[0].differences) if rows else []
+    named = len({row.name for row in rows}) > 1 or not names
+    header = [
+        *(["runs in"] if named else []),
+        *names,
+        "runs",
+        "last top-1, %",
+        "best top-1, %",
+        "steps/s",
+        "label bytes",
+    ]
+    lines = [header]
+    for row in rows:
+        count = f"{row.runs}" + (f" (+{len(row.folders) - row.runs} unfinished)" if len(row.folders) > row.runs else "")
+        if row.unfinished and len(row.folders) == row.runs:
+            count += f" ({len(row.unfinished)} unfinished)"
+        size = "-" if row.label_bytes is None else byte_count(row.label_bytes)
+        numbers = [row.last.text(), row.best.text(), row.steps_per_second.text(1), size]
+        lines.append(
+            [*([row.name] if named else []), *(shown(row.differences[name]) for name in names), count, *numbers]
+        )
+    return lines
+
+
+def shown(value: Any) -> str:
+    """A value in a table: digests are cut, and what is not set is a dash."""
+    if value is None:
+        return "-"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:8] if DIGEST.fullmatch(text) else text
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """The table for a terminal, and a line for each unfinished run."""
+    lines = cells(rows)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([*text, *(f"unfinished: {run}" for row in rows for run in row.unfinished)])
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    """The table in Markdown."""
+    header, *lines = [[cell.replace("|", "\\|") for cell in line] for line in cells(rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (header, ["---"] * len(header), *lines))
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """The table as comma-separated values, with all digits."""
+    out = io.StringIO()
+    names = list(rows[0].differences) if rows else []
+    measured = ("last", "best", "steps_per_second")
+    writer = csv.writer(out, lineterminator="\n")
+    parts = [f"{name}_{part}" for name in measured for part in ("mean", "std", "count")]
+    writer.writerow(["runs_in", *names, "runs", "unfinished", *parts, "label_bytes"])
+    for row in rows:
+        values = [getattr(getattr(row, name), part) for name in measured for part in ("mean", "std", "count")]
+        shown_values = [row.differences[name] for name in names]
+        writer.writerow([row.name, *shown_values, row.runs, len(row.unfinished), *values, row.label_bytes])
+    return out.getvalue()
+
+
+def as_json(row: Row) -> dict[str, Json]:
+    """A row as JSON."""
+    plain: dict[str, Json] = json.loads(json.dumps(asdict(row)))
+    return plain

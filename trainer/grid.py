@@ -1,0 +1,277 @@
+"""The cells of a sweep: every combination of the values that a TOML file lists for flags of `build` and `train`.
+
+All cells are checked here, before any starts; nothing here reads images, weights or stores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from labelstore.command.config_file import keys_of, read_document, read_value, takes_list, words_of
+from labelstore.command.flags import Flag, flags_of, from_flags, meant
+from labelstore.errors import InputError
+from pipeline.build import recipe as build_recipe
+from pipeline.config import BuildConfig
+from pipeline.recipes import recipe_of
+from pipeline.recipes.flags import without_replaced
+from pipeline.recipes.setting import Flags, Setting
+from trainer import recipes as train_recipe
+from trainer.config import TrainConfig
+
+CONFIGS: dict[str, Any] = {"build": BuildConfig, "train": TrainConfig}
+# What values in [train] can refer to: the store of the cell's build, and the images that it was made of.
+STORE, IMAGES = "{store}", "{images}"
+# Flags that the sweep itself decides, or that would not run a cell.
+TAKEN = {"build": ("store", "json", "dry_run", "metrics_port"), "train": ("run_folder", "json")}
+MAX_NAME = 100  # characters of a folder's name, of the 255 bytes that file systems have
+_UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One command of a sweep.
+
+    Attributes:
+        command: ``build`` or ``train``.
+        name: of its folder; unique among the tasks of the command.
+        folder: of its store or run.
+        values: of its flags, by key, the folder's included.
+        needs: the folder of the store that has to be built first.
+    """
+
+    command: str
+    name: str
+    folder: Path
+    values: Mapping[str, Any]
+    needs: Path | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """The command line, after the words that start the program."""
+        return [self.command, *words_of(self.values, flags_of(CONFIGS[self.command]))]
+
+    @property
+    def log(self) -> Path:
+        """The file of all that it prints."""
+        return self.folder.with_name(f"{self.name}.log")
+
+    @property
+    def done(self) -> Path:
+        """The file that says that it has ended well."""
+        return self.folder.with_name(f"{self.name}.done.json")
+
+    @property
+    def work(self) -> float:
+        """How much it is, in units that tasks of the same command share: views, or epochs of all seeds."""
+        values = with_recipe(self.command, self.values)
+        if self.command == "build":
+            return float(values.get("views", 1))
+        return float(values.get("epochs", 1)) * len(values.get("seeds") or (0,))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The flags of one command in a cell: their values, and the parts of its name."""
+
+    values: Mapping[str, Any]
+    names: Sequence[str]
+
+
+def read_grid(file: Path, folder: Path) -> list[Task]:
+    """The tasks of a sweep, checked: builds first, each store once.
+
+    Args:
+        file: the TOML file: tables ``build`` and ``train`` of flags, and any number of ``[[cell]]``.
+        folder: of the sweep.
+
+    Raises:
+        InputError: a flag or a value that a command refuses; names the cell.
+    """
+    document = read_document(file, str(file))
+    if unknown := [name for name in document if name not in (*CONFIGS, "cell")]:
+        tables = {name: name for name in (*CONFIGS, "cell")}
+        raise InputError(
+            f"{file}: expected [build], [train] and [[cell]], found {unknown[0]}{meant(unknown[0], tables)}"
+        )
+    rows = document.get("cell", [{}])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{file}: cell: expected [[cell]], a table for each row, found another value")
+    builds: dict[str, Task] = {}
+    trains: dict[str, Task] = {}
+    for number, row in enumerate(rows, 1):
+        place = f"{file} [[cell]] {number}" if "cell" in document else str(file)
+        for build, train in _combined(document, row, place):
+            _add(build, train, folder, builds, trains, place)
+    if not builds and not trains:
+        raise InputError(f"{file}: expected flags in [build] or [train], found none")
+    used = {task.needs for task in trains.values()}
+    if builds and trains and used == {None}:
+        raise InputError(f'{file} [train]: expected {STORE} in a flag, as in store = "{STORE}", found it in none')
+    return [*(task for task in builds.values() if not trains or task.folder in used), *trains.values()]
+
+
+def _combined(document: Mapping[str, Any], row: Mapping[str, Any], place: str) -> Iterator[tuple[_Part, _Part]]:
+    """Every combination of what a row leaves open; the row's own flags take the place of those in the tables."""
+    title = row.get("name")
+    if title is not None and not isinstance(title, str):
+        raise InputError(f"{place}: name: expected a string, found {title!r}")
+    if unknown := [key for key in row if key not in ("name", *CONFIGS)]:
+        raise InputError(f"{place}: expected name, build and train, found {unknown[0]}")
+    parts = {}
+    for command in CONFIGS:
+        shared, own = (_table(source, command, place) for source in (document, row))
+        common = {flag.key: (flag, raw) for flag, raw in shared}
+        special = {flag.key: (flag, raw) for flag, raw in own}
+        axes = []
+        for flag, raw in {**common, **special}.values():
+            values, several = _values(flag, raw, f"{place} [{command}]")
+            named = several or (flag.key in special and not title)
+            axes.append([(flag, value, named) for value in values])
+        names = [title] if title and special else []
+        parts[command] = [_part(choice, names) for choice in product(*axes)]
+    return product(parts["build"], parts["train"])
+
+
+def _table(source: Mapping[str, Any], command: str, place: str) -> list[tuple[Flag, Any]]:
+    """The flags of a command in the file or in a row, as they are written."""
+    table = source.get(command, {})
+    if not isinstance(table, dict):
+        raise InputError(f"{place}: {command}: expected a table of flags, found {table!r}")
+    found = keys_of(table, CONFIGS[command], f"{place} [{command}]")
+    for flag, _ in found:
+        if flag.key in TAKEN[command]:
+            raise InputError(f"{place} [{command}]: {flag.name}: the sweep sets it for each cell; leave it out")
+    return found
+
+
+def _values(flag: Flag, raw: Any, place: str) -> tuple[list[Any], bool]:
+    """The values of a flag, and whether they are written as a list of several.
+
+    One value of some flags is a list: of these a list of lists is several values.
+    """
+    several = isinstance(raw, list) and (not takes_list(flag) or (bool(raw) and all(isinstance(v, list) for v in raw)))
+    if several and not raw:
+        raise InputError(f"{place}: {flag.name}: expected a value or a list of some, found an empty list")
+    values = [read_value(each, flag, place) for each in (raw if several else [raw])]
+    if len({json.dumps(value, default=str) for value in values}) < len(values):
+        raise InputError(f"{place}: {flag.name}: expected different values, found one of them twice")
+    return values, several
+
+
+def _part(choice: Sequence[tuple[Flag, Any, bool]], names: Sequence[str]) -> _Part:
+    """One combination of a command's flags; each comes with whether it is part of names of folders."""
+    own = [f"{flag.name}={_short(value)}" for flag, value, named in choice if named]
+    return _Part({flag.key: value for flag, value, _ in choice}, [*names, *own])
+
+
+def _short(value: Any) -> str:
+    """A value in the name of a folder: the last part of a path."""
+    if isinstance(value, tuple):
+        return "+".join(map(_short, value))
+    text = str(value)
+    return text.rpartition("/")[2] if "/" in text else text
+
+
+def _add(
+    build: _Part, train: _Part, folder: Path, builds: dict[str, Task], trains: dict[str, Task], place: str
+) -> None:
+    """Add the tasks of a cell, where they are not there yet, and check them."""
+    made: Task | None = None
+    if build.values:
+        key = _key(build.values)
+        if key not in builds:
+            builds[key] = _task("build", build, build.names, folder / "stores", builds)
+            check(builds[key], f"{place} [build] {builds[key].name}")
+        made = builds[key]
+    if not train.values:
+        return
+    known = {STORE: made.folder, IMAGES: made.values.get("images", IMAGES)} if made else {}
+    values = {name: _filled(value, known) for name, value in train.values.items()}
+    needs = made.folder if made and STORE in _key(train.values) else None
+    names = [*build.names, *(each for each in train.names if each not in build.names)] if needs else train.names
+    key = _key(values)
+    if left := [word for word in (STORE, IMAGES) if word in key]:
+        raise InputError(f"{place} [train]: {left[0]} is of the cell's build; expected flags in [build], found none")
+    if key not in trains:
+        task = _task("train", _Part(values, names), names, folder / "runs", trains, needs=needs)
+        check(task, f"{place} [train] {task.name}")
+        trains[key] = task
+
+
+def _filled(value: Any, known: Mapping[str, Path]) -> Any:
+    """A value with the store and the images of the cell's build in the place of their names."""
+    if isinstance(value, tuple):
+        return tuple(_filled(each, known) for each in value)
+    for word, path in known.items():
+        if isinstance(value, str | Path) and word in str(value):
+            value = type(value)(str(value).replace(word, str(path)))
+    return value
+
+
+def _key(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, default=str)
+
+
+def _task(
+    command: str, part: _Part, names: Sequence[str], parent: Path, others: Mapping[str, Task], needs: Path | None = None
+) -> Task:
+    """A task in a folder of its own, named by its values: readable, safe on any file system, and unique."""
+    name = ",".join(map(_safe, names)) or {"build": "store", "train": "run"}[command]
+    digest = hashlib.sha256(_key(part.values).encode()).hexdigest()[:8]
+    if len(name) > MAX_NAME:
+        name = f"{name[:MAX_NAME]}-{digest}"
+    if name in {other.name for other in others.values()}:
+        name = f"{name}-{digest}"
+    place = {"build": "store", "train": "run_folder"}[command]
+    values = {**part.values, place: parent / name}
+    return Task(command=command, name=name, folder=parent / name, values=values, needs=needs)
+
+
+def _safe(part: str) -> str:
+    """Part of a name without characters that a shell or a file system treats in a way of its own."""
+    flag, equals, value = part.partition("=")
+    return _UNSAFE.sub("-", flag).lstrip(".-") + equals + _UNSAFE.sub("-", value)
+
+
+def check(task: Task, place: str) -> None:
+    """Refuse what the command of a task would refuse of its flags.
+
+    Raises:
+        InputError: names the cell, and what is wrong with it.
+    """
+    config = CONFIGS[task.command]
+    values = with_recipe(task.command, task.values)
+    absent = [flag.name for flag in flags_of(config).values() if flag.default is MISSING and flag.key not in values]
+    if absent:
+        raise InputError(f"{place}: expected a value for {', '.join(absent)}, found none")
+    try:
+        from_flags(config, **values)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def with_recipe(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a task with those of its recipe, as far as they are known without its images."""
+    name = values.get("recipe")
+    if name is None:
+        return dict(values)
+    teacher = next(iter(values.get("teacher", ("",))), "")
+    setting = Setting(
+        images=1,
+        classes=10,
+        size=values.get("size") or 32,
+        student=values.get("student", teacher),
+        teacher=teacher,
+        epochs=values.get("epochs"),
+    )
+    module: Any = {"build": build_recipe, "train": train_recipe}[command]
+    flags: Flags = getattr(recipe_of(name), command)(setting)
+    given = {f"--{choice}": values.get(choice) for choice in module.OWNED}
+    return {**without_replaced(flags, given, module.OWNED), **values}

@@ -1,0 +1,36 @@
+"""`hard`: the one-hot of the hard target in place of the label; of a mixed crop the mean by the weights of both."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trainer.relabel.columns import LabelColumns
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.relabel import Kind, Relabel
+
+argument = ""
+takes: Kind | None = None
+gives: Kind = "probabilities"
+
+
+def check(text: str) -> None:
+    """Nothing follows the name."""
+    del text
+
+
+def make(text: str, columns: LabelColumns) -> Relabel:
+    """The operator."""
+    del text, columns
+    return one_hot
+
+
+def one_hot(t: Tensor, y: Tensor, y2: Tensor | None, lam: Tensor | None) -> Tensor:
+    """``lam onehot(y) + (1 - lam) onehot(y2)``, ``[n, C]`` as ``t``."""
+    own = t.new_zeros(t.shape).scatter_(1, y[:, None], 1)
+    if y2 is None or lam is None:
+        return own
+    share = lam.to(t.dtype)[:, None]
+    return share * own + (1 - share) * t.new_zeros(t.shape).scatter_(1, y2[:, None], 1)

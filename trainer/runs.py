@@ -1,0 +1,268 @@
+"""Runs on disk: finding their folders, reading what they were made of, and grouping those that differ in seed alone.
+
+Nothing here imports torch: tables and pictures of runs come at once.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labelstore.command.names import natural_key
+from labelstore.errors import InputError, reason
+
+CONFIG, LOG = "config.json", "log.jsonl"
+STORE_ROOT = "zarr.json"
+# Of what a run is made of: where and how fast it was made, which is no difference between runs.
+_PLACE = ("versions", "replay_renderer", "format", "test")
+_PLACE_FLAGS = ("seed", "threads", "processes", "device", "compile")
+_PLACE_STORE = ("engine", "renderer", "block", "skipped")
+# What follows from flags, or from the parts of a store that were chosen; shown only where nothing else differs.
+_FOLLOWS = ("student.", "code.", "loss.", "optimizer.", "schedule.", "store.")
+_CHOSEN = ("store.teacher.", "store.plan.", "store.encoding.", "store.dtype", "store.views")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """What the folder of a run holds.
+
+    Attributes:
+        folder: of the run.
+        made_of: everything that decides what the run comes to; empty where there is no config.json.
+        made_with: where its store and its images were.
+        entries: of its log, an epoch each.
+    """
+
+    folder: Path
+    made_of: Mapping[str, Any]
+    made_with: Mapping[str, Any]
+    entries: Sequence[Mapping[str, Any]]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole run."""
+        return int(self.flags.get("epochs", len(self.entries)))
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs that are trained."""
+        return int(self.entries[-1]["epoch"]) + 1 if self.entries else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are trained."""
+        return self.epochs_done >= self.epochs
+
+    @property
+    def flags(self) -> Mapping[str, Any]:
+        """The flags in effect, by key."""
+        return self.made_of.get("run") or {}
+
+    @property
+    def top1(self) -> list[float]:
+        """Test top-1 in percent, of each evaluation."""
+        return [entry["test_top1"] for entry in self.entries if entry.get("test_top1") is not None]
+
+    @property
+    def test_digest(self) -> str | None:
+        """Digest of the test images; None where there were none."""
+        test = self.made_of.get("test")
+        return json.dumps([test["digest"], test["skipped"]]) if test else None
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Steps a second without evaluations; from the rates of epochs: a continued one has only a part of its time."""
+        rates = [entry["crops_per_second"] for entry in self.entries if entry.get("crops_per_second")]
+        if not rates:
+            return None
+        per_epoch = self.entries[-1]["step"] / self.epochs_done
+        crops = _identity(self).get("images") or per_epoch * self.flags.get("batch_size", 1)
+        return float(per_epoch * len(rates) / sum(crops / rate for rate in rates))
+
+    def settings(self) -> dict[str, Any]:
+        """Everything in which two runs can differ but their seed, by a dotted name; a flag by its own name."""
+        seed = self.flags.get("seed")
+        own = {
+            key.replace("_", "-"): value
+            for key, value in self.flags.items()
+            if key not in _PLACE_FLAGS and not (key.endswith("seed") and value == seed)
+        }
+        rest = {key: value for key, value in self.made_of.items() if key not in (*_PLACE, "run", "store")}
+        identity = _identity(self)
+        store = {key: value for key, value in identity.items() if key not in _PLACE_STORE}
+        store |= {
+            "dtype": (identity.get("engine") or {}).get("dtype"),
+            "views": self.made_of.get("store", {}).get("views"),
+        }
+        others = {name: value for name, value in _flat(rest) if not (name.endswith("seed") and value == seed)}
+        return own | dict(_flat({"store": store})) | others
+
+
+def _identity(run: RunRecord) -> Mapping[str, Any]:
+    """What the store of a run is; empty where it has none."""
+    return (run.made_of.get("store") or {}).get("identity") or {}
+
+
+def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested objects, by their dotted names; a list is a leaf."""
+    for key, each in value.items():
+        if isinstance(each, dict):
+            yield from _flat(each, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", each
+
+
+def find_runs(places: Sequence[Path], *, logs: bool = False) -> list[Path]:
+    """The folders of runs among these places, in natural order of each place, each once.
+
+    Args:
+        places: folders of runs, folders that contain some at any depth, or patterns such as ``runs/*``.
+        logs: whether a log alone makes a folder a run's.
+
+    Raises:
+        InputError: when a place is not there, matches nothing, or holds no run.
+    """
+    found: dict[Path, Path] = {}
+    for place in places:
+        matches = [place] if place.exists() else [Path(name) for name in sorted(glob.glob(str(place)))]  # noqa: PTH207  an absolute pattern too
+        if not matches:
+            what = "matches nothing" if glob.has_magic(str(place)) else "is not there"
+            raise InputError(f"{place}: expected the folder of a run, or a folder of runs; this {what}")
+        inside = [run for match in matches for run in _runs_in(match, logs=logs)]
+        if not inside:
+            raise InputError(f"{place}: expected the folder of a run, or a folder of runs, found none in it")
+        for run in inside:
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
+
+
+def _runs_in(folder: Path, *, logs: bool) -> list[Path]:
+    """The runs at or below a folder; stores and runs are not searched."""
+    runs = []
+    for name, folders, files in os.walk(folder):
+        folders.sort(key=natural_key)
+        if STORE_ROOT in files:
+            folders.clear()
+        elif (LOG in files and logs) or (CONFIG in files and _is_run(Path(name) / CONFIG)):
+            runs.append(Path(name))
+            folders.clear()
+    return runs
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return "made_of" in json.loads(path.read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def read_run(folder: Path) -> RunRecord:
+    """What the folder of a run holds.
+
+    Raises:
+        InputError: when its files are not those of a run.
+    """
+    path = folder / CONFIG
+    try:
+        document = json.loads(path.read_text())
+        made_of, made_with = dict(document["made_of"]), dict(document.get("made_with", {}))
+        int(made_of["run"]["epochs"])
+    except FileNotFoundError:
+        made_of, made_with = {}, {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected the config.json of a run ({reason(error)})") from error
+    entries = read_log(folder) if (folder / LOG).exists() or not made_of else []
+    return RunRecord(folder=folder, made_of=made_of, made_with=made_with, entries=entries)
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The entries of a run's log, an epoch each.
+
+    Raises:
+        InputError: when it is not the folder of a run that has finished an epoch.
+    """
+    path = run / LOG
+    try:
+        entries = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else reason(error)
+        raise InputError(f"{path}: expected the log of a run ({why}); give folders that `train --run` made") from error
+    if not entries or not all(isinstance(entry, dict) and "epoch" in entry for entry in entries):
+        raise InputError(f"{path}: expected a line an epoch, found none; the run has finished no epoch yet")
+    return entries
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunGroup:
+    """Runs that differ in seed alone.
+
+    Attributes:
+        runs: at least one.
+        differences: what is not the same in all groups, by name; the same names in each group.
+    """
+
+    runs: Sequence[RunRecord]
+    differences: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder of the run, or the one that all runs of the group are in."""
+        folders = [str(run.folder) for run in self.runs]
+        return folders[0] if len(folders) == 1 else os.path.commonpath(folders) or "."
+
+
+def grouped(runs: Sequence[RunRecord]) -> list[RunGroup]:
+    """Runs that differ in seed alone, together, in the order of the first of each group."""
+    members: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        settings = {**run.settings(), "test": run.test_digest}
+        key = json.dumps(settings, sort_keys=True) if run.made_of else str(run.folder)
+        members.setdefault(key, []).append(run)
+    groups = list(members.values())
+    shown = [{**group[0].settings(), **_places(group[0], [other[0] for other in groups])} for group in groups]
+    names = differing(shown)
+    return [
+        RunGroup(runs=group, differences={name: values.get(name) for name in names})
+        for group, values in zip(groups, shown, strict=True)
+    ]
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of what differs: flags and what a store was made with; of what follows from them only what tells more.
+
+    Args:
+        settings: of each group.
+    """
+    every = dict.fromkeys(name for each in settings for name in each)
+    found = [name for name in every if len({json.dumps(each.get(name)) for each in settings}) > 1]
+    # A number of one loss or schedule, the same wherever it is in effect, follows from the choice of that.
+    numbers = [name for name in found if len({json.dumps(each[name]) for each in settings if name in each}) == 1]
+    chosen = [name for name in found if name not in numbers and _is_chosen(name)]
+
+    def told_apart(names: Sequence[str]) -> int:
+        return len({json.dumps([each.get(name) for name in names]) for each in settings})
+
+    for name in found:
+        if name not in chosen and told_apart([*chosen, name]) > told_apart(chosen):
+            chosen.append(name)
+    return chosen
+
+
+def _is_chosen(name: str) -> bool:
+    """Whether a setting is an option of a run, or of the store that it plays."""
+    return not name.startswith(_FOLLOWS) or name.startswith(_CHOSEN)
+
+
+def _places(run: RunRecord, groups: Sequence[RunRecord]) -> dict[str, Any]:
+    """The folders of a run's images, which are easier to read than digests; only where the images differ."""
+    found: dict[str, Any] = {}
+    if len({_identity(each).get("manifest") for each in groups}) > 1:
+        found["images"] = run.made_with.get("images")
+    if len({each.test_digest for each in groups}) > 1:
+        found["test-images"] = run.made_with.get("test_images")
+    return found

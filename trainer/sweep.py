@@ -1,0 +1,255 @@
+"""`sweep`: the builds and runs of a grid, each a process of its own; it can be stopped and continued."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from labelstore.command.console import Console, duration
+from labelstore.command.flags import Group, Named
+from labelstore.command.output import Output
+from labelstore.command.stopping import Stops
+from labelstore.durable.newfile import write_over
+from labelstore.durable.removing import Proof
+from labelstore.errors import InputError, LeaseError
+from labelstore.spec import Json
+from trainer.compare import Row, as_json, as_text, table
+from trainer.grid import Task, read_grid
+from trainer.processes import Failed, Running, start
+from trainer.runs import CONFIG, find_runs, read_run
+
+POLL_SECONDS = 0.05
+LOCK = ".lock"
+WORDS = {"build": "build", "train": "run"}
+# Flags whose value has to be there before the first command starts.
+INPUTS = ("images", "test_images", "store", "weights", "student_weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Build stores and train students for every combination of the values in a TOML file, and compare the runs.
+
+    Typing the same command again continues a stopped sweep, and skips what is done.
+    """
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """TOML file: flags in [build] and [train], lists of values for what varies, [[cell]] for what varies together."""
+    run_folder: Annotated[Path, Named("run-folder")]
+    """Folder of the sweep: stores/ and runs/, with a folder and a log file for each combination."""
+    jobs: int = 1
+    """Commands that run at a time, as processes; give --threads in the file where they share a CPU."""
+    dry_run: bool = False
+    """Check the flags of all combinations, print their commands and the time that is left, and start nothing."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
+
+    def __post_init__(self) -> None:
+        """Refuse no process."""
+        if self.jobs < 1:
+            raise InputError(f"--jobs: expected at least 1, found {self.jobs}")
+
+
+def sweep(config: SweepConfig, console: Console) -> int:
+    """Run what is left of a sweep, and print the table of its runs; returns the exit code.
+
+    Raises:
+        InputError: a flag that a command refuses, or images, weights or stores that are not there.
+        LeaseError: when another process runs this sweep.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("sweep: starts processes of its own, found torchrun; start it alone, with --jobs")
+    tasks = read_grid(config.file, config.run_folder)
+    absent = inputs_absent(tasks)
+    if config.dry_run:
+        print_plan(tasks, absent, config.jobs, console)
+        return 0
+    if absent:
+        raise InputError(
+            f"{config.file}: expected all inputs before the first command starts, missing: {'; '.join(absent)}"
+        )
+    with held(config.run_folder), Stops() as stops:
+        failed = run_tasks(tasks, config.jobs, console, stops)
+    rows = rows_of(tasks)
+    done = sum(task.folder not in {each.task.folder for each in failed} for task in tasks)
+    values: dict[str, Json] = {
+        "sweep": str(config.run_folder),
+        "tasks": len(tasks),
+        "done": done,
+        "failed": [each.to_json() for each in failed],
+        "groups": [as_json(row) for row in rows],
+    }
+    lines = [as_text(rows)] if rows else []
+    lines += [f"failed: {WORDS[each.task.command]} {each.task.name}: {each.error} ({each.task.log})" for each in failed]
+    lines.append(f"sweep {config.run_folder}: {done} of {len(tasks)} done")
+    console.summary(values, "\n".join(lines))
+    return 1 if failed else 0
+
+
+def inputs_absent(tasks: Sequence[Task]) -> list[str]:
+    """Images, stores and weights that are not there and that no task makes, each with the flags that name them."""
+    made = {str(task.folder) for task in tasks}
+    absent: dict[str, str] = {}
+    for task in tasks:
+        for key in INPUTS:
+            given = task.values.get(key)
+            for value in given if isinstance(given, tuple) else (given,):
+                path = str(value)
+                inside = any(path == folder or path.startswith(f"{folder}/") for folder in made)
+                named = key not in ("images", "test_images", "store") and ":" in path
+                if value is not None and not named and not inside and not Path(path).exists():
+                    absent.setdefault(path, f"--{key.replace('_', '-')} {path}")
+    return list(absent.values())
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other sweeps out of a folder; the system lets go of it however this process ends.
+
+    Raises:
+        InputError: when the folder cannot be made, or is a run.
+        LeaseError: when another process runs a sweep there.
+    """
+    if (folder / CONFIG).exists():
+        raise InputError(f"{folder}: expected a folder for a sweep, found a run; give another --run-folder")
+    try:
+        for each in ("stores", "runs"):
+            (folder / each).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); give another --run-folder") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise LeaseError(
+            f"{folder}: another process runs this sweep; wait for it, or give another --run-folder"
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+def run_tasks(tasks: Sequence[Task], jobs: int, console: Console, stops: Stops) -> list[Failed]:
+    """Run what is not done, at most ``jobs`` at a time; returns what has failed, after everything else has ended.
+
+    Raises:
+        KeyboardInterrupt, Stopped: a signal came; the processes have saved and ended.
+    """
+    left = [task for task in tasks if seconds_of(task) is None]
+    if len(left) < len(tasks):
+        console.line(f"{len(tasks) - len(left)} of {len(tasks)} done before")
+    running: list[Running] = []
+    failed: list[Failed] = []
+    try:
+        while left or running:
+            waiting = {task.folder for task in left} | {each.task.folder for each in running}
+            lost = {each.task.folder for each in failed}
+            for task in list(left):
+                if task.needs in lost:
+                    left.remove(task)
+                    failed.append(Failed(task, "not started: its store was not built"))
+                elif len(running) < jobs and task.needs not in waiting:
+                    left.remove(task)
+                    running.append(start(task))
+            for each in [each for each in running if each.process.poll() is not None]:
+                running.remove(each)
+                if error := each.error():
+                    failed.append(Failed(each.task, error))
+                else:
+                    write_done(each, each.seconds)
+                ended = error or f"done in {duration(each.seconds)}"
+                others = [*left, *(other.task for other in running)]
+                count = f"[{len(tasks) - len(others)}/{len(tasks)}]"
+                time_left = f"; {in_words(eta(tasks, others, jobs))}" if others else ""
+                console.line(f"{count} {WORDS[each.task.command]} {each.task.name}: {ended}{time_left}")
+            if stops.number:
+                raise stops.error()
+            time.sleep(POLL_SECONDS if running else 0)
+    finally:
+        for each in running:
+            each.stop()
+        for each in running:
+            each.process.wait()
+    return failed
+
+
+def _is_done(path: Path) -> bool:
+    return read_done(path) is not None
+
+
+DONE = Proof("what a sweep writes of a command that has ended well", _is_done)
+
+
+def read_done(path: Path) -> Mapping[str, Any] | None:
+    """What was written of a command that has ended well."""
+    try:
+        found = json.loads(path.read_text())
+        return {"words": list(found["words"]), "seconds": found["seconds"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def seconds_of(task: Task) -> float | None:
+    """The seconds of a task that is done, by the flags that it has now; 0 where it was continued; None if not done."""
+    found = read_done(task.done)
+    if found is None or found["words"] != task.words or not task.folder.is_dir():
+        return None
+    return float(found["seconds"] or 0)
+
+
+def write_done(ended: Running, seconds: float) -> None:
+    """Write that a task is done, in so many seconds; the time of one that was continued is not known."""
+    values = {"words": ended.task.words, "seconds": round(seconds, 3) if ended.fresh else None}
+    write_over(ended.task.done, json.dumps(values).encode(), DONE)
+
+
+def eta(tasks: Sequence[Task], left: Sequence[Task], jobs: int) -> float | None:
+    """Seconds that the rest takes, by the rates of what is done; None where nothing tells the rate of some of it."""
+    total = 0.0
+    for command in WORDS:
+        work = sum(task.work for task in left if task.command == command)
+        timed = [(task.work, seconds) for task in tasks if task.command == command and (seconds := seconds_of(task))]
+        if work and not timed:
+            return None
+        if work:
+            total += work * sum(seconds for _, seconds in timed) / sum(done for done, _ in timed)
+    return total / max(min(jobs, len(left)), 1)
+
+
+def in_words(seconds: float | None) -> str:
+    """The time that is left, for people."""
+    return "time left not known yet" if seconds is None else f"about {duration(seconds)} left"
+
+
+def print_plan(tasks: Sequence[Task], absent: Sequence[str], jobs: int, console: Console) -> None:
+    """Print all commands, which are done, what is missing, and the time that is left."""
+    left = [task for task in tasks if seconds_of(task) is None]
+    for task in tasks:
+        state = "to do" if task in left else "done"
+        console.line(f"{WORDS[task.command]} {task.name} ({state}): giftwrap {shlex.join(task.words)}")
+    for each in absent:
+        console.line(f"not there yet: {each}")
+    seconds = eta(tasks, left, jobs)
+    values: dict[str, Json] = {
+        "tasks": [{"command": task.command, "name": task.name, "words": list(task.words)} for task in tasks],
+        "done": len(tasks) - len(left),
+        "missing": list(absent),
+        "seconds_left": seconds,
+    }
+    builds = sum(task.command == "build" for task in tasks)
+    text = f"{builds} builds and {len(tasks) - builds} runs, {len(tasks) - len(left)} done"
+    console.summary(values, f"{text}; {in_words(seconds)}" if left else text)
+
+
+def rows_of(tasks: Sequence[Task]) -> list[Row]:
+    """The table of the runs of a sweep that have begun."""
+    begun = [task.folder for task in tasks if task.command == "train" and any(task.folder.rglob(CONFIG))]
+    return table([read_run(folder) for folder in find_runs(begun)]) if begun else []
