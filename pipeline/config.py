@@ -55,6 +55,25 @@ class TeacherOptions:
     std: tuple[float, float, float] | None = None
     """Channel standard deviations of the teacher's normalisation; likewise."""
 
+    def spec(self, engine: EngineOptions, render: RenderOptions) -> TeacherSpec:
+        """The teacher, run by an engine."""
+        return TeacherSpec(
+            members=make_members(
+                self.names,
+                self.weights,
+                [json_object("--teacher-args", text) for text in self.args] or [{}],
+                self.shares,
+                self.weights_key,
+            ),
+            classes=self.classes,
+            class_columns=self.class_columns,
+            mean=self.mean or IMAGENET_MEAN,
+            std=self.std or IMAGENET_STD,
+            device=render.device,
+            threads=render.threads,
+            **asdict(engine),
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineOptions:
@@ -136,23 +155,7 @@ class BuildConfig:
 
     def teacher_spec(self) -> TeacherSpec:
         """The teacher, and the engine that runs it."""
-        given = self.teacher
-        return TeacherSpec(
-            members=make_members(
-                given.names,
-                given.weights,
-                [json_object("--teacher-args", text) for text in given.args] or [{}],
-                given.shares,
-                given.weights_key,
-            ),
-            classes=given.classes,
-            class_columns=given.class_columns,
-            mean=given.mean or IMAGENET_MEAN,
-            std=given.std or IMAGENET_STD,
-            device=self.render.device,
-            threads=self.render.threads,
-            **asdict(self.engine),
-        )
+        return self.teacher.spec(self.engine, self.render)
 
     @property
     def manifest_cache(self) -> Path:

@@ -50,7 +50,13 @@ def typed_train(words: Sequence[str]) -> Sequence[str]:
 
 
 def evaluate_command(config: EvaluateConfig, console: Console) -> int:
-    """Measure a network and say how it does."""
+    """Measure a network, or compare several checkpoints of one."""
+    if config.several:
+        from trainer.checkpoints import compare_checkpoints, in_columns
+
+        rows = compare_checkpoints(config, console)
+        console.summary({"checkpoints": [dict(row.to_json()) for row in rows]}, in_columns(rows))
+        return 0
     from trainer.evaluate import evaluate_network
 
     result = evaluate_network(config, console)
@@ -100,6 +106,7 @@ COMMANDS = {
         examples=(
             "--run-folder run",
             "--weights torchvision:IMAGENET1K_V1 --student torchvision:resnet18 --images test",
+            "--weights 'teachers/d3/epoch-*.safetensors' --images test",
         ),
     ),
     "compare": Command(CompareConfig, compare_command, examples=("three", "'runs/*' --markdown table.md")),

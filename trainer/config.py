@@ -6,7 +6,7 @@ Nothing that takes long to import is imported here, so that help and the errors 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,11 +17,13 @@ from labelstore.command.flags import Group, Named, values_of
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
-from pipeline.config import require_place
+from pipeline.config import EngineOptions, require_place
+from pipeline.plan.spec import CropOptions, PlanSpec
 from pipeline.recipes import RecipeName
 from pipeline.render.options import RenderOptions
 from pipeline.teacher.engine.spec import DTypeName
 from trainer.choices import LossSpec, OptimiserOptions
+from trainer.label_choices import LabelOptions, OnlineTeacher, require_together, unused_flags
 from trainer.relabel import require_loss
 from trainer.schedules import ScheduleSpec
 
@@ -49,17 +51,17 @@ SCHEDULE_NUMBERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a student from a label store.
+    """Train a network: a student from a label store, from fresh crops with labels made online, or a teacher.
 
     Typing the same command again resumes a stopped run exactly, and only reports a finished one.
     """
 
-    store: Path
-    """Folder of the store."""
+    store: Path | None = None
+    """Folder of the store; without one, epoch e plays view e of fresh crops, and nothing is stored."""
     images: Path
-    """Class folder that the store was made of."""
+    """Class folder that the store was made of, or that fresh crops are cut from."""
     epochs: int
-    """Epochs; each plays one view of the store."""
+    """Epochs; each plays one view of the crops."""
     run: Annotated[Path, Named("run-folder")]
     """Folder of the run: config.json, log.jsonl, checkpoint.pt, last.safetensors, best.safetensors."""
     recipe: RecipeName | None = None
@@ -73,7 +75,16 @@ class TrainConfig:
     new_head: Annotated[bool, Group("student")] = False
     """With --student-weights of other classes: the student keeps a new classifier of its own."""
     size: Annotated[int | None, Group("student")] = None
-    """Side of the student's crops, from the same boxes; the store's when left out."""
+    """Side of the student's crops: from the boxes of the store, whose own it is when left out, or of fresh crops."""
+    crops: Annotated[CropOptions, Group("crops")] = field(default_factory=CropOptions)
+    plan_seed: Annotated[int | None, Group("crops")] = None
+    """Seed of the plan of fresh crops: orders, boxes, flips, mixes; the run's seed when left out."""
+    class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("crops")] = "auto"
+    """Order of the class folders of fresh crops; auto is byte order, and stops where numbers in the names sort
+    otherwise."""
+    labels: Annotated[LabelOptions, Group("labels")] = field(default_factory=LabelOptions)
+    teacher: Annotated[OnlineTeacher, Group("teacher")] = field(default_factory=OnlineTeacher)
+    engine: Annotated[EngineOptions, Group("teacher"), Named("teacher")] = field(default_factory=EngineOptions)
     loss: Annotated[LossSpec, Group("loss")] = field(default_factory=LossSpec)
     relabel: Annotated[tuple[str, ...], Group("loss")] = ()
     """Operators on labels before the loss, in order: topk=K, swap=K, temperature=T, drop=CLASS,...,
@@ -89,9 +100,10 @@ class TrainConfig:
     """Decay of a running mean of the weights, over steps; the mean is what is evaluated and saved."""
     schedule: Annotated[ScheduleSpec, Group("schedule")] = field(default_factory=ScheduleSpec)
     views: Annotated[int | None, Group("schedule")] = None
-    """Play the first V views of the store alone; all that are there when left out."""
+    """Play the first V views alone; left out, all that the store has, and of fresh crops another one each epoch."""
     view_order: Annotated[Literal["shuffle", "cycle"] | None, Group("schedule")] = None
-    """Which view an epoch plays: shuffle, drawn by the seed (the default), or cycle, in stored order (--follow's)."""
+    """Which view an epoch plays: shuffle, drawn by the seed (the default), or cycle, in order (--follow's, and that of
+    fresh crops without --views)."""
     follow: Annotated[bool, Group("schedule")] = False
     """Train from a store that is still being built: views in stored order, each waited for."""
     test_images: Annotated[Path | None, Group("evaluation")] = None
@@ -99,7 +111,7 @@ class TrainConfig:
     test_resize: Annotated[int | None, Group("evaluation")] = None
     """Short side of a test image before the central crop; the student's crop size when left out."""
     skip_broken: Annotated[bool, Group("evaluation")] = False
-    """Leave out test images that do not decode; they are listed, counted and recorded."""
+    """Leave out test images, and images of fresh crops, that do not decode; they are listed, counted and recorded."""
     eval_every: Annotated[int | None, Group("evaluation")] = None
     """Epochs between evaluations; a tenth of the run when left out. The last epoch is always evaluated."""
     eval_from: Annotated[float, Group("evaluation")] = 0.0
@@ -119,6 +131,10 @@ class TrainConfig:
     """Epochs between checkpoints; when left out, as many as keep saving at a twentieth of the time."""
     checkpoint_steps: Annotated[int | None, Group("running")] = None
     """Steps between further checkpoints, within epochs."""
+    keep_every: Annotated[int | None, Group("running")] = None
+    """Epochs between weights that are kept: epoch-0001.safetensors, ... beside last and best."""
+    keep: Annotated[str | None, Group("running")] = None
+    """Further epochs whose weights are kept, comma-separated, counted from 1: 1,2,4,8."""
     log_every: Annotated[int | None, Group("running")] = None
     """Steps between lines of steps.jsonl: loss, rate and the gradient's norm; no such file when left out."""
     tensorboard: Annotated[bool, Group("running")] = False
@@ -142,6 +158,7 @@ class TrainConfig:
             "eval_every",
             "checkpoint_every",
             "checkpoint_steps",
+            "keep_every",
             "log_every",
         ):
             value = getattr(self, name)
@@ -166,6 +183,8 @@ class TrainConfig:
             raise InputError("--view-order shuffle: --follow plays views in stored order; leave one of them out")
         if self.new_head and not self.student_weights:
             raise InputError("--new-head: has an effect only with --student-weights; leave it out")
+        require_together(self)
+        self.kept_epochs()
         if not 0 <= self.eval_from <= 1:
             raise InputError(f"--eval-from: expected a fraction between 0 and 1, found {self.eval_from}")
         if not 0 <= self.seed < 2**63:
@@ -193,20 +212,50 @@ class TrainConfig:
             "weight_decay": optimiser.weight_decay,
             "optimizer_args": dumps(dict(optimiser.args)),
             "view_order": self.play_order,
+            "plan_seed": self.seed if self.plan_seed is None else self.plan_seed,
             "eval_every": self.evaluation_interval,
         }
         unused = [flag for number, flag in LOSS_NUMBERS.items() if number not in self.loss.numbers]
         unused += [name for name, schedules in SCHEDULE_NUMBERS.items() if self.schedule.name not in schedules]
         if not self.student_weights:
             unused.append("new_head")
+        unused += unused_flags(self)
         if not self.relabel:
             unused.append("relabel")
         return {name: used.get(name, value) for name, value in values_of(self).items() if name not in unused}
 
     @property
+    def fresh(self) -> bool:
+        """Whether crops are fresh, and not those of a store."""
+        return self.store is None or self.labels.source == "image"
+
+    def plan(self, size: int) -> PlanSpec:
+        """The plan of fresh crops of a side in pixels.
+
+        Raises:
+            InputError: names the flag of the first number that no plan can have.
+        """
+        seed = self.seed if self.plan_seed is None else self.plan_seed
+        return PlanSpec(size=size, seed=seed, **asdict(self.crops))
+
+    def kept_epochs(self) -> frozenset[int]:
+        """The epochs whose weights are kept, counted from 1.
+
+        Raises:
+            InputError: when --keep is no list of epochs of this run.
+        """
+        listed = [text.strip() for text in self.keep.split(",")] if self.keep is not None else []
+        for text in listed:
+            if not (text.isdecimal() and 1 <= int(text) <= self.epochs):
+                raise InputError(f"--keep: expected epochs 1 to {self.epochs}, comma-separated, found {text!r}")
+        every = range(self.keep_every, self.epochs + 1, self.keep_every) if self.keep_every else ()
+        return frozenset([*map(int, listed), *every])
+
+    @property
     def play_order(self) -> Literal["shuffle", "cycle"]:
-        """Which view an epoch plays; a build that is still running is followed in stored order."""
-        return "cycle" if self.follow else self.view_order or "shuffle"
+        """Which view an epoch plays: views of a build that still runs, and views without a bound, come in order."""
+        unbounded = self.fresh and self.views is None
+        return "cycle" if self.follow or unbounded else self.view_order or "shuffle"
 
     @property
     def evaluation_interval(self) -> int:
@@ -225,8 +274,9 @@ class EvaluateConfig:
 
     run: Annotated[Path | None, Named("run-folder")] = None
     """Folder of a run of `train`: its last weights, as it tested them, on its test images."""
-    weights: str | None = None
-    """Instead: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
+    weights: tuple[str, ...] = ()
+    """Instead: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained; of several files, or a
+    pattern such as 'run/epoch-*.safetensors', a row each, compared with the last."""
     images: Path | None = None
     """Class folder of test images; those of the run when left out."""
     student: str | None = None
@@ -257,12 +307,12 @@ class EvaluateConfig:
     """Precision, under autocast where it is not float32; as the run tested, or float32, when left out."""
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     csv: Path | None = None
-    """File for the accuracy of each class: class, images, hits, top1 in percent."""
+    """File for the accuracy of each class: class, images, hits, top1 in percent; of several weights for their rows."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
         """Refuse, before anything is measured, what could not be written."""
-        if (self.run is None) == (self.weights is None):
+        if (self.run is None) == (not self.weights):
             found = "neither" if self.run is None else "both"
             raise InputError(f"--run, --weights: expected the folder of a run or a file of weights, found {found}")
         for name, value in (("size", self.size), ("resize", self.resize), ("batch", self.batch)):
@@ -271,6 +321,16 @@ class EvaluateConfig:
         if self.csv:
             require_apart({"--csv": self.csv}, {"--images": self.images} if self.images else {})
             require_place("--csv", self.csv)
+
+    @property
+    def several(self) -> bool:
+        """Whether several checkpoints are compared: several weights, or a pattern, whatever it matches."""
+        return len(self.weights) > 1 or any(is_pattern(name) for name in self.weights)
+
+
+def is_pattern(weights: str) -> bool:
+    """Whether --weights names files by a pattern, and no file that is there."""
+    return any(mark in weights for mark in "*?[") and not Path(weights).exists()
 
 
 @dataclass(frozen=True, kw_only=True)

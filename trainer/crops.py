@@ -1,8 +1,9 @@
-"""Where the crops of a run come from: `CropSource`, and the crops of a store rendered again."""
+"""Where the crops of a run come from: `CropSource`, the crops of a store rendered again, and fresh ones of a plan."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +12,10 @@ import numpy.typing as npt
 from torch import Tensor
 
 from labelstore.format.columns import CropRows
+from pipeline.images.manifest import Manifest
 from pipeline.plan.augment.sides import at_size
+from pipeline.plan.plan import Plan, PlanSpec
+from pipeline.render import Renderer
 from pipeline.replay.source import Source
 from trainer.following import view_is_there, wait_for_view
 
@@ -130,3 +134,49 @@ class ReplayedCrops(CropSource):
     def close(self) -> None:
         """Release the renderer."""
         self.source.close()
+
+
+class FreshCrops(CropSource):
+    """The crops that a build of the same plan would store, made as they are played.
+
+    Args:
+        manifest: the images.
+        spec: the plan.
+        renderer: made of both.
+        mean: channel means of the normalisation.
+        std: channel standard deviations of the normalisation.
+        label_columns: the column of each class in the labels.
+        views: how many views of the plan are played; None does not bound them.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        spec: PlanSpec,
+        renderer: Renderer,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        label_columns: Sequence[int],
+        views: int | None = None,
+    ) -> None:
+        self._plan = Plan(spec, manifest.heights, manifest.widths)
+        self._renderer = renderer
+        self.images, self.group, self.views = len(manifest), spec.group, views
+        self.size = self.drawn_size = spec.size
+        self.mean, self.std = mean, std
+        self.targets = np.array(label_columns, np.int64)[manifest.targets]
+        self.identity = {"manifest": manifest.digest, "plan": json.dumps(spec.to_json())}
+        self.remark = f"crops: fresh, of {self.images:,} images at {spec.size} px, by plan seed {spec.seed}"
+
+    def rows(self, view: int, positions: Int64Array) -> CropRows:
+        """The rows of the plan."""
+        return self._plan.rows_at(view, positions)
+
+    def pixels(self, rows: CropRows) -> Tensor:
+        """Rendered as a build renders them."""
+        return self._renderer.render(rows)
+
+    def close(self) -> None:
+        """Release the renderer."""
+        self._renderer.close()

@@ -35,7 +35,7 @@ from pipeline.teacher.engine.spec import DTypeName
 from trainer.config import EvaluateConfig
 from trainer.measured import load_measured
 from trainer.metrics import ranks
-from trainer.subject import settle
+from trainer.subject import Subject, settle
 
 TABLE = ["class", "images", "hits", "top1"]
 BATCH = 128
@@ -81,6 +81,7 @@ def evaluate(
     columns: Sequence[int] | None = None,
     channels_last: bool | None = None,
     advance: Callable[[int], None] = lambda _: None,
+    see: Callable[[Tensor], None] = lambda _: None,
 ) -> EvalResult:
     """How a network in eval mode does; its modes afterwards are what they were before.
 
@@ -97,6 +98,7 @@ def evaluate(
         columns: of the network, one a class; None takes all.
         channels_last: memory layout of its images; tried out on the first batch when None.
         advance: called with the number of images after each batch.
+        see: called with the logits ``[n, C]`` of each batch; images come in the order of ``images``.
     """
     require_normalisation(mean, std, "evaluate: ")
     kept = slice(None) if columns is None else list(columns)
@@ -118,7 +120,7 @@ def evaluate(
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        return count_hits(logits, images, spec, renderer, batch, advance)
+        return count_hits(logits, images, spec, renderer, batch, advance, see)
     finally:
         for module, training in modes:
             module.training = training
@@ -131,6 +133,7 @@ def count_hits(
     renderer: Renderer,
     batch: int,
     advance: Callable[[int], None] = lambda _: None,
+    see: Callable[[Tensor], None] = lambda _: None,
 ) -> EvalResult:
     """Top-1, top-5, loss and hits by class of a function from pixels, uint8 ``[n, S, S, 3]``, to logits ``[n, C]``.
 
@@ -140,7 +143,8 @@ def count_hits(
         spec: how they are cut.
         renderer: made of ``images`` and ``spec``.
         batch: images a batch.
-        advance: told the number of images after each batch.
+        advance: called with the number of images after each batch.
+        see: called with the logits of each batch.
     """
     rows = Plan(spec, images.heights, images.widths).rows(0, 0, len(images))
     rows = rows.take(np.argsort(rows.image))  # manifest order: neighbours on the disk
@@ -159,6 +163,7 @@ def count_hits(
         top1[part] = (rank < 1).cpu()
         top5 += int((rank < 5).sum())
         loss += float(cross_entropy(output.float(), own, reduction="sum"))
+        see(output)
         advance(len(output))
     classes = len(images.classes)
     return EvalResult(
@@ -202,6 +207,34 @@ def evaluate_network(config: EvaluateConfig, console: Console) -> EvalResult:
     console.tell(subject.said, subject.warnings)
     images = subject.scan()
     say_left_out(images, console)
+    with console.progress("evaluate", len(images), "images") as progress:
+        result = measure(subject, images, console, advance=progress.advance)
+    if config.csv:
+        write_classes(config.csv, images.classes, result)
+    return result
+
+
+def measure(
+    subject: Subject,
+    images: Manifest,
+    console: Console,
+    *,
+    advance: Callable[[int], None] = lambda _: None,
+    see: Callable[[Tensor], None] = lambda _: None,
+) -> EvalResult:
+    """Load the network of a subject, and measure it; what it is made of is printed.
+
+    Args:
+        subject: what is measured.
+        images: the test images.
+        console: where notes and warnings go.
+        advance: as of `evaluate`.
+        see: as of `evaluate`.
+
+    Raises:
+        InputError: when there is no such network, or it does not fit the images.
+    """
+    config = subject.config
     measured = load_measured(subject, images.classes)
     console.tell(measured.notes, measured.warnings)
     renderer = make_renderer(
@@ -212,11 +245,7 @@ def evaluate_network(config: EvaluateConfig, console: Console) -> EvalResult:
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
     )
-    with (
-        closing(renderer),
-        enough_memory(config.batch),
-        console.progress("evaluate", len(images), "images") as progress,
-    ):
+    with closing(renderer), enough_memory(config.batch):
         result = evaluate(
             measured.network,
             images,
@@ -229,10 +258,9 @@ def evaluate_network(config: EvaluateConfig, console: Console) -> EvalResult:
             device=config.render.device,
             columns=measured.columns,
             channels_last=measured.channels_last,
-            advance=progress.advance,
+            advance=advance,
+            see=see,
         )
     if not math.isfinite(result.loss):
         console.warn("some logits are no finite numbers; an image with NaN among its logits counts as missed")
-    if config.csv:
-        write_classes(config.csv, images.classes, result)
     return result

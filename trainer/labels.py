@@ -1,14 +1,16 @@
-"""Where the labels of a run come from: `LabelSource`, and labels stored for each crop."""
+"""Where the labels of a run come from: `LabelSource`, labels stored for each crop or for each image, and none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from labelstore.encodings import Codes, Pairs
+from labelstore.errors import InputError, NotStoredError
 from labelstore.store import LabelStore
 from pipeline.device.codes import DeviceCodes
 from trainer.crops import Crops, Int64Array
@@ -52,6 +54,71 @@ class StoredLabels:
         """Blocks come ahead of the crops, within `LABEL_BYTES`."""
         batches = self._store.stream(requests, budget_bytes=LABEL_BYTES, decode=self._decode)
         return lambda _crops: torch.as_tensor(next(batches).logits)
+
+
+class NoLabels:
+    """Crops alone, for losses on hard targets."""
+
+    def label(self, requests: Iterator[Request]) -> Callable[[Crops], None]:  # noqa: ARG002
+        """Nothing."""
+        return lambda _crops: None
+
+
+class ImageLabels:
+    """One label an image, whatever crop of it is played; of mixed crops the mean of both probabilities.
+
+    Args:
+        logits: of the images, float32 ``[N, C]``.
+        group: consecutive crops that mix with each other.
+        drawn_size: side that the rows of the crops are drawn for.
+    """
+
+    def __init__(self, logits: Tensor, group: int, drawn_size: int) -> None:
+        self._logits, self._group, self._drawn_size = logits, group, drawn_size
+
+    def label(self, requests: Iterator[Request]) -> Callable[[Crops], Tensor]:  # noqa: ARG002
+        """Looked up for each crop."""
+        return self.of
+
+    def of(self, crops: Crops) -> Tensor:
+        """The raw logits of unmixed crops; of mixed ones the logarithm of the mean, by weight, of probabilities."""
+        own = self._logits[torch.from_numpy(crops.rows.image.astype(np.int64))]
+        if not crops.rows.mixed:
+            return own
+        weight = torch.from_numpy(crops.rows.weights(self._drawn_size))[:, None]
+        own = own.log_softmax(1)
+        partners = own[torch.from_numpy(crops.rows.partners(self._group))]
+        return torch.logaddexp(own + weight.log(), partners + (1 - weight).log())
+
+
+def logits_of_images(store: LabelStore, view: int | None) -> Tensor:
+    """The labels of a store's images, float32 ``[N, C]``.
+
+    Args:
+        store: of one view, unless ``view`` is given.
+        view: the one whose labels are taken.
+
+    Raises:
+        InputError: when the store has more views, or labels of mixed crops.
+        NotStoredError: when the view is not there.
+    """
+    there = store.state.views_sealed
+    if view is None and there > 1:
+        raise InputError(
+            f"--labels image: expected a store of one view, found {there} in {store.path}; build one with --views 1 "
+            f"--crop center --flip 0, or choose a view: --label-view 0"
+        )
+    if not 0 <= (view or 0) < there:
+        raise NotStoredError(f"--labels image: {store.path} has {there} sealed views, none of number {view or 0}")
+    if "partner" in store.identity.crop_columns:
+        raise InputError(
+            f"--labels image: the crops of {store.path} are mixed, and their labels are of two images each; "
+            f"build a store with --mix none"
+        )
+    labels = store.read(view or 0, slice(None))
+    logits = torch.empty(labels.logits.shape)
+    logits[torch.from_numpy(labels.rows.image.astype(np.int64))] = torch.from_numpy(labels.logits)
+    return logits
 
 
 def decoder_for(store: LabelStore, device: torch.device, *, any_scale: bool) -> Callable[[Codes, Pairs], Tensor] | None:

@@ -6,15 +6,20 @@ The protocols themselves, with what their stores must contain, are in `pipeline.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from labelstore import LabelStore
-from labelstore.spec import Identity
+from pipeline.build.recipe import OWNED as OWNED_CROPS
+from pipeline.images.opening import open_images
 from pipeline.recipes import recipe_of
 from pipeline.recipes.flags import describe, given, spelled, without_replaced, words
-from pipeline.recipes.setting import Setting, Value
+from pipeline.recipes.setting import Flags, Setting, Value
 from trainer.config import LOSS_NUMBERS, SCHEDULE_NUMBERS, TrainConfig
+from trainer.order import UNBOUNDED
 
+BESIDE = ("--store", "--images", "--labels", "--teacher", "--epochs", "--size")  # flags that numbers depend on
+IDLE = tuple(name for names in OWNED_CROPS.values() for name in names if name != "mix_per")
 # Flags that belong to the choice of another flag: another choice has values of its own.
 OWNED = {
     "loss": tuple(LOSS_NUMBERS.values()),
@@ -24,7 +29,7 @@ OWNED = {
 MERGED = ("student_args", "optimizer_args")
 NO_PROTOCOL = (
     "recipe", "store", "images", "run", "json", "anyway", "test_images", "checkpoint_every", "checkpoint_steps",
-    "log_every", "tensorboard", "seeds",
+    "log_every", "tensorboard", "keep_every", "keep", "seeds",
 )  # fmt: skip
 
 
@@ -37,17 +42,47 @@ def typed(arguments: Sequence[str]) -> list[str]:
     Raises:
         GiftwrapError: when there is no such recipe, or the store does not open.
     """
-    also = ("--epochs", "--size", *(f"--{choice}" for choice in OWNED), *(spelled_out(name) for name in MERGED))
-    known = given(arguments, "train", "--recipe", "--store", "--student", also=also)
-    if known is None:
+    choices = {**OWNED, **OWNED_CROPS}
+    also = (*BESIDE, *(f"--{choice}" for choice in choices), *(spelled_out(name) for name in MERGED))
+    known = given(arguments, "train", "--recipe", "--student", also=also)
+    setting = setting_of(known) if known else None
+    if known is None or setting is None:
         return list(arguments)
-    identity = LabelStore.open(known["--store"], follow=True).identity
-    epochs, side = (int(text) if (text := known[flag] or "").isdecimal() else None for flag in ("--epochs", "--size"))
-    setting = Setting.of(identity, known["--student"], epochs, side)
-    flags = without_replaced(recipe_of(known["--recipe"]).train(setting), known, OWNED)
+    flags = without_replaced(flags_of(known["--recipe"], setting, known["--labels"], known["--store"]), known, choices)
     merged = {name: merge(flags[name], known[spelled_out(name)]) for name in MERGED if name in flags}
     last = words({name: value for name, value in merged.items() if known[spelled_out(name)]})
     return ["train", *words(flags), *arguments[1:], *last]
+
+
+def setting_of(known: Mapping[str, str]) -> Setting | None:
+    """What the numbers of a recipe depend on; None where flags are missing or no numbers: the command refuses them.
+
+    Args:
+        known: the values of flags; None where they are not given.
+    """
+    epochs, side = (int(text) if (text := known[flag] or "").isdecimal() else None for flag in ("--epochs", "--size"))
+    if known["--store"]:
+        return Setting.of(LabelStore.open(known["--store"], follow=True).identity, known["--student"], epochs, side)
+    if not known["--images"] or side is None:
+        return None
+    listing = open_images(Path(known["--images"]), "bytes").listing  # counted, in whatever order
+    return Setting(
+        images=len(listing.names),
+        classes=len(listing.classes),
+        size=side,
+        student=known["--student"],
+        teacher=known["--teacher"] or known["--student"],
+        epochs=epochs,
+    )
+
+
+def flags_of(recipe: str, setting: Setting, labels: str | None, store: Path | str | None) -> Flags:
+    """The flags of a recipe: of fresh crops both halves; the normalisation of labels that are stored is theirs."""
+    found = recipe_of(recipe)
+    if store and labels != "image":
+        return found.train(setting)
+    crops = {name: value for name, value in found.build(setting).items() if not store or name not in ("mean", "std")}
+    return {**crops, **found.train(setting)}
 
 
 def spelled_out(name: str) -> str:
@@ -64,13 +99,18 @@ def merge(ours: Value, theirs: str | None) -> Value:
     return json.dumps({**json.loads(str(ours)), **values}) if isinstance(values, dict) else theirs
 
 
-def describe_recipe(config: TrainConfig, identity: Identity, views: int) -> str:
+def describe_recipe(config: TrainConfig, setting: Setting, views: int) -> str:
     """Every value of a run's recipe, what was given instead, all else in effect, and what is not reproduced."""
     name = config.recipe or ""
-    side = config.size or identity.size
+    side = setting.crop_side
     recipe = recipe_of(name)
-    flags = recipe.train(Setting.of(identity, config.student, config.epochs, config.size))
+    flags = flags_of(name, setting, config.labels.source, config.store)
     used = {**config.in_effect(), "size": side, "test_resize": config.test_resize or side, "views": views}
+    if config.fresh:
+        plan = config.plan(side).to_json()
+        used = {key: value for key, value in used.items() if key not in IDLE or key in plan}
+    if views == UNBOUNDED:
+        del used["views"]
     text = describe(name, flags, used, NO_PROTOCOL, f"{recipe.build_differs}; {recipe.train_differs}")
     more = (
         f"; the paper draws fresh crops for each epoch: `pipeline build --views {config.epochs}` makes as many"

@@ -90,17 +90,22 @@ class Replay(Loader):
             raise InputError("follow: views come in stored order; give view_order 'cycle'")
         if follow:
             store = LabelStore.open(store.path if isinstance(store, LabelStore) else store, follow=True)
-        source = open_source(store, images, device=device, decoder=decoder, threads=threads, cache_bytes=cache_bytes)
-        views = views_of(source.store, views)
-        if follow:
-            wait_for_view(source.store, 0)
-        self.pixels: PixelReport = check_pixels(source)
-        if size not in (None, source.spec.size):
-            source = source.at_size(size, device=device, threads=threads, cache_bytes=cache_bytes)
-        self.source: Source = source
-        self.store = source.store
+        crops, self.pixels = open_crops(
+            store,
+            images,
+            views=views,
+            size=size,
+            mean=mean,
+            std=std,
+            device=device,
+            decoder=decoder,
+            threads=threads,
+            cache_bytes=cache_bytes,
+        )
+        self.source: Source = crops.source
+        self.store = self.source.store
         super().__init__(
-            ReplayedCrops(source, views, *normalisation_of(self.store, mean, std), remark_on(self.pixels, source)),
+            crops,
             StoredLabels(self.store, torch.device(device), any_scale=any_scale),
             batch_size=batch_size,
             epoch=epoch,
@@ -112,6 +117,35 @@ class Replay(Loader):
             dtype=dtype,
             channels_last=channels_last,
         )
+
+
+def open_crops(
+    store: LabelStore | Path | str,
+    images: Manifest | Path | str,
+    *,
+    views: int | None = None,
+    size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    device: str = "cpu",
+    decoder: str | None = None,
+    threads: int | None = None,
+    cache_bytes: int = 2 << 30,
+) -> tuple[ReplayedCrops, PixelReport]:
+    """The crops of a store, and what the check of its pixels found; the arguments are those of `Replay`.
+
+    Raises:
+        MismatchError: when the images are not the store's, or its crops do not come out again (P2), at its own size.
+    """
+    source = open_source(store, images, device=device, decoder=decoder, threads=threads, cache_bytes=cache_bytes)
+    views = views_of(source.store, views)
+    if source.store.follow:
+        wait_for_view(source.store, 0)
+    found = check_pixels(source)
+    if size not in (None, source.spec.size):
+        source = source.at_size(size, device=device, threads=threads, cache_bytes=cache_bytes)
+    normalisation = normalisation_of(source.store, mean, std)
+    return ReplayedCrops(source, views, *normalisation, remark_on(found, source)), found
 
 
 def remark_on(pixels: PixelReport, source: Source) -> str:

@@ -20,11 +20,12 @@ from trainer.checkpoint import packed, random_state, restore_random_state, save_
 from trainer.config import TrainConfig
 from trainer.ema import Average
 from trainer.loader import Loader
+from trainer.material import open_material
 from trainer.objective import Objective, Score
 from trainer.run_folder import begun_with
 from trainer.stop_conditions import StopConditions
 from trainer.stopping import Stops
-from trainer.student import make_objective, open_replay, open_test
+from trainer.student import make_objective, open_test
 
 
 @dataclass
@@ -179,17 +180,20 @@ class Run:
 
 
 def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
-    """A student's run: open the store and the images, make student, loss and optimiser."""
+    """A student's run: open crops, labels and test images, make student, loss and optimiser."""
     if ranks.first:  # and the others find what it has found out of the images
-        replay = open_replay(config, ranks, config.views or begun_with(config.run))
-        test = open_test(config, replay) if config.test_images else None
-        ranks.broadcast(replay.order.views)
+        begun = begun_with(config.run)
+        views = config.views if config.fresh else config.views or begun.views
+        material = open_material(config, ranks, views, begun.engine)
+        test = open_test(config, material) if config.test_images else None
+        order, engine = material.loader.order, material.engine
+        ranks.broadcast({"views": views if config.fresh else order.views, "engine": dict(engine) if engine else None})
     else:
-        views: Any = ranks.broadcast()
-        replay = open_replay(config, ranks, views)
-        test = open_test(config, replay) if config.test_images else None
-    ranks.barrier()  # a process that is refused removes the cache of test images, which another one would write again
-    return start_run(config, ranks, stops, replay, make_objective(config, ranks, replay, test))
+        found: Any = ranks.broadcast()
+        material = open_material(config, ranks, found["views"], found["engine"])
+        test = open_test(config, material) if config.test_images else None
+    ranks.barrier()  # a process that is refused removes the caches of images, which another one would write again
+    return start_run(config, ranks, stops, material.loader, make_objective(config, ranks, material, test))
 
 
 def start_run(config: TrainConfig, ranks: Ranks, stops: Stops, replay: Loader, objective: Objective) -> Run:

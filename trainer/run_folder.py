@@ -8,9 +8,10 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -30,8 +31,11 @@ from pipeline.networks.trained import Trained
 from pipeline.networks.weights import state_digest
 from trainer.checkpoint import elsewhere
 from trainer.config import TrainConfig
-from trainer.replay import Replay
+from trainer.label_choices import CROP_FLAGS, TEACHER_FLAGS
 from trainer.sources import code_of, layout_of
+
+if TYPE_CHECKING:
+    from trainer.material import Material
 
 FORMAT = 2  # of a run: 1 knew neither digests of code and test images nor the random numbers of numpy and Python
 VERSIONS = ("torch", "torchvision", "numpy", "numcodecs")
@@ -46,6 +50,8 @@ NOT_THE_RUN = (
     "cache_gib",
     "checkpoint_every",
     "checkpoint_steps",
+    "keep_every",
+    "keep",
     "follow",
     "views",
     "decoder",
@@ -54,15 +60,27 @@ NOT_THE_RUN = (
     "anyway",
     "log_every",
     "student_weights",
+    *CROP_FLAGS,  # what they choose is described by crops, labels and engine
+    *TEACHER_FLAGS,
+    "exact",
+    "label_view",
 )
 LOCK, LOG, STEPS, CONFIG, FLAGS = ".lock", "log.jsonl", "steps.jsonl", "config.json", "config.toml"
-TEST_CACHE = "test.images.npz"
+TEST_CACHE, TRAIN_CACHE = "test.images.npz", "train.images.npz"
+CACHES = (TEST_CACHE, TRAIN_CACHE)
+LABELS = {
+    "stored": "raw logits of the teacher, made after mixing",
+    "online": "raw logits of the teacher, made after mixing, on the way",
+    "image": "raw logits of the teacher for each image; of mixed crops the logarithm of mean probabilities",
+    "none": "none: hard targets",
+}
 # What may have changed since a run began, where --anyway is given: it decides what comes out, not whether that works.
 CHANGES = {
     "code": "the code of the student has changed since the run began",
     "test": "these are not the test images with which the run began",
     "versions": "other versions than those with which the run began",
     "replay_renderer": "another renderer than the one with which the run began",
+    "engine": "the teacher is run by another engine than the one with which the run began",
 }
 
 
@@ -83,9 +101,10 @@ def hold(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder}: expected a folder, found a file in its place; give another --run") from error
     except OSError as error:
         raise InputError(f"{folder}: cannot be made ({error.strerror}); give another --run") from error
-    cache = folder / TEST_CACHE
     others = [
-        path for path in folder.iterdir() if path.name != LOCK and not (path == cache and removing.may_go(path, CACHE))
+        path
+        for path in folder.iterdir()
+        if path.name != LOCK and not (path.name in CACHES and removing.may_go(path, CACHE))
     ]
     if others and not (folder / CONFIG).exists():
         raise InputError(f"{folder}: expected an empty folder or a run, found other files; give another --run")
@@ -102,7 +121,8 @@ def hold(folder: Path) -> Iterator[None]:
             yield
         finally:
             if not (folder / CONFIG).exists():
-                for path, proof in ((cache, CACHE), (folder / LOCK, removing.EMPTY)):
+                caches = ((folder / name, CACHE) for name in CACHES)
+                for path, proof in (*caches, (folder / LOCK, removing.EMPTY)):
                     if removing.may_go(path, proof):
                         removing.remove(path, proof)
                 if made:
@@ -118,30 +138,30 @@ def _open_lock(path: Path) -> IO[bytes]:
 
 
 def made_of(
-    config: TrainConfig, replay: Replay, student: nn.Module, test: Manifest | None, processes: int = 1
+    config: TrainConfig, material: Material, student: nn.Module, test: Manifest | None, processes: int = 1
 ) -> dict[str, Json]:
     """Everything that decides what a run comes to: the same here means the same student.
 
     Args:
         config: of the run, as one process has it.
-        replay: what it plays.
+        material: what it is trained on.
         student: what it trains.
         test: the test images.
         processes: how many train together.
     """
     plain = {name: value for name, value in config.in_effect().items() if name not in NOT_THE_RUN}
-    identity = replay.store.identity
+    size = material.loader.size
     # In this order differences are looked for: what others follow from comes first.
     described: dict[str, Json] = {
         "format": FORMAT,
-        "store": {"identity": identity.to_json(), "views": replay.order.views},
+        **{name: value for name, value in material.made_of.items() if name not in CHANGES},
         "run": plain
         | {
             "device": torch.device(config.render.device).type,
-            "size": replay.size,
+            "size": size,
             "threads": torch.get_num_threads(),
             "processes": processes,
-            "test_resize": config.test_resize or replay.size,
+            "test_resize": config.test_resize or size,
         },
         "student": {
             "layout": layout_of(student),
@@ -152,7 +172,9 @@ def made_of(
         "schedule": config.schedule.to_json(),
     }
     described["code"] = code_of(student, config.student, config.loss.name, config.optimiser.name)
-    described["replay_renderer"] = dict(replay.source.renderer.id)
+    described["replay_renderer"] = dict(material.renderer)
+    if "engine" in material.made_of:
+        described["engine"] = material.made_of["engine"]
     described["versions"] = {name: version(name) for name in VERSIONS}
     if test:
         described["test"] = {"images": len(test), "skipped": list(test.skipped), "digest": test.digest}
@@ -246,10 +268,28 @@ def with_its_interval(config: TrainConfig) -> TrainConfig:
     return changed(config, eval_every=stored["run"]["eval_every"])
 
 
-def begun_with(folder: Path) -> int | None:
-    """The views of a run that is continued: fixed when it began, though the store may have more by now."""
-    stored = described_in(folder / CONFIG)
-    return stored["store"]["views"] if stored else None
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What a run keeps that flags leave open.
+
+    Attributes:
+        views: those that it plays of a store, which may have more by now.
+        engine: what runs the teacher of its labels, where they are made on the way.
+    """
+
+    views: int | None = None
+    engine: Mapping[str, Any] | None = None
+
+
+def begun_with(folder: Path) -> Begun:
+    """What a run that is continued was begun with; nothing where there is none."""
+    stored = described_in(folder / CONFIG) or {}
+    return Begun(stored.get("store", {}).get("views"), stored.get("engine"))
+
+
+def kept_weights(epoch: int) -> str:
+    """The name of the file with the weights after an epoch, counted from 1."""
+    return f"epoch-{epoch:04d}.safetensors"
 
 
 def trained_as(made: Mapping[str, Any], source: str) -> Trained:
@@ -263,24 +303,32 @@ def trained_as(made: Mapping[str, Any], source: str) -> Trained:
         InputError: when it is no description of a run.
     """
     try:
-        run, identity = made["run"], made["store"]["identity"]
-        teacher, plan = identity["teacher"] or {}, identity["plan"] or {}
+        run, plan = made["run"], plan_of(made)
+        identity = made["store"]["identity"] if "store" in made else made["crops"]
+        normal = (identity["teacher"] or {}) if "store" in made else identity
+        columns = made.get("labels", identity)
         record = {
             "version": __version__,
             "network": run["student"],
             "args": dict(json_object("--student-args", run["student_args"])),
             "size": run["size"],
-            "mean": teacher.get("mean"),
-            "std": teacher.get("std"),
+            "mean": normal.get("mean"),
+            "std": normal.get("std"),
             "resize": run["test_resize"],
             "interpolation": plan.get("interpolation"),
-            "columns": identity["columns"],
+            "columns": columns["columns"],
             "classes": identity["classes"],
-            "class_columns": identity.get("class_columns") or (),
+            "class_columns": columns.get("class_columns") or (),
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{source}: expected the description of a run, found another one ({error!r})") from error
     return Trained.of_json(record, source)
+
+
+def plan_of(made: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The plan of the crops that a run is made of: of its store, or of fresh ones; empty where it is not known."""
+    crops = made["store"]["identity"] if "store" in made else made["crops"]
+    return crops["plan"] or {}
 
 
 def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) -> list[Json]:
@@ -301,7 +349,9 @@ def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) 
         return []
     same = accepted(stored, made, anyway=config.anyway)
     ours: Any = made.get("student", {})
-    if stored.get("store") == made.get("store") and same.get("student", {}).get("layout") != ours.get("layout"):
+    if all(stored.get(key) == made.get(key) for key in ("store", "crops", "labels")) and same.get("student", {}).get(
+        "layout"
+    ) != ours.get("layout"):
         raise MismatchError(
             f"the student has other weights than when the run began: names, shapes or types in its state dict differ; "
             f"give the code and the arguments of {path} again, or another --run"
@@ -348,12 +398,12 @@ def _made_with(config: TrainConfig, student: nn.Module) -> dict[str, Json]:
             "giftwrap": __version__,
             "python": platform.python_version(),
         },
-        "store": str(config.store),
+        "store": str(config.store) if config.store else None,
         "images": str(config.images),
         "test_images": str(config.test_images) if config.test_images else None,
         "norm_layers": norms,
         "reported": "top-1 and top-5 in percent, after the last epoch and at the best evaluated epoch",
-        "labels": "raw logits of the teacher, made after mixing",
+        "labels": LABELS[config.labels.source],
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
     }
 

@@ -14,7 +14,6 @@ from labelstore.command.console import Console
 from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
 from labelstore.spec import Json, require_same
-from labelstore.store import LabelStore
 from pipeline.config import json_object
 from pipeline.images.class_folder import named
 from pipeline.images.manifest import Manifest
@@ -38,10 +37,10 @@ from trainer.distributed import autocast
 from trainer.ema import Average
 from trainer.evaluate import BATCH, EvalResult, evaluate, table_of, write_classes
 from trainer.losses import Loss, make_relabelled_loss
+from trainer.material import Material
 from trainer.objective import Objective, Score
 from trainer.relabel import LabelColumns, describe
-from trainer.replay import Replay
-from trainer.run_folder import TEST_CACHE, made_of, trained_as
+from trainer.run_folder import TEST_CACHE, kept_weights, made_of, trained_as
 from trainer.trial import Counts, Fit, fit, made_anew, undrawn
 
 
@@ -59,7 +58,7 @@ class Student(Objective):
 
     Args:
         config: of the run.
-        replay: what it is trained on.
+        material: what it is trained on.
         student: the network.
         found: how it is run.
         loss: compares logits.
@@ -73,17 +72,17 @@ class Student(Objective):
     def __init__(
         self,
         config: TrainConfig,
-        replay: Replay,
+        material: Material,
         student: nn.Module,
         found: Fit,
         loss: Loss,
         test: Test | None,
         processes: int,
     ) -> None:
-        self._config, self._replay, self._loss, self._test = config, replay, loss, test
+        self._config, self._material, self._loss, self._test = config, material, loss, test
         self.network, self.called = student, Logits(student)
         self.some_unused, self.channels_last = found.some_unused, found.channels_last
-        self.made_of = made_of(config, replay, student, test.images if test else None, processes)
+        self.made_of = made_of(config, material, student, test.images if test else None, processes)
 
     @property
     def trained(self) -> Trained:
@@ -103,17 +102,19 @@ class Student(Objective):
 
     def average(self, decay: float) -> Average:
         """The running mean of the weights, in a student made anew; draws no random numbers of the run."""
-        columns, size = self._replay.store.identity.columns, self._replay.size
+        columns, size = self._material.columns, self._material.loader.size
         with undrawn(torch.device(self._config.render.device)):
             mean = made_anew(self.network, self._config, columns, size, channels_last=self.channels_last)
         return Average(mean, decay)
 
     def begin(self, console: Console) -> None:
-        """Print the recipe and what is left out of the test images; refuse a store of another recipe."""
-        config, identity = self._config, self._replay.store.identity
+        """Print the recipe, what is left out of the images, and the labels; refuse a store of another recipe."""
+        config, material = self._config, self._material
         if config.recipe:
-            console.line(recipes.describe_recipe(config, identity, self._replay.order.views))
-            require_store(config.recipe, identity, config.student)
+            console.line(recipes.describe_recipe(config, material.setting, material.loader.order.views))
+            if material.store:
+                require_store(config.recipe, material.store, config.student)
+        material.begin(console)
         if config.relabel:
             console.line(describe(config.relabel))
         if self._test:
@@ -123,13 +124,14 @@ class Student(Objective):
     def files(self) -> Mapping[str, Proof]:
         """Weights of this network, and the table of its classes."""
         weights = weights_like(packed(self.network.state_dict(), None, self.trained))
-        found = {"last.safetensors": weights, "best.safetensors": weights}
+        kept = map(kept_weights, self._config.kept_epochs())
+        found = dict.fromkeys(("last.safetensors", "best.safetensors", *kept), weights)
         return found | ({"classes.csv": table_of(self._test.images.classes)} if self._test else {})
 
     def evaluate(self, network: nn.Module) -> EvalResult:
         """Accuracy on the test images, which are normalised as the teacher's crops were."""
         assert self._test is not None  # noqa: S101  the loop asks `evaluates` first
-        crops, config = self._replay.crops, self._config
+        crops, config = self._material.loader.crops, self._config
         return evaluate(
             network,
             self._test.images,
@@ -139,7 +141,7 @@ class Student(Objective):
             std=crops.std,
             dtype=config.dtype,
             device=config.render.device,
-            columns=self._replay.store.identity.label_columns,
+            columns=self._material.label_columns,
             channels_last=self.channels_last,
         )
 
@@ -165,14 +167,16 @@ class Student(Objective):
 
     def report(self) -> Mapping[str, Json]:
         """The sides of the crops, and how many images it is tested on."""
-        test = self._test
+        test, crops = self._test, self._material.loader.crops
+        teacher = self._material.online.teacher if self._material.online else None
         return {
-            "size": {"teacher": self._replay.store.identity.size, "student": self._replay.size},
+            "size": {"teacher": teacher.size if teacher else crops.drawn_size, "student": crops.size},
             "test_images": {"used": len(test.images), "skipped": len(test.images.skipped)} if test else None,
         }
 
     def close(self) -> None:
-        """Release the renderer of the test images."""
+        """Release the renderers of the test images and of the teacher's crops."""
+        self._material.close()
         if self._test:
             self._test.renderer.close()
 
@@ -186,62 +190,41 @@ def say_skipped(test: Test, console: Console) -> None:
         )
 
 
-def make_objective(config: TrainConfig, ranks: Ranks, replay: Replay, test: Test | None) -> Student:
+def make_objective(config: TrainConfig, ranks: Ranks, material: Material, test: Test | None) -> Student:
     """The student with its loss; refuses what does not fit together."""
-    identity = replay.store.identity
-    columns = LabelColumns(identity.columns, identity.classes, identity.label_columns)
+    columns = LabelColumns(material.columns, material.classes, material.label_columns)
     loss = make_relabelled_loss(config.loss, config.relabel, columns)
     config.optimiser.spec()  # refused before the student is made, which takes longer
-    student, found = make_student(config, ranks, replay, test)
-    return Student(config, replay, student, found, loss, test, ranks.world)
+    student, found = make_student(config, ranks, material, test)
+    return Student(config, material, student, found, loss, test, ranks.world)
 
 
-def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
-    """This process's part of what the run plays."""
-    config.loss.require_content(LabelStore.open(config.store).identity.content)
-    return Replay(
-        config.store,
-        config.images,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        view_order=config.play_order,
-        views=views,
-        rank=ranks.rank,
-        world=ranks.world,
-        size=config.size,
-        follow=config.follow,
-        device=config.render.device,
-        decoder=config.render.decoder,
-        any_scale=config.loss.any_scale and not config.relabel,
-        threads=config.render.threads,
-        cache_bytes=config.render.cache_bytes,
-    )
-
-
-def make_student(config: TrainConfig, ranks: Ranks, replay: Replay, test: Test | None = None) -> tuple[nn.Module, Fit]:
+def make_student(
+    config: TrainConfig, ranks: Ranks, material: Material, test: Test | None = None
+) -> tuple[nn.Module, Fit]:
     """The student with its first weights, the same on every process, and how it is run.
 
     Raises:
         InputError: when it does not fit the labels, or could not be trained, evaluated, saved and continued.
     """
-    columns = replay.store.identity.columns
+    columns, size = material.columns, material.loader.size
     seed_all(config.seed)
     args = json_object("--student-args", config.student_args)
-    made = build_network(config.student, args, columns, size=replay.size)
-    student = distributed.prepare(begin_with(made, config, columns, replay.size), config, ranks)
+    made = build_network(config.student, args, columns, size=size)
+    student = distributed.prepare(begin_with(made, config, columns, size), config, ranks)
     images = len(test.images) if test else 0
     evaluating = {min(images, BATCH), images % BATCH} - {0}
-    counts = Counts.of(config, replay.store.identity.images, ranks.world, [*evaluating])
-    found = fit(student, config, columns, replay.size, counts)
+    counts = Counts.of(config, material.loader.crops.images, ranks.world, [*evaluating])
+    found = fit(student, config, columns, size, counts)
     student = student.to(device=config.render.device, memory_format=memory_format(found.channels_last))  # type: ignore[call-overload]
     if ranks.rank:
         distributed.seed_rank(config.seed, ranks.rank, 0)
     return student, found
 
 
-def open_test(config: TrainConfig, replay: Replay) -> Test:
-    """The test images; refused when their classes are not those of the store, or one of them does not decode."""
-    classes = list(replay.store.identity.classes)
+def open_test(config: TrainConfig, material: Material) -> Test:
+    """The test images; refused when their classes are not those of the crops, or one of them does not decode."""
+    classes = list(material.classes)
     images = scan_as(
         config.test_images or Path(),
         classes,
@@ -257,17 +240,17 @@ def open_test(config: TrainConfig, replay: Replay) -> Test:
         "give --test-images with the store's classes",
     )
     spec = PlanSpec(
-        size=replay.size,
+        size=material.loader.size,
         crop="center",
         resize=config.test_resize,
         flip=0,
-        interpolation=replay.source.spec.interpolation,
+        interpolation=material.interpolation,
     )
     renderer = make_renderer(
         images,
         spec,
         device=config.render.device,
-        decoder=decoder_of(replay.source.renderer.id),
+        decoder=decoder_of(material.renderer),
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
     )

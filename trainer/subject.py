@@ -91,7 +91,7 @@ def settle(config: EvaluateConfig) -> Subject:
         InputError: when something is not known anywhere: names the flags to give; when a flag names another network.
     """
     require_normalisation(config.mean or (), config.std or ())
-    weights, trained, own_dtype = _of_run(config.run) if config.run else (config.weights or "", None, None)
+    weights, trained, own_dtype = _of_run(config.run) if config.run else (config.weights[0], None, None)
     images = config.images or (test_images_of(config.run) if config.run else None)
     args = None if config.student_args is None else json_object("--student-args", config.student_args)
     trained = trained or trained_with(config.student, args or {}, weights)

@@ -32,6 +32,7 @@ from trainer.run_folder import (
     append,
     describe,
     hold,
+    kept_weights,
     lines_of,
     open_log,
     record_changes,
@@ -212,6 +213,8 @@ def one_view(
     epoch = run.entry["epoch"]
     run.stop_conditions.settle()
     scores = assess(run, epoch) if run.objective.evaluates and config.evaluates(epoch) else {}
+    if run.ranks.first and epoch + 1 in config.kept_epochs():  # before a checkpoint after which it would not be made
+        run.objective.save_weights(run.result.state_dict(), run.folder / kept_weights(epoch + 1))
     log({**run.entry, **scores})
     run.entry = {}
     if run.replay.epoch == config.epochs or is_due(run):

@@ -233,11 +233,12 @@ class Trial:
     def require_fit(self, logits: Tensor, count: int) -> None:
         """Refuse logits that are not those of the store's labels."""
         if list(logits.shape) != [count, self.columns] or not logits.is_floating_point():
+            place = self.config.store or self.config.images
             kind = "" if logits.is_floating_point() else f" of {logits.dtype}"
             raise InputError(
                 f"student {self.config.student}: expected logits [{count}, {self.columns}] for {count} crops, a column "
-                f"for each of the labels in {self.config.store}, found {list(logits.shape)}{kind}; leave its number of "
-                f"classes to the store, or give another store"
+                f"for each of the labels in {place}, found {list(logits.shape)}{kind}; leave its number of "
+                f"classes to the {'store, or give another store' if self.config.store else 'images'}"
             )
 
 

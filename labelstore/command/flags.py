@@ -1,7 +1,7 @@
 """The flags of a command: the fields of its dataclass and of the dataclasses nested in it, as one flat list.
 
-A flag is spelled as its field, with dashes; `Named` spells it otherwise, and `Group` puts it, or all flags of a nested
-dataclass, under a title of the help.
+A flag is spelled as its field, with dashes; `Named` spells it otherwise, or begins all flags of a nested dataclass with
+a word, and `Group` puts them under a title of the help.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ OPTIONS = "options"
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """Marks a field whose flag is spelled otherwise: ``Annotated[str, Named("loss")]``."""
+    """Marks a field whose flag is spelled otherwise: ``Annotated[str, Named("loss")]``.
+
+    On a nested dataclass it begins each of its flags: ``Annotated[EngineOptions, Named("teacher")]`` has
+    ``--teacher-dtype``.
+    """
 
     name: str
 
@@ -82,7 +86,7 @@ def _flags_of(config: Any) -> dict[str, Flag]:
     return flags
 
 
-def _walk(owner: type[Any], path: tuple[str, ...], group: str) -> Iterator[Flag]:
+def _walk(owner: type[Any], path: tuple[str, ...], group: str, before: str = "") -> Iterator[Flag]:
     """The flags of a dataclass and of those nested in it."""
     kinds, helps = get_type_hints(owner, include_extras=True), _docstrings(owner)
     for each in fields(owner):
@@ -90,14 +94,16 @@ def _walk(owner: type[Any], path: tuple[str, ...], group: str) -> Iterator[Flag]
         marks = getattr(kind, "__metadata__", ())
         bare = kind.__origin__ if marks else kind
         title = next((mark.title for mark in marks if isinstance(mark, Group)), group)
+        name = next((mark.name for mark in marks if isinstance(mark, Named)), None)
         if is_dataclass(bare):
-            yield from _walk(bare, (*path, each.name), title)  # type: ignore[arg-type]
+            inner = f"{before}{name}_" if name else before
+            yield from _walk(bare, (*path, each.name), title, inner)  # type: ignore[arg-type]
             continue
         for mark in marks:
             if not isinstance(mark, Named | Group):
                 bare = Annotated[bare, mark]
         yield Flag(
-            key=next((mark.name for mark in marks if isinstance(mark, Named)), each.name).replace("-", "_"),
+            key=f"{before}{name or each.name}".replace("-", "_"),
             path=(*path, each.name),
             kind=bare | None if each.default is None and isinstance(bare, type) else bare,
             default=_default(each),

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 
 from labelstore.command.console import Console
-from labelstore.command.flags import changed
 from labelstore.encodings import make_encoding
 from labelstore.encodings.int8 import masked_value
 from labelstore.spec import Json
 from labelstore.store import LabelStore
 from pipeline.build import choosing
 from pipeline.build.labelling import first_labels
-from pipeline.config import BuildConfig
+from pipeline.config import BuildConfig, EngineOptions, TeacherOptions
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD, require_normalisation
 from pipeline.networks.settling import differences, normalisation, require_network
 from pipeline.networks.trained import trained_with
 from pipeline.plan.plan import Plan
 from pipeline.render import Renderer
+from pipeline.render.options import RenderOptions
 from pipeline.teacher.labeller import Labeller
 
 UNKNOWN = "ImageNet's: the weights name none; see --mean, --std"
@@ -75,17 +76,49 @@ def settled(config: BuildConfig, console: Console) -> BuildConfig:
     Raises:
         InputError: when the weights are of another network than the flags name, or of several that differ.
     """
-    require_normalisation(config.teacher.mean or (), config.teacher.std or ())
+    found = settle_teacher(config.teacher, config.crops.size, config.crops.interpolation)
+    console.tell(found.notes, found.warnings)
+    return replace(config, teacher=found.teacher)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settled:
+    """A teacher's flags, complete.
+
+    Attributes:
+        teacher: the flags.
+        notes: what was taken, for people.
+        warnings: where flags differ from what the weights were trained with.
+    """
+
+    teacher: TeacherOptions
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def settle_teacher(given: TeacherOptions, size: int, interpolation: str) -> Settled:
+    """A teacher's flags with what its weights were trained with in the place of those that are left out.
+
+    Args:
+        given: the flags.
+        size: side of the crops that it labels.
+        interpolation: filter of their resize.
+
+    Raises:
+        InputError: when the weights are of another network than the flags name, or of several that differ.
+    """
+    require_normalisation(given.mean or (), given.std or ())
     trained, args = [], []
-    for member in config.teacher_spec().members:
-        own = member.args if config.teacher.args else None
+    for member in given.spec(EngineOptions(), RenderOptions()).members:
+        own = member.args if given.args else None
         found = trained_with(member.name, own or {}, member.weights)
         trained.append(found)
         args.append(json.dumps(require_network(found, member.name, own, ("--teacher", "--teacher-args"))[1]))
-    normal = normalisation({"mean": config.teacher.mean, "std": config.teacher.std}, trained)
+    normal = normalisation({"mean": given.mean, "std": given.std}, trained)
     normal = normal.or_else(IMAGENET_MEAN, IMAGENET_STD, UNKNOWN)
-    console.tell([normal.text], normal.warnings)
-    for each in filter(None, trained):
-        if note := differences(each, config.crops.size, config.crops.interpolation):
-            console.line(f"note: {note}")
-    return changed(config, mean=normal.mean, std=normal.std, teacher_args=tuple(args))
+    others = [note for each in filter(None, trained) if (note := differences(each, size, interpolation))]
+    return Settled(
+        teacher=replace(given, mean=normal.mean, std=normal.std, args=tuple(args)),
+        notes=(normal.text, *(f"note: {note}" for note in others)),
+        warnings=normal.warnings,
+    )

@@ -61,14 +61,18 @@ class Plan:
         cuts_group = any(edge % group and edge != self.images for edge in (start, stop))
         if not 0 <= start <= stop <= self.images or cuts_group:
             raise InputError(f"positions {start} to {stop}: expected whole groups of {group} within 0 to {self.images}")
-        values = np.empty((len(self.spec.columns), stop - start), np.uint16)
-        images = self.order(view)[start:stop]
+        return self.rows_at(view, np.arange(start, stop))
+
+    def rows_at(self, view: int, positions: npt.NDArray[np.int64]) -> CropRows:
+        """The crop rows at some positions of a view: whole groups in any order, a view's short last one at the end."""
+        values = np.empty((len(self.spec.columns), len(positions)), np.uint16)
+        images = self.order(view)[positions]
         crops = len(self.spec.columns) - len(mix_columns(self.spec.mix))
         for first in range(0, len(images), draws.CHUNK):
             part = slice(first, first + draws.CHUNK)
             values[:crops, part] = self._crops(view, images[part])
         if self.spec.mix != "none" and len(images):
-            values[crops:] = self._mixing(view, start, stop)
+            values[crops:] = self._mixing(view, positions)
         return CropRows(self.spec.columns, values)
 
     def unmixed(self, view: int, images: npt.NDArray[np.integer]) -> CropRows:
@@ -89,17 +93,17 @@ class Plan:
         others = draw_augmentations(spec.augment, spec.size, seed, view, images)
         return np.concatenate([[images & 0xFFFF, images >> 16], boxes, flips, *others])
 
-    def _mixing(self, view: int, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """The columns of mixing of whole groups: int64 ``[K, stop - start]``."""
+    def _mixing(self, view: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The columns of mixing at positions of whole groups: int64 ``[K, n]``."""
         spec, group = self.spec, self.spec.group
-        groups = np.arange(start // group, -(-stop // group))
-        whole = (stop - start) // group  # the view's last group can be smaller
+        groups = positions[::group] // group
+        whole, short = divmod(len(positions), group)  # the view's last group can be smaller
         key = draws.key("partner", spec.seed, view)
         partners = [draws.permutations(key, groups[:whole], group).ravel()]
-        if whole < len(groups):
-            partners.append(draws.permutations(key, groups[whole:], (stop - start) % group).ravel())
-        counters = np.arange(start, stop) if spec.mix_per == "pair" else groups
+        if short:
+            partners.append(draws.permutations(key, groups[whole:], short).ravel())
+        counters = positions if spec.mix_per == "pair" else groups
         drawn = MIXES[spec.mix].draw(spec.alpha, spec.size, spec.seed, view, counters)
         if spec.mix_per == "group":
-            drawn = np.repeat(drawn, group, axis=1)[:, : stop - start]
+            drawn = np.repeat(drawn, group, axis=1)[:, : len(positions)]
         return np.concatenate([[np.concatenate(partners)], drawn])

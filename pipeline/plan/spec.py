@@ -28,13 +28,9 @@ _LATER = ("mix_per", "augment")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PlanSpec:
-    """Every number of the augmentation, without the number of views."""
+class CropOptions:
+    """How crops are drawn: the numbers of a plan but its side and its seed; checked where a plan is made of them."""
 
-    size: int
-    """Side S of the square crops in pixels."""
-    seed: int = 0
-    """Seed of the plan: orders, boxes, flips, mixes."""
     crop: CropName = "resized"
     """resized: RandomResizedCrop; center: centre fit; padded: zero-padded random crop (CIFAR); factor: GIFT's."""
     scale: tuple[float, float] = (0.08, 1.0)
@@ -62,6 +58,16 @@ class PlanSpec:
     crop, before it is mixed), dsa (GIFT: on the normalised crop), dsa=one (one of DSA's six kinds)."""
     interpolation: Interpolation = "bilinear"
     """Antialiased filter of the resize."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanSpec(CropOptions):
+    """Every number of the augmentation, without the number of views."""
+
+    size: int
+    """Side S of the square crops in pixels."""
+    seed: int = 0
+    """Seed of the plan: orders, boxes, flips, mixes."""
 
     def __post_init__(self) -> None:
         """Refuse what is not a plan."""
@@ -127,11 +133,17 @@ class PlanSpec:
         """The same crops without mixing."""
         return dataclasses.replace(self, mix="none", alpha=1.0, group=1, mix_per="group")
 
+    def at_side(self, size: int) -> PlanSpec:
+        """The plan of the same boxes, cut at another side; its rows need `pipeline.plan.augment.sides.at_size`."""
+        resize = None if self.resize is None else max(self.resize, size)
+        return dataclasses.replace(self, size=size, resize=resize)
+
     def to_json(self) -> dict[str, Json]:
         """The fields that have an effect, as a JSON object."""
+        every = {"size": self.size, "seed": self.seed, **asdict(self)}  # in the order that stores have
         values = {
             name: value
-            for name, value in asdict(self).items()
+            for name, value in every.items()
             if self._has_effect(name) and not (name in _LATER and value == _DEFAULTS[name])
         }
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

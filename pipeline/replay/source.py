@@ -49,8 +49,7 @@ class Source:
         Rows need `pipeline.plan.augment.sides.at_size`.
         """
         self.renderer.close()
-        resize = None if self.spec.resize is None else max(self.spec.resize, size)
-        spec = replace(self.spec, size=size, resize=resize)
+        spec = self.spec.at_side(size)
         decoder = None if device == "cpu" else decoder_of(self.renderer.id)
         renderer = make_renderer(
             self.manifest, spec, device=device, decoder=decoder, threads=threads, cache_bytes=cache_bytes

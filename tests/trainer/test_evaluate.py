@@ -197,7 +197,7 @@ def test_the_command_prints_what_the_function_finds(images: Manifest, weights_of
 
 
 def test_the_command_names_its_own_flag(images: Manifest, weights_of_seven: Path) -> None:
-    flags: dict[str, Any] = {"student": "convnet-d1", "weights": str(weights_of_seven), "size": 8}
+    flags: dict[str, Any] = {"student": "convnet-d1", "weights": (str(weights_of_seven),), "size": 8}
     flags |= {"student_args": '{"width": 4}', "mean": MEAN, "std": STD}
     with pytest.raises(InputError, match=r"^--classes: index 9 of a network of 7 columns"):
         measure(**flags, images=Path(images.location), classes="0,2,9")
@@ -212,7 +212,7 @@ def cifar(data: Path, network: str) -> dict[str, Any]:
     weights = data / "models" / f"{network.replace('cifar-', 'cifar10-')}.safetensors"
     normalisation = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     return {
-        "student": network, "weights": str(weights), "images": data / "cifar10" / "test", "size": 32, **normalisation
+        "student": network, "weights": (str(weights),), "images": data / "cifar10" / "test", "size": 32, **normalisation
     }  # fmt: skip
 
 
@@ -220,7 +220,7 @@ def test_a_real_teacher_sees_what_pillow_decodes(data: Path) -> None:
     flags = cifar(data, "cifar-resnet20")
     some = scan(flags["images"], digests=False)
     some = some.subset(np.arange(0, len(some), 40))
-    network, _ = load_network(flags["student"], {}, flags["weights"], classes=10, size=32)
+    network, _ = load_network(flags["student"], {}, flags["weights"][0], classes=10, size=32)
     pixels = np.stack([np.asarray(Image.open(some.place(image)).convert("RGB")) for image in range(len(some))])
     inputs = (torch.from_numpy(pixels).double().permute(0, 3, 1, 2) / 255 - 0.45) / 0.22
     with torch.inference_mode():
@@ -262,7 +262,7 @@ def test_mobilenet_reaches_its_accuracy(
     result = measure(
         student="timm:mobilenetv2_100",
         student_args='{"pad_type": "same"}',
-        weights=str(data / "models" / "imagenet-mobilenetv2_100.fp16.safetensors"),
+        weights=(str(data / "models" / "imagenet-mobilenetv2_100.fp16.safetensors"),),
         images=data / images,
         size=224,
         interpolation="bicubic",

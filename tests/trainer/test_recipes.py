@@ -54,6 +54,10 @@ RDED_BATCHES = {
 }  # fmt: skip
 
 
+def setting_of(config: TrainConfig, identity: Identity) -> Setting:
+    return Setting.of(identity, config.student, config.epochs, config.size)
+
+
 def setting(
     classes: int, per_class: int, student: str = "resnet18-modified", teacher: str = "other", size: int = 32
 ) -> Setting:
@@ -158,7 +162,7 @@ def test_another_optimiser_goes_without_the_values_of_the_recipes(monkeypatch: p
     config = typed_config(identity, monkeypatch, "rded", "--optimizer", "SGD")
     spec = config.optimiser.spec()
     assert (spec.lr, spec.weight_decay, spec.args, spec.decay) == (0.01, 5e-4, {"momentum": 0.9}, "weights")
-    text = trained.describe_recipe(config, identity, 300)
+    text = trained.describe_recipe(config, setting_of(config, identity), 300)
     assert "optimizer SGD (the recipe has AdamW)" in text
     assert "lr 0.01 (the recipe has 0.001)" in text
     assert "weight-decay 0.0005 (the recipe has 0.01)" in text
@@ -180,7 +184,8 @@ def test_another_loss_or_schedule_has_its_own_numbers(
     recipe: str, words: tuple[object, ...], beside: str, not_used: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     identity = identity_of(100)
-    text = trained.describe_recipe(typed_config(identity, monkeypatch, recipe, *words), identity, 300)
+    config = typed_config(identity, monkeypatch, recipe, *words)
+    text = trained.describe_recipe(config, setting_of(config, identity), 300)
     assert beside in text.partition("beside the recipe: ")[2]
     assert not_used in text
 
@@ -205,7 +210,7 @@ def test_student_args_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_value_is_said(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     identity = identity_of(100)
     config = typed_config(identity, monkeypatch, recipe, "--clip-norm", 1.5, "--seed", 9, "--epochs", 60)
-    text = trained.describe_recipe(config, identity, 41)
+    text = trained.describe_recipe(config, setting_of(config, identity), 41)
     flags = RECIPES[recipe].train(Setting.of(identity, "convnet-d3", 60))
     first, beside, rest = text.split("\n")
     assert all(f"{name.replace('_', '-')} " in first for name in flags)

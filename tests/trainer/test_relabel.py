@@ -28,8 +28,8 @@ from tests.journeys.world import World
 from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.losses import LossSpec, make_loss, make_relabelled_loss
+from trainer.material import open_replay
 from trainer.relabel import OPERATORS, LabelColumns, describe, make_relabel
-from trainer.student import open_replay
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

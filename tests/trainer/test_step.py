@@ -21,9 +21,10 @@ from tests.trainer.interrupting import interrupted_after
 from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.ema import Average
+from trainer.material import open_material
 from trainer.stop_conditions import DivergedError, StopConditions
 from trainer.stopping import StopRequested, Stops
-from trainer.student import make_student, open_replay
+from trainer.student import make_student
 
 
 @pytest.fixture
@@ -143,10 +144,11 @@ def test_weights_that_are_no_numbers_are_not_saved(config: TrainConfig, tmp_path
 
 
 def test_ranks_begin_alike_and_draw_apart(config: TrainConfig) -> None:
-    with closing(open_replay(config, Ranks(), None)) as replay:
+    material = open_material(config, Ranks(), None)
+    with closing(material.loader):
         networks, drawn = [], []
         for rank in (0, 1, 0):
-            networks.append(make_student(config, Ranks(rank, 2), replay)[0].state_dict())
+            networks.append(make_student(config, Ranks(rank, 2), material)[0].state_dict())
             drawn.append(torch.rand(4))
     for other in networks[1:]:
         torch.testing.assert_close(other, networks[0], rtol=0, atol=0)

@@ -106,7 +106,7 @@ def test_each_is_evaluated(name: str, test_images: Path, tmp_path: Path) -> None
     config = from_flags(
         EvaluateConfig,
         student=f"{HOME}:{name}",
-        weights=str(tmp_path / "weights.safetensors"),
+        weights=(str(tmp_path / "weights.safetensors"),),
         images=test_images,
         size=SIDE,
         mean=IMAGENET_MEAN,

@@ -1,0 +1,125 @@
+"""Where the crops and the labels of a run come from, by flags: `labels`, the teacher's, and which go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from labelstore.command.flags import Named, flags_of
+from labelstore.errors import InputError
+from pipeline.config import EngineOptions, TeacherOptions
+from pipeline.plan.spec import CropOptions
+
+if TYPE_CHECKING:
+    from trainer.config import TrainConfig
+
+LabelsName = Literal["stored", "image", "online", "none"]
+# Losses on raw logits: an average of probabilities has none.
+ON_LOGITS = ("gift", "cosine", "mse", "mse+ce")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelOptions:
+    """Where labels come from."""
+
+    source: Annotated[LabelsName, Named("labels")] = "stored"
+    """stored: of each crop, in the store; image: one an image, from a store of one view; online: made by --teacher on
+    the way; none: hard targets alone."""
+    exact: bool = False
+    """Online labels as the teacher gives them, instead of rounded to float16 as a store has them."""
+    view: Annotated[int | None, Named("label-view")] = None
+    """With --labels image: which view of a store of several views has the labels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnlineTeacher(TeacherOptions):
+    """Which networks label crops on their way."""
+
+    names: Annotated[tuple[str, ...], Named("teacher")] = ()
+    """With --labels online: the networks that label, as build takes them; of several the weighted mean of their
+    logits."""
+    weights: tuple[str, ...] = ()
+    """Weights of the teacher, one a network: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or
+    timm:pretrained."""
+    size: Annotated[int | None, Named("teacher-size")] = None
+    """Side of the teacher's crops, from the same boxes; that of the crops when left out."""
+
+
+CROP_FLAGS = (*(field.name for field in fields(CropOptions)), "plan_seed", "class_order")
+TEACHER_FLAGS = (*flags_of(OnlineTeacher), *(f"teacher_{field.name}" for field in fields(EngineOptions)))
+NORMALISATION = ("mean", "std")  # of fresh crops without a teacher too
+
+
+def given(config: TrainConfig, names: tuple[str, ...]) -> Iterator[str]:
+    """Those of some flags, by key, that have another value than their default."""
+    flags = flags_of(type(config))
+    for name in names:
+        value: Any = config
+        for field in flags[name].path:
+            value = getattr(value, field)
+        if value != flags[name].default:
+            yield name
+
+
+def unused_flags(config: TrainConfig) -> list[str]:
+    """The flags of crops and labels that have no effect on a run, by key."""
+    source = config.labels.source
+    unused = [*(() if config.fresh else CROP_FLAGS), *(() if source == "online" else ("exact", *TEACHER_FLAGS))]
+    if config.fresh and source == "none":
+        unused = [name for name in unused if name not in NORMALISATION]
+    return [*unused, *(() if source == "image" else ("label_view",)), *(("labels",) if source == "stored" else ())]
+
+
+def require_together(config: TrainConfig) -> None:
+    """Refuse flags of crops and labels that do not go together.
+
+    Raises:
+        InputError: names the flag, and what it needs.
+    """
+    source = config.labels.source
+    if config.store is None and source in ("stored", "image"):
+        raise InputError(
+            f"--labels {source}: needs --store, which has the labels; give it, or --labels online with --teacher and "
+            f"--weights, or --labels none"
+        )
+    for name in given(config, tuple(unused_flags(config))):
+        raise InputError(f"--{name.replace('_', '-')}: has no effect with {_cause(config, name)}; leave it out")
+    teacher = config.teacher
+    if source == "online" and not (teacher.names and teacher.weights):
+        absent = " and ".join(flag for flag, value in _needed(teacher) if not value)
+        raise InputError(f"--labels online: needs a teacher; give {absent}")
+    if source == "none" and config.loss.name != "ce" and ":" not in config.loss.name:
+        raise InputError(f"--loss {config.loss.name}: needs labels, and --labels none has none; give --loss ce")
+    if source == "image" and config.crops.mix != "none" and config.loss.name in ON_LOGITS:
+        raise InputError(
+            f"--loss {config.loss.name}: needs raw logits, and --labels image averages the probabilities of crops that "
+            f"--mix {config.crops.mix} mixes; give kl, soft_ce or soft_ce+ce, or --mix none"
+        )
+    if config.fresh:
+        _require_fresh(config)
+
+
+def _needed(teacher: OnlineTeacher) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return ("--teacher", teacher.names), ("--weights", teacher.weights)
+
+
+def _cause(config: TrainConfig, name: str) -> str:
+    """The choice because of which a flag has no effect."""
+    if name in CROP_FLAGS:
+        return f"--labels {config.labels.source}, whose crops are those of --store"
+    return f"--labels {config.labels.source}"
+
+
+def _require_fresh(config: TrainConfig) -> None:
+    """Refuse what no run of fresh crops can have."""
+    if config.follow:
+        raise InputError("--follow: plays the crops of a store that is being built; leave it out for fresh crops")
+    if config.size is None and config.store is None:
+        raise InputError("--size: fresh crops need a side in pixels; give --size")
+    if config.view_order == "shuffle" and config.views is None:
+        raise InputError(
+            "--view-order shuffle: every epoch of fresh crops plays a view of its own; leave it out, or give --views"
+        )
+    if config.size is not None:
+        config.plan(config.size)

@@ -1,0 +1,260 @@
+"""Labels made on the way: a teacher labels each batch of crops, as a build would have stored them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from labelstore.command.console import Console
+from labelstore.errors import InputError
+from labelstore.format.columns import CropRows
+from labelstore.spec import Json
+from pipeline.build.defaults import settle_teacher
+from pipeline.images.manifest import Manifest
+from pipeline.plan.augment.sides import at_size
+from pipeline.plan.plan import PlanSpec
+from pipeline.render import Renderer, decoder_of, make_renderer
+from pipeline.teacher.engine.batches import CPU_BATCH, GPU_BATCHES
+from pipeline.teacher.labeller import BrokenLogitsError, Labeller
+from pipeline.teacher.teacher import Teacher, make_teacher
+from trainer.config import TrainConfig
+from trainer.crops import Crops, CropSource
+from trainer.label_choices import OnlineTeacher
+from trainer.labels import Request
+
+
+class OnlineLabels:
+    """Labels that a labeller makes of the crops on their way.
+
+    Args:
+        labeller: makes them.
+        drawn_size: side that the rows of the crops are drawn for.
+        renderer: of the crops at the labeller's side, where the student's have another one.
+        exact: whether labels come as they are made, and not rounded to float16.
+        any_scale: whether float16 labels come in that type, as those of a store do then.
+    """
+
+    def __init__(
+        self,
+        labeller: Labeller,
+        drawn_size: int,
+        renderer: Renderer | None = None,
+        *,
+        exact: bool = False,
+        any_scale: bool = False,
+    ) -> None:
+        self.labeller = labeller
+        self._drawn_size, self._renderer = drawn_size, renderer
+        self._exact, self._any_scale = exact, any_scale
+
+    def label(self, requests: Iterator[Request]) -> Callable[[Crops], Tensor]:  # noqa: ARG002
+        """Made of the pixels of each request."""
+        return self.of
+
+    def of(self, crops: Crops) -> Tensor:
+        """The labels of crops, ``[n, C]`` on the labeller's device.
+
+        Raises:
+            InputError: when a logit is NaN or infinite; names the image.
+        """
+        logits = self.logits(self.pixels(crops), crops.rows, crops.view)
+        if self._exact:
+            return logits
+        return logits.half() if self._any_scale else logits.half().float()
+
+    def pixels(self, crops: Crops) -> Tensor:
+        """The crops at the side of the labeller, uint8 ``[n, S, S, 3]``."""
+        if self._renderer is None:
+            return crops.pixels
+        return self._renderer.render(at_size(crops.rows, self._drawn_size, self.labeller.size))
+
+    def logits(self, pixels: Tensor, rows: CropRows, view: int) -> Tensor:
+        """The logits of any number of crops, float32 ``[n, C]``, batch by batch."""
+        batch = self.labeller.batch
+        pieces = [slice(start, start + batch) for start in range(0, len(rows), batch)]
+        started = [self.labeller.start(pixels[piece], rows.take(piece)) for piece in pieces]
+        found = []
+        for piece, pending in zip(pieces, started, strict=True):
+            try:
+                found.append(pending.result())
+            except BrokenLogitsError as error:
+                raise InputError(
+                    f"logit of image {rows.image[piece][error.row]} in view {view}, class {error.column}: expected a "
+                    f"number, found {error.value}; look at the teacher's weights, --teacher-dtype and --mean/--std"
+                ) from error
+        return torch.cat(found)  # another tensor than those of inference mode, which no loss can be derived with
+
+    def slot_difference(self, crops: Crops) -> float:
+        """The largest difference between the logits of one crop in several slots of a batch; 0: bit for bit the same.
+
+        The crops are labelled in their order, in reverse, and the first half of them alone.
+        """
+        count = min(len(crops.rows), self.labeller.batch)
+        pixels, rows = self.pixels(crops)[:count], crops.rows.take(slice(count))
+        plain = self.logits(pixels, rows, crops.view)
+        reverse = self.logits(pixels.flip(0), rows.take(np.arange(count)[::-1]), crops.view).flip(0)
+        half = slice(-(-count // 2))
+        alone = self.logits(pixels[half], rows.take(half), crops.view)
+        return max(float((plain - reverse).abs().max()), float((plain[half] - alone).abs().max()))
+
+    def close(self) -> None:
+        """Release the renderer of the teacher's crops."""
+        if self._renderer:
+            self._renderer.close()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Online:
+    """A teacher that labels on the way.
+
+    Attributes:
+        teacher: the networks.
+        options: its flags, complete.
+        notes: for people.
+        warnings: what the user should look at before trusting the labels.
+    """
+
+    teacher: Teacher
+    options: OnlineTeacher
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Channel means of its normalisation."""
+        return self.teacher.mean
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Channel standard deviations of its normalisation."""
+        return self.teacher.std
+
+    def made_of(self, *, exact: bool) -> dict[str, Json]:
+        """What decides the labels, for the description of a run, which has the number of threads elsewhere."""
+        engine = {name: value for name, value in self.teacher.engine.items() if name != "threads"}
+        columns: list[Json] = [*self.teacher.class_columns]
+        return {
+            "labels": {
+                "source": "online",
+                "teacher": dict(self.teacher.identity),
+                "columns": self.teacher.columns,
+                "class_columns": columns,
+                "exact": exact,
+            },
+            "engine": engine,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What crops a teacher is shown.
+
+    Attributes:
+        classes: of the images, in target order.
+        spec: the plan of the crops.
+        normalisation: channel means and deviations that the plan's augmentations work on; None: the teacher's own.
+    """
+
+    classes: tuple[str, ...]
+    spec: PlanSpec
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+
+def load_online(config: TrainConfig, shown: Shown, world: int, engine: Mapping[str, Any] | None) -> Online:
+    """The teacher of --labels online.
+
+    Args:
+        config: of the run.
+        shown: the crops.
+        world: processes that share a batch.
+        engine: the one that the run was begun with, whose batch and layout are kept.
+
+    Raises:
+        InputError: when there is no such teacher, it has other classes, or cannot be run so.
+    """
+    size = config.teacher.size or shown.spec.size
+    settled = settle_teacher(config.teacher, size, shown.spec.interpolation)
+    spec = settled.teacher.spec(config.engine, config.render)
+    if engine:
+        spec = spec.like(engine)
+    spec = replace(spec, batch=spec.batch or batch_of(config, shown.spec.group, world))
+    if size != shown.spec.size:
+        spec = replace(spec, plan_size=shown.spec.size)
+    if shown.normalisation not in (None, (spec.mean, spec.std)):
+        spec = replace(spec, plan=shown.normalisation)
+    teacher = make_teacher(spec, size=size, classes=shown.classes)
+    how = "as they are made" if config.labels.exact else "rounded to float16"
+    at = "" if size == shown.spec.size else f", of the same boxes at {size} px"
+    made = f"labels: online, by {spec.name} in batches of {teacher.batch}{at}, {how}"
+    assert isinstance(settled.teacher, OnlineTeacher)  # noqa: S101  what was given, changed
+    return Online(
+        teacher=teacher,
+        options=settled.teacher,
+        notes=(*settled.notes, made, *teacher.notes),
+        warnings=(*settled.warnings, *teacher.warnings),
+    )
+
+
+def batch_of(config: TrainConfig, group: int, world: int) -> int:
+    """Crops a batch of the teacher, where no flag says: those of a step of one process, at most a build's own batch."""
+    step = -(-config.batch_size // world)
+    most = GPU_BATCHES[-1] if config.render.device.startswith("cuda") else CPU_BATCH
+    return min(-(-step // group) * group, most)
+
+
+def labels_of(
+    config: TrainConfig,
+    online: Online,
+    crops: CropSource,
+    manifest: Manifest,
+    spec: PlanSpec,
+    renderer: Mapping[str, Json],
+) -> OnlineLabels:
+    """The labels of crops.
+
+    Args:
+        config: of the run.
+        online: makes them.
+        crops: of the run.
+        manifest: their images.
+        spec: their plan, at the side that the rows are drawn for.
+        renderer: id of what renders them.
+    """
+    size, own = online.teacher.size, None
+    if size != crops.size:
+        own = make_renderer(
+            manifest,
+            spec.at_side(size),
+            device=config.render.device,
+            decoder=decoder_of(renderer),
+            threads=config.render.threads,
+            cache_bytes=config.render.cache_bytes,
+        )
+    return OnlineLabels(
+        online.teacher,
+        crops.drawn_size,
+        own,
+        exact=config.labels.exact,
+        any_scale=config.loss.any_scale and not config.relabel,
+    )
+
+
+def probe(labels: OnlineLabels, crops: CropSource, console: Console) -> None:
+    """Print whether a label depends on its slot in the batch, found out on the first crops."""
+    group = crops.group
+    count = min(-(-labels.labeller.batch // group) * group, crops.images)
+    positions = np.arange(count)
+    rows = crops.rows(0, positions)
+    difference = labels.slot_difference(Crops(0, positions, rows, crops.pixels(rows)))
+    if difference:
+        console.warn(
+            f"labels: a label depends on its slot in the teacher's batch, by {difference:.1e} at most: online labels "
+            f"equal stored ones within rounding, and not bit for bit"
+        )
+    else:
+        console.line("labels: each is the same in every slot of the teacher's batch, bit for bit")
