@@ -138,7 +138,7 @@ def test_seeds_that_no_runs_can_have_are_refused(
 
 
 def test_several_processes_train_each_seed(config: TrainConfig, tmp_path: Path) -> None:
-    words = [
+    words: list[object] = [
         "trainer", "train", "--store", config.store, "--images", config.images, "--student", config.student,
         "--student-args", config.student_args, "--epochs", 1, "--batch-size", 8, "--threads", 1, "--seeds", 0, 1,
         "--test-images", config.test_images, "--run-folder", config.run, "--json",

@@ -25,6 +25,7 @@ from tests.trainer.test_train import log_of
 from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.material import open_material
+from trainer.step import step
 
 ARGS = '{"width": 16, "norm": "batch"}'
 PLANS = [
@@ -130,7 +131,7 @@ def test_the_seed_of_the_run_is_that_of_the_plan(places: dict[str, Any], tmp_pat
 
 def interrupted(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, every: int) -> None:
     """Train, killed at each ``every``-th step of those that a call takes."""
-    original = loop.step
+    original = step
 
     def dying() -> Iterator[None]:
         while True:
