@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Literal, TypeAlias
-
-import numpy as np
 
 from labelstore.errors import InputError, MismatchError
 
@@ -203,7 +202,7 @@ def require_integer(name: str, value: object) -> int:
     Raises:
         InputError: when it is none; True and 1.0 are none.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputError(f"{name}: expected an integer, found {value!r}")
     return int(value)
 

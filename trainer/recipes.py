@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from labelstore import LabelStore
 from labelstore.spec import Identity
 from pipeline.recipes import recipe_of
 from pipeline.recipes.flags import describe, given, spelled, without_replaced, words
@@ -41,6 +40,8 @@ def typed(arguments: Sequence[str]) -> list[str]:
     known = given(arguments, "train", "--recipe", "--store", "--student", also=also)
     if known is None:
         return list(arguments)
+    from labelstore.store import LabelStore
+
     identity = LabelStore.open(known["--store"], follow=True).identity
     epochs, side = (int(text) if (text := known[flag] or "").isdecimal() else None for flag in ("--epochs", "--size"))
     setting = Setting.of(identity, known["--student"], epochs, side)

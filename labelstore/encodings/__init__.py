@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from labelstore.encodings.base import CodeArray, Codec, Codes, Encoding, Logits, Pairs
-from labelstore.encodings.flags import CodecName, CodeOptions, EncodingName, encoding_parameters
 from labelstore.encodings.float16 import Float16
 from labelstore.encodings.int8 import Int8, Int8Format1
 from labelstore.encodings.transform import Transform
@@ -19,15 +18,11 @@ from labelstore.spec import FORMAT, Json
 __all__ = [
     "ENCODINGS",
     "CodeArray",
-    "CodeOptions",
     "Codec",
-    "CodecName",
     "Codes",
     "Encoding",
-    "EncodingName",
     "Logits",
     "Pairs",
-    "encoding_parameters",
     "make_encoding",
 ]
 
