@@ -152,7 +152,7 @@ class LabelStore(Contents):
             yield writer
 
     @contextmanager
-    def share_lease(self, build: str) -> Iterator[BlockWriter]:
+    def join_lease(self, build: str) -> Iterator[BlockWriter]:
         """Write blocks together with the process that holds the store; only the holder seals, sweeps and extends.
 
         Args:
@@ -162,7 +162,7 @@ class LabelStore(Contents):
             LeaseError: when that build does not hold the store, or its holder is gone.
         """
         self._require_local()
-        with leases.share(self.path, build) as held, closing(BlockWriter(self, held)) as writer:
+        with leases.join(self.path, build) as held, closing(BlockWriter(self, held)) as writer:
             self.refresh()
             yield writer
 

@@ -122,7 +122,7 @@ class BlockWriter:
         if self._pid != os.getpid():
             raise LeaseError(
                 f"{path}: process {self._pid} has the lease, not process {os.getpid()}, which was forked from it; "
-                f"open the store here and write in `with store.share_lease({self._lease.build!r}) as writer: ...`"
+                f"open the store here and write in `with store.join_lease({self._lease.build!r}) as writer: ...`"
             )
 
     def _require_held(self) -> Contents:

@@ -55,8 +55,8 @@ class Ranks:
         """This rank's items of a list that is the same on all ranks: every ``world``-th one."""
         return work[self.rank :: self.world]
 
-    def share(self, config: T) -> T:
-        """The flags for this rank: its part of the cores and of the cache, and a GPU of its own."""
+    def own_resources(self, config: T) -> T:
+        """The flags of this rank: its fraction of the cores and of the cache, and a GPU of its own."""
         if self.world == 1:
             return config
         flags: Any = config

@@ -55,7 +55,7 @@ def train(config: TrainConfig, console: Console) -> Mapping[str, Json]:
     keep_freed_memory()
     with join("training") as ranks:
         config = with_its_interval(config) if ranks.first else config
-        config, console = ranks.share(config), console if ranks.first else Console(silent=True)
+        config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
         if config.render.threads is not None:
             torch.set_num_threads(config.render.threads)
         with hold(config.run) if ranks.first else nullcontext(), closing(make_run(config, ranks, Stops())) as run:

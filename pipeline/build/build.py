@@ -191,7 +191,7 @@ def build(config: BuildConfig, console: Console, labeller: Labeller | None = Non
         labeller: labels the crops in the place of the teacher that the flags name, which are then not looked at.
     """
     with join() as ranks:
-        config, console = ranks.share(config), console if ranks.first else Console(silent=True)
+        config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
         store = LabelStore.open(config.store) if LabelStore.exists(config.store) else None
         if ranks.first and store is None:
             LabelStore.require_creatable(config.store)
@@ -274,7 +274,7 @@ def write_share(config: BuildConfig, work: Work, console: Console, ranks: Ranks)
         missing = [BlockIndex(*block) for block in begun["missing"]]
         with Stops() as stops:
             filling = Filling(store, work, missing, ranks, console, Watch(), stops)
-            with store.share_lease(begun["build"]) as writer:
+            with store.join_lease(begun["build"]) as writer:
                 filling.fill(writer)
             filling.wait()  # after the lease is released
     if stops.number:

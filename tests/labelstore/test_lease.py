@@ -172,7 +172,7 @@ def test_a_forked_child_neither_lets_go_of_the_lease_nor_writes_under_it(tmp_pat
         before = tree(store.path)
         message = (
             f"LeaseError: {store.path}: process {os.getpid()} has the lease, not process .*, which was forked from it; "
-            f"open the store here and write in `with store.share_lease\\('{writer.build}'\\) as writer: "
+            f"open the store here and write in `with store.join_lease\\('{writer.build}'\\) as writer: "
         )
         for work in (
             lambda: writer.write(block, content.block(store, block)),
@@ -187,14 +187,14 @@ def test_a_forked_child_neither_lets_go_of_the_lease_nor_writes_under_it(tmp_pat
 
         def share_it() -> None:
             other = LabelStore.open(store.path)
-            with other.share_lease(leases.read(store.path).build) as sharing:
+            with other.join_lease(leases.read(store.path).build) as sharing:
                 sharing.write(block, content.block(other, block))
 
         assert in_a_fork(share_it) == "None"
         assert block not in store.missing()
         with ExitStack() as shared:
             other = LabelStore.open(store.path)
-            sharing = shared.enter_context(other.share_lease(writer.build))
+            sharing = shared.enter_context(other.join_lease(writer.build))
             said = in_a_fork(lambda: sharing.write(other.missing()[0], content.block(other, other.missing()[0])))
             assert re.match(message, said)
             assert in_a_fork(shared.close) == "None"
@@ -264,7 +264,7 @@ def test_others_of_the_build_write_blocks_under_its_lease_and_do_nothing_else(tm
     content = Content(make_identity(), 2)
     store, other = create(tmp_path / "s", content, 2), LabelStore.open(tmp_path / "s")
     with store.lease() as writer:
-        with other.share_lease(writer.build) as sharing:
+        with other.join_lease(writer.build) as sharing:
             for number, block in enumerate(store.missing()):
                 (writer, sharing)[number % 2].write(block, content.block(store, block))
             assert not {"seal", "sweep", "raise_target", "calibrate"} & set(dir(sharing))
@@ -311,7 +311,7 @@ def test_those_that_share_a_lease_stop_with_its_holder_and_are_waited_for(tmp_pa
     holder = spawn.Process(target=hold_until_told, args=(root, held, go))
     holder.start()
     held.wait()
-    with store.share_lease(leases.read(root).build) as sharing:
+    with store.join_lease(leases.read(root).build) as sharing:
         holder.kill()
         holder.join()
         before = tree(root)
