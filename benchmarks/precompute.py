@@ -24,7 +24,7 @@ from benchmarks.render import draw, photographs
 from benchmarks.teacher import draw_weights
 from labelstore.command.console import Console
 from labelstore.command.flags import changed, from_flags
-from labelstore.command.stopping import Stops
+from labelstore.command.stopping import StopSignals
 from labelstore.spec import BlockShape, Json
 from labelstore.store import LabelStore
 from pipeline.build.build import prepare
@@ -236,7 +236,7 @@ def build_in(work: Work, path: Path) -> dict[str, float]:
     )
     watch = Watch()
     with store.lease() as writer:
-        filling = Filling(store, work, store.missing()[:BLOCKS], Ranks(), Console(silent=True), watch, Stops())
+        filling = Filling(store, work, store.missing()[:BLOCKS], Ranks(), Console(silent=True), watch, StopSignals())
         start = time.perf_counter()
         filling.fill(writer)
         seconds = time.perf_counter() - start

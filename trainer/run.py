@@ -23,7 +23,7 @@ from trainer.loader import Loader
 from trainer.objective import Objective, Score
 from trainer.run_folder import begun_with
 from trainer.stop_conditions import StopConditions
-from trainer.stopping import Stops
+from trainer.stopping import StopSignals
 from trainer.student import make_objective, open_replay, open_test
 
 
@@ -178,7 +178,7 @@ class Run:
             distributed.seed_rank(self.config.seed, rank, self.step)
 
 
-def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
+def make_run(config: TrainConfig, ranks: Ranks, stops: StopSignals) -> Run:
     """A student's run: open the store and the images, make student, loss and optimiser."""
     if ranks.first:  # and the others find what it has found out of the images
         replay = open_replay(config, ranks, config.views or begun_with(config.run))
@@ -192,13 +192,13 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
     return start_run(config, ranks, stops, replay, make_objective(config, ranks, replay, test))
 
 
-def start_run(config: TrainConfig, ranks: Ranks, stops: Stops, replay: Loader, objective: Objective) -> Run:
+def start_run(config: TrainConfig, ranks: Ranks, stops: StopSignals, replay: Loader, objective: Objective) -> Run:
     """A run of any objective on any crops and labels, before its first step.
 
     Args:
         config: of the run: its folder, epochs, optimiser, schedule, precision, and what is saved when.
         ranks: the processes.
-        stops: hears signals.
+        stops: records signals.
         replay: gives the batches of this process.
         objective: what is trained, the same on every process.
     """

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from labelstore.errors import GiftwrapError
 from pipeline.ranks import Ranks
-from trainer.stopping import StopRequested, Stops
+from trainer.stopping import StopRequested, StopSignals
 
 STEPS_UNREAD = 32  # on a GPU, which is waited for when its losses are looked at
 FINE = 2**62
@@ -20,7 +20,7 @@ class DivergedError(GiftwrapError):
 
 
 class StopConditions:
-    """Stops a run in the same step on all its processes.
+    """StopSignals a run in the same step on all its processes.
 
     Alone, that is the step after which there is a reason. Of several, each learns after a step what the others had to
     say after the one before, so that no step waits for it.
@@ -28,10 +28,10 @@ class StopConditions:
     Args:
         ranks: the processes.
         device: where losses are.
-        stops: hears signals.
+        stops: records signals.
     """
 
-    def __init__(self, ranks: Ranks, device: torch.device, stops: Stops) -> None:
+    def __init__(self, ranks: Ranks, device: torch.device, stops: StopSignals) -> None:
         self.stops, self._ranks = stops, ranks
         self._first_bad = torch.full((), FINE, dtype=torch.int64, device=device)
         self._unread, self._read = 0, FINE
@@ -48,7 +48,7 @@ class StopConditions:
 
         Raises:
             DivergedError: names the first step whose loss was no number.
-            StopRequested: a signal was heard.
+            StopRequested: a signal has arrived.
         """
         due = self._first_bad.device.type == "cpu" or self._unread >= STEPS_UNREAD
         started = self._begin(read=due)

@@ -39,7 +39,7 @@ from trainer.run_folder import (
 )
 from trainer.step import step
 from trainer.stop_conditions import DivergedError
-from trainer.stopping import StopRequested, Stops
+from trainer.stopping import StopRequested, StopSignals
 
 SAVING_SHARE = 0.05  # of the time, where no flag sets how often a checkpoint is saved
 FREE = 0.1  # share of waiting that is no bottleneck: queues fill, epochs begin
@@ -58,7 +58,7 @@ def train(config: TrainConfig, console: Console) -> Mapping[str, Json]:
         config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
         if config.render.threads is not None:
             torch.set_num_threads(config.render.threads)
-        with hold(config.run) if ranks.first else nullcontext(), closing(make_run(config, ranks, Stops())) as run:
+        with hold(config.run) if ranks.first else nullcontext(), closing(make_run(config, ranks, StopSignals())) as run:
             return complete(run, console)
 
 

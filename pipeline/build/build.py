@@ -11,7 +11,7 @@ import torch
 
 from labelstore.command.console import Console
 from labelstore.command.names import printable
-from labelstore.command.stopping import Stops
+from labelstore.command.stopping import StopSignals
 from labelstore.durable import removing
 from labelstore.encodings.bands import missed
 from labelstore.encodings.transform import is_fitted
@@ -256,7 +256,7 @@ def write(
         ranks.broadcast(
             {"build": writer.build, "missing": [list(block) for block in missing], "work": work.identity.to_json()}
         )
-        with Stops(lambda _number: console.warn(STOPPING)) as stops:
+        with StopSignals(lambda _number: console.warn(STOPPING)) as stops:
             Filling(store, work, missing, ranks, console, watch, stops).fill(writer)
         if stops.number:
             raise stops.error()
@@ -272,7 +272,7 @@ def write_share(config: BuildConfig, work: Work, console: Console, ranks: Ranks)
         require_same(f"rank {ranks.rank}", begun["work"], work.identity.to_json(), advice)
         store = LabelStore.open(config.store)
         missing = [BlockIndex(*block) for block in begun["missing"]]
-        with Stops() as stops:
+        with StopSignals() as stops:
             filling = Filling(store, work, missing, ranks, console, Watch(), stops)
             with store.join_lease(begun["build"]) as writer:
                 filling.fill(writer)
