@@ -76,7 +76,7 @@ def import_command(config: ImportConfig, console: Console) -> int:
             class_names=None if config.class_names is None else entries(config.class_names, (), "--class-names"),
             progress=progress.reach,
         )
-    console.tell(report.notes)
+    console.report(report.notes)
     if report.clipped_share > 0.01:
         console.warn("more than 1 % of the values lie outside of 0 to 255: --mean and --std may be others")
     console.summary(

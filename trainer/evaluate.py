@@ -199,11 +199,11 @@ def evaluate_network(config: EvaluateConfig, console: Console) -> EvalResult:
     """Measure a network by the flags of the command, by the rule by which `train` tests its student."""
     keep_freed_memory()
     subject = settle(config)
-    console.tell(subject.said, subject.warnings)
+    console.report(subject.said, subject.warnings)
     images = subject.scan()
     say_left_out(images, console)
     measured = load_measured(subject, images.classes)
-    console.tell(measured.notes, measured.warnings)
+    console.report(measured.notes, measured.warnings)
     renderer = make_renderer(
         images,
         subject.plan,

@@ -75,7 +75,7 @@ def run_program(
         description: what all commands are about, for the help.
         commands: by name.
         start: the words that start this program, for the line that says how to resume; none when another process
-            says it.
+            prints it.
     """
     # Idle OpenMP threads sleep: those that spin take the cores that other processes, and this one's own threads, need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

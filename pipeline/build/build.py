@@ -122,7 +122,7 @@ def load_teacher(
     teacher = make_teacher(shortened(wanted) if config.dry_run else wanted, size=config.crops.size, classes=classes)
     if ranks.first:
         ranks.broadcast(dict(teacher.engine))
-    console.tell(teacher.notes, teacher.warnings)
+    console.report(teacher.notes, teacher.warnings)
     return teacher, engine_of(wanted, teacher.engine) if config.dry_run else teacher.engine
 
 

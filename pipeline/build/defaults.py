@@ -84,7 +84,7 @@ def settled(config: BuildConfig, console: Console) -> BuildConfig:
         args.append(json.dumps(require_network(found, member.name, own, ("--teacher", "--teacher-args"))[1]))
     normal = normalisation({"mean": config.teacher.mean, "std": config.teacher.std}, trained)
     normal = normal.or_else(IMAGENET_MEAN, IMAGENET_STD, UNKNOWN)
-    console.tell([normal.text], normal.warnings)
+    console.report([normal.text], normal.warnings)
     for each in filter(None, trained):
         if note := differences(each, config.crops.size, config.crops.interpolation):
             console.line(f"note: {note}")

@@ -103,7 +103,7 @@ def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Tea
         cuda_graph=engine.get("cuda_graph", False) and config.render.device.startswith("cuda"),
     )
     teacher = make_teacher(spec, size=store.identity.size, classes=store.identity.classes)
-    console.tell(teacher.notes, teacher.warnings)
+    console.report(teacher.notes, teacher.warnings)
     return teacher
 
 
