@@ -20,16 +20,16 @@ from trainer.config import EvaluateConfig, PlotConfig, TrainConfig
 
 
 def train_command(config: TrainConfig, console: Console) -> int:
-    """Train and say how the student does."""
-    from trainer.train import say, train
+    """Train a student and print how it does."""
+    from trainer.train import summarise, train
 
     if values := train(config, console):
-        console.summary(values, say(values))
+        console.summary(values, summarise(values))
     return 0
 
 
 def evaluate_command(config: EvaluateConfig, console: Console) -> int:
-    """Measure a network and say how it does."""
+    """Measure a network and print how it does."""
     from trainer.evaluate import evaluate_network
 
     result = evaluate_network(config, console)

@@ -349,7 +349,7 @@ def summary(run: Run, before: int, seconds: float) -> dict[str, Json]:
     }
 
 
-def say(values: Mapping[str, Any]) -> str:
+def summarise(values: Mapping[str, Any]) -> str:
     """The summary for people."""
     steps, now = values["steps"], values["steps_now"]
     text = f"run {values['run']}: {steps:,} steps{'' if now == steps else f', {now:,} of them now,'} in "
