@@ -199,7 +199,7 @@ def evaluate_network(config: EvaluateConfig, console: Console) -> EvalResult:
     """Measure a network by the flags of the command, by the rule by which `train` tests its student."""
     keep_freed_memory()
     subject = settle(config)
-    console.report(subject.said, subject.warnings)
+    console.report(subject.notes, subject.warnings)
     images = subject.scan()
     say_left_out(images, console)
     measured = load_measured(subject, images.classes)
