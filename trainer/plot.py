@@ -31,8 +31,8 @@ def plot(config: PlotConfig, console: Console) -> dict[str, int]:
     with new_file(config.out) as file:
         figure.savefig(file, dpi=120, format=config.out.suffix[1:])
     epochs = {run: len(entries) for run, entries in logs.items()}
-    said = ", ".join(f"{run} ({count} epochs)" for run, count in epochs.items())
-    console.summary({"picture": str(config.out), "epochs": dict(epochs)}, f"{config.out}: {said}")
+    runs = ", ".join(f"{run} ({count} epochs)" for run, count in epochs.items())
+    console.summary({"picture": str(config.out), "epochs": dict(epochs)}, f"{config.out}: {runs}")
     return epochs
 
 

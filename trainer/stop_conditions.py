@@ -52,30 +52,30 @@ class StopConditions:
         """
         due = self._first_bad.device.type == "cpu" or self._unread >= STEPS_UNREAD
         started = self._begin(read=due)
-        told, self._waiting = self._waiting, started
+        result, self._waiting = self._waiting, started
         if self._ranks.world == 1:
-            told = started
-        if told:
-            self._judge(told())
+            result = started
+        if result:
+            self._check(result())
 
     def settle(self) -> None:
         """Like `between_steps`, of all that was seen by now."""
-        self._judge(self._begin(read=True)())
+        self._check(self._begin(read=True)())
 
     def require_finite(self, weights: Iterable[Tensor], step: int) -> None:
         """Raise DivergedError when a loss was no number, or a weight is none after ``step`` steps."""
         bad, _ = self._begin(read=True)()
         if bad == FINE and not bool(torch.stack([weight.isfinite().all() for weight in weights]).all()):
             raise DivergedError(f"step {step}: expected finite weights, found others")
-        self._judge([bad, 0])
+        self._check([bad, 0])
 
     def _begin(self, *, read: bool) -> Callable[[], list[int]]:
         if read:
             self._read, self._unread = int(self._first_bad), 0
         return self._ranks.all_reduce_min([self._read, -self.stops.number])
 
-    def _judge(self, told: list[int]) -> None:
-        bad, stop = told
+    def _check(self, minima: list[int]) -> None:
+        bad, stop = minima
         if bad < FINE:
             raise DivergedError(f"step {bad}: expected a finite loss, found one that is not")
         if stop:
