@@ -74,7 +74,7 @@ def missed(encoding: Mapping[str, Json], measured: Json) -> list[str]:
     }.get(str(name), "look at what the teacher's logits are like")
     found = []
     for kind, values in kinds.items():
-        if values and (texts := _said(_bands_for(encoding, values["mean"]), values)):
+        if values and (texts := _misses(_bands_for(encoding, values["mean"]), values)):
             found.append(f"{kind} labels, as {name} keeps them: {', '.join(texts)}; {advice}")
     return found
 
@@ -87,7 +87,7 @@ def _bands_for(encoding: Mapping[str, Any], reached: float) -> Bands:
     return bands_of(own if "step" in encoding else encoding.get("fidelity", DEFAULT_FIDELITY))
 
 
-def _said(bands: Bands, values: Mapping[str, Any]) -> list[str]:
+def _misses(bands: Bands, values: Mapping[str, Any]) -> list[str]:
     """The bands that labels of one kind miss by more than the slack."""
     found = []
     if values["mean"] < bands.fidelity - SLACK * (1 - bands.fidelity):

@@ -124,7 +124,7 @@ def check_classes(
     first = (elsewhere or differing)[0]
     ours, theirs = told_apart(chosen[first], folders[first])
     difference = f"column {columns[first]} of the network is {ours}, folder {first} is {theirs}"
-    implied = tuple(columns) == tuple(range(len(names)))  # nobody has chosen them
+    implied = tuple(columns) == tuple(range(len(names)))  # no flag has chosen them
     if all_known or (elsewhere and implied):
         raise InputError(
             f"the classes of the network are others than the folders, or in another order: {difference}; "
@@ -133,8 +133,8 @@ def check_classes(
     if shared := {*chosen} & {*forms}:
         return f"only {len(shared)} of the {len(folders)} folders are classes of the network: {difference}"
     # Other words for the same classes, as WordNet ids and English names, or other classes.
-    said = f"no folder has the name of a class of the network: {difference}; column k is taken for folder k"
-    return said if implied else None
+    note = f"no folder has the name of a class of the network: {difference}; column k is taken for folder k"
+    return note if implied else None
 
 
 def _by_form(names: Sequence[str]) -> dict[str, list[int]]:
@@ -211,7 +211,9 @@ def choose(selection: str, names: Sequence[str] | None, total: int, folders: Seq
     return Choice(None if mapping.in_order and total == len(folders) else mapping.columns, mapping)
 
 
-def require_said(folders: Sequence[str], names: Sequence[str] | None, total: int, flags: tuple[str, ...]) -> None:
+def require_known_columns(
+    folders: Sequence[str], names: Sequence[str] | None, total: int, flags: tuple[str, ...]
+) -> None:
     """Refuse to take column k for folder k silently where ImageNet's list puts the folders elsewhere.
 
     Raises:
