@@ -177,7 +177,7 @@ class LabelStore(Contents):
             NotStoredError: when the view is not there (yet).
             DamagedError: when what is on disk is not what was published.
         """
-        return self._batch(self._reader, view, positions)
+        return self._batch(self._reader, *self._index(view, positions))
 
     def stream(
         self,
@@ -205,14 +205,10 @@ class LabelStore(Contents):
     ) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """What :meth:`codes` gives for many (view, positions), read ahead as :meth:`stream` does.
 
-        No crop rows are read: this is for tools that work on codes, and shows how fast reading alone is.
+        No crop rows are read: this is for callers that have the rows already, or work on codes alone.
         """
         reader = self._new_reader(map_bytes=budget_bytes)
-
-        def read(view: int, positions: slice | npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
-            return reader.codes(*self._index(view, positions))
-
-        return stream(requests, reader, self._index, read, budget_bytes)
+        return stream(requests, reader, self._index, reader.codes, budget_bytes)
 
     def read_images(self, view: int, images: slice | npt.ArrayLike) -> LabelBatch:
         """Labels and crop rows of some images in a view, in the order of ``images``."""
@@ -294,10 +290,10 @@ class LabelStore(Contents):
         self,
         reader: Reader,
         view: int,
-        positions: slice | npt.ArrayLike,
+        index: Int64Array,
         decode: Callable[[Codes, Pairs], Any] | None = None,
     ) -> LabelBatch:
-        view, index = self._index(view, positions)
+        """Labels and crop rows at positions that `_index` gave, int64 ``[n]``."""
         parts = reader.by_block(view, index)
         rows = CropRows(self.identity.crop_columns, reader.rows(view, index, parts))
         pairs = reader.pairs(view, index, parts) if self.encoding.needs_calibration else Pairs.unmixed(rows.image)
