@@ -19,7 +19,6 @@ codes and scales x N V. The largest of all transform stores counts.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import sys
@@ -44,6 +43,7 @@ from benchmarks.rivals import (
     top_k_probabilities,
 )
 from benchmarks.studies.rate_labels import KINDS, Case, Real, Synthetic, case_of, measured_views, read
+from benchmarks.studies.rate_point import Point
 from labelstore import LabelStore
 from labelstore.durable.removing import require_absent
 from labelstore.encodings import Codes, Encoding, make_encoding
@@ -85,16 +85,6 @@ class Promise(NamedTuple):
 
 
 PROMISES = (Promise(False, 0.979, 112), Promise(False, 0.95, 56), Promise(True, 0.95, 64))
-
-
-@dataclass(frozen=True)
-class Point:
-    """One contender at one rate: its family, which of them it is, and its figures by metric."""
-
-    mixed: bool
-    family: str
-    label: str
-    figures: Mapping[str, float]
 
 
 @dataclass
@@ -189,7 +179,9 @@ def kept(promise: Promise, found: Mapping[str, Any]) -> bool:
 
 def draw(points: Sequence[Point], path: Path) -> str:
     """Draw the points; matplotlib takes a second to import, and need not be there."""
-    importlib.import_module("benchmarks.studies.rate_plot").draw(points, path)
+    from benchmarks.studies import rate_plot
+
+    rate_plot.draw(points, path)
     return str(path)
 
 
