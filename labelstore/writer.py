@@ -17,7 +17,7 @@ from labelstore.access.contents import Contents
 from labelstore.access.records import BlockData, EncodedBlock
 from labelstore.durable import disk, documents, publish, removing
 from labelstore.encodings import Codes, Pairs
-from labelstore.encodings.transform import Calibration
+from labelstore.encodings.components import Calibration
 from labelstore.errors import DamagedError, InputError, LeaseError, NotStoredError
 from labelstore.format import calibration as calibrations
 from labelstore.format.arrays import AUDIT_BLOCK

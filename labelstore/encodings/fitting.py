@@ -15,22 +15,21 @@ from threadpoolctl import threadpool_limits
 
 from labelstore.encodings.bands import Bands, bands_of
 from labelstore.encodings.base import Codes, Logits, Pairs
-from labelstore.encodings.fidelity import gift_fidelity, quality, rounded_kl
-from labelstore.encodings.klt import SMALLEST, apart, make_basis, parts, split
-from labelstore.encodings.transform import (
+from labelstore.encodings.components import (
     BASIS_UNIT,
-    GROUP,
     MAX_CODE,
     MAX_UNITS,
     MEANS_A_STEP,
     SCALES,
     UNITS_A_STEP,
     Calibration,
-    Transform,
     quantise,
     scales_of,
     unit_of,
 )
+from labelstore.encodings.fidelity import gift_fidelity, quality, rounded_kl
+from labelstore.encodings.klt import SMALLEST, apart, make_basis, parts, split
+from labelstore.encodings.transform import GROUP, Transform
 from labelstore.errors import InputError
 
 STEPS = 14  # of the bisection: the step is found to one part in 500

@@ -12,7 +12,8 @@ from labelstore.durable import publish as publishing
 from labelstore.durable.publish import Described, FileEntry
 from labelstore.durable.removing import Proof
 from labelstore.durable.storage import LocalStorage, ReadStorage, read_whole
-from labelstore.encodings.transform import GROUP, Calibration, unit_of
+from labelstore.encodings.components import Calibration, unit_of
+from labelstore.encodings.transform import GROUP
 from labelstore.errors import DamagedError, InputError, MismatchError
 from labelstore.format.arrays import ArrayLayout, StoreLayout
 from labelstore.format.leftovers import shard_of

@@ -17,9 +17,10 @@ from torch import Tensor
 from labelstore.command.console import Console, Progress
 from labelstore.encodings import Pairs
 from labelstore.encodings.bands import missed
+from labelstore.encodings.components import Calibration
 from labelstore.encodings.fidelity import beside
 from labelstore.encodings.fitting import Fit, Sample, fit
-from labelstore.encodings.transform import Calibration, Transform
+from labelstore.encodings.transform import Transform
 from labelstore.format.columns import CropRows
 from labelstore.spec import Identity, Json
 from labelstore.writing.encoding import pairs_of
