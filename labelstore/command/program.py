@@ -201,16 +201,6 @@ def without_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
     return rest, file
 
 
-def read_flags(command: Command, program: str, words: Sequence[str]) -> Any:
-    """The dataclass of a command from the words of its flags.
-
-    Raises:
-        InputError: values that do not go together.
-        SystemExit: after the help, or a line about flags that are not there.
-    """
-    return read_command(command, program, ["", *words]).config
-
-
 def parse(command: Command, program: str, words: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
     """The values of all flags, by key; ``given`` are those of positional ones that need not be among the words.
 

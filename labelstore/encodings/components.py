@@ -136,10 +136,6 @@ class Calibration:
         """Number r of components."""
         return len(self.basis)
 
-    def coefficients(self, logits: Logits) -> Float64Array:
-        """Logits ``[n, C]`` in the basis, float64 ``[n, r]``, exact for logits rounded to units."""
-        return self.analysed(logits)[0]
-
     def analysed(self, logits: Logits) -> tuple[Float64Array, npt.NDArray[np.uint8]]:
         """Logits ``[n, C]`` in the basis, float64 ``[n, r]``, and their index into ``SCALES``, uint8 ``[n]``.
 

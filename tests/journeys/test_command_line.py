@@ -16,7 +16,7 @@ from benchmarks.__main__ import COMMANDS as BENCHMARKS
 from giftwrap.__main__ import commands
 from labelstore import __version__
 from labelstore.__main__ import COMMANDS as LABELSTORE
-from labelstore.command.program import Command, read_flags
+from labelstore.command.program import Command, read_command
 from pipeline.__main__ import COMMANDS as PIPELINE
 from trainer.__main__ import COMMANDS as TRAINER
 
@@ -172,7 +172,7 @@ def flags_of(command: Command) -> list[str]:
 
 def test_defaults_and_types_of_flags_are_the_fields() -> None:
     words = ["a", "b", "--encoding", "transform", "--fidelity", "0.9", "--views", "3"]
-    config = read_flags(LABELSTORE["convert"], "convert", words)
+    config = read_command(LABELSTORE["convert"], "convert", ["", *words]).config
     assert type(config) is LABELSTORE["convert"].config
     assert (str(config.source), config.codes.fidelity, config.views, config.codes.codec, config.output.json) == (
         "a",
