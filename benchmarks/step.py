@@ -137,7 +137,7 @@ def measure(report: Report, size: Size, device: str, *, train: bool) -> dict[str
 
 
 def train_in_turns(ways: Mapping[str, Way], size: Size, narrow: float) -> Timing:
-    """Epochs of the student by each way, until the cost of the store is known to within the interval's width."""
+    """Epochs of the student by each way, until the cost of the store is determined to within the interval's width."""
     return interleave(
         {name: way.epoch for name, way in ways.items()},
         size.rounds,

@@ -40,7 +40,7 @@ class InfoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig:
-    """Read every byte of a store and hold it against its checksum."""
+    """Read every byte of a store and compare it with its checksum."""
 
     store: tyro.conf.Positional[Path]
     """Folder of the store."""
@@ -150,7 +150,7 @@ def check_command(config: CheckConfig, console: Console) -> int:
     for path in report.unpublished:
         console.line(f"unpublished: {path} has no marker: no reader sees it, {fate}")
     for path in report.stray:
-        console.warn(f"{path} does not belong to the store and stays as it is; a build that needs its name says so")
+        console.warn(f"{path} does not belong to the store and stays as it is; a build that needs its name is refused")
     values: dict[str, Json] = {
         "ok": report.ok,
         "damaged": [f"{damage.file}: {damage.why}" for damage in report.damaged],
@@ -164,7 +164,7 @@ def check_command(config: CheckConfig, console: Console) -> int:
     }
     found = "every byte is the byte that was published" if report.ok else f"{len(report.damaged)} DAMAGED"
     if report.missing:
-        found += f"; {report.missing:,} of the blocks asked for are not written yet"
+        found += f"; {report.missing:,} of the requested blocks are not written yet"
     text = f"{config.store}: {report.files:,} files, {byte_count(report.bytes)} read; {found}"
     if report.fidelity:
         text += f"; fidelity {in_words(report.fidelity)}"

@@ -81,7 +81,7 @@ class LabelStore(Contents):
         versions: Sequence[Mapping[str, Json]] | None = None,
         notes: Mapping[str, Json] | None = None,
     ) -> LabelStore:
-        """Make an empty store that wants ``views`` views, rounded up to whole blocks.
+        """Make an empty store of ``views`` requested views, rounded up to whole blocks.
 
         Args:
             path: a folder that is absent, empty, or left by a creation that was stopped.
@@ -133,7 +133,7 @@ class LabelStore(Contents):
 
     @contextmanager
     def lease(self, *, take_over: bool = False) -> Iterator[StoreWriter]:
-        """Hold the store for writing; what a stopped build left behind is removed first.
+        """Hold the store for writing; what a stopped build left is removed first.
 
         This object sees what the writer changes.
 
@@ -254,7 +254,7 @@ class LabelStore(Contents):
     def bytes_per_label(self) -> dict[str, float]:
         """Measured bytes a label: ``labels``, ``columns`` and ``side``; zeros before the first block.
 
-        ``side`` is what decoding takes besides: scales, and the calibration spread over the labels that are there.
+        ``side`` is what else decoding needs: scales, and the calibration spread over the labels that are there.
         """
         totals, count = self.table.bytes(self.state)
         if count and (used := self.calibration):

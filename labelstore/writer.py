@@ -196,7 +196,7 @@ class StoreWriter(BlockWriter):
         first missing block; whether that is wanted is for the caller to decide.
 
         Returns:
-            The views now asked for; never fewer than before.
+            The views now requested; never fewer than before.
         """
         target = max(self.store.state.views_target, require_views(self.store.identity, views))
         require_clear(self.store, target)
@@ -231,7 +231,7 @@ class StoreWriter(BlockWriter):
             self._set_state(dataclasses.replace(self.store.state, versions=tuple(versions)))
 
     def seal(self) -> None:
-        """Seal the views asked for: write their table, then raise ``views_sealed``.
+        """Seal the requested views: write their table, then raise ``views_sealed``.
 
         Raises:
             NotStoredError: when a block is missing.

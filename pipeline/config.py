@@ -90,7 +90,7 @@ class BuildConfig:
     images: Annotated[Path, Group("images")]
     """Class folder: one subfolder a class, with JPEG, PNG or WebP files."""
     class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("images")] = "auto"
-    """Order of the class folders; numeric counts digits that stand together as one number; auto is the store's order,
+    """Order of the class folders; numeric reads adjacent digits as one number; auto is the store's order,
     of a new store byte order, and stops where numbers in the names sort otherwise."""
     rehash: Annotated[bool, Group("images")] = False
     """Read every image again instead of believing size and modification time."""

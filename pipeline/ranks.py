@@ -199,7 +199,7 @@ def join(work: str = "build") -> Iterator[Ranks]:
     from torch import distributed
 
     if local_world == world:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host may not know its own name
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host may not resolve its own name
     try:
         distributed.init_process_group("gloo", timeout=MEETING_TIMEOUT)
     except (RuntimeError, ValueError) as error:

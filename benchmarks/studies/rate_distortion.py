@@ -2,8 +2,9 @@
 
 Bytes a label against fidelity, KL and top-1 agreement, of unmixed and of CutMix crops: every encoding of this store,
 the entropy of its codes, and what others store instead. Bytes are those of whole shards: codes and scales, with chunk
-index and checksums, without columns and calibration. All contenders meet the first views of a float16 store, 4,096
-rows and more; what they are fitted to comes from later views of it. float16 itself is what the others are held against.
+index and checksums, without columns and calibration. All contenders are measured on the first views of a float16
+store, 4,096 rows and more; what they are fitted to comes from later views of it. All are compared with
+float16.
 
 With the images and weights that GIFTWRAP_DATA names, labels are those of an ImageNet classifier for 224 px crops of
 1,000 photographs. The stores, float16 and transform, are made by `python -m pipeline build`, each with a calibration of
@@ -66,9 +67,9 @@ METRICS = {
     "top-1 agreement": "share",
     "entropy": "B/label",
 }
-LARGE_IMAGES, LARGE_VIEWS = 10_000, 300  # the set that `side_share` speaks of: a block a view
+LARGE_IMAGES, LARGE_VIEWS = 10_000, 300  # the set that `side_share` refers to: a block a view
 PROMISED_SIDE = 0.25
-TOLERANCE = 0.001  # by which the fidelity of other rows may miss the one that was asked for
+TOLERANCE = 0.001  # by which the fidelity of other rows may miss the requested one
 
 PICTURE = "rate-distortion.png"
 NO_PICTURE = "matplotlib is missing: pip install 'giftwrap[plot]'"
@@ -77,7 +78,7 @@ Float32Array = npt.NDArray[np.float32]
 
 
 class Promise(NamedTuple):
-    """A transform store: the fidelity asked for, and the most bytes a label."""
+    """A transform store: the requested fidelity, and the most bytes a label."""
 
     mixed: bool
     fidelity: float
@@ -123,8 +124,8 @@ class Board:
         contender = f"{KINDS[point.mixed]}, {point.family} {point.label}".strip()
         for metric, value in point.figures.items():
             self.report.add(contender, metric, value, METRICS[metric])
-        told = ", ".join(f"{metric} {value:.4g}" for metric, value in point.figures.items())
-        print(f"{contender}: {told}", file=sys.stderr, flush=True)
+        figures = ", ".join(f"{metric} {value:.4g}" for metric, value in point.figures.items())
+        print(f"{contender}: {figures}", file=sys.stderr, flush=True)
         self.points.append(point)
 
 
@@ -173,7 +174,7 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
 
 
 def kept(promise: Promise, found: Mapping[str, Any]) -> bool:
-    """Whether a store is as small as promised, at the fidelity asked for."""
+    """Whether a store is as small as promised, at the requested fidelity."""
     return bool(found["bytes"] <= promise.bytes and found["fidelity"] >= promise.fidelity - TOLERANCE)
 
 

@@ -49,4 +49,4 @@ def make_encoding(parameters: Mapping[str, Json], columns: int, format_number: i
     try:
         return table[name](columns, **options)
     except TypeError as error:
-        raise FormatError(f"label encoding {name}: {error}; a newer version may know this parameter") from error
+        raise FormatError(f"label encoding {name}: {error}; a newer version may have this parameter") from error

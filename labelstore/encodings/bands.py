@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from labelstore.encodings.transform import DEFAULT_FIDELITY, LEAST_FIDELITY, MOST_FIDELITY
 from labelstore.spec import Json
 
-# By which measured labels may miss a band before a warning, as a part of it: they are others than the step was chosen
-# by, and the mean of few differs by chance.
+# By how much measured labels may miss a band before a warning, as a fraction of it: the step was chosen by other
+# labels, and the mean of a few differs by chance.
 SLACK = 0.1
-CHANCE = 2.0  # over the root of their number, besides
+CHANCE = 2.0  # over the root of their number, in addition
 
 
 class Bands(NamedTuple):

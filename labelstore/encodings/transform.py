@@ -11,7 +11,7 @@ A label ``x`` of a crop that shows image i with weight w, and image j with the r
 Component 0 is the offset o, so that an offset of any size leaves the other codes as they are. The step grows with what
 classes differ by, since fidelity is a cosine: ``scale`` is ``|s| / reference`` in quarter octaves, and is stored beside
 the codes. Cells are moved outwards where that saves more bytes than it costs fidelity,
-by as much as is fitted for each component; a code stands for the centroid of its cell. Logits, center and basis are
+by as much as is fitted for each component; a code decodes to the centroid of its cell. Logits, center and basis are
 integers of a fixed unit, so that ``y`` is exact in float64: codes do not depend on threads, order or device.
 
 Columns that were constant in the calibration, such as masked ones, come into none of this: they are in ``center``.

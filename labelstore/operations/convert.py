@@ -37,9 +37,9 @@ def convert(
 ) -> LabelStore:
     """Write the sealed views of ``source`` into a store of another encoding, block by block.
 
-    Crop rows, image digests, targets, audit rows, pixel digests and versions are carried over as they are; labels are
-    decoded and encoded again, or, where the codec alone is another, their codes carried over too. Each version says
-    under ``converted_from`` what it was made from, and fidelity is measured against that. Killing it loses the
+    Crop rows, image digests, targets, audit rows, pixel digests and versions are copied unchanged; labels are
+    decoded and encoded again, or, where only the codec differs, their codes are copied too. Each version
+    records under ``converted_from`` what it was made from, and fidelity is measured against that. Killing it loses the
     current block; running it again continues to the same bytes, and converts the views that were added to ``source``.
 
     Args:

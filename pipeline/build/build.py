@@ -98,7 +98,7 @@ def prepare(
         size=config.crops.size,
         seed=config.crops.seed,
         group=spec.group,
-        manifest=manifest.digest if manifest.digests.any() else "",  # a dry run may not know it
+        manifest=manifest.digest if manifest.digests.any() else "",  # a dry run may not compute it
         skipped=manifest.skipped,
         teacher=labeller.identity,
         engine=engine,
@@ -246,13 +246,13 @@ def write(
         views = writer.raise_target(config.views, engine=work.labeller.engine, renderer=work.renderer.id)
         whole = BlockGrid.of(work.identity).whole_views(config.views)
         if views > whole:
-            console.line(f"views: the store has or wants {views} already, and --views {config.views} adds none")
+            console.line(f"views: the store has or will have {views} already, and --views {config.views} adds none")
         elif whole != config.views:
             console.line(f"views: {config.views} rounded up to {whole}, whole blocks of {work.identity.block.views}")
         calibrate(store, writer, work, console)
         missing = store.missing()
         if not missing:
-            console.line("labels: all are there, none is missing")
+            console.line("labels: complete, no block is missing")
         ranks.broadcast(
             {"build": writer.build, "missing": [list(block) for block in missing], "work": work.identity.to_json()}
         )

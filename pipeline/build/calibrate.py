@@ -61,7 +61,7 @@ class Calibrator:
         """Fit ``encoding``; takes MEAN_CROPS crops of every image and some 20,000 more.
 
         Raises:
-            InputError: when the step asked for is too fine for the labels.
+            InputError: when the requested step is too fine for the labels.
         """
         images = self._identity.images
         fitted, searched = rows_to_fit(images, self._identity.columns)

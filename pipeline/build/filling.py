@@ -213,7 +213,7 @@ class Filling:
                 raise
 
     def _open_blocks(self) -> Iterator[OpenBlock]:
-        """Blocks to label, until a signal asks to stop."""
+        """Blocks to label, until a signal arrives."""
         for block in self._ranks.shard(self._missing):
             if self._stops.number:
                 return

@@ -124,7 +124,7 @@ def _step_and_offset(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 class TransformTwin:
     """Twin of ``transform``.
 
-    The codes of the means stay in memory; those of the images that are asked for come along.
+    The codes of the means stay in memory; those of the needed images are copied to the device.
     """
 
     def __init__(self, encoding: Transform, device: torch.device) -> None:

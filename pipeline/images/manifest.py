@@ -224,7 +224,7 @@ def _read_image(
 ) -> tuple[Header, bytes]:
     """Header and SHA-256 (or nothing) of an image that decodes.
 
-    Contents with the digests ``decoded`` are known to decode; with None, none is decoded.
+    Contents with the digests ``decoded`` have been decoded before; with None, none is decoded.
     """
     try:
         with source.open(image) as file:

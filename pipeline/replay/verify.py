@@ -74,7 +74,7 @@ def verify_source(
         "fidelity": None,
     }
     how = "bit for bit" if pixels.equal else "within the band of another renderer"
-    console.line(f"pixels: {pixels.crops} stored crops came out again, {how}")
+    console.line(f"pixels: {pixels.crops} stored crops rendered again, {how}")
     if labeller is None and config.weights:
         labeller = teacher_of(source.store, config, console)
     if labeller is not None:

@@ -152,7 +152,7 @@ def _remedies(flags: tuple[str, ...], known: dict[str, list[int]] | None, folder
         found = [known[same_form(folder)] for folder in folders]
         several = next((i for i, columns in enumerate(found) if len(columns) > 1), None)
         if several is not None:
-            twice = f"; {folders[several]!r} is the name of the columns {found[several]}, which only you can tell apart"
+            twice = f"; {folders[several]!r} is the name of the columns {found[several]}, which only you can separate"
         if several is None and len(folders) <= SHOWN:
             selection = f" {','.join(str(columns[0]) for columns in found)}"
         else:

@@ -277,7 +277,7 @@ class _Columns:
 def _choose_columns(
     spec: TeacherSpec, names: tuple[str, ...] | None, total: int, classes: Sequence[str], flags: tuple[str, ...]
 ) -> _Columns:
-    """The columns that the spec asks for, checked against the class folders."""
+    """The columns that the spec selects, checked against the class folders."""
     only = Choice(None) if spec.classes is None else choose(spec.classes, names, total, classes, flag=flags[0])
     kept = tuple(range(total)) if only.columns is None else only.columns
     kept_names = None if names is None else tuple(names[column] for column in kept)

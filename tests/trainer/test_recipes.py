@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import torch
 
-from labelstore import Identity
+from labelstore import Identity, LabelStore
 from labelstore.command.program import read_command
 from labelstore.errors import InputError, MismatchError
 from pipeline.__main__ import COMMANDS as PIPELINE
@@ -139,7 +139,7 @@ def test_what_is_tested() -> None:
 
 def typed_config(identity: Identity, monkeypatch: pytest.MonkeyPatch, recipe: str, *words: object) -> TrainConfig:
     """The run of a command line on a store of ``identity``."""
-    monkeypatch.setattr(trained.LabelStore, "open", lambda *_args, **_named: SimpleNamespace(identity=identity))
+    monkeypatch.setattr(LabelStore, "open", lambda *_args, **_named: SimpleNamespace(identity=identity))
     line = ["train", "--store", "s", "--images", "i", "--run-folder", "r", "--student", "convnet-d3"]
     arguments = trained.typed([*line, "--recipe", recipe, *map(str, words)])
     return read_command(TRAINER["train"], "train", arguments).config
@@ -259,7 +259,7 @@ def test_images_that_are_left_out_count_in_both_halves(
     kept = replace(identity_of(20, 3, (listing.names[5],)), classes=listing.classes)
     config = typed_config(kept, monkeypatch, recipe, "--student", "s")
     assert config.batch_size == {"gift": 50, "rded": 21, "sre2l": 1024}[recipe]
-    monkeypatch.setattr(stores.LabelStore, "open", lambda *_args, **_named: SimpleNamespace(identity=kept))
+    monkeypatch.setattr(LabelStore, "open", lambda *_args, **_named: SimpleNamespace(identity=kept))
     (root / listing.names[5]).unlink()  # the broken file was removed meanwhile: the store is still continued
     again = stores.typed(
         ["build", "--recipe", recipe, "--images", str(root), "--size", "32", "--teacher", "t", "--store", "s"]
