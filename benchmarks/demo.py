@@ -100,7 +100,7 @@ def pixels(path: Path) -> torch.Tensor:
 
 
 def main() -> int:
-    """Run the demo and say what came out."""
+    """Run the demo and print its result."""
     start = time.monotonic()
     write_digits(ROOT)
     weights = train_teacher(ROOT)

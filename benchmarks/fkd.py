@@ -76,7 +76,7 @@ class Fkd:
         batch: crops of a batch.
         batches: that are labelled in a round.
         workers: processes of the loader.
-        device: of the teacher, which is in float32 and in the layout that a network has when nothing is asked for.
+        device: of the teacher, which is in float32 and in the layout that a network has by default.
         mean: channel means of the pixels in [0, 1].
         std: channel standard deviations of the pixels in [0, 1].
     """

@@ -24,7 +24,7 @@ from labelstore.durable.newfile import write_new
 from labelstore.spec import Json
 
 SECONDS = 470  # for all parts together
-MARK = "gpu-part "  # begins a line that a part's process says to this one
+MARK = "gpu-part "  # begins a line that a part's process reports to this one
 
 
 class Lines:
@@ -62,7 +62,7 @@ class PartReport(Report):
 
 
 def measure(out: Path | None = None, seconds: float = SECONDS) -> dict[str, Json]:
-    """Run every part; one that fails says so, and the others continue.
+    """Run every part; one that fails is reported, and the others continue.
 
     Args:
         out: folder for ``gpu.jsonl``: lines as they are found, one for the end of each part, and the summary last.
@@ -137,7 +137,7 @@ def in_a_process(name: str, seconds: float, lines: Lines) -> dict[str, Json]:
             code = child.wait()
         if found is None:
             why = f"ended after {seconds:.0f} s" if late.is_set() else f"ended with exit code {code}"
-            found = {"ok": False, "error": f"{why}; {last_words(errors)}"}
+            found = {"ok": False, "error": f"{why}; {last_lines(errors)}"}
     return found
 
 
@@ -148,7 +148,7 @@ def words_for(name: str) -> list[str]:
 
 @contextmanager
 def ending(child: subprocess.Popen[str], seconds: float) -> Iterator[threading.Event]:
-    """Kill a process and all it started when it takes longer; the event says so."""
+    """Kill a process and all it started when it takes longer; the event is then set."""
     late = threading.Event()
 
     def end() -> None:
@@ -163,8 +163,8 @@ def ending(child: subprocess.Popen[str], seconds: float) -> Iterator[threading.E
         timer.cancel()
 
 
-def last_words(errors: IO[str]) -> str:
-    """The last of what a process said."""
+def last_lines(errors: IO[str]) -> str:
+    """The last lines that a process printed."""
     errors.seek(0)
     return " | ".join(errors.read().strip().splitlines()[-6:])[-800:]
 
@@ -173,10 +173,10 @@ def main() -> None:
     """Run the part that the argument names on the GPU, for `in_a_process`."""
     name = sys.argv[1]
 
-    def say(line: Mapping[str, Json]) -> None:
+    def send(line: Mapping[str, Json]) -> None:
         print(MARK + json.dumps(line), flush=True)
 
-    say(run_part(PartReport(name, say), name, torch.device("cuda", 0)))
+    send(run_part(PartReport(name, send), name, torch.device("cuda", 0)))
 
 
 if __name__ == "__main__":

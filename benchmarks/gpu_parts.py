@@ -51,7 +51,7 @@ ENGINES: Mapping[str, Mapping[str, Any]] = {
 
 
 class SkippedError(Exception):
-    """A part cannot run on this machine; says why."""
+    """A part cannot run on this machine; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +331,7 @@ def wait(device: torch.device) -> None:
 def with_memory(
     part: Callable[[Report, torch.device], dict[str, Json]],
 ) -> Callable[[Report, torch.device], dict[str, Json]]:
-    """A part that also says how much of the GPU's memory it took."""
+    """A part that also reports how much of the GPU's memory it took."""
 
     def run(report: Report, device: torch.device) -> dict[str, Json]:
         found = part(report, device)

@@ -141,7 +141,7 @@ def _ticks(process: int) -> int:
 
 
 def _stat(path: Path) -> list[str]:
-    """The fields of a process behind its name, of which the first is its state; none when it has ended."""
+    """The fields of a process after its name, of which the first is its state; none when it has ended."""
     try:
         return path.read_text().rpartition(")")[2].split()
     except OSError:
@@ -201,7 +201,7 @@ def machine() -> dict[str, Json]:
 
 
 def _cpu() -> str:
-    """Model name of the processor, where the system tells."""
+    """Model name of the processor, where the system reports it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -24,7 +24,7 @@ from benchmarks.render import draw, photographs
 from benchmarks.teacher import draw_weights
 from labelstore.command.console import Console
 from labelstore.command.flags import changed, from_flags
-from labelstore.command.stopping import Stops
+from labelstore.command.stopping import StopSignals
 from labelstore.spec import BlockShape, Json
 from labelstore.store import LabelStore
 from pipeline.build.build import prepare
@@ -121,7 +121,7 @@ def with_teacher(work: Work, teacher: Teacher) -> Work:
 
 
 def measure(report: Report, folder: Path, works: dict[str, Work], size: Size) -> dict[str, Json]:
-    """Time the contenders, once FKD's way is known to give what ours gives."""
+    """Time the contenders, after FKD's way was found to give what ours gives."""
     eager = works["eager"]
     with apart(peer(eager, size)) as fkd:
         compare(eager, fkd("compare"))
@@ -153,7 +153,7 @@ def take_turns(
 
 
 def summary(works: dict[str, Work], size: Size, found: dict[str, list[dict[str, float]]]) -> dict[str, Json]:
-    """What the rounds say: each ratio is the median of the rounds' own."""
+    """The result of the rounds: each ratio is the median of the rounds' own."""
     rates = {name: [values["rate"] for values in rounds] for name, rounds in found.items()}
 
     def over(name: str, other: str) -> float:
@@ -236,7 +236,7 @@ def build_in(work: Work, path: Path) -> dict[str, float]:
     )
     watch = Watch()
     with store.lease() as writer:
-        filling = Filling(store, work, store.missing()[:BLOCKS], Ranks(), Console(silent=True), watch, Stops())
+        filling = Filling(store, work, store.missing()[:BLOCKS], Ranks(), Console(silent=True), watch, StopSignals())
         start = time.perf_counter()
         filling.fill(writer)
         seconds = time.perf_counter() - start
@@ -273,7 +273,7 @@ def compare(work: Work, answer: Sequence[npt.NDArray[Any]]) -> None:
     """Refuse to time FKD's way when its crops or its labels are others than ours.
 
     Raises:
-        RuntimeError: says which.
+        RuntimeError: names which.
     """
     images, boxes, pixels, expected = answer
     rows = rows_of(images, boxes)

@@ -32,7 +32,7 @@ from trainer.config import TrainConfig
 from trainer.replay import Replay
 from trainer.run import Run, make_run
 from trainer.step import step
-from trainer.stopping import Stops
+from trainer.stopping import StopSignals
 
 COST = {"cpu": 0.10, "cuda": 0.03}
 VIEWS = 8
@@ -101,7 +101,7 @@ def measure(report: Report, size: Size, device: str, *, train: bool) -> dict[str
     """All ways at one size: crops a second and processor time a crop without a student, then the time of a step."""
     with tempfile.TemporaryDirectory(dir=report.folder, prefix="step-") as folder, torch.random.fork_rng():
         config = prepare(Path(folder), size, device)
-        with closing(make_run(config, Ranks(), Stops())) as student:
+        with closing(make_run(config, Ranks(), StopSignals())) as student:
             ways = contenders(student, Path(folder), size)
             loading = interleave(
                 {name: way.load for name, way in ways.items() if name != "memory"},
@@ -137,7 +137,7 @@ def measure(report: Report, size: Size, device: str, *, train: bool) -> dict[str
 
 
 def train_in_turns(ways: Mapping[str, Way], size: Size, narrow: float) -> Timing:
-    """Epochs of the student by each way, until the cost of the store is known to within the interval's width."""
+    """Epochs of the student by each way, until the cost of the store is determined to within the interval's width."""
     return interleave(
         {name: way.epoch for name, way in ways.items()},
         size.rounds,

@@ -1,4 +1,4 @@
-"""`python -m labelstore info | check | convert | export`."""
+"""`python -m labelstore info | check | convert | export`; what a command needs is imported when it runs."""
 
 from __future__ import annotations
 
@@ -10,24 +10,21 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from labelstore.command.console import Console, byte_count
+from labelstore.command.encoding_options import CodeOptions, EncodingName
 from labelstore.command.flags import Group
 from labelstore.command.output import Output
 from labelstore.command.program import Command, run_program
-from labelstore.encodings import CodeOptions, EncodingName
-from labelstore.encodings.bands import missed
 from labelstore.errors import InputError
-from labelstore.operations.check import check
-from labelstore.operations.convert import convert
-from labelstore.operations.export import export
-from labelstore.operations.info import in_words, info, lines
-from labelstore.operations.repair import RepairReport, repair
 from labelstore.spec import Json
-from labelstore.store import LabelStore
+
+if TYPE_CHECKING:
+    from labelstore.operations.repair import RepairReport
+    from labelstore.store import LabelStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +40,7 @@ class InfoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig:
-    """Read every byte of a store and hold it against its checksum."""
+    """Read every byte of a store and compare it with its checksum."""
 
     store: tyro.conf.Positional[Path]
     """Folder of the store."""
@@ -116,7 +113,10 @@ class ExportConfig:
 
 
 def info_command(config: InfoConfig, console: Console) -> int:
-    """Say what a store is made of."""
+    """Print what a store is made of."""
+    from labelstore.operations.info import info, lines
+    from labelstore.store import LabelStore
+
     store = LabelStore.open(config.store)
     values = info(store, config.weights)
     warn_of_quality(store, console)
@@ -125,13 +125,19 @@ def info_command(config: InfoConfig, console: Console) -> int:
 
 
 def warn_of_quality(store: LabelStore, console: Console) -> None:
-    """Say which bands the labels of a store miss."""
+    """Warn of each quality band that the labels of a store miss."""
+    from labelstore.encodings.bands import missed
+
     for text in missed(store.identity.encoding, store.fidelity):
         console.warn(text)
 
 
 def check_command(config: CheckConfig, console: Console) -> int:
     """Check a store, name what is damaged, and with --repair make it one that a build can finish."""
+    from labelstore.operations.check import check
+    from labelstore.operations.info import in_words
+    from labelstore.operations.repair import repair
+
     with console.progress("blocks", 1, "blocks") as progress:
         if config.repair:
             repaired = repair(config.store, take_over=config.take_over, progress=progress.reach)
@@ -144,7 +150,7 @@ def check_command(config: CheckConfig, console: Console) -> int:
     for path in report.unpublished:
         console.line(f"unpublished: {path} has no marker: no reader sees it, {fate}")
     for path in report.stray:
-        console.warn(f"{path} does not belong to the store and stays as it is; a build that needs its name says so")
+        console.warn(f"{path} does not belong to the store and stays as it is; a build that needs its name is refused")
     values: dict[str, Json] = {
         "ok": report.ok,
         "damaged": [f"{damage.file}: {damage.why}" for damage in report.damaged],
@@ -158,7 +164,7 @@ def check_command(config: CheckConfig, console: Console) -> int:
     }
     found = "every byte is the byte that was published" if report.ok else f"{len(report.damaged)} DAMAGED"
     if report.missing:
-        found += f"; {report.missing:,} of the blocks asked for are not written yet"
+        found += f"; {report.missing:,} of the requested blocks are not written yet"
     text = f"{config.store}: {report.files:,} files, {byte_count(report.bytes)} read; {found}"
     if report.fidelity:
         text += f"; fidelity {in_words(report.fidelity)}"
@@ -202,7 +208,12 @@ def repair_lines(repaired: RepairReport) -> list[str]:
 
 
 def convert_command(config: ConvertConfig, console: Console) -> int:
-    """Convert a store and say what became of its labels."""
+    """Convert a store and print the size and quality of its labels."""
+    from labelstore.encodings.bands import missed
+    from labelstore.operations.convert import convert
+    from labelstore.operations.info import in_words
+    from labelstore.store import LabelStore
+
     source = LabelStore.open(config.source)
     with console.progress("blocks", 1, "blocks") as progress:
         store = convert(
@@ -235,7 +246,10 @@ def convert_command(config: ConvertConfig, console: Console) -> int:
 
 
 def export_command(config: ExportConfig, console: Console) -> int:
-    """Export labels and say what was written."""
+    """Export labels and print what was written."""
+    from labelstore.operations.export import export
+    from labelstore.store import LabelStore
+
     views = config.view if config.views is None else range(config.views)
     softmax = 1.0 if config.temperature is None else config.temperature
     temperature = softmax if config.probabilities else None

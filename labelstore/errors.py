@@ -32,7 +32,7 @@ class DamagedError(GiftwrapError):
     """Bytes on disk are not the bytes that were published.
 
     Attributes:
-        why: what was expected and found, without the file and what to do; None where only the message says it.
+        why: what was expected and found, without the file and what to do; None where only the message has it.
     """
 
     why: str | None = None
@@ -48,7 +48,7 @@ class DamagedError(GiftwrapError):
 
 
 class NotStoredError(GiftwrapError, LookupError):
-    """The views or positions asked for are not in the store (yet)."""
+    """The requested views or positions are not in the store (yet)."""
 
     exit_code = InputError.exit_code
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Literal, TypeAlias
-
-import numpy as np
 
 from labelstore.errors import InputError, MismatchError
 
@@ -18,7 +17,7 @@ MAX_POSITIONS = 16_384
 MAX_BLOCK_BYTES = 64 << 20
 SMALL_BLOCK_ROWS = 3_072  # crops of a block of several views: seconds of a teacher's work; fewer compress worse
 BATCH_ROWS = 128  # crops of a teacher's batch; blocks of fewer would be padded to it
-MAX_ROUNDING = 0.1  # of the views asked for, that whole blocks may add
+MAX_ROUNDING = 0.1  # of the requested views, that whole blocks may add
 MAX_COLUMNS = 65_535
 MAX_IMAGES = 2**32
 MAX_VERSIONS = 2**20
@@ -37,7 +36,7 @@ class BlockShape:
 
     @classmethod
     def choose(cls, images: int, columns: int, group: int = 1, views: int = 1) -> BlockShape:
-        """The block shape that P4 prescribes for a store whose first build asks for V views.
+        """The block shape that P4 prescribes for a store whose first build requests V views.
 
         Positions: as many whole groups as 16,384 positions and 64 MiB of float16 hold. Views, where a block holds all
         positions: as many as 3,072 crops and half of V hold, or 128 crops, a batch, where that is more. Down to half
@@ -171,7 +170,7 @@ class State:
     """What grows in the life of a store.
 
     Attributes:
-        views_target: views asked for, whole blocks.
+        views_target: requested views, whole blocks.
         views_sealed: views whose blocks all are published and listed in a seal.
         versions: what made the views: ``first_view``, ``engine``, ``renderer``, and ``converted_from`` where labels
             came from another store.
@@ -203,7 +202,7 @@ def require_integer(name: str, value: object) -> int:
     Raises:
         InputError: when it is none; True and 1.0 are none.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputError(f"{name}: expected an integer, found {value!r}")
     return int(value)
 

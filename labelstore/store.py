@@ -81,7 +81,7 @@ class LabelStore(Contents):
         versions: Sequence[Mapping[str, Json]] | None = None,
         notes: Mapping[str, Json] | None = None,
     ) -> LabelStore:
-        """Make an empty store that wants ``views`` views, rounded up to whole blocks.
+        """Make an empty store of ``views`` requested views, rounded up to whole blocks.
 
         Args:
             path: a folder that is absent, empty, or left by a creation that was stopped.
@@ -133,7 +133,7 @@ class LabelStore(Contents):
 
     @contextmanager
     def lease(self, *, take_over: bool = False) -> Iterator[StoreWriter]:
-        """Hold the store for writing; what a stopped build left behind is removed first.
+        """Hold the store for writing; what a stopped build left is removed first.
 
         This object sees what the writer changes.
 
@@ -152,7 +152,7 @@ class LabelStore(Contents):
             yield writer
 
     @contextmanager
-    def share_lease(self, build: str) -> Iterator[BlockWriter]:
+    def join_lease(self, build: str) -> Iterator[BlockWriter]:
         """Write blocks together with the process that holds the store; only the holder seals, sweeps and extends.
 
         Args:
@@ -162,7 +162,7 @@ class LabelStore(Contents):
             LeaseError: when that build does not hold the store, or its holder is gone.
         """
         self._require_local()
-        with leases.share(self.path, build) as held, closing(BlockWriter(self, held)) as writer:
+        with leases.join(self.path, build) as held, closing(BlockWriter(self, held)) as writer:
             self.refresh()
             yield writer
 
@@ -177,7 +177,7 @@ class LabelStore(Contents):
             NotStoredError: when the view is not there (yet).
             DamagedError: when what is on disk is not what was published.
         """
-        return self._batch(self._reader, view, positions)
+        return self._batch(self._reader, *self._index(view, positions))
 
     def stream(
         self,
@@ -205,14 +205,10 @@ class LabelStore(Contents):
     ) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """What :meth:`codes` gives for many (view, positions), read ahead as :meth:`stream` does.
 
-        No crop rows are read: this is for tools that work on codes, and shows how fast reading alone is.
+        No crop rows are read: this is for callers that have the rows already, or work on codes alone.
         """
         reader = self._new_reader(map_bytes=budget_bytes)
-
-        def read(view: int, positions: slice | npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
-            return reader.codes(*self._index(view, positions))
-
-        return stream(requests, reader, self._index, read, budget_bytes)
+        return stream(requests, reader, self._index, reader.codes, budget_bytes)
 
     def read_images(self, view: int, images: slice | npt.ArrayLike) -> LabelBatch:
         """Labels and crop rows of some images in a view, in the order of ``images``."""
@@ -258,7 +254,7 @@ class LabelStore(Contents):
     def bytes_per_label(self) -> dict[str, float]:
         """Measured bytes a label: ``labels``, ``columns`` and ``side``; zeros before the first block.
 
-        ``side`` is what decoding takes besides: scales, and the calibration spread over the labels that are there.
+        ``side`` is what else decoding needs: scales, and the calibration spread over the labels that are there.
         """
         totals, count = self.table.bytes(self.state)
         if count and (used := self.calibration):
@@ -294,10 +290,10 @@ class LabelStore(Contents):
         self,
         reader: Reader,
         view: int,
-        positions: slice | npt.ArrayLike,
+        index: Int64Array,
         decode: Callable[[Codes, Pairs], Any] | None = None,
     ) -> LabelBatch:
-        view, index = self._index(view, positions)
+        """Labels and crop rows at positions that `_index` gave, int64 ``[n]``."""
         parts = reader.by_block(view, index)
         rows = CropRows(self.identity.crop_columns, reader.rows(view, index, parts))
         pairs = reader.pairs(view, index, parts) if self.encoding.needs_calibration else Pairs.unmixed(rows.image)

@@ -17,7 +17,7 @@ from labelstore.access.contents import Contents
 from labelstore.access.records import BlockData, EncodedBlock
 from labelstore.durable import disk, documents, publish, removing
 from labelstore.encodings import Codes, Pairs
-from labelstore.encodings.transform import Calibration
+from labelstore.encodings.components import Calibration
 from labelstore.errors import DamagedError, InputError, LeaseError, NotStoredError
 from labelstore.format import calibration as calibrations
 from labelstore.format.arrays import AUDIT_BLOCK
@@ -122,7 +122,7 @@ class BlockWriter:
         if self._pid != os.getpid():
             raise LeaseError(
                 f"{path}: process {self._pid} has the lease, not process {os.getpid()}, which was forked from it; "
-                f"open the store here and write in `with store.share_lease({self._lease.build!r}) as writer: ...`"
+                f"open the store here and write in `with store.join_lease({self._lease.build!r}) as writer: ...`"
             )
 
     def _require_held(self) -> Contents:
@@ -196,7 +196,7 @@ class StoreWriter(BlockWriter):
         first missing block; whether that is wanted is for the caller to decide.
 
         Returns:
-            The views now asked for; never fewer than before.
+            The views now requested; never fewer than before.
         """
         target = max(self.store.state.views_target, require_views(self.store.identity, views))
         require_clear(self.store, target)
@@ -231,7 +231,7 @@ class StoreWriter(BlockWriter):
             self._set_state(dataclasses.replace(self.store.state, versions=tuple(versions)))
 
     def seal(self) -> None:
-        """Seal the views asked for: write their table, then raise ``views_sealed``.
+        """Seal the requested views: write their table, then raise ``views_sealed``.
 
         Raises:
             NotStoredError: when a block is missing.

@@ -13,7 +13,6 @@ from typing import Any
 
 from labelstore.command.console import Console, duration
 from labelstore.command.program import Command, require_ours, run_program
-from labelstore.encodings.fidelity import beside
 
 require_ours("pipeline")
 
@@ -23,18 +22,20 @@ from pipeline.config import BuildConfig, ImportConfig, ShowConfig, VerifyConfig
 
 
 def build_command(config: BuildConfig, console: Console) -> int:
-    """Build and say what came out."""
+    """Build a store and print what it holds."""
     from pipeline.build.build import build
 
     done = build(config, console)
     if config.dry_run or not done:
         return 0
-    console.summary(done, say(done))
+    console.summary(done, summarise(done))
     return 0
 
 
-def say(done: Mapping[str, Any]) -> str:
+def summarise(done: Mapping[str, Any]) -> str:
     """The summary of a build for people."""
+    from labelstore.encodings.fidelity import beside
+
     sizes = done["bytes_per_label"]
     fidelity = "; ".join(
         f"{kind} {values['mean']:.5f}{beside(values)}"
@@ -49,7 +50,7 @@ def say(done: Mapping[str, Any]) -> str:
 
 
 def verify_command(config: VerifyConfig, console: Console) -> int:
-    """Verify and say whether the store holds."""
+    """Verify a store and print whether its labels are reproduced."""
     from pipeline.replay.verify import verify
 
     ok, values = verify(config, console)
@@ -58,7 +59,7 @@ def verify_command(config: VerifyConfig, console: Console) -> int:
 
 
 def import_command(config: ImportConfig, console: Console) -> int:
-    """Import and say what was rounded."""
+    """Import a tensor file and print how much was rounded."""
     from pipeline.importing.importing import import_tensors
     from pipeline.teacher.class_order import entries
 
@@ -75,7 +76,7 @@ def import_command(config: ImportConfig, console: Console) -> int:
             class_names=None if config.class_names is None else entries(config.class_names, (), "--class-names"),
             progress=progress.reach,
         )
-    console.tell(report.notes)
+    console.report(report.notes)
     if report.clipped_share > 0.01:
         console.warn("more than 1 % of the values lie outside of 0 to 255: --mean and --std may be others")
     console.summary(
@@ -98,7 +99,7 @@ def import_command(config: ImportConfig, console: Console) -> int:
 
 
 def show_command(config: ShowConfig, console: Console) -> int:
-    """Draw a contact sheet and say how much is on it."""
+    """Draw a contact sheet and print how many crops it shows."""
     from pipeline.replay.show import show
 
     count = show(config)

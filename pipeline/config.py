@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from labelstore.command.encoding_options import CodeOptions, EncodingName
 from labelstore.command.flags import Group, Named
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart, require_writable
 from labelstore.durable.removing import require_absent
-from labelstore.encodings import CodeOptions, EncodingName
 from labelstore.errors import InputError, reason
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.spec import PlanSpec
@@ -109,7 +109,7 @@ class BuildConfig:
     images: Annotated[Path, Group("images")]
     """Class folder: one subfolder a class, with JPEG, PNG or WebP files."""
     class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("images")] = "auto"
-    """Order of the class folders; numeric counts digits that stand together as one number; auto is the store's order,
+    """Order of the class folders; numeric reads adjacent digits as one number; auto is the store's order,
     of a new store byte order, and stops where numbers in the names sort otherwise."""
     rehash: Annotated[bool, Group("images")] = False
     """Read every image again instead of believing size and modification time."""

@@ -56,8 +56,8 @@ class Ranks:
         """This rank's items of a list that is the same on all ranks: every ``world``-th one."""
         return work[self.rank :: self.world]
 
-    def share(self, config: T) -> T:
-        """The flags for this rank: its part of the cores and of the cache, and a GPU of its own."""
+    def own_resources(self, config: T) -> T:
+        """The flags of this rank: its fraction of the cores and of the cache, and a GPU of its own."""
         if self.world == 1:
             return config
         flags: Any = config
@@ -200,7 +200,7 @@ def join(work: str = "build") -> Iterator[Ranks]:
     from torch import distributed
 
     if local_world == world:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host may not know its own name
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host may not resolve its own name
     try:
         distributed.init_process_group("gloo", timeout=MEETING_TIMEOUT)
     except (RuntimeError, ValueError) as error:

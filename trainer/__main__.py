@@ -31,10 +31,10 @@ def train_command(config: TrainConfig, console: Console) -> int:
         if values := train_seeds(config, console):
             console.summary(values, say_seeds(values))
         return 0
-    from trainer.train import say, train
+    from trainer.train import summarise, train
 
     if values := train(config, console):
-        console.summary(values, say(values))
+        console.summary(values, summarise(values))
     return 0
 
 

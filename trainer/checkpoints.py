@@ -88,7 +88,7 @@ def compare_checkpoints(config: EvaluateConfig, console: Console) -> list[Checkp
     files = matched(config.weights)
     subjects = [settle(changed(config, weights=(file,), csv=None)) for file in files]
     images = subjects[-1].scan()
-    console.tell(subjects[-1].said, subjects[-1].warnings)
+    console.report(subjects[-1].notes, subjects[-1].warnings)
     say_left_out(images, console)
     found, results = [], []
     with console.progress("evaluate", len(files) * len(images), "images") as progress:

@@ -80,8 +80,8 @@ def spread(
 
 
 @contextmanager
-def said(config: TrainConfig) -> Iterator[None]:
-    """Say in words that a parameter without a gradient was not expected."""
+def explain_missing_gradients(config: TrainConfig) -> Iterator[None]:
+    """Explain torch's error about a parameter that got no gradient."""
     try:
         yield
     except RuntimeError as error:

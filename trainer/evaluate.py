@@ -204,7 +204,7 @@ def evaluate_network(config: EvaluateConfig, console: Console) -> EvalResult:
     """Measure a network by the flags of the command, by the rule by which `train` tests its student."""
     keep_freed_memory()
     subject = settle(config)
-    console.tell(subject.said, subject.warnings)
+    console.report(subject.notes, subject.warnings)
     images = subject.scan()
     say_left_out(images, console)
     with console.progress("evaluate", len(images), "images") as progress:
@@ -236,7 +236,7 @@ def measure(
     """
     config = subject.config
     measured = load_measured(subject, images.classes)
-    console.tell(measured.notes, measured.warnings)
+    console.report(measured.notes, measured.warnings)
     renderer = make_renderer(
         images,
         subject.plan,

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from labelstore.encodings import Codes, Pairs
 from labelstore.errors import InputError, NotStoredError
+from labelstore.format.columns import CropRows
 from labelstore.store import LabelStore
+from labelstore.writing.encoding import pairs_of
 from pipeline.device.codes import DeviceCodes
 from trainer.crops import Crops, Int64Array
 
@@ -51,9 +53,16 @@ class StoredLabels:
         self._decode = decoder_for(store, device, any_scale=any_scale)
 
     def label(self, requests: Iterator[Request]) -> Callable[[Crops], Tensor]:
-        """Blocks come ahead of the crops, within `LABEL_BYTES`."""
-        batches = self._store.stream(requests, budget_bytes=LABEL_BYTES, decode=self._decode)
-        return lambda _crops: torch.as_tensor(next(batches).logits)
+        """Blocks of codes come ahead of the crops, within `LABEL_BYTES`; the crops have their rows already."""
+        codes = self._store.stream_codes(requests, budget_bytes=LABEL_BYTES)
+        decode = self._decode or self._store.encoding.decode
+        return lambda crops: torch.as_tensor(decode(next(codes), self._pairs(crops.rows)))
+
+    def _pairs(self, rows: CropRows) -> Pairs:
+        """Which images the crops of whole groups show, as far as the encoding needs to know."""
+        if not self._store.encoding.needs_calibration:
+            return Pairs.unmixed(rows.image)
+        return pairs_of(self._store.identity, rows.values[None]).flat()
 
 
 class NoLabels:

@@ -76,7 +76,7 @@ class Material:
             for path in self.manifest.skipped:
                 console.warn(f"left out, does not decode: {printable(path)}")
         if self.online and isinstance(self.labels, OnlineLabels):
-            console.tell(self.online.notes, self.online.warnings)
+            console.report(self.online.notes, self.online.warnings)
             probe(self.labels, self.loader.crops, console)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from pipeline.networks import load_network
 from pipeline.networks.layout import memory_format, takes_channels_last
 from pipeline.networks.outputs import Logits
 from pipeline.render.normalise import normalise
-from pipeline.teacher.class_order import Choice, check_classes, choose, require_said
+from pipeline.teacher.class_order import Choice, check_classes, choose, require_known_columns
 from pipeline.teacher.engine.batches import require_weights_fit
 from pipeline.teacher.engine.device import DTYPES, teacher_device
 from pipeline.teacher.engine.neighbours import require_independent
@@ -138,7 +138,7 @@ def choose_columns(
         raise InputError(f"the weights name {len(names)} classes, the network has {total} columns")
     chosen = Choice(None) if selection is None else choose(selection, names, total, classes, flag=CLASSES)
     if selection is None:
-        require_said(classes, names, total, (CLASSES,))
+        require_known_columns(classes, names, total, (CLASSES,))
     if chosen.mapping is not None:
         return chosen.columns, [f"columns of the folders, by ImageNet's public list: {chosen.mapping.text}"], []
     kept = tuple(range(total)) if chosen.columns is None else chosen.columns

@@ -70,7 +70,7 @@ def begun(folders: Sequence[Path], console: Console) -> list[RunRecord]:
     found = [run for run in runs if run.entries]
     if not found:
         read_log(folders[0])
-    console.tell(warnings=[f"{run.folder}: has finished no epoch yet" for run in runs if not run.entries])
+    console.report(warnings=[f"{run.folder}: has finished no epoch yet" for run in runs if not run.entries])
     return found
 
 

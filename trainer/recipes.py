@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from labelstore import LabelStore
 from pipeline.build.recipe import OWNED as OWNED_CROPS
 from pipeline.images.opening import open_images
 from pipeline.recipes import recipe_of
@@ -62,6 +61,8 @@ def setting_of(known: Mapping[str, str]) -> Setting | None:
     """
     epochs, side = (int(text) if (text := known[flag] or "").isdecimal() else None for flag in ("--epochs", "--size"))
     if known["--store"]:
+        from labelstore.store import LabelStore  # takes numpy
+
         return Setting.of(LabelStore.open(known["--store"], follow=True).identity, known["--student"], epochs, side)
     if not known["--images"] or side is None:
         return None

@@ -24,7 +24,7 @@ from trainer.material import open_material
 from trainer.objective import Objective, Score
 from trainer.run_folder import begun_with
 from trainer.stop_conditions import StopConditions
-from trainer.stopping import Stops
+from trainer.stopping import StopSignals
 from trainer.student import make_objective, open_test
 
 
@@ -179,7 +179,7 @@ class Run:
             distributed.seed_rank(self.config.seed, rank, self.step)
 
 
-def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
+def make_run(config: TrainConfig, ranks: Ranks, stops: StopSignals) -> Run:
     """A student's run: open crops, labels and test images, make student, loss and optimiser."""
     if ranks.first:  # and the others find what it has found out of the images
         begun = begun_with(config.run)
@@ -196,13 +196,13 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: Stops) -> Run:
     return start_run(config, ranks, stops, material.loader, make_objective(config, ranks, material, test))
 
 
-def start_run(config: TrainConfig, ranks: Ranks, stops: Stops, replay: Loader, objective: Objective) -> Run:
+def start_run(config: TrainConfig, ranks: Ranks, stops: StopSignals, replay: Loader, objective: Objective) -> Run:
     """A run of any objective on any crops and labels, before its first step.
 
     Args:
         config: of the run: its folder, epochs, optimiser, schedule, precision, and what is saved when.
         ranks: the processes.
-        stops: hears signals.
+        stops: records signals.
         replay: gives the batches of this process.
         objective: what is trained, the same on every process.
     """

@@ -13,7 +13,7 @@ from pipeline.ranks import Ranks, join
 from trainer.compare import Statistic
 from trainer.config import TrainConfig
 from trainer.runs import CONFIG, read_run
-from trainer.train import say, train_on
+from trainer.train import summarise, train_on
 
 
 def train_seeds(config: TrainConfig, console: Console) -> Mapping[str, Json]:
@@ -43,7 +43,7 @@ def _train_seed(config: TrainConfig, console: Console, ranks: Ranks, seed: int) 
             console.line(f"seed {seed}: {own.run}")
         values = train_on(own, console, ranks)
     if values:
-        console.line(f"seed {seed}: finished before; {say(values)}" if done else say(values))
+        console.line(f"seed {seed}: finished before; {summarise(values)}" if done else summarise(values))
     return values
 
 

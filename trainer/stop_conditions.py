@@ -9,7 +9,7 @@ from torch import Tensor
 
 from labelstore.errors import GiftwrapError
 from pipeline.ranks import Ranks
-from trainer.stopping import StopRequested, Stops
+from trainer.stopping import StopRequested, StopSignals
 
 STEPS_UNREAD = 32  # on a GPU, which is waited for when its losses are looked at
 FINE = 2**62
@@ -20,7 +20,7 @@ class DivergedError(GiftwrapError):
 
 
 class StopConditions:
-    """Stops a run in the same step on all its processes.
+    """StopSignals a run in the same step on all its processes.
 
     Alone, that is the step after which there is a reason. Of several, each learns after a step what the others had to
     say after the one before, so that no step waits for it.
@@ -28,10 +28,10 @@ class StopConditions:
     Args:
         ranks: the processes.
         device: where losses are.
-        stops: hears signals.
+        stops: records signals.
     """
 
-    def __init__(self, ranks: Ranks, device: torch.device, stops: Stops) -> None:
+    def __init__(self, ranks: Ranks, device: torch.device, stops: StopSignals) -> None:
         self.stops, self._ranks = stops, ranks
         self._first_bad = torch.full((), FINE, dtype=torch.int64, device=device)
         self._unread, self._read = 0, FINE
@@ -48,34 +48,34 @@ class StopConditions:
 
         Raises:
             DivergedError: names the first step whose loss was no number.
-            StopRequested: a signal was heard.
+            StopRequested: a signal has arrived.
         """
         due = self._first_bad.device.type == "cpu" or self._unread >= STEPS_UNREAD
         started = self._begin(read=due)
-        told, self._waiting = self._waiting, started
+        result, self._waiting = self._waiting, started
         if self._ranks.world == 1:
-            told = started
-        if told:
-            self._judge(told())
+            result = started
+        if result:
+            self._check(result())
 
     def settle(self) -> None:
         """Like `between_steps`, of all that was seen by now."""
-        self._judge(self._begin(read=True)())
+        self._check(self._begin(read=True)())
 
     def require_finite(self, weights: Iterable[Tensor], step: int) -> None:
         """Raise DivergedError when a loss was no number, or a weight is none after ``step`` steps."""
         bad, _ = self._begin(read=True)()
         if bad == FINE and not bool(torch.stack([weight.isfinite().all() for weight in weights]).all()):
             raise DivergedError(f"step {step}: expected finite weights, found others")
-        self._judge([bad, 0])
+        self._check([bad, 0])
 
     def _begin(self, *, read: bool) -> Callable[[], list[int]]:
         if read:
             self._read, self._unread = int(self._first_bad), 0
         return self._ranks.all_reduce_min([self._read, -self.stops.number])
 
-    def _judge(self, told: list[int]) -> None:
-        bad, stop = told
+    def _check(self, minima: list[int]) -> None:
+        bad, stop = minima
         if bad < FINE:
             raise DivergedError(f"step {bad}: expected a finite loss, found one that is not")
         if stop:

@@ -1,4 +1,4 @@
-"""Signals that stop a run: heard between steps, or at once where nothing is changed."""
+"""Signals that stop a run: handled between steps, or at once where nothing is changed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ class StopRequested(Exception):  # noqa: N818  no error: the run is asked to sto
     """The run was asked to stop."""
 
 
-class Stops(stopping.Stops):
-    """Hears SIGINT and SIGTERM while it is entered; see `labelstore.command.stopping.Stops`."""
+class StopSignals(stopping.StopSignals):
+    """Records SIGINT and SIGTERM while it is entered; see `labelstore.command.stopping.StopSignals`."""
 
     def __init__(self) -> None:
-        super().__init__(self._tell_at_once)
+        super().__init__(self._raise_at_once)
         self._at_once = False
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Nothing in here changes the run: a signal raises `StopRequested` where it is heard."""
+        """Nothing in here changes the run: a signal raises `StopRequested` where it arrives."""
         self._at_once = True
         try:
             if self.number:
@@ -30,6 +30,6 @@ class Stops(stopping.Stops):
         finally:
             self._at_once = False
 
-    def _tell_at_once(self, _number: int) -> None:
+    def _raise_at_once(self, _number: int) -> None:
         if self._at_once:
             raise StopRequested

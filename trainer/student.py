@@ -96,7 +96,7 @@ class Student(Objective):
 
     def loss(self, called: nn.Module, batch: TrainBatch) -> Tensor:
         """The loss of the student's logits."""
-        with autocast(self._config), distributed.said(self._config):
+        with autocast(self._config), distributed.explain_missing_gradients(self._config):
             logits = called(batch.images)
         return self._loss(logits, batch.logits, batch.targets, batch.targets2, batch.lam)
 

@@ -34,7 +34,7 @@ class Subject:
         std: channel standard deviations of the normalisation.
         trained: what the weights were trained with, where that is known.
         dtype: precision of the network: the flag's, or the run's, or float32.
-        said: all of it, for people.
+        notes: all of it, for people.
         warnings: where flags say something else than the weights.
     """
 
@@ -46,7 +46,7 @@ class Subject:
     std: tuple[float, float, float]
     trained: Trained | None
     dtype: DTypeName
-    said: tuple[str, ...]
+    notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
     @property
@@ -101,25 +101,25 @@ def settle(config: EvaluateConfig) -> Subject:
     wanted = {"--student": network, "--size": size, "--mean": found.mean, "--std": found.std, "--images": images}
     missing = [flag for flag, value in wanted.items() if value is None]
     if network is None or size is None or found.mean is None or found.std is None or images is None:
-        unsaid = [flag for flag in missing if flag != "--images"]
-        why = f"{weights} does not say what it was trained with, and nothing is guessed; " if unsaid else ""
+        unrecorded = [flag for flag in missing if flag != "--images"]
+        why = f"{weights} does not say what it was trained with, and nothing is guessed; " if unrecorded else ""
         raise InputError(f"{', '.join(missing)}: {why}give {' and '.join(missing)}")
     if config.csv:
         require_apart({"--csv": config.csv}, {"--images": images})
     network, args = require_network(trained, network, args, ("--student", "--student-args"))
     plan = _plan(config, trained, size)
     how = f"{plan.size} px, cut from short side {plan.resize or plan.size}, {plan.interpolation}"
-    said = [f"network: {network}{f' {dict(args)}' if args else ''} of {weights}, {how}", found.text]
+    notes = [f"network: {network}{f' {dict(args)}' if args else ''} of {weights}, {how}", found.text]
     if config.run and not config.images:
-        said.append(f"images: {images}, as the run tested")
+        notes.append(f"images: {images}, as the run tested")
     if own_dtype not in (None, "float32") and config.dtype is None:
-        said.append(f"precision: {own_dtype}, as the run tested")
+        notes.append(f"precision: {own_dtype}, as the run tested")
     warnings = [*found.warnings]
     if trained and (other := differences(trained, plan.size, plan.interpolation, plan.resize or plan.size)):
         if trained.network:
             warnings.append(other)
         else:
-            said.append(f"note: {other}")
+            notes.append(f"note: {other}")
     return Subject(
         config=config,
         member=Member(name=network, weights=weights, args=args, key=config.weights_key),
@@ -129,7 +129,7 @@ def settle(config: EvaluateConfig) -> Subject:
         std=found.std,
         trained=trained,
         dtype=config.dtype or own_dtype or "float32",
-        said=tuple(said),
+        notes=tuple(notes),
         warnings=tuple(warnings),
     )
 

@@ -18,7 +18,7 @@ import tyro
 from labelstore.command.console import Console, duration
 from labelstore.command.flags import Group, Named
 from labelstore.command.output import Output
-from labelstore.command.stopping import Stops
+from labelstore.command.stopping import StopSignals
 from labelstore.durable.newfile import write_over
 from labelstore.durable.removing import Proof
 from labelstore.errors import InputError, LeaseError
@@ -76,7 +76,7 @@ def sweep(config: SweepConfig, console: Console) -> int:
         raise InputError(
             f"{config.file}: expected all inputs before the first command starts, missing: {'; '.join(absent)}"
         )
-    with held(config.run_folder), Stops() as stops:
+    with held(config.run_folder), StopSignals() as stops:
         failed = run_tasks(tasks, config.jobs, console, stops)
     rows = rows_of(tasks)
     done = sum(task.folder not in {each.task.folder for each in failed} for task in tasks)
@@ -137,7 +137,7 @@ def held(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def run_tasks(tasks: Sequence[Task], jobs: int, console: Console, stops: Stops) -> list[Failed]:
+def run_tasks(tasks: Sequence[Task], jobs: int, console: Console, stops: StopSignals) -> list[Failed]:
     """Run what is not done, at most ``jobs`` at a time; returns what has failed, after everything else has ended.
 
     Raises:

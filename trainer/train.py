@@ -40,7 +40,7 @@ from trainer.run_folder import (
 )
 from trainer.step import step
 from trainer.stop_conditions import DivergedError
-from trainer.stopping import StopRequested, Stops
+from trainer.stopping import StopRequested, StopSignals
 
 SAVING_SHARE = 0.05  # of the time, where no flag sets how often a checkpoint is saved
 FREE = 0.1  # share of waiting that is no bottleneck: queues fill, epochs begin
@@ -61,10 +61,10 @@ def train_on(config: TrainConfig, console: Console, ranks: Ranks) -> Mapping[str
     """The same, on ranks that have met."""
     keep_freed_memory()
     config = with_its_interval(config) if ranks.first else config
-    config, console = ranks.share(config), console if ranks.first else Console(silent=True)
+    config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
     if config.render.threads is not None:
         torch.set_num_threads(config.render.threads)
-    with hold(config.run) if ranks.first else nullcontext(), closing(make_run(config, ranks, Stops())) as run:
+    with hold(config.run) if ranks.first else nullcontext(), closing(make_run(config, ranks, StopSignals())) as run:
         return complete(run, console)
 
 
@@ -357,7 +357,7 @@ def summary(run: Run, before: int, seconds: float) -> dict[str, Json]:
     }
 
 
-def say(values: Mapping[str, Any]) -> str:
+def summarise(values: Mapping[str, Any]) -> str:
     """The summary for people."""
     steps, now = values["steps"], values["steps_now"]
     text = f"run {values['run']}: {steps:,} steps{'' if now == steps else f', {now:,} of them now,'} in "

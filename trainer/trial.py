@@ -116,7 +116,7 @@ class Trial:
             InputError: names what does not work.
         """
         name, before = self.config.student, shapes(self.student)
-        with said(f"student {name}"):
+        with one_line_errors(f"student {name}"):
             require_savable(self.student)
         self.evaluate(counts.evaluating)
         if not any(parameter.requires_grad for parameter in self.student.parameters()):
@@ -127,12 +127,12 @@ class Trial:
         unused = [self.backward(Logits(self.student), count) for count in counts.training]
         if counts.world > 1:  # which parameters get a gradient may be drawn, and processes must know whether to look
             unused += [self.backward(Logits(self.student), FEW) for _ in range(DRAWS)]
-        with said(f"student {name}: a step of --optimizer {self.config.optimiser.name} fails"):
+        with one_line_errors(f"student {name}: a step of --optimizer {self.config.optimiser.name} fails"):
             if self.config.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.config.clip_norm)
             optimizer.step()
         if self.config.ema:
-            with said(f"student {name}: --ema fails"):
+            with one_line_errors(f"student {name}: --ema fails"):
                 mean = made_anew(self.student, self.config, self.columns, self.size, channels_last=self.channels_last)
                 average = Average(mean, self.config.ema)
                 average.update(self.student)
@@ -142,7 +142,7 @@ class Trial:
                     f"gives other logits; leave --ema out"
                 )
         if self.config.compile:
-            with said(f"student {name}: does not compile; leave --compile out"):
+            with one_line_errors(f"student {name}: does not compile; leave --compile out"):
                 self.backward(compiled(Logits(self.student), self.config), counts.training[-1])
         self.evaluate(counts.evaluating)
         if shapes(self.student) != before:
@@ -157,14 +157,17 @@ class Trial:
         """Run it in eval mode."""
         network = Logits(self.student).eval()
         for count in counts:
-            with said(f"student {self.config.student}: does not take crops of {self.size} px"), torch.no_grad():
+            with (
+                one_line_errors(f"student {self.config.student}: does not take crops of {self.size} px"),
+                torch.no_grad(),
+            ):
                 logits = self.logits(network, count)
             self.require_fit(logits, count)
 
     def backward(self, network: nn.Module, count: int) -> bool:
         """Gradients of a few crops; whether some parameter got none."""
         self.student.zero_grad(set_to_none=True)
-        with said(f"student {self.config.student}: a step of {count} crops fails"):
+        with one_line_errors(f"student {self.config.student}: a step of {count} crops fails"):
             logits = self.logits(network, count)
             self.require_fit(logits, count)
             logits.float().square().mean().backward()  # type: ignore[no-untyped-call]
@@ -198,7 +201,7 @@ class Trial:
             InputError: when it is another network once it is made anew with them.
         """
         seed((self.config.seed + 1) % 2**32)  # what is drawn and not saved is another then
-        with said(f"student {self.config.student}: cannot be made again from its state dict"):
+        with one_line_errors(f"student {self.config.student}: cannot be made again from its state dict"):
             again = constructed(self.config, self.columns, self.size)
             again.load_state_dict(self.student.state_dict())
             again.to(device=self.config.render.device, memory_format=memory_format(self.channels_last))  # type: ignore[call-overload]
@@ -212,7 +215,7 @@ class Trial:
     def seeded(self, network: nn.Module) -> Tensor:
         """Logits of a few crops in eval mode, whatever was drawn before."""
         seed(0)
-        with said(f"student {self.config.student}: does not take crops of {self.size} px"), torch.no_grad():
+        with one_line_errors(f"student {self.config.student}: does not take crops of {self.size} px"), torch.no_grad():
             return self.logits(Logits(network).eval(), FEW).float()
 
     def alike(self, first: Tensor, again: Tensor) -> bool:
@@ -262,7 +265,7 @@ def made_anew(student: nn.Module, config: TrainConfig, columns: int, size: int, 
     Raises:
         InputError: when it cannot be made again.
     """
-    with said(f"student {config.student}: cannot be made again"):
+    with one_line_errors(f"student {config.student}: cannot be made again"):
         again = constructed(config, columns, size)
         if any(isinstance(module, nn.SyncBatchNorm) for module in student.modules()):
             again = nn.SyncBatchNorm.convert_sync_batchnorm(again)  # type: ignore[no-untyped-call]
@@ -278,8 +281,8 @@ def shapes(network: nn.Module) -> dict[str, torch.Size]:
 
 
 @contextmanager
-def said(what: str) -> Iterator[None]:
-    """Say in one line what a network raised, which may be anything."""
+def one_line_errors(what: str) -> Iterator[None]:
+    """Turn whatever a network raises into an InputError of one line."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -71,7 +71,7 @@ class Toy:
 
     Attributes:
         images: of the set.
-        stages: views that are asked for, one after the other.
+        stages: requested views, one stage after the other.
         kills: at least, of each encoding.
         kills_a_stage: at most, before it is left alone.
     """
@@ -306,8 +306,8 @@ def reader(scene: Scene, store: Path, toll: Toll) -> Iterator[None]:
     toll.refused += refused
 
 
-def read_along(path: Path, reference: Path, told: Connection) -> None:
-    """Read random rows until told to stop; tells how many were read and were wrong, and how many reads were refused.
+def read_along(path: Path, reference: Path, commands: Connection) -> None:
+    """Read random rows until a command arrives; send the numbers of rows read, of wrong rows and of refused reads.
 
     A reader that follows sees a block as soon as it is published; what is not yet there is no row.
     """
@@ -315,7 +315,7 @@ def read_along(path: Path, reference: Path, told: Connection) -> None:
     whole, store = LabelStore.open(reference), None
     rng = np.random.default_rng(0)
     rows = wrong = refused = 0
-    while not told.poll(POLL_S):
+    while not commands.poll(POLL_S):
         view = int(rng.integers(whole.state.views_sealed))
         positions = rng.integers(0, whole.identity.images, READ_ROWS)
         try:
@@ -333,7 +333,7 @@ def read_along(path: Path, reference: Path, told: Connection) -> None:
         same &= (found.rows.values == wanted.rows.values).all(axis=0)
         rows += len(same)
         wrong += int((~same).sum())
-    told.send((rows, wrong, refused))
+    commands.send((rows, wrong, refused))
 
 
 # --- the full disk ---
@@ -373,7 +373,7 @@ def run_tool(name: str, *words: str) -> bool:
 
 
 def fill(ballast: Path, *, room: bool) -> None:
-    """Say that the disk is full; take all room that is left, where there is little."""
+    """Make a file that marks the disk as full; take all room that is left, where there is little."""
     with ballast.open("xb", buffering=0) as file:
         for size in (1 << 20, 4096) if room else ():
             try:

@@ -2,8 +2,9 @@
 
 Bytes a label against fidelity, KL and top-1 agreement, of unmixed and of CutMix crops: every encoding of this store,
 the entropy of its codes, and what others store instead. Bytes are those of whole shards: codes and scales, with chunk
-index and checksums, without columns and calibration. All contenders meet the first views of a float16 store, 4,096
-rows and more; what they are fitted to comes from later views of it. float16 itself is what the others are held against.
+index and checksums, without columns and calibration. All contenders are measured on the first views of a float16
+store, 4,096 rows and more; what they are fitted to comes from later views of it. All are compared with
+float16.
 
 With the images and weights that GIFTWRAP_DATA names, labels are those of an ImageNet classifier for 224 px crops of
 1,000 photographs. The stores, float16 and transform, are made by `python -m pipeline build`, each with a calibration of
@@ -19,7 +20,6 @@ codes and scales x N V. The largest of all transform stores counts.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import sys
@@ -44,6 +44,7 @@ from benchmarks.rivals import (
     top_k_probabilities,
 )
 from benchmarks.studies.rate_labels import KINDS, Case, Real, Synthetic, case_of, measured_views, read
+from benchmarks.studies.rate_point import Point
 from labelstore import LabelStore
 from labelstore.durable.removing import require_absent
 from labelstore.encodings import Codes, Encoding, make_encoding
@@ -66,9 +67,9 @@ METRICS = {
     "top-1 agreement": "share",
     "entropy": "B/label",
 }
-LARGE_IMAGES, LARGE_VIEWS = 10_000, 300  # the set that `side_share` speaks of: a block a view
+LARGE_IMAGES, LARGE_VIEWS = 10_000, 300  # the set that `side_share` refers to: a block a view
 PROMISED_SIDE = 0.25
-TOLERANCE = 0.001  # by which the fidelity of other rows may miss the one that was asked for
+TOLERANCE = 0.001  # by which the fidelity of other rows may miss the requested one
 
 PICTURE = "rate-distortion.png"
 NO_PICTURE = "matplotlib is missing: pip install 'giftwrap[plot]'"
@@ -77,7 +78,7 @@ Float32Array = npt.NDArray[np.float32]
 
 
 class Promise(NamedTuple):
-    """A transform store: the fidelity asked for, and the most bytes a label."""
+    """A transform store: the requested fidelity, and the most bytes a label."""
 
     mixed: bool
     fidelity: float
@@ -85,16 +86,6 @@ class Promise(NamedTuple):
 
 
 PROMISES = (Promise(False, 0.979, 112), Promise(False, 0.95, 56), Promise(True, 0.95, 64))
-
-
-@dataclass(frozen=True)
-class Point:
-    """One contender at one rate: its family, which of them it is, and its figures by metric."""
-
-    mixed: bool
-    family: str
-    label: str
-    figures: Mapping[str, float]
 
 
 @dataclass
@@ -133,8 +124,8 @@ class Board:
         contender = f"{KINDS[point.mixed]}, {point.family} {point.label}".strip()
         for metric, value in point.figures.items():
             self.report.add(contender, metric, value, METRICS[metric])
-        told = ", ".join(f"{metric} {value:.4g}" for metric, value in point.figures.items())
-        print(f"{contender}: {told}", file=sys.stderr, flush=True)
+        figures = ", ".join(f"{metric} {value:.4g}" for metric, value in point.figures.items())
+        print(f"{contender}: {figures}", file=sys.stderr, flush=True)
         self.points.append(point)
 
 
@@ -183,13 +174,15 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
 
 
 def kept(promise: Promise, found: Mapping[str, Any]) -> bool:
-    """Whether a store is as small as promised, at the fidelity asked for."""
+    """Whether a store is as small as promised, at the requested fidelity."""
     return bool(found["bytes"] <= promise.bytes and found["fidelity"] >= promise.fidelity - TOLERANCE)
 
 
 def draw(points: Sequence[Point], path: Path) -> str:
     """Draw the points; matplotlib takes a second to import, and need not be there."""
-    importlib.import_module("benchmarks.studies.rate_plot").draw(points, path)
+    from benchmarks.studies import rate_plot
+
+    rate_plot.draw(points, path)
     return str(path)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.studies.rate_distortion import Point
 from benchmarks.studies.rate_labels import KINDS
+from benchmarks.studies.rate_point import Point
 from labelstore.durable.newfile import new_file
 
 COLOURS = {

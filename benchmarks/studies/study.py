@@ -50,7 +50,7 @@ PER_CLASS = (10, 50)
 LOSSES = {"hard": "ce", "kl": "kl", "gift": "gift"}
 VIEWS = 200
 
-# What the encodings of the second study are told; the first is what the teacher's labels are built in.
+# The flags of the encodings of the second study; the first is what the teacher's labels are built in.
 ENCODINGS: dict[str, tuple[object, ...]] = {
     "float16": ("--encoding", "float16"),
     "int8": ("--encoding", "int8"),
@@ -99,7 +99,7 @@ class Coded:
 
 
 def main() -> int:
-    """Run the studies that are asked for."""
+    """Run the requested studies."""
     config = tyro.cli(StudyConfig, prog="python -m benchmarks.studies.study")
     data = os.environ.get("GIFTWRAP_DATA")
     if not data:

@@ -88,7 +88,7 @@ def tree(root: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Rank:
-    """A process of a build, with all that it says in a file."""
+    """A process of a build, with all that it prints in a file."""
 
     process: BaseProcess
     log: Path
@@ -142,17 +142,17 @@ def troubled(step: Callable[..., None], stall_s: float, full: Path | None) -> Ca
 
 
 def require(condition: bool, what: str, ranks: Sequence[Rank]) -> None:
-    """Raise with what the ranks said last."""
+    """Raise with what the ranks printed."""
     if not condition:
-        said = "\n".join(f"rank {n}, exit code {r.process.exitcode}: {r.log.read_text()}" for n, r in enumerate(ranks))
-        raise RuntimeError(f"{what}\n{said}")
+        logs = "\n".join(f"rank {n}, exit code {r.process.exitcode}: {r.log.read_text()}" for n, r in enumerate(ranks))
+        raise RuntimeError(f"{what}\n{logs}")
 
 
 def require_done(ranks: Sequence[Rank]) -> None:
     """Wait for the ranks; all must have done their work."""
     for rank in ranks:
         rank.process.join()
-    require(not any(rank.process.exitcode for rank in ranks), "a build failed that nobody disturbed", ranks)
+    require(not any(rank.process.exitcode for rank in ranks), "an undisturbed build failed", ranks)
 
 
 def wait_for_lease(store: Path, ranks: Sequence[Rank]) -> bool:

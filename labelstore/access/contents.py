@@ -36,7 +36,7 @@ class Contents:
         storage: where the store is read from.
         path: its folder, as errors name it.
         identity: what it is made of; never changes.
-        state: views asked for, views sealed, versions, blocks that a repair removed; as of opening, of the last
+        state: requested views, views sealed, versions, blocks that a repair removed; as of opening, of the last
             :meth:`refresh`, or of the last change by a writer of this object.
         notes: provenance of the images and the like; never compared.
         files: sizes and digests of the shards of the images' tables, by array.
@@ -82,7 +82,7 @@ class Contents:
 
     @property
     def complete(self) -> bool:
-        """Whether all views asked for are sealed, and no block of them is missing."""
+        """Whether all requested views are sealed, and no block of them is missing."""
         return self.state.views_sealed >= self.state.views_target and not self.state.missing
 
     @property

@@ -32,7 +32,7 @@ def stream(
     requests: Iterable[Request],
     reader: Reader,
     index: Callable[[int, Positions], tuple[int, Int64Array]],
-    read: Callable[[int, Positions], T],
+    read: Callable[[int, Int64Array], T],
     budget: int,
 ) -> Iterator[T]:
     """The answer to each request (view, positions), in order; the iteration may end early.
@@ -41,7 +41,7 @@ def stream(
         requests: consumed ahead of the answers, so that they must not depend on these.
         reader: keeps the maps of the blocks that are read ahead; not shared with another stream.
         index: view and positions of a request as integers, or an error.
-        read: answers a request.
+        read: answers a request, given as ``index`` gives it.
         budget: the most bytes of encoded blocks, and of positions, that are ahead or in use. Of a request for more,
             and of a block that is larger, the rest is read when its turn comes.
     """
@@ -49,7 +49,7 @@ def stream(
         prefetcher = _Prefetcher(requests, reader, index, budget, pool)
         try:
             while entry := prefetcher.first():
-                yield read(*entry.request)
+                yield read(*(entry.indexed or index(*entry.request)))
                 prefetcher.done()
         finally:
             pool.shutdown(cancel_futures=True)
@@ -57,9 +57,17 @@ def stream(
 
 @dataclass(slots=True)
 class _Entry:
-    """A request, with its positions as integers if they are valid, and the blocks that contain them."""
+    """A request that is read ahead.
+
+    Attributes:
+        request: as it was given.
+        indexed: view and positions as integers; None where the request cannot be answered yet, or never.
+        nbytes: of the positions.
+        blocks: those that contain them, with their bytes.
+    """
 
     request: Request
+    indexed: tuple[int, Int64Array] | None
     nbytes: int
     blocks: dict[BlockIndex, int]
 
@@ -151,5 +159,5 @@ class _Prefetcher:
             view, index = self._index(view, positions)
             blocks = {block: self._reader.block_bytes(block) for block in self._reader.blocks(view, index)}
         except GiftwrapError:
-            return _Entry(request, 0, {})
-        return _Entry((view, index), index.nbytes, blocks)
+            return _Entry(request, None, 0, {})
+        return _Entry((view, index), (view, index), index.nbytes, blocks)

@@ -1,4 +1,4 @@
-"""How every command speaks: progress, one summary, exit codes. Commands use it, the libraries below them do not.
+"""The output of every command: progress, one summary, exit codes. Only commands use it, not the libraries below them.
 
 With ``--json`` standard output carries one JSON object, the summary, and all else goes to standard error.
 Exit codes: 0 done, 1 failure, 2 bad input, 130 and 143 stopped by SIGINT and SIGTERM.
@@ -30,7 +30,7 @@ class Stopped(BaseException):
     """SIGTERM arrived; like KeyboardInterrupt, not an Exception, so that nothing swallows it."""
 
 
-def _say(text: str, out: TextIO) -> None:
+def _print(text: str, out: TextIO) -> None:
     """Print text that may hold names from elsewhere: nothing in it but line breaks reaches a terminal as a command."""
     shown = printable(text, keep="\n")
     encoding = getattr(out, "encoding", None) or "utf-8"
@@ -43,11 +43,11 @@ class Progress:
     def __init__(self, name: str, total: int, unit: str, out: TextIO) -> None:
         self._name, self._total, self._unit, self._out = name, total, unit, out
         self._done = self._before = 0
-        self._start = self._spoke = time.monotonic()
+        self._start = self._printed_at = time.monotonic()
         self._live = out.isatty()
 
     def reach(self, done: int, total: int, note: str = "") -> None:
-        """Say that ``done`` of ``total`` is done, where the total is learnt on the way."""
+        """Print that ``done`` of ``total`` is done, where the total is found on the way."""
         self._total = total
         self.advance(done - self._done, note)
 
@@ -56,11 +56,11 @@ class Progress:
         self._done = self._before = done
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Count work as done and say so, at most five times a second (live) or every ten seconds (plain)."""
+        """Count work as done and print it, at most five times a second (live) or every ten seconds (plain)."""
         self._done += count
         now = time.monotonic()
-        if now - self._spoke >= (0.2 if self._live else PLAIN_INTERVAL_S) or self._done == self._total:
-            self._spoke = now
+        if now - self._printed_at >= (0.2 if self._live else PLAIN_INTERVAL_S) or self._done == self._total:
+            self._printed_at = now
             end = "" if self._live else "\n"
             start = "\r\x1b[2K" if self._live else ""
             print(f"{start}{self._line(now, note)}", end=end, file=self._out, flush=True)
@@ -82,8 +82,8 @@ class Progress:
             print(file=self._out, flush=True)
 
 
-class _Nowhere(io.StringIO):
-    """Keeps nothing of what is written to it."""
+class _Discard(io.StringIO):
+    """Discards what is written to it."""
 
     def write(self, text: str) -> int:
         """Count it."""
@@ -95,23 +95,23 @@ class Console:
 
     Args:
         as_json: all but the summary goes to standard error.
-        silent: nothing goes anywhere; another process speaks for this one.
+        silent: nothing is printed; another process prints for this one.
     """
 
     def __init__(self, *, as_json: bool = False, silent: bool = False) -> None:
         self.as_json, self._silent = as_json, silent
-        spoken, self._summary = sys.stderr if as_json else sys.stdout, sys.stdout
-        self._out: TextIO = _Nowhere() if silent else spoken
+        lines, self._summary = sys.stderr if as_json else sys.stdout, sys.stdout
+        self._out: TextIO = _Discard() if silent else lines
 
     def line(self, text: str) -> None:
         """One line for people."""
-        _say(text, self._out)
+        _print(text, self._out)
 
     def warn(self, text: str) -> None:
         """One warning, on standard error."""
-        _say(f"warning: {text}", self._out if self._silent else sys.stderr)
+        _print(f"warning: {text}", self._out if self._silent else sys.stderr)
 
-    def tell(self, notes: Iterable[str] = (), warnings: Iterable[str] = ()) -> None:
+    def report(self, notes: Iterable[str] = (), warnings: Iterable[str] = ()) -> None:
         """Notes, and then warnings, a line each."""
         for note in notes:
             self.line(note)
@@ -136,7 +136,7 @@ class Console:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 05 s, 2 h 10 min."""
+    """Seconds for people: 42 s, 3 min 05 s, 2 h 10 min."""
     if seconds == float("inf"):
         return "unknown time"
     whole = round(seconds)
@@ -148,7 +148,7 @@ def duration(seconds: float) -> str:
 
 
 def byte_count(count: float) -> str:
-    """A number of bytes as people say it."""
+    """A number of bytes for people: 1.5 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
@@ -167,13 +167,13 @@ def run_command(command: Callable[[], int | None], *, restart: Sequence[str] = (
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise Stopped
 
-    def say(error: object, notes: Sequence[str] = ()) -> None:
+    def print_error(error: object, notes: Sequence[str] = ()) -> None:
         """Name the error, and how to resume where it notes that something is kept, unless this command was refused."""
-        _say("\n".join([f"error: {error}", *notes]), sys.stderr)
+        _print("\n".join([f"error: {error}", *notes]), sys.stderr)
         if notes and restart and not isinstance(error, MismatchError):
-            say_how_to_resume()
+            print_how_to_resume()
 
-    def say_how_to_resume() -> None:
+    def print_how_to_resume() -> None:
         words = shlex.join([*restart, *sys.argv[1:]])
         print(f"resume with: {words}", file=sys.stderr, flush=True)
 
@@ -184,24 +184,24 @@ def run_command(command: Callable[[], int | None], *, restart: Sequence[str] = (
     try:
         return command() or 0
     except GiftwrapError as error:
-        say(error, notes_of(error))
+        print_error(error, notes_of(error))
         return error.exit_code
     except BrokenPipeError:
-        # The reader went away (`| head`): nothing more can be said, and Python's flush at exit must not fail.
+        # The reader went away (`| head`): nothing more can be printed, and Python's flush at exit must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, Stopped) as stopped:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut off what is said here
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut off what is printed here
         print("\nstopped; what was finished is kept", file=sys.stderr, flush=True)
         if restart:
-            say_how_to_resume()
+            print_how_to_resume()
         return 143 if isinstance(stopped, Stopped) else 130
     except OSError as error:
         again = "; mend that and type the same command again, what was finished is kept" if restart else ""
-        say(f"{reason(error)}{again}", notes_of(error))
+        print_error(f"{reason(error)}{again}", notes_of(error))
         return 1
     except MemoryError as error:
-        say(f"out of memory: {error}", notes_of(error))
+        print_error(f"out of memory: {error}", notes_of(error))
         return 1
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -75,7 +75,7 @@ def run_program(
         description: what all commands are about, for the help.
         commands: by name.
         start: the words that start this program, for the line that says how to resume; none when another process
-            says it.
+            prints it.
     """
     # Idle OpenMP threads sleep: those that spin take the cores that other processes, and this one's own threads, need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -199,16 +199,6 @@ def without_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
         else:
             raise InputError(f"--{CONFIG}: expected a file, found none")
     return rest, file
-
-
-def read_flags(command: Command, program: str, words: Sequence[str]) -> Any:
-    """The dataclass of a command from the words of its flags.
-
-    Raises:
-        InputError: values that do not go together.
-        SystemExit: after the help, or a line about flags that are not there.
-    """
-    return read_command(command, program, ["", *words]).config
 
 
 def parse(command: Command, program: str, words: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,26 +15,26 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME_SECONDS = 1.0  # a launcher may pass on what the terminal has sent already
 
 
-class Stops:
+class StopSignals:
     """Records SIGINT and SIGTERM while it is entered.
 
     Args:
-        tell: called in the signal handler with the number of the first signal.
+        on_first: called in the signal handler with the number of the first signal.
 
     Attributes:
         number: of the first signal; 0 before.
-        heard: when, by the monotonic clock.
+        arrived: when it arrived, by the monotonic clock.
     """
 
-    def __init__(self, tell: Callable[[int], object] = lambda _number: None) -> None:
+    def __init__(self, on_first: Callable[[int], object] = lambda _number: None) -> None:
         self.number = 0
-        self.heard = 0.0
-        self._tell = tell
+        self.arrived = 0.0
+        self._on_first = on_first
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Stops:
+    def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,14 +45,14 @@ class Stops:
         """The exception that ends the command, by the signal."""
         return KeyboardInterrupt() if self.number == signal.SIGINT else Stopped()
 
-    def hear(self, number: int) -> None:
+    def record(self, number: int) -> None:
         """Record a signal, as if it had arrived here."""
         if not self.number:
-            self.number, self.heard = number, time.monotonic()
+            self.number, self.arrived = number, time.monotonic()
 
-    def _hear(self, number: int, _frame: FrameType | None) -> None:
-        if self.number and time.monotonic() - self.heard > SAME_SECONDS:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.number and time.monotonic() - self.arrived > SAME_SECONDS:
             raise self.error()
         if not self.number:
-            self.hear(number)
-            self._tell(number)
+            self.record(number)
+            self._on_first(number)

@@ -11,5 +11,5 @@ There is one way to write a file for each purpose:
 
 `newfile.write_new` and `newfile.write_over` are the last two for content that is in memory. All four are made of
 `disk`, the calls of the system, and `removing`, which alone renames over, truncates and removes files, and only those
-that are known to be this software's. Reading goes through `storage`.
+that are proven to be this software's. Reading goes through `storage`.
 """

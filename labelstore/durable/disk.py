@@ -12,13 +12,15 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import google_crc32c
-import numpy as np
-import numpy.typing as npt
 
 from labelstore.errors import DamagedError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 READ_BYTES = 1 << 20
 MAX_PIECES = 1024  # that the system writes at once
@@ -34,7 +36,7 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-Bytes = bytes | npt.NDArray[Any]
+Bytes: TypeAlias = "bytes | npt.NDArray[Any]"
 
 
 def crc32c(data: Bytes, crc: int = 0) -> int:
@@ -112,6 +114,8 @@ def read_ahead(path: Path) -> None:
 
 def read_pieces(path: Path) -> Iterator[npt.NDArray[np.uint8]]:
     """The bytes of a file in pieces, each in the place of the one before."""
+    import numpy as np  # not needed by what else is done with files, among it reading a command line
+
     buffer = np.empty(READ_BYTES, np.uint8)
     with os.fdopen(open_file(path), "rb", buffering=0) as file:
         while count := file.readinto(buffer.data):

@@ -1,7 +1,7 @@
 """Files that have their name when they are whole, and take no name that somebody else's file has.
 
 What is written has no name until it is finished, where the file system allows that, so that a call that is killed
-leaves nothing behind.
+leaves no file.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ STAGED = Proof("a temporary of this store", lambda _path: True)
 class FileEntry(NamedTuple):
     """What is known of a published file.
 
-    The CRC-32C finds changed bytes; the digest tells one file from another, which of shards of format 1 the CRC-32C
+    The CRC-32C finds changed bytes; the digest distinguishes files. For shards of format 1 the CRC-32C
     does not: every inner chunk ends in its own, which brings that of the file back to a constant.
     """
 
@@ -126,7 +126,7 @@ def replace(root: Path, name: str, data: bytes, proof: Proof) -> None:
     """Replace a file of the store in one step, durably.
 
     Raises:
-        InputError: when what has the name is not known to be ours.
+        InputError: when a file of that name is not proven to be ours.
     """
     removing.require(root / name, proof)
     temporary = _stage(root, name, Described.of(data))

@@ -1,15 +1,15 @@
 """What may be removed or replaced, and the only place that does it: nothing of the user's (P13).
 
-A file goes only when one of these is known of it:
+A file is removed only when one of these is true:
 
 * this process published it under its name, and it has not changed since;
 * a call that was stopped left it: it is a regular file, and both its name and its content are those of a file that
   we publish in that place;
 * a check has proven it damaged, and the user gave ``--repair``.
 
-The last two are proven by a `Proof`. Whatever else has the name is refused by name and stays as it is, links, folders
-and pipes too. A folder goes only when it is empty. No other module removes, renames over or truncates a file; a test
-reads their source.
+The last two are proven by a `Proof`. Anything else of that name is refused and stays as it is, links, folders
+and pipes too. A folder is removed only when it is empty. No other module removes, renames over or truncates a file; a
+test reads their source.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from labelstore.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """How a file that is in the way is known to be ours.
+    """How a file that is in the way is proven to be ours.
 
     Attributes:
         what: what we publish there, for the refusal: "the shard of block 0.1".
@@ -73,7 +73,7 @@ def remove(path: Path, proof: Proof) -> None:
     """Remove a file; it may be gone already.
 
     Raises:
-        InputError: when it is not known to be ours.
+        InputError: when it is not proven to be ours.
     """
     require(path, proof)
     if _found(path) is not None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from labelstore.encodings.base import CodeArray, Codec, Codes, Encoding, Logits, Pairs
-from labelstore.encodings.flags import CodecName, CodeOptions, EncodingName, encoding_parameters
 from labelstore.encodings.float16 import Float16
 from labelstore.encodings.int8 import Int8, Int8Format1
 from labelstore.encodings.transform import Transform
@@ -19,15 +18,11 @@ from labelstore.spec import FORMAT, Json
 __all__ = [
     "ENCODINGS",
     "CodeArray",
-    "CodeOptions",
     "Codec",
-    "CodecName",
     "Codes",
     "Encoding",
-    "EncodingName",
     "Logits",
     "Pairs",
-    "encoding_parameters",
     "make_encoding",
 ]
 
@@ -54,4 +49,4 @@ def make_encoding(parameters: Mapping[str, Json], columns: int, format_number: i
     try:
         return table[name](columns, **options)
     except TypeError as error:
-        raise FormatError(f"label encoding {name}: {error}; a newer version may know this parameter") from error
+        raise FormatError(f"label encoding {name}: {error}; a newer version may have this parameter") from error

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from labelstore.encodings.transform import DEFAULT_FIDELITY, LEAST_FIDELITY, MOST_FIDELITY
 from labelstore.spec import Json
 
-# By which measured labels may miss a band before a warning, as a part of it: they are others than the step was chosen
-# by, and the mean of few differs by chance.
+# By how much measured labels may miss a band before a warning, as a fraction of it: the step was chosen by other
+# labels, and the mean of a few differs by chance.
 SLACK = 0.1
-CHANCE = 2.0  # over the root of their number, besides
+CHANCE = 2.0  # over the root of their number, in addition
 
 
 class Bands(NamedTuple):
@@ -74,7 +74,7 @@ def missed(encoding: Mapping[str, Json], measured: Json) -> list[str]:
     }.get(str(name), "look at what the teacher's logits are like")
     found = []
     for kind, values in kinds.items():
-        if values and (texts := _said(_bands_for(encoding, values["mean"]), values)):
+        if values and (texts := _misses(_bands_for(encoding, values["mean"]), values)):
             found.append(f"{kind} labels, as {name} keeps them: {', '.join(texts)}; {advice}")
     return found
 
@@ -87,7 +87,7 @@ def _bands_for(encoding: Mapping[str, Any], reached: float) -> Bands:
     return bands_of(own if "step" in encoding else encoding.get("fidelity", DEFAULT_FIDELITY))
 
 
-def _said(bands: Bands, values: Mapping[str, Any]) -> list[str]:
+def _misses(bands: Bands, values: Mapping[str, Any]) -> list[str]:
     """The bands that labels of one kind miss by more than the slack."""
     found = []
     if values["mean"] < bands.fidelity - SLACK * (1 - bands.fidelity):

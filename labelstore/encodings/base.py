@@ -107,6 +107,10 @@ class Encoding(Protocol):
         """Logits of codes, float32 ``[..., C]``."""
         ...
 
+    def current(self, codes: Codes) -> Codes:
+        """Stored codes as the current format has them, for those who decode or store them by it."""
+        ...
+
 
 def require_codec(name: str, codec: str, codecs: tuple[str, ...]) -> None:
     """Refuse a codec that the encoding called ``name`` does not come with."""

@@ -15,29 +15,28 @@ from threadpoolctl import threadpool_limits
 
 from labelstore.encodings.bands import Bands, bands_of
 from labelstore.encodings.base import Codes, Logits, Pairs
-from labelstore.encodings.fidelity import gift_fidelity, quality, rounded_kl
-from labelstore.encodings.klt import SMALLEST, apart, make_basis, parts, split
-from labelstore.encodings.transform import (
+from labelstore.encodings.components import (
     BASIS_UNIT,
-    GROUP,
     MAX_CODE,
     MAX_UNITS,
     MEANS_A_STEP,
     SCALES,
     UNITS_A_STEP,
     Calibration,
-    Transform,
     quantise,
     scales_of,
     unit_of,
 )
+from labelstore.encodings.fidelity import gift_fidelity, quality, rounded_kl
+from labelstore.encodings.klt import SMALLEST, apart, make_basis, parts, split
+from labelstore.encodings.transform import GROUP, Transform
 from labelstore.errors import InputError
 
 STEPS = 14  # of the bisection: the step is found to one part in 500
 SMALLEST_STEP = 2.0**-7  # times the root mean square of what predictions leave
 ROOM = 4  # labels so many times as far from the center, or from their predictions, can be coded too
 MIN_CONSTANT = 16  # labels: with fewer, a column may be constant by chance
-UNTOLD = 2.0**-20  # of the largest logit: what differs by less is its rounding
+INDISTINCT = 2.0**-20  # of the largest logit: what differs by less is its rounding
 CONSTANT = 1e-4  # what rounding adds to the mean of a constant column, at most, as a part of it
 CELL_ROUNDS = 2
 MAX_INSIDE = 4096  # fitted rows that gains, cells and centroids are taken from, and means that the basis must span
@@ -125,8 +124,8 @@ def fit(
         search: other labels, that the step is chosen by.
         targets: label columns of the sampled images' classes ``[M]``.
 
-    Where no step keeps the fidelity and the bands that go with it, the finest is taken; the calibration says what that
-    reaches.
+    Where no step keeps the fidelity and the bands that go with it, the finest is taken; the calibration records its
+    figures.
 
     Raises:
         InputError: when there are no labels to fit to or to search by, or the step is too fine for them.
@@ -222,9 +221,9 @@ class _Fitter:
         for part in parts(len(exact)):
             ours, theirs = (apart(logits[part], self._kept)[1] for logits in (exact, decoded))
             cosines = gift_fidelity(ours, theirs, own[part], other[part], weights[part])
-            # Rows that float32 cannot tell from a constant one count as exact.
+            # Rows that float32 cannot distinguish from a constant one count as exact.
             largest = np.abs(np.where(self._kept, exact[part], 0)).max(axis=1)
-            cosines[np.abs(ours).max(axis=1) <= UNTOLD * largest] = 1
+            cosines[np.abs(ours).max(axis=1) <= INDISTINCT * largest] = 1
             total += float(cosines.sum())
         return total / len(exact)
 

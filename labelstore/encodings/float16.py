@@ -41,3 +41,7 @@ class Float16:
     def decode(self, codes: Codes, pairs: Pairs) -> Logits:  # noqa: ARG002
         """Exact."""
         return codes["labels"].astype(np.float32)
+
+    def current(self, codes: Codes) -> Codes:
+        """They are in the current format."""
+        return codes

@@ -89,6 +89,10 @@ class Int8:
             np.copyto(logits, np.float32(self.masked), where=(codes["labels"] == MASKED_CODE) & ~np.isnan(step))
         return logits
 
+    def current(self, codes: Codes) -> Codes:
+        """They are in the current format."""
+        return codes
+
 
 class Int8Format1:
     """``int8`` as format 1 has it: ``scales`` float32 ``[...]``, neither offsets nor masked values; read, not written.
@@ -123,11 +127,10 @@ class Int8Format1:
 
     def decode(self, codes: Codes, pairs: Pairs) -> Logits:
         """Code times step."""
-        return self._now.decode(self.carried(codes), pairs)
+        return self._now.decode(self.current(codes), pairs)
 
-    @staticmethod
-    def carried(codes: Codes) -> dict[str, npt.NDArray[Any]]:
-        """The same codes as this format has them: every offset is 0."""
+    def current(self, codes: Codes) -> Codes:
+        """The same codes with an offset for each label, which is 0."""
         scales = codes["scales"]
         return {**codes, "scales": np.stack([scales, np.zeros_like(scales)], axis=-1)}
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from labelstore.encodings.transform import BASIS_UNIT, MAX_CODE, MAX_EXACT, ROWS_AT_ONCE
+from labelstore.encodings.components import BASIS_UNIT, MAX_CODE
+from labelstore.encodings.transform import MAX_EXACT, ROWS_AT_ONCE
 
 OVERSAMPLING = 32
 POWER_ITERATIONS = 2

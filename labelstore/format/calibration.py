@@ -12,7 +12,8 @@ from labelstore.durable import publish as publishing
 from labelstore.durable.publish import Described, FileEntry
 from labelstore.durable.removing import Proof
 from labelstore.durable.storage import LocalStorage, ReadStorage, read_whole
-from labelstore.encodings.transform import GROUP, Calibration, unit_of
+from labelstore.encodings.components import Calibration, unit_of
+from labelstore.encodings.transform import GROUP
 from labelstore.errors import DamagedError, InputError, MismatchError
 from labelstore.format.arrays import ArrayLayout, StoreLayout
 from labelstore.format.leftovers import shard_of
@@ -28,7 +29,7 @@ class Published(NamedTuple):
     """What is known of a published calibration.
 
     Attributes:
-        digest: XXH3-64 of the file of its marker, hex: what blocks and seals know it by.
+        digest: XXH3-64 of the file of its marker, hex: blocks and seals refer to it by this.
         numbers: step, reference, centroids, components, fidelity; since format 2 KL, top-1 agreement, and whether
             component 0 is the offset.
         shards: what is known of each of its shards, by array.
@@ -56,7 +57,7 @@ def publish(root: Path, layout: StoreLayout, calibration: Calibration, wanted: s
         root: folder of the store.
         layout: its arrays.
         calibration: what was fitted.
-        wanted: digest by which blocks know it that were coded with it; None where there are none.
+        wanted: digest that the blocks coded with it refer to; None where there are none.
 
     Raises:
         InputError: when it is not one of this store.

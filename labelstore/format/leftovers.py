@@ -18,10 +18,11 @@ from typing import get_args
 
 import numpy as np
 
+from labelstore.command.encoding_options import CodecName
 from labelstore.durable import disk, documents
 from labelstore.durable.publish import PARTIAL
 from labelstore.durable.removing import ABSENT, Proof
-from labelstore.encodings import ENCODINGS, CodecName
+from labelstore.encodings import ENCODINGS
 from labelstore.errors import GiftwrapError
 from labelstore.format.arrays import ArrayLayout, StoreLayout, group_metadata
 from labelstore.format.shards import ABSENT as LEFT_OUT

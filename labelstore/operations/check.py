@@ -75,7 +75,7 @@ class CheckReport:
         damaged: files that are not what was published, and why.
         unpublished: shards without a marker, which no reader sees; the next build replaces them.
         stray: files that do not belong to the store; they harm nothing.
-        missing: blocks of the views asked for that are not written yet.
+        missing: blocks of the requested views that are not written yet.
         files: number of files read.
         bytes: their bytes.
         fidelity: of the encoding, as the first block has it; None where that is not there or damaged.

@@ -11,9 +11,10 @@ import numpy as np
 
 from labelstore.access.records import BlockData, LabelBatch
 from labelstore.durable.places import require_apart
-from labelstore.encodings import Codes, make_encoding
-from labelstore.encodings.int8 import Int8Format1, masked_value
-from labelstore.encodings.transform import Calibration, Transform, is_fitted
+from labelstore.encodings import make_encoding
+from labelstore.encodings.components import Calibration
+from labelstore.encodings.int8 import masked_value
+from labelstore.encodings.transform import Transform, is_fitted
 from labelstore.errors import InputError, NotStoredError
 from labelstore.format.arrays import AUDIT_BLOCK
 from labelstore.format.blocks import BlockGrid, BlockIndex
@@ -36,9 +37,9 @@ def convert(
 ) -> LabelStore:
     """Write the sealed views of ``source`` into a store of another encoding, block by block.
 
-    Crop rows, image digests, targets, audit rows, pixel digests and versions are carried over as they are; labels are
-    decoded and encoded again, or, where the codec alone is another, their codes carried over too. Each version says
-    under ``converted_from`` what it was made from, and fidelity is measured against that. Killing it loses the
+    Crop rows, image digests, targets, audit rows, pixel digests and versions are copied unchanged; labels are
+    decoded and encoded again, or, where only the codec differs, their codes are copied too. Each version
+    records under ``converted_from`` what it was made from, and fidelity is measured against that. Killing it loses the
     current block; running it again continues to the same bytes, and converts the views that were added to ``source``.
 
     Args:
@@ -148,9 +149,8 @@ def converted_block(
     batches = list(islice(labels, len(views)))
     codes = None
     if same_but_codec(source.identity.encoding, store.identity.encoding):
-        each: list[Codes] = [source.codes(view, slice(*source.positions(block))) for view in views]
-        if isinstance(source.encoding, Int8Format1):
-            each = [source.encoding.carried(codes) for codes in each]
+        stored = (source.codes(view, slice(*source.positions(block))) for view in views)
+        each = [source.encoding.current(codes) for codes in stored]
         codes = {array.name: np.stack([codes[array.name] for codes in each]) for array in store.encoding.arrays}
     return BlockData(
         logits=np.stack([batch.logits for batch in batches]),

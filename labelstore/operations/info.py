@@ -88,7 +88,7 @@ def weights_bytes(weights: Path) -> int:
 def lines(values: Mapping[str, Any]) -> list[str]:
     """What ``info`` found, one line a fact, the main ones in words; long ones are cut, `--json` has them whole."""
     size, wide, encoding = values["bytes_per_label"], values["as_float16"], values["encoding"]
-    wanted = [f"{name} {encoding[name]} asked for" for name in ("fidelity", "step") if name in encoding]
+    wanted = [f"{name} {encoding[name]} requested" for name in ("fidelity", "step") if name in encoding]
     labels = (
         f"{sum(size.values()):.1f}: {size['labels']:.1f} labels, {size['columns']:.1f} columns, {size['side']:.1f} side"
     )

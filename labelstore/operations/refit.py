@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from labelstore.encodings import Logits, Pairs
+from labelstore.encodings.components import Calibration
 from labelstore.encodings.fitting import Sample, fit
-from labelstore.encodings.transform import Calibration, Transform
+from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError
 from labelstore.operations.means import least_squares_means
 from labelstore.store import LabelStore

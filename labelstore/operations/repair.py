@@ -205,7 +205,7 @@ class _Repair:
         return Proof("what the check found damaged", holds, damaged=damaged)
 
     def _remove(self, files: Sequence[str]) -> None:
-        """Remove files, durably before anything that comes next; what is not known to be the store's stays."""
+        """Remove files, durably before anything that comes next; what is not proven to be the store's stays."""
         paths = [self._root / file for file in files]
         for file, path in zip(files, paths, strict=True):
             if removing.may_go(path, self._proof(file)):

@@ -105,7 +105,7 @@ def hold(root: Path, *, take_over: bool = False) -> Iterator[Lease]:
 
 
 @contextmanager
-def share(root: Path, build: str) -> Iterator[Lease]:
+def join(root: Path, build: str) -> Iterator[Lease]:
     """Write beside the process that holds the store, as another process of its build.
 
     Args:

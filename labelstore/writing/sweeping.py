@@ -1,4 +1,4 @@
-"""What a stopped build leaves besides temporaries, and files of others that block a build."""
+"""What a stopped build leaves other than temporaries, and foreign files that block a build."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 
 from labelstore.command.console import Console
 from labelstore.command.names import printable
-from labelstore.command.stopping import Stops
+from labelstore.command.stopping import StopSignals
 from labelstore.durable import removing
 from labelstore.encodings.bands import missed
 from labelstore.encodings.transform import is_fitted
@@ -98,7 +98,7 @@ def prepare(
         size=config.crops.size,
         seed=config.crops.seed,
         group=spec.group,
-        manifest=manifest.digest if manifest.digests.any() else "",  # a dry run may not know it
+        manifest=manifest.digest if manifest.digests.any() else "",  # a dry run may not compute it
         skipped=manifest.skipped,
         teacher=labeller.identity,
         engine=engine,
@@ -122,7 +122,7 @@ def load_teacher(
     teacher = make_teacher(shortened(wanted) if config.dry_run else wanted, size=config.crops.size, classes=classes)
     if ranks.first:
         ranks.broadcast(dict(teacher.engine))
-    console.tell(teacher.notes, teacher.warnings)
+    console.report(teacher.notes, teacher.warnings)
     return teacher, engine_of(wanted, teacher.engine) if config.dry_run else teacher.engine
 
 
@@ -191,7 +191,7 @@ def build(config: BuildConfig, console: Console, labeller: Labeller | None = Non
         labeller: labels the crops in the place of the teacher that the flags name, which are then not looked at.
     """
     with join() as ranks:
-        config, console = ranks.share(config), console if ranks.first else Console(silent=True)
+        config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
         store = LabelStore.open(config.store) if LabelStore.exists(config.store) else None
         if ranks.first and store is None:
             LabelStore.require_creatable(config.store)
@@ -246,17 +246,17 @@ def write(
         views = writer.raise_target(config.views, engine=work.labeller.engine, renderer=work.renderer.id)
         whole = BlockGrid.of(work.identity).whole_views(config.views)
         if views > whole:
-            console.line(f"views: the store has or wants {views} already, and --views {config.views} adds none")
+            console.line(f"views: the store has or will have {views} already, and --views {config.views} adds none")
         elif whole != config.views:
             console.line(f"views: {config.views} rounded up to {whole}, whole blocks of {work.identity.block.views}")
         calibrate(store, writer, work, console)
         missing = store.missing()
         if not missing:
-            console.line("labels: all are there, none is missing")
+            console.line("labels: complete, no block is missing")
         ranks.broadcast(
             {"build": writer.build, "missing": [list(block) for block in missing], "work": work.identity.to_json()}
         )
-        with Stops(lambda _number: console.warn(STOPPING)) as stops:
+        with StopSignals(lambda _number: console.warn(STOPPING)) as stops:
             Filling(store, work, missing, ranks, console, watch, stops).fill(writer)
         if stops.number:
             raise stops.error()
@@ -272,9 +272,9 @@ def write_share(config: BuildConfig, work: Work, console: Console, ranks: Ranks)
         require_same(f"rank {ranks.rank}", begun["work"], work.identity.to_json(), advice)
         store = LabelStore.open(config.store)
         missing = [BlockIndex(*block) for block in begun["missing"]]
-        with Stops() as stops:
+        with StopSignals() as stops:
             filling = Filling(store, work, missing, ranks, console, Watch(), stops)
-            with store.share_lease(begun["build"]) as writer:
+            with store.join_lease(begun["build"]) as writer:
                 filling.fill(writer)
             filling.wait()  # after the lease is released
     if stops.number:

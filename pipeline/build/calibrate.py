@@ -17,9 +17,10 @@ from torch import Tensor
 from labelstore.command.console import Console, Progress
 from labelstore.encodings import Pairs
 from labelstore.encodings.bands import missed
+from labelstore.encodings.components import Calibration
 from labelstore.encodings.fidelity import beside
 from labelstore.encodings.fitting import Fit, Sample, fit
-from labelstore.encodings.transform import Calibration, Transform
+from labelstore.encodings.transform import Transform
 from labelstore.format.columns import CropRows
 from labelstore.spec import Identity, Json
 from labelstore.writing.encoding import pairs_of
@@ -60,7 +61,7 @@ class Calibrator:
         """Fit ``encoding``; takes MEAN_CROPS crops of every image and some 20,000 more.
 
         Raises:
-            InputError: when the step asked for is too fine for the labels.
+            InputError: when the requested step is too fine for the labels.
         """
         images = self._identity.images
         fitted, searched = rows_to_fit(images, self._identity.columns)

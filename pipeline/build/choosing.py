@@ -19,7 +19,7 @@ MEAN_LABELS = 2.0
 FIDELITY_POWER = 0.7
 MIXED = 1.15  # a mixed label takes so much more
 ROW_BYTES, ROWS_ONCE = 5.0, 1000.0  # of the numbers of each crop, and what few of them take together
-SMALL = 1.5  # times the bytes of its codes: from here on a label's share of the calibration is worth a word
+SMALL = 1.5  # times the bytes of its codes: from here on a label's share of the calibration is worth a note
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -105,7 +105,7 @@ def require_same_engine(config: BuildConfig, store: LabelStore, work: Work, cons
     if not config.allow_engine_change:
         raise MismatchError(
             f"another engine at {found[0]}: the store has {found[1]!r}, this run has {found[2]!r}; run where and "
-            f"as the store was begun (--dtype, --batch, --threads, --fold, --compile, --cuda-graph), or say "
+            f"as the store was begun (--dtype, --batch, --threads, --fold, --compile, --cuda-graph), or give "
             f"--allow-engine-change, which the store records for the views to come"
         )
     if audited:

@@ -77,7 +77,7 @@ def settled(config: BuildConfig, console: Console) -> BuildConfig:
         InputError: when the weights are of another network than the flags name, or of several that differ.
     """
     found = settle_teacher(config.teacher, config.crops.size, config.crops.interpolation)
-    console.tell(found.notes, found.warnings)
+    console.report(found.notes, found.warnings)
     return replace(config, teacher=found.teacher)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from labelstore.command.console import Console
-from labelstore.command.stopping import Stops
+from labelstore.command.stopping import StopSignals
 from labelstore.encodings.bands import missed
 from labelstore.errors import GiftwrapError
 from labelstore.format.arrays import AUDIT_BLOCK
@@ -146,7 +146,7 @@ class Filling:
         ranks: Ranks,
         console: Console,
         watch: Watch,
-        stops: Stops,
+        stops: StopSignals,
     ) -> None:
         self._store, self._work, self._missing = store, work, missing
         self._ranks, self._console, self._watch, self._stops = ranks, console, watch, stops
@@ -213,7 +213,7 @@ class Filling:
                 raise
 
     def _open_blocks(self) -> Iterator[OpenBlock]:
-        """Blocks to label, until a signal asks to stop."""
+        """Blocks to label, until a signal arrives."""
         for block in self._ranks.shard(self._missing):
             if self._stops.number:
                 return
@@ -230,7 +230,7 @@ class Filling:
 
     def _require_patience(self) -> None:
         """Stop at once when the launcher of several ranks is about to kill them."""
-        late = self._stops.number and time.monotonic() - self._stops.heard > PATIENCE_SECONDS
+        late = self._stops.number and time.monotonic() - self._stops.arrived > PATIENCE_SECONDS
         if late and self._ranks.world > 1:
             raise self._stops.error()
 

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labelstore import LabelStore
 from labelstore.command.flags import values_of
 from labelstore.errors import GiftwrapError
 from pipeline.config import BuildConfig
@@ -56,6 +55,8 @@ def typed(arguments: Sequence[str]) -> list[str]:
 
 def in_store(store: str | None) -> int:
     """Number of images in the set of the store that is resumed or extended; 0 where there is none yet."""
+    from labelstore.store import LabelStore
+
     try:
         identity = LabelStore.open(store, follow=True).identity if store else None
     except (GiftwrapError, OSError):

@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from labelstore.encodings import Codes, Encoding, Pairs
-from labelstore.encodings.int8 import MASKED_CODE, MAX_OFFSET, SMALLEST_STEP, TOP, Int8Format1
-from labelstore.encodings.transform import (
+from labelstore.encodings.components import (
     BASIS_UNIT,
     BOUNDS,
     MAX_CODE,
     MAX_OFFSET_UNITS,
     MAX_UNITS,
     SCALES,
-    Transform,
     UncodableError,
     quantise,
     require_codes,
 )
+from labelstore.encodings.int8 import MASKED_CODE, MAX_OFFSET, SMALLEST_STEP, TOP
+from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError
 from pipeline.device.moving import to_device, to_host
 
@@ -124,7 +124,7 @@ def _step_and_offset(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 class TransformTwin:
     """Twin of ``transform``.
 
-    The codes of the means stay in memory; those of the images that are asked for come along.
+    The codes of the means stay in memory; those of the needed images are copied to the device.
     """
 
     def __init__(self, encoding: Transform, device: torch.device) -> None:
@@ -241,7 +241,7 @@ class DeviceCodes:
     def __init__(self, encoding: Encoding, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._carried = encoding.carried if isinstance(encoding, Int8Format1) else None
+        self._current = encoding.current
         self._twin = TWINS[encoding.name](encoding, device)
 
     def encode(self, logits: Tensor, pairs: Pairs) -> dict[str, npt.NDArray[Any]]:
@@ -267,8 +267,7 @@ class DeviceCodes:
 
     def decode(self, codes: Codes, pairs: Pairs) -> Tensor:
         """Logits of codes ``[n, ...]``, float32 ``[n, C]`` on the device."""
-        if self._carried is not None:
-            codes = self._carried(codes)
+        codes = self._current(codes)
         moved = {name: to_device(torch.from_numpy(values), self._device) for name, values in codes.items()}
         return self._twin.decode(moved, pairs)
 

@@ -15,7 +15,7 @@ def kernels_agree(compare: Callable[[], object], otherwise: str) -> bool:
     """
     try:
         compare()
-    except Exception as error:  # no compiler, no Triton, a GPU that it does not know: whatever it raises
+    except Exception as error:  # no compiler, no Triton, an unsupported GPU: whatever it raises
         warn_slower(f"{otherwise}: Triton's kernels do not run here", error)
         return False
     return True

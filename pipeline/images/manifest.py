@@ -19,7 +19,7 @@ from labelstore.errors import InputError, MismatchError
 from labelstore.format.images import manifest_digest
 from labelstore.spec import Identity
 from pipeline.images import manifest_cache
-from pipeline.images.class_folder import FORMER_SUFFIXES, ClassFolder, ClassOrder, named
+from pipeline.images.class_folder import ClassOrder, named
 from pipeline.images.decodes import require_decodes
 from pipeline.images.headers import BrokenImageError, Header, read_header
 from pipeline.images.left_out import LeftOut
@@ -224,7 +224,7 @@ def _read_image(
 ) -> tuple[Header, bytes]:
     """Header and SHA-256 (or nothing) of an image that decodes.
 
-    Contents with the digests ``decoded`` are known to decode; with None, none is decoded.
+    Contents with the digests ``decoded`` have been decoded before; with None, none is decoded.
     """
     try:
         with source.open(image) as file:
@@ -336,12 +336,13 @@ def _quoted(ours: str | None, theirs: str | None) -> tuple[str, str]:
 
 def explained(images: int, manifest: Manifest) -> str:
     """Why a folder may have more or fewer images than a store made of it by an earlier version; empty if unknown."""
-    if not isinstance(manifest.source, ClassFolder):
+    former = manifest.source.listing.former_suffixes
+    if not former:
         return ""
-    new = [path for path in manifest.names if not path.lower().endswith(FORMER_SUFFIXES)]
+    new = [path for path in manifest.names if not path.lower().endswith(former)]
     if len(manifest) > images and new:
         return (
-            f"; {len(new):,} of these are not named {', '.join(FORMER_SUFFIXES)}, as {printable(new[0])}: versions "
+            f"; {len(new):,} of these are not named {', '.join(former)}, as {printable(new[0])}: versions "
             f"before 0.2 did not read such files, so move them out of the folder to continue a store of that time"
         )
     if len(manifest) < images and manifest.left_out.line:

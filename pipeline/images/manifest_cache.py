@@ -27,7 +27,7 @@ class ImageRows:
         heights: in pixels, after EXIF orientation, int32 ``[N]``; 0 where nothing has been read yet.
         widths: likewise.
         digests: SHA-256 of each image's bytes, uint8 ``[N, 32]``; zeros where it was not computed.
-        decoded: whether the image is known to decode, bool ``[N]``; where it is not, the other arrays mean nothing.
+        decoded: whether the image was found to decode, bool ``[N]``; where it is not, the other arrays mean nothing.
     """
 
     heights: npt.NDArray[np.int32]
@@ -58,7 +58,7 @@ def load(cache: Path, listing: Listing) -> tuple[ImageRows, set[bytes]]:
 
     Returns:
         Rows; of images with the same name, size and stamp in a source at the same location they are filled.
-        And the SHA-256 of every content that is known to decode, wherever it was.
+        And the SHA-256 of every content that was found to decode, wherever it was.
     """
     rows = ImageRows.empty(len(listing.names))
     try:

@@ -34,6 +34,8 @@ class Listing:
         stamps: a number that changes when an image's bytes do, int64 ``[N]``: of files, the modification time in ns;
             0 where they cannot change.
         left_out: what of the source is not read, counted by kind.
+        former_suffixes: in lower case, of the files that versions before 0.2 read; empty where they read no such
+            source.
     """
 
     location: str
@@ -43,6 +45,7 @@ class Listing:
     sizes: npt.NDArray[np.int64]
     stamps: npt.NDArray[np.int64]
     left_out: LeftOut = field(default_factory=LeftOut)
+    former_suffixes: tuple[str, ...] = ()
 
 
 class ImageSource(Protocol):

@@ -113,7 +113,7 @@ def _text(head: bytes, path: Path) -> tuple[str, str] | None:
         title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
         heading = f" ({shown(' '.join(title[1].split()))})" if title and title[1].strip() else ""
         kind = "an XML page" if start.startswith("<?xml") else "an HTML page"
-        return f"{kind}{heading} instead of the file", f"{_AGAIN}, past the page that asks or refuses"
+        return f"{kind}{heading} instead of the file", f"{_AGAIN}, past the page for login or consent"
     if any(byte < 32 and chr(byte) not in string.whitespace for byte in head):
         return None
     if text.startswith(("{", "[")):

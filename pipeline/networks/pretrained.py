@@ -82,7 +82,7 @@ def _timm_pretrained(name: str, args: Mapping[str, Any], weights: str) -> tuple[
     trained_for = network.pretrained_cfg.get("num_classes", network.num_classes)
     if network.num_classes != trained_for:  # timm then leaves the head random
         raise InputError(
-            f"network {name}: num_classes {network.num_classes} asked for, but {weights} "
+            f"network {name}: num_classes {network.num_classes} requested, but {weights} "
             f"has {trained_for}; leave num_classes out and select classes instead"
         )
     return network, Weights(weights, network.state_dict())

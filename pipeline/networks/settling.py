@@ -67,10 +67,10 @@ def normalisation(given: Mapping[str, Sequence[float] | None], trained: Sequence
             values, source = flag, f"--{name}"
         elif known:
             source, values = known[0]
-            if unsaid := len(trained) - len(known):
+            if unrecorded := len(trained) - len(known):
                 warnings.append(
-                    f"--{name} {numbers(values)} of {source} is taken for all networks; {unsaid} of {len(trained)} "
-                    f"weights do not say theirs"
+                    f"--{name} {numbers(values)} of {source} is taken for all networks; {unrecorded} of {len(trained)} "
+                    f"weights do not record theirs"
                 )
             for other, theirs in known[1:]:
                 if not close(values, theirs):
@@ -108,7 +108,7 @@ def require_network(
     recorded = trained.network if trained else None
     if name is None:
         if recorded is None:
-            raise InputError(f"{flags[0]}: the weights do not say of which network they are; give {flags[0]}")
+            raise InputError(f"{flags[0]}: the weights do not name their network; give {flags[0]}")
         name = recorded
     if trained is None or recorded is None:
         return name, args or {}

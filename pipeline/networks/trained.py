@@ -138,7 +138,7 @@ def recorded_in(weights: str) -> Trained | None:
         metadata = header.get("__metadata__") if isinstance(header, dict) else None
         text = metadata.get(RECORD_KEY) if isinstance(metadata, dict) else None
     except (OSError, ValueError, RecursionError):
-        return None  # said where the weights are read
+        return None  # reported where the weights are read
     return None if text is None else parsed(text, weights)
 
 
@@ -164,7 +164,7 @@ def own_configuration(name: str, args: Mapping[str, Json], weights: str) -> Trai
             return _of_torchvision(name.removeprefix(TORCHVISION), weights)
         if name.startswith(TIMM):
             return _of_timm(name, args)
-    except Exception:  # no such network, no timm, no network connection: said where the network is made
+    except Exception:  # no such network, no timm, no network connection: reported where the network is made
         return None
     return None
 

@@ -114,11 +114,11 @@ def choose_set(content: object, place: str, key: str | None, own: Mapping[str, T
             f"{place}: expected a state dict of dense tensors (or one under a key such as state_dict or model), "
             f"found other values: {listed(chosen.foreign)}"
         )
-    return _told(chosen, found, place, key)
+    return _with_notes(chosen, found, place, key)
 
 
-def _told(chosen: WeightSet, found: list[WeightSet], place: str, key: str | None) -> Choice:
-    """The choice with what is to be said of it."""
+def _with_notes(chosen: WeightSet, found: list[WeightSet], place: str, key: str | None) -> Choice:
+    """The choice, with its notes and warnings."""
     notes, warnings = [], []
     others = [one.key or "the file itself" for one in found if one is not chosen]
     name = f"those under '{shown(chosen.key)}'" if chosen.path else "those of the file itself"

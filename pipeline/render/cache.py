@@ -113,7 +113,7 @@ class Images:
         """The files of some images.
 
         Raises:
-            InputError: one is gone, is no image any more, or is another one than the manifest says.
+            InputError: one is gone, is no image any more, or is not the one of the manifest.
         """
         files, stamps, contents = list[Encoded](), list[Stamp](), self._manifest.read_many(images)
         for image in images:  # before reading: an image that changes afterwards is compared again

@@ -139,7 +139,7 @@ def open_source(
 ) -> Source:
     """Open a store with its images; refuses images that are not the store's own.
 
-    A GPU decodes as the store's renderer did, unless told otherwise.
+    A GPU decodes as the store's renderer did, unless ``decoder`` names another.
     """
     opened = store if isinstance(store, LabelStore) else LabelStore.open(store)
     if isinstance(images, Manifest):
@@ -155,7 +155,7 @@ def open_source(
 
 
 def check_pixels(source: Source, blocks: int = 8) -> PixelReport:
-    """Render stored crops again and hold them against the store (P2).
+    """Render stored crops again and compare them with the store (P2).
 
     The audit crops are compared by value: bit-equal with the same renderer, within P2's band with another. Of the
     blocks that this very renderer made, up to ``blocks``, spread over the sealed views, are compared by digest.

@@ -74,7 +74,7 @@ def verify_source(
         "fidelity": None,
     }
     how = "bit for bit" if pixels.equal else "within the band of another renderer"
-    console.line(f"pixels: {pixels.crops} stored crops came out again, {how}")
+    console.line(f"pixels: {pixels.crops} stored crops rendered again, {how}")
     if labeller is None and config.weights:
         labeller = teacher_of(source.store, config, console)
     if labeller is not None:
@@ -103,7 +103,7 @@ def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Tea
         cuda_graph=engine.get("cuda_graph", False) and config.render.device.startswith("cuda"),
     )
     teacher = make_teacher(spec, size=store.identity.size, classes=store.identity.classes)
-    console.tell(teacher.notes, teacher.warnings)
+    console.report(teacher.notes, teacher.warnings)
     return teacher
 
 

@@ -124,7 +124,7 @@ def check_classes(
     first = (elsewhere or differing)[0]
     ours, theirs = told_apart(chosen[first], folders[first])
     difference = f"column {columns[first]} of the network is {ours}, folder {first} is {theirs}"
-    implied = tuple(columns) == tuple(range(len(names)))  # nobody has chosen them
+    implied = tuple(columns) == tuple(range(len(names)))  # no flag has chosen them
     if all_known or (elsewhere and implied):
         raise InputError(
             f"the classes of the network are others than the folders, or in another order: {difference}; "
@@ -133,8 +133,8 @@ def check_classes(
     if shared := {*chosen} & {*forms}:
         return f"only {len(shared)} of the {len(folders)} folders are classes of the network: {difference}"
     # Other words for the same classes, as WordNet ids and English names, or other classes.
-    said = f"no folder has the name of a class of the network: {difference}; column k is taken for folder k"
-    return said if implied else None
+    note = f"no folder has the name of a class of the network: {difference}; column k is taken for folder k"
+    return note if implied else None
 
 
 def _by_form(names: Sequence[str]) -> dict[str, list[int]]:
@@ -152,7 +152,7 @@ def _remedies(flags: tuple[str, ...], known: dict[str, list[int]] | None, folder
         found = [known[same_form(folder)] for folder in folders]
         several = next((i for i, columns in enumerate(found) if len(columns) > 1), None)
         if several is not None:
-            twice = f"; {folders[several]!r} is the name of the columns {found[several]}, which only you can tell apart"
+            twice = f"; {folders[several]!r} is the name of the columns {found[several]}, which only you can separate"
         if several is None and len(folders) <= SHOWN:
             selection = f" {','.join(str(columns[0]) for columns in found)}"
         else:
@@ -211,7 +211,9 @@ def choose(selection: str, names: Sequence[str] | None, total: int, folders: Seq
     return Choice(None if mapping.in_order and total == len(folders) else mapping.columns, mapping)
 
 
-def require_said(folders: Sequence[str], names: Sequence[str] | None, total: int, flags: tuple[str, ...]) -> None:
+def require_known_columns(
+    folders: Sequence[str], names: Sequence[str] | None, total: int, flags: tuple[str, ...]
+) -> None:
     """Refuse to take column k for folder k silently where ImageNet's list puts the folders elsewhere.
 
     Raises:

@@ -17,7 +17,14 @@ from pipeline.networks.load import load_network
 from pipeline.networks.outputs import Logits
 from pipeline.networks.weights import Weights
 from pipeline.render.normalise import normalise
-from pipeline.teacher.class_order import CLASS_COLUMNS, TEACHER_CLASSES, Choice, check_classes, choose, require_said
+from pipeline.teacher.class_order import (
+    CLASS_COLUMNS,
+    TEACHER_CLASSES,
+    Choice,
+    check_classes,
+    choose,
+    require_known_columns,
+)
 from pipeline.teacher.engine.batches import require_weights_fit
 from pipeline.teacher.engine.device import DTYPES, teacher_device
 from pipeline.teacher.engine.ensemble import Ensemble
@@ -270,7 +277,7 @@ class _Columns:
 def _choose_columns(
     spec: TeacherSpec, names: tuple[str, ...] | None, total: int, classes: Sequence[str], flags: tuple[str, ...]
 ) -> _Columns:
-    """The columns that the spec asks for, checked against the class folders."""
+    """The columns that the spec selects, checked against the class folders."""
     only = Choice(None) if spec.classes is None else choose(spec.classes, names, total, classes, flag=flags[0])
     kept = tuple(range(total)) if only.columns is None else only.columns
     kept_names = None if names is None else tuple(names[column] for column in kept)
@@ -278,7 +285,7 @@ def _choose_columns(
     if spec.class_columns is not None:
         both = choose(spec.class_columns, kept_names, len(kept), classes, flag=CLASS_COLUMNS)
     elif spec.classes is None:
-        require_said(classes, names, total, flags)
+        require_known_columns(classes, names, total, flags)
     mapping, warning = both.mapping or only.mapping, None
     if both.columns is not None and both.mapping is None:
         warning = check_classes(both.columns, kept_names, classes, flags=(CLASS_COLUMNS,))

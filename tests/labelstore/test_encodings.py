@@ -183,7 +183,7 @@ def test_format_1_has_steps_alone() -> None:
     assert codes["scales"].shape == (2, 5)
     decoded = old.decode(codes, unmixed(x))
     assert np.array_equal(decoded, codes["labels"] * codes["scales"][..., None])
-    assert np.array_equal(new.decode(old.carried(codes), unmixed(x)), decoded)
+    assert np.array_equal(new.decode(old.current(codes), unmixed(x)), decoded)
     assert old.to_json() == new.to_json()
     with pytest.raises(FormatError, match="masked"):
         make_encoding({"name": "int8", "masked": 1.0}, 4, 1)

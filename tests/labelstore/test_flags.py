@@ -8,7 +8,8 @@ from typing import Any, get_args
 import pytest
 
 from labelstore.__main__ import CheckConfig
-from labelstore.encodings import ENCODINGS, EncodingName, encoding_parameters, make_encoding
+from labelstore.command.encoding_options import EncodingName, encoding_parameters
+from labelstore.encodings import ENCODINGS, make_encoding
 from labelstore.errors import InputError
 
 

@@ -22,7 +22,7 @@ from labelstore.durable import disk, documents
 from labelstore.durable.publish import PARTIAL
 from labelstore.errors import InputError, LeaseError
 from labelstore.writing import lease as leases
-from labelstore.writing.lease import LEASE, Lease, hold, require_held, share
+from labelstore.writing.lease import LEASE, Lease, hold, join, require_held
 from tests.labelstore.making import Content, build, create, make_identity, tree
 
 
@@ -176,7 +176,7 @@ def test_a_forked_child_neither_lets_go_of_the_lease_nor_writes_under_it(tmp_pat
         before = tree(store.path)
         message = (
             f"LeaseError: {store.path}: process {os.getpid()} has the lease, not process .*, which was forked from it; "
-            f"open the store here and write in `with store.share_lease\\('{writer.build}'\\) as writer: "
+            f"open the store here and write in `with store.join_lease\\('{writer.build}'\\) as writer: "
         )
         for work in (
             lambda: writer.write(block, content.block(store, block)),
@@ -191,14 +191,14 @@ def test_a_forked_child_neither_lets_go_of_the_lease_nor_writes_under_it(tmp_pat
 
         def share_it() -> None:
             other = LabelStore.open(store.path)
-            with other.share_lease(leases.read(store.path).build) as sharing:
+            with other.join_lease(leases.read(store.path).build) as sharing:
                 sharing.write(block, content.block(other, block))
 
         assert in_a_fork(share_it) == "None"
         assert block not in store.missing()
         with ExitStack() as shared:
             other = LabelStore.open(store.path)
-            sharing = shared.enter_context(other.share_lease(writer.build))
+            sharing = shared.enter_context(other.join_lease(writer.build))
             said = in_a_fork(lambda: sharing.write(other.missing()[0], content.block(other, other.missing()[0])))
             assert re.match(message, said)
             assert in_a_fork(shared.close) == "None"
@@ -268,7 +268,7 @@ def test_others_of_the_build_write_blocks_under_its_lease_and_do_nothing_else(tm
     content = Content(make_identity(), 2)
     store, other = create(tmp_path / "s", content, 2), LabelStore.open(tmp_path / "s")
     with store.lease() as writer:
-        with other.share_lease(writer.build) as sharing:
+        with other.join_lease(writer.build) as sharing:
             for number, block in enumerate(store.missing()):
                 (writer, sharing)[number % 2].write(block, content.block(store, block))
             assert not {"seal", "sweep", "raise_target", "calibrate"} & set(dir(sharing))
@@ -290,14 +290,14 @@ def test_others_of_the_build_write_blocks_under_its_lease_and_do_nothing_else(tm
 def test_a_lease_that_is_not_held_by_this_build_is_not_shared(left: dict | None, message: str, tmp_path: Path) -> None:
     if left is not None:
         leave(tmp_path, **left)
-    with pytest.raises(LeaseError, match=message), share(tmp_path, "0123"):
+    with pytest.raises(LeaseError, match=message), join(tmp_path, "0123"):
         pass
 
 
 def test_a_lease_of_this_build_on_another_host_is_shared_until_it_is_lost(tmp_path: Path) -> None:
     (tmp_path / PARTIAL).mkdir()
     held = leave(tmp_path, build="0123", host="far")
-    with share(tmp_path, "0123") as lease:
+    with join(tmp_path, "0123") as lease:
         assert lease == held
         require_held(tmp_path, lease)
         leave(tmp_path, build="4567")
@@ -315,7 +315,7 @@ def test_those_that_share_a_lease_stop_with_its_holder_and_are_waited_for(tmp_pa
     holder = spawn.Process(target=hold_until_told, args=(root, held, go))
     holder.start()
     held.wait()
-    with store.share_lease(leases.read(root).build) as sharing:
+    with store.join_lease(leases.read(root).build) as sharing:
         holder.kill()
         holder.join()
         before = tree(root)
@@ -333,7 +333,7 @@ def test_a_holder_that_leaves_before_the_others_leaves_them_the_lease(tmp_path: 
     store = create(tmp_path / "s", Content(make_identity(), 2), 2)
     with ExitStack() as others:
         with store.lease() as writer:
-            others.enter_context(share(store.path, writer.build))
+            others.enter_context(join(store.path, writer.build))
         assert LEASE in tree(store.path)
     leave(store.path, pid=finished_process())
     with hold(store.path):

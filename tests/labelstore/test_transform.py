@@ -24,9 +24,10 @@ from labelstore.durable import documents
 from labelstore.encodings import Pairs, make_encoding
 from labelstore.encodings import transform as definition
 from labelstore.encodings.bands import bands_of, missed
+from labelstore.encodings.components import Calibration, unit_of
 from labelstore.encodings.fidelity import gift_fidelity
 from labelstore.encodings.fitting import Fit, Sample, fit
-from labelstore.encodings.transform import ROWS_AT_ONCE, Calibration, Transform, unit_of
+from labelstore.encodings.transform import ROWS_AT_ONCE, Transform
 from labelstore.errors import DamagedError, FormatError, InputError, NotStoredError
 from labelstore.format.calibration import FILE
 from tests.labelstore.making import Content, build, calibration, calibration_of, create, make_identity, tree

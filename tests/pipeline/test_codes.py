@@ -17,7 +17,8 @@ from hypothesis.extra import numpy as hnp
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
 from labelstore.encodings import Encoding, Pairs, make_encoding
-from labelstore.encodings.transform import Calibration, Transform, unit_of
+from labelstore.encodings.components import Calibration, unit_of
+from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError
 from labelstore.format.blocks import BlockIndex
 from labelstore.writing.encoding import pairs_of

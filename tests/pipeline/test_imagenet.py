@@ -17,7 +17,7 @@ from torchvision.models._meta import _IMAGENET_CATEGORIES as TORCHVISION
 
 from labelstore.errors import InputError
 from pipeline.networks.weights import save_weights
-from pipeline.teacher.class_order import agreement, check_classes, choose, require_said, select_columns
+from pipeline.teacher.class_order import agreement, check_classes, choose, require_known_columns, select_columns
 from pipeline.teacher.imagenet import is_public, plain, public_classes, public_mapping
 from pipeline.teacher.teacher import Member, Teacher, TeacherSpec, make_teacher
 
@@ -143,15 +143,15 @@ def test_nothing_is_guessed() -> None:
 
 
 def test_all_classes_by_name_ask_which_order_the_columns_have() -> None:
-    require_said(IDS, None, 1000, FLAGS)
-    require_said([f"c{i}" for i in range(1000)], None, 1000, FLAGS)
+    require_known_columns(IDS, None, 1000, FLAGS)
+    require_known_columns([f"c{i}" for i in range(1000)], None, 1000, FLAGS)
     names = sorted(f"{entry.names[0]}, {', '.join(entry.names[1:])}" for entry in public_classes())
-    require_said(names, sorted(names, reverse=True), 1000, FLAGS)
+    require_known_columns(names, sorted(names, reverse=True), 1000, FLAGS)
     usual = sorted({*TORCHVISION} - {"crane", "cardigan", "maillot"})
     with pytest.raises(InputError, match="not known: the folders are named as classes of ImageNet, but 'Cardigan'"):
-        require_said(sorted(TORCHVISION), None, 1000, FLAGS)
+        require_known_columns(sorted(TORCHVISION), None, 1000, FLAGS)
     folders = sorted({*usual, "n02012849", "wading crane", "x"})
-    require_said(folders, None, 1000, FLAGS)  # not all of the list
+    require_known_columns(folders, None, 1000, FLAGS)  # not all of the list
 
 
 def linear(path: Path, columns: int, classes: list[str] | None = None) -> Path:

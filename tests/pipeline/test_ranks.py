@@ -48,18 +48,18 @@ def test_ranks_own_every_block_once() -> None:
 
 def test_ranks_share_cores_memory_and_gpus() -> None:
     alone = config(threads=None, rehash=True)
-    assert Ranks().share(alone) == alone
+    assert Ranks().own_resources(alone) == alone
     cores = len(os.sched_getaffinity(0))
-    second = Ranks(5, 8, 1, 2).share(config(device="cuda", rehash=True, cache_gib=3.0))
+    second = Ranks(5, 8, 1, 2).own_resources(config(device="cuda", rehash=True, cache_gib=3.0))
     assert (second.render.threads, second.render.device, second.render.cache_gib, second.rehash) == (
         max(cores // 2, 1),
         "cuda:1",
         1.5,
         False,
     )
-    many = Ranks(0, 4 * cores, 0, 4 * cores).share(config(device="cuda:1", rehash=True))
+    many = Ranks(0, 4 * cores, 0, 4 * cores).own_resources(config(device="cuda:1", rehash=True))
     assert (many.render.threads, many.render.device, many.rehash) == (1, "cuda:1", True)
-    assert Ranks(0, 2).share(config(threads=7)).render.threads == 7
+    assert Ranks(0, 2).own_resources(config(threads=7)).render.threads == 7
 
 
 def test_what_is_no_place_is_refused(place: pytest.MonkeyPatch) -> None:

@@ -227,7 +227,7 @@ def test_flags_win_and_differences_are_said() -> None:
     shared = normalisation(none, [None, trained("w", 0.5)])
     assert shared.mean == (0.5,) * 3
     assert [warning.partition(" is taken")[2] for warning in shared.warnings] == [
-        " for all networks; 1 of 2 weights do not say theirs"
+        " for all networks; 1 of 2 weights do not record theirs"
     ] * 2
     with pytest.raises(InputError, match=r"0\.5 0\.5 0\.5 in a and 0\.4 0\.4 0\.4 in b"):
         normalisation(none, [trained("a", 0.5), trained("b", 0.4)])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from labelstore import LabelStore, check
 from labelstore.command.console import Console
-from labelstore.command.stopping import Stops
+from labelstore.command.stopping import StopSignals
 from labelstore.errors import GiftwrapError, InputError
 from labelstore.format.columns import CropRows
 from labelstore.spec import BlockShape, Identity
@@ -115,9 +115,9 @@ def make_store(path: Path, work: Work, views: int) -> LabelStore:
     return LabelStore.create(path, work.identity, image_digests=digests, targets=np.zeros(count, np.int64), views=views)
 
 
-def fill(store: LabelStore, work: Work, watch: Watch, stops: Stops | None = None) -> None:
+def fill(store: LabelStore, work: Work, watch: Watch, stops: StopSignals | None = None) -> None:
     with store.lease() as writer:
-        Filling(store, work, store.missing(), Ranks(), Console(silent=True), watch, stops or Stops()).fill(writer)
+        Filling(store, work, store.missing(), Ranks(), Console(silent=True), watch, stops or StopSignals()).fill(writer)
 
 
 def test_time_at_work_is_counted_by_stage_and_waiting_is_not(clock: Clock) -> None:
@@ -269,14 +269,14 @@ def test_labelling_that_is_left_early_ends_its_thread(monkeypatch: pytest.Monkey
 
 
 def test_a_signal_lets_the_current_block_end(tmp_path: Path) -> None:
-    work, stops = make_work(), Stops()
+    work, stops = make_work(), StopSignals()
     store = make_store(tmp_path / "store", work, 40)
     watch = Watch()
     start = work.labeller.start
 
     def hearing(crops: Tensor, rows: CropRows) -> Pending:
         if watch.so_far().crops == 2 * POSITIONS:
-            stops.hear(15)
+            stops.record(15)
         pending: Pending = start(crops, rows)
         return pending
 

@@ -221,7 +221,7 @@ def test_timm_download(tmp_path: Path) -> None:
     network, weights = load_network(name, args, "timm:pretrained", classes=10, size=64)
     assert weights.digest == read_weights(tmp_path / "w.safetensors").digest
     assert network.num_classes == 1000
-    with pytest.raises(InputError, match="num_classes 10 asked for, but timm:pretrained has 1000"):
+    with pytest.raises(InputError, match="num_classes 10 requested, but timm:pretrained has 1000"):
         load_network(name, {**args, "num_classes": 10}, "timm:pretrained", classes=10, size=64)
     with pytest.raises(InputError, match="belong to timm:NAME"):
         load_network("convnet-d3", {}, "timm:pretrained", classes=10, size=64)

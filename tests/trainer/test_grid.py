@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
-from labelstore.command.program import read_flags
+from labelstore.command.program import read_command
 from labelstore.errors import InputError
 from pipeline.__main__ import COMMANDS as PIPELINE
 from trainer.__main__ import COMMANDS as TRAINER
@@ -56,9 +56,9 @@ def test_each_combination_is_a_run_and_each_store_is_built_once(tmp_path: Path) 
 
 def test_commands_read_the_words_as_they_were_meant(tmp_path: Path) -> None:
     build, train = tasks(tmp_path, BUILD + "augment = [['dsa'], []]\nmean = [0.1, 0.2, 0.3]\n" + TRAIN)[0:3:2]
-    config = read_flags(PIPELINE["build"], "build", build.words[1:])
+    config = read_command(PIPELINE["build"], "build", build.words).config
     assert (config.crops.augment, config.teacher.mean, config.store) == (("dsa",), (0.1, 0.2, 0.3), build.folder)
-    config = read_flags(TRAINER["train"], "train", train.words[1:])
+    config = read_command(TRAINER["train"], "train", train.words).config
     assert (config.store, config.run, config.epochs) == (build.folder, train.folder, 6)
 
 

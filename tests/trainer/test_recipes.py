@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from labelstore import Identity, LabelStore
-from labelstore.command.program import read_flags
+from labelstore.command.program import read_command
 from labelstore.errors import InputError, MismatchError
 from pipeline.__main__ import COMMANDS as PIPELINE
 from pipeline.build import recipe as stores
@@ -146,7 +146,7 @@ def typed_config(identity: Identity, monkeypatch: pytest.MonkeyPatch, recipe: st
     monkeypatch.setattr(LabelStore, "open", lambda *_args, **_named: SimpleNamespace(identity=identity))
     line = ["train", "--store", "s", "--images", "i", "--run-folder", "r", "--student", "convnet-d3"]
     arguments = trained.typed([*line, "--recipe", recipe, *map(str, words)])
-    return read_flags(TRAINER["train"], "train", arguments[1:])
+    return read_command(TRAINER["train"], "train", arguments).config
 
 
 def identity_of(images: int, classes: int = 10, skipped: tuple[str, ...] = ()) -> Identity:
@@ -291,7 +291,7 @@ def test_another_crop_or_mix_goes_without_the_values_of_the_recipes(words: tuple
         3,
     ]
     arguments = stores.typed([*map(str, line), "--store", str(tmp_path / "s"), *words])
-    config = read_flags(PIPELINE["build"], "build", arguments[1:])
+    config = read_command(PIPELINE["build"], "build", arguments).config
     text = stores.describe_recipe(config, scan(root, digests=False))
     assert "not used (the recipe has" in text
 

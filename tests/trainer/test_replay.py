@@ -20,6 +20,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_map
 
 from labelstore import LabelStore
+from labelstore.access.reading import Reader
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
 from labelstore.errors import InputError
@@ -105,6 +106,25 @@ def test_batches_are_whole_and_match_the_store(made: tuple[Path, Path, torch.Ten
             partners = store.targets[by_position.image[by_position.partners(store.identity.group)]]
             found = torch.cat([batch.targets2 for batch in batches]).numpy()
             assert np.array_equal(found, partners[position])
+    replay.close()
+
+
+def test_rows_are_read_once_for_each_crop(
+    made: tuple[Path, Path, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, images, _ = made
+    replay = Replay(path, images, batch_size=10)
+    read: list[int] = []
+    original = Reader.rows
+
+    def counted(self: Reader, view: int, positions: Any, parts: Any = None) -> Any:
+        read.extend(positions.tolist())
+        return original(self, view, positions, parts)
+
+    monkeypatch.setattr(Reader, "rows", counted)
+    monkeypatch.delattr(Reader, "pairs")
+    assert sum(map(len, replay)) == 24
+    assert sorted(read) == [*range(24)]
     replay.close()
 
 

@@ -37,7 +37,7 @@ from trainer.loader import READ_AHEAD, Loader
 from trainer.objective import Objective, Score
 from trainer.run import start_run
 from trainer.run_folder import FORMAT, hold
-from trainer.stopping import Stops
+from trainer.stopping import StopSignals
 
 IMAGES, SIDE, SIZE, COLUMNS_OF_LABELS = 21, 12, 8, 5
 
@@ -262,7 +262,7 @@ def trained(config: TrainConfig, objective: type[Autoencoder | Regression], labe
     """The summary of a run that is begun or continued."""
     with (
         hold(config.run),
-        closing(start_run(config, Ranks(), Stops(), fresh(labels), objective(config))) as run,
+        closing(start_run(config, Ranks(), StopSignals(), fresh(labels), objective(config))) as run,
     ):
         return loop.complete(run, Console(as_json=True))
 

@@ -23,7 +23,7 @@ from trainer.config import TrainConfig
 from trainer.ema import Average
 from trainer.material import open_material
 from trainer.stop_conditions import DivergedError, StopConditions
-from trainer.stopping import StopRequested, Stops
+from trainer.stopping import StopRequested, StopSignals
 from trainer.student import make_student
 
 
@@ -238,7 +238,7 @@ class Two(Ranks):
 
 
 def test_ranks_stop_together_a_step_later() -> None:
-    stops = Stops()
+    stops = StopSignals()
     conditions = StopConditions(Two(1, 2), torch.device("cpu"), stops)
     conditions.between_steps()
     Two.told = (2**62, -15)
@@ -255,10 +255,10 @@ def test_ranks_stop_together_a_step_later() -> None:
 
 
 def test_the_first_bad_step_is_named() -> None:
-    conditions = StopConditions(Ranks(), torch.device("cpu"), Stops())
+    conditions = StopConditions(Ranks(), torch.device("cpu"), StopSignals())
     for step, loss in enumerate([1.0, math.inf, 2.0, math.nan]):
         conditions.see(torch.tensor(loss), step)
     with pytest.raises(DivergedError, match="step 1: "):
         conditions.between_steps()
     with pytest.raises(DivergedError, match="step 3: expected finite weights"):
-        StopConditions(Ranks(), torch.device("cpu"), Stops()).require_finite([torch.tensor([1.0, math.nan])], 3)
+        StopConditions(Ranks(), torch.device("cpu"), StopSignals()).require_finite([torch.tensor([1.0, math.nan])], 3)

@@ -152,7 +152,7 @@ def test_a_run_that_begins_again_says_so(
     loop.train(run, Console())
     again = loop.train(run, Console())
     assert (again["steps"], again["steps_now"]) == (16, 0)
-    assert "16 steps, 0 of them now, in" in loop.say(again)
+    assert "16 steps, 0 of them now, in" in loop.summarise(again)
     assert "begins again" not in capsys.readouterr().err
     (run.run / "checkpoint.pt").unlink()
     assert loop.train(run, Console())["steps_now"] == 16

@@ -68,7 +68,7 @@ def describe_engine(
 
 
 def _cpu_features() -> Mapping[str, bool]:
-    """Instructions of this processor; empty where torch is too old to tell."""
+    """Instructions of this processor; empty where torch is too old to report them."""
     features: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return features
 

@@ -36,7 +36,7 @@ class Engine:
         device: where.
         batch: crops a batch.
         description: what makes the bytes (P4).
-        warnings: what the user asked for and does not get.
+        warnings: what was requested and is not available here.
     """
 
     prepare: Step
@@ -92,7 +92,7 @@ def eager(network: nn.Module, spec: TeacherSpec, device: torch.device, batch: in
 
 
 def make_engine(network: nn.Module, spec: TeacherSpec, device: torch.device, *, size: int, folded: bool) -> Engine:
-    """What runs the network as the spec asks for.
+    """What runs the network as the spec has it.
 
     Args:
         network: in eval mode, on its device, in its dtype and layout.
