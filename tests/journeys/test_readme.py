@@ -50,7 +50,8 @@ class Block:
     """A code block of a page.
 
     Attributes:
-        language: ``sh``, ``python``, or ``text`` for what a command prints, and for pictures, ``toml`` for a file that its first line names.
+        language: ``sh``, ``python``, ``text`` for what a command prints, and for pictures, or ``toml`` for a file that
+            its first line names.
         code: with continued lines joined.
         runs: whether it is not marked as one that cannot run.
     """
