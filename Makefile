@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(PY) -m benchmarks.demo
 
 test: $(VENV)/.installed
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist worksteal
 
 test-long: $(VENV)/.installed
 	$(PY) -m pytest -m long

@@ -102,10 +102,10 @@ def test_another_package_of_the_name_of_ours_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", GIFTWRAP)
 def test_helps_begin_with_a_short_usage_and_two_examples(name: str) -> None:
     command = GIFTWRAP[name]
-    assert len(command.examples) == 2
+    assert len(command.examples) >= 2
     out = outcome_of("giftwrap", name, "--help")[0]
     assert len(out.splitlines()[0]) <= 80
-    head = out[: out.index("options")]
+    head = out[: out.index("╭")]
     assert all(f"\n  giftwrap {name} {example}\n" in head for example in command.examples)
 
 
