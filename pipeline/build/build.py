@@ -91,27 +91,53 @@ def prepare(
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
     )
-    identity = Identity(
+    encoding = encoding_of(config, plan, renderer, labeller, console, store)
+    shape = store.identity.block if store else None
+    identity = make_identity(manifest, plan, labeller, engine, encoding, renderer.id, shape or config.views)
+    return Work(manifest, plan, renderer, labeller, identity)
+
+
+def make_identity(
+    manifest: Manifest,
+    plan: Plan,
+    labeller: Labeller,
+    engine: Mapping[str, Json],
+    encoding: Mapping[str, Json],
+    renderer: Mapping[str, Json],
+    block: BlockShape | int,
+) -> Identity:
+    """What a store is made of (P3).
+
+    Args:
+        manifest: of the images; a dry run may not have their digests.
+        plan: of the crops.
+        labeller: of the labels.
+        engine: that makes them.
+        encoding: of the labels.
+        renderer: id of what renders the crops.
+        block: shape of the store's blocks, or the views that the first build of a new store asks for.
+    """
+    spec = plan.spec
+    if isinstance(block, int):
+        block = BlockShape.choose(len(manifest), labeller.columns, spec.group, block)
+    return Identity(
         images=len(manifest),
         classes=manifest.classes,
         columns=labeller.columns,
-        size=config.crops.size,
-        seed=config.crops.seed,
+        size=spec.size,
+        seed=spec.seed,
         group=spec.group,
-        manifest=manifest.digest if manifest.digests.any() else "",  # a dry run may not compute it
+        manifest=manifest.digest if manifest.digests.any() else "",
         skipped=manifest.skipped,
         teacher=labeller.identity,
         engine=engine,
         plan=spec.to_json(),
         crop_columns=spec.columns,
-        encoding=encoding_of(config, plan, renderer, labeller, console, store),
-        renderer=renderer.id,
-        block=store.identity.block
-        if store
-        else BlockShape.choose(len(manifest), labeller.columns, spec.group, config.views),
+        encoding=encoding,
+        renderer=renderer,
+        block=block,
         class_columns=labeller.class_columns,
     )
-    return Work(manifest, plan, renderer, labeller, identity)
 
 
 def load_teacher(
