@@ -5,11 +5,11 @@ An encoding turns logits ``[..., C]`` into one or two arrays of codes and back; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
-from labelstore.encodings.base import CodeArray, Codec, Codes, Encoding, Logits, Pairs
-from labelstore.encodings.flags import CodecName, CodeOptions, EncodingName, encoding_parameters
+from labelstore.encodings.base import Bands, CodeArray, Codec, Codes, Encoding, EncodingClass, Logits, Pairs
+from labelstore.encodings.flags import CodecName, CodeOptions, encoding_parameters
 from labelstore.encodings.float16 import Float16
 from labelstore.encodings.int8 import Int8, Int8Format1
 from labelstore.encodings.transform import Transform
@@ -18,6 +18,7 @@ from labelstore.spec import FORMAT, Json
 
 __all__ = [
     "ENCODINGS",
+    "Bands",
     "CodeArray",
     "CodeOptions",
     "Codec",
@@ -31,8 +32,13 @@ __all__ = [
     "make_encoding",
 ]
 
-ENCODINGS: dict[str, Callable[..., Encoding]] = {"int8": Int8, "float16": Float16, "transform": Transform}
-FORMAT_1: dict[str, Callable[..., Encoding]] = {"int8": Int8Format1, "float16": Float16, "transform": Transform}
+ENCODINGS: dict[str, EncodingClass] = {"int8": Int8, "float16": Float16, "transform": Transform}
+FORMAT_1: dict[str, EncodingClass] = {"int8": Int8Format1, "float16": Float16, "transform": Transform}
+
+if TYPE_CHECKING:
+    EncodingName = str
+else:  # choices of the command line
+    EncodingName = Literal[tuple(ENCODINGS)]
 
 
 def make_encoding(parameters: Mapping[str, Json], columns: int, format_number: int = FORMAT) -> Encoding:

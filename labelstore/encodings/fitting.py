@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from labelstore.encodings.bands import Bands, bands_of
-from labelstore.encodings.base import Codes, Logits, Pairs
+from labelstore.encodings.bands import bands_of
+from labelstore.encodings.base import Bands, Codes, Logits, Pairs
 from labelstore.encodings.fidelity import gift_fidelity, quality, rounded_kl
 from labelstore.encodings.klt import SMALLEST, apart, make_basis, parts, split
 from labelstore.encodings.transform import (
