@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from labelstore.encodings import Codes, Pairs
+from labelstore.spec import Json
 from labelstore.store import LabelStore
 from pipeline.device.codes import DeviceCodes
 from trainer.crops import Crops, Int64Array
@@ -20,7 +21,14 @@ Request = tuple[int, Int64Array]
 
 
 class LabelSource(Protocol):
-    """Labels of crops."""
+    """Labels of crops.
+
+    Attributes:
+        identity: everything that decides what the labels are, as JSON; compared when a run is resumed.
+    """
+
+    @property
+    def identity(self) -> Mapping[str, Json]: ...  # noqa: D102
 
     def label(self, requests: Iterator[Request]) -> Callable[[Crops], Tensor | None]:
         """Begin to label the crops of ``requests``.
@@ -47,6 +55,11 @@ class StoredLabels:
     def __init__(self, store: LabelStore, device: torch.device, *, any_scale: bool) -> None:
         self._store = store
         self._decode = decoder_for(store, device, any_scale=any_scale)
+
+    @property
+    def identity(self) -> Mapping[str, Json]:
+        """The store's."""
+        return self._store.identity.to_json()
 
     def label(self, requests: Iterator[Request]) -> Callable[[Crops], Tensor]:
         """Blocks come ahead of the crops, within `LABEL_BYTES`."""

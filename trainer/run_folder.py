@@ -130,11 +130,12 @@ def made_of(
         processes: how many train together.
     """
     plain = {name: value for name, value in config.in_effect().items() if name not in NOT_THE_RUN}
-    identity = replay.store.identity
+    identity, labels = replay.store.identity.to_json(), dict(replay.labels.identity)
     # In this order differences are looked for: what others follow from comes first.
     described: dict[str, Json] = {
         "format": FORMAT,
-        "store": {"identity": identity.to_json(), "views": replay.order.views},
+        "store": {"identity": identity, "views": replay.order.views},
+        **({} if labels == identity else {"labels": labels}),
         "run": plain
         | {
             "device": torch.device(config.render.device).type,
