@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from labelstore.command.console import Console, byte_count
-from labelstore.command.encoding_options import CodeOptions, EncodingName
+from labelstore.command.encoding_options import CodeOptions
 from labelstore.command.flags import Group
 from labelstore.command.output import Output
 from labelstore.command.program import Command, run_program
+from labelstore.encoding_table import EncodingName
 from labelstore.errors import InputError
 from labelstore.spec import Json
 

@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from labelstore.command.encoding_options import CodeOptions, EncodingName
+from labelstore.command.encoding_options import CodeOptions
 from labelstore.command.flags import Group, Named
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart, require_writable
 from labelstore.durable.removing import require_absent
+from labelstore.encoding_table import EncodingName
 from labelstore.errors import InputError, reason
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.spec import PlanSpec

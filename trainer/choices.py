@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from labelstore.command.flags import Named
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.config import json_object
+from trainer.loss_table import LOSSES, LossKind, on_largest_columns, users_kind
 
 if TYPE_CHECKING:
     from trainer.optimisers import OptimiserSpec
 
-LossName = Literal["gift", "cosine", "kl", "soft_ce", "mse", "ce", "mse+ce", "soft_ce+ce"]
 GiftForm = Literal["released", "convex"]
 # all: every parameter; weights: those named weight with more than one dimension, so no bias and no norm layer.
 Decay = Literal["all", "weights"]
@@ -36,9 +38,8 @@ def check_numbers(form: str, gamma: float, smoothing: float, weight: float) -> N
 class LossSpec:
     """A loss and every number in it; each loss uses its own and ignores the others."""
 
-    name: Annotated[str, Named("loss")] = "gift"
-    """gift, cosine, kl, soft_ce, mse, ce, mse+ce or soft_ce+ce, each on raw logits; or module:attribute, called as
-    loss(x, t, y, y2, lam)."""
+    name: Annotated[str, Named("loss"), tyro.conf.arg(metavar=f"{{{','.join(LOSSES)}}}|MODULE:ATTRIBUTE")] = "gift"
+    """One of the table, each on raw logits; or module:attribute, called as loss(x, t, y, y2, lam)."""
     form: Annotated[GiftForm, Named("gift-form")] = "released"
     """gift: released (t/|t| + gamma s/|s|) or convex ((1 - w) t/|t| + w s/|s|)."""
     gamma: float = 0.1
@@ -56,10 +57,8 @@ class LossSpec:
 
     def __post_init__(self) -> None:
         """Refuse numbers that a loss is not defined for."""
-        if self.name not in get_args(LossName) and ":" not in self.name:
-            raise InputError(
-                f"loss: expected one of {', '.join(get_args(LossName))}, or module:attribute, found {self.name!r}"
-            )
+        if self.name not in LOSSES and ":" not in self.name:
+            raise InputError(f"loss: expected one of {', '.join(LOSSES)}, or module:attribute, found {self.name!r}")
         check_numbers(self.form, self.gamma, self.smoothing, self.weight)
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise InputError(f"loss temperature: expected a number > 0, found {self.temperature}")
@@ -67,37 +66,38 @@ class LossSpec:
             raise InputError(f"loss hard weight: expected a number >= 0, found {self.hard_weight}")
 
     @property
+    def kind(self) -> LossKind:
+        """What the table declares of it."""
+        return LOSSES[self.name] if self.name in LOSSES else users_kind(self.name)
+
+    @property
     def numbers(self) -> dict[str, Json]:
         """The numbers that this loss uses, by the name of its keyword argument."""
-        if self.name == "gift" and self.form == "released":
-            return {"form": self.form, "gamma": self.gamma, "smoothing": self.smoothing}
-        if self.name == "gift":
-            return {"form": self.form, "weight": self.weight, "smoothing": self.smoothing}
-        if self.name == "kl":
-            return {"temperature": self.temperature, "t_squared": self.t_squared}
-        return {"hard_weight": self.hard_weight} if "+" in self.name else {}
+        not_of_the_form = "weight" if self.form == "released" else "gamma"
+        form = "form" in self.kind.numbers
+        return {name: getattr(self, name) for name in self.kind.numbers if not (form and name == not_of_the_form)}
 
     @property
     def weights(self) -> tuple[float, float]:
         """gift, cosine: weights of the soft and of the hard label, each of length 1."""
-        if self.name == "cosine":
+        if not self.kind.targets:
             return 1.0, 0.0
         return (1.0, self.gamma) if self.form == "released" else (1 - self.weight, self.weight)
 
     @property
     def any_scale(self) -> bool:
         """Whether a label may come in any scale, as its codes are without theirs."""
-        return self.name in ("gift", "cosine")
+        return self.kind.any_scale
 
     @property
     def takes_probabilities(self) -> bool:
         """Whether labels may be probabilities, as operators on labels make them; a loss of the user's gets either."""
-        return self.name in ("soft_ce", "soft_ce+ce") or ":" in self.name
+        return self.kind.on_probabilities is not None
 
     @property
     def reads_labels(self) -> bool:
         """Whether labels matter, besides hard targets."""
-        return self.name != "ce"
+        return self.kind.labels
 
     def require_content(self, content: str) -> None:
         """Refuse labels that do not hold what the loss looks at.
@@ -105,10 +105,10 @@ class LossSpec:
         Raises:
             InputError: when only the largest columns are known, and the loss needs all logits.
         """
-        if content == "topk" and self.name in ("gift", "cosine", "mse", "mse+ce"):
+        if content == "topk" and self.kind.all_columns:
             raise InputError(
                 f"--loss {self.name}: needs the logits of all columns, and this store has only the largest ones "
-                f"(content topk); take kl, soft_ce or soft_ce+ce, for which the others have probability 0"
+                f"(content topk); take {on_largest_columns()}, for which the others have probability 0"
             )
 
     def to_json(self) -> dict[str, Json]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from labelstore.command.flags import Group, Named, values_of
+from labelstore.command.flags import Group, Named, flags_of, values_of
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
@@ -28,17 +28,8 @@ from trainer.relabel import require_loss
 from trainer.schedules import ScheduleSpec
 
 PICTURES = (".png", ".svg", ".pdf")
-# The field of each number of a loss.
-LOSS_NUMBERS = {
-    "form": "gift_form",
-    "gamma": "gamma",
-    "smoothing": "smoothing",
-    "weight": "w",
-    "temperature": "temperature",
-    "t_squared": "t_squared",
-    "hard_weight": "hard_weight",
-}
-
+# The flag of each number of a loss, by its field.
+LOSS_NUMBERS = {flag.path[-1]: flag.key for flag in flags_of(LossSpec).values() if flag.path != ("name",)}
 
 # The field of each number of a schedule, and the schedules that have it.
 SCHEDULE_NUMBERS = {

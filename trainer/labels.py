@@ -24,7 +24,7 @@ Request = tuple[int, Int64Array]
 
 
 class LabelSource(Protocol):
-    """Labels of crops."""
+    """Labels of crops. What decides them is recorded by whoever makes the source: see `trainer.material`."""
 
     def label(self, requests: Iterator[Request]) -> Callable[[Crops], Tensor | None]:
         """Begin to label the crops of ``requests``.

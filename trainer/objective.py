@@ -36,7 +36,8 @@ class Objective(Protocol):
         called: what a step calls, which may be the network or hold it; several processes and the compiler wrap it.
         made_of: everything that decides what a run comes to, kept in its config.json and its checkpoints: ``format``
             (`trainer.run_folder.FORMAT`), ``run`` with ``epochs``, ``schedule`` and ``eval_from``, and its own.
-        numbers: names of the numbers that an evaluation gives; none where nothing is evaluated.
+        numbers: names of the numbers that an evaluation gives, first the one that the summary of a run states; none
+            where nothing is evaluated.
         some_unused: whether steps leave some parameters without a gradient.
         channels_last: memory layout of the crops.
     """

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from labelstore.durable.storage import LocalStorage
 from labelstore.errors import InputError, NotStoredError
 from labelstore.format.blocks import BlockGrid
 from labelstore.store import LabelStore
@@ -31,7 +32,7 @@ class Replay(Loader):
     A :class:`trainer.loader.Loader` of a store's crops and labels: how it iterates is described there.
 
     Args:
-        store: a label store or its path.
+        store: a label store, wherever it is read from, or the path of its folder.
         images: the class folder that the store was made of (or its manifest); any other is refused.
         batch_size: crops a batch.
         epoch: the epoch that the first iteration plays.
@@ -89,7 +90,7 @@ class Replay(Loader):
         if follow and view_order != "cycle":
             raise InputError("follow: views come in stored order; give view_order 'cycle'")
         if follow:
-            store = LabelStore.open(store.path if isinstance(store, LabelStore) else store, follow=True)
+            store = followed(store)
         crops, self.pixels = open_crops(
             store,
             images,
@@ -146,6 +147,22 @@ def open_crops(
         source = source.at_size(size, device=device, threads=threads, cache_bytes=cache_bytes)
     normalisation = normalisation_of(source.store, mean, std)
     return ReplayedCrops(source, views, *normalisation, remark_on(found, source)), found
+
+
+def followed(store: LabelStore | Path | str) -> LabelStore:
+    """A store, opened to be followed.
+
+    Raises:
+        InputError: when it is read from elsewhere than a folder, where no build can be watched.
+    """
+    if not isinstance(store, LabelStore):
+        return LabelStore.open(store, follow=True)
+    if not isinstance(store.storage, LocalStorage):
+        raise InputError(
+            f"{store.path}: expected a store in a folder of this machine to follow, found one that is read by "
+            f"{type(store.storage).__name__}; wait for its build to end, and leave follow out"
+        )
+    return LabelStore.open(store.path, follow=True)
 
 
 def remark_on(pixels: PixelReport, source: Source) -> str:

@@ -11,6 +11,7 @@ from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from pipeline.config import json_object
 from pipeline.images.manifest import Manifest, scan
+from pipeline.images.opening import open_images
 from pipeline.networks.normalisation import require_normalisation
 from pipeline.networks.settling import differences, normalisation, require_network
 from pipeline.networks.trained import Trained, recorded_in, trained_with
@@ -58,9 +59,10 @@ class Subject:
         """The test images, their classes in the order that the network was trained in where they are the same."""
         order, root = self.config.class_order, self.images
         known = self.trained.classes if self.trained else None
-        folders = {same_form(path.name) for path in root.iterdir() if path.is_dir()} if root.is_dir() else set()
-        if known and order == "auto" and folders == {*map(same_form, known)}:
-            return scan_as(root, known, digests=False)
+        if known and order == "auto":
+            found = open_images(root, "bytes").listing.classes
+            if {*map(same_form, found)} == {*map(same_form, known)}:
+                return scan_as(root, known, digests=False)
         return scan(root, class_order=order, digests=False)
 
     def spec(self, classes: Sequence[str]) -> TeacherSpec:

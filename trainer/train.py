@@ -362,9 +362,20 @@ def summarise(values: Mapping[str, Any]) -> str:
     steps, now = values["steps"], values["steps_now"]
     text = f"run {values['run']}: {steps:,} steps{'' if now == steps else f', {now:,} of them now,'} in "
     text += duration(values["seconds"])
-    if values["last"]["top1"] is None:
+    last, best = values["last"], values["best"]
+    name = next(iter(last), None)  # of the objective's numbers, the first one
+    if name is None:
+        return f"{text}; nothing was to be evaluated"
+    if not values["evaluations"]:
         return f"{text}; no test images were given"
     return (
-        f"{text}; test top-1 {values['last']['top1']:.2f} % at the last epoch, "
-        f"{values['best']['top1']:.2f} % at the best ({values['best']['epoch']}) of {values['evaluations']} evaluated"
+        f"{text}; test {shown(name, last[name])} at the last epoch, {shown(name, best[name], named=False)} at the best "
+        f"({best['epoch']}) of {values['evaluations']} evaluated"
     )
+
+
+def shown(name: str, value: float | None, *, named: bool = True) -> str:
+    """A number of an evaluation for people, with its name: top-k in percent, others as they are."""
+    share = name.startswith("top") and name[3:].isdecimal()
+    text = "no number" if value is None else f"{value:.2f} %" if share else f"{value:.4g}"
+    return f"{f'top-{name[3:]}' if share else name} {text}" if named else text

@@ -9,7 +9,6 @@ from typing import Literal
 from labelstore.errors import InputError
 from labelstore.spec import Json
 
-EncodingName = Literal["int8", "float16", "transform"]
 CodecName = Literal["raw", "zstd", "pcodec"]
 
 
@@ -54,7 +53,7 @@ class CodeOptions:
         return encoding_parameters(name, codec=self.codec, fidelity=self.fidelity, step=self.step)
 
     @property
-    def implied_encoding(self) -> EncodingName | None:
+    def implied_encoding(self) -> str | None:
         """The encoding that these flags belong to; None where they leave the choice."""
         if self.fidelity is not None or self.step is not None or self.codec == "pcodec":
             return "transform"

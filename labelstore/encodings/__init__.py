@@ -5,18 +5,19 @@ An encoding turns logits ``[..., C]`` into one or two arrays of codes and back; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
-from labelstore.encodings.base import CodeArray, Codec, Codes, Encoding, Logits, Pairs
-from labelstore.encodings.float16 import Float16
-from labelstore.encodings.int8 import Int8, Int8Format1
-from labelstore.encodings.transform import Transform
+from labelstore import encoding_table
+from labelstore.encodings.base import Bands, CodeArray, Codec, Codes, Encoding, EncodingClass, Logits, Pairs
+from labelstore.encodings.int8 import Int8Format1
 from labelstore.errors import FormatError, InputError
 from labelstore.spec import FORMAT, Json
 
 __all__ = [
     "ENCODINGS",
+    "Bands",
     "CodeArray",
     "Codec",
     "Codes",
@@ -26,8 +27,16 @@ __all__ = [
     "make_encoding",
 ]
 
-ENCODINGS: dict[str, Callable[..., Encoding]] = {"int8": Int8, "float16": Float16, "transform": Transform}
-FORMAT_1: dict[str, Callable[..., Encoding]] = {"int8": Int8Format1, "float16": Float16, "transform": Transform}
+
+def _class_at(place: str) -> EncodingClass:
+    """The class at ``module:name``."""
+    module, _, name = place.partition(":")
+    found: EncodingClass = getattr(import_module(module), name)
+    return found
+
+
+ENCODINGS: dict[str, EncodingClass] = {name: _class_at(place) for name, place in encoding_table.ENCODINGS.items()}
+FORMAT_1: dict[str, EncodingClass] = {**ENCODINGS, "int8": Int8Format1}
 
 
 def make_encoding(parameters: Mapping[str, Json], columns: int, format_number: int = FORMAT) -> Encoding:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from labelstore.encodings import ENCODINGS
+from labelstore.encodings.base import Bands
 from labelstore.encodings.transform import DEFAULT_FIDELITY, LEAST_FIDELITY, MOST_FIDELITY
 from labelstore.spec import Json
 
@@ -19,20 +21,6 @@ from labelstore.spec import Json
 # labels, and the mean of a few differs by chance.
 SLACK = 0.1
 CHANCE = 2.0  # over the root of their number, in addition
-
-
-class Bands(NamedTuple):
-    """The least fidelity, the largest mean KL at temperatures 1 and 20, the least top-1 agreement."""
-
-    fidelity: float
-    kl_1: float
-    kl_20: float
-    top1: float
-
-    def kept(self, fidelity: float, kl_1: float, kl_20: float, top1: float, rows: int) -> bool:
-        """Whether the means over ``rows`` labels lie within; of few labels, a share of one may be missed."""
-        hits = math.floor(self.top1 * rows) / max(rows, 1)
-        return fidelity >= self.fidelity and kl_1 <= self.kl_1 and kl_20 <= self.kl_20 and top1 >= hits
 
 
 def bands_of(fidelity: float) -> Bands:
@@ -53,12 +41,6 @@ def bands_of(fidelity: float) -> Bands:
     return Bands(fidelity, 20 * away**1.25, away / 10, max(1 - 2 * away**0.6, 0.0))
 
 
-# Of encodings without a choice. The worst of CIFAR-10's ResNet-20 and ResNet-56 (10 columns, 9,980 labels) and of
-# MobileNetV2 (1,000, 5,000), unmixed and CutMix: int8 0.99985, 7.7e-5, 8.5e-7, 0.994; float16 0.99999998, 4.9e-7,
-# 2.4e-9, 0.994 (MobileNetV2 in bfloat16 has ties).
-FIXED = {"int8": Bands(0.999, 0.005, 5e-5, 0.95), "float16": Bands(0.9999, 5e-5, 2.5e-7, 0.95)}
-
-
 def missed(encoding: Mapping[str, Json], measured: Json) -> list[str]:
     """In words, which bands the measured labels of a store miss, and what to do; empty when they keep them.
 
@@ -68,10 +50,7 @@ def missed(encoding: Mapping[str, Json], measured: Json) -> list[str]:
     """
     kinds: Any = measured or {}
     name = encoding["name"]
-    advice = {
-        "transform": "look at what the teacher's logits are like, ask for more --fidelity, or use --encoding int8",
-        "int8": "look at what the teacher's logits are like, or use --encoding float16",
-    }.get(str(name), "look at what the teacher's logits are like")
+    advice = ENCODINGS[str(name)].advice
     found = []
     for kind, values in kinds.items():
         if values and (texts := _misses(_bands_for(encoding, values["mean"]), values)):
@@ -81,7 +60,7 @@ def missed(encoding: Mapping[str, Json], measured: Json) -> list[str]:
 
 def _bands_for(encoding: Mapping[str, Any], reached: float) -> Bands:
     """The bands of an encoding; where a step was chosen, those of the fidelity that was reached."""
-    if fixed := FIXED.get(encoding["name"]):
+    if fixed := ENCODINGS[encoding["name"]].bands:
         return fixed
     own = min(max(reached, LEAST_FIDELITY), MOST_FIDELITY)
     return bands_of(own if "step" in encoding else encoding.get("fidelity", DEFAULT_FIDELITY))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -68,6 +69,20 @@ class CodeArray:
     axis: str = "class"
 
 
+class Bands(NamedTuple):
+    """The least fidelity, the largest mean KL at temperatures 1 and 20, the least top-1 agreement."""
+
+    fidelity: float
+    kl_1: float
+    kl_20: float
+    top1: float
+
+    def kept(self, fidelity: float, kl_1: float, kl_20: float, top1: float, rows: int) -> bool:
+        """Whether the means over ``rows`` labels lie within; of few labels, a share of one may be missed."""
+        hits = math.floor(self.top1 * rows) / max(rows, 1)
+        return fidelity >= self.fidelity and kl_1 <= self.kl_1 and kl_20 <= self.kl_20 and top1 >= hits
+
+
 class Encoding(Protocol):
     """Turns logits into codes and back, row by row.
 
@@ -80,6 +95,9 @@ class Encoding(Protocol):
             depend on the pairs. Where it needs none, any pairs will do.
         scaled: whether ``labels`` are the logits, each row up to a scale of its own; what else ``scales`` may hold, an
             offset or masked values, is for the decoder to look at.
+        bands: what the quality of its labels is compared with; None where that follows from the fidelity asked for.
+        advice: what to do where labels miss the bands, in words.
+        least_columns: the fewest columns of a label that it takes.
     """
 
     @property
@@ -94,6 +112,17 @@ class Encoding(Protocol):
     def needs_calibration(self) -> bool: ...  # noqa: D102
     @property
     def scaled(self) -> bool: ...  # noqa: D102
+    @property
+    def bands(self) -> Bands | None: ...  # noqa: D102
+    @property
+    def advice(self) -> str: ...  # noqa: D102
+    @property
+    def least_columns(self) -> int: ...  # noqa: D102
+
+    @staticmethod
+    def label_bytes(columns: int) -> float | None:
+        """About what a label of so many columns takes in bytes; None where that also depends on a calibration."""
+        ...
 
     def to_json(self) -> dict[str, Json]:
         """Name and parameters, as the store's identity keeps them."""
@@ -110,6 +139,20 @@ class Encoding(Protocol):
     def current(self, codes: Codes) -> Codes:
         """Stored codes as the current format has them, for those who decode or store them by it."""
         ...
+
+
+class EncodingClass(Protocol):
+    """What a line of the table of encodings holds: the class, with those attributes that need no columns."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Encoding: ...  # noqa: D102
+    @property
+    def bands(self) -> Bands | None: ...  # noqa: D102
+    @property
+    def advice(self) -> str: ...  # noqa: D102
+    @property
+    def least_columns(self) -> int: ...  # noqa: D102
+
+    def label_bytes(self, columns: int, /) -> float | None: ...  # noqa: D102
 
 
 def require_codec(name: str, codec: str, codecs: tuple[str, ...]) -> None:

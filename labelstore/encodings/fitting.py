@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from labelstore.encodings.bands import Bands, bands_of
-from labelstore.encodings.base import Codes, Logits, Pairs
+from labelstore.encodings.bands import bands_of
+from labelstore.encodings.base import Bands, Codes, Logits, Pairs
 from labelstore.encodings.components import (
     BASIS_UNIT,
     MAX_CODE,

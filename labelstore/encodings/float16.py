@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from labelstore.encodings.base import CodeArray, Codes, Logits, Pairs, require_codec
+from labelstore.encodings.base import Bands, CodeArray, Codes, Logits, Pairs, require_codec
 from labelstore.spec import Json
 
 
@@ -23,11 +23,19 @@ class Float16:
     limit = 65504.0
     needs_calibration = False
     scaled = True
+    least_columns = 1
+    bands = Bands(0.9999, 5e-5, 2.5e-7, 0.95)  # as those of int8
+    advice = "look at what the teacher's logits are like"
 
     def __init__(self, columns: int, codec: Literal["raw", "zstd"] = "raw") -> None:
         require_codec("float16", codec, ("raw", "zstd"))
         self.codec = codec
         self.arrays = (CodeArray("labels", "float16", "NaN", columns, "raw" if codec == "raw" else "shuffle"),)
+
+    @staticmethod
+    def label_bytes(columns: int) -> float:
+        """Two bytes a column."""
+        return 2.0 * columns
 
     def to_json(self) -> dict[str, Json]:
         """Name, and codec where it is not ``raw``."""

@@ -60,6 +60,9 @@ class Transform:
     name = "transform"
     needs_calibration = True
     scaled = False
+    least_columns = MIN_COLUMNS
+    bands = None
+    advice = "look at what the teacher's logits are like, ask for more --fidelity, or use --encoding int8"
 
     def __init__(
         self,
@@ -114,6 +117,10 @@ class Transform:
         """The largest magnitude of a logit; how far labels may lie from the center is seen where they are encoded."""
         old = self._calibration is not None and not self._calibration.offset_apart
         return self.calibration.unit * MAX_UNITS if old else MAX_LOGIT
+
+    @staticmethod
+    def label_bytes(columns: int) -> None:
+        """It depends on the fidelity and on how many labels share the calibration: `pipeline.build.choosing`."""
 
     def to_json(self) -> dict[str, Json]:
         """Name, what the step is chosen by, and codec where it is not ``pcodec``."""

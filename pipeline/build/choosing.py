@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 
 from labelstore.command.console import byte_count
-from labelstore.encodings.transform import DEFAULT_FIDELITY, GROUP, MAX_COMPONENTS, MAX_EXACT, MIN_COLUMNS
+from labelstore.encodings import ENCODINGS
+from labelstore.encodings.transform import DEFAULT_FIDELITY, GROUP, MAX_COMPONENTS, MAX_EXACT
 from pipeline.build.calibrate import MEAN_CROPS, rows_to_fit
 
-SCALES = {"int8": 4.1, "transform": 0.4}  # bytes of a label's scale
+SCALE = 0.4  # bytes of a label's scale, in transform
 # Of a MobileNetV2's labels at a fidelity of 0.98 (columns drawn from its 1,000; 50 and 200 photographs): 0.19 bytes a
 # column at 64 to 200 columns, 0.16 at 400, 0.1 at 1,000; as many components as columns up to 400, 720 to 800 of 1,000;
 # codes of a mean label take twice the bytes of a label's. At 0.95 a label takes 0.53 times, at 0.92 0.36 times as much.
@@ -60,8 +61,7 @@ def estimate(
         fidelity: that ``transform`` is to reach.
         mixed: whether crops are.
     """
-    if name != "transform":
-        each = 2.0 * columns if name == "float16" else columns + SCALES["int8"]
+    if (each := ENCODINGS[name].label_bytes(columns)) is not None:
         return Estimate(name=name, label=each, once=0.0, labels=labels)
     rate = ((1 - (fidelity or DEFAULT_FIDELITY)) / (1 - DEFAULT_FIDELITY)) ** -FIDELITY_POWER
     codes = rate * columns * min(COLUMN_BYTES, WIDE_BYTES / columns**WIDE_POWER)
@@ -70,12 +70,12 @@ def estimate(
     # Rows of length 2^15 hold numbers of 2^15 / sqrt(C): as many bits as such normal numbers need.
     basis = components * columns * math.log2(2**15 / columns**0.5 * math.sqrt(2 * math.pi * math.e)) / 8
     once = basis + 8 * columns + 8 * components + images * MEAN_LABELS * codes
-    return Estimate(name=name, label=codes * (MIXED if mixed else 1) + SCALES["transform"], once=once, labels=labels)
+    return Estimate(name=name, label=codes * (MIXED if mixed else 1) + SCALE, once=once, labels=labels)
 
 
 def estimates(columns: int, images: int, labels: int, *, fidelity: float | None, mixed: bool) -> dict[str, Estimate]:
     """Of each encoding that labels of so many columns can have, as ``estimate`` has them."""
-    names = ("int8", "float16", *(("transform",) if columns >= MIN_COLUMNS else ()))
+    names = [name for name, encoding in ENCODINGS.items() if columns >= encoding.least_columns]
     return {name: estimate(name, columns, images, labels, fidelity=fidelity, mixed=mixed) for name in names}
 
 

@@ -6,7 +6,9 @@ for values on the very edge of a cell; its labels agree within the rounding of t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -222,7 +224,36 @@ class TransformTwin:
         return codes.to(dtype) * self._calibration.mean_step
 
 
-# By the encoding's name.
+class OnTheCpu:
+    """An encoding without code for a device: its arrays make the way to memory and back."""
+
+    def __init__(self, encoding: Encoding, device: torch.device) -> None:
+        self._encoding, self._device = encoding, device
+        if device.type != "cpu":
+            warn_once(encoding.name, str(device))
+
+    def encode(self, logits: Tensor, pairs: Pairs) -> dict[str, Tensor]:
+        """As the encoding itself."""
+        codes = self._encoding.encode(to_host({"logits": logits})["logits"].numpy(), pairs)
+        return {name: torch.from_numpy(values) for name, values in codes.items()}
+
+    def decode(self, codes: Mapping[str, Tensor], pairs: Pairs) -> Tensor:
+        """As the encoding itself."""
+        values = {name: each.numpy() for name, each in to_host(dict(codes)).items()}
+        return to_device(torch.from_numpy(self._encoding.decode(values, pairs)), self._device)
+
+    def are_directions(self, codes: Codes) -> bool:  # noqa: ARG002
+        """Not known."""
+        return False
+
+
+@cache
+def warn_once(name: str, device: str) -> None:
+    """Warn that labels of an encoding are coded in memory."""
+    warnings.warn(f"labels: encoding {name} has no code for {device}; its labels are coded on the CPU", stacklevel=2)
+
+
+# By the encoding's name; those without a line are coded by `OnTheCpu`.
 TWINS: dict[str, Callable[[Any, torch.device], Twin]] = {
     "float16": lambda _encoding, _device: Float16Twin(),
     "int8": lambda encoding, _device: Int8Twin(encoding.masked),
@@ -242,7 +273,7 @@ class DeviceCodes:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._current = encoding.current
-        self._twin = TWINS[encoding.name](encoding, device)
+        self._twin = TWINS.get(encoding.name, OnTheCpu)(encoding, device)
 
     def encode(self, logits: Tensor, pairs: Pairs) -> dict[str, npt.NDArray[Any]]:
         """Codes in memory, as ``Encoding.encode`` makes them.

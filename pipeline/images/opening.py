@@ -4,25 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple
 
+from labelstore.errors import InputError
 from pipeline.images.class_folder import ClassFolder, ClassOrder
 from pipeline.images.source import ImageSource
 
-FOLDER = ""
 
-Opener: TypeAlias = Callable[[Path, ClassOrder, Collection[str]], ImageSource]
-"""Called with a path, the order of the classes, and names of images to leave out; InputError where it is no source."""
+class SourceKind(NamedTuple):
+    """A kind of image source.
 
-SOURCES: dict[str, Opener] = {FOLDER: ClassFolder}
-"""By the suffix of a file, in lower case; `FOLDER` for folders, and for all that has no suffix of the table."""
+    Attributes:
+        recognises: whether a path is one, from its name or a look at what is there; cheap, and never raises.
+        open: called with a path, the order of the classes, and names of images to leave out; InputError where it is no
+            source.
+    """
+
+    recognises: Callable[[Path], bool]
+    open: Callable[[Path, ClassOrder, Collection[str]], ImageSource]
+
+
+SOURCES: dict[str, SourceKind] = {}
+"""By name: those that look at a path before it is taken for a class folder, which anything else is."""
 
 
 def open_images(path: Path, class_order: ClassOrder = "auto", leave_out: Collection[str] = ()) -> ImageSource:
     """The image source at a path.
 
     Raises:
-        InputError: there is none, or it holds no classes of images.
+        InputError: there is none, or it holds no classes of images; or it is of several kinds.
     """
-    suffix = FOLDER if path.is_dir() else path.suffix.lower()
-    return SOURCES.get(suffix, SOURCES[FOLDER])(path, class_order, leave_out)
+    found = [name for name, kind in SOURCES.items() if kind.recognises(path)]
+    if len(found) > 1:
+        raise InputError(
+            f"--images {path}: expected images of one kind, found what could be {' or '.join(found)}; move what "
+            f"belongs to one of them to another place"
+        )
+    return (SOURCES[found[0]].open if found else ClassFolder)(path, class_order, leave_out)

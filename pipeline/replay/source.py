@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from labelstore.durable.places import require_apart
+from labelstore.durable.storage import LocalStorage
 from labelstore.errors import MismatchError
 from labelstore.format.arrays import AUDIT_BLOCK
 from labelstore.store import LabelStore
@@ -81,16 +82,21 @@ class PixelReport:
 def open_images(store: LabelStore, images: Path, *, rehash: bool = False) -> Manifest:
     """The manifest of ``images``, proven to be the set that ``store`` was made of.
 
+    What is read of the images is kept beside a store in a folder. Of a store that is read from elsewhere it is kept
+    nowhere; `scan(images, cache=FILE)` keeps it where it is wanted, and its manifest is taken instead of a path.
+
     Raises:
         MismatchError: when it is another set; names the first difference.
     """
     identity = store.identity
-    places = {"--store": store.path, "the cache of --store": manifest_cache(store.path)}
-    require_apart(places, {"--images": images})
+    cache = None
+    if isinstance(store.storage, LocalStorage):
+        cache = manifest_cache(store.path)
+        require_apart({"--store": store.path, "the cache of --store": cache}, {"--images": images})
     manifest = scan_as(
         images,
         identity.classes,
-        cache=manifest_cache(store.path),
+        cache=cache,
         rehash=rehash,
         leave_out=identity.skipped,
     )

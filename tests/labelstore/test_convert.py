@@ -14,8 +14,9 @@ import pytest
 
 from labelstore import LabelStore, check
 from labelstore.durable import publish
-from labelstore.encodings.bands import FIXED, bands_of, missed
+from labelstore.encodings.bands import bands_of, missed
 from labelstore.encodings.fidelity import agreement, divergence
+from labelstore.encodings.int8 import Int8
 from labelstore.errors import InputError, LeaseError, MismatchError, NotStoredError
 from labelstore.format.calibration import FILE
 from labelstore.operations.convert import convert
@@ -239,7 +240,7 @@ def test_labels_of_any_kind_are_kept_or_refused_or_what_is_missed_is_said(
     assert about["top1"] == pytest.approx(agreement(exact[:40], found[:40]).mean(), abs=1e-8)
     assert about["kl_1"] == pytest.approx(divergence(exact[:40], found[:40], 1).mean(), rel=1e-5, abs=1e-11)
     if not missed(small.identity.encoding, small.fidelity):
-        least = bands_of(0.98) if name == "transform" else FIXED["int8"]
+        least = bands_of(0.98) if name == "transform" else Int8.bands
         assert about["top1"] >= 1 - 1.5 * (1 - least.top1)
         assert about["kl_1"] <= 1.5 * least.kl_1
 

@@ -8,7 +8,8 @@ from typing import Any, get_args
 import pytest
 
 from labelstore.__main__ import CheckConfig
-from labelstore.command.encoding_options import EncodingName, encoding_parameters
+from labelstore.command.encoding_options import encoding_parameters
+from labelstore.encoding_table import EncodingName
 from labelstore.encodings import ENCODINGS, make_encoding
 from labelstore.errors import InputError
 

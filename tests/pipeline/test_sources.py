@@ -19,6 +19,7 @@ from labelstore.store import LabelStore
 from pipeline.build.build import build
 from pipeline.config import BuildConfig
 from pipeline.images import opening
+from pipeline.images.class_folder import ClassFolder
 from pipeline.images.manifest import Manifest, require_same_images, scan
 from pipeline.images.source import ImageSource
 from pipeline.networks import save_weights
@@ -106,7 +107,8 @@ def test_images_are_read_many_at_a_time(folder: Path, tmp_path: Path) -> None:
 
 def test_another_source_takes_a_file_and_a_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that is built from a ZIP archive is that of the folder, byte for byte."""
-    monkeypatch.setitem(opening.SOURCES, ".zip", ZipImages)
+    kind = opening.SourceKind(lambda path: path.suffix == ".zip", ZipImages)
+    monkeypatch.setitem(opening.SOURCES, "zip", kind)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIZE * SIZE, 2))
     monkeypatch.setattr("tests.pipeline.test_sources.teacher", lambda: network, raising=False)
     save_weights(network.state_dict(), tmp_path / "teacher.safetensors")
@@ -136,3 +138,22 @@ def test_another_source_takes_a_file_and_a_line(folder: Path, tmp_path: Path, mo
     first, second = stores.values()
     assert len(first) > 2
     assert first == second
+
+
+def test_a_folder_is_looked_at_before_it_is_a_class_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of archives is a source of its own; one that two sources recognise is refused."""
+
+    def archives(path: Path) -> bool:
+        return path.is_dir() and any(path.glob("*.tar"))
+
+    opened = MemoryImages({"a/0": b"x"})
+    kind = opening.SourceKind(archives, lambda *_: opened)
+    monkeypatch.setitem(opening.SOURCES, "tar", kind)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/0.png").write_bytes(b"")
+    assert isinstance(opening.open_images(tmp_path), ClassFolder)
+    (tmp_path / "0.tar").touch()
+    assert opening.open_images(tmp_path) is opened
+    monkeypatch.setitem(opening.SOURCES, "other", kind)
+    with pytest.raises(InputError, match="found what could be tar or other"):
+        opening.open_images(tmp_path)

@@ -23,7 +23,7 @@ from labelstore.operations.convert import convert
 from pipeline.teacher.engine.compiling import CompileError, compilers
 from tests.journeys.world import World
 from trainer import Replay
-from trainer.losses import LOSSES, Loss, LossSpec, fused, make_loss
+from trainer.losses import Loss, LossSpec, definition_of, fused, make_loss
 from trainer.losses.closed import gift_rows
 from trainer.losses.fused import Fused
 
@@ -95,7 +95,8 @@ def require_parity(loss: Loss, spec: LossSpec, x: Tensor, *rest: Tensor) -> None
 
 
 def make_definition(spec: LossSpec) -> Any:
-    return lambda *tensors: LOSSES[spec.name](*tensors, **spec.numbers)
+    definition = definition_of(spec.kind, spec.kind.function)
+    return lambda *tensors: definition(*tensors, **spec.numbers)
 
 
 @pytest.mark.parametrize("device", DEVICES)

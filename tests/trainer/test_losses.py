@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from labelstore.errors import InputError
-from trainer.losses import LOSSES, LossSpec, cosine_loss, gift_loss, kl_loss, make_loss
+from trainer.config import LOSS_NUMBERS
+from trainer.loss_table import LOSSES, LossKind
+from trainer.losses import LossSpec, cosine_loss, gift_loss, kl_loss, make_loss
+from trainer.relabel import require_loss
 
 CLASSES = (2, 10, 1000)
 
@@ -314,3 +317,26 @@ def test_every_pair_of_losses_differs() -> None:
     values = {name: make_loss(LossSpec(name=name))(x, t, y).item() for name in LOSSES}
     for a, b in itertools.combinations(values, 2):
         assert values[a] != pytest.approx(values[b], rel=1e-6)
+
+
+def huber(x: torch.Tensor, t: torch.Tensor, *, temperature: float) -> torch.Tensor:
+    """A loss that this file and one line in the table add."""
+    return torch.nn.functional.huber_loss(x, t, delta=temperature)
+
+
+def test_a_loss_is_one_file_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = LossKind(function=f"{__name__}:huber", numbers=("temperature",), targets=False, all_columns=True)
+    monkeypatch.setitem(LOSSES, "huber", line)
+    spec = LossSpec(name="huber", temperature=0.5)
+    x, t, y, y2, lam = tensors(*case(10))
+    assert spec.to_json() == {"name": "huber", "temperature": 0.5}
+    assert make_loss(spec)(x, t, y, y2, lam).item() == huber(x, t, temperature=0.5).item()
+    with pytest.raises(InputError, match="--loss huber: needs the logits of all columns"):
+        spec.require_content("topk")
+    with pytest.raises(InputError, match="--loss huber: is a loss of logits"):
+        require_loss(["hard"], spec)
+
+
+def test_every_number_of_the_table_is_a_flag() -> None:
+    for name, kind in LOSSES.items():
+        assert set(kind.numbers) <= LOSS_NUMBERS.keys(), name

@@ -24,6 +24,7 @@ from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
 from labelstore.errors import InputError, MismatchError
 from labelstore.format.columns import CROP_COLUMNS, CUTMIX_COLUMNS, CropRows
+from labelstore.spec import Json
 from pipeline.networks.weights import read_weights
 from pipeline.ranks import Ranks
 from tests.trainer.interrupting import interrupted_after
@@ -85,6 +86,8 @@ class FreshCrops(CropSource):
 class PixelLabels:
     """Labels that are made of the crops on their way, as a network's are."""
 
+    identity: Mapping[str, Json] = {"labels": "of pixels", "seed": 0}
+
     def __init__(self) -> None:
         self._weights = torch.randn(3, COLUMNS_OF_LABELS, generator=torch.Generator().manual_seed(0))
 
@@ -98,12 +101,16 @@ class PixelLabels:
 class NoLabels:
     """Crops alone."""
 
+    identity: Mapping[str, Json] = {"labels": None}
+
     def label(self, requests: Iterator[Request]) -> Callable[[Crops], None]:  # noqa: ARG002
         return lambda _: None
 
 
 class ReadAheadLabels:
     """Labels that are looked up ahead of the crops: their number is the position's."""
+
+    identity: Mapping[str, Json] = {"labels": "positions"}
 
     def label(self, requests: Iterator[Request]) -> Callable[[Crops], torch.Tensor]:
         found = iter([(view, positions) for view, positions in requests])
@@ -305,3 +312,18 @@ def test_another_objective_is_trained_and_resumed_by_the_same_loop(
             assert torch.equal(value, found[name])
     with pytest.raises(MismatchError, match=r"another run at run\.seed"):
         trained(replace(stopped, seed=4), objective, labels())
+
+
+def test_a_summary_states_the_objectives_first_number() -> None:
+    values: dict[str, Any] = {"run": "r", "steps": 6, "steps_now": 6, "seconds": 1.0, "evaluations": 2}
+    error = {"last": {"error": 0.25}, "best": {"error": 0.125, "epoch": 1}}
+    assert loop.summarise({**values, **error}).endswith(
+        "; test error 0.25 at the last epoch, 0.125 at the best (1) of 2 evaluated"
+    )
+    top1 = {"last": {"top1": 50.0, "top5": 99.0}, "best": {"top1": 60.0, "epoch": 1}}
+    assert loop.summarise({**values, **top1}).endswith(
+        "; test top-1 50.00 % at the last epoch, 60.00 % at the best (1) of 2 evaluated"
+    )
+    none = {"last": {"top1": None}, "best": {"top1": None, "epoch": None}, "evaluations": 0}
+    assert loop.summarise({**values, **none}).endswith("; no test images were given")
+    assert loop.summarise({**values, "last": {}, "best": {"epoch": None}}).endswith("; nothing was to be evaluated")

@@ -17,7 +17,7 @@ from tests.journeys.world import World, draw_images, giftwrap
 from tests.trainer.interrupting import interrupted_after
 from trainer import train as loop
 from trainer.config import TrainConfig
-from trainer.losses import LOSSES
+from trainer.loss_table import LOSSES
 from trainer.run import Run
 
 TIMES = ("seconds", "crops_per_second", "waiting_share")

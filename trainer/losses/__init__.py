@@ -2,9 +2,9 @@
 
 A loss is called as ``loss(x, t, y, y2=None, lam=None)`` with student logits ``x [B, C]``, teacher logits
 ``t [B, C]``, targets ``y [B]`` and, for mixed crops, the partners' targets ``y2 [B]`` and the weight
-``lam [B]`` of ``y``. A new one is one new file, and one line in `LOSSES`. Twins are in `closed` and `kernels`;
-`fused` chooses among them. Where labels are probabilities (`trainer.relabel`), ``t`` holds these, and the losses are
-those of `ON_PROBABILITIES`.
+``lam [B]`` of ``y``. A new one is one new file, and one line in `LOSSES` (`trainer/loss_table.py`). Twins are in
+`closed` and `kernels`; `fused` chooses among them. Where labels are probabilities (`trainer.relabel`), ``t`` holds
+these, and the definition is the one that the line calls ``on_probabilities``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor
 from labelstore.errors import InputError, reason
 from labelstore.spec import Json
 from pipeline.networks.imported import imported
-from trainer.choices import LossName, LossSpec
+from trainer.choices import LossSpec
+from trainer.loss_table import LossKind
 from trainer.losses.closed import gift_rows, kl_rows, well_posed
 from trainer.losses.cosine import cosine_loss
 from trainer.losses.cross_entropy import ce_loss
@@ -32,7 +33,6 @@ from trainer.relabel import LabelColumns, gives_probabilities, make_relabel, req
 
 __all__ = [
     "Loss",
-    "LossName",
     "LossSpec",
     "ce_loss",
     "cosine_loss",
@@ -90,14 +90,20 @@ def soft(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
-def hard(x: Tensor, t: Tensor, y: Tensor, y2: Tensor | None = None, lam: Tensor | None = None) -> Tensor:
-    """`ce_loss`, called as every loss is."""
-    del t
-    return ce_loss(x, y, y2, lam)
+def hard(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A loss of the targets alone, without labels, called as every loss is."""
+
+    def call(
+        x: Tensor, t: Tensor, y: Tensor, y2: Tensor | None = None, lam: Tensor | None = None, **numbers: Json
+    ) -> Tensor:
+        del t
+        return loss(x, y, y2, lam, **numbers)
+
+    return call
 
 
-def with_hard_term(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-    """``loss(x, t) + hard_weight * ce(x, y)``."""
+def with_hard_term(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A loss, called as every loss is, plus ``hard_weight`` times `ce_loss`."""
 
     def call(
         x: Tensor,
@@ -107,28 +113,26 @@ def with_hard_term(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Te
         lam: Tensor | None = None,
         *,
         hard_weight: float = 0.1,
+        **numbers: Json,
     ) -> Tensor:
-        return loss(x, t) + hard_weight * ce_loss(x, y, y2, lam)
+        return loss(x, t, y, y2, lam, **numbers) + hard_weight * ce_loss(x, y, y2, lam)
 
     return call
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "gift": gift_loss,
-    "cosine": soft(cosine_loss),
-    "kl": soft(kl_loss),
-    "soft_ce": soft(soft_ce_loss),
-    "mse": soft(mse_loss),
-    "ce": hard,
-    "mse+ce": with_hard_term(mse_loss),
-    "soft_ce+ce": with_hard_term(soft_ce_loss),
-}
+def definition_of(kind: LossKind, function: str) -> Callable[..., Tensor]:
+    """A definition of a loss in plain torch, called as every loss is, with its numbers as keywords.
 
-# Those that labels may be probabilities for, by the name of the loss of logits that they belong to.
-ON_PROBABILITIES: dict[str, Callable[..., Tensor]] = {
-    "soft_ce": soft(probability_ce_loss),
-    "soft_ce+ce": with_hard_term(probability_ce_loss),
-}
+    Args:
+        kind: what the loss is.
+        function: its definition of logits, or of probabilities.
+    """
+    loss: Callable[..., Tensor] = imported("loss", function)
+    if not kind.labels:
+        loss = hard(loss)
+    elif not kind.targets:
+        loss = soft(loss)
+    return with_hard_term(loss) if kind.hard_term else loss
 
 
 def make_loss(spec: LossSpec) -> Loss:
@@ -139,12 +143,12 @@ def make_loss(spec: LossSpec) -> Loss:
     """
     if ":" in spec.name:
         return users_loss(spec.name)
-    definition = partial(LOSSES[spec.name], **spec.numbers)
-    if spec.any_scale and well_posed(*spec.weights):
+    definition = partial(definition_of(spec.kind, spec.kind.function), **spec.numbers)
+    if spec.kind.twin == "gift" and well_posed(*spec.weights):
         soft_weight, hard_weight = spec.weights
         numbers = {"soft": soft_weight, "hard": hard_weight, "smoothing": spec.smoothing}
         return Fused(definition, gift_rows, compiled(gift_rows), "gift", numbers, hard_weight > 0)
-    if spec.name == "kl":
+    if spec.kind.twin == "kl":
         return Fused(definition, kl_rows, compiled(kl_rows), "kl", spec.numbers, False)
     return definition
 
@@ -159,8 +163,9 @@ def make_relabelled_loss(spec: LossSpec, words: Sequence[str], columns: LabelCol
         return make_loss(spec)
     require_loss(words, spec)
     relabel = make_relabel(words, columns)
-    on_probabilities = gives_probabilities(words) and spec.name in ON_PROBABILITIES
-    loss = partial(ON_PROBABILITIES[spec.name], **spec.numbers) if on_probabilities else make_loss(spec)
+    loss = make_loss(spec)
+    if ":" not in spec.name and spec.kind.on_probabilities and gives_probabilities(words):
+        loss = partial(definition_of(spec.kind, spec.kind.on_probabilities), **spec.numbers)
 
     def call(x: Tensor, t: Tensor, y: Tensor, y2: Tensor | None = None, lam: Tensor | None = None) -> Tensor:
         return loss(x, relabel(t, y, y2, lam), y, y2, lam)

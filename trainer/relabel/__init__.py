@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 from labelstore.command.flags import meant
 from labelstore.errors import InputError
 from trainer.choices import LossSpec
+from trainer.loss_table import on_probabilities
 from trainer.relabel import drop, drop_others, hard, soften, swap, temperature, topk
 from trainer.relabel.columns import LabelColumns
 
@@ -131,7 +132,7 @@ def require_loss(words: Sequence[str], loss: LossSpec) -> None:
         if step.operator.gives == "probabilities" and not loss.takes_probabilities:
             raise InputError(
                 f"--loss {loss.name}: is a loss of logits, and --relabel {step.word} gives probabilities; "
-                f"take soft_ce or soft_ce+ce"
+                f"take {on_probabilities()}"
             )
         if step.operator is temperature and loss.any_scale:
             raise InputError(
