@@ -155,6 +155,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')}: expected at least 1, found {value}")
+        require_together(self)
         require_loss(self.relabel, self.loss)
         for number, flag in LOSS_NUMBERS.items():
             if number not in self.loss.numbers and getattr(self.loss, number) != getattr(LossSpec(), number):
@@ -174,7 +175,6 @@ class TrainConfig:
             raise InputError("--view-order shuffle: --follow plays views in stored order; leave one of them out")
         if self.new_head and not self.student_weights:
             raise InputError("--new-head: has an effect only with --student-weights; leave it out")
-        require_together(self)
         self.kept_epochs()
         if not 0 <= self.eval_from <= 1:
             raise InputError(f"--eval-from: expected a fraction between 0 and 1, found {self.eval_from}")

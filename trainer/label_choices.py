@@ -78,6 +78,10 @@ def require_together(config: TrainConfig) -> None:
         InputError: names the flag, and what it needs.
     """
     source = config.labels.source
+    if config.relabel and source == "none":
+        raise InputError(
+            f"--relabel {config.relabel[0]}: has no effect with --labels none, which has no labels to change; leave it out"
+        )
     if config.store is None and source in ("stored", "image"):
         raise InputError(
             f"--labels {source}: needs --store, which has the labels; give it, or --labels online with --teacher and "

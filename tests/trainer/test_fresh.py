@@ -195,6 +195,17 @@ def test_online_equals_stored_bit_for_bit(
     assert not all(torch.equal(value, state_of(stored)[name]) for name, value in state_of(exact).items())
 
 
+def test_operators_change_online_labels_as_they_change_stored_ones(places: dict[str, Any], tmp_path: Path) -> None:
+    store = store_of(places, {"mix": "cutmix", "group": 5}, tmp_path / "store")
+    flags: dict[str, Any] = {"loss": "soft_ce", "view_order": "cycle", "store": store}
+    plain = run_of(places, tmp_path / "plain", **flags)
+    flags["relabel"] = ("temperature=2", "topk=2")
+    stored, made = run_of(places, tmp_path / "stored", **flags), online(places, tmp_path / "online", **flags)
+    for config in (plain, stored, made):
+        loop.train(config, Console(as_json=True))
+    assert weights(made) == weights(stored) != weights(plain)
+
+
 def test_a_teacher_trained_here_labels_and_is_evaluated(places: dict[str, Any], tmp_path: Path) -> None:
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.2)
     run = hard(places, tmp_path / "run", keep="1,3", mean=mean, std=std, test_images=places["images"])
@@ -242,6 +253,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"labels": "online", "teacher": ("convnet-d2",)}, "give --weights"),
     ({"labels": "none"}, "--loss gift: needs labels, and --labels none has none"),
     ({"labels": "none", "loss": "ce", "teacher": ("convnet-d2",)}, "--teacher: has no effect with --labels none"),
+    ({"labels": "none", "loss": "ce", "relabel": ("topk=2",)}, "--relabel topk=2: has no effect with --labels none"),
+    ({"labels": "none", "loss": "own:loss", "relabel": ("hard",)}, "--relabel hard: has no effect with --labels none"),
     ({"labels": "none", "loss": "ce", "exact": True}, "--exact: has no effect with --labels none"),
     ({"labels": "none", "loss": "ce", "size": None}, "--size: fresh crops need a side"),
     ({"labels": "none", "loss": "ce", "view_order": "shuffle"}, "--view-order shuffle: every epoch"),
