@@ -25,19 +25,15 @@ from trainer.order import UNBOUNDED
 from trainer.run import Run, make_run
 from trainer.run_folder import (
     CONFIG,
-    LOG,
     RUN,
-    STEPS,
     accepted,
-    append,
     describe,
     hold,
     kept_weights,
-    lines_of,
-    open_log,
     record_changes,
     with_its_interval,
 )
+from trainer.run_log import LOG, STEPS, append, lines_of, open_log
 from trainer.step import step
 from trainer.stop_conditions import DivergedError
 from trainer.stopping import StopRequested, StopSignals

@@ -449,7 +449,7 @@ SEAMS = {"labelstore/durable/disk.py", "labelstore/durable/removing.py", "labels
 REMOVING = {"unlink", "rmtree", "rmdir", "removedirs", "rename", "renames", "truncate", "ftruncate", "write_text"}
 REMOVING |= {"write_bytes", "copyfile", "copytree", "copy2", "move", "savez_compressed"}
 APPENDING = {
-    "pipeline/build/watching.py", "trainer/run_folder.py", "trainer/processes.py", "benchmarks/harness.py",
+    "pipeline/build/watching.py", "trainer/run_log.py", "trainer/processes.py", "benchmarks/harness.py",
     "benchmarks/gpu.py",
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from labelstore.command.flags import from_flags
 from labelstore.errors import InputError
 from trainer.config import PlotConfig
 from trainer.plot import plot
-from trainer.run_folder import open_log
+from trainer.run_log import open_log
 from trainer.runs import read_log
 
 
