@@ -29,9 +29,9 @@ from pipeline.images.manifest_cache import CACHE
 from pipeline.networks.trained import Trained
 from pipeline.networks.weights import state_digest
 from trainer.checkpoint import elsewhere
+from trainer.code_digests import code_of, layout_of
 from trainer.config import TrainConfig
 from trainer.replay import Replay
-from trainer.sources import code_of, layout_of
 
 FORMAT = 2  # of a run: 1 knew neither digests of code and test images nor the random numbers of numpy and Python
 VERSIONS = ("torch", "torchvision", "numpy", "numcodecs")
