@@ -30,9 +30,9 @@ from pipeline.images.manifest_cache import CACHE
 from pipeline.networks.trained import Trained
 from pipeline.networks.weights import state_digest
 from trainer.checkpoint import elsewhere
+from trainer.code_digests import code_of, layout_of
 from trainer.config import TrainConfig
 from trainer.label_choices import CROP_FLAGS, TEACHER_FLAGS
-from trainer.sources import code_of, layout_of
 
 if TYPE_CHECKING:
     from trainer.material import Material
