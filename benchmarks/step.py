@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,22 +13,24 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional
 
 from benchmarks.harness import Report, Timing, interleave, machine
 from labelstore.command.console import Console
-from labelstore.command.flags import from_flags
+from labelstore.command.flags import changed, from_flags
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
 from pipeline.build.build import build
 from pipeline.config import BuildConfig
 from pipeline.device.memory import keep_freed_memory
-from pipeline.networks import build_network, load_network, save_weights
+from pipeline.networks import build_network, save_weights
 from pipeline.ranks import Ranks
 from trainer.batch import TrainBatch
 from trainer.config import TrainConfig
+from trainer.loader import Loader
+from trainer.material import open_material
 from trainer.replay import Replay
 from trainer.run import Run, make_run
 from trainer.step import step
@@ -101,8 +103,10 @@ def measure(report: Report, size: Size, device: str, *, train: bool) -> dict[str
     """All ways at one size: crops a second and processor time a crop without a student, then the time of a step."""
     with tempfile.TemporaryDirectory(dir=report.folder, prefix="step-") as folder, torch.random.fork_rng():
         config = prepare(Path(folder), size, device)
-        with closing(make_run(config, Ranks(), StopSignals())) as student:
-            ways = contenders(student, Path(folder), size)
+        online = open_material(labelled_online(config, Path(folder), size), Ranks(), None)
+        with closing(make_run(config, Ranks(), StopSignals())) as student, closing(online), closing(online.loader):
+            online.loader.channels_last = student.replay.channels_last
+            ways = contenders(student, online.loader, Path(folder), size)
             loading = interleave(
                 {name: way.load for name, way in ways.items() if name != "memory"},
                 size.rounds,
@@ -180,6 +184,12 @@ def prepare(folder: Path, size: Size, device: str) -> TrainConfig:
     )
 
 
+def labelled_online(config: TrainConfig, folder: Path, size: Size) -> TrainConfig:
+    """The same run with the store's crops labelled again by its teacher, on their way."""
+    weights = (str(folder / "teacher.safetensors"),)
+    return changed(config, labels="online", teacher=(size.network,), weights=weights)
+
+
 def draw_set(folder: Path, count: int, source: tuple[int, int]) -> Path:
     """A class folder of ``count`` smooth pictures: small ones without loss, large ones as JPEG."""
     generator, (height, width) = np.random.default_rng(0), source
@@ -224,21 +234,20 @@ class Way:
             torch.cuda.synchronize()
 
 
-def contenders(run: Run, folder: Path, size: Size) -> dict[str, Way]:
+def contenders(run: Run, online: Loader, folder: Path, size: Size) -> dict[str, Way]:
     """Every way, after its first batch was compared with the store's."""
     run.network.train()
     held = list(run.replay)
-    teacher, _ = load_network(size.network, {}, str(folder / "teacher.safetensors"), classes=CLASSES, size=size.side)
-    online = Online(run, teacher.to(run.config.render.device, memory_format=torch.channels_last).eval())  # type: ignore[call-overload]
     files = Files(run, folder / "fkd", size)
     ways = {
         "memory": Way(run, lambda: held),
         "store": Way(run, lambda: run.replay),
         "FKD's files": Way(run, files.batches),
-        "online teacher": Way(run, online.batches),
+        "online teacher": Way(run, lambda: online),
     }
     require_alike("FKD's files", next(iter(files.batches())), held[0])
-    require_alike("online teacher", online.label(held[0]), held[0])
+    first, *_ = online  # the whole epoch: the next one begins with its first batch
+    require_alike("online teacher", first, held[0])
     return ways
 
 
@@ -248,24 +257,6 @@ def require_alike(name: str, found: TrainBatch, wanted: TrainBatch) -> None:
         apart = (getattr(found, column).float() - getattr(wanted, column).float()).abs().max()
         if apart > limit:
             raise RuntimeError(f"{name}: other {column} than the store's, {float(apart):.3g} apart")
-
-
-@dataclass(frozen=True)
-class Online:
-    """The store's crops, labelled again by the teacher in every step."""
-
-    run: Run
-    teacher: nn.Module
-
-    def label(self, batch: TrainBatch) -> TrainBatch:
-        """The batch with the teacher's labels."""
-        with torch.inference_mode():
-            logits: Tensor = self.teacher(batch.images)
-        return replace(batch, logits=logits.clone())
-
-    def batches(self) -> Iterator[TrainBatch]:
-        """An epoch."""
-        return map(self.label, self.run.replay)
 
 
 class Files:

@@ -80,8 +80,7 @@ def require_together(config: TrainConfig) -> None:
     source = config.labels.source
     if config.relabel and source == "none":
         raise InputError(
-            f"--relabel {config.relabel[0]}: has no effect with --labels none, which has no labels to change; "
-            f"leave it out"
+            f"--relabel {config.relabel[0]}: has no effect with --labels none, which has no labels; leave it out"
         )
     if config.store is None and source in ("stored", "image"):
         raise InputError(

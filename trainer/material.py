@@ -19,7 +19,9 @@ from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD, require
 from pipeline.plan.plan import PlanSpec
 from pipeline.plan.spec import Interpolation
 from pipeline.ranks import Ranks
+from pipeline.recipes import recipe_of
 from pipeline.recipes.setting import Setting, listed
+from pipeline.recipes.stores import require_store
 from pipeline.render import Renderer, make_renderer
 from pipeline.replay.source import open_images
 from trainer.config import TrainConfig
@@ -199,6 +201,8 @@ def open_fresh(config: TrainConfig, ranks: Ranks, views: int | None, engine: Map
         store = store_of(config)
         manifest = open_images(store, config.images)
         config.loss.require_content(store.identity.content)
+        if config.recipe and hasattr(recipe_of(config.recipe), "fresh"):  # whose `build` makes image labels
+            require_store(config.recipe, store.identity, config.student)
         spec, found = config.plan(config.size or store.identity.size), Found.of_images(store, config.labels.view)
     else:
         manifest = scan(

@@ -14,6 +14,7 @@ from pipeline.images.opening import open_images
 from pipeline.recipes import recipe_of
 from pipeline.recipes.flags import describe, given, spelled, without_replaced, words
 from pipeline.recipes.setting import Flags, Setting, Value
+from pipeline.recipes.stores import NORMALISATION
 from trainer.config import LOSS_NUMBERS, SCHEDULE_NUMBERS, TrainConfig
 from trainer.order import UNBOUNDED
 
@@ -80,10 +81,12 @@ def setting_of(known: Mapping[str, str]) -> Setting | None:
 def flags_of(recipe: str, setting: Setting, labels: str | None, store: Path | str | None) -> Flags:
     """The flags of a recipe: of fresh crops both halves; the normalisation of labels that are stored is theirs."""
     found = recipe_of(recipe)
-    if store and labels != "image":
-        return found.train(setting)
-    crops = {name: value for name, value in found.build(setting).items() if not store or name not in ("mean", "std")}
-    return {**crops, **found.train(setting)}
+    student = found.train(setting)
+    if store and (labels or student.get("labels")) != "image":
+        return student
+    plan: Flags = getattr(found, "fresh", found.build)(setting)
+    crops = {name: value for name, value in plan.items() if not store or name not in NORMALISATION}
+    return {**crops, **student}
 
 
 def spelled_out(name: str) -> str:

@@ -9,12 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from labelstore.errors import InputError
-from pipeline.recipes import gift, rded, sre2l
+from pipeline.recipes import gift, no_distillation, rded, sre2l
 from pipeline.recipes.setting import Flags, Setting
 
 
 class Recipe(Protocol):
-    """What a file of a recipe holds. An optional ``stored_in`` names what its stores may have instead."""
+    """What a file of a recipe holds.
+
+    An optional ``stored_in`` names what its stores may have instead. An optional ``fresh`` gives the flags of a
+    student's fresh crops, where they are not those of `build`.
+    """
 
     @property
     def build_differs(self) -> str:
@@ -31,7 +35,7 @@ class Recipe(Protocol):
         """The flags of `train`."""
 
 
-RECIPES: dict[str, Recipe] = {"gift": gift, "rded": rded, "sre2l": sre2l}
+RECIPES: dict[str, Recipe] = {"gift": gift, "rded": rded, "sre2l": sre2l, "no-distillation": no_distillation}
 
 if TYPE_CHECKING:
     RecipeName = str

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.networks.weights import read_weights
 from tests.journeys.test_torchrun import launch, torchrun
-from tests.journeys.world import World, draw_images, giftwrap
+from tests.journeys.world import SIDE, TEACHER, World, draw_images, giftwrap
 
 SGD = ("--optimizer", "SGD", "--optimizer-args", '{"momentum": 0.9}', "--lr", 0.05)
 
@@ -60,6 +60,22 @@ def test_processes_train_what_one_trains(
     require_same_run(tmp_path / "run", alone)
     assert (first.summary["processes"], first.summary["steps"], first.summary["evaluations"]) == (count, 20, 5)
     assert torchrun(1, words, tmp_path / "again")[0].summary["last"] == first.summary["last"]  # only reported
+
+
+@pytest.mark.parametrize("labels", ["none", "online"])
+def test_processes_train_on_fresh_crops_what_one_trains(labels: str, world: World, tmp_path: Path) -> None:
+    """Groups of five mix, which neither batches nor slices end with; the teacher's batch is that of each process."""
+    teacher = (*TEACHER, "--weights", world.weights) if labels == "online" else ("--loss", "ce")
+    plan = ("--size", SIDE, "--mix", "cutmix", "--group", 5, "--epochs", 2, "--labels", labels, *teacher)
+    alone, words = (
+        [word for word in train_words(world, tmp_path / run, *plan) if word not in ("--store", world.store)]
+        for run in ("alone", "run")
+    )
+    ended = giftwrap(*alone)
+    assert ended.code == 0, ended.err
+    first, other = torchrun(2, words, tmp_path / "said")
+    assert (first.code, other.code) == (0, 0), first.err
+    require_same_run(tmp_path / "run", tmp_path / "alone")
 
 
 def test_a_run_goes_on_on_other_processes(world: World, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from labelstore.errors import GiftwrapError, InputError, MismatchError, NotStore
 from pipeline.build.build import build
 from pipeline.config import BuildConfig
 from pipeline.ranks import Ranks
-from tests.journeys.world import SIDE, TEACHER, World, draw_images
+from tests.journeys.world import SIDE, TEACHER, World, draw_images, giftwrap
 from trainer import train as loop
 from trainer.batch import TrainBatch
 from trainer.config import TrainConfig
@@ -74,6 +74,21 @@ def test_each_crop_has_its_images_label(mix: dict[str, Any], store: Path, world:
         known = np.stack([np.exp(row) / np.exp(row).sum() for row in by_image.values()])
         for row in np.flatnonzero(weight[:, 0] < 0.9):
             assert np.abs(known - partner[row]).max(1).min() < 1e-4  # what is left is the label of some image
+
+
+def test_the_recipe_trains_from_labels_of_whole_images_alone(store: Path, world: World, tmp_path: Path) -> None:
+    words = (
+        "train", "--recipe", "no-distillation", "--images", world.images, "--student", "convnet-d2",
+        "--student-args", '{"width": 8}', "--epochs", 4, "--threads", 1,
+    )  # fmt: skip
+    ended = giftwrap("giftwrap", *words, "--store", store, "--run-folder", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    assert "augment ('dsa=one',)" in ended.out
+    flipped = tmp_path / "flipped"
+    build_into(world, flipped, views=1, crop="center", flip=0.5)
+    refused = giftwrap("giftwrap", *words, "--store", flipped, "--run-folder", tmp_path / "other")
+    assert refused.code == 2
+    assert "--recipe no-distillation trains on a store with flip 0.0, this one has 0.5" in refused.err
 
 
 def test_a_student_is_trained_and_resumed(store: Path, world: World, tmp_path: Path) -> None:

@@ -91,6 +91,13 @@ def test_conv3_of_conv3_on_100_classes_is_rdeds_exception() -> None:
     assert (other["batch_size"], other["lr"]) == (100, 1e-3)
 
 
+# utils.py:377-431 of no-distillation: its defaults, and StepLR(E // 4, .3)
+ONE_LABEL = {
+    "labels": "image", "loss": "soft_ce", "epochs": 3000, "batch_size": 256, "optimizer": "SGD", "lr": 0.01,
+    "optimizer_args": '{"momentum": 0.9}', "weight_decay": 5e-4, "decay": "all", "schedule": "step",
+    "schedule_per": "epoch", "milestones": (0.25, 0.5, 0.75), "drop": 0.3, "eval_every": 200, "eval_from": 0,
+    "test_resize": 32,
+}  # fmt: skip
 ADAMW = {"optimizer": "AdamW", "lr": 1e-3}
 KL = {"loss": "kl", "temperature": 20.0, "t_squared": False, "epochs": 300}
 COSINE = {"schedule": "cosine", "schedule_per": "epoch", "final": 0.0}
@@ -111,6 +118,7 @@ BETAS = {"optimizer_args": '{"betas": [0.9, 0.999]}'}
                       "horizon": 2, "batch_size": 50, "eval_every": 10, "eval_from": 0.8, "test_resize": 32}),
         ("sre2l", 1000, {**KL, **ADAMW, **BY_WEIGHTS, **COSINE,
                          "horizon": 1, "batch_size": 1024, "eval_every": 10, "eval_from": 0, "test_resize": 32}),
+        ("no-distillation", 10, ONE_LABEL), ("no-distillation", 1000, ONE_LABEL),
     ],
 )  # fmt: skip
 def test_every_value(recipe: str, classes: int, values: dict[str, Any]) -> None:
@@ -222,6 +230,8 @@ def test_every_value_is_said(recipe: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert "--views 60" in rest  # fresh crops in each epoch
     named = {word.rstrip(",") for word in text.replace("\n", " ").split()}
     effective = set(config.in_effect()) - set(trained.NO_PROTOCOL)
+    if config.fresh:
+        effective -= set(trained.IDLE) - set(config.plan(32).to_json())
     assert {name.replace("_", "-") for name in effective} <= named
 
 
@@ -263,7 +273,7 @@ def test_images_that_are_left_out_count_in_both_halves(
     assert group in (1, 21)
     kept = replace(identity_of(20, 3, (listing.names[5],)), classes=listing.classes)
     config = typed_config(kept, monkeypatch, recipe, "--student", "s")
-    assert config.batch_size == {"gift": 50, "rded": 21, "sre2l": 1024}[recipe]
+    assert config.batch_size == {"gift": 50, "rded": 21, "sre2l": 1024, "no-distillation": 256}[recipe]
     monkeypatch.setattr(LabelStore, "open", lambda *_args, **_named: SimpleNamespace(identity=kept))
     (root / listing.names[5]).unlink()  # the broken file was removed meanwhile: the store is still continued
     again = stores.typed(
@@ -318,6 +328,45 @@ def test_gifts_rate_drops_where_its_authors_drop_it(epochs: int) -> None:
         assert ours.factor(epoch, epochs) == pytest.approx(theirs.get_last_lr()[0])
         optimizer.step()
         theirs.step()
+
+
+def test_the_rate_of_no_distillation_is_that_of_its_authors() -> None:
+    rate = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([rate], lr=1.0)
+    theirs = torch.optim.lr_scheduler.StepLR(optimizer, 3000 // 4, gamma=0.3)
+    flags: Any = RECIPES["no-distillation"].train(setting(10, 10))
+    ours = ScheduleSpec(name="step", per="epoch", milestones=flags["milestones"], drop=flags["drop"])
+    for epoch in range(3000):
+        assert ours.factor(epoch, 3000) == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+
+
+def fresh_config(images: Path, recipe: str, *words: object) -> TrainConfig:
+    """The run of a command line without a store."""
+    line = ["train", "--images", images, "--run-folder", "r", "--student", "convnet-d3", "--recipe", recipe, *words]
+    return read_command(TRAINER["train"], "train", trained.typed([*map(str, line)])).config
+
+
+@pytest.mark.parametrize("recipe", ["gift", "rded", "sre2l"])
+def test_online_labels_take_the_crops_of_the_recipe(recipe: str, tmp_path: Path) -> None:
+    words = ("--labels", "online", "--teacher", "t", "--weights", "w", "--size", 32)
+    root = draw_images(tmp_path / "images", per_class=7)
+    config = fresh_config(root, recipe, *words)
+    built = RECIPES[recipe].build(setting(3, 7, "convnet-d3", "t"))
+    plan = {name: value for name, value in built.items() if name not in NORMALISATION}
+    assert config.plan(32).to_json() == PlanSpec(size=32, **plan).to_json()  # type: ignore[arg-type]
+    assert (config.teacher.mean, config.teacher.std) == (built.get("mean"), built.get("std"))
+    assert config.loss.name == RECIPES[recipe].train(setting(3, 7))["loss"]
+    assert fresh_config(root, recipe, *words, "--crop", "center").crops.crop == "center"
+
+
+def test_no_distillation_has_one_label_an_image_and_fresh_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = typed_config(identity_of(100), monkeypatch, "no-distillation")
+    assert config.labels.source == "image"
+    plan = PlanSpec(size=32, crop="center", flip=0, augment=("dsa=one",), mix="none")
+    assert config.plan(32) == plan
+    assert [epoch + 1 for epoch in range(3000) if config.evaluates(epoch)] == [*range(200, 3001, 200)]
 
 
 def test_rdeds_rate_ends_at_half() -> None:
@@ -375,6 +424,7 @@ FACTOR = {"crop": "factor", "augment": ("dsa",), "flip": 0.5, "mix": "none"}
         ("rded", setting(100, 10, "convnet-d3", "convnet-d3"), {**RESIZED, "scale": (1.0, 1.0), "group": 25}),
         ("sre2l", setting(1000, 50, size=224), {**RESIZED, "scale": (0.08, 1.0), "group": 1024}),
         ("sre2l", setting(10, 10), {**RESIZED, "scale": (0.08, 1.0), "group": 100}),
+        ("no-distillation", setting(10, 10), {"crop": "center", "flip": 0, "mix": "none"}),
     ],
 )  # fmt: skip
 def test_what_a_store_contains(recipe: str, of: Setting, values: dict[str, Any]) -> None:
@@ -404,7 +454,7 @@ def test_a_store_of_the_recipe_is_taken_and_another_one_named(recipe: str, size:
     with pytest.raises(MismatchError, match=f"pipeline build --recipe {recipe}"):
         require_store(recipe, plain, "s")
     moved = replace(store(), teacher={"name": "other", **imagenet, "mean": [0.5, 0.5, 0.5]})
-    if recipe == "gift":  # whose teachers have a mean for each set
+    if recipe in ("gift", "no-distillation"):  # whose teachers have a mean for each set
         require_store(recipe, moved, "s")
     else:
         with pytest.raises(MismatchError, match=r"with mean\[0\] 0\.485, this one has 0\.5"):
