@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
-from labelstore.command.flags import Named
+from labelstore.command.flags import Named, meant
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.config import json_object
@@ -58,7 +58,8 @@ class LossSpec:
         """Refuse numbers that a loss is not defined for."""
         if self.name not in get_args(LossName) and ":" not in self.name:
             raise InputError(
-                f"loss: expected one of {', '.join(get_args(LossName))}, or module:attribute, found {self.name!r}"
+                f"--loss: expected one of {', '.join(get_args(LossName))}, or module:attribute, found {self.name!r}"
+                f"{meant(self.name, dict.fromkeys(get_args(LossName)))}"
             )
         check_numbers(self.form, self.gamma, self.smoothing, self.weight)
         if not (math.isfinite(self.temperature) and self.temperature > 0):

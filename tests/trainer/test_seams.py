@@ -303,5 +303,5 @@ def test_another_objective_is_trained_and_resumed_by_the_same_loop(
         found = read_weights(stopped.run / "last.safetensors").tensors
         for name, value in state[objective.name].items():
             assert torch.equal(value, found[name])
-    with pytest.raises(MismatchError, match=r"another run at run\.seed"):
+    with pytest.raises(MismatchError, match=r"different run \(--seed\)"):
         trained(replace(stopped, seed=4), objective, labels())
