@@ -163,7 +163,7 @@ def check_command(config: CheckConfig, console: Console) -> int:
         "bytes": report.bytes,
         "fidelity": report.fidelity,
     }
-    found = "every byte is the byte that was published" if report.ok else f"{len(report.damaged)} DAMAGED"
+    found = "all checksums match" if report.ok else f"{len(report.damaged)} DAMAGED"
     if report.missing:
         found += f"; {report.missing:,} of the requested blocks are not written yet"
     text = f"{config.store}: {report.files:,} files, {byte_count(report.bytes)} read; {found}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from numbers import Integral
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from labelstore.errors import InputError, MismatchError
@@ -229,15 +230,41 @@ def first_difference(ours: Json, theirs: Json, path: str = "") -> tuple[str, Jso
     return None if same else (path, ours, theirs)
 
 
-def require_same(what: str, stored: Json, given: Json, advice: str, holder: str = "the store") -> None:
-    """Raise MismatchError naming both sides and the first difference unless ``stored`` equals ``given``."""
+def require_same(
+    what: str,
+    stored: Json,
+    given: Json,
+    advice: str,
+    holder: str = "the store",
+    flags: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Refuse to use something with another thing than its own.
+
+    Args:
+        what: is compared, for the message.
+        stored: what there was.
+        given: what there is now.
+        advice: what to do next.
+        holder: of ``stored``, for the message.
+        flags: the flag that sets a value, by the place of the value.
+
+    Raises:
+        MismatchError: names the first difference, and both sides of it.
+    """
     found = first_difference(stored, given)
     if found:
         place, ours, theirs = found
-        where = f" at {place}" if place else ""
         raise MismatchError(
-            f"another {what}{where}: {holder} has {shorten(ours)}, this run has {shorten(theirs)}; {advice}"
+            f"different {what}{located(place, what, flags)}: {holder} has {shorten(ours)}, this run has "
+            f"{shorten(theirs)}; {advice}"
         )
+
+
+def located(place: str, what: str = "", flags: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The place of a difference for a message, or the flag that sets it; nothing where it equals ``what``."""
+    if place in ("", what):
+        return ""
+    return f" ({flags.get(place.partition('[')[0], place)})"
 
 
 def shorten(value: Json) -> str:

@@ -110,10 +110,10 @@ class BuildConfig:
     images: Annotated[Path, Group("images")]
     """Class folder: one subfolder a class, with JPEG, PNG or WebP files."""
     class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("images")] = "auto"
-    """Order of the class folders; numeric reads adjacent digits as one number; auto is the store's order,
-    of a new store byte order, and stops where numbers in the names sort otherwise."""
+    """Order of the class folders; numeric reads adjacent digits as one number; auto keeps the store's order
+    (bytes for a new store), and stops where numbers in the names sort otherwise."""
     rehash: Annotated[bool, Group("images")] = False
-    """Read every image again instead of believing size and modification time."""
+    """Read every image again instead of trusting size and modification time."""
     skip_broken: Annotated[bool, Group("images")] = False
     """Leave out images that do not decode, list them, and record them in the store."""
     crops: Annotated[PlanSpec, Group("crops")]
@@ -131,7 +131,7 @@ class BuildConfig:
     dry_run: Annotated[bool, Group("running")] = False
     """Check everything, measure a short probe, print crops, bytes and time, and write nothing."""
     progress_log: Annotated[Path | None, Group("running")] = None
-    """File that gets a line of JSON every ten seconds: what is done, how busy each stage is, and which one binds."""
+    """File that gets a line of JSON every ten seconds: what is done, how busy each stage is, and the bottleneck."""
     metrics_port: Annotated[int | None, Group("running")] = None
     """Serve the same as Prometheus metrics on this port."""
     metrics_host: Annotated[str, Group("running")] = "127.0.0.1"
@@ -178,7 +178,7 @@ class VerifyConfig:
     """Of several sets of weights in a file the one to take, as for build."""
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     rehash: bool = False
-    """Read every image again instead of believing size and modification time."""
+    """Read every image again instead of trusting size and modification time."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
 

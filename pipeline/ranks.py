@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from labelstore.command.flags import changed
@@ -219,7 +220,8 @@ def started(package: str) -> list[str]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     if world == 1:
-        return [sys.executable, "-m", package]
+        typed = Path(sys.argv[0]).name == package  # the installed script
+        return [package] if typed else [sys.executable, "-m", package]
     nodes = [] if local == world else [f"--nnodes={world // local}", "..."]  # the rest is the cluster's
     return ["torchrun", *nodes, f"--nproc-per-node={local}", "-m", package]
 

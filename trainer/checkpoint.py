@@ -112,7 +112,7 @@ def load_checkpoint(
     if found:
         place, theirs, ours = found
         raise MismatchError(
-            f"another configuration at {place}: the checkpoint {path} has {theirs!r}, this run has {ours!r}; "
+            f"different configuration ({place}): the checkpoint {path} has {theirs!r}, this run has {ours!r}; "
             "give this run the same, or a folder of its own"
         )
     state: dict[str, Any] = stored["state"]

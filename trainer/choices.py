@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from labelstore.command.flags import Named
+from labelstore.command.flags import Named, meant
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.config import json_object
@@ -58,7 +58,10 @@ class LossSpec:
     def __post_init__(self) -> None:
         """Refuse numbers that a loss is not defined for."""
         if self.name not in LOSSES and ":" not in self.name:
-            raise InputError(f"loss: expected one of {', '.join(LOSSES)}, or module:attribute, found {self.name!r}")
+            raise InputError(
+                f"--loss: expected one of {', '.join(LOSSES)}, or module:attribute, found {self.name!r}"
+                f"{meant(self.name, LOSSES)}"
+            )
         check_numbers(self.form, self.gamma, self.smoothing, self.weight)
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise InputError(f"loss temperature: expected a number > 0, found {self.temperature}")

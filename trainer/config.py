@@ -159,14 +159,12 @@ class TrainConfig:
         require_loss(self.relabel, self.loss)
         for number, flag in LOSS_NUMBERS.items():
             if number not in self.loss.numbers and getattr(self.loss, number) != getattr(LossSpec(), number):
-                raise InputError(
-                    f"--{flag.replace('_', '-')}: not a number of --loss {self.loss.name} in this form; leave it out"
-                )
+                raise InputError(f"--loss {self.loss.name} does not use --{flag.replace('_', '-')}; leave it out")
         for number, schedules in SCHEDULE_NUMBERS.items():
             if self.schedule.name not in schedules and getattr(self.schedule, number) != getattr(
                 ScheduleSpec(), number
             ):
-                raise InputError(f"--{number}: not a number of --schedule {self.schedule.name}; leave it out")
+                raise InputError(f"--schedule {self.schedule.name} does not use --{number}; leave it out")
         if not 0 <= self.schedule.warmup < self.epochs:
             raise InputError(
                 f"--warmup-epochs: expected 0 to {self.epochs - 1}, fewer than --epochs, found {self.schedule.warmup}"

@@ -12,6 +12,7 @@ from typing import Any, cast, get_args
 import torch
 from torch.nn import Parameter
 
+from labelstore.command.flags import meant
 from labelstore.errors import InputError, reason
 from labelstore.spec import Json
 from pipeline.networks.imported import imported
@@ -58,10 +59,10 @@ def optimiser_class(name: str) -> Callable[..., Any]:
     if ":" in name:
         return cast("Callable[..., Any]", imported("--optimizer", name))
     if name not in OPTIMISERS:
-        near = [known for known in OPTIMISERS if known.lower() == name.lower()]
-        meant = f"; did you mean {near[0]}?" if near else ""
+        by_case = [known for known in OPTIMISERS if known.lower() == name.lower()]
+        near = f"; did you mean {by_case[0]}?" if by_case else meant(name, OPTIMISERS)
         raise InputError(
-            f"optimiser: expected one of {', '.join(OPTIMISERS)}, or module:attribute, found {name!r}{meant}"
+            f"--optimizer: expected one of {', '.join(OPTIMISERS)}, or module:attribute, found {name!r}{near}"
         )
     return OPTIMISERS[name]
 

@@ -208,7 +208,7 @@ def start_run(config: TrainConfig, ranks: Ranks, stops: StopSignals, replay: Loa
     """
     replay.channels_last = objective.channels_last
     require_same(
-        f"rank {ranks.rank}",
+        f"command of rank {ranks.rank}",
         ranks.broadcast(dict(objective.made_of)),
         dict(objective.made_of),
         "start all ranks with the same command",

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from labelstore.command.config_file import to_toml
-from labelstore.command.flags import changed
+from labelstore.command.flags import changed, flags_of
 from labelstore.durable import removing
 from labelstore.durable.newfile import write_new, write_over
 from labelstore.durable.removing import Proof
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2  # of a run: 1 knew neither digests of code and test images nor the random numbers of numpy and Python
 VERSIONS = ("torch", "torchvision", "numpy", "numcodecs")
+FLAG_AT = {f"run.{key}": f"--{flag.name}" for key, flag in flags_of(TrainConfig).items()}  # by place
 # Where and how fast a run is made does not change what it is; what is recorded of the store has views and decoder.
 NOT_THE_RUN = (
     "run_folder",
@@ -357,7 +358,7 @@ def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) 
             f"give the code and the arguments of {path} again, or another --run"
         )
     advice = f"give the flags of {path}, or another --run"
-    require_same("run", same, dict(made), advice, holder="the folder")
+    require_same("run", same, dict(made), advice, holder="the folder", flags=FLAG_AT)
     theirs = elsewhere(stored, made)
     changes: list[Json] = []
     for key in (*CHANGES, "run"):

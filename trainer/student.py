@@ -234,7 +234,7 @@ def open_test(config: TrainConfig, material: Material) -> Test:
     if not len(images):
         raise InputError(f"--test-images {config.test_images}: expected images that decode, found none")
     require_same(
-        "list of test classes",
+        "test classes",
         list[Json](classes),
         list[Json](images.classes),
         "give --test-images with the store's classes",

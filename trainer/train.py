@@ -76,7 +76,7 @@ def complete(run: Run, console: Console) -> Mapping[str, Json]:
         with stops, run.ranks.together():
             return train_run(run, console)
     except StopRequested:
-        console.line(f"\nsaved at epoch {run.replay.epoch} of {run.config.epochs}, step {run.step}")
+        console.line(f"\nsaved after {run.replay.epoch} of {run.config.epochs} epochs, step {run.step}")
         raise stops.error() from None
     except DivergedError as error:
         kept = f"the checkpoint of step {run.saved} is kept" if run.saved else "there is no checkpoint yet"
@@ -107,7 +107,7 @@ def begin(run: Run, console: Console) -> None:
             run.forget_scores()
         if changes:
             save(run)
-        console.line(f"resuming {config.run} at epoch {run.replay.epoch} of {config.epochs}, step {run.step}")
+        console.line(f"resuming {config.run} after {run.replay.epoch} of {config.epochs} epochs, step {run.step}")
     elif ranks.first and lines_of(config.run / LOG):
         console.warn(f"{run.checkpoint}: there is no checkpoint; the run begins again, and its log")
     for change in changes:
@@ -273,7 +273,7 @@ def one_epoch(run: Run, progress: Progress, batches: Iterator[TrainBatch]) -> di
             shares: list[Any] = run.ranks.all_gather(float(loss))
             log_step(run, epoch, sum(shares) / len(shares))
         crops, waited = crops + batch.total, waited + wait
-        progress.advance(note=f"epoch {epoch}, {binding(waited, time.monotonic() - start)}")
+        progress.advance(note=f"epoch {epoch + 1}, {binding(waited, time.monotonic() - start)}")
         if run.replay.epoch != epoch:
             break
         run.stop_conditions.between_steps()
@@ -302,9 +302,9 @@ def log_step(run: Run, epoch: int, loss: float) -> None:
 
 
 def binding(waited: float, seconds: float) -> str:
-    """How much of the time steps waited for crops, and so which of the two binds."""
+    """How much of the time steps waited for crops, and so which of the two is the bottleneck."""
     share = waited / max(seconds, 1e-9)
-    return f"waiting for crops {100 * share:.0f} %; {'the student' if share < FREE else 'rendering'} binds"
+    return f"waiting for crops {100 * share:.0f} %; {'the student' if share < FREE else 'rendering'} is the bottleneck"
 
 
 def timed(batches: Iterator[TrainBatch]) -> Iterator[tuple[TrainBatch, float]]:
@@ -354,7 +354,7 @@ def summary(run: Run, before: int, seconds: float) -> dict[str, Json]:
 
 
 def summarise(values: Mapping[str, Any]) -> str:
-    """The summary for people."""
+    """The summary for people, which counts epochs from 1."""
     steps, now = values["steps"], values["steps_now"]
     text = f"run {values['run']}: {steps:,} steps{'' if now == steps else f', {now:,} of them now,'} in "
     text += duration(values["seconds"])
@@ -366,7 +366,7 @@ def summarise(values: Mapping[str, Any]) -> str:
         return f"{text}; no test images were given"
     return (
         f"{text}; test {shown(name, last[name])} at the last epoch, {shown(name, best[name], named=False)} at the best "
-        f"({best['epoch']}) of {values['evaluations']} evaluated"
+        f"(epoch {best['epoch'] + 1}) of {values['evaluations']} evaluated"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -22,15 +23,28 @@ _KINDS = {
 
 
 def to_toml(config: Any) -> str:
-    """The flags of a command as TOML, in a table a group; a flag that is None is left out.
+    """The flags of a command as TOML, in a table a group; a flag that is None is a comment.
 
     Bytes of a path that are no UTF-8, which TOML cannot hold, are replaced by question marks.
     """
-    flags, values = flags_of(type(config)), values_of(config)
+    return _toml(flags_of(type(config)), values_of(config))
+
+
+def template(config: type[Any]) -> str:
+    """The flags of a command as TOML, each with its default; one that has to be given is a comment."""
+    flags = flags_of(config)
+    return _toml(flags, {key: None if flag.default is MISSING else flag.default for key, flag in flags.items()})
+
+
+def _toml(flags: Mapping[str, Flag], values: Mapping[str, Any]) -> str:
+    """Flags as TOML; what a flag without a value takes is in a comment."""
     groups: dict[str, list[str]] = {OPTIONS: []}
     for key, flag in flags.items():
-        if values[key] is not None:
-            groups.setdefault(flag.group, []).append(f"{flag.name} = {_written(values[key])}")
+        line = f"{flag.name} = {_written(values[key])}"
+        if values[key] is None:
+            needed = "required: " if flag.default is MISSING else ""
+            line = f"# {flag.name} =  # {needed}{' or '.join(map(_described, kinds_of(flag)))}"
+        groups.setdefault(flag.group, []).append(line)
     parts = ["\n".join([*([] if title == OPTIONS else [f"[{title}]"]), *lines]) for title, lines in groups.items()]
     return ("\n\n".join(filter(None, parts)) + "\n").encode(errors="replace").decode()
 
@@ -115,20 +129,27 @@ def read_value(value: Any, flag: Flag, place: str) -> Any:
     Raises:
         InputError: when it is of another type.
     """
-    fitting = [made for kind in _choices(flag.kind) if (made := _as(kind, value)) is not None]
+    fitting = [made for kind in kinds_of(flag) if (made := _as(kind, value)) is not None]
     if not fitting:
-        expected = " or ".join(map(_described, _choices(flag.kind)))
-        raise InputError(f"{place}: {flag.name}: expected {expected}, found {value!r}")
+        expected = " or ".join(map(_described, kinds_of(flag)))
+        raise InputError(f"{place}: {flag.name}: expected {expected}, found {value!r}{nearest_choice(flag, value)}")
     return fitting[0]
+
+
+def nearest_choice(flag: Flag, value: Any) -> str:
+    """The nearest choice of a flag that has some, for the end of a message; nothing where none is near."""
+    choices = [choice for kind in kinds_of(flag) if get_origin(kind) is Literal for choice in get_args(kind)]
+    return meant(str(value), dict.fromkeys(map(str, choices)))
 
 
 def takes_list(flag: Flag) -> bool:
     """Whether one value of the flag is a list."""
-    return any(get_origin(kind) is tuple for kind in _choices(flag.kind))
+    return any(get_origin(kind) is tuple for kind in kinds_of(flag))
 
 
-def _choices(kind: Any) -> list[Any]:
-    """The types that a value can have, without None."""
+def kinds_of(flag: Flag) -> list[Any]:
+    """The types that a flag's value can have, without None."""
+    kind = flag.kind
     if hasattr(kind, "__metadata__"):
         kind = kind.__origin__
     each = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)

@@ -14,9 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
-from labelstore.command.config_file import read_config, to_toml, words_of
+from labelstore.command.config_file import read_config, template, to_toml, words_of
 from labelstore.command.console import Console, run_command
 from labelstore.command.flags import OPTIONS, Flag, flags_of, from_flags, is_positional
+from labelstore.command.mistakes import require_flags
 from labelstore.errors import InputError
 from labelstore.version import __version__
 
@@ -36,7 +37,8 @@ EVERYWHERE = (
         path=(),
         kind=bool,
         default=False,
-        help="Print all flags, with the values that they have here, as a file for --config, and exit.",
+        help="Print all flags, with the values that they have here, as a file for --config, and exit; alone, a "
+        "template.",
         group="running",
     ),
 )
@@ -93,6 +95,9 @@ def run_program(
             close = get_close_matches(words[0], commands, 1)
             meant = f"did you mean {close[0]}?" if close else f"see {invocation} --help"
             raise InputError(f"command: expected one of {', '.join(commands)}, found {words[0]!r}; {meant}")
+        if words[1:] == [f"--{PRINT_CONFIG.replace('_', '-')}"]:
+            print(template(command.config), end="")
+            return 0
         parsed = read_command(command, f"{invocation} {words[0]}", words)
         config = parsed.config
         if parsed.print_config:
@@ -178,6 +183,7 @@ def read_command(command: Command, program: str, words: Sequence[str]) -> Parsed
     positional = {key: value for key, value in stored.items() if is_positional(flags[key])}
     others = words_of({key: value for key, value in stored.items() if key not in positional}, flags)
     require_paths([*others, *spelled])
+    require_flags(spelled[1:], {**flags, **{flag.key: flag for flag in EVERYWHERE}}, program)
     typed = command.typed([spelled[0], *others, *spelled[1:]])
     values = parse(command, program, typed[1:], positional)
     del values[CONFIG]

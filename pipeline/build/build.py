@@ -21,7 +21,7 @@ from labelstore.spec import BlockShape, Identity, Json, require_same
 from labelstore.store import LabelStore
 from labelstore.writer import StoreWriter
 from pipeline.build.calibrate import Calibrator
-from pipeline.build.continuing import open_for, require_same_engine, require_same_images
+from pipeline.build.continuing import FLAG_AT, open_for, require_same_engine, require_same_images
 from pipeline.build.defaults import encoding_of, settled
 from pipeline.build.filling import Filling, Work
 from pipeline.build.probing import dry_run, engine_of, shortened
@@ -272,13 +272,13 @@ def write(
         views = writer.raise_target(config.views, engine=work.labeller.engine, renderer=work.renderer.id)
         whole = BlockGrid.of(work.identity).whole_views(config.views)
         if views > whole:
-            console.line(f"views: the store has or will have {views} already, and --views {config.views} adds none")
+            console.line(f"views: the store already has {views} views; --views {config.views} adds none")
         elif whole != config.views:
             console.line(f"views: {config.views} rounded up to {whole}, whole blocks of {work.identity.block.views}")
         calibrate(store, writer, work, console)
         missing = store.missing()
         if not missing:
-            console.line("labels: complete, no block is missing")
+            console.line("labels: complete")
         ranks.broadcast(
             {"build": writer.build, "missing": [list(block) for block in missing], "work": work.identity.to_json()}
         )
@@ -295,7 +295,14 @@ def write_share(config: BuildConfig, work: Work, console: Console, ranks: Ranks)
     with closing(work.renderer):
         begun: Any = ranks.broadcast()
         advice = "start all ranks with the same command, on devices of one model"
-        require_same(f"rank {ranks.rank}", begun["work"], work.identity.to_json(), advice)
+        require_same(
+            f"command of rank {ranks.rank}",
+            begun["work"],
+            work.identity.to_json(),
+            advice,
+            holder="the first rank",
+            flags=FLAG_AT,
+        )
         store = LabelStore.open(config.store)
         missing = [BlockIndex(*block) for block in begun["missing"]]
         with StopSignals() as stops:

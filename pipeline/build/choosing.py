@@ -110,4 +110,4 @@ def describe(chosen: str, found: dict[str, Estimate], images: int, columns: int,
         text += f"; calibrating labels {crops:,} crops more, once"
     elif (other := found.get("transform")) and other.each > own.each:
         text += f" (its calibration of {byte_count(other.once)} would be shared by only {other.labels:,} labels)"
-    return f"{text}; the numbers of each crop take some {ROW_BYTES + ROWS_ONCE / own.labels:.0f} B besides"
+    return f"{text}; the numbers of each crop add about {ROW_BYTES + ROWS_ONCE / own.labels:.0f} B"

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from labelstore.command.console import Console
+from labelstore.command.flags import flags_of
 from labelstore.errors import MismatchError
 from labelstore.format.arrays import AUDIT_BLOCK
 from labelstore.format.blocks import BlockGrid
-from labelstore.spec import Identity, Json, first_difference, require_same
+from labelstore.spec import Identity, Json, first_difference, located, require_same
 from labelstore.store import LabelStore, require_free_space, store_bytes
 from pipeline.build.filling import Work
 from pipeline.config import BuildConfig
@@ -28,6 +29,12 @@ ADVICE: Mapping[str, str] = {
     "teacher": "give the teacher that the store was made with (--weights, --mean, --std), or another --store",
     "plan": "give the crop, mix, size and seed flags of the store, or another --store",
     "label encoding": "give the store's --encoding, --codec, --fidelity or --step, or another --store",
+}
+# The flag that sets a value, by its place in an identity or an engine.
+FLAG_AT: Mapping[str, str] = {
+    f"{part}{key}": f"--{flag.name}"
+    for key, flag in flags_of(BuildConfig).items()
+    for part in ("", "plan.", "teacher.", "engine.")
 }
 
 
@@ -77,7 +84,7 @@ def require_same_images(store: LabelStore, manifest: Manifest) -> None:
         "manifest": manifest.digest,
     }
     advice = ADVICE["images"] + explained(store.identity.images, manifest)
-    require_same("images", {name: stored[name] for name in given}, given, advice)
+    require_same("images", {name: stored[name] for name in given}, given, advice, flags=FLAG_AT)
 
 
 def views_to_write(store: LabelStore, views: int) -> int:
@@ -104,9 +111,9 @@ def require_same_engine(config: BuildConfig, store: LabelStore, work: Work, cons
         return
     if not config.allow_engine_change:
         raise MismatchError(
-            f"another engine at {found[0]}: the store has {found[1]!r}, this run has {found[2]!r}; run where and "
-            f"as the store was begun (--dtype, --batch, --threads, --fold, --compile, --cuda-graph), or give "
-            f"--allow-engine-change, which the store records for the views to come"
+            f"different engine{located(found[0], flags=FLAG_AT)}: the store has {found[1]!r}, this run has "
+            f"{found[2]!r}; run where and as the store was begun (--dtype, --batch, --threads, --fold, --compile, "
+            f"--cuda-graph), or give --allow-engine-change, which the store records for the views to come"
         )
     if audited:
         require_same_labels(source, work.labeller, console)
@@ -130,4 +137,4 @@ def require_same_identity(stored: Identity, given: Identity, found: str = "") ->
     ours, theirs = stored.to_json(), given.to_json()
     for what, names in PARTS.items():
         advice = ADVICE[what] + (found if what == "images" else "")
-        require_same(what, {n: ours.get(n) for n in names}, {n: theirs.get(n) for n in names}, advice)
+        require_same(what, {n: ours.get(n) for n in names}, {n: theirs.get(n) for n in names}, advice, flags=FLAG_AT)

@@ -220,7 +220,7 @@ class Filling:
             yield OpenBlock(self._work, block)
 
     def _report(self) -> None:
-        """Show what is done so far, and which stage binds."""
+        """Show what is done so far, and which stage is the bottleneck."""
         self._require_patience()
         if self._theirs and time.monotonic() - self._looked > LOOK_SECONDS:
             self._look()

@@ -115,9 +115,9 @@ def dry_run(config: BuildConfig, work: Work, console: Console, store: LabelStore
     report_agreement(work, probed.data, console)
     crops, seconds = work.crops(views), work.crops(views) / probed.rate
     unchecked = [
-        f"that images decode, but for those of {probed.crops:,} crops",
+        f"whether images decode (except those of {probed.crops:,} crops)",
         *(() if work.identity.manifest else ("their digests",)),
-        "that a whole batch fits memory",
+        "whether a whole batch fits memory",
         *(("--compile",) if config.engine.compile != "off" else ()),
         *(("--cuda-graph",) if config.engine.cuda_graph else ()),
     ]

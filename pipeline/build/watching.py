@@ -1,4 +1,4 @@
-"""What a build is doing: how far it is, how busy each stage, and which one binds; to be seen, logged or scraped."""
+"""What a build is doing: how far it is, how busy each stage, and the bottleneck; to be seen, logged or scraped."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Moment:
     def text(self) -> str:
         """For people."""
         shares = ", ".join(f"{stage} {100 * share:.0f} %" for stage, share in self.busy.items())
-        return f"busy: {shares}; {self.binding} binds"
+        return f"busy: {shares}; {self.binding} is the bottleneck"
 
     def to_json(self) -> dict[str, Json]:
         """As one line of the log."""

@@ -19,7 +19,8 @@ class RenderOptions:
     """What decodes files: cpu; gpu, in software; gpu-hw, by its JPEG hardware. Left out, what decoded the store's, and
     otherwise the default of the device: gpu on a GPU."""
     threads: int | None = None
-    """CPU threads; all cores when left out. Of build part of the engine on a CPU, and verify takes the store's."""
+    """CPU threads; all cores when left out. On a CPU, labels depend on it: a store records it, and verify uses the
+    store's."""
     cache_gib: float = 2.0
     """Memory for decoded images; a larger set is decoded region by region, with the same pixels."""
 

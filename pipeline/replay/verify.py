@@ -115,10 +115,10 @@ def require_same_labeller(store: LabelStore, labeller: Labeller, console: Consol
     """
     identity = store.identity
     stored, ours = dict(identity.require("teacher")), dict(labeller.identity)
-    require_same("teacher", stored, ours, "give --weights of the store's teacher")
+    require_same("teacher", stored, ours, "give --weights of the store's teacher", flags={"weights": "--weights"})
     found = first_difference(dict(identity.require("engine")), dict(labeller.engine))
     if found:
-        console.line(f"engine: another than the store's at {found[0]}: {found[1]!r} there, {found[2]!r} here")
+        console.line(f"engine: differs from the store's in {found[0]}: {found[1]!r} there, {found[2]!r} here")
 
 
 @dataclass(frozen=True, eq=False)

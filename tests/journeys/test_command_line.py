@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from benchmarks.__main__ import COMMANDS as BENCHMARKS
 from giftwrap.__main__ import commands
 from labelstore import __version__
 from labelstore.__main__ import COMMANDS as LABELSTORE
+from labelstore.command.flags import flags_of as fields_of
 from labelstore.command.program import Command, read_command
 from pipeline.__main__ import COMMANDS as PIPELINE
 from trainer.__main__ import COMMANDS as TRAINER
@@ -202,3 +204,44 @@ def test_ctrl_c_while_modules_are_imported_ends_quietly(
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     ended = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, env=environment)
     assert (ended.returncode, "Traceback" in ended.stderr) == (code, False), ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["info", "--store", "S"], "--store: info takes the store without a flag: giftwrap info S"),
+        (["check", "--store=S"], "--store: check takes the store without a flag: giftwrap check S"),
+        (["export", "S", "--out", "o.npy"], "--out: export takes the out without a flag: giftwrap export STORE o.npy"),
+        (
+            ["convert", "--source", "a", "--destination", "b"],
+            "--source: convert takes the source without a flag: giftwrap convert a b",
+        ),
+        (["compare", "--runs", "a", "b"], "--runs: compare takes the runs without a flag: giftwrap compare a b"),
+        (["build", "--imges", "x"], "--imges: no flag of this command; did you mean --images?"),
+        (["train", "--bach_size", "8"], "--bach_size: no flag of this command; did you mean --batch-size?"),
+        (["train", "--nonsensical", "3"], "--nonsensical: no flag of this command; see giftwrap train --help"),
+        (
+            ["train", "--view-order", "shufle"],
+            "--view-order: expected one of shuffle, cycle, found 'shufle'; did you mean shuffle?",
+        ),
+    ],
+)
+def test_mistakes_in_flags_are_named_also_where_others_are_missing(words: list[str], message: str) -> None:
+    out, err, _, code = outcome_of("giftwrap", *words)
+    assert (out, err, code) == ("", f"error: {message}\n", 2)
+
+
+def test_a_loss_that_is_misspelt_has_the_nearest_one() -> None:
+    words = ["--store", "s", "--images", "x", "--epochs", "3", "--run", "r", "--student", "convnet-d3"]
+    _, err, _, code = outcome_of("giftwrap", "train", *words, "--loss", "gitf")
+    assert (err.startswith("error: --loss: expected one of gift, "), code) == (True, 2)
+    assert err.endswith("found 'gitf'; did you mean gift?\n")
+
+
+@pytest.mark.parametrize("name", GIFTWRAP)
+def test_print_config_alone_is_a_template_of_all_flags(name: str) -> None:
+    text = outcome_of("giftwrap", name, "--print-config")[0]
+    tomllib.loads(text)
+    every = tomllib.loads(re.sub(r"^# (\S+ =) .*", r"\1 0", text, flags=re.MULTILINE))
+    found = {inner for key, value in every.items() for inner in (value if isinstance(value, dict) else [key])}
+    assert found == {flag.name for flag in fields_of(GIFTWRAP[name].config).values()}

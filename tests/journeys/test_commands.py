@@ -77,7 +77,7 @@ def test_verify_says_so_when_pixels_are_others(world: World, tmp_path: Path) -> 
 def test_a_dry_run_looks_at_the_store_too(world: World) -> None:
     refused = giftwrap(*world.build_words(world.store, "--dry-run", "--seed", 1))
     assert refused.code == 2
-    assert "another plan" in refused.err
+    assert "different plan" in refused.err
     done = giftwrap(*world.build_words(world.store, "--dry-run", "--json"))
     assert done.summary["crops"] == 0
 
@@ -96,7 +96,7 @@ def test_verify_refuses_another_teacher(world: World, tmp_path: Path) -> None:
     save_weights(network.state_dict(), weights)
     ended = giftwrap(*words)
     assert ended.code == 2
-    assert "another teacher at weights" in ended.err
+    assert "different teacher (--weights)" in ended.err
     assert "Traceback" not in ended.err
 
 
@@ -138,11 +138,11 @@ def test_a_finished_build_is_left_alone_and_more_views_extend_it(world: World, t
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--seed", 1), "another plan at seed: the store has 0, this run has 1"),
-        (("--mix", "cutmix", "--group", 4), "another plan at"),
-        (("--mean", 0, 0, 0), "another teacher at teacher.mean"),
-        (("--encoding", "float16"), "another label encoding"),
-        (("--batch", 16, "--views", 2000), "another engine at engine.batch: the store has 32, this run has 16"),
+        (("--seed", 1), "different plan (--seed): the store has 0, this run has 1"),
+        (("--mix", "cutmix", "--group", 4), "different plan ("),
+        (("--mean", 0, 0, 0), "different teacher (--mean)"),
+        (("--encoding", "float16"), "different label encoding"),
+        (("--batch", 16, "--views", 2000), "different engine (--batch): the store has 32, this run has 16"),
     ],
 )
 def test_a_build_of_something_else_is_refused(world: World, more: tuple[object, ...], message: str) -> None:

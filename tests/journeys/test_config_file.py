@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from giftwrap.__main__ import commands
-from labelstore.command.config_file import _choices, read_config, to_toml
+from labelstore.command.config_file import kinds_of, read_config, to_toml
 from labelstore.command.flags import Flag, flags_of, from_flags, values_of
 from labelstore.command.program import read_command
 from labelstore.errors import InputError
@@ -39,7 +39,7 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
 
 
 def flag_values(flag: Flag) -> st.SearchStrategy[Any]:
-    some = st.one_of(*map(values, _choices(flag.kind)))
+    some = st.one_of(*map(values, kinds_of(flag)))
     return st.one_of(st.none(), some) if flag.default is None else some
 
 

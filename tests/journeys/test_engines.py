@@ -53,7 +53,7 @@ def test_several_teachers_label_together_and_are_verified_so(world: World, tmp_p
     assert swapped.code == 2
     alone = giftwrap(*world.build_words(store))
     assert alone.code == 2
-    assert "another teacher at teacher.members" in alone.err
+    assert "different teacher (teacher.members)" in alone.err
 
 
 def config(world: World, store: Path, **more: Any) -> BuildConfig:
@@ -90,7 +90,7 @@ def test_a_compiled_store_is_continued_compiled_or_not_at_all(
         patch.setenv("CXX", "/nonexistent")
         with pytest.raises(InputError, match=r"needs a C\+\+ compiler.*the store was begun with one"):
             build(config(world, resumed, compile="on", views=2 * VIEWS), Console(as_json=True))
-    with pytest.raises(InputError, match=r"another engine at engine.compile: the store has 'inductor'.*--compile"):
+    with pytest.raises(InputError, match=r"different engine \(--compile\): the store has 'inductor'.*--compile"):
         build(config(world, resumed, views=2 * VIEWS), Console(as_json=True))
     assert files(resumed) == before
 

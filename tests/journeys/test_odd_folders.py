@@ -146,7 +146,7 @@ def test_the_store_keeps_the_order_that_was_chosen(world: World, tmp_path: Path,
     other = "bytes" if order == "numeric" else "numeric"
     refused = giftwrap(*words(made, "--class-order", other))
     assert refused.code == 2
-    assert "another images at classes[1]" in refused.err
+    assert "different images (classes[1])" in refused.err
 
 
 def test_more_images_than_an_older_store_has_are_explained(world: World, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_each_seed_is_the_run_of_that_seed(config: TrainConfig, capsys: pytest.C
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["seed 3", "seed 1"]
     assert all("finished before" in line for line in lines)
-    with pytest.raises(InputError, match=r"seed-3: expected|another run at run\.lr"):
+    with pytest.raises(InputError, match=r"seed-3: expected|different run \(--lr\)"):
         train_seeds(changed(several, lr=0.5), Console(silent=True))
     with pytest.raises(InputError, match="found a run; give another --run-folder"):
         train_seeds(changed(several, run_folder=alone.run), Console(silent=True))

@@ -40,7 +40,7 @@ def test_what_a_label_of_a_small_set_costs_is_said() -> None:
     assert "only 3,500 labels" in text
     assert "int8 1,004.1 B, float16 2,000.0 B" in text
     assert "calibrating labels 6,600 crops more" in text
-    assert text.endswith("; the numbers of each crop take some 5 B besides")
+    assert text.endswith("; the numbers of each crop add about 5 B")
     few = estimates(1000, 10, 100, fidelity=None, mixed=False)
     assert smaller(few) == "int8"
     assert "would be shared by only 100 labels" in describe("int8", few, 10, 1000, "the smaller one")

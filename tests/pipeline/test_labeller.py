@@ -90,9 +90,9 @@ def test_it_builds_extends_and_verifies_a_store(tmp_path: Path) -> None:
     ok, values = verify(ours, quiet, MeanColours())
     assert ok
     assert values["equal_codes"] == 1
-    with pytest.raises(MismatchError, match=r"another teacher at gain: the store has 1.0, this run has 2.0"):
+    with pytest.raises(MismatchError, match=r"different teacher \(gain\): the store has 1.0, this run has 2.0"):
         verify(ours, quiet, MeanColours(gain=2.0))
-    with pytest.raises(MismatchError, match=r"another teacher at teacher.gain: the store has 1.0, this run has 2.0"):
+    with pytest.raises(MismatchError, match=r"different teacher \(teacher.gain\): the store has 1.0, this run has 2.0"):
         build(dataclasses.replace(config, views=999), quiet, MeanColours(gain=2.0))
 
 
@@ -152,7 +152,7 @@ def test_other_images_are_refused_before_a_teacher_is_loaded(tmp_path: Path, mon
     monkeypatch.setattr(building, "make_teacher", loading)
     monkeypatch.setattr(building, "settled", lambda config, _console: config)
     monkeypatch.setattr(building, "require_known", lambda *_: None)
-    with pytest.raises(MismatchError, match=r"another images at images: the store has 24, this run has 23"):
+    with pytest.raises(MismatchError, match=r"different images: the store has 24, this run has 23"):
         build(dataclasses.replace(config, views=999), Console(silent=True))
 
 

@@ -173,7 +173,7 @@ def test_shares_are_of_the_last_seconds_and_the_summary_of_all(clock: Clock) -> 
     assert (now.binding, now.busy["render"], now.busy["teacher"], now.rate) == ("teacher", 0, 0.75, 3)
     assert (whole.busy["render"], whole.busy["teacher"]) == (0.375, 0.375)
     assert (whole.crops, whole.crops_wanted, whole.blocks, whole.blocks_wanted) == (60, 100, 1, 2)
-    assert now.text == "busy: render 0 %, teacher 75 %, encode 0 %, write 0 %; teacher binds"
+    assert now.text == "busy: render 0 %, teacher 75 %, encode 0 %, write 0 %; teacher is the bottleneck"
 
 
 def test_the_log_gets_a_line_every_ten_seconds_and_continues(clock: Clock, tmp_path: Path) -> None:

@@ -100,11 +100,11 @@ def test_another_configuration_is_refused_by_its_first_difference(tmp_path: Path
     path = tmp_path / "last.pt"
     save_checkpoint(path, {}, CONFIG)
     other = {**CONFIG, "loss": {"name": "gift", "gamma": 0.2}}
-    with pytest.raises(MismatchError, match=r"at loss\.gamma: .*last\.pt has 0\.1, this run has 0\.2; give"):
+    with pytest.raises(MismatchError, match=r"\(loss\.gamma\): .*last\.pt has 0\.1, this run has 0\.2; give"):
         load_checkpoint(path, other)
-    with pytest.raises(MismatchError, match=r"at milestones\[1\]"):
+    with pytest.raises(MismatchError, match=r"\(milestones\[1\]\)"):
         load_checkpoint(path, {**CONFIG, "milestones": [0.5, 0.8]})
-    with pytest.raises(MismatchError, match=r"at epochs: .* has None, this run has 9"):
+    with pytest.raises(MismatchError, match=r"\(epochs\): .* has None, this run has 9"):
         load_checkpoint(path, {**CONFIG, "epochs": 9})
 
 

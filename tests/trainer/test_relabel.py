@@ -316,11 +316,11 @@ def test_softened_labels_train_the_same_student_and_another_relabel_is_refused(
     )
     assert same == pytest.approx(plain, rel=1e-6)
     assert "relabel" not in json.loads((config.run / "config.json").read_text())["made_of"]["run"]
-    with pytest.raises(MismatchError, match=r"another run at run\.relabel"):
+    with pytest.raises(MismatchError, match=r"different run \(--relabel"):
         loop.train(changed(softened, relabel=("topk=2",)), Console(as_json=True))
-    with pytest.raises(MismatchError, match=r"another run at run\.relabel"):
+    with pytest.raises(MismatchError, match=r"different run \(--relabel"):
         loop.train(changed(config, relabel=("topk=2",)), Console(as_json=True))
-    with pytest.raises(MismatchError, match=r"another run at run\.relabel"):
+    with pytest.raises(MismatchError, match=r"different run \(--relabel"):
         loop.train(changed(softened, relabel=()), Console(as_json=True))
     with pytest.raises(InputError, match="topk=4: expected at most 3"):
         loop.train(changed(config, relabel=("topk=4",), run_folder=tmp_path / "wide"), Console(as_json=True))

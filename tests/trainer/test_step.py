@@ -206,7 +206,7 @@ def test_numbers_that_no_run_can_have_are_refused(changes: dict[str, Any], confi
 )
 def test_numbers_of_another_loss_are_refused(changes: dict[str, Any], config: TrainConfig) -> None:
     *_, name = changes
-    with pytest.raises(InputError, match=f"--{name.replace('_', '-')}: not a number of --loss"):
+    with pytest.raises(InputError, match=f"does not use --{name.replace('_', '-')}"):
         changed(config, **changes)
 
 

@@ -98,13 +98,13 @@ def test_views_that_are_not_the_runs_or_never_built_are_refused(config: TrainCon
     with pytest.raises(InputError, match=rf"views: expected 1 to {views}.*`pipeline build --views {views + 1}` adds"):
         loop.train(changed(config, views=views + 1), Console(as_json=True))
     loop.train(config, Console(as_json=True))
-    with pytest.raises(MismatchError, match=rf"another run at store\.views: the folder has {views}, this run has 1"):
+    with pytest.raises(MismatchError, match=rf"different run \(store\.views\): the folder has {views}, this run has 1"):
         loop.train(changed(config, views=1), Console(as_json=True))
 
 
 def test_a_run_of_other_flags_is_refused(config: TrainConfig) -> None:
     loop.train(config, Console(as_json=True))
-    with pytest.raises(MismatchError, match=r"another run at run\.gamma: the folder has 0\.1, this run has 0\.2"):
+    with pytest.raises(MismatchError, match=r"different run \(--gamma\): the folder has 0\.1, this run has 0\.2"):
         loop.train(changed(config, gamma=0.2), Console(as_json=True))
 
 
