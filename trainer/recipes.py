@@ -118,7 +118,7 @@ def describe_recipe(config: TrainConfig, setting: Setting, views: int) -> str:
     text = describe(name, flags, used, NO_PROTOCOL, f"{recipe.build_differs}; {recipe.train_differs}")
     more = (
         f"; the paper draws fresh crops for each epoch: `pipeline build --views {config.epochs}` makes as many"
-        if config.epochs > views
+        if config.epochs > views and not config.fresh
         else ""
     )
     return f"{text}{more}"
