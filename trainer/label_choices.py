@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
 
 from labelstore.command.flags import Named, flags_of
 from labelstore.errors import InputError
 from pipeline.config import EngineOptions, TeacherOptions
 from pipeline.plan.spec import CropOptions
-
-if TYPE_CHECKING:
-    from trainer.config import TrainConfig
+from trainer.choices import LossSpec
 
 LabelsName = Literal["stored", "image", "online", "none"]
 # Losses on raw logits: an average of probabilities has none.
@@ -51,7 +50,7 @@ TEACHER_FLAGS = (*flags_of(OnlineTeacher), *(f"teacher_{field.name}" for field i
 NORMALISATION = ("mean", "std")  # of fresh crops without a teacher too
 
 
-def given(config: TrainConfig, names: tuple[str, ...]) -> Iterator[str]:
+def given(config: Flags, names: tuple[str, ...]) -> Iterator[str]:
     """Those of some flags, by key, that have another value than their default."""
     flags = flags_of(type(config))
     for name in names:
@@ -62,7 +61,36 @@ def given(config: TrainConfig, names: tuple[str, ...]) -> Iterator[str]:
             yield name
 
 
-def unused_flags(config: TrainConfig) -> list[str]:
+class Flags(Protocol):
+    """The flags of `train` that crops and labels depend on; `trainer.config.TrainConfig` has them."""
+
+    @property
+    def labels(self) -> LabelOptions: ...  # noqa: D102
+    @property
+    def crops(self) -> CropOptions: ...  # noqa: D102
+    @property
+    def teacher(self) -> OnlineTeacher: ...  # noqa: D102
+    @property
+    def loss(self) -> LossSpec: ...  # noqa: D102
+    @property
+    def relabel(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def store(self) -> Path | None: ...  # noqa: D102
+    @property
+    def size(self) -> int | None: ...  # noqa: D102
+    @property
+    def views(self) -> int | None: ...  # noqa: D102
+    @property
+    def view_order(self) -> str | None: ...  # noqa: D102
+    @property
+    def follow(self) -> bool: ...  # noqa: D102
+    @property
+    def fresh(self) -> bool: ...  # noqa: D102
+
+    def plan(self, size: int) -> object: ...  # noqa: D102
+
+
+def unused_flags(config: Flags) -> list[str]:
     """The flags of crops and labels that have no effect on a run, by key."""
     source = config.labels.source
     unused = [*(() if config.fresh else CROP_FLAGS), *(() if source == "online" else ("exact", *TEACHER_FLAGS))]
@@ -71,7 +99,7 @@ def unused_flags(config: TrainConfig) -> list[str]:
     return [*unused, *(() if source == "image" else ("label_view",)), *(("labels",) if source == "stored" else ())]
 
 
-def require_together(config: TrainConfig) -> None:
+def require_together(config: Flags) -> None:
     """Refuse flags of crops and labels that do not go together.
 
     Raises:
@@ -108,14 +136,14 @@ def _needed(teacher: OnlineTeacher) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return ("--teacher", teacher.names), ("--weights", teacher.weights)
 
 
-def _cause(config: TrainConfig, name: str) -> str:
+def _cause(config: Flags, name: str) -> str:
     """The choice because of which a flag has no effect."""
     if name in CROP_FLAGS:
         return f"--labels {config.labels.source}, whose crops are those of --store"
     return f"--labels {config.labels.source}"
 
 
-def _require_fresh(config: TrainConfig) -> None:
+def _require_fresh(config: Flags) -> None:
     """Refuse what no run of fresh crops can have."""
     if config.follow:
         raise InputError("--follow: plays the crops of a store that is being built; leave it out for fresh crops")

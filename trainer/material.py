@@ -26,11 +26,11 @@ from pipeline.render import Renderer, make_renderer
 from pipeline.replay.source import open_images
 from trainer.config import TrainConfig
 from trainer.crops import CropSource, FreshCrops
+from trainer.file_names import TRAIN_CACHE
 from trainer.labels import ImageLabels, LabelSource, NoLabels, logits_of_images
 from trainer.loader import Loader
 from trainer.online import Online, OnlineLabels, Shown, labels_of, load_online, probe
 from trainer.replay import Replay, open_crops
-from trainer.run_folder import TRAIN_CACHE
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

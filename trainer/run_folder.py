@@ -32,6 +32,7 @@ from pipeline.networks.weights import state_digest
 from trainer.checkpoint import elsewhere
 from trainer.code_digests import code_of, layout_of
 from trainer.config import TrainConfig
+from trainer.file_names import CONFIG, FLAGS, LOCK, TEST_CACHE, TRAIN_CACHE
 from trainer.label_choices import CROP_FLAGS, TEACHER_FLAGS
 
 if TYPE_CHECKING:
@@ -66,8 +67,6 @@ NOT_THE_RUN = (
     "exact",
     "label_view",
 )
-LOCK, CONFIG, FLAGS = ".lock", "config.json", "config.toml"
-TEST_CACHE, TRAIN_CACHE = "test.images.npz", "train.images.npz"
 CACHES = (TEST_CACHE, TRAIN_CACHE)
 LABELS = {
     "stored": "raw logits of the teacher, made after mixing",

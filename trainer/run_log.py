@@ -11,8 +11,7 @@ from typing import Any
 from labelstore.durable.newfile import write_over
 from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
-
-LOG, STEPS = "log.jsonl", "steps.jsonl"
+from trainer.file_names import LOG, STEPS
 
 
 @contextmanager

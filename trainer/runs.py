@@ -15,8 +15,8 @@ from typing import Any
 
 from labelstore.command.names import natural_key
 from labelstore.errors import InputError, reason
+from trainer.file_names import CONFIG, LOG
 
-CONFIG, LOG = "config.json", "log.jsonl"
 STORE_ROOT = "zarr.json"
 # Of what a run is made of: where and how fast it was made, which is no difference between runs.
 _PLACE = ("versions", "replay_renderer", "format", "test")

@@ -12,7 +12,8 @@ from labelstore.spec import Json
 from pipeline.ranks import Ranks, join
 from trainer.compare import Statistic
 from trainer.config import TrainConfig
-from trainer.runs import CONFIG, read_run
+from trainer.file_names import CONFIG
+from trainer.runs import read_run
 from trainer.train import summarise, train_on
 
 

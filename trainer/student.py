@@ -36,11 +36,12 @@ from trainer.config import TrainConfig
 from trainer.distributed import autocast
 from trainer.ema import Average
 from trainer.evaluate import BATCH, EvalResult, evaluate, table_of, write_classes
+from trainer.file_names import TEST_CACHE
 from trainer.losses import Loss, make_relabelled_loss
 from trainer.material import Material
 from trainer.objective import Objective, Score
 from trainer.relabel import LabelColumns, describe
-from trainer.run_folder import TEST_CACHE, kept_weights, made_of, trained_as
+from trainer.run_folder import kept_weights, made_of, trained_as
 from trainer.trial import Counts, Fit, fit, made_anew, undrawn
 
 

@@ -19,7 +19,8 @@ from pipeline.plan.plan import PlanSpec
 from pipeline.replay.source import scan_as
 from pipeline.teacher.engine.spec import DTypeName, Member, TeacherSpec
 from trainer.config import EvaluateConfig
-from trainer.run_folder import CONFIG, described_in, test_images_of, trained_as
+from trainer.file_names import CONFIG
+from trainer.run_folder import described_in, test_images_of, trained_as
 
 
 @dataclass(frozen=True, kw_only=True)

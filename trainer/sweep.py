@@ -24,9 +24,10 @@ from labelstore.durable.removing import Proof
 from labelstore.errors import InputError, LeaseError
 from labelstore.spec import Json
 from trainer.compare import Row, as_json, as_text, table
+from trainer.file_names import CONFIG
 from trainer.grid import Task, read_grid
 from trainer.processes import Failed, Running, start
-from trainer.runs import CONFIG, find_runs, read_run
+from trainer.runs import find_runs, read_run
 
 POLL_SECONDS = 0.05
 LOCK = ".lock"

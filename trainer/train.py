@@ -20,11 +20,11 @@ from trainer import recipes
 from trainer.batch import TrainBatch
 from trainer.checkpoint import CHECKPOINT, load_checkpoint, remove_left
 from trainer.config import TrainConfig
+from trainer.file_names import CONFIG, LOG, STEPS
 from trainer.objective import Score
 from trainer.order import UNBOUNDED
 from trainer.run import Run, make_run
 from trainer.run_folder import (
-    CONFIG,
     RUN,
     accepted,
     describe,
@@ -33,7 +33,7 @@ from trainer.run_folder import (
     record_changes,
     with_its_interval,
 )
-from trainer.run_log import LOG, STEPS, append, lines_of, open_log
+from trainer.run_log import append, lines_of, open_log
 from trainer.step import step
 from trainer.stop_conditions import DivergedError
 from trainer.stopping import StopRequested, StopSignals

@@ -9,26 +9,21 @@ Command lines are checked without torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 from labelstore.command.flags import meant
 from labelstore.errors import InputError
 from trainer.choices import LossSpec
 from trainer.loss_table import on_probabilities
 from trainer.relabel import drop, drop_others, hard, soften, swap, temperature, topk
-from trainer.relabel.columns import LabelColumns
+from trainer.relabel.columns import Kind, LabelColumns, Relabel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["OPERATORS", "Kind", "LabelColumns", "Operator", "Relabel", "describe", "make_relabel", "require_loss"]
-
-Kind: TypeAlias = Literal["logits", "probabilities"]
-Relabel: TypeAlias = Callable[["Tensor", "Tensor", "Tensor | None", "Tensor | None"], "Tensor"]
-"""Called as ``relabel(t, y, y2, lam)`` with labels ``t [n, C]`` and hard targets as a loss has them (`trainer.losses`);
-gives labels ``[n, C]``, and leaves ``t`` as it is."""
 
 
 class Relabelling(Protocol):

@@ -1,11 +1,20 @@
-"""The columns of labels as operators name them, and the numbers that operators take."""
+"""What operators on labels are called with: labels, their columns by name, and numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from labelstore.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kind: TypeAlias = Literal["logits", "probabilities"]
+Relabel: TypeAlias = Callable[["Tensor", "Tensor", "Tensor | None", "Tensor | None"], "Tensor"]
+"""Called as ``relabel(t, y, y2, lam)`` with labels ``t [n, C]`` and hard targets as a loss has them (`trainer.losses`);
+gives labels ``[n, C]``, and leaves ``t`` as it is."""
 
 
 @dataclass(frozen=True, slots=True)

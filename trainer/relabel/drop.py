@@ -13,7 +13,7 @@ from trainer.relabel.columns import LabelColumns, check_classes
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainer.relabel import Kind, Relabel
+    from trainer.relabel.columns import Kind, Relabel
 
 argument = "CLASS,..."
 takes: Kind | None = "probabilities"

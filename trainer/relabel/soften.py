@@ -9,7 +9,7 @@ from trainer.relabel.columns import LabelColumns
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainer.relabel import Kind, Relabel
+    from trainer.relabel.columns import Kind, Relabel
 
 argument = ""
 takes: Kind | None = "logits"

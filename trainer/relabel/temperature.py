@@ -15,7 +15,7 @@ from trainer.relabel.columns import LabelColumns
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainer.relabel import Kind, Relabel
+    from trainer.relabel.columns import Kind, Relabel
 
 argument = "T"
 takes: Kind | None = "logits"

@@ -14,7 +14,7 @@ from trainer.relabel.columns import LabelColumns, check_count
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainer.relabel import Kind, Relabel
+    from trainer.relabel.columns import Kind, Relabel
 
 argument = "K"
 takes: Kind | None = "probabilities"

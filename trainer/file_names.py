@@ -1,0 +1,5 @@
+"""The names of files in a run's folder."""
+
+LOCK, LOG, STEPS = ".lock", "log.jsonl", "steps.jsonl"
+CONFIG, FLAGS = "config.json", "config.toml"
+TEST_CACHE, TRAIN_CACHE = "test.images.npz", "train.images.npz"
