@@ -1,8 +1,8 @@
 """The whole job on real data in a few minutes: `make demo`.
 
-scikit-learn's handwritten digits become PNG class folders. A small teacher learns from the real training
-split; ten images a class are the small set; a store is built, verified and shown; three students learn from the
-same store and schedule by hard labels, KL and GIFT. Every step is a command and is printed before it runs.
+scikit-learn's handwritten digits become PNG class folders. A small teacher learns from two thirds of them; ten images a
+class of these are the small set; a store is built, verified and shown; three students learn from the same store and
+schedule by hard labels, KL and GIFT. Every step is a command and is printed before it runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 from benchmarks.commands import command
-from labelstore.command.console import run_command
+from labelstore.command.console import Console, run_command
 from labelstore.durable.newfile import new_file, write_over
 from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
@@ -67,28 +67,31 @@ def save_once(picture: Image.Image, path: Path) -> None:
 
 
 def train_teacher(root: Path) -> Path:
-    """Train ConvNet-D3 on the real training split, once; returns its weights."""
+    """Train ConvNet-D3 on train/, once, and print how far it is; returns its weights."""
     path = root / "teacher.safetensors"
     if path.exists():
         return path
-    print("\ntraining a teacher (ConvNet-D3) on the real training split", flush=True)
     keep_freed_memory()
     torch.manual_seed(0)
     network = build_network("convnet-d3", {"norm": "batch"}, classes=10, size=SIDE)
     manifest = scan(root / "train", digests=False)
     images = torch.stack([pixels(Path(manifest.place(index))) for index in range(len(manifest))])
     targets = torch.from_numpy(manifest.targets)
+    console = Console()
+    console.line(f"training a teacher (convnet-d3) on the {len(manifest):,} images of {root / 'train'}")
     inputs = normalise(images, MEAN, STD, torch.float32, channels_last=False)
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3)
     crop = v2.RandomResizedCrop(SIDE, scale=(0.4, 1.0))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, TEACHER_EPOCHS)
-    for _ in range(TEACHER_EPOCHS):
-        for batch in torch.split(torch.randperm(len(targets)), 64):
-            loss = functional.cross_entropy(network(crop(inputs[batch])), targets[batch])
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-        schedule.step()
+    with console.progress("teacher", TEACHER_EPOCHS, "epochs") as progress:
+        for _ in range(TEACHER_EPOCHS):
+            for batch in torch.split(torch.randperm(len(targets)), 64):
+                loss = functional.cross_entropy(network(crop(inputs[batch])), targets[batch])
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+            schedule.step()
+            progress.advance(note=f"loss {loss.item():.3f}")
     save_weights(network.state_dict(), path, classes=manifest.classes)
     return path
 

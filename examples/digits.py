@@ -1,6 +1,6 @@
 """Make the data of the README's quickstart: `python -m examples.digits`.
 
-Needs scikit-learn (`pip install '.[demo]'`) and about a minute on two cores. Writes scikit-learn's handwritten digits
+Needs scikit-learn (`pip install '.[demo]'`) and a few minutes on two cores. Writes scikit-learn's handwritten digits
 as class folders of 16 px PNG images below `runs/demo/` (`small/`: ten images a class; `train/`; `test/`), and the
 weights of a small teacher trained on `train/` (`teacher.safetensors`). What is there already is kept.
 """

@@ -24,10 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from examples.arguments import arguments, whole_number
 from labelstore import CropRows
+from labelstore.command.console import run_command
 from pipeline.networks import build_network, save_weights
 from pipeline.plan import draws
 from pipeline.plan.augment import INPUTS
+
+USAGE = "python -m examples.own_augmentation weights FILE CLASSES, or a command of giftwrap"
 
 
 class Invert:
@@ -71,11 +75,16 @@ def save_drawn_weights(path: Path, classes: int) -> None:
     save_weights(network.state_dict(), path)
 
 
+def weights() -> None:
+    """Write the weights that the command line names."""
+    _, path, classes = arguments(USAGE, 3, 3)
+    save_drawn_weights(Path(path), whole_number("CLASSES", classes, least=1))
+
+
 def main() -> int:
     """Write weights, or run a command of giftwrap."""
     if sys.argv[1:2] == ["weights"]:
-        save_drawn_weights(Path(sys.argv[2]), int(sys.argv[3]))
-        return 0
+        return run_command(weights)
     from giftwrap.__main__ import main as giftwrap
 
     return giftwrap()

@@ -1,11 +1,14 @@
 """A training loop of your own, with checkpoints: `python -m examples.own_loop STORE IMAGES [EPOCHS]`.
 
 Trains a ConvNet-D3 from a label store. Stop it at any time; the same command continues after the last finished epoch.
-With the README's quickstart: `python -m examples.own_loop runs/store runs/demo/small 20`.
+With the README's quickstart: `python -m examples.own_loop runs/store runs/demo/small 20`. The checkpoint is
+`runs/own-loop/checkpoint.pt`; remove it to begin again.
 """
 
 from __future__ import annotations
 
+import math
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,12 @@ from typing import Any
 import torch
 
 import trainer
+from examples.arguments import arguments, whole_number
+from labelstore.command.console import run_command
+from labelstore.errors import InputError, reason
+
+USAGE = "python -m examples.own_loop STORE IMAGES [EPOCHS]"
+CHECKPOINT = Path("runs/own-loop/checkpoint.pt")
 
 
 def train(store: Path, images: Path, checkpoint: Path, epochs: int) -> float:
@@ -32,10 +41,7 @@ def train(store: Path, images: Path, checkpoint: Path, epochs: int) -> float:
     gift = trainer.losses.make_loss(trainer.losses.LossSpec(name="gift"))
     parts: dict[str, Any] = {"student": student, "optimiser": optimiser, "replay": replay}
     if checkpoint.exists():
-        saved = torch.load(checkpoint)
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
-        trainer.restore_random_state(saved["random"])
+        load(checkpoint, parts)
 
     value = float("nan")
     for batch in replay.play(epochs):  # from the saved position on
@@ -53,12 +59,34 @@ def train(store: Path, images: Path, checkpoint: Path, epochs: int) -> float:
     return value
 
 
+def load(checkpoint: Path, parts: dict[str, Any]) -> None:
+    """Continue from a checkpoint.
+
+    Raises:
+        InputError: it is of another store or another program.
+    """
+    try:
+        saved = torch.load(checkpoint)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        trainer.restore_random_state(saved["random"])
+    except (RuntimeError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"{checkpoint}: does not continue with this store ({reason(error)}); remove it to begin again"
+        ) from error
+
+
 def main() -> None:
     """Train from the store that the command line names."""
-    store, images, *epochs = sys.argv[1:]
-    loss = train(Path(store), Path(images), Path("checkpoint.pt"), int(epochs[0]) if epochs else 200)
-    print(f"loss of the last step {loss:.4f}")
+    store, images, *more = arguments(USAGE, 2, 3)
+    epochs = whole_number("EPOCHS", more[0], least=1) if more else 200
+    CHECKPOINT.parent.mkdir(parents=True, exist_ok=True)
+    loss = train(Path(store), Path(images), CHECKPOINT, epochs)
+    if math.isnan(loss):
+        print(f"nothing left to train: {CHECKPOINT} has all {epochs} epochs")
+    else:
+        print(f"loss of the last step {loss:.4f}, checkpoint {CHECKPOINT}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, restart=(sys.executable, "-m", "examples.own_loop")))

@@ -11,7 +11,12 @@ import sys
 import numpy as np
 import numpy.typing as npt
 
+from examples.arguments import arguments, whole_number
 from labelstore import LabelStore
+from labelstore.command.console import run_command
+from labelstore.errors import InputError
+
+USAGE = "python -m examples.read_store STORE [IMAGE]"
 
 
 def agreement(store: LabelStore) -> float:
@@ -34,9 +39,11 @@ def mean_prediction(store: LabelStore, image: int) -> npt.NDArray[np.float64]:
 
 def main() -> None:
     """Print what the store has for an image."""
-    path, *image = sys.argv[1:]
+    path, *image = arguments(USAGE, 1, 2)
     store = LabelStore.open(path)
-    index = int(image[0]) if image else 0
+    index = whole_number("IMAGE", image[0]) if image else 0
+    if index >= store.identity.images:
+        raise InputError(f"IMAGE: expected 0 to {store.identity.images - 1}, found {index}")
     print(f"the teacher agrees with the hard labels on {100 * agreement(store):.2f} % of the crops")
     mean = mean_prediction(store, index)
     best = np.argsort(-mean)[:3]
@@ -46,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -264,7 +264,8 @@ def located(place: str, what: str = "", flags: Mapping[str, str] = MappingProxyT
     """The place of a difference for a message, or the flag that sets it; nothing where it equals ``what``."""
     if place in ("", what):
         return ""
-    return f" ({flags.get(place.partition('[')[0], place)})"
+    name, bracket, index = place.partition("[")
+    return f" ({flags.get(name, name)}{bracket}{index})"
 
 
 def shorten(value: Json) -> str:

@@ -131,8 +131,8 @@ def find_runs(places: Sequence[Path], *, logs: bool = False) -> list[Path]:
     for place in places:
         matches = [place] if place.exists() else [Path(name) for name in sorted(glob.glob(str(place)))]  # noqa: PTH207  an absolute pattern too
         if not matches:
-            what = "matches nothing" if glob.has_magic(str(place)) else "is not there"
-            raise InputError(f"{place}: expected the folder of a run, or a folder of runs; this {what}")
+            why = "matches nothing" if glob.has_magic(str(place)) else "no such folder"
+            raise InputError(f"{place}: {why}; give the folder of a run, or a folder of runs")
         inside = [run for match in matches for run in _runs_in(match, logs=logs)]
         if not inside:
             raise InputError(f"{place}: expected the folder of a run, or a folder of runs, found none in it")

@@ -13,8 +13,10 @@ from pipeline.config import json_object
 from pipeline.images.manifest import Manifest, scan
 from pipeline.images.opening import open_images
 from pipeline.networks.normalisation import require_normalisation
+from pipeline.networks.pretrained import is_distributed
 from pipeline.networks.settling import differences, normalisation, require_network
 from pipeline.networks.trained import Trained, recorded_in, trained_with
+from pipeline.networks.weights import require_file
 from pipeline.plan.plan import PlanSpec
 from pipeline.replay.source import scan_as
 from pipeline.teacher.engine.spec import DTypeName, Member, TeacherSpec
@@ -96,6 +98,8 @@ def settle(config: EvaluateConfig) -> Subject:
     require_normalisation(config.mean or (), config.std or ())
     weights, trained, own_dtype = _of_run(config.run) if config.run else (config.weights[0], None, None)
     images = config.images or (test_images_of(config.run) if config.run else None)
+    if not is_distributed(weights):
+        require_file(Path(weights))
     args = None if config.student_args is None else json_object("--student-args", config.student_args)
     trained = trained or trained_with(config.student, args or {}, weights)
     size = config.size or (trained.size if trained else None)
@@ -150,7 +154,8 @@ def _of_run(folder: Path) -> tuple[str, Trained, DTypeName]:
     """The last weights of a run, what they were trained with, and in which precision."""
     made = described_in(folder / CONFIG)
     if made is None:
-        raise InputError(f"--run {folder}: expected the folder of a run, found no {CONFIG}; give --weights instead")
+        found = f"expected the folder of a run, found no {CONFIG}" if folder.exists() else "no such folder"
+        raise InputError(f"--run {folder}: {found}; give a folder that `train --run` made, or --weights")
     weights = folder / "last.safetensors"
     if not weights.exists():
         raise InputError(

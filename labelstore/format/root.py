@@ -104,9 +104,10 @@ def _read_root(storage: ReadStorage) -> Root:
     try:
         data = documents.parse(path, read_whole(storage, ROOT, documents.MAX_BYTES))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise FormatError(
-            f"{root}: expected a label store, found no {ROOT} in it; give the folder that `build --store` made"
-        ) from error
+        why = f"expected a label store, found no {ROOT} in it"
+        if isinstance(storage, LocalStorage) and not root.exists():
+            why = "no such folder"
+        raise FormatError(f"{root}: {why}; give the folder that `build --store` made") from error
     attributes = data.get("attributes")
     if not isinstance(attributes, dict) or "giftwrap_format" not in attributes:
         raise FormatError(f"{root}: expected a label store, found a zarr hierarchy without giftwrap_format")

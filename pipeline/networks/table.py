@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import nn
 from labelstore.errors import InputError, reason
 from pipeline.networks import cifar_resnet, convnet, resnet_modified
 from pipeline.networks.imported import imported
-from pipeline.networks.trained import TORCHVISION
+from pipeline.networks.trained import TIMM, TORCHVISION
 
 UNNAMED = "**"  # a constructor that takes keywords which its signature does not name
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
@@ -48,15 +48,19 @@ def constructor_of(name: str) -> tuple[Callable[..., Any], Collection[str]]:
 
 def _of_torchvision(name: str, model: str) -> tuple[Callable[..., Any], Collection[str]]:
     if model not in torchvision.models.list_models():
-        raise InputError(f"network {name}: torchvision has none of that name{_meant(model)}")
+        near = _nearest(TORCHVISION, model, torchvision.models.list_models())
+        raise InputError(f"network {name}: torchvision has none of that name{near}")
     return partial(torchvision.models.get_model, model), ("num_classes",)
 
 
-def _of_timm(_name: str, model: str) -> tuple[Callable[..., Any], Collection[str]]:
+def _of_timm(name: str, model: str) -> tuple[Callable[..., Any], Collection[str]]:
     try:
         timm: Any = importlib.import_module("timm")
     except ModuleNotFoundError as error:
         raise InputError("timm:NAME needs timm: pip install 'giftwrap[timm]'") from error
+    if "/" not in model and ":" not in model and not timm.is_model(model):  # others are on a hub, or in a folder
+        near = _nearest(TIMM, model, timm.list_models())
+        raise InputError(f"network {name}: timm has none of that name{near}")
     return partial(timm.create_model, model), ("num_classes",)
 
 
@@ -80,6 +84,12 @@ LIBRARIES: Mapping[str, Callable[[str, str], tuple[Callable[..., Any], Collectio
     "torchvision": _of_torchvision,
     "timm": _of_timm,
 }
+
+
+def _nearest(prefix: str, model: str, known: Sequence[str]) -> str:
+    """The nearest names of a library, for a message."""
+    near = get_close_matches(model, known, 2)
+    return f"; did you mean {' or '.join(f'{prefix}{each}' for each in near)}?" if near else ""
 
 
 def _meant(name: str) -> str:

@@ -24,6 +24,7 @@ from pipeline.networks.weight_sets import WRAPPED_BY, choose_set, is_counter, li
 
 CLASSES_KEY = "classes"
 PREFIXES = tuple(f"{name}." for name in sorted(WRAPPED_BY))
+RUNNING = (".running_mean", ".running_var")  # of batch norm
 AVERAGES = "n_averaged"  # torch's AveragedModel counts its steps
 
 
@@ -154,10 +155,22 @@ def load_weights(network: nn.Module, weights: Weights) -> None:
     if any(problems.values()):
         text = "; ".join(f"{kind}: {listed(names)}" for kind, names in problems.items() if names)
         raise InputError(
-            f"weights {weights.source} do not fit the network {type(network).__name__}: {text}; "
-            "check the network's name, its arguments and --size"
+            f"weights {weights.source} do not fit the network {type(network).__name__}: {text}; {_advice(own, found)}"
         )
     network.load_state_dict(found, strict=False)  # only counters can be missing
+
+
+def _advice(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """What to change where weights do not fit: the network's arguments, where it has the layers of the weights."""
+    ours, theirs = ({name for name in each if name.endswith(RUNNING)} for each in (own, found))
+    flags = "--teacher-args or --student-args"
+    if own.keys() - ours == found.keys() - theirs:
+        if ours != theirs:
+            norm = "batch" if theirs else "instance"
+            return f'only the norm differs: give the network\'s arguments by {flags}, such as \'{{"norm": "{norm}"}}\''
+        if all(tensor.ndim == found[name].ndim for name, tensor in own.items()):
+            return f"only sizes differ: give the network's arguments by {flags}, such as '{{\"width\": 64}}', or --size"
+    return f"check the network's name, its arguments ({flags}) and --size"
 
 
 def _fits(own: Tensor, found: Tensor) -> bool:

@@ -136,8 +136,12 @@ def test_what_does_not_fit_is_refused(wide: World, tmp_path: Path) -> None:
         (new, ("--class-columns", "5,0,5"), "columns [5] more than once"),
         (new, ("--class-columns", "ant,bee,cat"), "class names are unknown"),
         (new, ("--teacher-classes", "0,1,2,3", "--class-columns", SELECTION), "index 5 of a network of 4 columns"),
-        (store, ("--class-columns", tmp_path / "columns", *MIXED), "class_columns[2]: the store has 3, this run has 2"),
-        (store, ("--teacher-classes", SELECTION, *MIXED), "different teacher (class_columns)"),
+        (
+            store,
+            ("--class-columns", tmp_path / "columns", *MIXED),
+            "(--class-columns[2]): the store has 3, this run has 2",
+        ),
+        (store, ("--teacher-classes", SELECTION, *MIXED), "different teacher (--class-columns"),
     ):
         ended = giftwrap(*wide.build_words(target, *more))
         assert ended.code == 2, (more, ended)

@@ -140,7 +140,7 @@ def test_a_finished_build_is_left_alone_and_more_views_extend_it(world: World, t
     [
         (("--seed", 1), "different plan (--seed): the store has 0, this run has 1"),
         (("--mix", "cutmix", "--group", 4), "different plan ("),
-        (("--mean", 0, 0, 0), "different teacher (--mean)"),
+        (("--mean", 0, 0, 0), "different teacher (--mean"),
         (("--encoding", "float16"), "different label encoding"),
         (("--batch", 16, "--views", 2000), "different engine (--batch): the store has 32, this run has 16"),
     ],

@@ -75,3 +75,40 @@ def test_the_data_of_the_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     small = scan(demo.ROOT / "small", digests=False)
     assert (len(small), len(small.classes)) == (100, 10)
     assert read_weights(demo.ROOT / "teacher.safetensors").class_names == small.classes
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("own_loop",), "expected 2 or 3 arguments, found 0; usage: python -m examples.own_loop STORE IMAGES [EPOCHS]"),
+        (("own_loop", "STORE", "IMAGES", "three"), "EPOCHS: expected a whole number of at least 1, found 'three'"),
+        (("own_loop", "none", "IMAGES"), "none: no such folder"),
+        (("read_store",), "expected 1 or 2 arguments, found 0; usage: python -m examples.read_store"),
+        (("read_store", "STORE", "9999"), "IMAGE: expected 0 to "),
+        (("own_augmentation", "weights", "x"), "expected 3 arguments, found 2; usage: "),
+    ],
+)
+def test_mistakes_end_in_one_line(world: World, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    places = {"STORE": world.store, "IMAGES": world.images}
+    program, *more = words
+    ended = giftwrap(f"examples.{program}", *(places.get(word, word) for word in more), cwd=tmp_path)
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert ended.err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("content", [b"no checkpoint", b"", None])
+def test_a_stale_checkpoint_is_named(world: World, tmp_path: Path, content: bytes | None) -> None:
+    checkpoint = tmp_path / own_loop.CHECKPOINT
+    checkpoint.parent.mkdir(parents=True)
+    if content is None:
+        torch.save({"student": {}}, checkpoint)
+    else:
+        checkpoint.write_bytes(content)
+    ended = giftwrap("examples.own_loop", world.store, world.images, 1, cwd=tmp_path)
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1), ended.err
+    assert f"error: {own_loop.CHECKPOINT}: does not continue with this store" in ended.err
+    checkpoint.unlink()
+    assert giftwrap("examples.own_loop", world.store, world.images, 1, cwd=tmp_path).code == 0
+    assert checkpoint.exists()
+    again = giftwrap("examples.own_loop", world.store, world.images, 1, cwd=tmp_path)
+    assert (again.code, "nothing left to train" in again.out) == (0, True)

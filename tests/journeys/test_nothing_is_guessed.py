@@ -140,7 +140,7 @@ def test_a_student_labels_as_it_was_trained(run: Path, world: World, tmp_path: P
     assert giftwrap(*words, *FLAGS, "--teacher-args", '{"width": 8}').code == 0  # the same, said
     other = giftwrap(*words, "--mean", 0.4, 0.4, 0.4)
     assert other.code == 2
-    assert "different teacher (--mean)" in other.err
+    assert "different teacher (--mean[0])" in other.err
     assert "has 0.3 0.6 0.2; the flag is taken" in other.err
     other = giftwrap(*words, "--teacher-args", '{"width": 9}')
     assert (other.code, "--teacher-args {'width': 9}: the weights" in other.err) == (2, True)

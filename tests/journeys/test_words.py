@@ -16,7 +16,13 @@ from tests.journeys.world import World, giftwrap, random_teacher
     ("more", "message"),
     [
         (("--teacher", "resnet18"), "did you mean torchvision:resnet18?"),
-        (("--teacher", "torchvision:resnet19"), "torchvision has none of that name; did you mean"),
+        (("--teacher", "torchvision:resnet19"), "has none of that name; did you mean torchvision:resnet18"),
+        (("--teacher", "torchvision:resnet81"), "of that name; did you mean torchvision:resnet18"),
+        (
+            ("--teacher-args", '{"width": 16}'),
+            """only the norm differs: give the network's arguments by --teacher-args""",
+        ),
+        (("--teacher-args", '{"norm": "batch"}'), """--student-args, such as '{"width": 64}', or --size"""),
         (("--teacher", "convnet-d33"), "did you mean convnet-d3"),
         (("--teacher", "networks/mine.py:Net"), "give mine:Net, with the file in this folder"),
         (("--teacher", "no_such_module:Net"), "No module named 'no_such_module'"),

@@ -133,10 +133,7 @@ def test_a_longer_list_keeps_the_names_that_were_there(tmp_path: Path) -> None:
         (BUILD + TRAIN + "[cell]\nname = 'a'\n", r"expected \[\[cell\]\]"),
         ("train = 1\n", "train: expected a table of flags, found 1"),
         ("[train\n", "expected TOML"),
-        (
-            TRAIN.replace("{store}", "s") + "gamma = 0.2\nloss = ['gift', 'kl']\n",
-            "loss=kl: --loss kl does not use --gamma",
-        ),
+        (TRAIN.replace("{store}", "s") + "gamma = 0.2\nloss = ['gift', 'kl']\n", "loss=kl: .* does not use --gamma"),
         (TRAIN.replace("{store}", "s") + "seed = 1\nseeds = [2, 3]\n", "--seed 1, --seeds: expected one of them"),
     ],
 )  # fmt: skip
