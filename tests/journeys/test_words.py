@@ -101,3 +101,13 @@ def test_another_number_of_threads_is_refused_where_the_audit_rows_come_out_othe
     words = world.build_words(store, "--views", has + 1, "--threads", 2)
     monkeypatch.setattr("sys.argv", [str(word) for word in words])
     assert main() == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("info", "none"), ("check", "none"), ("evaluate", "--run", "none"), ("compare", "none"), ("plot", "none")],
+)
+def test_a_folder_that_is_not_there_is_named_before_what_it_should_hold(tmp_path: Path, words: tuple[str, ...]) -> None:
+    ended = giftwrap("giftwrap", *words, cwd=tmp_path)
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert "none: no such folder; give " in ended.err

@@ -71,6 +71,8 @@ def test_what_is_no_place_is_refused(place: pytest.MonkeyPatch) -> None:
 
 def test_the_way_to_resume_is_said_once(place: pytest.MonkeyPatch) -> None:
     assert started("pipeline") == [sys.executable, "-m", "pipeline"]
+    place.setattr(sys, "argv", ["/usr/bin/giftwrap", "build"])  # the installed script
+    assert started("giftwrap") == ["giftwrap"]
     place.setenv("WORLD_SIZE", "3")
     place.setenv("RANK", "0")
     assert started("pipeline") == ["torchrun", "--nproc-per-node=3", "-m", "pipeline"]
