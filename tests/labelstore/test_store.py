@@ -322,8 +322,11 @@ def test_images_must_fit(tmp_path: Path, digests: np.ndarray, targets: np.ndarra
 
 
 def test_what_is_not_a_store_is_named(tmp_path: Path, content: Content) -> None:
-    with pytest.raises(FormatError, match=r"expected a label store, found no zarr\.json in it"):
+    with pytest.raises(FormatError, match="no such folder"):
         LabelStore.open(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FormatError, match=r"expected a label store, found no zarr\.json in it"):
+        LabelStore.open(tmp_path / "empty")
     zarr.create_group(tmp_path / "other")
     with pytest.raises(FormatError, match="found a zarr hierarchy without giftwrap_format"):
         LabelStore.open(tmp_path / "other")

@@ -56,7 +56,7 @@ def test_json_of_any_depth_is_refused_in_a_line() -> None:
 
 
 def test_a_run_that_is_not_there_is_said_without_numbers(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="expected the folder of a run") as caught:
+    with pytest.raises(InputError, match="no such folder; give the folder of a run") as caught:
         plot(from_flags(PlotConfig, runs=(tmp_path / "no",), out=tmp_path / "p.png"), Console(silent=True))
     assert "Errno" not in str(caught.value)
 
