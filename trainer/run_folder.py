@@ -1,38 +1,33 @@
-"""A run's folder: what the run was made of, its log, and the lock that keeps a second process out."""
+"""A run's folder: what the run was made of, and what may change when it is resumed."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from labelstore.command.config_file import to_toml
 from labelstore.command.flags import changed, flags_of
-from labelstore.durable import removing
 from labelstore.durable.newfile import write_new, write_over
 from labelstore.durable.removing import Proof
-from labelstore.errors import InputError, LeaseError, MismatchError
+from labelstore.errors import InputError, MismatchError
 from labelstore.spec import Json, first_difference, require_same, shorten
 from labelstore.version import __version__
 from pipeline.config import json_object
 from pipeline.images.manifest import Manifest
-from pipeline.images.manifest_cache import CACHE
 from pipeline.networks.trained import Trained
 from pipeline.networks.weights import state_digest
 from trainer.checkpoint import elsewhere
 from trainer.code_digests import code_of, layout_of
 from trainer.config import TrainConfig
-from trainer.file_names import CONFIG, FLAGS, LOCK, TEST_CACHE, TRAIN_CACHE
+from trainer.file_names import CONFIG, FLAGS
 from trainer.label_choices import CROP_FLAGS, TEACHER_FLAGS
 
 if TYPE_CHECKING:
@@ -67,7 +62,6 @@ NOT_THE_RUN = (
     "exact",
     "label_view",
 )
-CACHES = (TEST_CACHE, TRAIN_CACHE)
 LABELS = {
     "stored": "raw logits of the teacher, made after mixing",
     "online": "raw logits of the teacher, made after mixing, on the way",
@@ -82,59 +76,6 @@ CHANGES = {
     "replay_renderer": "another renderer than the one with which the run began",
     "engine": "the teacher is run by another engine than the one with which the run began",
 }
-
-
-@contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder; the system lets go of it however this process ends.
-
-    A call that is refused before its run has begun leaves nothing behind.
-
-    Raises:
-        InputError: when there is something else than a run.
-        LeaseError: when another process trains there.
-    """
-    made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{folder}: expected a folder, found a file in its place; give another --run") from error
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror}); give another --run") from error
-    others = [
-        path
-        for path in folder.iterdir()
-        if path.name != LOCK and not (path.name in CACHES and removing.may_go(path, CACHE))
-    ]
-    if others and not (folder / CONFIG).exists():
-        raise InputError(f"{folder}: expected an empty folder or a run, found other files; give another --run")
-    with _open_lock(folder / LOCK) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
-                raise FileNotFoundError  # another call removed it when it was refused
-        except (BlockingIOError, FileNotFoundError) as error:
-            raise LeaseError(
-                f"{folder}: another process trains in this folder; wait for it, or give another --run"
-            ) from error
-        try:
-            yield
-        finally:
-            if not (folder / CONFIG).exists():
-                caches = ((folder / name, CACHE) for name in CACHES)
-                for path, proof in (*caches, (folder / LOCK, removing.EMPTY)):
-                    if removing.may_go(path, proof):
-                        removing.remove(path, proof)
-                if made:
-                    removing.remove_folder(folder)
-
-
-def _open_lock(path: Path) -> IO[bytes]:
-    """The file that is locked; whatever is in it stays."""
-    try:
-        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "rb", buffering=0)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be locked ({error.strerror}); give another --run") from error
 
 
 def made_of(

@@ -28,11 +28,11 @@ from trainer.run_folder import (
     RUN,
     accepted,
     describe,
-    hold,
     kept_weights,
     record_changes,
     with_its_interval,
 )
+from trainer.run_lock import hold
 from trainer.run_log import append, lines_of, open_log
 from trainer.step import step
 from trainer.stop_conditions import DivergedError

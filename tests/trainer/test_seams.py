@@ -37,7 +37,8 @@ from trainer.labels import LabelSource, Request
 from trainer.loader import READ_AHEAD, Loader
 from trainer.objective import Objective, Score
 from trainer.run import start_run
-from trainer.run_folder import FORMAT, hold
+from trainer.run_folder import FORMAT
+from trainer.run_lock import hold
 from trainer.stopping import StopSignals
 
 IMAGES, SIDE, SIZE, COLUMNS_OF_LABELS = 21, 12, 8, 5
