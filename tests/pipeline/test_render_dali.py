@@ -43,7 +43,7 @@ def raised(words: str) -> str:
 OWN = ["Failed to decode sample #7 : ", *(f"nvImageCodec failure: '#{code}'" for code in (3, 4, 17))]
 OTHERS = {
     "CUDA runtime API error cudaErrorMemoryAllocation (2):\nout of memory": "give a lower --cache-gib",
-    "nvImageCodec failure: '#5'": "give --decoder cpu",
+    "nvImageCodec failure: '#5'": "give a lower --cache-gib",
     "nvImageCodec failure: '#21'": "give --decoder cpu",
     "CUDA driver version is insufficient for CUDA runtime version": "update the driver",
     'Assert on "cuInitChecked()" failed: while CUDA is not available.': "update the driver",
