@@ -87,7 +87,8 @@ def _too_large(need: int, device: torch.device, free: int) -> InputError:
 def flatten(images: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Indexes]:
     """Images one after the other on a device, uint8 ``[B]``, and where each begins, int64 ``[n]``."""
     ends = np.cumsum([image.numel() for image in images])
-    if not any(image.is_cuda for image in images):  # copied in one transfer
-        return to_device(torch.cat([image.flatten() for image in images]), device), ends - np.diff(ends, prepend=0)
-    parts = [to_device(image, device).flatten() for image in images]
-    return torch.cat(parts), ends - np.diff(ends, prepend=0)
+    starts = ends - np.diff(ends, prepend=0)
+    if device.type != "cuda" or any(image.is_cuda for image in images):
+        return torch.cat([to_device(image, device).flatten() for image in images]), starts
+    there = torch.empty(int(ends[-1]), dtype=torch.uint8, pin_memory=True)  # so that one transfer copies all
+    return torch.cat([image.flatten() for image in images], out=there).to(device, non_blocking=True), starts
