@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from labelstore.errors import InputError
 from pipeline.device.moving import to_device
 from pipeline.render.cache import CACHE_BYTES, Images
 
-CACHE_SHARE = 0.5  # of a GPU's free memory by default; a teacher's batch is chosen for the other half
+CACHE_SHARE = 0.5  # of a GPU's free memory for all caches by default; a teacher's batch is chosen for the other half
 HEADROOM_BYTES = 2 << 30
 """What the cache of a GPU always leaves: for DALI's buffers, a chunk of images in its copies, and crops on their way.
 
@@ -30,7 +31,8 @@ def cache_budget(device: torch.device, wanted: int | None) -> int:
         return wanted
     if device.type != "cuda":
         return CACHE_BYTES
-    return max(int(CACHE_SHARE * torch.cuda.mem_get_info(device)[0]) - HEADROOM_BYTES, 0)
+    taken = sum(kept.data.numel() for kept in _caches if kept.data.device == device)
+    return max(int(CACHE_SHARE * (_free_bytes(device) + taken)) - HEADROOM_BYTES - taken, 0)
 
 
 class Kept:
@@ -51,13 +53,14 @@ class Kept:
         self._filled = 0
         need = images.room.bytes
         if need and device.type == "cuda":
-            free = torch.cuda.mem_get_info(device)[0]
+            free = _free_bytes(device)
             if need > free - HEADROOM_BYTES:
                 raise _too_large(need, device, free)
         try:
             self.data: Tensor = torch.empty(need, dtype=torch.uint8, device=device)
+            _caches.add(self)
         except torch.OutOfMemoryError as error:  # another process has taken it meanwhile
-            raise _too_large(need, device, torch.cuda.mem_get_info(device)[0]) from error
+            raise _too_large(need, device, _free_bytes(device)) from error
 
     def missing(self, images: Indexes) -> Indexes:
         """Those of some images that are not there yet, each once, int64 ``[m]``."""
@@ -73,6 +76,15 @@ class Kept:
         """Release the memory."""
         self.starts[:], self._filled = -1, 0
         self.data = self.data[:0].clone()
+
+
+_caches: WeakSet[Kept] = WeakSet()  # of this process; training has two, of its images and of its test images
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that nobody uses, torch's pool in this process included."""
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def _too_large(need: int, device: torch.device, free: int) -> InputError:
