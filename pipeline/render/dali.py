@@ -84,7 +84,6 @@ class DaliDecoder:
             require_dali()
             where = {"device": "mixed", **(options or {})}
         settings = {"batch_size": batch, "num_threads": threads, "device_id": device.index}
-        self._device = device
         first = {"files": [np.frombuffer(known_jpeg(), np.uint8)] * (batch if device.type == "cuda" else 1)}
         box = {name: np.array([value], np.int32) for name, value in (("anchor", [0, 0]), ("shape", [8, 8]))}
         self._whole, self._single = (_Runner(lambda: _whole(settings, where), device, first) for _ in range(2))
