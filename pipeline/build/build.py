@@ -35,7 +35,7 @@ from pipeline.images.remarks import say_left_out
 from pipeline.networks.load import require_known
 from pipeline.plan.plan import Plan
 from pipeline.ranks import Ranks, join
-from pipeline.render import make_renderer
+from pipeline.render import augmenter_of, make_renderer
 from pipeline.replay.source import order_of
 from pipeline.teacher.engine.batches import Workload
 from pipeline.teacher.labeller import Labeller, require_fit
@@ -89,6 +89,7 @@ def prepare(
         spec,
         device=config.render.device,
         decoder=config.render.decoder,
+        augmenter=config.render.augmenter or (augmenter_of(store.identity.require("renderer")) if store else None),
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
     )
