@@ -74,7 +74,7 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
         spilled += [f"sm_{architecture}: {case.name}, {case.text}" for case, usage in found if usage.spilled]
     return {
         "architectures": [*(ARCHITECTURES[2:3] if quick else ARCHITECTURES)],
-        "kernels": sorted({case.name for case in every}),
+        "kernels": list[Json](sorted({case.name for case in every})),
         "cases": len(every),
         "spilled": spilled,
         "kept": not spilled,

@@ -339,5 +339,5 @@ def test_kernels_are_operators_whose_shapes_are_known() -> None:
         kernels.gift(x, x, soft=1.0, hard=0.0, smoothing=0.1)
         kernels.kl(x, x, temperature=1.0, t_squared=False)
     assert not [guard for guard in symbols.guards if "8" in str(guard.expr)]  # compiled once, for any number of rows
-    found = get_triton_kernels_for_op("giftwrap::gift_rows")
+    found: Any = get_triton_kernels_for_op("giftwrap::gift_rows")
     assert {kernel.fn.__name__ for kernel in found} == {"gift_kernel", "gift_tiles_kernel"}
