@@ -28,6 +28,7 @@ from pipeline.build.probing import dry_run, engine_of, shortened
 from pipeline.build.recipe import describe_recipe
 from pipeline.build.watching import Moment, Watch, watching
 from pipeline.config import BuildConfig
+from pipeline.device.current import make_current
 from pipeline.device.memory import keep_freed_memory
 from pipeline.images import manifest_cache
 from pipeline.images.manifest import Manifest, UnusableFilesError, scan, with_classes, with_order
@@ -230,6 +231,7 @@ def build(config: BuildConfig, console: Console, labeller: Labeller | None = Non
     """
     with join() as ranks:
         config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
+        make_current(config.render.device)
         store = LabelStore.open(config.store) if LabelStore.exists(config.store) else None
         if ranks.first and store is None:
             LabelStore.require_creatable(config.store)
