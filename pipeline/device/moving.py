@@ -21,7 +21,8 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 def numbers_to_device(columns: Sequence[npt.NDArray[np.integer[Any]]], device: torch.device) -> tuple[Tensor, ...]:
     """Columns of whole numbers, of any lengths ``[n]``, on ``device`` as int64: one copy for all of them."""
     together = torch.from_numpy(np.concatenate(columns, dtype=np.int64))
-    return to_device(together, device).split([len(column) for column in columns])
+    found: tuple[Tensor, ...] = torch.split(to_device(together, device), [len(column) for column in columns])
+    return found
 
 
 def to_host(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

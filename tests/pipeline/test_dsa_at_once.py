@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -36,7 +38,7 @@ def test_shifts_are_those_of_the_loop_bit_for_bit(side: int, size: int, data: st
     images[0, 0, 0, 0], images[1, 0, -1, -1] = -0.0, torch.nan
     pixels = [[(2 * (each - furthest) * side + size) // (2 * size) for each in axis] for axis in drawn]
     expected = shifted_one_by_one(images, *pixels)
-    found = dsa.shifted(images, *(torch.tensor(axis) for axis in drawn), size)
+    found = dsa.shifted(images, torch.tensor(drawn[0]), torch.tensor(drawn[1]), size)
     assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
 
 
@@ -58,7 +60,11 @@ def test_whole_numbers_of_any_kind_make_one_copy(monkeypatch: pytest.MonkeyPatch
         return values.to(device)
 
     monkeypatch.setattr(moving, "to_device", copy)
-    columns = [np.array([65_535], np.uint16), np.array([], np.int64), np.array([-1, 2], np.int32)]
+    columns: list[npt.NDArray[np.integer[Any]]] = [
+        np.array([65_535], np.uint16),
+        np.array([], np.int64),
+        np.array([-1, 2], np.int32),
+    ]
     found = numbers_to_device(columns, torch.device("cpu"))
     assert [(each.dtype, each.tolist()) for each in found] == [
         (torch.int64, [65_535]),
