@@ -39,6 +39,7 @@ CLAIMS = (
     "loss",
     "step",
     "resume",
+    "kernels",
 )
 STUDIES = ("rate-distortion", "crash")
 """The claims; each is a file: its claim is the first line of the docstring, and its measurement is ``run``. Those that

@@ -94,7 +94,7 @@ def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Tea
         class_columns=",".join(map(str, store.identity.class_columns)) or FOLDERS,
         mean=tuple(stored["mean"]),
         std=tuple(stored["std"]),
-        dtype=engine["dtype"],
+        dtype="float32" if engine["dtype"] == "tf32" and config.render.device == "cpu" else engine["dtype"],
         batch=engine["batch"],
         device=config.render.device,
         threads=config.render.threads or engine["threads"],
