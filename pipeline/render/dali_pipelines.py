@@ -136,7 +136,10 @@ class Running:
         """Begin a batch; the inputs are not copied."""
         if self._pipeline is None:
             self._pipeline = self._made()
-        self._feed(inputs)
+        self._inputs.append(inputs)
+        with explained(self._making.device):
+            for name, values in inputs.items():
+                self._pipeline.feed_input(name, values)
         listener = Listener()
         if self._decodes:
             listener.start()
@@ -202,11 +205,6 @@ class Running:
                 pipeline.share_outputs()
                 pipeline.release_outputs()
         return pipeline
-
-    def _feed(self, inputs: dict[str, Any]) -> None:
-        self._inputs.append(inputs)
-        for name, values in inputs.items():
-            self._pipeline.feed_input(name, values)
 
 
 def _tensor(made: Any) -> Tensor:
