@@ -135,6 +135,7 @@ def decoder(report: Report, device: torch.device, *, name: str) -> dict[str, Jso
     with closing(make_renderer(manifest, spec)) as reference:
         expected = reference.render(rows)
     make = partial(renderer_on, manifest, spec, device, name)
+    sizes = 3 * manifest.heights.astype(np.int64) * manifest.widths
     with closing(make(2 << 30)) as kept, closing(make(0)) as passing:
         kept.render(few)
         once = timed(lambda: kept.render(rows), device)
@@ -153,6 +154,10 @@ def decoder(report: Report, device: torch.device, *, name: str) -> dict[str, Jso
                 torch.cat([passing.render(few.take(np.array([at]))) for at in range(len(few))]), crops[: len(few)]
             ),
         }
+    with closing(make(0)) as young, closing(make(int(sizes.sum()) // 2)) as half:
+        young.render(few.take(np.array([0])))  # one image alone before many
+        equal["another history"] = torch.equal(crops, young.render(rows))
+        equal["half in memory"] = torch.equal(crops, half.render(rows)) and torch.equal(crops, half.render(rows))
     apart = (crops.cpu().short() - expected.short()).abs()
     mean, most = float(apart.float().mean()), int(apart.max())
     report.add(f"decoder {name}", "mean difference from the CPU", mean, "levels")

@@ -21,7 +21,13 @@ from labelstore.spec import BlockShape, Identity, Json, require_same
 from labelstore.store import LabelStore
 from labelstore.writer import StoreWriter
 from pipeline.build.calibrate import Calibrator
-from pipeline.build.continuing import FLAG_AT, open_for, require_same_engine, require_same_images
+from pipeline.build.continuing import (
+    FLAG_AT,
+    open_for,
+    require_same_engine,
+    require_same_images,
+    require_same_pixels,
+)
 from pipeline.build.defaults import encoding_of, settled
 from pipeline.build.filling import Filling, Work
 from pipeline.build.probing import dry_run, engine_of, shortened
@@ -288,6 +294,7 @@ def write(
     """Write and seal what is missing, under the store's lease."""
     with closing(work.renderer), store.lease(take_over=config.take_over) as writer:
         require_same_engine(config, store, work, console)
+        require_same_pixels(config, store, work)
         views = writer.raise_target(config.views, engine=work.labeller.engine, renderer=work.renderer.id)
         whole = BlockGrid.of(work.identity).whole_views(config.views)
         if views > whole:
