@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -36,8 +36,9 @@ from pipeline.images.remarks import say_left_out
 from pipeline.networks.load import require_known
 from pipeline.plan.plan import Plan
 from pipeline.ranks import Ranks, join
-from pipeline.render import make_renderer
+from pipeline.render import augmenter_of, make_renderer
 from pipeline.replay.source import order_of
+from pipeline.teacher.engine.batches import Workload
 from pipeline.teacher.labeller import Labeller, require_fit
 from pipeline.teacher.teacher import Teacher, TeacherSpec, make_teacher
 
@@ -80,7 +81,7 @@ def prepare(
         console.line(describe_recipe(config, manifest))
     plan = Plan(spec, manifest.heights, manifest.widths)
     if labeller is None:
-        labeller, engine = load_teacher(config, manifest.classes, ranks, console, store)
+        labeller, engine = load_teacher(config, manifest, ranks, console, store)
     else:
         require_fit(labeller, config.crops.size, len(manifest.classes))
         engine = labeller.engine
@@ -89,6 +90,7 @@ def prepare(
         spec,
         device=config.render.device,
         decoder=config.render.decoder,
+        augmenter=config.render.augmenter or (augmenter_of(store.identity.require("renderer")) if store else None),
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
     )
@@ -142,11 +144,21 @@ def make_identity(
 
 
 def load_teacher(
-    config: BuildConfig, classes: Sequence[str], ranks: Ranks, console: Console, store: LabelStore | None
+    config: BuildConfig, manifest: Manifest, ranks: Ranks, console: Console, store: LabelStore | None
 ) -> tuple[Teacher, Mapping[str, Json]]:
     """The teacher that the flags name, and the engine that a build has: a dry run loads it in another one."""
-    wanted = resolve_engine(config, ranks, console, store)
-    teacher = make_teacher(shortened(wanted) if config.dry_run else wanted, size=config.crops.size, classes=classes)
+    wanted, plan = resolve_engine(config, ranks, console, store), config.crops
+
+    def block(columns: int) -> int:
+        shape = BlockShape.choose(len(manifest), columns, plan.group, config.views)
+        return shape.views * min(shape.positions, len(manifest))
+
+    teacher = make_teacher(
+        shortened(wanted) if config.dry_run else wanted,
+        size=plan.size,
+        classes=manifest.classes,
+        work=Workload(crop_columns=plan.columns, block=block),
+    )
     if ranks.first:
         ranks.broadcast(dict(teacher.engine))
     console.report(teacher.notes, teacher.warnings)
