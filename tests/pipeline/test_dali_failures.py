@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from labelstore.errors import GiftwrapError, InputError
 from pipeline.images.headers import Header, read_header
@@ -97,7 +98,7 @@ class FakePipeline:
     def share_outputs(self) -> list[list[Tensor]]:
         if words := self.fail(len(self.batches)):
             raise RuntimeError(raised(words))
-        images = [torch.from_dlpack(image).clone() for image in self.real.share_outputs()[0]]
+        images = [from_dlpack(image).clone() for image in self.real.share_outputs()[0]]
         return [[image ^ 1 if at >= self.share else image for at, image in enumerate(images)]]
 
     def release_outputs(self) -> None:
