@@ -25,7 +25,7 @@ from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.spec import PlanSpec
 from pipeline.recipes import RecipeName
 from pipeline.render.options import RenderOptions
-from pipeline.teacher.engine.spec import CompileMode, DTypeName, TeacherSpec, make_members
+from pipeline.teacher.engine.spec import CompileMode, EngineDType, TeacherSpec, make_members
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,11 +80,12 @@ class TeacherOptions:
 class EngineOptions:
     """How the teacher is run; all of it decides the bytes of labels."""
 
-    dtype: DTypeName = "float32"
-    """Precision of the teacher."""
+    dtype: EngineDType = "float32"
+    """Precision of the teacher. tf32: float32 with products in TF32, on a GPU."""
     batch: int | None = None
     """Crops per teacher batch, fixed and padded: part of the engine. Left out, the store's, and in a new store 128 on a
-    CPU, fewer where memory is short, and on a GPU what half of its free memory takes, at most 1,024."""
+    CPU, fewer where memory is short, and on a GPU what half of its free memory takes, at most 1,024, so that batches
+    divide a block evenly."""
     fold: bool = False
     """Fold the teacher's batch norms into the convolutions before them. Part of the engine."""
     compile: CompileMode = "off"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -34,6 +34,8 @@ from pipeline.build.probing import dry_run, engine_of, shortened
 from pipeline.build.recipe import describe_recipe
 from pipeline.build.watching import Moment, Watch, watching
 from pipeline.config import BuildConfig
+from pipeline.device.current import make_current
+from pipeline.device.faults import DeviceMemoryError, device_faults
 from pipeline.device.memory import keep_freed_memory
 from pipeline.images import manifest_cache
 from pipeline.images.manifest import Manifest, UnusableFilesError, scan, with_classes, with_order
@@ -41,13 +43,15 @@ from pipeline.images.remarks import say_left_out
 from pipeline.networks.load import require_known
 from pipeline.plan.plan import Plan
 from pipeline.ranks import Ranks, join
-from pipeline.render import make_renderer
+from pipeline.render import augmenter_of, make_renderer
 from pipeline.replay.source import order_of
+from pipeline.teacher.engine.batches import Workload
 from pipeline.teacher.labeller import Labeller, require_fit
 from pipeline.teacher.teacher import Teacher, TeacherSpec, make_teacher
 
 STOPPING = "stopping after the current block; the same signal again stops at once"
 KEPT = "finished blocks are kept"
+BUILDING, LESS = "the store is built", "a smaller --cache-gib, or for another store a smaller --batch"  # of faults
 
 
 def prepare(
@@ -85,7 +89,7 @@ def prepare(
         console.line(describe_recipe(config, manifest))
     plan = Plan(spec, manifest.heights, manifest.widths)
     if labeller is None:
-        labeller, engine = load_teacher(config, manifest.classes, ranks, console, store)
+        labeller, engine = load_teacher(config, manifest, ranks, console, store)
     else:
         require_fit(labeller, config.crops.size, len(manifest.classes))
         engine = labeller.engine
@@ -94,6 +98,7 @@ def prepare(
         spec,
         device=config.render.device,
         decoder=config.render.decoder,
+        augmenter=config.render.augmenter or (augmenter_of(store.identity.require("renderer")) if store else None),
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
     )
@@ -147,11 +152,21 @@ def make_identity(
 
 
 def load_teacher(
-    config: BuildConfig, classes: Sequence[str], ranks: Ranks, console: Console, store: LabelStore | None
+    config: BuildConfig, manifest: Manifest, ranks: Ranks, console: Console, store: LabelStore | None
 ) -> tuple[Teacher, Mapping[str, Json]]:
     """The teacher that the flags name, and the engine that a build has: a dry run loads it in another one."""
-    wanted = resolve_engine(config, ranks, console, store)
-    teacher = make_teacher(shortened(wanted) if config.dry_run else wanted, size=config.crops.size, classes=classes)
+    wanted, plan = resolve_engine(config, ranks, console, store), config.crops
+
+    def block(columns: int) -> int:
+        shape = BlockShape.choose(len(manifest), columns, plan.group, config.views)
+        return shape.views * min(shape.positions, len(manifest))
+
+    teacher = make_teacher(
+        shortened(wanted) if config.dry_run else wanted,
+        size=plan.size,
+        classes=manifest.classes,
+        work=Workload(crop_columns=plan.columns, block=block),
+    )
     if ranks.first:
         ranks.broadcast(dict(teacher.engine))
     console.report(teacher.notes, teacher.warnings)
@@ -211,6 +226,7 @@ def read_images(config: BuildConfig, console: Console, store: LabelStore | None)
     return manifest
 
 
+@device_faults(BUILDING, LESS)
 def build(config: BuildConfig, console: Console, labeller: Labeller | None = None) -> Mapping[str, Json]:
     """Make, resume or extend the store; returns the summary.
 
@@ -224,6 +240,7 @@ def build(config: BuildConfig, console: Console, labeller: Labeller | None = Non
     """
     with join() as ranks:
         config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
+        make_current(config.render.device)
         store = LabelStore.open(config.store) if LabelStore.exists(config.store) else None
         if ranks.first and store is None:
             LabelStore.require_creatable(config.store)
@@ -243,7 +260,8 @@ def build(config: BuildConfig, console: Console, labeller: Labeller | None = Non
                 return write(config, work, store, console, ranks, watch)
             except Exception as error:
                 # A new store in which nothing is lost goes: the next build may leave out what stopped this.
-                if not (isinstance(error, InputError) and store.discard()) and store.begun:
+                refused = isinstance(error, (InputError, DeviceMemoryError))
+                if not (refused and store.discard()) and store.begun:
                     error.add_note(KEPT)
                 raise
 
@@ -269,6 +287,7 @@ def nothing_left(config: BuildConfig) -> Iterator[None]:
         raise
 
 
+@device_faults(BUILDING, LESS)
 def write(
     config: BuildConfig, work: Work, store: LabelStore, console: Console, ranks: Ranks, watch: Watch
 ) -> Mapping[str, Json]:

@@ -114,7 +114,7 @@ def require_same_engine(config: BuildConfig, store: LabelStore, work: Work, cons
         raise MismatchError(
             f"different engine{located(found[0], flags=FLAG_AT)}: the store has {found[1]!r}, this run has "
             f"{found[2]!r}; run where and as the store was begun (--dtype, --batch, --threads, --fold, --compile, "
-            f"--cuda-graph), or give --allow-engine-change, which the store records for the views to come"
+            f"--cuda-graph, --augmenter), or give --allow-engine-change, which the store records for the views to come"
         )
     if audited:
         require_same_labels(source, work.labeller, console)

@@ -28,6 +28,7 @@ from pipeline.build.labelling import label
 from pipeline.build.stages import ENCODE, hand_over
 from pipeline.build.watching import Watch
 from pipeline.device.codes import DeviceCodes
+from pipeline.device.faults import device_faults
 from pipeline.images.manifest import Manifest
 from pipeline.plan.plan import Plan
 from pipeline.ranks import Ranks
@@ -167,7 +168,7 @@ class Filling:
                 labelled = label(
                     work.renderer, work.labeller, work.identity.group, self._open_blocks(), busy=self._watch.busy
                 )
-                with hand_over(finish, QUEUED_BLOCKS if on_gpu else 0) as hand_on, closing(labelled):
+                with hand_over(finish, QUEUED_BLOCKS if on_gpu else 0, device) as hand_on, closing(labelled):
                     for each in labelled:
                         each.job.add(each.crops, each.logits)
                         self._watch.add_crops(len(each.crops))
@@ -186,7 +187,8 @@ class Filling:
         self, write: Callable[[BlockIndex, BlockData], object], coder: DeviceCodes | None, whole: OpenBlock
     ) -> None:
         """Hand a whole block to the store; of the first one, report how far the labels agree with the folders."""
-        with self._watch.busy.at(ENCODE) if coder else nullcontext():
+        faults = device_faults("labels are encoded", "a smaller --cache-gib")
+        with self._watch.busy.at(ENCODE) if coder else nullcontext(), faults:
             data = whole.data(self._work.identity, coder)
         if whole.block == self._missing[0]:
             report_agreement(self._work, data, self._console)

@@ -1,4 +1,4 @@
-"""Memory of this machine: how much is free, and keeping what a network's layers free for the next batch."""
+"""Memory of this machine and its GPUs: how much is free; keeping what a network's layers free for the next batch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import ctypes
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT_BYTES = 2**31 - 1
@@ -42,3 +46,14 @@ def available_memory(system: Path = Path("/")) -> int:
         if limit.exists() and (text := limit.read_text().strip()).isdigit():
             free = min(free, max(int(text) - int(used.read_text()), 0))
     return free
+
+
+def free_device_memory(device: torch.device) -> int:
+    """Bytes of a GPU that this process may still take: what the driver has free, and what torch keeps and does not use.
+
+    Torch keeps memory that was freed for tensors to come; another library gets it after ``torch.cuda.empty_cache()``.
+    """
+    import torch
+
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + unused)

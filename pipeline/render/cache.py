@@ -245,7 +245,7 @@ class Images:
         with quiet():  # warnings of broken metadata, and of sizes, which the manifest has checked
             decoded |= zip((file.image for file in others), self._pool.map(self._by_pillow, others), strict=True)
         self._plain[refused] = False  # not to be tried again
-        self._name_damaged([file for file in others if self._decode])
+        self.name_damaged([file for file in others if self._decode])
         for image, pixels in decoded.items():
             self._require_sides(image, tuple(pixels.shape[:2]))
         return [decoded[file.image] for file in files]
@@ -279,7 +279,7 @@ class Images:
                 f"other images"
             )
 
-    def _name_damaged(self, files: Sequence[Encoded]) -> None:
+    def name_damaged(self, files: Sequence[Encoded]) -> None:
         """Warn once of each JPEG with damaged data that libjpeg filled in; ``files`` are those that Pillow decoded."""
         for file in files:
             damaged = file.plain or scans_of(file.data) is Scans.DAMAGED

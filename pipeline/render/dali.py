@@ -180,6 +180,13 @@ def upright(image: Tensor, orientation: int) -> Tensor:
     return (exchanged.flip(flips) if flips else exchanged).contiguous()
 
 
+def stored_pixels(box: Tensor, orientation: int) -> Tensor:
+    """A box ``[h, w, 3]`` of an upright image as it is stored, contiguous: `upright` undone."""
+    flips = _FLIPS[orientation]
+    flipped = box.flip(flips) if flips else box
+    return (flipped.transpose(0, 1) if orientation >= 5 else flipped).contiguous()
+
+
 def stored_box(box: npt.NDArray[np.int32], header: Header) -> tuple[int, int, int, int]:
     """Where the box (top, left, height, width) of the upright image is in the stored one."""
     top, left, height, width = box.tolist()

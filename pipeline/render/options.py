@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from labelstore.errors import InputError
-from pipeline.render.identity import DecoderName
+from pipeline.render.identity import AugmenterName, DecoderName
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +18,9 @@ class RenderOptions:
     decoder: DecoderName | None = None
     """What decodes files: cpu; gpu, in software; gpu-hw, by its JPEG hardware. Left out, what decoded the store's, and
     otherwise the default of the device: gpu on a GPU."""
+    augmenter: AugmenterName | None = None
+    """What cuts and resizes crops: pillow, as Pillow does, bit for bit; dali, which streams files through DALI and
+    keeps no decoded images, for sets that no memory holds. Left out, what made the store's, and otherwise pillow."""
     threads: int | None = None
     """CPU threads; all cores when left out. On a CPU, labels depend on it: a store records it, and verify uses the
     store's."""

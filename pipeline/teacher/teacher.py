@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from labelstore.errors import InputError, reason
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
+from pipeline.device.faults import is_fault
 from pipeline.networks.layout import memory_format, takes_channels_last
 from pipeline.networks.load import load_network
 from pipeline.networks.outputs import Logits
@@ -25,11 +27,12 @@ from pipeline.teacher.class_order import (
     choose,
     require_known_columns,
 )
-from pipeline.teacher.engine.batches import require_weights_fit
+from pipeline.teacher.engine.batches import Workload, require_weights_fit
 from pipeline.teacher.engine.device import DTYPES, teacher_device
 from pipeline.teacher.engine.ensemble import Ensemble
 from pipeline.teacher.engine.folding import fold_batch_norms
 from pipeline.teacher.engine.neighbours import require_independent
+from pipeline.teacher.engine.precision import precision
 from pipeline.teacher.engine.running import Engine, eager, enough_memory, make_engine
 from pipeline.teacher.engine.spec import Member, TeacherSpec, every_key, make_members
 from pipeline.teacher.labeller import Pending
@@ -92,6 +95,12 @@ class Teacher:
         """What makes its bytes (P4)."""
         return self.run.description
 
+    @cached_property
+    def _kept(self) -> Tensor | None:
+        """`selected` on the device, copied once: a GPU would be waited for at every batch."""
+        with torch.inference_mode(False):
+            return None if self.selected is None else torch.tensor(self.selected, device=self.device)
+
     def logits(self, pixels: Tensor, rows: CropRows | None = None) -> Tensor:
         """Label crops.
 
@@ -121,8 +130,8 @@ class Teacher:
             pixels = torch.cat([pixels, padding])
         with enough_memory(self.batch):
             logits = self.run.logits(pixels, rows)[:count]
-        if self.selected is not None:
-            logits = logits[:, list(self.selected)]
+        if self._kept is not None:
+            logits = logits.index_select(1, self._kept)
         return Pending(self.spec.name, logits)
 
 
@@ -132,6 +141,7 @@ def make_teacher(
     size: int,
     classes: Sequence[str],
     flags: tuple[str, ...] = (TEACHER_CLASSES, CLASS_COLUMNS),
+    work: Workload | None = None,
 ) -> Teacher:
     """Load a teacher, check its columns against the class folders, and make it ready to run.
 
@@ -140,17 +150,20 @@ def make_teacher(
         size: side S of the crops in pixels.
         classes: folder names in target order.
         flags: the flag that selects columns, and the one that keeps the others too, for messages.
+        work: what it will be given, by which its batch is chosen where the spec has none.
 
     Raises:
         InputError: when there is no such teacher, or it cannot be run so.
     """
+    work = work or Workload()
     device = teacher_device(spec.device, spec.dtype)
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     require_weights_fit(spec, device)
     network, weights = _load(spec, len(classes), size)
     warnings = [warning for found in weights for warning in found.warnings]
-    folded = spec.fold and bool(fold_batch_norms(network, _probe(spec, size)))
+    with precision("ieee"):
+        folded = spec.fold and bool(fold_batch_norms(network, _probe(spec, size)))
     if spec.fold and not folded:
         warnings.append("--fold: no batch norm of the teacher follows a convolution alone, nothing is folded")
     with enough_memory(1):
@@ -160,7 +173,15 @@ def make_teacher(
     chosen = _choose_columns(spec, _class_names(weights, total), total, classes, flags)
     with enough_memory(spec.batch or 1):
         require_independent(spec.name, network, plain.logits, size, spec.batch)
-        run = make_engine(network, spec, device, size=size, folded=folded)
+        run = make_engine(
+            network,
+            spec,
+            device,
+            size=size,
+            folded=folded,
+            crop_columns=work.crop_columns,
+            block=work.block(chosen.count) if work.block else None,
+        )
     return Teacher(
         spec=spec,
         run=run,
@@ -235,9 +256,9 @@ def _count_columns(plain: Engine, spec: TeacherSpec, size: int, count: int) -> i
     crop = torch.zeros(count, size, size, 3, dtype=torch.uint8)
     try:
         logits: Any = plain.logits(crop)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # a network may raise anything at a size that it does not take
+        if is_fault(error):
+            raise
         raise InputError(
             f"network {spec.name} gives no logits for crops of {size} x {size} px in {spec.dtype}: {reason(error)}"
         ) from error

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
+import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,10 +23,12 @@ from torch.nn.utils.parametrizations import weight_norm
 from labelstore.errors import GiftwrapError, InputError
 from pipeline.device import memory
 from pipeline.networks import build_network, save_weights
+from pipeline.plan.plan import PlanSpec
 from pipeline.teacher.engine import batches, device, folding, neighbours, running
-from pipeline.teacher.engine.batches import largest_batch, peak_bytes
+from pipeline.teacher.engine.batches import Workload, even_batch, largest_batch, peak_bytes
 from pipeline.teacher.engine.compiling import CompileError
 from pipeline.teacher.engine.folding import fold_batch_norms
+from pipeline.teacher.engine.graphs import CudaGraph
 from pipeline.teacher.engine.neighbours import require_independent
 from pipeline.teacher.teacher import Member, Teacher, TeacherSpec, make_members, make_teacher, stored_members
 
@@ -301,13 +307,66 @@ def test_the_batch_of_a_gpu_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) 
         if count > 500:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    for name in ("empty_cache", "reset_peak_memory_stats", "synchronize"):
+    for name in ("reset_peak_memory_stats", "synchronize"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: tried.append(0))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 100)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 100 + 10 * tried[-1])
-    for free, batch in ((1 << 30, 256), (2 * 700, 64), (2 * 80, 8)):
+    for free, unused, batch in (
+        (1 << 30, 0, 256),
+        (1 << 20, 1 << 30, 256),
+        (2 * 700, 0, 64),
+        (800, 600, 64),
+        (160, 0, 8),
+    ):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_, free=free: (free, 1 << 40))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_, unused=unused: 100 + unused)
         assert batches.find_batch(run, torch.device("cuda")) == batch
+        assert tried[-1] == 0  # other libraries take their memory from the driver
+    assert batches.find_batch(run, torch.device("cuda"), block=24) == 8
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (0, 1 << 40))
+    with pytest.raises(InputError, match="batch: one crop takes"):
+        batches.find_batch(run, torch.device("cuda"))
+    assert tried[-1] == 0
+
+
+@given(st.integers(0, 10), st.integers(1, 40_000))
+def test_batches_divide_a_block_evenly(doublings: int, block: int) -> None:
+    most = 2**doublings
+    batch = even_batch(most, block)
+    assert batch <= most
+    assert batch % 8 == 0 or most < 8
+    assert -(-block // batch) == -(-block // most)  # as few
+    padded = -(-block // batch) * batch - block
+    assert padded <= -(-block // most) * most - block
+    assert padded < 8 * -(-block // batch)  # less than the multiple in each
+    if most == 1024 and block == 3072:
+        assert padded == 0
+
+
+def test_a_trial_takes_what_augmentations_of_normalised_images_take(weights: list[str]) -> None:
+    """DSA's float32 images are larger than the rest of a small network, or of one in bfloat16."""
+    seen: list[int] = []
+    taken = {}
+    for columns in ((), PlanSpec(size=SIZE, augment=("dsa",)).columns):
+        network = trained(build_network("convnet-d2", {"width": 1, "norm": "batch"}, 3, size=SIZE))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batches, "largest_batch", lambda bytes_of, *_: seen.append(bytes_of(1)) or 4)
+            spec = TeacherSpec(members=(Member(name="convnet-d2", weights=weights[0]),))
+            running.make_engine(network, spec, torch.device("cpu"), size=SIZE, folded=False, crop_columns=columns)
+        taken[columns] = seen[-1]
+    plain, augmented = taken.values()
+    assert augmented > plain + 2 * SIZE * SIZE * 3 * 4
+
+
+def test_a_block_decides_the_batch(weights: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int | None] = []
+    monkeypatch.setattr(running, "find_batch", lambda _run, _device, block: asked.append(block) or 4)
+    spec = TeacherSpec(members=members(weights[:1]))
+    make_teacher(spec, size=SIZE, classes=CLASSES)
+    work = Workload(block=lambda columns: 100 * columns)
+    assert make_teacher(spec, size=SIZE, classes=CLASSES, work=work).batch == 4
+    assert asked == [None, 300]
 
 
 def test_weights_larger_than_memory_are_refused_unread(weights: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,3 +456,24 @@ def test_a_compiled_network_that_lies_is_not_used(weights: list[str], monkeypatc
     monkeypatch.setattr(running, "compiled", other)
     (warning,) = teacher_of(weights[:1], compile="on").warnings
     assert "the compiled normalisation of crops gives other images" in warning
+
+
+def test_a_cuda_graph_keeps_the_weights_that_it_was_captured_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph holds addresses, not tensors: weights that were freed gave labels of whatever came to lie there."""
+
+    class Captured:
+        def replay(self) -> None:
+            """Nothing: only lifetimes matter here."""
+
+    for name in ("device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Captured)
+    monkeypatch.setattr(torch.cuda, "Stream", Mock)
+    monkeypatch.setattr(torch.cuda, "current_stream", Mock())
+    network = nn.Linear(3, 2).requires_grad_(False)
+    weight = weakref.ref(network.weight)
+    graph = CudaGraph(network, torch.zeros(4, 3))
+    del network
+    gc.collect()
+    assert weight() is not None
+    assert graph(torch.ones(4, 3)).shape == (4, 2)

@@ -227,6 +227,16 @@ def inputs_of(names: Sequence[str]) -> list[Input]:
     return [each for each in INPUTS.values() if each.columns[0] in names]
 
 
+def drawn_inputs(names: Sequence[str], size: int, count: int) -> CropRows | None:
+    """Rows of ``count`` crops of side ``size``, with those of these columns that `INPUTS` draw; None where none are."""
+    inputs = inputs_of(names)
+    if not inputs:
+        return None
+    images = np.arange(count, dtype=np.uint32)
+    values = np.concatenate([each.draw(size, 0, 0, images) for each in inputs])
+    return CropRows(tuple(name for each in inputs for name in each.columns), values.astype(np.uint16))
+
+
 def fingerprints(names: Sequence[str], device: torch.device) -> dict[str, list[float]]:
     """What the operators of `INPUTS` for crops with these columns make of a known image: means of 4 quarters a crop.
 

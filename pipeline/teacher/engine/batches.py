@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,28 @@ from torch.utils._pytree import tree_leaves
 
 from labelstore.command.console import byte_count
 from labelstore.errors import InputError
-from pipeline.device.memory import available_memory
+from pipeline.device.faults import lacks_memory
+from pipeline.device.memory import available_memory, free_device_memory
 from pipeline.teacher.engine.device import DTYPES
 from pipeline.teacher.engine.spec import TeacherSpec
 
 CPU_BATCH = 128  # measured: ResNet-18 at 224 px gains nothing from more, and loses a few percent with 32
 GPU_BATCHES = (32, 1024)  # what doubling begins with, and where no teacher gains from more
 SHARE = 0.5  # of what is free; the rest is for decoded images and labels
+MULTIPLE = 8  # tensor cores take so many rows at once
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """What a teacher will be given, by which its batch is chosen.
+
+    Attributes:
+        crop_columns: names of the columns of the crops' rows: augmentations of normalised images take memory too.
+        block: crops of a full block of labels with so many columns; a batch never crosses a block. None: any number.
+    """
+
+    crop_columns: tuple[str, ...] = ()
+    block: Callable[[int], int] | None = None
 
 
 def require_weights_fit(spec: TeacherSpec, device: torch.device) -> None:
@@ -34,7 +50,7 @@ def require_weights_fit(spec: TeacherSpec, device: torch.device) -> None:
     where = "this machine"
     if need <= free and device.type == "cuda":
         # a file has at most 4 bytes a number
-        need, free = sum(sizes) * DTYPES[spec.dtype].itemsize // 4, torch.cuda.mem_get_info(device)[0]
+        need, free = sum(sizes) * DTYPES[spec.dtype].itemsize // 4, free_device_memory(device)
         where = str(device)
     if need > free:
         raise InputError(
@@ -43,12 +59,13 @@ def require_weights_fit(spec: TeacherSpec, device: torch.device) -> None:
         )
 
 
-def find_batch(run: Callable[[int], object], device: torch.device) -> int:
-    """The largest batch that fits ``SHARE`` of the free memory of the device.
+def find_batch(run: Callable[[int], object], device: torch.device, block: int | None = None) -> int:
+    """The largest batch that fits ``SHARE`` of the free memory of the device; on a GPU, one that divides blocks evenly.
 
     Args:
-        run: labels that many crops, uncompiled.
+        run: labels that many crops, uncompiled, with all that is done to them on the way.
         device: where.
+        block: crops of a full block; None: any number.
 
     Raises:
         InputError: when not even one crop fits.
@@ -56,8 +73,27 @@ def find_batch(run: Callable[[int], object], device: torch.device) -> int:
     if device.type == "cpu":
         crop = peak_bytes(run)
         return largest_batch(lambda batch: crop * batch, int(SHARE * available_memory()), CPU_BATCH, CPU_BATCH)
-    free = torch.cuda.mem_get_info(device)[0]
-    return largest_batch(lambda batch: _gpu_bytes(run, batch, device), int(SHARE * free), *GPU_BATCHES)
+    budget = int(SHARE * free_device_memory(device))
+    try:
+        batch = largest_batch(lambda batch: _gpu_bytes(run, batch, device), budget, *GPU_BATCHES)
+    finally:
+        torch.cuda.empty_cache()  # what the largest trial took: decoders take theirs from the driver
+    return batch if block is None else even_batch(batch, block)
+
+
+def even_batch(most: int, block: int) -> int:
+    """The smallest batch that labels a block in as few batches as ``most`` does, so that little of the last is padding.
+
+    Args:
+        most: crops a batch at most.
+        block: crops of a block.
+
+    Returns:
+        A multiple of `MULTIPLE` where ``most`` is one.
+    """
+    batches = -(-block // most)
+    even = -(-block // batches)
+    return min(-(-even // MULTIPLE) * MULTIPLE, most)
 
 
 def largest_batch(bytes_of: Callable[[int], float], budget: int, first: int, last: int) -> int:
@@ -92,7 +128,9 @@ def _gpu_bytes(run: Callable[[int], object], batch: int, device: torch.device) -
     try:
         run(batch)
         torch.cuda.synchronize(device)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not lacks_memory(error):
+            raise
         return float("inf")
     return torch.cuda.max_memory_allocated(device) - before
 

@@ -10,20 +10,28 @@ from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.device.choosing import choose_device
 from pipeline.networks.load import library_version
-from pipeline.teacher.engine.spec import DTypeName, TeacherSpec
+from pipeline.teacher.engine.spec import EngineDType, TeacherSpec
 
-DTYPES: Mapping[DTypeName, torch.dtype] = {
+DTYPES: Mapping[EngineDType, torch.dtype] = {
     "float32": torch.float32,
+    "tf32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+TF32_CAPABILITY = (8, 0)  # of the first GPUs that have it
 # Instructions that decide which kernels of one capability are taken.
 CPU_FEATURES = ("avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "amx_fp16")
 
 
 def teacher_device(name: str, dtype: str) -> torch.device:
-    """The device that a teacher runs on; refuses one that only emulates the dtype."""
+    """The device that a teacher runs on.
+
+    Raises:
+        InputError: when it is not there, does not have the dtype, or only emulates it.
+    """
     device = choose_device(name)
+    if dtype == "tf32":
+        require_tf32(device)
     has = _cpu_features()
     if device.type == "cpu" and dtype == "float16" and has and not (has.get("avx512_fp16") or has.get("amx_fp16")):
         raise InputError(
@@ -31,6 +39,16 @@ def teacher_device(name: str, dtype: str) -> torch.device:
             "give --dtype bfloat16 or float32, or --device cuda"
         )
     return device
+
+
+def require_tf32(device: torch.device) -> None:
+    """Refuse a device that does not compute in TF32."""
+    if device.type == "cpu":
+        raise InputError("--dtype tf32: a CPU computes float32 in full; give --dtype float32, or --device cuda")
+    if torch.cuda.get_device_capability(device) < TF32_CAPABILITY:
+        raise InputError(
+            f"--dtype tf32: {torch.cuda.get_device_name(device)} computes float32 in full; give --dtype float32"
+        )
 
 
 def describe_engine(

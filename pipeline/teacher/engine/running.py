@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,15 +11,17 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from labelstore.errors import GiftwrapError, InputError
+from labelstore.errors import InputError, reason
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
-from pipeline.plan.augment import inputs_of
+from pipeline.device.faults import DeviceMemoryError, lacks_memory
+from pipeline.plan.augment import drawn_inputs, inputs_of
 from pipeline.render.normalise import network_input, normalise
 from pipeline.teacher.engine.batches import find_batch
 from pipeline.teacher.engine.compiling import CompileError, compiled, compilers
 from pipeline.teacher.engine.device import DTYPES, describe_engine
 from pipeline.teacher.engine.graphs import CudaGraph
+from pipeline.teacher.engine.precision import Precision, precision
 from pipeline.teacher.engine.spec import MAX_RELATIVE_ERROR, TeacherSpec
 
 Step: TypeAlias = Callable[[Tensor], Tensor]
@@ -35,6 +37,7 @@ class Engine:
         network: images to logits ``[n, columns]``.
         device: where.
         batch: crops a batch.
+        products: precision of float32 products.
         description: what makes the bytes (P4).
         warnings: what was requested and is not available here.
     """
@@ -44,23 +47,22 @@ class Engine:
     network: Step
     device: torch.device
     batch: int
+    products: Precision
     description: Mapping[str, Json]
     warnings: tuple[str, ...] = ()
 
     def logits(self, pixels: Tensor, rows: CropRows | None = None) -> Tensor:
         """Logits, float32 ``[n, columns]`` on the device, of uint8 ``[n, S, S, 3]``."""
-        with exact(self.device):
+        with exact(self.device, self.products):
             there = pixels.to(self.device, non_blocking=True).contiguous()
             augmented = rows is not None and inputs_of(rows.names)
             return self.network(self.augment(there, rows) if rows and augmented else self.prepare(there)).float()
 
 
 @contextmanager
-def exact(device: torch.device) -> Iterator[None]:
-    """Inference without anything that gives other bits in another run."""
-    # cuDNN must neither time its algorithms nor shorten float32
-    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with torch.inference_mode(), flags:
+def exact(device: torch.device, products: Precision) -> Iterator[None]:
+    """Inference without anything that gives other bits in another run, whatever a network's code has set before."""
+    with torch.inference_mode(), precision(products):
         if device.type == "cuda":
             with torch.cuda.device(device):
                 yield
@@ -73,13 +75,12 @@ def enough_memory(batch: int) -> Iterator[None]:
     """Turn an allocation failure into an error with a remedy."""
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except RuntimeError as error:
+        if not lacks_memory(error):
             raise
-        reason = str(error).partition("\n")[0]
-        raise GiftwrapError(
-            f"out of memory with a batch of {batch} crops ({reason}); what is stored is kept: free memory and run the "
-            f"same command again, or begin another store with a smaller --batch"
+        raise DeviceMemoryError(
+            f"out of memory with a batch of {batch} crops ({reason(error)}); what is stored is kept: free memory and "
+            f"run the same command again, or begin another store with a smaller --batch"
         ) from error
 
 
@@ -88,10 +89,27 @@ def eager(network: nn.Module, spec: TeacherSpec, device: torch.device, batch: in
     dtype = DTYPES[spec.dtype]
     how: dict[str, Any] = {"mean": spec.mean, "std": spec.std, "dtype": dtype, "channels_last": spec.channels_last}
     prepare, augment = partial(normalise, **how), partial(network_input, **how, size=spec.plan_size, plan=spec.plan)
-    return Engine(prepare=prepare, augment=augment, network=network, device=device, batch=batch, description={})
+    return Engine(
+        prepare=prepare,
+        augment=augment,
+        network=network,
+        device=device,
+        batch=batch,
+        products="tf32" if spec.dtype == "tf32" else "ieee",
+        description={},
+    )
 
 
-def make_engine(network: nn.Module, spec: TeacherSpec, device: torch.device, *, size: int, folded: bool) -> Engine:
+def make_engine(
+    network: nn.Module,
+    spec: TeacherSpec,
+    device: torch.device,
+    *,
+    size: int,
+    folded: bool,
+    crop_columns: Sequence[str] = (),
+    block: int | None = None,
+) -> Engine:
     """What runs the network as the spec has it.
 
     Args:
@@ -100,17 +118,20 @@ def make_engine(network: nn.Module, spec: TeacherSpec, device: torch.device, *, 
         device: of the network.
         size: side S of the crops in pixels.
         folded: whether any of its batch norms was folded.
+        crop_columns: names of the columns of the crops' rows.
+        block: crops of a full block; None: any number.
 
     Raises:
         InputError: when it cannot be run so.
     """
 
-    def black(count: int) -> Tensor:
-        return torch.zeros(count, size, size, 3, dtype=torch.uint8, device=device)
+    def label_black(count: int) -> Tensor:
+        crops = torch.zeros(count, size, size, 3, dtype=torch.uint8, device=device)
+        return plain.logits(crops, drawn_inputs(crop_columns, spec.plan_size or size, count))
 
     plain = eager(network, spec, device, spec.batch or 1)
     if spec.batch is None:
-        plain = replace(plain, batch=find_batch(lambda count: plain.logits(black(count)), device))
+        plain = replace(plain, batch=find_batch(label_black, device, block))
     engine, versions, warnings = _compile_as_asked(plain, spec, size)
     if spec.cuda_graph:
         engine = _capture(engine, plain, spec, _probe(plain, size))
@@ -152,7 +173,7 @@ def _compile_as_asked(
 
 def _compile(plain: Engine, spec: TeacherSpec, probe: Tensor) -> Engine:
     """The engine with its steps compiled, compared with the uncompiled one."""
-    with exact(plain.device):
+    with exact(plain.device, plain.products):
         images = plain.prepare(probe)
         # on a GPU it is one pass already
         prepare = plain.prepare if probe.is_cuda else compiled(plain.prepare, probe, name="the normalisation of crops")
@@ -166,14 +187,14 @@ def _compile(plain: Engine, spec: TeacherSpec, probe: Tensor) -> Engine:
 
 def _capture(engine: Engine, plain: Engine, spec: TeacherSpec, probe: Tensor) -> Engine:
     """The engine with its network as a CUDA graph, compared with the plain one."""
-    with exact(engine.device):
+    with exact(engine.device, engine.products):
         try:
             network = CudaGraph(engine.network, engine.prepare(probe))
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            raise InputError(f"--cuda-graph: {spec.name} cannot be captured ({reason}); leave it out") from error
+            if lacks_memory(error):
+                raise
+            why = reason(error)
+            raise InputError(f"--cuda-graph: {spec.name} cannot be captured ({why}); leave it out") from error
     graph = replace(engine, network=network)
     _require_alike(graph, plain, spec, probe, "the CUDA graph", InputError)
     return graph

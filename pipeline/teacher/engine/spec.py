@@ -12,8 +12,10 @@ from labelstore.spec import Json
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD, require_normalisation
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
-# Largest error, as a share of the largest logit, that another order of summation explains.
-MAX_RELATIVE_ERROR: Mapping[str, float] = {"float32": 2e-3, "bfloat16": 5e-2, "float16": 1e-2}
+EngineDType = Literal["float32", "tf32", "bfloat16", "float16"]
+# Largest error, as a share of the largest logit, that another order of summation explains. TF32 and float16 round to as
+# many bits.
+MAX_RELATIVE_ERROR: Mapping[str, float] = {"float32": 2e-3, "tf32": 1e-2, "bfloat16": 5e-2, "float16": 1e-2}
 CompileMode = Literal["off", "on", "require"]
 
 
@@ -49,7 +51,7 @@ class TeacherSpec:
         plan: means and standard deviations of the images that the plan's augmentations of normalised images (DSA) work
             on, where they are others than ``mean`` and ``std``.
         plan_size: side of the crops that the plan was drawn for, where the teacher takes another one.
-        dtype: precision of weights and activations; float32 means float32, without TF32.
+        dtype: precision of weights and activations; float32 means float32, and tf32 float32 with products in TF32.
         batch: crops a batch; fewer are padded, so that the shape never changes. None finds one that memory takes.
         device: "cpu", "cuda" or "cuda:N".
         threads: CPU threads of torch; None leaves torch's number.
@@ -66,7 +68,7 @@ class TeacherSpec:
     std: tuple[float, float, float] = IMAGENET_STD
     plan: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     plan_size: int | None = None
-    dtype: DTypeName = "float32"
+    dtype: EngineDType = "float32"
     batch: int | None = None
     device: str = "cpu"
     threads: int | None = None
@@ -79,8 +81,8 @@ class TeacherSpec:
         """Refuse what cannot be run."""
         if not self.members:
             raise InputError("teacher: expected at least one network, found none")
-        if self.dtype not in get_args(DTypeName):
-            raise InputError(f"dtype: expected one of {', '.join(get_args(DTypeName))}, found {self.dtype!r}")
+        if self.dtype not in get_args(EngineDType):
+            raise InputError(f"dtype: expected one of {', '.join(get_args(EngineDType))}, found {self.dtype!r}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3:
                 raise InputError(f"{name}: expected three numbers, found {values}")
