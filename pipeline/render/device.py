@@ -22,6 +22,7 @@ from torch import Tensor
 from labelstore.errors import GiftwrapError
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
+from pipeline.device.moving import to_device
 from pipeline.plan.augment import arranges, strips_of
 from pipeline.render.batched import resize_all
 from pipeline.render.cache import Encoded, Images, runs
@@ -144,7 +145,7 @@ class DeviceRenderer:
         crops = parts[0] if len(parts) == 1 else torch.cat(parts)
         if len(inside) and len(outside):
             order = np.argsort(np.concatenate([inside, outside]))
-            crops = crops[torch.from_numpy(order).to(self._device)]
+            crops = crops[to_device(torch.from_numpy(order), self._device)]
         return crops
 
     def _of_kept(self, work: _Work, rows: Indexes) -> Iterator[Tensor]:
