@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from benchmarks import loss, step
-from benchmarks.dali_alone import decoding, stored
+from benchmarks.dali_alone import alone, stored
 from benchmarks.drawn import Drawn
 from benchmarks.harness import Report
 from benchmarks.read import STEP, exhaust, requests
@@ -194,15 +194,19 @@ def augmenter(report: Report, device: torch.device) -> dict[str, Json]:
         )
     files, boxes = stored(manifest, CropRows(rows.names, np.concatenate([view.values for view in views], axis=1)))
     threads = len(os.sched_getaffinity(0))
-    alone = {
-        name: rate(report, f"DALI alone, {name}", decoding(files, given, device, threads), len(files), device)
-        for name, given in (("whole images", None), ("boxes of images", boxes))
+    ceilings = {
+        name: rate(report, f"DALI alone, {name}", alone(files, given, device, threads, size=side), len(files), device)
+        for name, given, side in (
+            ("whole images", None, None),
+            ("boxes", boxes, None),
+            ("boxes resized", boxes, spec.size),
+        )
     }
     apart = (crops.cpu().short() - expected.short()).abs()
     mean, most = float(apart.float().mean()), int(apart.max())
-    shares: dict[str, Json] = {name: streamed / ceiling for name, ceiling in alone.items()}
+    shares: dict[str, Json] = {name: streamed / ceiling for name, ceiling in ceilings.items()}
     band = mean <= MAX_MEAN_DIFFERENCE and most <= MAX_DIFFERENCE
-    fast = streamed >= STREAMED * alone["whole images"] or not on_gpu
+    fast = streamed >= STREAMED * ceilings["whole images"] or not on_gpu
     found: dict[str, Json] = {"equal": equal, "mean": mean, "most": most, "in band": band}
     return {**found, "share of DALI alone": shares, "kept": all(equal.values()) and band and fast}
 
