@@ -116,6 +116,7 @@ def decoder(report: Report, device: torch.device, *, name: str) -> dict[str, Jso
     with closing(make_renderer(manifest, spec)) as reference:
         expected = reference.render(rows)
     make = partial(renderer_on, manifest, spec, device, name)
+    sizes = 3 * manifest.heights.astype(np.int64) * manifest.widths
     with closing(make(2 << 30)) as kept, closing(make(0)) as passing:
         kept.render(few)
         once = timed(lambda: kept.render(rows), device)
@@ -134,6 +135,10 @@ def decoder(report: Report, device: torch.device, *, name: str) -> dict[str, Jso
                 torch.cat([passing.render(few.take(np.array([at]))) for at in range(len(few))]), crops[: len(few)]
             ),
         }
+    with closing(make(0)) as young, closing(make(int(sizes.sum()) // 2)) as half:
+        young.render(few.take(np.array([0])))  # one image alone before many
+        equal["another history"] = torch.equal(crops, young.render(rows))
+        equal["half in memory"] = torch.equal(crops, half.render(rows)) and torch.equal(crops, half.render(rows))
     apart = (crops.cpu().short() - expected.short()).abs()
     mean, most = float(apart.float().mean()), int(apart.max())
     report.add(f"decoder {name}", "mean difference from the CPU", mean, "levels")
@@ -243,18 +248,18 @@ def with_memory(
 # What most likely fails comes first: decoders and kernels that no CPU runs, and what is compiled. An H100 with empty
 # caches of compiled code takes about half of each time.
 PARTS: dict[str, Part] = {
-    "decoder-gpu": Part(30, with_memory(partial(decoder, name="gpu"))),
-    "decoder-gpu-hw": Part(30, with_memory(partial(decoder, name="gpu-hw"))),
+    "decoder-gpu": Part(25, with_memory(partial(decoder, name="gpu"))),
+    "decoder-gpu-hw": Part(25, with_memory(partial(decoder, name="gpu-hw"))),
     "augmenter-dali": Part(35, with_memory(augmenter)),
-    "resize": Part(25, with_memory(resize)),
-    "loss": Part(40, with_memory(partial(claim, of=loss.run))),
-    "teacher-resnet18": Part(65, with_memory(partial(teacher, network="resnet18"))),
+    "resize": Part(20, with_memory(resize)),
+    "loss": Part(50, with_memory(partial(claim, of=loss.run))),
+    "teacher-resnet18": Part(60, with_memory(partial(teacher, network="resnet18"))),
     "syncs": Part(45, with_memory(syncs)),
     "sanitizer": Part(45, sanitizer),
     "precompute": Part(65, with_memory(precompute)),
-    "fkd": Part(45, with_memory(against_fkd)),
-    "step": Part(50, with_memory(partial(claim, of=step.run))),
-    "codes": Part(35, with_memory(codes)),
+    "fkd": Part(50, with_memory(against_fkd)),
+    "step": Part(55, with_memory(partial(claim, of=step.run))),
+    "codes": Part(30, with_memory(codes)),
     "input": Part(15, with_memory(network_input)),
     "decoder-cpu": Part(25, with_memory(partial(decoder, name="cpu"))),
     "teacher-resnet50": Part(50, with_memory(partial(teacher, network="resnet50"))),

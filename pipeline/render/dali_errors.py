@@ -21,7 +21,7 @@ _OF_A_FILE = re.compile(
 _REMEDIES = (
     (
         re.compile(
-            r"out of memory|MemoryAllocation|bad_alloc|ALLOC_FAILED|^MemoryError|ALLOCATOR_FAILURE", re.IGNORECASE
+            r"out of memory|MemoryAllocation|bad_alloc|^MemoryError|nvImageCodec failure: '#(5|15)'", re.IGNORECASE
         ),
         "give a lower --cache-gib, a GPU that nothing else uses, or --decoder cpu",
     ),

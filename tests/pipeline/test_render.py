@@ -309,7 +309,7 @@ def test_rows_of_other_images_are_refused(manifest: Manifest) -> None:
     [
         ({"device": "tpu"}, "expected cpu, cuda or cuda:N, found 'tpu'"),
         ({"device": "meta"}, "expected cpu, cuda or cuda:N, found 'meta'"),
-        ({"device": "cuda:99"}, "usable CUDA devices; give --device cpu"),
+        ({"device": "cuda:99"}, r"usable CUDA devices.*; give --device cpu"),
         ({"threads": 0}, "threads: expected at least 1, found 0"),
         ({"cache_bytes": -1}, "expected at least 0 bytes, found -1"),
     ],
@@ -330,10 +330,10 @@ def test_a_gpu_renders_nearly_the_same(manifest: Manifest, name: str, decoder: s
     rows = plan.rows(0, 0, len(manifest))
     expected = render(manifest, spec, rows)
     make = partial(make_renderer, manifest, spec, device="cuda", decoder=decoder)
-    renderers = [make(cache_bytes=cache) for cache in (MEMORY, REGIONS)]
+    renderers = [make(cache_bytes=cache) for cache in (MEMORY, REGIONS, 30_000)]
     found = [renderer.render(rows) for renderer in renderers]
     assert found[0].is_cuda
-    assert torch.equal(*found)
+    assert all(torch.equal(crops, found[0]) for crops in found)
     step = spec.group if spec.mix != "none" else 1
     parts = [renderers[1].render(rows.take(slice(at, at + step))) for at in range(0, len(rows), step)]
     assert torch.equal(torch.cat(parts), found[0])
