@@ -91,3 +91,38 @@ def alone(
         pipeline.reset()  # nothing is decoded ahead between two calls
 
     return decode
+
+
+def regions_apart(
+    files: Sequence[bytes], boxes: npt.NDArray[np.int32], device: torch.device, threads: int
+) -> tuple[float, int]:
+    """How far boxes decoded alone are from boxes cut out of whole images: mean and largest difference, in levels.
+
+    Args:
+        files: at most `BATCH` image files.
+        boxes: one of each, (top, left, height, width), int32 ``[n, 4]``.
+        device: as for `alone`.
+        threads: of the CPU.
+    """
+    fn, types = dali.load().fn, dali.load().types
+    where: dict[str, Any] = {"device": "mixed", **DECODERS["gpu"]} if device.type == "cuda" else {"device": "cpu"}
+    options = {"output_type": types.RGB, "adjust_orientation": False, **where}
+    pipeline = dali.load().Pipeline(
+        batch_size=len(files), num_threads=threads, device_id=device.index, prefetch_queue_depth=1
+    )
+    with pipeline:
+        given = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
+        anchor, shape = (fn.external_source(name=name, dtype=types.INT32, ndim=1) for name in ("anchor", "shape"))
+        alone = fn.decoders.image_slice(given, anchor, shape, axis_names="HW", **options)
+        pipeline.set_outputs(alone, fn.decoders.image(given, **options))
+    pipeline.build()
+    pipeline.feed_input("files", [np.frombuffer(file, np.uint8) for file in files])
+    pipeline.feed_input("anchor", np.ascontiguousarray(boxes[:, :2]))
+    pipeline.feed_input("shape", np.ascontiguousarray(boxes[:, 2:]))
+    regions, images = (output.as_cpu() for output in pipeline.run())
+    total = most = values = 0
+    for at, (top, left, height, width) in enumerate(boxes.tolist()):
+        cut = np.asarray(images[at])[top : top + height, left : left + width].astype(np.int16)
+        apart = np.abs(cut - np.asarray(regions[at]))
+        total, most, values = total + int(apart.sum()), max(most, int(apart.max())), values + apart.size
+    return total / values, most

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from benchmarks.dali_alone import alone, stored
+from benchmarks.dali_alone import BATCH, alone, regions_apart, stored
 from benchmarks.gpu_inputs import SkippedError, folder_of, images, rate
 from benchmarks.harness import Report
 from benchmarks.read import exhaust
@@ -56,6 +56,7 @@ def augmenter(report: Report, device: torch.device) -> dict[str, Json]:
         )
     files, boxes = stored(manifest, CropRows(rows.names, np.concatenate([view.values for view in views], axis=1)))
     threads = len(os.sched_getaffinity(0))
+    region = regions_apart(files[:BATCH], boxes[:BATCH], device, threads)
     ceilings = {
         name: rate(report, f"DALI alone, {name}", alone(files, given, device, threads, size=side), len(files), device)
         for name, given, side in (
@@ -70,4 +71,5 @@ def augmenter(report: Report, device: torch.device) -> dict[str, Json]:
     band = mean <= MAX_MEAN_DIFFERENCE and most <= MAX_DIFFERENCE
     fast = streamed >= STREAMED * ceilings["whole images"] or not on_gpu
     found: dict[str, Json] = {"equal": equal, "mean": mean, "most": most, "in band": band}
+    found["boxes decoded alone, from boxes of whole images"] = {"mean": region[0], "most": region[1]}
     return {**found, "share of DALI alone": shares, "kept": all(equal.values()) and band and fast}
