@@ -141,6 +141,33 @@ def decoder(report: Report, device: torch.device, *, name: str) -> dict[str, Jso
     return {"equal": equal, "mean": mean, "most": most, "in band": band, "kept": all(equal.values()) and band}
 
 
+def augmenter(report: Report, device: torch.device) -> dict[str, Json]:
+    """Crops of `--augmenter dali`: as near to its CPU's, the same in every run, order and company; how fast."""
+    if dali.load() is None:
+        raise SkippedError("no DALI here")
+    manifest = images(folder_of(report), device)
+    spec = PlanSpec(size=224 if device.type == "cuda" else 24)
+    rows = Plan(spec, manifest.heights, manifest.widths).rows(0, 0, len(manifest))
+    few, order = rows.take(slice(0, max(len(rows) // 8, 1))), np.random.default_rng(0).permutation(len(rows))
+    with closing(make_renderer(manifest, spec, augmenter="dali")) as reference:
+        expected = reference.render(rows)
+    with closing(make_renderer(manifest, spec, device=str(device), augmenter="dali")) as ours:
+        crops = ours.render(rows)
+        alone = torch.cat([ours.render(few.take(np.array([at]))) for at in range(len(few))])
+        equal: dict[str, Json] = {
+            "run to run": torch.equal(crops, ours.render(rows)),
+            "another order": torch.equal(crops[order], ours.render(rows.take(order))),
+            "other neighbours": torch.equal(alone, crops[: len(few)]),
+        }
+        rate(report, "augmenter dali", lambda: ours.render(rows), len(rows), device)
+    apart = (crops.cpu().short() - expected.short()).abs()
+    mean, most = float(apart.float().mean()), int(apart.max())
+    report.add("augmenter dali", "mean difference from the CPU", mean, "levels")
+    report.add("augmenter dali", "largest difference from the CPU", most, "levels")
+    band = mean <= MAX_MEAN_DIFFERENCE and most <= MAX_DIFFERENCE
+    return {"equal": equal, "mean": mean, "most": most, "in band": band, "kept": all(equal.values()) and band}
+
+
 def renderer_on(manifest: Manifest, spec: PlanSpec, device: torch.device, name: str, cache: int) -> Renderer:
     """The renderer of a GPU, which also works on a CPU's tensors."""
     if device.type == "cuda":
@@ -244,16 +271,17 @@ def with_memory(
 PARTS: dict[str, Part] = {
     "decoder-gpu": Part(30, with_memory(partial(decoder, name="gpu"))),
     "decoder-gpu-hw": Part(30, with_memory(partial(decoder, name="gpu-hw"))),
+    "augmenter-dali": Part(30, with_memory(augmenter)),
     "resize": Part(25, with_memory(resize)),
     "loss": Part(50, with_memory(partial(claim, of=loss.run))),
-    "teacher-resnet18": Part(75, with_memory(partial(teacher, network="resnet18"))),
+    "teacher-resnet18": Part(70, with_memory(partial(teacher, network="resnet18"))),
     "syncs": Part(45, with_memory(syncs)),
     "sanitizer": Part(45, sanitizer),
-    "precompute": Part(65, with_memory(precompute)),
+    "precompute": Part(60, with_memory(precompute)),
     "fkd": Part(50, with_memory(against_fkd)),
-    "step": Part(60, with_memory(partial(claim, of=step.run))),
-    "codes": Part(35, with_memory(codes)),
+    "step": Part(55, with_memory(partial(claim, of=step.run))),
+    "codes": Part(30, with_memory(codes)),
     "input": Part(15, with_memory(network_input)),
-    "decoder-cpu": Part(25, with_memory(partial(decoder, name="cpu"))),
-    "teacher-resnet50": Part(50, with_memory(partial(teacher, network="resnet50"))),
+    "decoder-cpu": Part(20, with_memory(partial(decoder, name="cpu"))),
+    "teacher-resnet50": Part(45, with_memory(partial(teacher, network="resnet50"))),
 }
