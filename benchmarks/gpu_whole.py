@@ -8,20 +8,25 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
-from benchmarks.fkd import Fkd, apart
+from benchmarks.fkd import Fkd
+from benchmarks.fkd import apart as begun
 from benchmarks.gpu_inputs import ceiling, folder_of, images, settings
 from benchmarks.harness import Report
 from benchmarks.precompute import compare
 from labelstore.command.console import Console
 from labelstore.command.flags import changed
 from labelstore.spec import Json
+from labelstore.store import LabelStore
 from pipeline.build import build as builds
 from pipeline.config import BuildConfig
 from pipeline.images.manifest import Manifest
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.ranks import Ranks
+from pipeline.teacher.engine.spec import MAX_RELATIVE_ERROR
+from pipeline.teacher.labeller import label_crops
 from pipeline.teacher.teacher import make_teacher
 
 # Of a build on a GPU, and the engine: compiling a ResNet-50 takes longer than building by it.
@@ -41,14 +46,29 @@ def precompute(report: Report, device: torch.device) -> dict[str, Json]:
     """Whole builds beside what their teachers do alone."""
     manifest = images(folder_of(report), device)
     shares: dict[str, Json] = {}
+    apart: dict[str, float] = {}
     for network, (seconds, engine) in BUILDS.items():
         if device.type == "cuda" or network == "resnet18":
             options = {**engine, "store": folder_of(report) / f"store-{network}"} if device.type == "cuda" else {}
             config = build_of(folder_of(report), device, network, manifest, **options)
             alone, built = beside_teacher(report, network, config, manifest, seconds)
             report.add(f"build by {network}", "share of the teacher alone", float(str(built["rate"])) / alone, "")
+            apart[network] = last_labels_apart(config)
             shares[network] = {"share_of_teacher": float(str(built["rate"])) / alone, **built}
-    return {"builds": shares}
+    return {"builds": shares, "apart": {**apart}, "kept": max(apart.values()) <= MAX_RELATIVE_ERROR["bfloat16"]}
+
+
+def last_labels_apart(config: BuildConfig) -> float:
+    """How far the last labels of a store are from an eager teacher's, as a share of the largest logit.
+
+    The last ones: weights that a graph or compiled code lost would show when their memory has been used again.
+    """
+    work = builds.prepare(changed(config, compile="off", cuda_graph=False), Console(silent=True), Ranks())
+    store = LabelStore.open(config.store)
+    stored = store.read(store.state.views_sealed - 1, slice(0, work.labeller.batch))
+    with closing(work.renderer) as renderer:
+        expected = label_crops(work.labeller, renderer.render(stored.rows), stored.rows)
+    return float(np.abs(expected - stored.logits).max() / np.abs(expected).max())
 
 
 def build_of(folder: Path, device: torch.device, network: str, manifest: Manifest, **options: Any) -> BuildConfig:
@@ -84,7 +104,7 @@ def against_fkd(report: Report, device: torch.device) -> dict[str, Json]:
     config = build_of(folder, device, "resnet18", manifest, **engine)
     peer = peer_of(config, manifest, on_gpu=on_gpu)
     rates: dict[str, float] = {}
-    with apart(peer) as fkd:
+    with begun(peer) as fkd:
         require_alike(config, fkd("compare"))
         for name in ("eager", "bfloat16"):
             rounds = [fkd(name) for _ in range(1 + FKD_ROUNDS)][1:]

@@ -20,6 +20,7 @@ from labelstore.command.names import printable
 from labelstore.durable.newfile import write_over
 from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
+from pipeline.device.faults import device_faults
 from pipeline.device.memory import keep_freed_memory
 from pipeline.images.manifest import Manifest
 from pipeline.images.remarks import say_left_out
@@ -30,10 +31,9 @@ from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import Renderer, make_renderer
 from pipeline.render.normalise import normalise
 from pipeline.teacher.engine.device import DTYPES
-from pipeline.teacher.engine.running import enough_memory
 from pipeline.teacher.engine.spec import DTypeName
 from trainer.config import EvaluateConfig
-from trainer.measured import load_measured
+from trainer.measured import LESS, TESTED, load_measured
 from trainer.metrics import ranks
 from trainer.subject import Subject, settle
 
@@ -101,7 +101,7 @@ def evaluate(
         see: called with the logits ``[n, C]`` of each batch; images come in the order of ``images``.
     """
     require_normalisation(mean, std, "evaluate: ")
-    kept = slice(None) if columns is None else list(columns)
+    kept = slice(None) if columns is None else torch.tensor(columns, device=device)
     autocast = torch.autocast(torch.device(device).type, DTYPES[dtype], enabled=dtype != "float32")
 
     def run(pixels: Tensor, layout: bool) -> Tensor:
@@ -246,7 +246,7 @@ def measure(
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
     )
-    with closing(renderer), enough_memory(config.batch):
+    with closing(renderer), device_faults(TESTED, LESS):
         result = evaluate(
             measured.network,
             images,

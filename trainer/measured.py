@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from labelstore.errors import InputError, reason
+from pipeline.device.faults import device_faults, is_fault
 from pipeline.networks import load_network
 from pipeline.networks.layout import memory_format, takes_channels_last
 from pipeline.networks.outputs import Logits
@@ -18,10 +19,10 @@ from pipeline.teacher.class_order import Choice, check_classes, choose, require_
 from pipeline.teacher.engine.batches import require_weights_fit
 from pipeline.teacher.engine.device import DTYPES, teacher_device
 from pipeline.teacher.engine.neighbours import require_independent
-from pipeline.teacher.engine.running import enough_memory
 from trainer.subject import Subject
 
 CLASSES = "--classes"
+TESTED, LESS = "the network is tested", "a smaller --batch or --cache-gib"  # of `device_faults`
 PROBE_CROPS = 2
 
 
@@ -64,7 +65,7 @@ def load_measured(subject: Subject, classes: Sequence[str]) -> Measured:
         member.name, member.args, member.weights, classes=len(classes), size=subject.size, key=member.key
     )
     network = Logits(loaded).eval().requires_grad_(False)
-    with enough_memory(config.batch):
+    with device_faults(TESTED, LESS):
         network = network.to(device)
         probe = Probe(network, subject, device)
         channels_last = takes_channels_last(probe.count_columns)
@@ -108,9 +109,9 @@ class Probe:
         for count in range(1, min(self.subject.config.batch, PROBE_CROPS) + 1):
             try:
                 logits: Any = self.logits(torch.zeros(count, size, size, 3, dtype=torch.uint8), channels_last)
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:  # a network may raise anything at a size that it does not take
+                if is_fault(error):
+                    raise
                 raise InputError(
                     f"network {name} gives no logits for crops of {size} x {size} px in {self.subject.dtype}: "
                     f"{reason(error)}"

@@ -86,7 +86,7 @@ class Replay(Loader):
         channels_last: bool = False,
         any_scale: bool = False,
         threads: int | None = None,
-        cache_bytes: int = 2 << 30,
+        cache_bytes: int | None = None,
     ) -> None:
         require_slice(batch_size, epoch, rank, world)  # before anything is opened
         if follow and view_order != "cycle":
@@ -135,7 +135,7 @@ def open_crops(
     decoder: str | None = None,
     augmenter: str | None = None,
     threads: int | None = None,
-    cache_bytes: int = 2 << 30,
+    cache_bytes: int | None = None,
 ) -> tuple[ReplayedCrops, PixelReport]:
     """The crops of a store, and what the check of its pixels found; the arguments are those of `Replay`.
 

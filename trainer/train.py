@@ -15,6 +15,7 @@ from labelstore.durable.removing import require
 from labelstore.errors import GiftwrapError
 from labelstore.spec import Json
 from pipeline.device.current import make_current
+from pipeline.device.faults import device_faults, is_fault
 from pipeline.device.memory import keep_freed_memory
 from pipeline.ranks import Ranks, join
 from trainer import recipes
@@ -41,6 +42,7 @@ from trainer.stop_conditions import DivergedError
 from trainer.stopping import StopRequested, StopSignals
 
 SAVING_SHARE = 0.05  # of the time, where no flag sets how often a checkpoint is saved
+MEMORY = "--accumulate, or a smaller --batch-size or --cache-gib"  # what takes less of it
 FREE = 0.1  # share of waiting that is no bottleneck: queues fill, epochs begin
 
 T = TypeVar("T")
@@ -55,6 +57,7 @@ def train(config: TrainConfig, console: Console) -> Mapping[str, Json]:
         return train_on(config, console, ranks)
 
 
+@device_faults("the student is trained", MEMORY)
 def train_on(config: TrainConfig, console: Console, ranks: Ranks) -> Mapping[str, Json]:
     """The same, on ranks that have met."""
     keep_freed_memory()
@@ -90,6 +93,10 @@ def complete(run: Run, console: Console) -> Mapping[str, Json]:
         raise GiftwrapError(
             f"{error}; {kept}; lower --lr, or bound the gradient by --clip-norm, in a --run of its own"
         ) from error
+    except RuntimeError as error:
+        if is_fault(error) and run.saved:
+            error.add_note(f"the checkpoint of step {run.saved} is kept")
+        raise
 
 
 def begin(run: Run, console: Console) -> None:

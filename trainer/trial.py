@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from labelstore.errors import InputError, reason
 from pipeline.config import json_object
+from pipeline.device.faults import is_fault, lacks_memory
 from pipeline.networks import build_network
 from pipeline.networks.layout import memory_format, takes_channels_last
 from pipeline.networks.outputs import Logits
@@ -71,7 +72,9 @@ def fit(student: nn.Module, config: TrainConfig, columns: int, size: int, counts
     try:
         with undrawn(torch.device(config.render.device)):
             channels_last = takes_channels_last(trial)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not lacks_memory(error):
+            raise
         raise InputError(
             f"student {config.student}: a step of {counts.training[-1]} crops takes more memory than "
             f"{config.render.device} has free; give --accumulate, or a smaller --batch-size"
@@ -285,9 +288,9 @@ def one_line_errors(what: str) -> Iterator[None]:
     """Turn whatever a network raises into an InputError of one line."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (Exception, SystemExit) as error:
+        if is_fault(error):
+            raise
         cause = getattr(error, "inner_exception", None) or error
         if isinstance(error, torch.jit.Error):  # the traceback of the script comes first
             cause = RuntimeError(str(error).strip().splitlines()[-1])

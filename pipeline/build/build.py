@@ -21,7 +21,13 @@ from labelstore.spec import BlockShape, Identity, Json, require_same
 from labelstore.store import LabelStore
 from labelstore.writer import StoreWriter
 from pipeline.build.calibrate import Calibrator
-from pipeline.build.continuing import FLAG_AT, open_for, require_same_engine, require_same_images
+from pipeline.build.continuing import (
+    FLAG_AT,
+    open_for,
+    require_same_engine,
+    require_same_images,
+    require_same_pixels,
+)
 from pipeline.build.defaults import encoding_of, settled
 from pipeline.build.filling import Filling, Work
 from pipeline.build.probing import dry_run, engine_of, shortened
@@ -29,6 +35,7 @@ from pipeline.build.recipe import describe_recipe
 from pipeline.build.watching import Moment, Watch, watching
 from pipeline.config import BuildConfig
 from pipeline.device.current import make_current
+from pipeline.device.faults import DeviceMemoryError, device_faults
 from pipeline.device.memory import keep_freed_memory
 from pipeline.images import manifest_cache
 from pipeline.images.manifest import Manifest, UnusableFilesError, scan, with_classes, with_order
@@ -44,6 +51,7 @@ from pipeline.teacher.teacher import Teacher, TeacherSpec, make_teacher
 
 STOPPING = "stopping after the current block; the same signal again stops at once"
 KEPT = "finished blocks are kept"
+BUILDING, LESS = "the store is built", "a smaller --cache-gib, or for another store a smaller --batch"  # of faults
 
 
 def prepare(
@@ -218,6 +226,7 @@ def read_images(config: BuildConfig, console: Console, store: LabelStore | None)
     return manifest
 
 
+@device_faults(BUILDING, LESS)
 def build(config: BuildConfig, console: Console, labeller: Labeller | None = None) -> Mapping[str, Json]:
     """Make, resume or extend the store; returns the summary.
 
@@ -251,7 +260,8 @@ def build(config: BuildConfig, console: Console, labeller: Labeller | None = Non
                 return write(config, work, store, console, ranks, watch)
             except Exception as error:
                 # A new store in which nothing is lost goes: the next build may leave out what stopped this.
-                if not (isinstance(error, InputError) and store.discard()) and store.begun:
+                refused = isinstance(error, (InputError, DeviceMemoryError))
+                if not (refused and store.discard()) and store.begun:
                     error.add_note(KEPT)
                 raise
 
@@ -277,12 +287,14 @@ def nothing_left(config: BuildConfig) -> Iterator[None]:
         raise
 
 
+@device_faults(BUILDING, LESS)
 def write(
     config: BuildConfig, work: Work, store: LabelStore, console: Console, ranks: Ranks, watch: Watch
 ) -> Mapping[str, Json]:
     """Write and seal what is missing, under the store's lease."""
     with closing(work.renderer), store.lease(take_over=config.take_over) as writer:
         require_same_engine(config, store, work, console)
+        require_same_pixels(config, store, work)
         views = writer.raise_target(config.views, engine=work.labeller.engine, renderer=work.renderer.id)
         whole = BlockGrid.of(work.identity).whole_views(config.views)
         if views > whole:

@@ -25,6 +25,7 @@ from labelstore.format.columns import CropRows
 from labelstore.spec import Identity, Json
 from labelstore.writing.encoding import pairs_of
 from pipeline.build.labelling import Rows, label
+from pipeline.device.faults import device_faults
 from pipeline.plan.plan import Plan
 from pipeline.render import Renderer
 from pipeline.teacher.labeller import Labeller
@@ -57,6 +58,7 @@ class Calibrator:
         self._identity, self._plan, self._renderer, self._labeller = identity, plan, renderer, labeller
         self._targets = targets
 
+    @device_faults("the calibration is made", "a smaller --cache-gib, or for another store a smaller --batch")
     def calibrate(self, encoding: Transform, console: Console) -> Calibration:
         """Fit ``encoding``; takes MEAN_CROPS crops of every image and some 20,000 more.
 

@@ -28,6 +28,7 @@ from pipeline.build.labelling import label
 from pipeline.build.stages import ENCODE, hand_over
 from pipeline.build.watching import Watch
 from pipeline.device.codes import DeviceCodes
+from pipeline.device.faults import device_faults
 from pipeline.images.manifest import Manifest
 from pipeline.plan.plan import Plan
 from pipeline.ranks import Ranks
@@ -186,7 +187,8 @@ class Filling:
         self, write: Callable[[BlockIndex, BlockData], object], coder: DeviceCodes | None, whole: OpenBlock
     ) -> None:
         """Hand a whole block to the store; of the first one, report how far the labels agree with the folders."""
-        with self._watch.busy.at(ENCODE) if coder else nullcontext():
+        faults = device_faults("labels are encoded", "a smaller --cache-gib")
+        with self._watch.busy.at(ENCODE) if coder else nullcontext(), faults:
             data = whole.data(self._work.identity, coder)
         if whole.block == self._missing[0]:
             report_agreement(self._work, data, self._console)

@@ -16,6 +16,7 @@ from torch import Tensor
 from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
 from pipeline.build.stages import RENDER, TEACHER, Busy, hand_over
+from pipeline.device.faults import device_faults
 from pipeline.plan.plan import Plan
 from pipeline.render import Renderer
 from pipeline.render.batches import render_batches
@@ -142,7 +143,7 @@ def _batches(renderer: Renderer, labeller: Labeller, group: int, job: JobT) -> I
     start = 0
     batches = render_batches(renderer, job.rows, labeller.batch, group)
     while True:
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(side), device_faults("crops are rendered", "a smaller --cache-gib"):
             try:
                 crops, rows = next(batches)
             except StopIteration:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from typing import TYPE_CHECKING
 
-from labelstore.errors import InputError
+from labelstore.errors import InputError, reason
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +16,7 @@ def choose_device(name: str) -> torch.device:
     """The device ``cpu``, ``cuda`` or ``cuda:N``; a CUDA device has an index.
 
     Raises:
-        InputError: when it is another kind of device, or not there.
+        InputError: when it is another kind of device, or not there; with torch's reason, such as a driver too old.
     """
     import torch
 
@@ -27,7 +29,26 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cpu":
         return torch.device("cpu")
     index = device.index or 0
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if index >= found:
-        raise InputError(f"device {name}: torch finds {found} usable CUDA devices; give --device cpu")
+        why, others = _why(found, [each.message for each in said]), f"--device cuda:{found - 1}, or " if found else ""
+        raise InputError(f"device {name}: torch finds {found} usable CUDA devices{why}; give {others}--device cpu")
     return torch.device("cuda", index)
+
+
+def _why(found: int, said: list[Warning | str]) -> str:
+    """In brackets, why there are not more, where that is known."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if torch.version.cuda is None:
+        why = "this torch is built without CUDA"
+    elif visible is not None:
+        why = f"CUDA_VISIBLE_DEVICES is {visible!r}"
+    elif not found and said:
+        why = reason(RuntimeError(str(said[0])))
+    else:
+        return ""
+    return f" ({why})"

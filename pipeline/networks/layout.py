@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from pipeline.device.faults import is_fault
+
 
 def takes_channels_last(trial: Callable[[bool], object]) -> bool:
     """Whether a network works in channels-last layout, which convolutions are fastest in; else it must contiguously.
@@ -20,9 +22,9 @@ def takes_channels_last(trial: Callable[[bool], object]) -> bool:
     """
     try:
         trial(True)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # a network may raise anything
+    except Exception as error:  # a network may raise anything
+        if is_fault(error):
+            raise
         trial(False)
         return False
     return True

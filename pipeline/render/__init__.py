@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from pipeline.images.manifest import Manifest
     from pipeline.plan.plan import PlanSpec
 
-__all__ = ["CACHE_BYTES", "AugmenterName", "DecoderName", "Renderer", "augmenter_of", "decoder_of", "make_renderer"]
-
-CACHE_BYTES = 2 << 30
+__all__ = ["AugmenterName", "DecoderName", "Renderer", "augmenter_of", "decoder_of", "make_renderer"]
 
 
 class Renderer(Protocol):
@@ -57,21 +55,22 @@ class Choice:
         advice: what to do about another decoder.
     """
 
-    make: Callable[[Manifest, PlanSpec, torch.device, str, int, int], Renderer]
+    make: Callable[[Manifest, PlanSpec, torch.device, str, int, int | None], Renderer]
     decoders: tuple[str, ...]
     advice: str = ""
 
 
 def _on_cpu(
-    manifest: Manifest, spec: PlanSpec, _device: torch.device, _decoder: str, threads: int, cache_bytes: int
+    manifest: Manifest, spec: PlanSpec, _device: torch.device, _decoder: str, threads: int, cache_bytes: int | None
 ) -> Renderer:
-    from pipeline.render.crops import CropRenderer  # takes a second to import
+    from pipeline.render.cache import CACHE_BYTES  # takes a second to import
+    from pipeline.render.crops import CropRenderer
 
-    return CropRenderer(manifest, spec, threads, cache_bytes)
+    return CropRenderer(manifest, spec, threads, CACHE_BYTES if cache_bytes is None else cache_bytes)
 
 
 def _on_gpu(
-    manifest: Manifest, spec: PlanSpec, device: torch.device, decoder: str, threads: int, cache_bytes: int
+    manifest: Manifest, spec: PlanSpec, device: torch.device, decoder: str, threads: int, cache_bytes: int | None
 ) -> Renderer:
     from pipeline.render.device import DeviceRenderer  # takes a second to import
 
@@ -79,7 +78,7 @@ def _on_gpu(
 
 
 def _by_dali(
-    manifest: Manifest, spec: PlanSpec, device: torch.device, decoder: str, threads: int, _cache_bytes: int
+    manifest: Manifest, spec: PlanSpec, device: torch.device, decoder: str, threads: int, _cache_bytes: int | None
 ) -> Renderer:
     from pipeline.render.dali_crops import DaliRenderer  # takes a second to import
 
@@ -105,7 +104,7 @@ def make_renderer(
     decoder: str | None = None,
     augmenter: str | None = None,
     threads: int | None = None,
-    cache_bytes: int = CACHE_BYTES,
+    cache_bytes: int | None = None,
 ) -> Renderer:
     """The renderer of the crops of a plan.
 
@@ -118,9 +117,9 @@ def make_renderer(
         augmenter: ``pillow``, whose crops are Pillow's, bit for bit, or ``dali``, whose crops DALI resizes and which
             keeps no decoded images; ``pillow`` when None.
         threads: CPU threads; all cores of this process when None. Has no effect on pixels.
-        cache_bytes: memory for decoded images on that device. Images that fit all together are decoded once and
-            kept; otherwise each crop is decoded when it is rendered. Has no effect on pixels. The current chunk takes
-            up to half a GiB more, or twice the largest image.
+        cache_bytes: memory for decoded images on that device: as many as fit are decoded once and kept, the others
+            when crops of them are rendered. Has no effect on pixels. 2 GiB on a CPU, and on a GPU half of what is free
+            less 2 GiB, when None. The current chunks take up to a GiB more, or a few times the largest image.
 
     Raises:
         InputError: the device is unknown or absent, the decoder does not work on it, a number makes no sense, or DALI,
@@ -128,7 +127,7 @@ def make_renderer(
     """
     if threads is not None and threads < 1:
         raise InputError(f"threads: expected at least 1, found {threads}")
-    if cache_bytes < 0:
+    if cache_bytes is not None and cache_bytes < 0:
         raise InputError(f"memory for decoded images: expected at least 0 bytes, found {cache_bytes}")
     where = choose_device(device)
     if decoder not in (None, *DECODERS):

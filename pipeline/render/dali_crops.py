@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,21 +19,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from labelstore.errors import InputError
+from labelstore.errors import GiftwrapError, InputError
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
 from pipeline.device.moving import to_device
 from pipeline.plan.augment import arrange, arranges
-from pipeline.render.bare import bare
 from pipeline.render.cache import Encoded, Images, runs
+from pipeline.render.complaints import DamagedDataError
 from pipeline.render.crops import CHUNK_BYTES, CHUNK_CROPS, LEAST_SIDE, finish
 from pipeline.render.dali import DaliDecoder, load, stored_box, stored_pixels, upright
+from pipeline.render.dali_errors import RefusedFileError
 from pipeline.render.dali_pipelines import (
     DEPTH,
-    DaliError,
     Making,
     Running,
-    UndecodedError,
     first_files,
     first_pixels,
     of_files,
@@ -109,7 +108,7 @@ class DaliRenderer:
         Raises:
             InputError: an image is gone, has changed or does not decode (the file is named), or a row is not of
                 these images.
-            DaliError: DALI failed.
+            GiftwrapError: DALI failed, and not because of a file.
         """
         (crops,) = self.render_all([rows])
         return crops
@@ -153,12 +152,7 @@ class DaliRenderer:
         """The chunks of all parts; the files of the next ones are being read."""
         ahead: deque[_Chunk] = deque()
         for chunk in self._chunks(parts):
-            images = chunk.part.images[chunk.rows]
-            split = max(-(-len(images) // self._threads), 1)
-            chunk.reads = [
-                self._pool.submit(self._read, images[start : start + split].tolist())
-                for start in range(0, len(images), split)
-            ]
+            chunk.read = self._images.begin(chunk.part.images[chunk.rows].tolist())
             ahead.append(chunk)
             if len(ahead) > READ_AHEAD:
                 yield ahead.popleft()
@@ -181,17 +175,12 @@ class DaliRenderer:
             crops = torch.empty((len(rows), spec.size, spec.size, 3), dtype=torch.uint8, device=self._device)
         return _Part(rows, images, boxes, rows.flip, crops)
 
-    def _read(self, images: list[int]) -> list[_File]:
-        """Some files, and what DALI is given of them."""
-        files = self._images.read(images)
-        return [_File(file, bare(file.header.kind, file.data) if file.plain else None) for file in files]
-
     def _start(self, files: Running, chunk: _Chunk) -> None:
         """Begin to make what DALI cuts from files; the other rows of the chunk are made when it is finished."""
-        chunk.files = [file for read in chunk.reads for file in read.result()]
+        chunk.files = chunk.read()
         small = chunk.part.boxes[chunk.rows, 2:].min(axis=1, initial=LEAST_SIDE) < LEAST_SIDE
         for place, file in enumerate(chunk.files):
-            left = self._whole or file.bare is None or small[place] or file.encoded.image in self._left
+            left = self._whole or file.bare is None or small[place] or file.image in self._left
             (chunk.others if left else chunk.regions).append(place)
         if chunk.regions:
             self._start_regions(files, chunk, chunk.regions)
@@ -199,7 +188,7 @@ class DaliRenderer:
     def _start_regions(self, files: Running, chunk: _Chunk, places: Sequence[int]) -> None:
         """Begin to make the crops at ``places`` of a chunk."""
         chosen = [chunk.files[place] for place in places]
-        boxes, headers = chunk.part.boxes[chunk.rows[places]], [file.encoded.header for file in chosen]
+        boxes, headers = chunk.part.boxes[chunk.rows[places]], [file.header for file in chosen]
         inside = np.array([stored_box(box, header) for box, header in zip(boxes, headers, strict=True)], np.int32)
         files.start(
             files=[np.frombuffer(file.bare or b"", np.uint8) for file in chosen],
@@ -215,7 +204,7 @@ class DaliRenderer:
             if chunk.regions:
                 try:
                     files.take(chunk.part.crops, self._rows(chunk, chunk.regions))
-                except UndecodedError:
+                except (RefusedFileError, DamagedDataError):
                     self._one_by_one(files, chunk)
                     for later in under_way:
                         if later.regions:
@@ -232,19 +221,19 @@ class DaliRenderer:
             try:
                 self._start_regions(files, chunk, [place])
                 files.take(chunk.part.crops, self._rows(chunk, [place]))
-            except UndecodedError as error:
+            except (RefusedFileError, DamagedDataError) as error:
                 files.drop()
-                self._require_bad(chunk.files[place].encoded, error)
-                self._left.add(chunk.files[place].encoded.image)
+                self._require_bad(chunk.files[place], error)
+                self._left.add(chunk.files[place].image)
                 chunk.others.append(place)
 
-    def _require_bad(self, file: Encoded, error: UndecodedError) -> None:
-        """Raise DaliError if a GPU fails on a file that a CPU decodes: its pixels would depend on the GPU's state."""
+    def _require_bad(self, file: Encoded, error: RuntimeError) -> None:
+        """Raise GiftwrapError if a GPU fails on a file that a CPU decodes: pixels would depend on the GPU's state."""
         if self._making.on_gpu:
             with self._lock:
-                decoded = self._sound.whole([file.data], [file.header])[0]
+                decoded = self._sound.whole([file.bare or b""], [file.header])[0]
             if decoded is not None:
-                raise DaliError(
+                raise GiftwrapError(
                     f"--augmenter dali: the GPU fails to decode a sound image (index {file.image}): "
                     f"{error.__cause__ or error}; free memory of the GPU, or add --decoder cpu"
                 ) from error
@@ -253,13 +242,11 @@ class DaliRenderer:
         """Make crops from whole images, which Pillow decodes; of their boxes as they are stored, as DALI cuts them."""
         part, rows = chunk.part, chunk.rows[list(places)]
         files = [chunk.files[place] for place in places]
-        self._images.name_damaged(
-            [file.encoded for file in files if file.bare is None or file.encoded.image in self._left]
-        )
+        self._images.name_damaged([file for file in files if file.bare is None or file.image in self._left])
         boxes = []
-        for image, file, row in zip(self._images.decode(part.images[rows].tolist()), files, rows.tolist(), strict=True):
+        for image, file, row in zip(self._images.decode(files), files, rows.tolist(), strict=True):
             box = cut(arrange(image, part.rows, row), part.boxes[row].tolist())
-            boxes.append(stored_pixels(box, file.encoded.header.orientation).numpy())
+            boxes.append(stored_pixels(box, file.header.orientation).numpy())
         with self._lock:
             try:
                 self._pixels.start(boxes=boxes, flips=chunk.flips(places))
@@ -276,8 +263,8 @@ class DaliRenderer:
         """Turn crops upright whose files are stored turned, and flip them then."""
         crops = chunk.part.crops
         for row, file in zip(chunk.rows.tolist(), chunk.files, strict=True):
-            if file.encoded.header.orientation != 1:
-                turned = upright(crops[row], file.encoded.header.orientation)
+            if file.header.orientation != 1:
+                turned = upright(crops[row], file.header.orientation)
                 crops[row] = turned.flip(1) if chunk.part.flips[row] else turned
 
     def _given(self, part: _Part) -> Tensor:
@@ -310,14 +297,6 @@ class _Part:
     crops: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A file that was read, and what DALI is given of it; None where it must not decode it."""
-
-    encoded: Encoded
-    bare: bytes | None
-
-
 @dataclass(slots=True)
 class _Chunk:
     """Rows that are made at a time; a place is an index into them.
@@ -326,7 +305,7 @@ class _Chunk:
         part: theirs.
         rows: of the part, int64 ``[b]``.
         last: whether the part ends with them.
-        reads: of their files.
+        read: waits for their files.
         files: one for each row, when they have been read.
         regions: places of the crops that DALI cuts from files.
         others: places of the crops that are cut from whole images.
@@ -335,13 +314,13 @@ class _Chunk:
     part: _Part
     rows: Indexes
     last: bool
-    reads: list[Future[list[_File]]] = field(default_factory=list)
-    files: list[_File] = field(default_factory=list)
+    read: Callable[[], list[Encoded]] = list
+    files: list[Encoded] = field(default_factory=list)
     regions: list[int] = field(default_factory=list)
     others: list[int] = field(default_factory=list)
 
     def flips(self, places: Sequence[int]) -> npt.NDArray[np.int32]:
         """Which of the crops at ``places`` DALI flips, int32 ``[b]``: those of turned files are turned first."""
-        upright = np.array([self.files[place].encoded.header.orientation == 1 for place in places])
+        upright = np.array([self.files[place].header.orientation == 1 for place in places])
         flips: npt.NDArray[np.int32] = (self.part.flips[self.rows[list(places)]] & upright).astype(np.int32)
         return flips

@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import io
-import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,22 +18,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from labelstore.errors import GiftwrapError
 from labelstore.spec import Json
 from pipeline.render import dali
-from pipeline.render.complaints import Listener
+from pipeline.render.complaints import DamagedDataError, Listener
+from pipeline.render.dali_errors import RefusedFileError, explained
 
 DEPTH = 2  # batches that DALI works on at a time
-_UNDECODED = re.compile(r"Failed to decode|nvImageCodec failure: '#[34]'")  # 3 and 4: no code stream, of no known kind
-_MACHINE = re.compile(r"CUDA (\w+ )*error|cudaError|out of memory|bad_alloc|driver", re.IGNORECASE)
-
-
-class DaliError(GiftwrapError):
-    """DALI failed, and not because of a file."""
-
-
-class UndecodedError(RuntimeError):
-    """DALI does not decode a file of a batch, or finds one damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +136,18 @@ class Running:
         """Begin a batch; the inputs are not copied."""
         if self._pipeline is None:
             self._pipeline = self._made()
-        self._feed(inputs)
+        self._inputs.append(inputs)
+        with explained(self._making.device):
+            for name, values in inputs.items():
+                self._pipeline.feed_input(name, values)
         listener = Listener()
         if self._decodes:
             listener.start()
         self._under_way.append(listener)
         try:
-            with _dali_errors():
+            with explained(self._making.device, of_files=self._decodes):
                 self._pipeline.schedule_run()
-        except UndecodedError:
+        except RefusedFileError:
             if len(self._under_way) == 1:
                 raise
             # It is about a batch before this one, which `take` finds out.
@@ -168,16 +160,17 @@ class Running:
             at: on the device.
 
         Raises:
-            UndecodedError: DALI does not decode a file of it; `drop` before anything else is started.
-            DaliError: DALI failed otherwise.
+            RefusedFileError: DALI does not decode a file of it; `drop` before anything else is started.
+            DamagedDataError: a file of it, or of another batch under way, is damaged; likewise.
+            GiftwrapError: DALI failed for another reason.
         """
         try:
-            with _dali_errors():
+            with explained(self._making.device, of_files=self._decodes):
                 made = self._pipeline.share_outputs(self._stream)[0]
         finally:
             damaged = self._under_way.popleft().stop()
         if damaged:
-            raise UndecodedError("a decoder found damaged data")
+            raise DamagedDataError("a decoder found damaged data")
         crops.index_copy_(0, at, _tensor(made))
         # Its memory is DALI's again when `made` is gone, in the order of the stream.
         del made
@@ -201,7 +194,7 @@ class Running:
     def _made(self) -> Any:
         """A new pipeline that has run `DEPTH` batches."""
         first = self._first(self._making.batch)  # read in place
-        with _dali_errors(of_files=False):
+        with explained(self._making.device):
             pipeline = self._make(self._making)
             pipeline.build()
             for _ in range(DEPTH):
@@ -212,34 +205,6 @@ class Running:
                 pipeline.share_outputs()
                 pipeline.release_outputs()
         return pipeline
-
-    def _feed(self, inputs: dict[str, Any]) -> None:
-        self._inputs.append(inputs)
-        for name, values in inputs.items():
-            self._pipeline.feed_input(name, values)
-
-
-@contextmanager
-def _dali_errors(*, of_files: bool = True) -> Iterator[None]:
-    """Errors of DALI become `UndecodedError` where they are a file's, and `DaliError` otherwise."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        text = str(error)
-        if of_files and _UNDECODED.search(text) and not _MACHINE.search(text):
-            raise UndecodedError("DALI does not decode a file") from error
-        raise DaliError(
-            f"--augmenter dali: DALI failed: {words(text)}; free memory of the device, update its driver, or take "
-            f"--augmenter pillow"
-        ) from error
-
-
-def words(text: str) -> str:
-    """What DALI's message says, in one line, without its frame and the place in our code."""
-    frames = ("Critical error", "Error in", "which was used", "File ", "encountered", "Current pipeline", "C++ context")
-    lines = [line.strip() for line in text.splitlines()]
-    kept = [line for line in lines if line and not line.startswith(frames) and "fn." not in line]
-    return " ".join(kept) or " ".join(text.split())
 
 
 def _tensor(made: Any) -> Tensor:

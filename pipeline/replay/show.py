@@ -14,6 +14,7 @@ from labelstore.durable.newfile import new_file
 from labelstore.errors import InputError
 from labelstore.store import LabelBatch
 from pipeline.config import ShowConfig
+from pipeline.device.faults import device_faults
 from pipeline.replay.source import Source, check_pixels, open_source
 
 CAPTION_LINES = 4
@@ -28,6 +29,7 @@ LEGEND = (
 )
 
 
+@device_faults("crops are rendered", "a smaller --cache-gib")
 def show(config: ShowConfig) -> int:
     """Write the sheet; returns the number of crops on it."""
     if config.count < 1 or config.columns < 1 or config.start < 0:

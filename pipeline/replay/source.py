@@ -44,7 +44,7 @@ class Source:
         pixels = self.renderer.render(self.store.read(view, slice(first, last)).rows)
         return pixels[start - first : stop - first]
 
-    def at_size(self, size: int, *, device: str, threads: int | None, cache_bytes: int) -> Source:
+    def at_size(self, size: int, *, device: str, threads: int | None, cache_bytes: int | None) -> Source:
         """The same boxes rendered at another side; this one's renderer is released.
 
         Rows need `pipeline.plan.augment.sides.at_size`.
@@ -147,7 +147,7 @@ def open_source(
     decoder: str | None = None,
     augmenter: str | None = None,
     threads: int | None = None,
-    cache_bytes: int = 2 << 30,
+    cache_bytes: int | None = None,
     rehash: bool = False,
 ) -> Source:
     """Open a store with its images; refuses images that are not the store's own.

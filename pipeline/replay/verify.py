@@ -18,6 +18,7 @@ from labelstore.errors import MismatchError
 from labelstore.spec import Json, first_difference, require_same
 from labelstore.store import LabelStore
 from pipeline.config import VerifyConfig
+from pipeline.device.faults import device_faults
 from pipeline.replay.source import Source, check_pixels, open_source
 from pipeline.teacher.engine.spec import MAX_RELATIVE_ERROR
 from pipeline.teacher.imagenet import FOLDERS
@@ -28,6 +29,7 @@ MIN_FIDELITY = 0.99
 MARGIN = 0.01  # by which the audit rows may fall below the fidelity of the many rows that the store has measured
 
 
+@device_faults("the store is verified", "a smaller --cache-gib")
 def verify(config: VerifyConfig, console: Console, labeller: Labeller | None = None) -> tuple[bool, Mapping[str, Json]]:
     """Whether the store holds within the stated bands, and the figures.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from labelstore.errors import InputError, reason
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
+from pipeline.device.faults import is_fault
 from pipeline.networks.layout import memory_format, takes_channels_last
 from pipeline.networks.load import load_network
 from pipeline.networks.outputs import Logits
@@ -255,9 +256,9 @@ def _count_columns(plain: Engine, spec: TeacherSpec, size: int, count: int) -> i
     crop = torch.zeros(count, size, size, 3, dtype=torch.uint8)
     try:
         logits: Any = plain.logits(crop)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # a network may raise anything at a size that it does not take
+        if is_fault(error):
+            raise
         raise InputError(
             f"network {spec.name} gives no logits for crops of {size} x {size} px in {spec.dtype}: {reason(error)}"
         ) from error

@@ -44,9 +44,11 @@ def mix(pixels: Tensor, rows: CropRows, group: int) -> Tensor:
     """
     import torch  # here, so that a plan is drawn without it
 
-    partners = torch.from_numpy(rows.partners(group)).to(pixels.device)
-    top, left, height, width = torch.from_numpy(rows.mix_boxes()).to(pixels.device).T[..., None]
-    at = torch.arange(pixels.shape[1], dtype=torch.int32, device=pixels.device)
+    from pipeline.device.moving import numbers_to_device
+
+    partners, *box = numbers_to_device([rows.partners(group), *rows.mix_boxes().T], pixels.device)
+    top, left, height, width = (edge[:, None] for edge in box)
+    at = torch.arange(pixels.shape[1], device=pixels.device)
     vertical = (at >= top) & (at < top + height)
     horizontal = (at >= left) & (at < left + width)
     inside = vertical[:, :, None, None] & horizontal[:, None, :, None]

@@ -11,8 +11,7 @@ A real number u in [0, 1) is the column 65536 u, rounded down; a whole number is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +21,6 @@ from pipeline.plan import draws
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Drawn: TypeAlias = npt.NDArray[np.uint16]
 
 # The operators import torch when they run, so that a plan is drawn without it.
 columns = (
@@ -62,11 +59,20 @@ def apply(images: Tensor, rows: CropRows, size: int) -> Tensor:
     Returns:
         float32 ``[n, 3, S, S]``, contiguous.
     """
-    import torch
+    from pipeline.device.moving import numbers_to_device
 
-    values = {name: torch.from_numpy(rows.column(name).astype(np.int64)).to(images.device) for name in columns}
-    images = recolored(images, *(values[f"dsa_{name}"] for name in ("brightness", "saturation", "contrast")))
-    return cut(_move(images, rows, values, size), values["dsa_cut_row"], values["dsa_cut_column"], size)
+    kinds = rows.column("dsa_kind")
+    places = [np.flatnonzero(chosen) for chosen in (kinds == SHIFT, kinds != SHIFT)]
+    *values, shifts, others = numbers_to_device([*map(rows.column, columns), *places], images.device)
+    brightness, saturation, contrast, kind, vertical, horizontal, row, column = values
+    images = recolored(images, brightness, saturation, contrast)
+    moved = images.new_zeros(images.shape)
+    if len(shifts):
+        moved[shifts] = shifted(images[shifts], vertical[shifts], horizontal[shifts], size)
+    if len(others):
+        matrices = _matrices(kind[others], vertical[others], horizontal[others])
+        moved[others] = sampled(images[others], matrices, align_corners=False)
+    return cut(moved, row, column, size)
 
 
 def furthest_shift(size: int) -> int:
@@ -91,44 +97,47 @@ def recolored(images: Tensor, *numbers: Tensor) -> Tensor:
     return images.sub_(mean).mul_(contrast + 0.5).add_(mean)
 
 
-def _move(images: Tensor, rows: CropRows, values: Mapping[str, Tensor], size: int) -> Tensor:
-    """Crops shifted, scaled or rotated, zero where nothing was."""
-    import torch
-    from torch.nn.functional import affine_grid, grid_sample
-
-    side, moved = images.shape[-1], torch.zeros_like(images)
-    kinds = rows.column("dsa_kind")
-    shifts, others = (np.flatnonzero(chosen) for chosen in (kinds == SHIFT, kinds != SHIFT))
-    if len(shifts):
-        vertical, horizontal = (rows.column(name)[shifts] for name in ("dsa_vertical", "dsa_horizontal"))
-        at = torch.from_numpy(shifts).to(images.device)
-        moved[at] = shifted(images[at], vertical, horizontal, size)
-    if len(others):
-        at = torch.from_numpy(others).to(images.device)
-        chosen = (values[name][at] for name in ("dsa_kind", "dsa_vertical", "dsa_horizontal"))
-        grid = affine_grid(_matrices(*chosen), [len(others), 3, side, side], align_corners=False)
-        moved[at] = grid_sample(images[at], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return moved
-
-
-def shifted(images: Tensor, vertical: Drawn, horizontal: Drawn, size: int) -> Tensor:
+def shifted(images: Tensor, vertical: Tensor, horizontal: Tensor, size: int) -> Tensor:
     """Images ``[n, 3, S, S]`` shifted, zero where nothing was.
 
     Args:
         images: the crops.
-        vertical: of each, in pixels of a crop of side ``size``, plus the largest shift, uint16 ``[n]``.
+        vertical: of each, in pixels of a crop of side ``size``, plus the largest shift, int64 ``[n]``.
         horizontal: likewise.
         size: side of the crops that the shifts were drawn for.
     """
     import torch
 
-    side, moved = images.shape[-1], torch.zeros_like(images)
-    pixels = (torch.from_numpy(drawn.astype(np.int64)) - furthest_shift(size) for drawn in (vertical, horizontal))
-    down, across = (_scaled(shift, side, size).tolist() for shift in pixels)
-    for crop, (dy, dx) in enumerate(zip(down, across, strict=True)):
-        to = moved[crop, :, max(-dy, 0) : side - max(dy, 0), max(-dx, 0) : side - max(dx, 0)]
-        to.copy_(images[crop, :, max(dy, 0) : side + min(dy, 0), max(dx, 0) : side + min(dx, 0)])
-    return moved
+    side = images.shape[-1]
+    at = torch.arange(side, device=images.device)
+    down, across = (_scaled(drawn - furthest_shift(size), side, size)[:, None] + at for drawn in (vertical, horizontal))
+    missing = [(place < 0) | (place >= side) for place in (down, across)]
+    down, across = down.clamp(0, side - 1)[:, None, :, None], across.clamp(0, side - 1)[:, None, None, :]
+    moved = images.gather(2, down.expand_as(images)).gather(3, across.expand_as(images))
+    return moved.masked_fill_((missing[0][:, :, None] | missing[1][:, None, :])[:, None], 0)
+
+
+def sampled(images: Tensor, matrices: Tensor, *, align_corners: bool) -> Tensor:
+    """Images ``[n, 3, S, S]`` seen through matrices, float32 ``[n, 2, 3]``, bilinearly, zero where nothing was."""
+    from torch.nn.functional import affine_grid, grid_sample
+
+    if images.is_cuda:
+        grid = grid_of(matrices, images.shape[-1], align_corners=align_corners)
+    else:
+        grid = affine_grid(matrices, list(images.shape), align_corners=align_corners)
+    return grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=align_corners)
+
+
+def grid_of(matrices: Tensor, side: int, *, align_corners: bool) -> Tensor:
+    """Where matrices ``[n, 2, 3]`` put the pixels of square images, ``[n, S, S, 2]``, as ``affine_grid`` does.
+
+    That takes a matrix product, which TF32 would round to a tenth of a pixel at 224 px.
+    """
+    import torch
+
+    at = torch.linspace(-1, 1, side, device=matrices.device) * (1 if align_corners else (side - 1) / side)
+    by_column, by_row, shift = matrices[:, :, None, None].unbind(-1)
+    return (by_column * at + by_row * at[:, None] + shift).movedim(1, -1)
 
 
 def _matrices(kinds: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:

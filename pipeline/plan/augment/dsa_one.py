@@ -68,27 +68,23 @@ def apply(images: Tensor, rows: CropRows, size: int) -> Tensor:
     Returns:
         float32 ``[n, 3, S, S]``, contiguous.
     """
-    import torch
+    from pipeline.device.moving import numbers_to_device
 
-    changed = torch.empty_like(images)
-    for kind in range(len(KINDS)):
-        chosen = np.flatnonzero(rows.column("dsa_one_kind") == kind)
-        if len(chosen):
-            at = torch.from_numpy(chosen).to(images.device)
-            changed[at] = _changed(kind, images[at], rows.take(chosen), size)
+    places = [np.flatnonzero(rows.column("dsa_one_kind") == kind) for kind in range(len(KINDS))]
+    first, second, third, *of_kind = numbers_to_device([*map(rows.column, columns[1:]), *places], images.device)
+    changed = images.new_empty(images.shape)
+    for kind, at in enumerate(of_kind):
+        if len(at):
+            changed[at] = _changed(kind, images[at], (first[at], second[at], third[at]), size)
     return changed
 
 
-def _changed(kind: int, images: Tensor, rows: CropRows, size: int) -> Tensor:
-    """Images of one kind, ``[n, 3, S, S]``."""
-    import torch
-
-    drawn = [rows.column(name) for name in columns[1:]]
-    if kind == SHIFT:
-        return dsa.shifted(images, drawn[0], drawn[1], size)
-    numbers = torch.from_numpy(np.stack(drawn).astype(np.int64)).to(images.device)
+def _changed(kind: int, images: Tensor, numbers: tuple[Tensor, Tensor, Tensor], size: int) -> Tensor:
+    """Images of one kind, ``[n, 3, S, S]``, by their three numbers, int64 ``[n]`` each."""
     if kind == COLOR:
         return dsa.recolored(images, *numbers)
+    if kind == SHIFT:
+        return dsa.shifted(images, numbers[0], numbers[1], size)
     if kind == CUTOUT:
         return dsa.cut(images, numbers[0], numbers[1], size)
     if kind == FLIP:
@@ -98,9 +94,6 @@ def _changed(kind: int, images: Tensor, rows: CropRows, size: int) -> Tensor:
 
 def _sampled(images: Tensor, matrices: Tensor) -> Tensor:
     """Images ``[n, 3, S, S]`` seen through matrices, float32 ``[n, 2, 3]``, with aligned corners."""
-    from torch.nn.functional import affine_grid, grid_sample
-
     if images.shape[-1] == 1:  # the centre, which neither scale nor rotation moves
         return images
-    grid = affine_grid(matrices, list(images.shape), align_corners=True)
-    return grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    return dsa.sampled(images, matrices, align_corners=True)

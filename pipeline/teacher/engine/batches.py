@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from labelstore.command.console import byte_count
 from labelstore.errors import InputError
+from pipeline.device.faults import lacks_memory
 from pipeline.device.memory import available_memory, free_device_memory
 from pipeline.teacher.engine.device import DTYPES
 from pipeline.teacher.engine.spec import TeacherSpec
@@ -127,7 +128,9 @@ def _gpu_bytes(run: Callable[[int], object], batch: int, device: torch.device) -
     try:
         run(batch)
         torch.cuda.synchronize(device)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not lacks_memory(error):
+            raise
         return float("inf")
     return torch.cuda.max_memory_allocated(device) - before
 

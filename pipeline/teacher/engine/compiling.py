@@ -17,6 +17,7 @@ from torch import Tensor
 
 from labelstore.errors import InputError, reason
 from labelstore.spec import Json
+from pipeline.device.faults import is_fault
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 CXX = "CXX"
@@ -67,9 +68,9 @@ def compiled(function: Callable[[Tensor], Tensor], example: Tensor, *, name: str
     try:
         with torch.inference_mode(), _quiet():
             fast(example)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # the compilers below it raise anything
+        if is_fault(error):
+            raise
         raise CompileError(f"{name} does not compile: {_first_line(error)}") from error
     return fast
 

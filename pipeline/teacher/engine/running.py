@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from labelstore.errors import GiftwrapError, InputError
+from labelstore.errors import InputError, reason
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
+from pipeline.device.faults import DeviceMemoryError, lacks_memory
 from pipeline.plan.augment import drawn_inputs, inputs_of
 from pipeline.render.normalise import network_input, normalise
 from pipeline.teacher.engine.batches import find_batch
@@ -74,13 +75,12 @@ def enough_memory(batch: int) -> Iterator[None]:
     """Turn an allocation failure into an error with a remedy."""
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except RuntimeError as error:
+        if not lacks_memory(error):
             raise
-        reason = str(error).partition("\n")[0]
-        raise GiftwrapError(
-            f"out of memory with a batch of {batch} crops ({reason}); what is stored is kept: free memory and run the "
-            f"same command again, or begin another store with a smaller --batch"
+        raise DeviceMemoryError(
+            f"out of memory with a batch of {batch} crops ({reason(error)}); what is stored is kept: free memory and "
+            f"run the same command again, or begin another store with a smaller --batch"
         ) from error
 
 
@@ -190,11 +190,11 @@ def _capture(engine: Engine, plain: Engine, spec: TeacherSpec, probe: Tensor) ->
     with exact(engine.device, engine.products):
         try:
             network = CudaGraph(engine.network, engine.prepare(probe))
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            raise InputError(f"--cuda-graph: {spec.name} cannot be captured ({reason}); leave it out") from error
+            if lacks_memory(error):
+                raise
+            why = reason(error)
+            raise InputError(f"--cuda-graph: {spec.name} cannot be captured ({why}); leave it out") from error
     graph = replace(engine, network=network)
     _require_alike(graph, plain, spec, probe, "the CUDA graph", InputError)
     return graph
