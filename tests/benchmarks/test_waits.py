@@ -60,7 +60,7 @@ def test_the_sanitizer_sees_every_thread() -> None:
     """In a process of its own: it changes torch for good. What it notes of an operation is noted at once."""
     program = """
 import os, threading
-from typing import Any
+from types import SimpleNamespace
 import torch
 torch.cuda.current_stream = lambda *_: SimpleNamespace(cuda_stream=0)
 from torch.cuda import _sanitizer
