@@ -15,6 +15,7 @@ import torch
 
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
+from labelstore.encodings import Pairs, make_encoding
 from labelstore.errors import InputError
 from labelstore.store import LabelStore
 from pipeline.build import build, filling
@@ -66,9 +67,8 @@ def test_blocks_whose_labels_stay_are_the_same_bytes(
     data_of = OpenBlock.data
 
     def as_on_a_gpu(block: OpenBlock, identity: Any, _coder: None, **how: Any) -> Any:
-        data = data_of(
-            block, identity, DeviceCodes(LabelStore.open(tmp_path / "other").encoding, block.logits.device), **how
-        )
+        coder = DeviceCodes(LabelStore.open(tmp_path / "other").encoding, block.logits.device)
+        data = data_of(block, identity, coder, **how)
         seen.append(data.logits.size)
         return data
 
@@ -118,8 +118,6 @@ def test_the_largest_magnitude_alone_is_not_enough(opened: tuple[Work, LabelStor
 
 @pytest.mark.parametrize("name", ["float16", "int8"])
 def test_largest_is_looked_for_in_every_row(name: str) -> None:
-    from labelstore.encodings import Pairs, make_encoding
-
     coder = DeviceCodes(make_encoding({"name": name}, 5), torch.device("cpu"))
     logits, pairs = torch.randn(3, 2000, 5), Pairs.unmixed(np.zeros((3, 2000), int))
     codes, largest = coder.encode_measured(logits, pairs)
