@@ -39,6 +39,7 @@ CLAIMS = (
     "loss",
     "step",
     "resume",
+    "kernels",
 )
 STUDIES = ("rate-distortion", "crash")
 """The claims; each is a file: its claim is the first line of the docstring, and its measurement is ``run``. Those that
@@ -87,10 +88,15 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuConfig:
-    """Every check and figure that needs a GPU, in under 8 minutes; without one all parts run small on the CPU."""
+    """Every check and figure that needs a GPU, in about 7 minutes; without one all parts run small on the CPU."""
 
     out: Path | None = None
-    """Folder for gpu.jsonl: a line for each figure as it is found, one for each part's end, and the summary last."""
+    """Folder for gpu.jsonl: a line for each figure as it is found, one for each part's end, and the summary last. Parts
+    that an earlier call finished there are not run again."""
+    only: tuple[str, ...] = ()
+    """Run these parts alone."""
+    seconds: float = 420
+    """For all parts together; what does not begin in time is left to the next call."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
 
@@ -122,7 +128,7 @@ def gpu_command(config: GpuConfig, console: Console) -> int:
         require_apart({"--out": config.out}, {})
     from benchmarks import gpu
 
-    values = gpu.measure(config.out)
+    values = gpu.measure(config.out, config.seconds, config.only)
     console.summary(values, lines(values))
     return 0 if values["kept"] else 1
 

@@ -94,9 +94,13 @@ class Fkd:
     std: tuple[float, ...]
 
     def serve(self, asked: Connection) -> None:
-        """Answer ``compare`` with a batch and its labels, ``eager`` and ``compiled`` with a round's times."""
+        """Answer ``compare`` with a batch and its labels; the name of a way to run the teacher with a round's times.
+
+        These are ``eager``, ``compiled``, and ``bfloat16``, which is eager under autocast.
+        """
         network, _ = load_network(self.network, {}, self.weights, classes=self.classes, size=self.size)
         networks: dict[str, Any] = {"eager": network.eval().to(self.device)}
+        shortened = torch.autocast(torch.device(self.device).type, torch.bfloat16)
         loader = self._loader()
         with suppress(EOFError), tempfile.TemporaryDirectory() as folder:
             while True:
@@ -108,7 +112,7 @@ class Fkd:
                     asked.send([part.numpy() for part in (images, boxes, pixels, logits)])
                     continue
                 if name not in networks:
-                    networks[name] = torch.compile(network)
+                    networks[name] = shortened(network.forward) if name == "bfloat16" else torch.compile(network)
                 asked.send(self._label(loader, networks[name], Path(folder)))
 
     def _loader(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,43 +15,40 @@ import torch
 from PIL import Image
 
 from benchmarks import loss, step
+from benchmarks.dali_alone import decoding, stored
 from benchmarks.drawn import Drawn
+from benchmarks.gpu_inputs import SkippedError, ceiling, folder_of, images, rate, settings, timed
+from benchmarks.gpu_whole import against_fkd, precompute
 from benchmarks.harness import Report
 from benchmarks.read import STEP, exhaust, requests
-from benchmarks.render import draw, photographs
+from benchmarks.sanitizer import sanitizer
+from benchmarks.syncs import syncs
 from labelstore import LabelStore
-from labelstore.command.console import Console
-from labelstore.command.flags import from_flags
+from labelstore.format.columns import CropRows
 from labelstore.operations.convert import convert
 from labelstore.spec import Json
 from labelstore.writing.encoding import pairs_of
-from pipeline.build.build import build
-from pipeline.config import BuildConfig
 from pipeline.device.codes import DeviceCodes
-from pipeline.images.manifest import Manifest, scan
-from pipeline.networks import build_network, save_weights
+from pipeline.images.manifest import Manifest
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import Renderer, dali, make_renderer
 from pipeline.render.audit import MAX_DIFFERENCE, MAX_MEAN_DIFFERENCE
 from pipeline.render.batched import kernels_work, resize_all, resize_plainly
+from pipeline.render.batches import render_batches
 from pipeline.render.device import DeviceRenderer
 from pipeline.render.jobs import Boxes, prepare
 from pipeline.render.normalise import normalise
 from pipeline.teacher.teacher import Teacher, make_teacher
 
-ROUNDS = 5
+STREAMED = 0.9  # of what DALI decodes alone
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-NETWORKS = {"resnet18": 512, "resnet50": 256}  # crops a batch
 ENGINES: Mapping[str, Mapping[str, Any]] = {
     "eager": {},
     "graph": {"cuda_graph": True},
     "compiled": {"compile": "require"},
     "compiled graph": {"compile": "require", "cuda_graph": True},
 }
-
-
-class SkippedError(Exception):
-    """A part cannot run on this machine; the message has the reason."""
+FEW_ENGINES = ("graph", "compiled graph")  # of a network that takes long to compile
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +63,6 @@ class Part:
 
     seconds: float
     run: Callable[[Report, torch.device], dict[str, Json]]
-
-
-def folder_of(report: Report) -> Path:
-    """Where a part's files go."""
-    if report.folder is None:
-        raise ValueError("a part of the GPU's script needs a report with a folder")
-    return report.folder
 
 
 def resize(report: Report, device: torch.device) -> dict[str, Json]:
@@ -130,6 +120,7 @@ def decoder(report: Report, device: torch.device, *, name: str) -> dict[str, Jso
     with closing(make_renderer(manifest, spec)) as reference:
         expected = reference.render(rows)
     make = partial(renderer_on, manifest, spec, device, name)
+    sizes = 3 * manifest.heights.astype(np.int64) * manifest.widths
     with closing(make(2 << 30)) as kept, closing(make(0)) as passing:
         kept.render(few)
         once = timed(lambda: kept.render(rows), device)
@@ -148,12 +139,62 @@ def decoder(report: Report, device: torch.device, *, name: str) -> dict[str, Jso
                 torch.cat([passing.render(few.take(np.array([at]))) for at in range(len(few))]), crops[: len(few)]
             ),
         }
+    with closing(make(0)) as young, closing(make(int(sizes.sum()) // 2)) as half:
+        young.render(few.take(np.array([0])))  # one image alone before many
+        equal["another history"] = torch.equal(crops, young.render(rows))
+        equal["half in memory"] = torch.equal(crops, half.render(rows)) and torch.equal(crops, half.render(rows))
     apart = (crops.cpu().short() - expected.short()).abs()
     mean, most = float(apart.float().mean()), int(apart.max())
     report.add(f"decoder {name}", "mean difference from the CPU", mean, "levels")
     report.add(f"decoder {name}", "largest difference from the CPU", most, "levels")
     band = most == 0 if name == "cpu" else mean <= MAX_MEAN_DIFFERENCE and most <= MAX_DIFFERENCE
     return {"equal": equal, "mean": mean, "most": most, "in band": band, "kept": all(equal.values()) and band}
+
+
+def augmenter(report: Report, device: torch.device) -> dict[str, Json]:
+    """Crops by DALI's own resize: how far from its CPU's, the same in every run, order and company; how fast beside it.
+
+    What is streamed must be 0.9 of what DALI decodes alone, whole files that lie in memory.
+    """
+    if dali.load() is None:
+        raise SkippedError("no DALI here: --augmenter dali needs it")
+    on_gpu = device.type == "cuda"
+    manifest = images(folder_of(report), device)
+    spec = PlanSpec(size=224 if on_gpu else 24)
+    plan = Plan(spec, manifest.heights, manifest.widths)
+    rows = plan.rows(0, 0, len(manifest))
+    few = rows.take(slice(0, min(len(rows), 32)))
+    make = partial(make_renderer, manifest, spec, augmenter="dali")
+    with closing(make()) as reference:
+        expected = reference.render(rows)
+    order = np.random.default_rng(0).permutation(len(rows))
+    views = [plan.rows(view, 0, len(manifest)) for view in range(4 if on_gpu else 1)]
+    count = len(views) * len(rows)
+    with closing(make(device=str(device))) as renderer, closing(make(device=str(device))) as other:
+        crops = renderer.render(rows)
+        equal: dict[str, Json] = {
+            "run to run": torch.equal(crops, renderer.render(rows)),
+            "another order": torch.equal(crops[order], renderer.render(rows.take(order))),
+            "other neighbours, another history": torch.equal(
+                torch.cat([other.render(few.take(np.array([at]))) for at in range(len(few))]), crops[: len(few)]
+            ),
+        }
+        streamed = rate(
+            report, "augmenter dali, streamed", lambda: exhaust(render_batches(renderer, views, 512, 1)), count, device
+        )
+    files, boxes = stored(manifest, CropRows(rows.names, np.concatenate([view.values for view in views], axis=1)))
+    threads = len(os.sched_getaffinity(0))
+    alone = {
+        name: rate(report, f"DALI alone, {name}", decoding(files, given, device, threads), len(files), device)
+        for name, given in (("whole images", None), ("boxes of images", boxes))
+    }
+    apart = (crops.cpu().short() - expected.short()).abs()
+    mean, most = float(apart.float().mean()), int(apart.max())
+    shares: dict[str, Json] = {name: streamed / ceiling for name, ceiling in alone.items()}
+    band = mean <= MAX_MEAN_DIFFERENCE and most <= MAX_DIFFERENCE
+    fast = streamed >= STREAMED * alone["whole images"] or not on_gpu
+    found: dict[str, Json] = {"equal": equal, "mean": mean, "most": most, "in band": band}
+    return {**found, "share of DALI alone": shares, "kept": all(equal.values()) and band and fast}
 
 
 def renderer_on(manifest: Manifest, spec: PlanSpec, device: torch.device, name: str, cache: int) -> Renderer:
@@ -226,106 +267,14 @@ def teacher(report: Report, device: torch.device, *, network: str) -> dict[str, 
 
 def teachers(folder: Path, device: torch.device, network: str) -> Iterator[tuple[str, Teacher]]:
     """A network of random weights in bfloat16, engine by engine; on a CPU a small one, eager."""
-    on_gpu = device.type == "cuda"
+    wanted = ["eager"] if device.type == "cpu" else FEW_ENGINES if network == "resnet50" else [*ENGINES]
     for engine, options in ENGINES.items():
-        if on_gpu or engine == "eager":
+        if engine in wanted:
             config = settings(folder, device, network, **options)
             yield (
                 engine,
                 make_teacher(config.teacher_spec(), size=config.crops.size, classes=[str(n) for n in range(1000)]),
             )
-
-
-def settings(folder: Path, device: torch.device, network: str, **options: Any) -> BuildConfig:
-    """A build by the network."""
-    on_gpu = device.type == "cuda"
-    name, size = (f"torchvision:{network}", 224) if on_gpu else ("cifar-resnet20", 32)
-    weights = folder / f"{network}.safetensors"
-    if not weights.exists():
-        torch.manual_seed(0)
-        save_weights(build_network(name, {}, classes=1000, size=size).state_dict(), weights)
-    values: dict[str, Any] = {
-        "images": folder / "images",
-        "teacher": (name,),
-        "weights": (str(weights),),
-        "size": size,
-        "views": 1,
-        "store": folder / "store",
-        "encoding": "int8",
-        "dtype": "bfloat16",
-        "device": str(device),
-        "batch": NETWORKS[network] if on_gpu else 4,
-    }
-    return from_flags(BuildConfig, **(values | options))
-
-
-def ceiling(report: Report, name: str, teacher: Teacher) -> float:
-    """Crops a second of a teacher alone, from crops that lie on the device."""
-    shape = (teacher.batch, teacher.size, teacher.size, 3)
-    crops = torch.randint(0, 256, shape, dtype=torch.uint8, device=teacher.device)
-    batches = 20 if teacher.device.type == "cuda" else 1
-
-    def label() -> None:
-        for pending in [teacher.start(crops) for _ in range(batches)]:
-            pending.result()
-
-    return rate(report, f"teacher {name}", label, batches * teacher.batch, teacher.device)
-
-
-def precompute(report: Report, device: torch.device) -> dict[str, Json]:
-    """A whole build, from image files to a sealed store, beside what its teacher does alone."""
-    on_gpu = device.type == "cuda"
-    manifest = images(folder_of(report), device)
-    options: dict[str, Any] = {"images": Path(manifest.location), "cuda_graph": on_gpu}
-    if len(manifest.classes) < 1000:
-        options["class_columns"] = ",".join(map(str, range(len(manifest.classes))))
-    shares: dict[str, Json] = {}
-    for network, crops in {"resnet18": 300_000, "resnet50": 100_000}.items() if on_gpu else {"resnet18": 12}.items():
-        store, views = folder_of(report) / f"store-{network}", -(-crops // len(manifest))
-        config = settings(folder_of(report), device, network, store=store, views=views, **options)
-        alone = ceiling(
-            report, network, make_teacher(config.teacher_spec(), size=config.crops.size, classes=manifest.classes)
-        )
-        summary = build(config, Console(as_json=True))
-        built = float(str(summary["crops_per_second"]))
-        report.add(f"build by {network}", "rate", built, "crops/s")
-        report.add(f"build by {network}", "share of the teacher alone", built / alone, "")
-        shares[network] = {"share_of_teacher": built / alone, **summary, "store": None}
-    return {"builds": shares}
-
-
-def images(folder: Path, device: torch.device) -> Manifest:
-    """Photographs, or drawn pictures where there are none, and on a CPU."""
-    on_gpu = device.type == "cuda"
-    found = photographs() if on_gpu else None
-    if found is None:
-        (folder / "images").mkdir()
-        found = draw(folder / "images", 512 if on_gpu else 6)
-    manifest = scan(found, digests=False)
-    return manifest.subset(np.arange(min(len(manifest), 1024)))
-
-
-def rate(report: Report, name: str, act: Callable[[], object], count: int, device: torch.device) -> float:
-    """Report how many a second an act makes, over some rounds after one that does not count."""
-    act()
-    rates = [count / timed(act, device) for _ in range(ROUNDS if device.type == "cuda" else 1)]
-    report.add(name, "rate", rates, "1/s")
-    return sorted(rates)[len(rates) // 2]
-
-
-def timed(act: Callable[[], object], device: torch.device) -> float:
-    """Seconds of an act, with all that it leaves the device to do."""
-    wait(device)
-    start = time.perf_counter()
-    act()
-    wait(device)
-    return time.perf_counter() - start
-
-
-def wait(device: torch.device) -> None:
-    """Wait for a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def with_memory(
@@ -346,17 +295,22 @@ def with_memory(
     return run
 
 
-# Those that need torch alone come first.
+# What most likely fails comes first: decoders and kernels that no CPU runs, and what is compiled. An H100 with empty
+# caches of compiled code takes about half of each time.
 PARTS: dict[str, Part] = {
-    "resize": Part(90, with_memory(resize)),
-    "decoder cpu": Part(90, with_memory(partial(decoder, name="cpu"))),
-    "input": Part(40, with_memory(network_input)),
-    "codes": Part(60, with_memory(codes)),
-    "loss": Part(90, with_memory(partial(claim, of=loss.run))),
-    "step": Part(120, with_memory(partial(claim, of=step.run))),
-    "teacher resnet18": Part(120, with_memory(partial(teacher, network="resnet18"))),
-    "teacher resnet50": Part(150, with_memory(partial(teacher, network="resnet50"))),
-    "precompute": Part(150, with_memory(precompute)),
-    "decoder gpu": Part(90, with_memory(partial(decoder, name="gpu"))),
-    "decoder gpu-hw": Part(90, with_memory(partial(decoder, name="gpu-hw"))),
+    "decoder-gpu": Part(25, with_memory(partial(decoder, name="gpu"))),
+    "decoder-gpu-hw": Part(25, with_memory(partial(decoder, name="gpu-hw"))),
+    "augmenter-dali": Part(35, with_memory(augmenter)),
+    "resize": Part(20, with_memory(resize)),
+    "loss": Part(50, with_memory(partial(claim, of=loss.run))),
+    "teacher-resnet18": Part(60, with_memory(partial(teacher, network="resnet18"))),
+    "syncs": Part(45, with_memory(syncs)),
+    "sanitizer": Part(45, sanitizer),
+    "precompute": Part(65, with_memory(precompute)),
+    "fkd": Part(50, with_memory(against_fkd)),
+    "step": Part(55, with_memory(partial(claim, of=step.run))),
+    "codes": Part(30, with_memory(codes)),
+    "input": Part(15, with_memory(network_input)),
+    "decoder-cpu": Part(25, with_memory(partial(decoder, name="cpu"))),
+    "teacher-resnet50": Part(50, with_memory(partial(teacher, network="resnet50"))),
 }

@@ -1,4 +1,4 @@
-"""The fused GIFT step: 2.2 times as fast as the released code on a CPU, 3 times compiled; on a GPU at 1.5 copies."""
+"""The fused GIFT step: 2.2 times the released code on a CPU, 3 times compiled; on a GPU within 1.2 copies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from trainer.losses.fused import Fused, Handed, Rows
 
 # What is promised at 1024 x 1000 on a CPU, and at 8192 x 1000 on a GPU: the other's time over ours.
 CPU = {"closed_over_released": 2.2, "compiled_over_released": 3.0, "compiled_over_released_compiled": 1 / 1.1}
-GPU = {"triton_over_compiled_definition": 2.0, "triton_over_copy": 1 / 1.5}
+GPU = {"triton_over_compiled_definition": 2.0, "triton_over_copy": 1 / 1.2}
+ON_GPU = ("released compiled", "definition compiled, float16", "closed", "triton", "triton, float16", "triton, int8")
+WIDE = 21_841  # classes, of which a row does not fit a program
 EXTRA = 1.05  # of a gradient: peak memory of a step beside its inputs
 AHEAD = 4_000_000  # cycles that a GPU is kept busy while what is timed is queued: about 2 ms
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -54,6 +56,8 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
     x, t = (torch.randn(rows, columns, generator=drawn).to(device) for _ in range(2))
     y = torch.randint(columns, (rows,), generator=drawn).to(device)
     steps = contenders(x, 4 * t, y)
+    if on_gpu:  # compiling takes longer than measuring
+        steps = {name: each for name, each in steps.items() if name in ON_GPU}
     require_alike(steps)
     timing = gpu_times(steps, rounds) if on_gpu else interleave(steps, rounds)
     for name, seconds in timing.wall.items():
@@ -69,7 +73,9 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
         promised, step = GPU, steps["triton, float16"]
         found["triton_over_compiled_definition"] = timing.speedup("triton, float16", "definition compiled, float16")
         found["triton_over_copy"] = timing.speedup("triton, float16", "copy")
+        found["triton_times_its_bytes"] = 1 / found["triton_over_copy"]
         found["gradients_of_memory"] = peak_bytes(step) / (4 * x.numel())
+        found[f"triton_times_its_bytes_{WIDE}"] = wide(report, rows // 8, device, rounds)
         kept = found["gradients_of_memory"] <= EXTRA
     kept = kept and all(found.get(name, 0) >= least for name, least in promised.items())
     return {
@@ -155,6 +161,18 @@ def gpu_times(steps: Mapping[str, Step], rounds: int) -> Timing:
             if number:
                 wall[name].append(start.elapsed_time(end) / 1e3)
     return Timing(wall, wall)
+
+
+def wide(report: Report, rows: int, device: torch.device, rounds: int) -> float:
+    """Time of the kernels at `WIDE` classes on float16 labels over that of a copy of as many bytes."""
+    x, t = (torch.randn(rows, WIDE, device=device) for _ in range(2))
+    fused = make_loss(LossSpec())
+    steps = {"triton, float16": Step(fused, x, t.half(), torch.randint(WIDE, (rows,), device=device))}
+    require_alike(steps)
+    timing = gpu_times(steps, rounds)
+    for name, seconds in timing.wall.items():
+        report.add(f"{name}, {WIDE} classes", "forward and backward", [1e3 * second for second in seconds], "ms")
+    return 1 / timing.speedup("triton, float16", "copy")
 
 
 def peak_bytes(step: Step) -> int:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MEETING_TIMEOUT = timedelta(minutes=5)  # from the first process that starts to the last
 WORK_TIMEOUT = timedelta(days=24)  # the first rank calibrates, and others label, for as long as it takes
 POLL_SECONDS = 0.002
+SHARED_CACHE_GIB = 2.0  # for decoded images of all ranks on one device, when no flag says more
 
 T = TypeVar("T")
 
@@ -58,15 +59,22 @@ class Ranks:
         return work[self.rank :: self.world]
 
     def own_resources(self, config: T) -> T:
-        """The flags of this rank: its fraction of the cores and of the cache, and a GPU of its own."""
+        """The flags of this rank: its fraction of the cores, a GPU of its own, and its fraction of shared memory.
+
+        ``cuda`` is a GPU for each rank, all of whose memory is its own; ``cpu`` and ``cuda:N`` are one for all ranks of
+        this host.
+        """
         if self.world == 1:
             return config
         flags: Any = config
         changes: dict[str, Any] = {
-            "threads": flags.render.threads or max(len(os.sched_getaffinity(0)) // self.local_world, 1),
-            "device": f"cuda:{self.local_rank}" if flags.render.device == "cuda" else flags.render.device,
-            "cache_gib": flags.render.cache_gib / self.local_world,
+            "threads": flags.render.threads or max(len(os.sched_getaffinity(0)) // self.local_world, 1)
         }
+        if flags.render.device == "cuda":
+            changes["device"] = f"cuda:{self.local_rank}"
+        else:
+            cache = SHARED_CACHE_GIB if flags.render.cache_gib is None else flags.render.cache_gib
+            changes["cache_gib"] = cache / self.local_world
         if hasattr(flags, "rehash"):
             changes["rehash"] = flags.rehash and self.first
         return changed(config, **changes)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from labelstore.errors import InputError
+from pipeline.device.current import make_current
 from pipeline.networks.state import trained_parameters
 from pipeline.ranks import WORK_TIMEOUT, Ranks
 from pipeline.teacher.engine.compiling import compilers
@@ -18,6 +20,7 @@ from trainer.checkpoint import seed_all
 from trainer.config import TrainConfig
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.nn.parallel import DistributedDataParallel
 
 
@@ -28,8 +31,24 @@ def prepare(student: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
         raise InputError("--sync-bn: works on GPUs; leave it out, or take instance norm")
     if config.sync_bn and ranks.world > 1:
         norm: Any = nn.SyncBatchNorm
-        student = norm.convert_sync_batchnorm(student)
+        student = norm.convert_sync_batchnorm(student, connected(ranks, device))
     return student
+
+
+def connected(ranks: Ranks, device: torch.device) -> ProcessGroup:
+    """What connects the devices of all processes, made at its first use: NCCL between GPUs, gloo between CPUs.
+
+    Norms and gradients go through the same one. Without it norms would go through `Ranks.group`, and so through memory.
+    """
+    make_current(device)
+    return _group(ranks, "nccl" if device.type == "cuda" else "gloo")
+
+
+@cache
+def _group(ranks: Ranks, backend: str) -> ProcessGroup:  # noqa: ARG001  of these ranks there is one
+    from torch import distributed
+
+    return cast("ProcessGroup", distributed.new_group(backend=backend, timeout=WORK_TIMEOUT))
 
 
 def spread(
@@ -45,18 +64,14 @@ def spread(
     """
     if ranks.world == 1:
         return None
-    from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
 
     device = torch.device(config.render.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    group = distributed.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=WORK_TIMEOUT)
     try:
         spread = DistributedDataParallel(
             student,
             device_ids=[device.index] if device.type == "cuda" else None,
-            process_group=group,
+            process_group=connected(ranks, device),
             find_unused_parameters=some_unused,
         )
     except RuntimeError as error:

@@ -242,6 +242,7 @@ def measure(
         subject.plan,
         device=config.render.device,
         decoder=config.render.decoder,
+        augmenter=config.render.augmenter,
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
     )

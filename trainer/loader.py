@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from labelstore.errors import InputError
+from pipeline.device.current import make_current
 from pipeline.device.moving import to_device
 from pipeline.plan.augment import inputs_of
 from pipeline.render.normalise import network_input, normalise
@@ -225,6 +226,7 @@ class Loader(IterableDataset[TrainBatch]):
 
         On a GPU with an event for when they are there.
         """
+        make_current(self._device)  # of the prefetcher's thread
         stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         with torch.cuda.stream(stream):
             for batch in self._slices(first, start, stop):

@@ -119,6 +119,7 @@ def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
         follow=config.follow,
         any_scale=config.loss.any_scale and not config.relabel,
         decoder=config.render.decoder,
+        augmenter=config.render.augmenter,
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
         **order_of(config, ranks),
@@ -169,6 +170,7 @@ def open_replayed(config: TrainConfig, ranks: Ranks, views: int | None, engine: 
         size=config.size,
         device=config.render.device,
         decoder=config.render.decoder,
+        augmenter=config.render.augmenter,
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
     )
@@ -221,6 +223,7 @@ def open_fresh(config: TrainConfig, ranks: Ranks, views: int | None, engine: Map
         spec,
         device=config.render.device,
         decoder=config.render.decoder,
+        augmenter=config.render.augmenter,
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
     )

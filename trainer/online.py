@@ -18,7 +18,7 @@ from pipeline.build.defaults import settle_teacher
 from pipeline.images.manifest import Manifest
 from pipeline.plan.augment.sides import at_size
 from pipeline.plan.plan import PlanSpec
-from pipeline.render import Renderer, decoder_of, make_renderer
+from pipeline.render import Renderer, augmenter_of, decoder_of, make_renderer
 from pipeline.teacher.engine.batches import CPU_BATCH, GPU_BATCHES
 from pipeline.teacher.labeller import BrokenLogitsError, Labeller
 from pipeline.teacher.teacher import Teacher, make_teacher
@@ -232,6 +232,7 @@ def labels_of(
             spec.at_side(size),
             device=config.render.device,
             decoder=decoder_of(renderer),
+            augmenter=augmenter_of(renderer),
             threads=config.render.threads,
             cache_bytes=config.render.cache_bytes,
         )

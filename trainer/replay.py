@@ -49,6 +49,7 @@ class Replay(Loader):
         std: channel standard deviations of the normalisation; the teacher's when None.
         device: where batches are made and delivered.
         decoder: what decodes files: ``cpu``, ``gpu`` or ``gpu-hw``; on a GPU what decoded the store's when None.
+        augmenter: what cuts and resizes crops: ``pillow`` or ``dali``; what made the store's when None.
         dtype: of ``images``.
         channels_last: memory layout of ``images``, of the same shape: channels-last spares a copy and is fastest for
             convolutions whose weights have it too; networks that flatten by ``view`` need the other.
@@ -80,11 +81,12 @@ class Replay(Loader):
         std: tuple[float, ...] | None = None,
         device: str = "cpu",
         decoder: str | None = None,
+        augmenter: str | None = None,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
         any_scale: bool = False,
         threads: int | None = None,
-        cache_bytes: int = 2 << 30,
+        cache_bytes: int | None = None,
     ) -> None:
         require_slice(batch_size, epoch, rank, world)  # before anything is opened
         if follow and view_order != "cycle":
@@ -100,6 +102,7 @@ class Replay(Loader):
             std=std,
             device=device,
             decoder=decoder,
+            augmenter=augmenter,
             threads=threads,
             cache_bytes=cache_bytes,
         )
@@ -130,15 +133,24 @@ def open_crops(
     std: tuple[float, ...] | None = None,
     device: str = "cpu",
     decoder: str | None = None,
+    augmenter: str | None = None,
     threads: int | None = None,
-    cache_bytes: int = 2 << 30,
+    cache_bytes: int | None = None,
 ) -> tuple[ReplayedCrops, PixelReport]:
     """The crops of a store, and what the check of its pixels found; the arguments are those of `Replay`.
 
     Raises:
         MismatchError: when the images are not the store's, or its crops do not come out again (P2), at its own size.
     """
-    source = open_source(store, images, device=device, decoder=decoder, threads=threads, cache_bytes=cache_bytes)
+    source = open_source(
+        store,
+        images,
+        device=device,
+        decoder=decoder,
+        augmenter=augmenter,
+        threads=threads,
+        cache_bytes=cache_bytes,
+    )
     views = views_of(source.store, views)
     if source.store.follow:
         wait_for_view(source.store, 0)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 FORMAT = 2  # of a run: 1 knew neither digests of code and test images nor the random numbers of numpy and Python
 VERSIONS = ("torch", "torchvision", "numpy", "numcodecs")
 FLAG_AT = {f"run.{key}": f"--{flag.name}" for key, flag in flags_of(TrainConfig).items()}  # by place
-# Where and how fast a run is made does not change what it is; what is recorded of the store has views and decoder.
+# Where and how fast a run is made does not change what it is; what is recorded of the store has views and renderer.
 NOT_THE_RUN = (
     "run_folder",
     "seeds",
@@ -52,6 +52,7 @@ NOT_THE_RUN = (
     "follow",
     "views",
     "decoder",
+    "augmenter",
     "tensorboard",
     "skip_broken",
     "anyway",

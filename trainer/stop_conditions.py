@@ -11,7 +11,7 @@ from labelstore.errors import GiftwrapError
 from pipeline.ranks import Ranks
 from trainer.stopping import StopRequested, StopSignals
 
-STEPS_UNREAD = 32  # on a GPU, which is waited for when its losses are looked at
+STEPS_UNREAD = 32  # on a GPU, between looks at its losses: each takes what the one before has begun to copy
 FINE = 2**62
 
 
@@ -35,6 +35,8 @@ class StopConditions:
         self.stops, self._ranks = stops, ranks
         self._first_bad = torch.full((), FINE, dtype=torch.int64, device=device)
         self._unread, self._read = 0, FINE
+        self._copy: Tensor | None = None  # of `_first_bad`, in memory, under way since the look before
+        self._copied: torch.cuda.Event | None = None
         self._waiting: Callable[[], list[int]] | None = None
 
     def see(self, loss: Tensor, step: int) -> None:
@@ -50,8 +52,10 @@ class StopConditions:
             DivergedError: names the first step whose loss was no number.
             StopRequested: a signal has arrived.
         """
-        due = self._first_bad.device.type == "cpu" or self._unread >= STEPS_UNREAD
-        started = self._begin(read=due)
+        on_gpu = self._first_bad.device.type != "cpu"
+        if on_gpu and self._unread >= STEPS_UNREAD:
+            self._look()
+        started = self._begin(read=not on_gpu)
         result, self._waiting = self._waiting, started
         if self._ranks.world == 1:
             result = started
@@ -68,6 +72,15 @@ class StopConditions:
         if bad == FINE and not bool(torch.stack([weight.isfinite().all() for weight in weights]).all()):
             raise DivergedError(f"step {step}: expected finite weights, found others")
         self._check([bad, 0])
+
+    def _look(self) -> None:
+        """Take what was copied since the last look, which was long ago for a GPU, and begin the next copy."""
+        if self._copied is not None and self._copy is not None:
+            self._copied.synchronize()
+            self._read = min(self._read, int(self._copy))
+        self._unread = 0
+        self._copy = torch.empty((), dtype=torch.int64, pin_memory=True).copy_(self._first_bad, non_blocking=True)
+        self._copied = torch.cuda.current_stream(self._first_bad.device).record_event()
 
     def _begin(self, *, read: bool) -> Callable[[], list[int]]:
         if read:

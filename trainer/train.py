@@ -14,6 +14,7 @@ from labelstore.command.console import Console, Progress, duration
 from labelstore.durable.removing import require
 from labelstore.errors import GiftwrapError
 from labelstore.spec import Json
+from pipeline.device.current import make_current
 from pipeline.device.faults import device_faults, is_fault
 from pipeline.device.memory import keep_freed_memory
 from pipeline.ranks import Ranks, join
@@ -61,6 +62,7 @@ def train_on(config: TrainConfig, console: Console, ranks: Ranks) -> Mapping[str
     keep_freed_memory()
     config = with_its_interval(config) if ranks.first else config
     config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
+    make_current(config.render.device)
     if config.render.threads is not None:
         torch.set_num_threads(config.render.threads)
     with hold(config.run) if ranks.first else nullcontext(), closing(make_run(config, ranks, StopSignals())) as run:

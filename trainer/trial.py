@@ -270,8 +270,8 @@ def made_anew(student: nn.Module, config: TrainConfig, columns: int, size: int, 
     """
     with one_line_errors(f"student {config.student}: cannot be made again"):
         again = constructed(config, columns, size)
-        if any(isinstance(module, nn.SyncBatchNorm) for module in student.modules()):
-            again = nn.SyncBatchNorm.convert_sync_batchnorm(again)  # type: ignore[no-untyped-call]
+        for norm in [module for module in student.modules() if isinstance(module, nn.SyncBatchNorm)][:1]:
+            again = nn.SyncBatchNorm.convert_sync_batchnorm(again, norm.process_group)  # type: ignore[no-untyped-call]
         take_state(again, student)
         again.to(device=config.render.device, memory_format=memory_format(channels_last))  # type: ignore[call-overload]
     return again

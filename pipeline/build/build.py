@@ -21,13 +21,20 @@ from labelstore.spec import BlockShape, Identity, Json, require_same
 from labelstore.store import LabelStore
 from labelstore.writer import StoreWriter
 from pipeline.build.calibrate import Calibrator
-from pipeline.build.continuing import FLAG_AT, open_for, require_same_engine, require_same_images
+from pipeline.build.continuing import (
+    FLAG_AT,
+    open_for,
+    require_same_engine,
+    require_same_images,
+    require_same_pixels,
+)
 from pipeline.build.defaults import encoding_of, settled
 from pipeline.build.filling import Filling, Work
 from pipeline.build.probing import dry_run, engine_of, shortened
 from pipeline.build.recipe import describe_recipe
 from pipeline.build.watching import Moment, Watch, watching
 from pipeline.config import BuildConfig
+from pipeline.device.current import make_current
 from pipeline.device.faults import DeviceMemoryError, device_faults
 from pipeline.device.memory import keep_freed_memory
 from pipeline.images import manifest_cache
@@ -36,7 +43,7 @@ from pipeline.images.remarks import say_left_out
 from pipeline.networks.load import require_known
 from pipeline.plan.plan import Plan
 from pipeline.ranks import Ranks, join
-from pipeline.render import make_renderer
+from pipeline.render import augmenter_of, make_renderer
 from pipeline.replay.source import order_of
 from pipeline.teacher.engine.batches import Workload
 from pipeline.teacher.labeller import Labeller, require_fit
@@ -91,6 +98,7 @@ def prepare(
         spec,
         device=config.render.device,
         decoder=config.render.decoder,
+        augmenter=config.render.augmenter or (augmenter_of(store.identity.require("renderer")) if store else None),
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
     )
@@ -232,6 +240,7 @@ def build(config: BuildConfig, console: Console, labeller: Labeller | None = Non
     """
     with join() as ranks:
         config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
+        make_current(config.render.device)
         store = LabelStore.open(config.store) if LabelStore.exists(config.store) else None
         if ranks.first and store is None:
             LabelStore.require_creatable(config.store)
@@ -285,6 +294,7 @@ def write(
     """Write and seal what is missing, under the store's lease."""
     with closing(work.renderer), store.lease(take_over=config.take_over) as writer:
         require_same_engine(config, store, work, console)
+        require_same_pixels(config, store, work)
         views = writer.raise_target(config.views, engine=work.labeller.engine, renderer=work.renderer.id)
         whole = BlockGrid.of(work.identity).whole_views(config.views)
         if views > whole:

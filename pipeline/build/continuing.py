@@ -15,7 +15,8 @@ from labelstore.store import LabelStore, require_free_space, store_bytes
 from pipeline.build.filling import Work
 from pipeline.config import BuildConfig
 from pipeline.images.manifest import Manifest, explained
-from pipeline.replay.source import Source
+from pipeline.render import decoder_of
+from pipeline.replay.source import Source, check_pixels
 from pipeline.replay.verify import labels_come_out_again, require_same_labels
 
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -113,10 +114,25 @@ def require_same_engine(config: BuildConfig, store: LabelStore, work: Work, cons
         raise MismatchError(
             f"different engine{located(found[0], flags=FLAG_AT)}: the store has {found[1]!r}, this run has "
             f"{found[2]!r}; run where and as the store was begun (--dtype, --batch, --threads, --fold, --compile, "
-            f"--cuda-graph), or give --allow-engine-change, which the store records for the views to come"
+            f"--cuda-graph, --augmenter), or give --allow-engine-change, which the store records for the views to come"
         )
     if audited:
         require_same_labels(source, work.labeller, console)
+
+
+def require_same_pixels(config: BuildConfig, store: LabelStore, work: Work) -> None:
+    """Where a GPU decodes, render stored crops again before views are added: they must come out as the store has them.
+
+    nvImageCodec takes a CPU for an image that the GPU fails to decode, with other pixels, and reports nothing.
+
+    Raises:
+        MismatchError: they differ.
+    """
+    by_gpu = decoder_of(work.renderer.id) != "cpu"
+    if not by_gpu or AUDIT_BLOCK in store.missing() or not views_to_write(store, config.views):
+        return
+    # with follow: the audit rows are there before their views are sealed
+    check_pixels(Source(LabelStore.open(store.path, follow=True), work.manifest, work.plan.spec, work.renderer))
 
 
 def only_threads_differ(theirs: Mapping[str, Json], ours: Mapping[str, Json]) -> bool:

@@ -175,7 +175,7 @@ class Filling:
                 labelled = label(
                     work.renderer, work.labeller, work.identity.group, self._open_blocks(), busy=self._watch.busy
                 )
-                with hand_over(finish, QUEUED_BLOCKS if on_gpu else 0) as hand_on, closing(labelled):
+                with hand_over(finish, QUEUED_BLOCKS if on_gpu else 0, device) as hand_on, closing(labelled):
                     for each in labelled:
                         each.job.add(each.crops, each.logits)
                         self._watch.add_crops(len(each.crops))

@@ -111,7 +111,7 @@ def label(
     busy = busy or Busy()
     on_gpu = _on_gpu(labeller)
     teaching = _Teaching[JobT](labeller, busy, UNDER_WAY if on_gpu else 0)
-    with hand_over(teaching, WAITING if on_gpu else 0) as teach:
+    with hand_over(teaching, WAITING if on_gpu else 0, labeller.device) as teach:
         for job in jobs:
             for batch in busy.making(RENDER, _batches(renderer, labeller, group, job)):
                 teach(batch)

@@ -6,9 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from labelstore.writing.queueing import Queue
+from pipeline.device.current import with_current
+
+if TYPE_CHECKING:
+    import torch
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,10 +59,18 @@ class Busy:
 
 
 @contextmanager
-def hand_over(work: Callable[P, object], depth: int) -> Iterator[Callable[P, object]]:
-    """A stage: ``work`` in a thread of its own, at most ``depth`` calls waiting; in the caller's where that is 0."""
+def hand_over(
+    work: Callable[P, object], depth: int, device: torch.device | None = None
+) -> Iterator[Callable[P, object]]:
+    """A stage: ``work`` in a thread of its own, at most ``depth`` calls waiting; in the caller's where that is 0.
+
+    Args:
+        work: of the stage.
+        depth: calls that wait.
+        device: the thread's current GPU.
+    """
     if depth == 0:
         yield work
         return
-    with Queue(work, depth) as queue:
+    with Queue(with_current(work, device) if device else work, depth) as queue:
         yield queue

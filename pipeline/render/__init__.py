@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
 from pipeline.device.choosing import choose_device
-from pipeline.render.identity import DECODERS, DecoderName, decoder_of
+from pipeline.render.identity import DECODERS, AugmenterName, DecoderName, augmenter_of, decoder_of
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from pipeline.images.manifest import Manifest
     from pipeline.plan.plan import PlanSpec
 
-__all__ = ["CACHE_BYTES", "DecoderName", "Renderer", "decoder_of", "make_renderer"]
-
-CACHE_BYTES = 2 << 30
+__all__ = ["AugmenterName", "DecoderName", "Renderer", "augmenter_of", "decoder_of", "make_renderer"]
 
 
 class Renderer(Protocol):
@@ -39,6 +37,14 @@ class Renderer(Protocol):
         """Release threads and memory."""
 
 
+@runtime_checkable
+class StreamRenderer(Renderer, Protocol):
+    """A renderer that makes crops ahead of those that are used."""
+
+    def render_all(self, parts: Iterable[CropRows]) -> Iterator[Tensor]:
+        """The crops of each of ``parts``, as by `render`; parts are taken ahead of their crops."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """How crops are rendered on a type of device: an entry of `RENDERERS`.
@@ -49,32 +55,45 @@ class Choice:
         advice: what to do about another decoder.
     """
 
-    make: Callable[[Manifest, PlanSpec, torch.device, str, int, int], Renderer]
+    make: Callable[[Manifest, PlanSpec, torch.device, str, int, int | None], Renderer]
     decoders: tuple[str, ...]
     advice: str = ""
 
 
 def _on_cpu(
-    manifest: Manifest, spec: PlanSpec, _device: torch.device, _decoder: str, threads: int, cache_bytes: int
+    manifest: Manifest, spec: PlanSpec, _device: torch.device, _decoder: str, threads: int, cache_bytes: int | None
 ) -> Renderer:
-    from pipeline.render.crops import CropRenderer  # takes a second to import
+    from pipeline.render.cache import CACHE_BYTES  # takes a second to import
+    from pipeline.render.crops import CropRenderer
 
-    return CropRenderer(manifest, spec, threads, cache_bytes)
+    return CropRenderer(manifest, spec, threads, CACHE_BYTES if cache_bytes is None else cache_bytes)
 
 
 def _on_gpu(
-    manifest: Manifest, spec: PlanSpec, device: torch.device, decoder: str, threads: int, cache_bytes: int
+    manifest: Manifest, spec: PlanSpec, device: torch.device, decoder: str, threads: int, cache_bytes: int | None
 ) -> Renderer:
     from pipeline.render.device import DeviceRenderer  # takes a second to import
 
     return DeviceRenderer(manifest, spec, device, decoder, threads, cache_bytes)
 
 
-RENDERERS: dict[str, Choice] = {
-    "cpu": Choice(_on_cpu, ("cpu",), "works on a GPU; add --device cuda, or take --decoder cpu"),
-    "cuda": Choice(_on_gpu, ("gpu", "cpu", "gpu-hw")),
+def _by_dali(
+    manifest: Manifest, spec: PlanSpec, device: torch.device, decoder: str, threads: int, _cache_bytes: int | None
+) -> Renderer:
+    from pipeline.render.dali_crops import DaliRenderer  # takes a second to import
+
+    return DaliRenderer(manifest, spec, device, decoder, threads)
+
+
+_ON_GPU = "works on a GPU; add --device cuda, or take --decoder cpu"
+RENDERERS: dict[tuple[str, str], Choice] = {
+    ("pillow", "cpu"): Choice(_on_cpu, ("cpu",), _ON_GPU),
+    ("pillow", "cuda"): Choice(_on_gpu, ("gpu", "cpu", "gpu-hw")),
+    ("dali", "cpu"): Choice(_by_dali, ("cpu",), _ON_GPU),
+    ("dali", "cuda"): Choice(_by_dali, ("gpu", "cpu", "gpu-hw")),
 }
-"""By the type of the device that crops are made on."""
+"""By the augmenter, and the type of the device that crops are made on."""
+AUGMENTERS = tuple(dict.fromkeys(augmenter for augmenter, _ in RENDERERS))
 
 
 def make_renderer(
@@ -83,8 +102,9 @@ def make_renderer(
     *,
     device: str = "cpu",
     decoder: str | None = None,
+    augmenter: str | None = None,
     threads: int | None = None,
-    cache_bytes: int = CACHE_BYTES,
+    cache_bytes: int | None = None,
 ) -> Renderer:
     """The renderer of the crops of a plan.
 
@@ -94,23 +114,44 @@ def make_renderer(
         device: ``cpu``, ``cuda`` or ``cuda:N``; the crops are made and returned there.
         decoder: of image files: ``cpu``; ``gpu``, in software with the help of a GPU; ``gpu-hw``, in its hardware where
             that takes a file. The CPU's on a CPU, ``gpu`` on a GPU when None.
+        augmenter: ``pillow``, whose crops are Pillow's, bit for bit, or ``dali``, whose crops DALI resizes and which
+            keeps no decoded images; ``pillow`` when None.
         threads: CPU threads; all cores of this process when None. Has no effect on pixels.
-        cache_bytes: memory for decoded images on that device. Images that fit all together are decoded once and
-            kept; otherwise each crop is decoded when it is rendered. Has no effect on pixels. The current chunk takes
-            up to half a GiB more, or twice the largest image.
+        cache_bytes: memory for decoded images on that device: as many as fit are decoded once and kept, the others
+            when crops of them are rendered. Has no effect on pixels. 2 GiB on a CPU, and on a GPU half of what is free
+            less 2 GiB, when None. The current chunks take up to a GiB more, or a few times the largest image.
 
     Raises:
-        InputError: the device is unknown or absent, the decoder does not work on it, or a number makes no sense.
+        InputError: the device is unknown or absent, the decoder does not work on it, a number makes no sense, or DALI,
+            where it is needed, is not installed.
     """
     if threads is not None and threads < 1:
         raise InputError(f"threads: expected at least 1, found {threads}")
-    if cache_bytes < 0:
+    if cache_bytes is not None and cache_bytes < 0:
         raise InputError(f"memory for decoded images: expected at least 0 bytes, found {cache_bytes}")
     where = choose_device(device)
     if decoder not in (None, *DECODERS):
         raise InputError(f"decoder: expected one of {', '.join(DECODERS)}, found {decoder!r}")
-    choice = RENDERERS[where.type]
+    if augmenter not in (None, *AUGMENTERS):
+        raise InputError(f"augmenter: expected one of {', '.join(AUGMENTERS)}, found {augmenter!r}")
+    choice = RENDERERS[augmenter or AUGMENTERS[0], where.type]
     if decoder not in (None, *choice.decoders):
         raise InputError(f"decoder {decoder}: {choice.advice}")
+    if augmenter == "dali":
+        decoder = _decoder_by_dali(spec, decoder)
     threads = threads or len(os.sched_getaffinity(0))
     return choice.make(manifest, spec, where, decoder or choice.decoders[0], threads, cache_bytes)
+
+
+def _decoder_by_dali(spec: PlanSpec, decoder: str | None) -> str | None:
+    """The decoder of ``--augmenter dali``; InputError for one that it does not use for these crops."""
+    from pipeline.render.dali_crops import decodes_whole  # takes a second to import
+
+    if not decodes_whole(spec):
+        return decoder
+    if decoder not in (None, "cpu"):
+        raise InputError(
+            f"decoder {decoder}: with --augmenter dali, padded crops and those of shuffled patches are decoded on the "
+            f"CPU; leave --decoder out, or take --augmenter pillow"
+        )
+    return "cpu"

@@ -7,6 +7,7 @@ on a GPU. Two kernels do it on a GPU that Triton can compile for; plain torch, h
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 
 import numpy as np
@@ -39,12 +40,18 @@ def resize_plainly(task: Task) -> Tensor:
     crop = torch.repeat_interleave(torch.arange(count, device=data.device), job["lines"], output_size=task.lines)
     line = (torch.arange(task.lines, device=data.device) + (job["place"] - job["between"])[crop])[:, None]
     missing = (line < 0) | (line >= job["limit"][crop, None])
-    start = job["start"][crop, None] + line * job["stride"][crop, None]
-    along = job["place along"][crop, None] + task.first[1][crop]
+    row = line if task.places is None else task.places[0][:, None]
+    start = job["start"][crop, None] + row * job["stride"][crop, None]
+    first = task.first[1][crop]
+    along = job["place along"][crop, None] + first
     sums = torch.full((task.lines, size, 3), HALF, dtype=torch.int32, device=data.device)
     for tap in range(task.weights.shape[-1]):
         black = missing | (along + tap < 0) | (along + tap >= job["limit along"][crop, None])
-        index = (start + (along + tap) * job["stride along"][crop, None]).masked_fill_(black, 0)
+        column = along + tap
+        if task.places is not None:
+            black |= first + tap >= job["length along"][crop, None]  # of the next box in the table; weights are 0 there
+            column = task.places[1][(job["table"][crop, None] + first + tap).masked_fill_(black, 0)]
+        index = (start + column * job["stride along"][crop, None]).masked_fill_(black, 0)
         weights = task.weights[1][crop, :, tap].masked_fill_(black, 0)
         sums += data[index[..., None] + channel].int() * weights[..., None]
     between = (sums >> BITS).clamp_(0, 255).byte()
@@ -73,8 +80,10 @@ def _compare_kernels(device: torch.device) -> None:
     sides = np.array([[37, 61], [224, 100]])
     boxes = np.array([[3, 4, 30, 50], [-4, -4, 230, 100]])
     data = to_device(torch.from_numpy(rng.integers(0, 256, 3 * (37 * 61 + 224 * 100), np.uint8)), device)
-    for interpolation in FILTER_RADIUS:
-        given = Boxes(data, np.array([0, 3 * 37 * 61]), sides, boxes, np.array([True, False]))
+    begins = np.array([[[0, 17], [0, 30]], [[0, 100], [0, 40]]])
+    moves = np.array([[[20, -17], [31, -30]], [[124, -100], [60, -40]]])  # two strips a side change places
+    for interpolation, strips in itertools.product(FILTER_RADIUS, (None, (begins, moves))):
+        given = Boxes(data, np.array([0, 3 * 37 * 61]), sides, boxes, np.array([True, False]), strips)
         task = prepare(given, 32, interpolation)
         if not torch.equal(resize_task(task), resize_plainly(task)):
             raise RuntimeError("other pixels than plain torch's")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import tee
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from labelstore.format.columns import CropRows
-from pipeline.render import Renderer
+from pipeline.render import Renderer, StreamRenderer
 
 
 def render_batches(
@@ -29,16 +30,15 @@ def render_batches(
     """
     step = max(batch // group, 1) * group
     rest: tuple[Tensor, CropRows] | None = None
-    for some in rows:
-        for start in range(0, len(some), step):
-            part = some.take(slice(start, start + step))
-            crops = renderer.render(part)
-            if rest is not None:
-                part = CropRows(part.names, np.concatenate([rest[1].values, part.values], axis=1))
-                crops = torch.cat([rest[0], crops])
-            whole = len(crops) // batch * batch
-            for at in range(0, whole, batch):
-                yield crops[at : at + batch], part.take(slice(at, at + batch))
-            rest = (crops[whole:].clone(), part.take(slice(whole, None))) if whole < len(crops) else None
+    parts, ahead = tee(some.take(slice(start, start + step)) for some in rows for start in range(0, len(some), step))
+    made = renderer.render_all(ahead) if isinstance(renderer, StreamRenderer) else map(renderer.render, ahead)
+    for crops, part in zip(made, parts, strict=True):
+        if rest is not None:
+            part = CropRows(part.names, np.concatenate([rest[1].values, part.values], axis=1))
+            crops = torch.cat([rest[0], crops])
+        whole = len(crops) // batch * batch
+        for at in range(0, whole, batch):
+            yield crops[at : at + batch], part.take(slice(at, at + batch))
+        rest = (crops[whole:].clone(), part.take(slice(whole, None))) if whole < len(crops) else None
     if rest is not None:
         yield rest

@@ -1,11 +1,11 @@
-"""Images decoded whole and kept, when the whole set fits the budget."""
+"""Image files read and decoded; as many decoded images are kept as fit a budget."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from pipeline.images.decodes import FORMATS
 from pipeline.images.headers import Header, read_header
 from pipeline.images.source import Stamp
 from pipeline.quiet import quiet
+from pipeline.render.bare import bare
 from pipeline.render.jpeg_scans import Scans, scans_of
 from pipeline.render.plain import is_plain
 
@@ -42,6 +43,10 @@ _UPRIGHT = {
 
 
 _NAMED = 10  # damaged files that are named
+CACHE_BYTES = 2 << 30
+"""Memory for decoded images on a CPU."""
+KINDS = ("JPEG", "PNG", "WebP")
+READ_SPAN = 8  # files that a thread reads in one task
 
 
 class DamagedImageWarning(UserWarning):
@@ -55,14 +60,52 @@ class Encoded:
     Attributes:
         image: index of the image.
         data: its file's bytes.
-        plain: whether DALI decodes them to Pillow's pixels.
+        bare: the file without its metadata, for DALI; None where only Pillow decodes it to Pillow's pixels.
         header: what the file declares.
     """
 
     image: int
     data: bytes
-    plain: bool
+    bare: bytes | None
     header: Header
+
+    @property
+    def plain(self) -> bool:
+        """Whether DALI decodes the file to Pillow's pixels."""
+        return self.bare is not None
+
+
+Indexes = npt.NDArray[np.int64]
+
+
+class Room:
+    """Which decoded images are kept: the first that are needed, until the memory is full.
+
+    A view needs every image once, so that no image is needed sooner than another: recency gains nothing.
+
+    Attributes:
+        bytes: memory that the kept images take when all of them are decoded.
+    """
+
+    def __init__(self, sizes: Indexes, budget: int) -> None:
+        """``sizes`` are the bytes of each decoded image, int64 ``[N]``; ``budget`` is the memory in bytes."""
+        total = int(sizes.sum())
+        self.bytes = min(total, budget)
+        self._sizes, self._left = sizes, self.bytes
+        self._kept: npt.NDArray[np.bool_] = np.zeros(len(sizes), np.bool_)
+        if total <= budget:
+            self._kept[:], self._left = True, 0
+
+    def admit(self, images: Indexes) -> npt.NDArray[np.bool_]:
+        """Whether each of these images ``[n]`` is kept; room is given to those that still fit, in their order."""
+        if self._left:
+            unknown, at = np.unique(images[~self._kept[images]], return_index=True)
+            unknown = unknown[np.argsort(at)]
+            fit = unknown[np.cumsum(self._sizes[unknown]) <= self._left]
+            self._kept[fit] = True
+            self._left -= int(self._sizes[fit].sum())
+        kept: npt.NDArray[np.bool_] = self._kept[images]
+        return kept
 
 
 def runs(costs: npt.NDArray[np.int64], most: int, count: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -82,7 +125,7 @@ class Images:
 
     Attributes:
         sizes: bytes of each decoded image, int64 ``[N]``.
-        kept_all: whether every image, once decoded, is kept.
+        room: which of them are kept.
     """
 
     def __init__(
@@ -96,17 +139,20 @@ class Images:
 
         Args:
             manifest: the images.
-            decode: decodes plain files to uint8 ``[H, W, 3]``, by their headers; None for a file that it refuses or
-                finds damaged. None where DALI is absent.
-            pool: where Pillow decodes the others.
-            cache_bytes: memory for decoded images: all of them are kept, or none.
+            decode: decodes plain files, without their metadata, to uint8 ``[H, W, 3]``, by their headers; None for a
+                file that it refuses or finds damaged. None where DALI is absent.
+            pool: where files are read, and where Pillow decodes what ``decode`` does not.
+            cache_bytes: memory for decoded images: as many are kept as fit.
         """
         self._manifest, self._decode, self._pool = manifest, decode, pool
-        self.sizes: npt.NDArray[np.int64] = 3 * manifest.heights.astype(np.int64) * manifest.widths
-        self.kept_all = int(self.sizes.sum()) <= cache_bytes
+        self.sizes: Indexes = 3 * manifest.heights.astype(np.int64) * manifest.widths
+        self.room = Room(self.sizes, cache_bytes)
         self._kept: dict[int, Tensor] = {}
-        self._seen: npt.NDArray[np.int64] = np.zeros((len(manifest), 2), np.int64)  # files' sizes and times
-        self._plain: npt.NDArray[np.bool_] = np.zeros(len(manifest), np.bool_)  # of the files seen
+        self._seen: npt.NDArray[np.int64] = np.full((len(manifest), 2), -1, np.int64)  # files' sizes and times
+        # Of the files seen:
+        self._headers: npt.NDArray[np.uint8] = np.zeros((len(manifest), 2), np.uint8)  # kinds, orientations
+        self._plain: npt.NDArray[np.bool_] = np.zeros(len(manifest), np.bool_)
+        self._stripped: npt.NDArray[np.bool_] = np.zeros(len(manifest), np.bool_)  # whether metadata are taken out
         self._damaged: set[int] = set()
 
     def read(self, images: Sequence[int]) -> list[Encoded]:
@@ -115,6 +161,16 @@ class Images:
         Raises:
             InputError: one is gone, is no image any more, or is not the one of the manifest.
         """
+        return self.begin(images)()
+
+    def begin(self, images: Sequence[int]) -> Callable[[], list[Encoded]]:
+        """Begin to read the files of some images; the function returned waits for what `read` returns."""
+        spans = (images[start : start + READ_SPAN] for start in range(0, len(images), READ_SPAN))
+        reading = [self._pool.submit(self._read, span) for span in spans]
+        return lambda: [file for span in reading for file in span.result()]
+
+    def _read(self, images: Sequence[int]) -> list[Encoded]:
+        """The files of some images, read by one thread."""
         files, stamps, contents = list[Encoded](), list[Stamp](), self._manifest.read_many(images)
         for image in images:  # before reading: an image that changes afterwards is compared again
             with self._naming(image):
@@ -122,9 +178,28 @@ class Images:
         for image, stamp in zip(images, stamps, strict=True):
             with self._naming(image):
                 data = next(contents)
-                header = read_header(io.BytesIO(data))
-            files.append(self._encoded(image, stamp, data, header))
+                seen = stamp == (self._seen[image, 0], self._seen[image, 1])
+                header = self._known_header(image) if seen else read_header(io.BytesIO(data))
+            if not seen:
+                self._see(image, stamp, data, header)
+            plain, stripped = self._plain[image], self._stripped[image]
+            stored = data if plain and not stripped else bare(header.kind, data) if plain else None
+            files.append(Encoded(image, data, stored, header))
         return files
+
+    def _known_header(self, image: int) -> Header:
+        """The header of a file that has not changed since it was seen."""
+        kind, orientation = self._headers[image].tolist()
+        return Header(KINDS[kind], int(self._manifest.heights[image]), int(self._manifest.widths[image]), orientation)
+
+    def _see(self, image: int, stamp: Stamp, data: bytes, header: Header) -> None:
+        """Compare a new file with the manifest, and note what is true of it until its stamp changes."""
+        self._require_sides(image, (header.height, header.width))
+        self._require_digest(image, data)
+        stored = bare(header.kind, data) if is_plain(header.kind, data) else None
+        self._plain[image], self._stripped[image] = stored is not None, stored is not data
+        self._headers[image] = KINDS.index(header.kind), header.orientation
+        self._seen[image] = stamp
 
     @contextmanager
     def _naming(self, image: int) -> Iterator[None]:
@@ -141,15 +216,6 @@ class Images:
         """Where an image is, for a message."""
         return printable(self._manifest.place(image))
 
-    def _encoded(self, image: int, stamp: Stamp, data: bytes, header: Header) -> Encoded:
-        """The bytes of an image, compared with the manifest when they are new."""
-        self._require_sides(image, (header.height, header.width))
-        if tuple(self._seen[image]) != stamp:
-            self._require_digest(image, data)
-            self._plain[image] = is_plain(header.kind, data)
-            self._seen[image] = stamp
-        return Encoded(image, data, bool(self._plain[image]), header)
-
     def whole(self, images: Sequence[int]) -> list[Tensor]:
         """Decoded images, uint8 ``[H, W, 3]`` each, one for each index.
 
@@ -157,15 +223,43 @@ class Images:
             InputError: a file is gone, has changed or does not decode; names it.
         """
         missing = [image for image in dict.fromkeys(images) if image not in self._kept]
-        decoded = dict(zip(missing, self.decode(missing), strict=True))
-        if self.kept_all:
-            self._kept.update(decoded)
-            decoded = self._kept
-        return [decoded[image] for image in images]
+        decoded = dict(zip(missing, self.decode(self.read(missing)), strict=True))
+        kept = self.room.admit(np.array(missing, np.int64)).tolist()
+        self._kept.update({image: decoded[image] for image, stays in zip(missing, kept, strict=True) if stays})
+        return [decoded[image] if image in decoded else self._kept[image] for image in images]
 
-    def decode(self, images: Sequence[int]) -> list[Tensor]:
-        """As `whole`, keeping nothing; on a CPU, or where ``decode`` leaves them."""
-        return self._decode_all(self.read(images))
+    def decode(self, files: Sequence[Encoded]) -> list[Tensor]:
+        """The images of files, each once; nothing is kept."""
+        plain = [file for file in files if file.bare is not None] if self._decode else []
+        data, headers = [file.bare or b"" for file in plain], [file.header for file in plain]
+        by_dali = self._decode(data, headers) if self._decode and plain else []
+        return self.complete(files, plain, by_dali)
+
+    def complete(
+        self, files: Sequence[Encoded], plain: Sequence[Encoded], by_dali: Sequence[Tensor | None]
+    ) -> list[Tensor]:
+        """The images of files, each once, when those that are ``plain`` have been decoded, as far as they could be."""
+        decoded = {file.image: image for file, image in zip(plain, by_dali, strict=True) if image is not None}
+        others = [file for file in files if file.image not in decoded]
+        refused = [file.image for file in plain if file.image not in decoded]
+        with quiet():  # warnings of broken metadata, and of sizes, which the manifest has checked
+            decoded |= zip((file.image for file in others), self._pool.map(self._by_pillow, others), strict=True)
+        self._plain[refused] = False  # not to be tried again
+        self.name_damaged([file for file in others if self._decode])
+        for image, pixels in decoded.items():
+            self._require_sides(image, tuple(pixels.shape[:2]))
+        return [decoded[file.image] for file in files]
+
+    def read_ahead(self, chunks: Iterable[Sequence[int]]) -> Iterator[list[Encoded]]:
+        """The files of each chunk of images; while the caller works on some, the next are read."""
+        waiting: Callable[[], list[Encoded]] | None = None
+        for chunk in chunks:
+            begun = self.begin(chunk)
+            if waiting:
+                yield waiting()
+            waiting = begun
+        if waiting:
+            yield waiting()
 
     def forget(self) -> None:
         """Release the decoded images."""
@@ -185,23 +279,7 @@ class Images:
                 f"other images"
             )
 
-    def _decode_all(self, files: Sequence[Encoded]) -> list[Tensor]:
-        """Plain files by DALI, each once; the others, and what DALI refuses or finds damaged, by Pillow."""
-        plain = [file for file in files if file.plain] if self._decode else []
-        data, headers = [file.data for file in plain], [file.header for file in plain]
-        by_dali = self._decode(data, headers) if self._decode and plain else []
-        decoded = {file.image: image for file, image in zip(plain, by_dali, strict=True) if image is not None}
-        others = [file for file in files if file.image not in decoded]
-        refused = [file.image for file in plain if file.image not in decoded]
-        with quiet():  # warnings of broken metadata, and of sizes, which the manifest has checked
-            decoded |= zip((file.image for file in others), self._pool.map(self._by_pillow, others), strict=True)
-        self._plain[refused] = False  # not to be tried again
-        self._name_damaged([file for file in others if self._decode])
-        for image, pixels in decoded.items():
-            self._require_sides(image, tuple(pixels.shape[:2]))
-        return [decoded[file.image] for file in files]
-
-    def _name_damaged(self, files: Sequence[Encoded]) -> None:
+    def name_damaged(self, files: Sequence[Encoded]) -> None:
         """Warn once of each JPEG with damaged data that libjpeg filled in; ``files`` are those that Pillow decoded."""
         for file in files:
             damaged = file.plain or scans_of(file.data) is Scans.DAMAGED

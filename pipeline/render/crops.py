@@ -1,13 +1,13 @@
 """The renderer of crops on a CPU: files decoded, boxes cut, resized and flipped, crops mixed.
 
-Images that fit the cache are decoded once, and crops cut from memory. Otherwise only the region that a crop needs is
-decoded: it has the pixels of the whole image cut afterwards.
+As many images as fit the cache are decoded once, and crops cut from memory. Of the others only the region that a crop
+needs is decoded: it has the pixels of the whole image cut afterwards.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -56,7 +56,7 @@ class CropRenderer:
         decode = self._decoder.whole if self._decoder.there else None
         self._images = Images(manifest, decode, self._pool, cache_bytes)
         whole = bool(spec.effective_pad) or arranges(spec.columns)
-        self._regions = self._decoder.there and not self._images.kept_all and not whole
+        self._regions = self._decoder.there and not whole
         self._lock = threading.Lock()
 
     def render(self, rows: CropRows) -> Tensor:
@@ -79,11 +79,10 @@ class CropRenderer:
         work = _Work(crops, rows, images, boxes, rows.flip)
         with self._lock:
             try:
-                if self._regions:
-                    self._render_regions(work)
-                else:
-                    for at in self._chunks(images):
-                        self._render_whole(work, at)
+                kept = self._images.room.admit(images) | (not self._regions)
+                for at in self._chunks(images, np.flatnonzero(kept)):
+                    self._render_whole(work, at)
+                self._render_regions(work, np.flatnonzero(~kept))
             except BaseException:  # Ctrl-C too: a batch in flight must not reach the next call
                 self._decoder.drop()
                 raise
@@ -96,26 +95,23 @@ class CropRenderer:
             self._decoder.drop()
             self._images.forget()
 
-    def _chunks(self, images: Indexes) -> Iterator[Indexes]:
-        """The rows of ``images`` in runs that fit the limits, int64 ``[b]`` each."""
-        return runs(self._images.sizes[images], CHUNK_BYTES, self._chunk)
+    def _chunks(self, images: Indexes, at: Indexes) -> list[Indexes]:
+        """Some rows of ``images`` in runs that fit the limits, int64 ``[b]`` each."""
+        return [at[run] for run in runs(self._images.sizes[images[at]], CHUNK_BYTES, self._chunk)]
 
-    def _render_regions(self, work: _Work) -> None:
-        """Render from regions of files; while DALI decodes some, the next files are read."""
-        chunks = self._chunks(work.images)
-        ahead = ((at, self._images.read(work.images[at].tolist())) for at in chunks)
-        chunk = next(ahead, None)
-        while chunk:
-            at, files = chunk
+    def _render_regions(self, work: _Work, rows: Indexes) -> None:
+        """Render some rows from regions of files; while DALI decodes some, the next files are read."""
+        chunks = self._chunks(work.images, rows)
+        reading = self._images.read_ahead([work.images[at].tolist() for at in chunks])
+        for at, files in zip(chunks, reading, strict=True):
             by_region = np.array([file.plain for file in files]) & (work.boxes[at, 2:].min(axis=1) >= LEAST_SIDE)
             regions, others = at[by_region], at[~by_region]
             if len(regions):
                 chosen = [file for file, region in zip(files, by_region.tolist(), strict=True) if region]
-                data, headers = [file.data for file in chosen], [file.header for file in chosen]
+                data, headers = [file.bare or b"" for file in chosen], [file.header for file in chosen]
                 self._decoder.start_regions(data, work.boxes[regions], headers)
-            chunk = next(ahead, None)
-            if len(regions) and not self._decoder.finish_regions(partial(self._resize, work, regions)):
-                others = at  # whole and one by one, the file that does not decode gets its name
+                if not self._decoder.finish_regions(partial(self._resize, work, regions)):
+                    others = at  # whole and one by one, the file that does not decode gets its name
             if len(others):
                 self._render_whole(work, others)
 

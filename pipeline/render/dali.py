@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from labelstore.errors import InputError
+from labelstore.errors import GiftwrapError, InputError, reason
 from labelstore.spec import Json
-from pipeline.images.headers import Header, read_header
-from pipeline.render.bare import bare
+from pipeline.images.headers import Header
 from pipeline.render.complaints import DamagedDataError, Listener
+from pipeline.render.dali_errors import RefusedFileError, explained
 
 _FLIPS = {1: (), 2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}
 """Axes (rows, columns) flipped by each orientation, after rows and columns were exchanged from 5 on."""
@@ -37,13 +38,34 @@ def load() -> Any:  # its own type stubs leave most of it out
         return None
 
 
+def require_dali() -> None:
+    """Raise InputError where a GPU is to decode and DALI cannot be imported; names the reason."""
+    if load() is not None:
+        return
+    why = "cannot be imported"
+    try:
+        import_module("nvidia.dali")
+    except ModuleNotFoundError:
+        why = "is not installed"
+    except (ImportError, OSError) as error:
+        why = f"cannot be imported ({reason(error)})"
+    raise InputError(
+        f"decoding on a GPU: DALI {why}; install the one of the driver's CUDA version (nvidia-dali-cuda130 or "
+        f"nvidia-dali-cuda120), or give --decoder cpu, which decodes to a CPU's pixels"
+    )
+
+
 class DaliDecoder:
-    """Decodes batches of at most ``batch`` files to uint8 RGB, turned upright by their orientation."""
+    """Decodes batches of at most ``batch`` files to uint8 RGB, turned upright by their orientation.
+
+    Files are given without their metadata, as `pipeline.render.bare` leaves them. One batch of whole images and one of
+    regions may be under way at a time.
+    """
 
     def __init__(
         self, device: torch.device, threads: int, batch: int, options: Mapping[str, Json] | None = None
     ) -> None:
-        """Decode to ``device`` with ``threads`` CPU threads; pipelines are made when they are first needed.
+        """Decode to ``device`` with ``threads`` CPU threads; on a CPU, pipelines are made when they are first needed.
 
         Args:
             device: where decoded images go; a GPU helps to decode them.
@@ -52,87 +74,106 @@ class DaliDecoder:
             options: of the GPU's decoder.
 
         Raises:
-            InputError: when a GPU is to decode and DALI is not there.
+            InputError: when a GPU is to decode and DALI is not there, or cannot work on it.
         """
         self.there = load() is not None
-        if not self.there and device.type != "cpu":
-            raise InputError("decoding on a GPU: DALI cannot be imported here; install it, or take --decoder cpu")
-        where: dict[str, Any] = {"device": "cpu"} if device.type == "cpu" else {"device": "mixed", **(options or {})}
+        where: dict[str, Any] = {"device": "cpu"}
+        if device.type != "cpu":
+            require_dali()
+            where = {"device": "mixed", **(options or {})}
         settings = {"batch_size": batch, "num_threads": threads, "device_id": device.index, "prefetch_queue_depth": 1}
-        self._whole = _Runner(lambda: _whole(settings, where), device)
+        self._device = device
+        self._whole = _Runner(lambda: _whole(settings, where), device, batch)
         self._region = _Runner(lambda: _region(settings), device)
-        self._turns: list[int] = []  # of the regions that are being decoded
-        self._all_there = True  # whether they are: DALI is given all or none
+        self._files: Sequence[bytes] = ()  # that are being decoded whole
+        self._turns: list[int] = []  # orientations of those
+        self._region_turns: list[int] = []
+        if device.type != "cpu":
+            self._whole.make()
 
-    def whole(self, files: Sequence[bytes], headers: Sequence[Header] | None = None) -> list[Tensor | None]:
+    def whole(self, files: Sequence[bytes], headers: Sequence[Header]) -> list[Tensor | None]:
         """Decoded images, uint8 ``[H, W, 3]`` on the device; None for a file that DALI refuses or finds damaged.
 
         Args:
-            files: encoded images.
-            headers: their headers, read here when None.
+            files: b files without metadata.
+            headers: their headers.
+
+        Raises:
+            GiftwrapError: DALI fails for another reason than a file.
         """
-        headers = _headers(files) if headers is None else headers
-        stored = [bare(header.kind, file) for file, header in zip(files, headers, strict=True)]
-        given = [place for place, file in enumerate(stored) if file is not None] if self.there else []
-        images: list[Tensor | None] = [None] * len(files)
-        decoded = self._stored([stored[place] or b"" for place in given])
-        for place, image in zip(given, decoded, strict=True):
-            images[place] = None if image is None else upright(image, headers[place].orientation)
-        return images
-
-    def _stored(self, files: Sequence[bytes]) -> list[Tensor | None]:
-        """Images as they are stored; None for a file that DALI refuses or finds damaged."""
-        if not files:
-            return []
         images: list[Tensor | None] = []
-        try:
-            self._whole.start(files=[np.frombuffer(file, np.uint8) for file in files])
-            self._whole.finish(lambda decoded: images.extend(image.clone() for image in decoded))
-        except RuntimeError as error:  # of one file at least
-            if not isinstance(error, DamagedDataError):
-                self._whole.drop()
-            return [None] if len(files) == 1 else [self._stored([file])[0] for file in files]
+        self.start(files, headers)
+        self.finish(lambda decoded: images.extend(None if image is None else image.clone() for image in decoded))
         return images
 
-    def start_regions(
-        self, files: Sequence[bytes], boxes: npt.NDArray[np.int32], headers: Sequence[Header] | None = None
-    ) -> None:
+    def start(self, files: Sequence[bytes], headers: Sequence[Header]) -> None:
+        """Begin what `whole` does; `finish` waits for it."""
+        self._files, self._turns = files, [header.orientation for header in headers]
+        if files:
+            self._whole.start(files=[np.frombuffer(file, np.uint8) for file in files])
+
+    def finish(self, take: Callable[[list[Tensor | None]], None]) -> None:
+        """Wait for the images that were begun and pass them to ``take``; they are invalid after it returns."""
+        files, turns = self._files, self._turns
+        self._files, self._turns = (), []
+        if not files:
+            take([])
+            return
+        try:
+            self._whole.wait()
+        except (DamagedDataError, RefusedFileError) as error:  # of one file at least
+            if isinstance(error, RefusedFileError):
+                self._whole.drop()
+            take([self._alone(file, turn) for file, turn in zip(files, turns, strict=True)])
+        else:
+            self._whole.take(lambda decoded: take(list(map(upright, decoded, turns))))
+
+    def _alone(self, file: bytes, turn: int) -> Tensor | None:
+        """The image of one file; None where DALI refuses it or finds it damaged."""
+        images: list[Tensor] = []
+        self._whole.start(files=[np.frombuffer(file, np.uint8)])
+        try:
+            self._whole.wait()
+        except DamagedDataError:
+            return None
+        except RefusedFileError:
+            self._whole.drop()
+            return None
+        self._whole.take(lambda decoded: images.extend(image.clone() for image in decoded))
+        return upright(images[0], turn)
+
+    def start_regions(self, files: Sequence[bytes], boxes: npt.NDArray[np.int32], headers: Sequence[Header]) -> None:
         """Begin to decode the box (top, left, height, width) of each file; CPU only.
 
         Args:
-            files: b encoded images.
+            files: b files without metadata.
             boxes: int32 ``[b, 4]``, within the upright images.
-            headers: of the files, read here when None.
+            headers: of the files.
         """
-        headers = _headers(files) if headers is None else headers
-        self._turns = [header.orientation for header in headers]
-        stored = [file for file in map(bare, (header.kind for header in headers), files) if file is not None]
-        self._all_there = len(stored) == len(files)
-        if self._all_there:
-            inside = np.array([stored_box(box, header) for box, header in zip(boxes, headers, strict=True)], np.int32)
-            anchor, shape = (np.ascontiguousarray(part) for part in (inside[:, :2], inside[:, 2:]))
-            self._region.start(files=[np.frombuffer(file, np.uint8) for file in stored], anchor=anchor, shape=shape)
+        self._region_turns = [header.orientation for header in headers]
+        inside = np.array([stored_box(box, header) for box, header in zip(boxes, headers, strict=True)], np.int32)
+        anchor, shape = (np.ascontiguousarray(part) for part in (inside[:, :2], inside[:, 2:]))
+        self._region.start(files=[np.frombuffer(file, np.uint8) for file in files], anchor=anchor, shape=shape)
 
     def finish_regions(self, take: Callable[[list[Tensor]], None]) -> bool:
         """Wait for the regions and pass them to ``take``; they are invalid after it returns.
 
         Returns:
-            False, without calling ``take``, if DALI refuses one of the files, finds it damaged, or must not decode it.
+            False, without calling ``take``, if DALI refuses one of the files or finds it damaged.
         """
-        if not self._all_there:
-            return False
         try:
             self._region.wait()
         except DamagedDataError:
             return False
-        except RuntimeError:
+        except RefusedFileError:
             self._region.drop()
             return False
-        self._region.finish(lambda regions: take(list(map(upright, regions, self._turns))))
+        self._region.take(lambda regions: take(list(map(upright, regions, self._region_turns))))
         return True
 
     def drop(self) -> None:
         """Release threads and memory, and forget what is being decoded."""
+        self._files, self._turns = (), []
         self._whole.drop()
         self._region.drop()
 
@@ -144,6 +185,13 @@ def upright(image: Tensor, orientation: int) -> Tensor:
     return (exchanged.flip(flips) if flips else exchanged).contiguous()
 
 
+def stored_pixels(box: Tensor, orientation: int) -> Tensor:
+    """A box ``[h, w, 3]`` of an upright image as it is stored, contiguous: `upright` undone."""
+    flips = _FLIPS[orientation]
+    flipped = box.flip(flips) if flips else box
+    return (flipped.transpose(0, 1) if orientation >= 5 else flipped).contiguous()
+
+
 def stored_box(box: npt.NDArray[np.int32], header: Header) -> tuple[int, int, int, int]:
     """Where the box (top, left, height, width) of the upright image is in the stored one."""
     top, left, height, width = box.tolist()
@@ -153,53 +201,75 @@ def stored_box(box: npt.NDArray[np.int32], header: Header) -> tuple[int, int, in
     return (left, top, width, height) if header.orientation >= 5 else (top, left, height, width)
 
 
-def _headers(files: Sequence[bytes]) -> list[Header]:
-    """The headers of files that have been read before."""
-    return [read_header(io.BytesIO(file)) for file in files]
-
-
 class _Runner:
-    """A pipeline that runs one batch at a time, without prefetching; made anew after `drop`."""
+    """A pipeline that runs one batch at a time, without prefetching; made anew after `drop`.
 
-    def __init__(self, make: Callable[[], Any], device: torch.device) -> None:
+    Attributes:
+        prime: files of the first batch, whose images nobody takes; 0 for none. nvImageCodec fixes how many files go
+            to the JPEG hardware by the number of files in its first call: with a full batch, all that it can take.
+    """
+
+    def __init__(self, make: Callable[[], Any], device: torch.device, prime: int = 0) -> None:
         self._make, self._device = make, device
+        self.prime = prime if device.type == "cuda" else 0
         self._pipeline: Any = None
         self._inputs: dict[str, Any] = {}
         self._running = False
         self._outputs: Any = None
         self._listener = Listener()
 
+    def make(self) -> None:
+        """Make the pipeline, and run it once where it is primed.
+
+        Raises:
+            InputError: DALI cannot start on the device.
+        """
+        with explained(self._device, InputError):
+            pipeline = self._make()
+            pipeline.build()
+            if self.prime:
+                pipeline.feed_input("files", [np.frombuffer(known_jpeg(), np.uint8)] * self.prime)
+                pipeline.schedule_run()
+                pipeline.share_outputs()
+                pipeline.release_outputs()
+        self._pipeline = pipeline
+
     def start(self, **inputs: Any) -> None:
         """Begin a batch; files are not copied and are kept until it is finished."""
         if self._pipeline is None:
-            self._pipeline = self._make()
-            self._pipeline.build()
+            self.make()
         self._inputs = inputs
-        for name, values in inputs.items():
-            self._pipeline.feed_input(name, values)
         self._listener.start()
         try:
-            self._pipeline.schedule_run()
+            with explained(self._device):
+                for name, values in inputs.items():
+                    self._pipeline.feed_input(name, values)
+                self._pipeline.schedule_run()
         except BaseException:
             self._listener.stop()
             raise
         self._running = True
 
     def wait(self) -> None:
-        """Wait for the batch; RuntimeError when it failed, DamagedDataError when it is done but not to be used."""
+        """Wait for the batch.
+
+        Raises:
+            DamagedDataError: it is done, but not to be used.
+            RefusedFileError: a file did not decode; the pipeline is of no more use.
+            GiftwrapError: DALI failed for another reason.
+        """
         self._running = False
         try:
-            self._outputs = self._pipeline.share_outputs()
+            with explained(self._device, of_files=True):
+                self._outputs = self._pipeline.share_outputs()
         finally:
             damaged = self._listener.stop()
         if damaged:
             self._release()
             raise DamagedDataError("a decoder found damaged data")
 
-    def finish(self, take: Callable[[list[Tensor]], None]) -> None:
-        """Wait for the batch and pass it to ``take`` in DALI's own memory, which is reused afterwards."""
-        if self._running:
-            self.wait()
+    def take(self, take: Callable[[list[Tensor]], None]) -> None:
+        """Pass the batch that was waited for to ``take`` in DALI's own memory, which is reused afterwards."""
         take([from_dlpack(image) for image in self._outputs[0]])
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()  # and not what other streams are doing
@@ -214,9 +284,19 @@ class _Runner:
     def drop(self) -> None:
         """Forget the pipeline; what it is doing must end first, for it reads the inputs."""
         if self._running:
-            with suppress(RuntimeError):
+            with suppress(RuntimeError, GiftwrapError):
                 self.wait()
         self._pipeline, self._outputs, self._inputs = None, None, {}
+
+
+@cache
+def known_jpeg() -> bytes:
+    """A small image in the coding that JPEG hardware takes: baseline, 4:2:0."""
+    file = io.BytesIO()
+    Image.fromarray((np.arange(3 * 64 * 64) % 251).astype(np.uint8).reshape(64, 64, 3)).save(
+        file, "JPEG", subsampling=2
+    )
+    return file.getvalue()
 
 
 def _whole(settings: dict[str, Any], where: dict[str, Any]) -> Any:

@@ -1,6 +1,7 @@
 """The renderer of crops on a GPU: images that fit stay there decoded, and crops are made of them many at a time.
 
-Its crops are those of the renderer on a CPU, bit for bit, where a CPU decodes the files.
+Its crops are those of the renderer on a CPU, bit for bit, where a CPU decodes the files. Images that do not fit are
+decoded as they are needed: while one chunk is decoded, the next is read, and the crops of the last are made.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,16 +18,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from labelstore.command.console import byte_count
-from labelstore.errors import InputError
+from labelstore.errors import GiftwrapError
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
-from pipeline.device.moving import to_device
-from pipeline.plan.augment import arrange, arranges
+from pipeline.plan.augment import arranges, strips_of
 from pipeline.render.batched import resize_all
-from pipeline.render.cache import Images, runs
+from pipeline.render.cache import Encoded, Images, runs
 from pipeline.render.crops import CHUNK_BYTES, CHUNK_CROPS, LEAST_SIDE, finish
 from pipeline.render.dali import DaliDecoder
+from pipeline.render.device_cache import Kept, cache_budget, flatten
 from pipeline.render.identity import DECODERS, renderer_id
 from pipeline.render.jobs import Boxes
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 LINE_BYTES = 64 << 20  # between the passes of the resize
 MAX_CROPS = 4096  # at a time
+SAMPLE = 8  # images that are decoded in two ways when a GPU decodes
 
 Indexes = npt.NDArray[np.int64]
 
@@ -49,9 +51,20 @@ class DeviceRenderer:
     """
 
     def __init__(
-        self, manifest: Manifest, spec: PlanSpec, device: torch.device, decoder: str, threads: int, cache_bytes: int
+        self,
+        manifest: Manifest,
+        spec: PlanSpec,
+        device: torch.device,
+        decoder: str,
+        threads: int,
+        cache_bytes: int | None,
     ) -> None:
-        """Render on ``device`` with ``threads`` CPU threads and ``cache_bytes`` of its memory for decoded images."""
+        """Render on ``device`` with ``threads`` CPU threads and ``cache_bytes`` of its memory for decoded images.
+
+        Raises:
+            InputError: the device has less memory than that, or DALI cannot work on it.
+            GiftwrapError: a decoder's pixels depend on what it decodes with them.
+        """
         self.id: dict[str, Json] = renderer_id(device, decoder, spec.columns)
         self._spec, self._device, self._manifest = spec, device, manifest
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -60,11 +73,14 @@ class DeviceRenderer:
         where = torch.device("cpu") if decoder == "cpu" else device
         self._decoder = DaliDecoder(where, threads, self._chunk, DECODERS[decoder])
         decode = self._decoder.whole if self._decoder.there else None
-        self._images = Images(manifest, decode, self._pool, cache_bytes)
-        self._kept = Kept(self._images, device, self._chunk) if self._images.kept_all else None
+        self._images = Images(manifest, decode, self._pool, cache_budget(device, cache_bytes))
         whole = bool(spec.effective_pad) or arranges(spec.columns)
-        self._regions = decoder == "cpu" and self._decoder.there and not self._kept and not whole
+        self._regions = decoder == "cpu" and self._decoder.there and not whole
         self._lock = threading.Lock()
+        with self._on_stream():
+            self._kept = Kept(self._images, device)
+            if decoder != "cpu":
+                self._require_steady(decoder)
 
     def render(self, rows: CropRows) -> Tensor:
         """The crops of n rows, after mixing.
@@ -78,29 +94,21 @@ class DeviceRenderer:
         Raises:
             InputError: an image is gone, has changed or does not decode (the file is named), or a row is not of
                 these images.
+            GiftwrapError: DALI fails for another reason.
         """
         spec, images, boxes = self._spec, rows.image.astype(np.int64), rows.boxes(self._spec.effective_pad)
         self._images.require_inside(images, boxes, spec.effective_pad)
-        if self._kept:
-            costs, most, count = (
-                3 * spec.size * boxes[:, 2:].max(axis=1, initial=0).astype(np.int64),
-                LINE_BYTES,
-                MAX_CROPS,
-            )
-        else:
-            costs, most, count = self._images.sizes[images], CHUNK_BYTES, self._chunk
+        if not len(rows):
+            return torch.empty((0, spec.size, spec.size, 3), dtype=torch.uint8, device=self._device)
+        sides = np.stack([self._manifest.heights[images], self._manifest.widths[images]], axis=1).astype(np.int64)
+        work = _Work(images, sides, boxes, rows.flip, strips_of(rows, sides))
         with self._lock, self._on_stream() as made:
             try:
-                parts = [
-                    resize_all(self._boxes(rows.take(at), images[at], boxes[at]), spec.size, spec.interpolation)
-                    for at in runs(costs, most, count)
-                ]
+                crops = self._crops(work)
             except BaseException:  # Ctrl-C too: a batch in flight must not reach the next call
                 self._decoder.drop()
                 raise
-            if not parts:
-                return torch.empty((0, spec.size, spec.size, 3), dtype=torch.uint8, device=self._device)
-            made.append(finish(parts[0] if len(parts) == 1 else torch.cat(parts), rows, spec, self._pool))
+            made.append(finish(crops, rows, spec, self._pool))
         return made[0]
 
     def close(self) -> None:
@@ -108,7 +116,7 @@ class DeviceRenderer:
         with self._lock:
             self._pool.shutdown()
             self._decoder.drop()
-            self._kept = None
+            self._kept.forget()
 
     @contextmanager
     def _on_stream(self) -> Iterator[list[Tensor]]:
@@ -124,73 +132,137 @@ class DeviceRenderer:
         for tensor in made:
             tensor.record_stream(callers)
 
-    def _boxes(self, rows: CropRows, images: Indexes, boxes: npt.NDArray[np.int32]) -> Boxes:
-        """Some crops' pixels on the device, as few as can be decoded, and where in them the boxes are."""
-        flips = rows.flip
-        regions = self._decode_regions(images, boxes) if self._regions else None
-        if regions:
-            sides = boxes[:, 2:].astype(np.int64)
-            return Boxes(*regions, sides, np.concatenate([np.zeros_like(sides), sides], axis=1), flips)
-        if self._kept:
-            data, starts = self._kept.find(images)
-        else:
-            unique, inverse = np.unique(images, return_inverse=True)
-            data, each = flatten(self._images.decode(unique.tolist()), self._device)
-            starts = each[inverse]
-        sides = np.stack([self._manifest.heights[images], self._manifest.widths[images]], axis=1).astype(np.int64)
-        if arranges(rows.names):
-            places = zip(starts.tolist(), sides.tolist(), strict=True)
-            found = (data[start : start + 3 * high * wide].view(high, wide, 3) for start, (high, wide) in places)
-            data, starts = flatten([arrange(image, rows, row) for row, image in enumerate(found)], self._device)
-        return Boxes(data, starts, sides, boxes.astype(np.int64), flips)
+    def _crops(self, work: _Work) -> Tensor:
+        """The crops before mixing: of images that are kept, and of the others."""
+        kept = self._images.room.admit(work.images)
+        inside, outside = np.flatnonzero(kept), np.flatnonzero(~kept)
+        parts = [*self._of_kept(work, inside)]
+        parts += self._of_regions(work, outside) if self._regions else self._of_files(work, outside)
+        crops = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(inside) and len(outside):
+            order = np.argsort(np.concatenate([inside, outside]))
+            crops = crops[torch.from_numpy(order).to(self._device)]
+        return crops
 
-    def _decode_regions(self, images: Indexes, boxes: npt.NDArray[np.int32]) -> tuple[Tensor, Indexes] | None:
-        """The regions of all boxes as `flatten` gives them; None when a file is left to Pillow, or does not decode."""
-        files = self._images.read(images.tolist())
-        if not all(file.plain for file in files) or (boxes[:, 2:] < LEAST_SIDE).any():
-            return None
+    def _of_kept(self, work: _Work, rows: Indexes) -> Iterator[Tensor]:
+        """The crops of some rows, cut from the images that are kept."""
+        missing = self._kept.missing(work.images[rows])
+        for data, starts, images in self._decoded([missing[at] for at in self._runs(missing, self._images.sizes)]):
+            self._kept.put(images, data, starts)
+        costs = 3 * self._spec.size * work.boxes[rows, 2:].max(axis=1, initial=0).astype(np.int64)
+        for run in runs(costs, LINE_BYTES, MAX_CROPS):
+            at = rows[run]
+            yield self._resize(work, at, self._kept.data, self._kept.starts[work.images[at]])
+
+    def _of_files(self, work: _Work, rows: Indexes) -> Iterator[Tensor]:
+        """The crops of some rows, of images that are decoded for them, each once a chunk."""
+        chunks = [rows[run] for run in self._runs(work.images[rows], self._images.sizes)]
+        unique = [np.unique(work.images[at], return_inverse=True) for at in chunks]
+        decoded = self._decoded([images for images, _ in unique])
+        for at, (_, inverse), (data, starts, _) in zip(chunks, unique, decoded, strict=True):
+            yield self._resize(work, at, data, starts[inverse])
+
+    def _of_regions(self, work: _Work, rows: Indexes) -> Iterator[Tensor]:
+        """The crops of some rows, of regions that a CPU decodes; of whole images where one of a chunk needs that."""
+        chunks = [rows[run] for run in self._runs(work.images[rows], self._images.sizes)]
+        reading = self._images.read_ahead([work.images[at].tolist() for at in chunks])
+        last: Boxes | None = None
+        for at, files in zip(chunks, reading, strict=True):
+            started = self._start_regions(files, work.boxes[at])
+            if last:  # while DALI decodes
+                yield resize_all(last, self._spec.size, self._spec.interpolation)
+            last = self._finish_regions(work, at, files, started)
+        if last:
+            yield resize_all(last, self._spec.size, self._spec.interpolation)
+
+    def _start_regions(self, files: Sequence[Encoded], boxes: npt.NDArray[np.int32]) -> bool:
+        """Begin to decode a region of each file, if all can be decoded so."""
+        stored = [file.bare for file in files if file.bare is not None]
+        if len(stored) < len(files) or (boxes[:, 2:] < LEAST_SIDE).any():
+            return False
+        self._decoder.start_regions(stored, boxes, [file.header for file in files])
+        return True
+
+    def _finish_regions(self, work: _Work, at: Indexes, files: Sequence[Encoded], started: bool) -> Boxes:
+        """The regions that were begun, or whole images where DALI was not given these files, or refuses one."""
         made: list[tuple[Tensor, Indexes]] = []
-        self._decoder.start_regions([file.data for file in files], boxes, [file.header for file in files])
-        whole = self._decoder.finish_regions(lambda regions: made.append(flatten(regions, self._device)))
-        return made[0] if whole else None
+        if started and self._decoder.finish_regions(lambda regions: made.append(flatten(regions, self._device))):
+            sides = work.boxes[at, 2:].astype(np.int64)
+            inside = np.concatenate([np.zeros_like(sides), sides], axis=1)
+            return Boxes(*made[0], sides, inside, work.flips[at])
+        unique = {file.image: file for file in files}
+        data, starts = flatten(self._images.decode([*unique.values()]), self._device)
+        places = dict(zip(unique, starts.tolist(), strict=True))
+        return work.cut(at, data, np.array([places[file.image] for file in files]))
+
+    def _decoded(self, chunks: Sequence[Indexes]) -> Iterator[tuple[Tensor, Indexes, Indexes]]:
+        """The images of each chunk, whole: as `flatten` gives them, and which; the next chunk is decoded meanwhile."""
+        reading = self._images.read_ahead([chunk.tolist() for chunk in chunks])
+        last: tuple[Tensor, Indexes, Indexes] | None = None
+        for chunk, files in zip(chunks, reading, strict=True):
+            plain = [file for file in files if file.bare is not None] if self._decoder.there else []
+            self._decoder.start([file.bare or b"" for file in plain], [file.header for file in plain])
+            if last:
+                yield last
+            last = (*self._finish_decoding(files, plain), chunk)
+        if last:
+            yield last
+
+    def _finish_decoding(self, files: Sequence[Encoded], plain: Sequence[Encoded]) -> tuple[Tensor, Indexes]:
+        """All files decoded, when the plain ones were begun."""
+        made: list[tuple[Tensor, Indexes]] = []
+
+        def take(by_dali: Sequence[Tensor | None]) -> None:
+            made.append(flatten(self._images.complete(files, plain, by_dali), self._device))
+
+        self._decoder.finish(take)
+        return made[0]
+
+    def _runs(self, images: Indexes, sizes: Indexes) -> Iterator[Indexes]:
+        """Images in runs that are decoded at a time."""
+        return runs(sizes[images], CHUNK_BYTES, self._chunk)
+
+    def _resize(self, work: _Work, at: Indexes, data: Tensor, starts: Indexes) -> Tensor:
+        """The crops of some rows, of images that begin at ``starts``."""
+        return resize_all(work.cut(at, data, starts), self._spec.size, self._spec.interpolation)
+
+    def _require_steady(self, decoder: str) -> None:
+        """Decode a few images together and alone: the pixels must be the same.
+
+        They are not where the decoder gives a part of a batch to other hardware, or where nvImageCodec, which reports
+        nothing, takes a CPU for what a GPU fails to decode.
+        """
+        count = len(self._manifest)
+        some = np.unique(np.linspace(0, count - 1, min(SAMPLE, count)).astype(np.int64))
+        files = self._images.read(some.tolist())
+        together = self._images.decode(files)
+        for file, image in zip(reversed(files), reversed(together), strict=True):
+            if not torch.equal(self._images.decode([file])[0], image):
+                raise GiftwrapError(
+                    f"decoder {decoder}: expected the same pixels of {self._manifest.place(file.image)} alone and with "
+                    f"other images, found others; give --decoder cpu, or a GPU that nothing else uses"
+                )
 
 
-class Kept:
-    """All images of a set, decoded when they are first needed, in one tensor on the device.
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """The rows of one call.
 
-    Raises:
-        InputError: when the device has less memory than they take.
+    Attributes:
+        images: int64 ``[n]``.
+        sides: height and width of each row's image, int64 ``[n, 2]``.
+        boxes: int32 ``[n, 4]``.
+        flips: bool ``[n]``.
+        strips: as in `Boxes`.
     """
 
-    def __init__(self, images: Images, device: torch.device, chunk: int) -> None:
-        self._images, self._device, self._chunk = images, device, chunk
-        self._bytes, self._filled = int(images.sizes.sum()), 0
-        self._starts: Indexes = np.full(len(images.sizes), -1, np.int64)
-        self._data: Tensor | None = None
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else self._bytes
-        if self._bytes > free:
-            raise InputError(
-                f"--cache-gib: the images take {byte_count(self._bytes)} decoded, {device} has {byte_count(free)} "
-                f"free; give a --cache-gib below that, and they are decoded as they are needed"
-            )
+    images: Indexes
+    sides: Indexes
+    boxes: npt.NDArray[np.int32]
+    flips: npt.NDArray[np.bool_]
+    strips: tuple[Indexes, Indexes] | None
 
-    def find(self, images: Indexes) -> tuple[Tensor, Indexes]:
-        """The bytes of all images, uint8 ``[B]``, and where ``images`` begin, int64 ``[n]``."""
-        if self._data is None:
-            self._data = torch.empty(self._bytes, dtype=torch.uint8, device=self._device)
-        missing = np.unique(images[self._starts[images] < 0])
-        for at in runs(self._images.sizes[missing], CHUNK_BYTES, self._chunk):
-            data, starts = flatten(self._images.decode(missing[at].tolist()), self._device)
-            self._data[self._filled : self._filled + len(data)] = data
-            self._starts[missing[at]] = self._filled + starts
-            self._filled += len(data)
-        return self._data, self._starts[images]
-
-
-def flatten(images: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Indexes]:
-    """Images one after the other on a device, uint8 ``[B]``, and where each begins, int64 ``[n]``."""
-    ends = np.cumsum([image.numel() for image in images])
-    if not any(image.is_cuda for image in images):  # copied in one transfer
-        return to_device(torch.cat([image.flatten() for image in images]), device), ends - np.diff(ends, prepend=0)
-    parts = [to_device(image, device).flatten() for image in images]
-    return torch.cat(parts), ends - np.diff(ends, prepend=0)
+    def cut(self, at: Indexes, data: Tensor, starts: Indexes) -> Boxes:
+        """What to cut for some rows, whose whole images begin at ``starts`` in ``data``."""
+        strips = (self.strips[0][at], self.strips[1][at]) if self.strips else None
+        return Boxes(data, starts, self.sides[at], self.boxes[at].astype(np.int64), self.flips[at], strips)

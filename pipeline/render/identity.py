@@ -11,6 +11,7 @@ from labelstore.spec import Json
 if TYPE_CHECKING:
     import torch
 
+AugmenterName = Literal["pillow", "dali"]
 DecoderName = Literal["cpu", "gpu", "gpu-hw"]
 # How a GPU decodes so that pixels do not depend on the rest of the batch: nothing, or all that it can take, goes to
 # the decoder in hardware. Chroma is upsampled as on a CPU.
@@ -29,13 +30,16 @@ _PACKAGES = (
 )
 
 
-def renderer_id(device: torch.device, decoder: str, columns: Sequence[str] = ()) -> dict[str, Json]:
+def renderer_id(
+    device: torch.device, decoder: str, columns: Sequence[str] = (), augmenter: str = "pillow"
+) -> dict[str, Json]:
     """All that pixels depend on besides images and rows.
 
     Args:
         device: where crops are made.
         decoder: one of `DECODERS`.
         columns: of the rows; operators on floats that they ask for are known by their fingerprints.
+        augmenter: whose filter resizes: ``pillow`` or ``dali``.
     """
     import torch  # commands read the names above and may not need torch
 
@@ -50,13 +54,15 @@ def renderer_id(device: torch.device, decoder: str, columns: Sequence[str] = ())
             versions[package] = version(package)
         except PackageNotFoundError:  # of the CUDA release that is not installed
             continue
+    by_dali = augmenter == "dali"
     return {
+        **({"augmenter": augmenter} if by_dali else {}),
         "backend": "dali" if with_dali else "Pillow",
         "device": device.type,
         "model": torch.backends.cpu.get_cpu_capability() if cpu else torch.cuda.get_device_name(device),
         "decoder": {"mixed": dict(DECODERS[decoder])} if DECODERS[decoder] else "cpu",
-        "region_decoding": decoder == "cpu" and with_dali,
-        "resize": "Pillow",
+        "region_decoding": (decoder == "cpu" and with_dali) or by_dali,
+        "resize": "DALI, antialiased" if by_dali else "Pillow",
         **({"operators": operators} if operators else {}),
         "versions": versions,
     }
@@ -67,3 +73,8 @@ def decoder_of(renderer: Mapping[str, Json]) -> str:
     named = renderer.get("decoder")
     settings = named.get("mixed") if isinstance(named, dict) else {}
     return next((name for name, options in DECODERS.items() if options == settings), "gpu")
+
+
+def augmenter_of(renderer: Mapping[str, Json]) -> str:
+    """The augmenter that a renderer's id names."""
+    return "dali" if renderer.get("augmenter") == "dali" else "pillow"

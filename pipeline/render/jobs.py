@@ -32,6 +32,7 @@ JOB = (
     "target",  # bytes of the crop from line to line
     "target along",
     "base",  # of the crop's first line's first pixel
+    "table",  # where the pixels along the lines begin in the table of places
     "length",
     "length along",
 )
@@ -51,6 +52,8 @@ class Boxes:
         sides: height and width of each crop's image, int64 ``[n, 2]``.
         boxes: (top, left, height, width), int64 ``[n, 4]``; what reaches outside the image is black.
         flips: whether to flip left to right, bool ``[n]``.
+        strips: of images whose strips change places: begins and moves, int64 ``[n, 2, f]`` each, as
+            `pipeline.plan.augment.Rearrangement` gives them. Boxes lie in the images as rearranged.
     """
 
     data: Tensor
@@ -58,6 +61,7 @@ class Boxes:
     sides: Jobs
     boxes: Jobs
     flips: npt.NDArray[np.bool_]
+    strips: tuple[Jobs, Jobs] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +70,15 @@ class Task:
 
     Attributes:
         data: bytes of images, uint8 ``[B]``.
-        jobs: int64 ``[n, 16]``: the columns named in `JOB`.
+        jobs: int64 ``[n, 17]``: the columns named in `JOB`.
         lines: of all boxes, which lie one after the other between the passes.
         longest: lines of the box that has most.
         first: first pixel of the box that has a part in each pixel of the crop, int32 ``[2, n, S]``: across the lines
             and along them.
         weights: of that pixel and those after it, int32 ``[2, n, S, taps]``.
         size: side S of the crops.
+        places: of images whose strips change places: where in its image each line of all boxes is, and each pixel along
+            the lines, int32 ``[lines]`` and ``[pixels]``; None where nothing changes places.
     """
 
     data: Tensor
@@ -82,6 +88,7 @@ class Task:
     first: Tensor
     weights: Tensor
     size: int
+    places: tuple[Tensor, Tensor] | None = None
 
 
 def prepare(boxes: Boxes, size: int, interpolation: str) -> Task:
@@ -100,12 +107,41 @@ def prepare(boxes: Boxes, size: int, interpolation: str) -> Task:
         np.take_along_axis(pair, order, axis=1) for pair in (places, lengths, boxes.sides, strides, targets)
     )
     taps = 2 * np.ceil(FILTER_RADIUS[interpolation] * np.maximum(lengths / size, 1)).astype(np.int64) + 1
-    ends = np.cumsum(lengths[:, 0])
+    ends = np.cumsum(lengths, axis=0)
+    begins = ends - lengths
     pairs = (part for pair in (places, limits, strides, taps, targets) for part in pair.T)
-    jobs = np.stack([boxes.starts, lengths[:, 0], ends - lengths[:, 0], *pairs, base], axis=1)
+    jobs = np.stack([boxes.starts, lengths[:, 0], begins[:, 0], *pairs, base, begins[:, 1]], axis=1)
     moved = to_device(torch.from_numpy(np.concatenate([jobs, lengths], axis=1)), device)
     first, weights = weigh(moved[:, -2:].T.contiguous(), size, interpolation, int(taps.max()))
-    return Task(boxes.data, moved, int(ends[-1]), int(lengths[:, 0].max()), first, weights, size)
+    found = None
+    if boxes.strips:
+        strips = np.stack([np.take_along_axis(part, order[:, :, None], axis=1) for part in boxes.strips], axis=-1)
+        there = to_device(torch.from_numpy(np.stack([places, lengths, begins], axis=1)), device)
+        tables = to_device(torch.from_numpy(strips), device)
+        across, along = (find_places(there[:, :, axis], tables[:, axis], int(ends[-1, axis])) for axis in (0, 1))
+        found = across, along
+    return Task(boxes.data, moved, int(ends[-1, 0]), int(lengths[:, 0].max()), first, weights, size, found)
+
+
+def find_places(boxes: Tensor, strips: Tensor, total: int) -> Tensor:
+    """Where in its image each line of all boxes is, or each pixel along them, when strips have changed places.
+
+    Args:
+        boxes: first place, length, and the lengths of all before it, of each box along an axis, int64 ``[n, 3]``.
+        strips: begin and move of each strip along it, int64 ``[n, f, 2]``.
+        total: sum of the lengths.
+
+    Returns:
+        int32 ``[total]``; of no meaning outside the image, which is black.
+    """
+    count = torch.arange(len(boxes), device=boxes.device)
+    crop = torch.repeat_interleave(count, boxes[:, 1], output_size=total)
+    place = torch.arange(total, device=boxes.device) + (boxes[:, 0] - boxes[:, 2])[crop]
+    move = torch.zeros_like(place)
+    for strip in range(strips.shape[1]):
+        begin, by = strips[crop, strip].unbind(dim=-1)
+        move = torch.where(place >= begin, by, move)  # a later strip begins later, or is empty
+    return (place + move).int()
 
 
 def weigh(lengths: Tensor, size: int, interpolation: str, taps: int) -> tuple[Tensor, Tensor]:

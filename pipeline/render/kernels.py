@@ -16,6 +16,7 @@ BLOCK_LINES, BLOCK_BYTES = 8, 128
 # Columns of a job, as `pipeline.render.jobs.JOB` names them.
 START, LINES, BETWEEN, PLACE, PLACE_ALONG, LIMIT, LIMIT_ALONG = (tl.constexpr(column) for column in range(7))
 STRIDE, STRIDE_ALONG, TAPS, TAPS_ALONG, TARGET, TARGET_ALONG, BASE = (tl.constexpr(column) for column in range(7, 14))
+TABLE, LENGTH_ALONG = tl.constexpr(14), tl.constexpr(16)
 COLUMNS = tl.constexpr(len(JOB))
 SHIFT, ROUND = tl.constexpr(BITS), tl.constexpr(HALF)
 
@@ -27,9 +28,18 @@ def resize_task(task: Task) -> Tensor:
     crops = torch.empty((count, size, size, 3), dtype=torch.uint8, device=task.data.device)
     blocks = triton.cdiv(3 * size, BLOCK_BYTES)
     settings: dict[str, Any] = {"SIZE": size, "ROWS": BLOCK_LINES, "BYTES": BLOCK_BYTES, "enable_fp_fusion": False}
+    places = task.places or (task.jobs, task.jobs)  # not read where nothing changes places
     with torch.cuda.device(task.data.device) if task.data.is_cuda else nullcontext():
         shorten_lines[count, triton.cdiv(task.longest, BLOCK_LINES), blocks](
-            task.data, task.jobs, task.first[1], task.weights[1], between, taps, **settings
+            task.data,
+            task.jobs,
+            task.first[1],
+            task.weights[1],
+            *places,
+            between,
+            taps,
+            PLACES=task.places is not None,
+            **settings,
         )
         join_lines[count, triton.cdiv(size, BLOCK_LINES), blocks](
             between, task.jobs, task.first[0], task.weights[0], crops, taps, **settings
@@ -43,8 +53,11 @@ def shorten_lines(
     jobs,  # int64 [n, COLUMNS]
     first,  # int32 [n, S]
     weights,  # int32 [n, S, taps]
+    places,  # int32 [lines], of each line in its image, and ...
+    places_along,  # int32 [pixels], ... of each pixel along the lines of a box; read with PLACES
     between,  # uint8 [lines, S, 3], written
     taps,
+    PLACES: tl.constexpr,
     SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     BYTES: tl.constexpr,
@@ -58,14 +71,23 @@ def shorten_lines(
     pixel = byte // 3
     place = tl.load(job + PLACE) + line
     inside = there & (place >= 0) & (place < tl.load(job + LIMIT))
+    if PLACES:
+        place = tl.load(places + tl.load(job + BETWEEN) + line, mask=inside, other=0).to(tl.int64)
     source = data + tl.load(job + START) + place * tl.load(job + STRIDE)
-    along = tl.load(job + PLACE_ALONG) + tl.load(first + crop * SIZE + pixel, mask=wanted, other=0)
+    begin = tl.load(first + crop * SIZE + pixel, mask=wanted, other=0)
+    along = tl.load(job + PLACE_ALONG) + begin
+    table = places_along + tl.load(job + TABLE) + begin
+    left = tl.load(job + LENGTH_ALONG) - begin  # pixels of the box from there on
     limit, stride = tl.load(job + LIMIT_ALONG), tl.load(job + STRIDE_ALONG)
     weight = weights + (crop * SIZE + pixel) * taps
     sums = tl.full((ROWS, BYTES), ROUND, tl.int32)
     for tap in range(tl.load(job + TAPS_ALONG).to(tl.int32)):
         part = wanted & (along + tap >= 0) & (along + tap < limit)
-        address = source[:, None] + ((along + tap) * stride + byte % 3)[None, :]
+        column = along + tap
+        if PLACES:
+            part = part & (tap < left)  # the next box follows in the table; weights are 0 there
+            column = tl.load(table + tap, mask=part, other=0).to(tl.int64)
+        address = source[:, None] + (column * stride + byte % 3)[None, :]
         value = tl.load(address, mask=inside[:, None] & part[None, :], other=0)
         sums += value.to(tl.int32) * tl.load(weight + tap, mask=part, other=0)[None, :]
     done = tl.minimum(tl.maximum(sums >> SHIFT, 0), 255).to(tl.uint8)

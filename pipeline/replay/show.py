@@ -39,6 +39,7 @@ def show(config: ShowConfig) -> int:
         config.images,
         device=config.render.device,
         decoder=config.render.decoder,
+        augmenter=config.render.augmenter,
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
     )

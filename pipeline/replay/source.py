@@ -19,7 +19,7 @@ from pipeline.config import manifest_cache
 from pipeline.images.class_folder import ClassOrder
 from pipeline.images.manifest import Manifest, require_same_images, scan, with_classes, with_order
 from pipeline.plan.plan import PlanSpec
-from pipeline.render import Renderer, decoder_of, make_renderer
+from pipeline.render import Renderer, augmenter_of, decoder_of, make_renderer
 from pipeline.render.audit import DIGEST_POSITIONS, compare, pixels_digest
 
 
@@ -44,7 +44,7 @@ class Source:
         pixels = self.renderer.render(self.store.read(view, slice(first, last)).rows)
         return pixels[start - first : stop - first]
 
-    def at_size(self, size: int, *, device: str, threads: int | None, cache_bytes: int) -> Source:
+    def at_size(self, size: int, *, device: str, threads: int | None, cache_bytes: int | None) -> Source:
         """The same boxes rendered at another side; this one's renderer is released.
 
         Rows need `pipeline.plan.augment.sides.at_size`.
@@ -53,7 +53,13 @@ class Source:
         spec = self.spec.at_side(size)
         decoder = None if device == "cpu" else decoder_of(self.renderer.id)
         renderer = make_renderer(
-            self.manifest, spec, device=device, decoder=decoder, threads=threads, cache_bytes=cache_bytes
+            self.manifest,
+            spec,
+            device=device,
+            decoder=decoder,
+            augmenter=augmenter_of(self.renderer.id),
+            threads=threads,
+            cache_bytes=cache_bytes,
         )
         return replace(self, spec=spec, renderer=renderer)
 
@@ -139,13 +145,15 @@ def open_source(
     *,
     device: str = "cpu",
     decoder: str | None = None,
+    augmenter: str | None = None,
     threads: int | None = None,
-    cache_bytes: int = 2 << 30,
+    cache_bytes: int | None = None,
     rehash: bool = False,
 ) -> Source:
     """Open a store with its images; refuses images that are not the store's own.
 
-    A GPU decodes as the store's renderer did, unless ``decoder`` names another.
+    Crops are made by the augmenter of the store's renderer, unless ``augmenter`` names another, and a GPU decodes as it
+    did, unless ``decoder`` names another.
     """
     opened = store if isinstance(store, LabelStore) else LabelStore.open(store)
     if isinstance(images, Manifest):
@@ -154,9 +162,19 @@ def open_source(
     else:
         manifest = open_images(opened, Path(images), rehash=rehash)
     spec = PlanSpec.from_json(opened.identity.require("plan"))
-    if device != "cpu":
-        decoder = decoder or decoder_of(opened.identity.require("renderer"))
-    renderer = make_renderer(manifest, spec, device=device, decoder=decoder, threads=threads, cache_bytes=cache_bytes)
+    rendered = opened.identity.require("renderer")
+    augmenter = augmenter or augmenter_of(rendered)
+    if device != "cpu" and augmenter == augmenter_of(rendered):
+        decoder = decoder or decoder_of(rendered)
+    renderer = make_renderer(
+        manifest,
+        spec,
+        device=device,
+        decoder=decoder,
+        augmenter=augmenter,
+        threads=threads,
+        cache_bytes=cache_bytes,
+    )
     return Source(opened, manifest, spec, renderer)
 
 

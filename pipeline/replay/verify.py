@@ -47,6 +47,7 @@ def verify(config: VerifyConfig, console: Console, labeller: Labeller | None = N
         config.images,
         device=config.render.device,
         decoder=config.render.decoder,
+        augmenter=config.render.augmenter,
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
         rehash=config.rehash,

@@ -1,7 +1,8 @@
-"""The GPU's script where there is no GPU: every part runs small, and whatever a part does, the others go on."""
+"""The GPU's script where there is no GPU: every part runs small, and whatever a part does, the others run."""
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import gpu
-from benchmarks.gpu_parts import PARTS, Part, SkippedError
+from benchmarks.gpu_inputs import SkippedError
+from benchmarks.gpu_parts import PARTS, Part
+from labelstore.errors import InputError
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -30,12 +33,32 @@ def test_every_part_runs_without_a_gpu(tmp_path: Path, monkeypatch: pytest.Monke
     for name, end in ends.items():
         assert end["ok"], end
         assert ("no GPU" in end["skipped"]) if "gpu" in name else end["device"] == "cpu"
-    assert ends["decoder cpu"]["most"] == 0
+    assert ends["decoder-cpu"]["most"] == 0
+    assert ends["syncs"]["train"] == {"batches": 2, "hidden": {}, "wanted": {}}
+    assert ends["sanitizer"]["build"] == ends["sanitizer"]["train"] == {"exit code": 0, "races": 0}
     measured = {line["part"] for line in lines if "metric" in line}
     assert measured == {name for name, end in ends.items() if "skipped" not in end}
 
 
-def test_a_part_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def counting(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Parts that do what is given and take no time; the list of those that were run."""
+    run: list[str] = []
+
+    def part(name: str, act: Any) -> Part:
+        def begin(report: Any, device: torch.device) -> dict[str, Any]:
+            run.append(name)
+            found: dict[str, Any] = act(report, device)
+            return found
+
+        return Part(9, begin)
+
+    for module in ("benchmarks.gpu.PARTS", "benchmarks.gpu_parts.PARTS"):
+        monkeypatch.setattr(module, {name: part(name, act) for name, act in names.items()})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return run
+
+
+def test_a_part_that_fails_is_reported_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(report: Any, device: torch.device) -> dict[str, Any]:
         report.add("something", "rate", 3.0, "1/s")
         raise RuntimeError("the kernel is wrong")
@@ -43,15 +66,8 @@ def test_a_part_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypa
     def skip(_report: Any, _device: torch.device) -> dict[str, Any]:
         raise SkippedError("no DALI")
 
-    parts = {
-        "bad": Part(9, fail),
-        "broken": Part(9, lambda *_: {"kept": False}),
-        "skipped": Part(9, skip),
-        "good": Part(9, lambda *_: {"rate": 1.0}),
-    }
-    for module in ("benchmarks.gpu.PARTS", "benchmarks.gpu_parts.PARTS"):
-        monkeypatch.setattr(module, parts)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    parts = {"bad": fail, "broken": lambda *_: {"kept": False}, "skipped": skip, "good": lambda *_: {"rate": 1.0}}
+    counting(parts, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu", "--out", str(tmp_path), "--json"])
     assert command.main() == 1
     *lines, last = lines_of(tmp_path)
@@ -63,10 +79,49 @@ def test_a_part_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypa
     assert last["summary"]["failed"] == ["bad", "broken"]
 
 
+def test_a_later_call_runs_what_earlier_ones_have_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed comes last, what was named alone was not run by the call before, and no line is lost."""
+    works = False
+
+    def first(*_: Any) -> dict[str, Any]:
+        if not works:
+            raise RuntimeError("not yet")
+        return {}
+
+    run = counting({name: first if name == "a" else (lambda *_: {}) for name in "abcd"}, monkeypatch)
+    found: Any = gpu.measure(tmp_path, only=("a,c",))
+    assert (run, found["failed"], found["not_run"]) == (["a", "c"], ["a"], [])
+    written = (tmp_path / "gpu.jsonl").read_text()
+    (tmp_path / "gpu.jsonl").write_text(written + '{"part": "b", "ok": tr')  # killed while it wrote
+    run.clear()
+    works = True
+    found = gpu.measure(tmp_path)
+    assert run == ["b", "d", "a"]
+    assert list(found["parts"]) == ["a", "b", "c", "d"]
+    assert found["kept"]
+    assert (tmp_path / "gpu.jsonl").read_text().startswith(written)
+    run.clear()
+    assert gpu.measure(tmp_path)["kept"]
+    assert run == []
+    monkeypatch.setattr(gpu, "CPU", "another GPU")
+    gpu.measure(tmp_path, only=("b",))
+    assert run == ["b"]
+
+
+def test_unknown_parts_are_refused() -> None:
+    with pytest.raises(InputError, match=r"--only: expected some of decoder-gpu, .*, found 'dance'"):
+        gpu.measure(only=("loss,dance",))
+
+
 def test_no_part_begins_after_the_time_is_up() -> None:
     found = gpu.measure(None, seconds=0)
-    assert found["failed"] == list(PARTS)
-    assert found["parts"]["resize"]["error"] == "no time left of 0 s"
+    assert found["not_run"] == list(PARTS)
+    assert not found["kept"]
+
+
+def test_all_parts_fit_a_call_of_ten_minutes() -> None:
+    assert sum(part.seconds for part in PARTS.values()) <= 600
+    assert list(PARTS)[:3] == ["decoder-gpu", "decoder-gpu-hw", "augmenter-dali"]  # what no CPU runs
 
 
 @pytest.mark.parametrize(
@@ -81,17 +136,47 @@ def test_no_part_begins_after_the_time_is_up() -> None:
 def test_a_process_that_dies_or_hangs_ends_alone(program: str, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     start = f"import os, sys, time\ndef say(text): print({gpu.MARK!r} + text, flush=True)\n"
     monkeypatch.setattr(gpu, "words_for", lambda _name: [sys.executable, "-c", start + program])
-    heard: list[Any] = []
+    received: list[Any] = []
     lines = gpu.Lines(None)
-    monkeypatch.setattr(lines, "add", heard.append)
-    found = gpu.in_a_process("any", 3 if "sleep" in program else 60, lines)
-    assert heard == [{"metric": 1}]
+    monkeypatch.setattr(lines, "add", received.append)
+    found = gpu.Child("any").run(3 if "sleep" in program else 60, lines)
+    assert received == [{"metric": 1}]
     assert found == (expected if isinstance(expected, dict) else {"ok": False, "error": expected})
+
+
+def test_the_next_process_starts_while_a_part_runs_and_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+
+    class Process:
+        def __init__(self, name: str) -> None:
+            self.name, self.ended = name, False
+            started.append(self)
+
+        def end(self) -> None:
+            self.ended = True
+
+    monkeypatch.setattr(gpu, "Child", Process)
+    parts = gpu.children(["a", "b", "c", "d"], real=True)
+    for name in "ab":
+        assert next(parts) == (name, started["ab".index(name)])
+        assert [each.name for each in started] == list("abc")[: "ab".index(name) + 2]
+    parts.close()
+    assert [each.ended for each in started] == [False, True, True]  # the first one ends itself
+    assert list(gpu.children(["a"], real=False)) == [("a", None)]
+
+
+def test_a_process_that_is_not_run_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import sys\nif sys.stdin.readline(): raise SystemExit('ran')"
+    monkeypatch.setattr(gpu, "words_for", lambda _name: [sys.executable, "-c", program])
+    child = gpu.Child("any")
+    child.end()
+    assert child._process.returncode is not None
 
 
 def test_a_process_runs_a_part(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(PARTS, "input", Part(9, lambda _report, device: {"where": str(device)}))
     monkeypatch.setattr(sys, "argv", gpu.words_for("input")[2:])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("begin\n"))
     gpu.main()
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line.removeprefix(gpu.MARK)) == {"ok": True, "device": "cuda", "where": "cuda:0"}

@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 
 from labelstore import AuditRows, LabelStore
+from labelstore.command.console import Console
+from labelstore.command.flags import from_flags
+from labelstore.errors import MismatchError
+from pipeline.build import continuing
+from pipeline.build.build import build
+from pipeline.config import BuildConfig
 from tests.journeys.test_stops import wait_for
-from tests.journeys.world import World, giftwrap, start, with_audit
+from tests.journeys.world import SIDE, TEACHER, World, giftwrap, start, with_audit
 from tests.labelstore.making import tree
 
 BLOCK_FILES = ("labels/c", "scales/c", "rows/c", "markers/", "audit/", "images/")
@@ -62,6 +68,34 @@ def test_another_engine_must_give_the_audit_rows_again(world: World, tmp_path: P
     assert [version["engine"]["batch"] for version in after.state.versions] == [32, 16]
     again = giftwrap(*world.build_words(store, "--views", views, "--batch", 32))  # nothing to write, nothing to consent
     assert again.code == 0, again.err
+
+
+def test_a_store_that_a_gpu_decodes_for_is_rendered_again_before_it_grows(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = LabelStore.open(world.store)
+    audit = opened.audit()
+    views = opened.state.views_sealed + 1
+    store = with_audit(opened, tmp_path / "store", AuditRows(audit.crops ^ np.uint8(1), audit.logits))
+    config = from_flags(
+        BuildConfig,
+        images=world.images,
+        teacher=(TEACHER[1],),
+        teacher_args=(TEACHER[3],),
+        weights=(str(world.weights),),
+        size=SIDE,
+        views=views,
+        batch=32,
+        threads=1,
+        store=store,
+    )
+    monkeypatch.setattr(continuing, "decoder_of", lambda _renderer: "gpu")
+    with pytest.raises(MismatchError, match="pixels of 24 audit crops: expected equal pixels from an equal renderer"):
+        build(config, Console(silent=True))
+    assert LabelStore.open(store).state == opened.state
+    monkeypatch.undo()
+    build(config, Console(silent=True))  # a CPU decodes alike, whatever else it does
+    assert LabelStore.open(store).state.views_sealed >= views
 
 
 def test_a_converted_store_is_verified_trained_from_and_extended(world: World, tmp_path: Path) -> None:

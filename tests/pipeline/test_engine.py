@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
+import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -24,6 +28,7 @@ from pipeline.teacher.engine import batches, device, folding, neighbours, runnin
 from pipeline.teacher.engine.batches import Workload, even_batch, largest_batch, peak_bytes
 from pipeline.teacher.engine.compiling import CompileError
 from pipeline.teacher.engine.folding import fold_batch_norms
+from pipeline.teacher.engine.graphs import CudaGraph
 from pipeline.teacher.engine.neighbours import require_independent
 from pipeline.teacher.teacher import Member, Teacher, TeacherSpec, make_members, make_teacher, stored_members
 
@@ -451,3 +456,24 @@ def test_a_compiled_network_that_lies_is_not_used(weights: list[str], monkeypatc
     monkeypatch.setattr(running, "compiled", other)
     (warning,) = teacher_of(weights[:1], compile="on").warnings
     assert "the compiled normalisation of crops gives other images" in warning
+
+
+def test_a_cuda_graph_keeps_the_weights_that_it_was_captured_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph holds addresses, not tensors: weights that were freed gave labels of whatever came to lie there."""
+
+    class Captured:
+        def replay(self) -> None:
+            """Nothing: only lifetimes matter here."""
+
+    for name in ("device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Captured)
+    monkeypatch.setattr(torch.cuda, "Stream", Mock)
+    monkeypatch.setattr(torch.cuda, "current_stream", Mock())
+    network = nn.Linear(3, 2).requires_grad_(False)
+    weight = weakref.ref(network.weight)
+    graph = CudaGraph(network, torch.zeros(4, 3))
+    del network
+    gc.collect()
+    assert weight() is not None
+    assert graph(torch.ones(4, 3)).shape == (4, 2)

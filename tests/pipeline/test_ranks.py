@@ -46,7 +46,7 @@ def test_ranks_own_every_block_once() -> None:
     assert owned[0][0] == 0
 
 
-def test_ranks_share_cores_memory_and_gpus() -> None:
+def test_ranks_share_cores_and_memory_and_have_gpus_of_their_own() -> None:
     alone = config(threads=None, rehash=True)
     assert Ranks().own_resources(alone) == alone
     cores = len(os.sched_getaffinity(0))
@@ -54,12 +54,20 @@ def test_ranks_share_cores_memory_and_gpus() -> None:
     assert (second.render.threads, second.render.device, second.render.cache_gib, second.rehash) == (
         max(cores // 2, 1),
         "cuda:1",
-        1.5,
+        3.0,
         False,
     )
     many = Ranks(0, 4 * cores, 0, 4 * cores).own_resources(config(device="cuda:1", rehash=True))
     assert (many.render.threads, many.render.device, many.rehash) == (1, "cuda:1", True)
     assert Ranks(0, 2).own_resources(config(threads=7)).render.threads == 7
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "own"),
+    [("cuda", None, None), ("cuda", 3.0, 3.0), ("cuda:1", 3.0, 0.75), ("cuda:1", None, 0.5), ("cpu", None, 0.5)],
+)
+def test_a_cache_is_divided_where_ranks_share_its_memory(device: str, given: float | None, own: float | None) -> None:
+    assert Ranks(1, 8, 1, 4).own_resources(config(device=device, cache_gib=given)).render.cache_gib == own
 
 
 def test_what_is_no_place_is_refused(place: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +21,16 @@ from PIL import Image
 
 from labelstore.errors import InputError
 from pipeline.images.manifest import scan
+from pipeline.plan.augment import patch_shuffle
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import dali, decoder_of, make_renderer
 from pipeline.render.batched import kernels_work, resize_all
+from pipeline.render.cache import Images
 from pipeline.render.device import DeviceRenderer
+from pipeline.render.device_cache import HEADROOM_BYTES, Kept, cache_budget
 from pipeline.render.identity import DECODERS
 from pipeline.render.jobs import Boxes, prepare, weigh
+from pipeline.render.resize import cut
 from tests.pipeline.test_render import MEMORY, REGIONS, SPECS, picture, render
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -68,6 +75,31 @@ def test_crops_are_pillows(seed: int, size: int, interpolation: str) -> None:
         np.testing.assert_array_equal(crop, expected[:, ::-1] if flip else expected)
 
 
+def shuffle(boxes: Boxes, seed: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Strips of each image in another order, two to four of them, as tables and as values of their columns."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(2, 5, len(boxes.starts))
+    values = np.stack([counts, *(rng.integers(0, [math.factorial(count) for count in counts]) for _ in range(2))])
+    return patch_shuffle.strips_of(values, boxes.sides), values
+
+
+@given(st.integers(0, 2**32), st.integers(1, 60), st.sampled_from(sorted(FILTERS)), st.sampled_from([3, 150]))
+@settings(deadline=None, max_examples=40)
+def test_strips_that_change_places_make_the_crops_of_the_shuffled_image(
+    seed: int, size: int, interpolation: str, largest: int
+) -> None:
+    boxes, _ = draw(seed, 5, largest)  # images of one or two pixels too: fewer than strips
+    boxes.boxes[:2, :2] -= 2  # outside the image
+    strips, values = shuffle(boxes, seed)
+    found = resize_all(replace(boxes, strips=strips), size, interpolation).numpy()
+    for row, (height, width) in enumerate(boxes.sides.tolist()):
+        start = int(boxes.starts[row])
+        image = boxes.data[start : start + 3 * height * width].view(height, width, 3)
+        pixels = cut(patch_shuffle.arrange(image, tuple(values[:, row].tolist())), tuple(boxes.boxes[row].tolist()))
+        expected = np.asarray(Image.fromarray(pixels.numpy()).resize((size, size), FILTERS[interpolation]))
+        np.testing.assert_array_equal(found[row], expected[:, ::-1] if boxes.flips[row] else expected)
+
+
 def test_a_crop_does_not_depend_on_its_neighbours() -> None:
     boxes, _ = draw(1, 12, 200)
     whole = resize_all(boxes, 33, "bilinear")
@@ -107,11 +139,14 @@ def test_kernels_give_the_same(tmp_path: Path) -> None:
         "from pipeline.render.jobs import Boxes, prepare\n"
         "from pipeline.render.kernels import resize_task\n"
         "from tests.pipeline.test_render_batched import draw\n"
+        "from dataclasses import replace\n"
+        "from tests.pipeline.test_render_batched import shuffle\n"
         "for seed, size, name in ((0, 30, 'bilinear'), (1, 45, 'bicubic')):\n"
         "    boxes, _ = draw(seed, 4, 90)\n"
         "    boxes.boxes[0, :2] -= 3\n"
-        "    task = prepare(boxes, size, name)\n"
-        "    assert torch.equal(resize_task(task), resize_plainly(task))\n"
+        "    for strips in (None, shuffle(boxes, seed)[0]):\n"
+        "        task = prepare(replace(boxes, strips=strips), size, name)\n"
+        "        assert torch.equal(resize_task(task), resize_plainly(task))\n"
     )
     environment = os.environ | {"TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment, cwd=Path(__file__).parents[2])
@@ -127,12 +162,21 @@ def test_kernels_compile_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     from pipeline.render import kernels
 
-    types = ["*u8", "*i64", "*i32", "*i32", "*u8", "i32", *["constexpr"] * 3]
-    for kernel in (kernels.shorten_lines, kernels.join_lines):
+    numbers = {"SIZE": 224, "ROWS": kernels.BLOCK_LINES, "BYTES": kernels.BLOCK_BYTES}
+    types = ["*u8", "*i64", "*i32", "*i32"]
+    for kernel, more in (
+        (kernels.shorten_lines, {"PLACES": False}),
+        (kernels.shorten_lines, {"PLACES": True}),
+        (kernels.join_lines, {}),
+    ):
+        chosen = more | numbers
+        tables = ["*i32", "*i32"] if more else []
         source = ASTSource(
             fn=kernel,
-            signature=dict(zip(kernel.arg_names, types, strict=True)),
-            constexprs={(6,): 224, (7,): kernels.BLOCK_LINES, (8,): kernels.BLOCK_BYTES},
+            signature=dict(
+                zip(kernel.arg_names, [*types, *tables, "*u8", "i32", *["constexpr"] * len(chosen)], strict=True)
+            ),
+            constexprs={(kernel.arg_names.index(name),): value for name, value in chosen.items()},
         )
         made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
         assert made.asm["cubin"]
@@ -179,18 +223,35 @@ def test_without_dali_pillow_decodes_the_same(folder: Path, cache: int, monkeypa
         assert torch.equal(renderer.render(rows), expected)
     with closing(DeviceRenderer(manifest, spec, CPU, "cpu", 2, cache)) as renderer:
         assert torch.equal(renderer.render(rows), expected)
-    with pytest.raises(InputError, match="DALI cannot be imported here; install it, or take --decoder cpu"):
+    with pytest.raises(InputError, match=r"decoding on a GPU: DALI .*nvidia-dali-cuda130.*give --decoder cpu"):
         dali.DaliDecoder(torch.device("cuda", 0), 1, 1)
 
 
-def test_images_that_do_not_fit_the_device_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.render.device import Kept
+def test_a_cache_that_leaves_a_gpu_no_room_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, gpu = scan(folder, digests=False), torch.device("cuda", 0)
+    images = Images(manifest, None, ThreadPoolExecutor(1), MEMORY)
+    free = HEADROOM_BYTES + 1000
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, 2 * free))
+    with pytest.raises(InputError, match=r"--cache-gib: expected at most 1\.0 kB for decoded images on cuda:0"):
+        Kept(images, gpu)
 
-    manifest = scan(folder, digests=False)
-    with closing(DeviceRenderer(manifest, SPECS["resized"], CPU, "cpu", 1, MEMORY)) as renderer:
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1000, 2000))
-        with pytest.raises(InputError, match=r"cuda:0 has 1\.0 kB free; give a --cache-gib below that"):
-            Kept(renderer._images, torch.device("cuda", 0), 8)
+    def taken(*_sizes: object, **_where: object) -> None:
+        raise torch.OutOfMemoryError("another process was faster")
+
+    free = 1 << 40
+    monkeypatch.setattr(torch, "empty", taken)
+    with pytest.raises(InputError, match=r"give a lower --cache-gib, or a GPU that nothing else uses"):
+        Kept(images, gpu)
+
+
+def test_the_cache_of_a_gpu_is_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, free = torch.device("cuda", 0), 80 << 30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, 80 << 30))
+    assert cache_budget(gpu, None) == 38 << 30
+    assert cache_budget(gpu, 5) == cache_budget(CPU, 5) == 5
+    assert cache_budget(CPU, None) == 2 << 30
+    free = 3 << 30
+    assert cache_budget(gpu, None) == 0
 
 
 def test_decoders_are_told_apart_and_found_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,15 +265,20 @@ def test_a_stop_in_the_middle_leaves_nothing_behind(
     monkeypatch.setattr("pipeline.render.crops.CHUNK_CROPS", 1)
     renderer = renderer_of(manifest, cache)
     rows = rows_of([0, 1, 2] * 4, [(at, 2 * at) for at in range(12)])
-    original = Images.read
+    original = Images.begin
 
-    def stopped(images: Images, wanted: Sequence[int]) -> object:
-        if 2 in wanted:
-            raise KeyboardInterrupt
-        return original(images, wanted)
+    def stopped(images: Images, wanted: Sequence[int]) -> Any:
+        begun = original(images, wanted)
+
+        def wait() -> object:
+            if 2 in wanted:
+                raise KeyboardInterrupt
+            return begun()
+
+        return wait
 
     with monkeypatch.context() as patch:
-        patch.setattr(Images, "read", stopped)
+        patch.setattr(Images, "begin", stopped)
         with pytest.raises(KeyboardInterrupt):
             renderer.render(rows)
     assert torch.equal(renderer.render(rows), renderer_of(manifest, cache).render(rows))

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline.networks.weights import read_weights
+from pipeline.ranks import MEETING_TIMEOUT, Ranks
 from tests.journeys.test_torchrun import launch, torchrun
 from tests.journeys.world import SIDE, TEACHER, World, draw_images, giftwrap
+from trainer import distributed
 
 SGD = ("--optimizer", "SGD", "--optimizer-args", '{"momentum": 0.9}', "--lr", 0.05)
 
@@ -127,3 +131,38 @@ def test_batch_norm_over_processes_needs_gpus(world: World, tmp_path: Path) -> N
     ended = giftwrap(*train_words(world, tmp_path / "run", "--sync-bn"))
     assert ended.code == 2
     assert "--sync-bn: works on GPUs" in ended.err
+
+
+def test_norms_and_gradients_go_through_one_group_of_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the second of two GPUs: the GPU, then NCCL's group, then norms and gradients by it."""
+    calls: list[Any] = []
+    groups: list[object] = []
+
+    def new_group(*, backend: str, timeout: Any) -> object:
+        calls.append(backend)
+        assert timeout > MEETING_TIMEOUT
+        groups.append(object())
+        return groups[-1]
+
+    class Spread:
+        def __init__(self, student: nn.Module, **how: Any) -> None:
+            calls.append(how["device_ids"])
+            assert how["process_group"] is groups[0]
+            assert all(layer.process_group is groups[0] for layer in student.modules() if layer is not student)
+
+        def register_forward_hook(self, _hook: Any) -> None:
+            pass
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(torch.distributed, "new_group", new_group)
+    monkeypatch.setattr("torch.nn.parallel.DistributedDataParallel", Spread)
+    config: Any = SimpleNamespace(render=SimpleNamespace(device="cuda:1"), sync_bn=True, student="two norms")
+    ranks: Any = Ranks(1, 2, 1, 2)
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    distributed._group.cache_clear()
+    student: Any = distributed.prepare(network, config, ranks)
+    assert [type(layer) for layer in student] == [nn.SyncBatchNorm] * 2
+    distributed.spread(student, config, ranks, some_unused=False)
+    assert calls == [1, "nccl", 1, [1]]
+    distributed._group.cache_clear()

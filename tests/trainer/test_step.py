@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.ema import Average
 from trainer.material import open_material
-from trainer.stop_conditions import DivergedError, StopConditions
+from trainer.stop_conditions import FINE, DivergedError, StopConditions
 from trainer.stopping import StopRequested, StopSignals
 from trainer.student import make_student
 
@@ -262,3 +264,27 @@ def test_the_first_bad_step_is_named() -> None:
         conditions.between_steps()
     with pytest.raises(DivergedError, match="step 3: expected finite weights"):
         StopConditions(Ranks(), torch.device("cpu"), StopSignals()).require_finite([torch.tensor([1.0, math.nan])], 3)
+
+
+def test_looks_at_a_gpus_losses_wait_for_nothing_but_the_look_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[int] = []
+    looks = itertools.count()
+
+    def record() -> Any:
+        number = next(looks)
+        return SimpleNamespace(synchronize=lambda: waited.append(number))
+
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda shape, dtype, **_: empty(shape, dtype=dtype))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(record_event=record))
+    conditions = StopConditions(Ranks(), torch.device("cpu"), StopSignals())
+    conditions._look()
+    conditions.see(torch.tensor(math.nan), 5)
+    conditions._look()
+    assert waited == [0]
+    assert conditions._begin(read=False)()[0] == FINE  # what was copied before the loss
+    conditions._look()
+    assert waited == [0, 1]
+    assert conditions._begin(read=False)()[0] == 5
+    with pytest.raises(DivergedError, match="step 5: "):
+        conditions.settle()

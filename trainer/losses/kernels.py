@@ -1,4 +1,7 @@
-"""The closed forms as Triton kernels: one program a row, which stays in registers from loss to gradient.
+"""The closed forms as Triton kernels: one program a row, from loss to gradient.
+
+A row of up to `WIDEST` classes stays in registers. Longer ones would spill: they are read tile by tile, in several
+passes, after the first of which a row is in the GPU's cache.
 
 Registered with torch, so that ``torch.compile`` keeps each whole. They run on the current device.
 """
@@ -27,6 +30,7 @@ INTERPRETED = triton.knobs.runtime.interpret
 wrap_triton: Callable[[Any], Any] = itself if INTERPRETED else library.wrap_triton
 SHORTEST, FURTHEST, BACK = tl.constexpr(TINY), tl.constexpr(REACH), tl.constexpr(SHRUNK)
 SCALED = 4096  # elements a program
+WIDEST, TILE = 8192, 4096  # columns that a program holds at most, and those that it reads at once of a longer row
 
 
 @triton.jit
@@ -69,15 +73,8 @@ def gift_kernel(
     length = tl.sqrt(tl.sum(u * u, 0))
     u *= tl.where(length < SHORTEST, 0.0, soft / length)
     if HARD:
-        target = tl.load(y + row)
-        bad = (target < 0) | (target >= classes)
-        if MIXED:
-            target2, own = tl.load(y2 + row), tl.load(lam + row).to(tl.float32)
-            bad |= (target2 < 0) | (target2 >= classes)
-            s = rest + top * (tl.where(column == target, own, 0.0) + tl.where(column == target2, 1 - own, 0.0))
-        else:
-            s = rest + tl.where(column == target, top, 0.0)
-        s = tl.where(there, s, 0.0)
+        target, target2, own = targets_of(y + row, y2 + row, lam + row, MIXED)
+        s = hard_label(column, there, target, target2, own, rest, top, MIXED)
         u += s * (hard / tl.sqrt(tl.sum(s * s, 0)))
     length, u_length = tl.sqrt(tl.sum(a * a, 0)), tl.sqrt(tl.sum(u * u, 0))
     dead = (length < SHORTEST) | (u_length < SHORTEST)
@@ -86,9 +83,112 @@ def gift_kernel(
     u *= tl.where(dead, 0.0, 1 / u_length)
     cosine = tl.sum(a * u, 0)
     if HARD:
-        cosine = tl.where(bad, float("nan"), cosine)
+        cosine = tl.where(is_class(target, classes) & is_class(target2, classes), cosine, float("nan"))
     tl.store(losses + row, 1 - cosine)
     tl.store(gradient + row * classes + column, (cosine * a - u) * (slope * shrunk / rows), mask=there)
+
+
+@triton.jit
+def gift_tiles_kernel(
+    x,  # [B, C], logits of the student
+    t,  # [B, C], logits of the teacher or codes in proportion to them
+    y,  # int64 [B]
+    y2,  # int64 [B]
+    lam,  # [B]
+    losses,  # float32 [B], written
+    gradient,  # [B, C], written
+    x_stride,
+    t_stride,
+    classes,
+    rows,
+    soft,
+    hard,
+    rest,  # the hard label elsewhere
+    top,  # how much higher it is at its targets together
+    HARD: tl.constexpr,
+    MIXED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """As `gift_kernel`, of rows that are longer than a block."""
+    row = tl.program_id(0).to(tl.int64)
+    x, t, gradient = x + row * x_stride, t + row * t_stride, gradient + row * classes
+    if HARD:
+        target, target2, own = targets_of(y + row, y2 + row, lam + row, MIXED)
+    zeros = tl.zeros((BLOCK,), tl.float32)
+    a_top, u_top = zeros, zeros
+    for start in range(0, classes, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        a_top = tl.maximum(a_top, tl.abs(tile(x, column, classes)))
+        u_top = tl.maximum(u_top, tl.abs(tile(t, column, classes)))
+    a_shrunk, u_shrunk = magnitude(a_top), magnitude(u_top)
+    aa, tt, ss = zeros, zeros, zeros
+    for start in range(0, classes, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        a, u = tile(x, column, classes) * a_shrunk, tile(t, column, classes) * u_shrunk
+        aa += a * a
+        tt += u * u
+        if HARD:
+            s = hard_label(column, column < classes, target, target2, own, rest, top, MIXED)
+            ss += s * s
+    length, t_length = tl.sqrt(tl.sum(aa, 0)), tl.sqrt(tl.sum(tt, 0))
+    of_t, of_s = tl.where(t_length < SHORTEST, 0.0, soft / t_length), 0.0
+    if HARD:
+        of_s = hard / tl.sqrt(tl.sum(ss, 0))
+    uu, au = zeros, zeros
+    slope = tl.where(length < SHORTEST, 0.0, 1 / length)
+    for start in range(0, classes, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        u = tile(t, column, classes) * u_shrunk * of_t
+        if HARD:
+            u += of_s * hard_label(column, column < classes, target, target2, own, rest, top, MIXED)
+        uu += u * u
+        au += tile(x, column, classes) * a_shrunk * slope * u
+    u_length = tl.sqrt(tl.sum(uu, 0))
+    dead = (length < SHORTEST) | (u_length < SHORTEST)
+    slope, u_slope = tl.where(dead, 0.0, slope), tl.where(dead, 0.0, 1 / u_length)
+    cosine = tl.where(dead, 0.0, tl.sum(au, 0) * u_slope)
+    if HARD:
+        cosine = tl.where(is_class(target, classes) & is_class(target2, classes), cosine, float("nan"))
+    tl.store(losses + row, 1 - cosine)
+    for start in range(0, classes, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        a, u = tile(x, column, classes) * a_shrunk * slope, tile(t, column, classes) * u_shrunk * of_t
+        if HARD:
+            u += of_s * hard_label(column, column < classes, target, target2, own, rest, top, MIXED)
+        found = (cosine * a - u * u_slope) * (slope * a_shrunk / rows)
+        tl.store(gradient + column, found, mask=column < classes)
+
+
+@triton.jit
+def tile(row, column, classes):
+    """Some columns of a row in float32; 0 beyond its end."""
+    return tl.load(row + column, mask=column < classes, other=0).to(tl.float32)
+
+
+@triton.jit
+def targets_of(y, y2, lam, MIXED: tl.constexpr):
+    """A row's targets, and the weight of the first one."""
+    target = tl.load(y)
+    target2, own = target, 1.0
+    if MIXED:
+        target2, own = tl.load(y2), tl.load(lam).to(tl.float32)
+    return target, target2, own
+
+
+@triton.jit
+def hard_label(column, there, target, target2, own, rest, top, MIXED: tl.constexpr):
+    """The smoothed hard label at some columns, 0 where none is there."""
+    if MIXED:
+        s = rest + top * (tl.where(column == target, own, 0.0) + tl.where(column == target2, 1 - own, 0.0))
+    else:
+        s = rest + tl.where(column == target, top, 0.0)
+    return tl.where(there, s, 0.0)
+
+
+@triton.jit
+def is_class(target, classes):
+    """Whether a target is a class."""
+    return (target >= 0) & (target < classes)
 
 
 @triton.jit
@@ -123,6 +223,50 @@ def kl_kernel(
 
 
 @triton.jit
+def kl_tiles_kernel(
+    x,  # [B, C], logits of the student
+    t,  # [B, C], logits of the teacher
+    losses,  # float32 [B], written
+    gradient,  # [B, C], written
+    x_stride,
+    t_stride,
+    classes,
+    rows,
+    cold,  # 1 / temperature
+    factor,  # of the loss
+    BLOCK: tl.constexpr,
+):
+    """As `kl_kernel`, of rows that are longer than a block."""
+    row = tl.program_id(0).to(tl.int64)
+    x, t, gradient = x + row * x_stride, t + row * t_stride, gradient + row * classes
+    zeros = tl.zeros((BLOCK,), tl.float32)
+    a_top, b_top = zeros + float("-inf"), zeros + float("-inf")
+    for start in range(0, classes, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        there = column < classes
+        a_top = tl.maximum(a_top, tl.where(there, tile(x, column, classes) * cold, float("-inf")))
+        b_top = tl.maximum(b_top, tl.where(there, tile(t, column, classes) * cold, float("-inf")))
+    a_most, b_most = tl.max(a_top, 0), tl.max(b_top, 0)
+    q_sum, p_sum = zeros, zeros
+    for start in range(0, classes, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        there = column < classes
+        q_sum += tl.where(there, tl.exp(tile(x, column, classes) * cold - a_most), 0.0)
+        p_sum += tl.where(there, tl.exp(tile(t, column, classes) * cold - b_most), 0.0)
+    q_total, p_total = tl.sum(q_sum, 0), tl.sum(p_sum, 0)
+    q_log, p_log = tl.log(q_total), tl.log(p_total)
+    loss = zeros
+    for start in range(0, classes, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        there = column < classes
+        a, b = tile(x, column, classes) * cold - a_most, tile(t, column, classes) * cold - b_most
+        q, p = tl.exp(a) / q_total, tl.exp(b) / p_total
+        loss += tl.where(there, p * ((b - p_log) - (a - q_log)), 0.0)
+        tl.store(gradient + column, (q - p) * (factor * cold / rows), mask=there)
+    tl.store(losses + row, tl.sum(loss, 0) * factor)
+
+
+@triton.jit
 def scale_kernel(
     values,  # [n], changed
     factor,  # scalar
@@ -153,9 +297,10 @@ def results(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sizes(classes: int) -> dict[str, int]:
-    """The block that holds a row, and how many warps it takes."""
-    block = triton.next_power_of_2(classes)
-    return {"BLOCK": block, "num_warps": min(max(block // 256, 1), 32)}
+    """The block that holds a row, or a tile of it, and how many warps it takes."""
+    block = triton.next_power_of_2(classes) if classes <= WIDEST else TILE
+    # the fewer elements a thread has of a tile, the fewer rows wait in the cache for their next pass
+    return {"BLOCK": block, "num_warps": min(max(block // 256, 1), 32) if classes <= WIDEST else 32}
 
 
 def lines(values: Tensor) -> Tensor:
@@ -181,7 +326,8 @@ def gift(
     rest = smoothing / (classes - 1)
     targets = [losses if values is None else values.contiguous() for values in (y, y2, lam)]
     numbers = (x.stride(0), t.stride(0), classes, x.shape[0], soft, hard, rest, 1 - smoothing - rest)
-    wrap_triton(gift_kernel)[(x.shape[0],)](
+    kernel = gift_kernel if classes <= WIDEST else gift_tiles_kernel
+    wrap_triton(kernel)[(x.shape[0],)](
         x, t, *targets, losses, gradient, *numbers, HARD=y is not None, MIXED=y2 is not None, **sizes(classes)
     )
     return losses, gradient
@@ -194,7 +340,8 @@ def kl(x: Tensor, t: Tensor, *, temperature: float, t_squared: bool) -> tuple[Te
     x, t, classes = lines(x), lines(t), int(x.shape[1])
     factor = temperature**2 if t_squared else 1.0
     numbers = (x.stride(0), t.stride(0), classes, x.shape[0], 1 / temperature, factor)
-    wrap_triton(kl_kernel)[(x.shape[0],)](x, t, losses, gradient, *numbers, **sizes(classes))
+    kernel = kl_kernel if classes <= WIDEST else kl_tiles_kernel
+    wrap_triton(kernel)[(x.shape[0],)](x, t, losses, gradient, *numbers, **sizes(classes))
     return losses, gradient
 
 

@@ -70,6 +70,17 @@ class Rearrangement(Protocol):
     def arrange(self, image: Tensor, values: tuple[int, ...]) -> Tensor:
         """The image ``[H, W, 3]`` of the same sides that the crop with these values of its columns is cut from."""
 
+    def strips_of(
+        self, values: npt.NDArray[np.int64], sides: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """What `arrange` does for many crops, with the values ``[K, n]`` of their columns, without making an image.
+
+        Returns:
+            begins and moves, int64 ``[n, 2, f]`` each, of row strips and of column strips: the new image's pixel ``p``,
+            in the strip that begins last at or before ``p``, is the image's pixel ``p + move``. ``sides`` are the
+            height and width of the images, int64 ``[n, 2]``.
+        """
+
 
 class PixelAugmentation(Protocol):
     """An augmentation of a crop's pixels, before crops are mixed, as its file implements it."""
@@ -188,6 +199,16 @@ def arrange(image: Tensor, rows: CropRows, row: int) -> Tensor:
         if each.columns[0] in rows:
             image = each.arrange(image, tuple(int(rows.column(name)[row]) for name in each.columns))
     return image
+
+
+def strips_of(
+    rows: CropRows, sides: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+    """What `arrange` does for all rows, as tables of strips (see `Rearrangement`); None where nothing is rearranged."""
+    for each in REARRANGEMENTS.values():
+        if each.columns[0] in rows:
+            return each.strips_of(np.stack([rows.column(name) for name in each.columns]).astype(np.int64), sides)
+    return None
 
 
 def arranges(names: Sequence[str]) -> bool:

@@ -59,6 +59,32 @@ def arrange(image: Tensor, values: tuple[int, ...]) -> Tensor:
     return image
 
 
+def strips_of(
+    values: npt.NDArray[np.int64], sides: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """What `arrange` does, as tables: where strips begin in shuffled images, and how far their pixels have moved.
+
+    Args:
+        values: the values of the crops' `columns`, int64 ``[3, n]``.
+        sides: height and width of each crop's image, int64 ``[n, 2]``.
+
+    Returns:
+        begins and moves, int64 ``[n, 2, f]`` each, of row strips and of column strips: the shuffled image's pixel
+        ``p``, in the strip that begins last at or before ``p``, is the image's pixel ``p + move``. Where images have
+        fewer than f strips, the others begin at the end of the side.
+    """
+    most = int(values[0].max(initial=1))
+    strips = values[0][:, None, None]
+    orders = np.tile(np.arange(most), (values.shape[1], 2, 1))
+    for row, (count, across, down) in enumerate(values.T.tolist()):
+        orders[row, :, :count] = unrank(down, count), unrank(across, count)
+    size = sides[:, :, None] // strips
+    starts = np.where(orders < strips, orders * size, sides[:, :, None])
+    lengths = np.where(orders == strips - 1, sides[:, :, None] - starts, np.where(orders < strips, size, 0))
+    begins = np.cumsum(lengths, axis=2) - lengths
+    return begins, starts - begins
+
+
 def rank(orders: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The number of each permutation ``[n, f]`` in lexicographic order, int64 ``[n]``."""
     strips = orders.shape[1]

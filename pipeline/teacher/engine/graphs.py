@@ -14,12 +14,13 @@ class CudaGraph:
     """A function from images to logits, replayed as it was captured.
 
     Args:
-        run: the function; must not wait for the device, and always start the same kernels.
+        run: the function; must not wait for the device, and always start the same kernels. It is kept, and with it the
+            weights whose addresses the graph has: once they are freed, their memory is given to other tensors.
         images: of the shape, dtype, layout and device that all calls have.
     """
 
     def __init__(self, run: Callable[[Tensor], Tensor], images: Tensor) -> None:
-        self._images = images.clone()
+        self._run, self._images = run, images.clone()
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(images.device):
             stream = torch.cuda.Stream()
