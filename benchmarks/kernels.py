@@ -100,11 +100,15 @@ def resizes() -> Iterator[Case]:
     """The passes of the resize."""
     from pipeline.render import kernels
 
+    inputs, options = ("*u8", "*i64", "*i32", "*i32"), {"enable_fp_fusion": False}
     for size in SIDES:
-        for kernel in (kernels.shorten_lines, kernels.join_lines):
-            constants = {"SIZE": size, "ROWS": kernels.BLOCK_LINES, "BYTES": kernels.BLOCK_BYTES}
-            types = ("*u8", "*i64", "*i32", "*i32", "*u8", "i32")
-            yield Case(kernel, types, constants, {"enable_fp_fusion": False}, pointers(types), f"{size} px")
+        constants = {"SIZE": size, "ROWS": kernels.BLOCK_LINES, "BYTES": kernels.BLOCK_BYTES}
+        types: tuple[str, ...] = (*inputs, "*u8", "i32")
+        yield Case(kernels.join_lines, types, constants, options, pointers(types), f"{size} px")
+        for places in (False, True):  # of patches that change places; else the jobs stand for them
+            types = (*inputs, *(["*i32"] * 2 if places else ["*i64"] * 2), "*u8", "i32")
+            text = f"{size} px{', in other places' if places else ''}"
+            yield Case(kernels.shorten_lines, types, {"PLACES": places, **constants}, options, pointers(types), text)
 
 
 def losses() -> Iterator[Case]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.plan.augment.sides import at_size
 from pipeline.plan.plan import PlanSpec
 from pipeline.render import Renderer, augmenter_of, decoder_of, make_renderer
 from pipeline.teacher.engine.batches import CPU_BATCH, GPU_BATCHES
+from pipeline.teacher.engine.precision import precision
 from pipeline.teacher.labeller import BrokenLogitsError, Labeller
 from pipeline.teacher.teacher import Teacher, make_teacher
 from trainer.config import TrainConfig
@@ -191,13 +193,30 @@ def load_online(config: TrainConfig, shown: Shown, world: int, engine: Mapping[s
     how = "as they are made" if config.labels.exact else "rounded to float16"
     at = "" if size == shown.spec.size else f", of the same boxes at {size} px"
     made = f"labels: online, by {spec.name} in batches of {teacher.batch}{at}, {how}"
+    products = "in TF32" if teacher.run.products == "tf32" else "in full"
+    shared = [f"precision: float32 products of teacher and student {products}"] if teacher.device.type == "cuda" else []
     assert isinstance(settled.teacher, OnlineTeacher)  # noqa: S101  what was given, changed
     return Online(
         teacher=teacher,
         options=settled.teacher,
-        notes=(*settled.notes, made, *teacher.notes),
+        notes=(*settled.notes, made, *shared, *teacher.notes),
         warnings=(*settled.warnings, *teacher.warnings),
     )
+
+
+@contextmanager
+def one_precision(labels: object) -> Iterator[None]:
+    """The precision of a run's teacher for all of the run, where one labels on the way.
+
+    Torch has one setting a process. A teacher that set its own in the loader's thread, batch by batch, would change the
+    kernels of the student in the main thread, depending on which of the two is ahead.
+
+    Args:
+        labels: of the run.
+    """
+    teacher = labels.labeller if isinstance(labels, OnlineLabels) else None
+    with precision(teacher.run.products) if isinstance(teacher, Teacher) else nullcontext():
+        yield
 
 
 def batch_of(config: TrainConfig, group: int, world: int) -> int:

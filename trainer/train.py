@@ -24,6 +24,7 @@ from trainer.checkpoint import CHECKPOINT, load_checkpoint, remove_left
 from trainer.config import TrainConfig
 from trainer.file_names import CONFIG, LOG, STEPS
 from trainer.objective import Score
+from trainer.online import one_precision
 from trainer.order import UNBOUNDED
 from trainer.run import Run, make_run
 from trainer.run_folder import (
@@ -65,7 +66,11 @@ def train_on(config: TrainConfig, console: Console, ranks: Ranks) -> Mapping[str
     make_current(config.render.device)
     if config.render.threads is not None:
         torch.set_num_threads(config.render.threads)
-    with hold(config.run) if ranks.first else nullcontext(), closing(make_run(config, ranks, StopSignals())) as run:
+    with (
+        hold(config.run) if ranks.first else nullcontext(),
+        closing(make_run(config, ranks, StopSignals())) as run,
+        one_precision(run.replay.labels),
+    ):
         return complete(run, console)
 
 

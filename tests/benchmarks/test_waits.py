@@ -59,8 +59,8 @@ def test_other_warnings_are_no_waits() -> None:
 def test_the_sanitizer_sees_every_thread() -> None:
     """In a process of its own: it changes torch for good. What it notes of an operation is noted at once."""
     program = """
-import threading
-from typing import Any
+import os, threading
+from types import SimpleNamespace
 import torch
 torch.cuda.current_stream = lambda *_: SimpleNamespace(cuda_stream=0)
 from torch.cuda import _sanitizer
@@ -77,5 +77,6 @@ thread.start()
 thread.join()
 assert ("MainThread", "aten::add") in seen, seen
 assert ("another", "aten::mul") in seen, seen
+os._exit(0)  # the sanitizer would need a GPU while torch is torn down
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])

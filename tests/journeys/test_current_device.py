@@ -28,6 +28,7 @@ THREADS = {
     "pipeline/images/manifest.py": "decodes files, on the CPU",
     "pipeline/importing/importing.py": "reads files",
     "pipeline/render/crops.py": "renders on the CPU",
+    "pipeline/render/dali_crops.py": "reads files",
     "pipeline/render/device.py": "reads and decodes files, on the CPU",
 }
 

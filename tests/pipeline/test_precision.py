@@ -99,6 +99,25 @@ def test_what_was_inherited_is_inherited_again() -> None:
     assert BACKENDS.cudnn.conv.fp32_precision == "tf32"
 
 
+@pytest.mark.parametrize("wanted", ["ieee", "tf32"])
+def test_nothing_is_written_where_all_is_set(wanted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that trains meanwhile would be changed by it."""
+    with precision(wanted):
+        before = settings()
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.teacher.engine.precision._put", None)
+            patch.setattr(torch, "set_float32_matmul_precision", None)
+            with precision(wanted):
+                assert settings() == before
+        with precision(wanted):
+            for change in CHANGES.values():
+                change()
+        assert settings() == before
+        with precision("tf32" if wanted == "ieee" else "ieee"):
+            assert settings() != before
+        assert settings() == before
+
+
 class Fast(nn.Module):
     """A network whose author wants it fast, in its constructor and whenever it is called."""
 

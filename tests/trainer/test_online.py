@@ -13,14 +13,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
 from labelstore.format.columns import CropRows
 from pipeline.networks import build_network, load_network, save_weights
 from pipeline.networks.weights import read_weights
 from pipeline.ranks import Ranks
+from pipeline.teacher.engine import precision as arithmetic
 from tests.journeys.world import CLASSES, SIDE, TEACHER, World, giftwrap
+from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.material import open_material
+from trainer.step import step as take_step
 
 LARGER = 24
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
@@ -102,3 +106,31 @@ def test_a_recipe_with_online_labels_trains_the_student_of_its_store(world: Worl
     assert "labels online" in online.out
     found, wanted = (read_weights(run / "last.safetensors").tensors for run in runs)
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+def test_a_teacher_changes_nothing_for_the_student(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings are one for all threads: those of the teacher hold from before the first batch to the end of the run."""
+    begun: list[bool] = []
+    exchanged = arithmetic._exchange
+
+    def exchange(products: Any) -> Any:
+        assert not begun
+        return exchanged(products)
+
+    def step(run: Any, batch: Any) -> Any:
+        begun.append(True)
+        assert arithmetic._is_set("ieee")
+        return take_step(run, batch)
+
+    monkeypatch.setattr(arithmetic, "_exchange", exchange)
+    monkeypatch.setattr(loop, "step", step)
+    config = from_flags(
+        TrainConfig, images=world.images, run_folder=tmp_path / "run", student="convnet-d2", epochs=2, batch_size=7,
+        threads=1, size=SIDE, labels="online", teacher=("convnet-d2",), weights=(str(world.weights),),
+        teacher_args=(TEACHER[-1],), loss="kl",
+    )  # fmt: skip
+    loop.train(config, Console(silent=True))
+    assert begun
+    assert not arithmetic._is_set("ieee")

@@ -26,6 +26,7 @@ PLACES = (
     ("generic", "all"), ("cuda", "all"), ("mkldnn", "all"), ("cuda", "matmul"), ("cuda", "conv"), ("cuda", "rnn"),
     ("mkldnn", "matmul"), ("mkldnn", "conv"), ("mkldnn", "rnn"),
 )  # fmt: skip
+ALGORITHMS = True, False, True  # whether cuDNN is used, times its algorithms, and takes only deterministic ones
 # As `torch.backends` calls them; torch.backends.mkldnn.fp32_precision sets another place than it reads (torch 2.14).
 _get: Callable[[str, str], str] = torch._C._get_fp32_precision_getter
 _put: Callable[[str, str, str], object] = torch._C._set_fp32_precision_setter
@@ -35,14 +36,25 @@ _put: Callable[[str, str, str], object] = torch._C._set_fp32_precision_setter
 def precision(products: Precision) -> Iterator[None]:
     """Products of float32 as given on a GPU, in full on a CPU, and no cuDNN algorithm that another run may not take.
 
+    Torch has these settings once a process, for all threads. Where all are as wanted, nothing is written: a thread that
+    labels then changes nothing for a thread that trains (`trainer.online.one_precision`).
+
     Args:
         products: ``ieee`` in full; ``tf32`` of 10 bits of each factor, in convolutions and matrix products.
     """
     _warn_now()
     cudnn: Any = torch.backends.cudnn
+    if _is_set(products):
+        try:
+            yield
+        finally:
+            if not _is_set(products):  # the network's code has changed something
+                cudnn.enabled, cudnn.benchmark, cudnn.deterministic = ALGORITHMS
+                _set(*_wanted(products))
+        return
     flags = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
     new, old = _exchange(products)
-    cudnn.enabled, cudnn.benchmark, cudnn.deterministic = True, False, True
+    cudnn.enabled, cudnn.benchmark, cudnn.deterministic = ALGORITHMS
     try:
         yield
     finally:
@@ -62,12 +74,27 @@ def _exchange(products: Precision) -> tuple[list[str], tuple[bool, str]]:
     for place in PLACES:
         _put(*place, "ieee")  # with which the old interface can be read
     old = convolutions, torch.get_float32_matmul_precision()
-    _set(
-        [products if place[0] == "cuda" else "ieee" for place in PLACES],
-        products == "tf32",
-        "high" if products == "tf32" else "highest",
-    )
+    _set(*_wanted(products))
     return new, old
+
+
+def _wanted(products: Precision) -> tuple[list[str], bool, str]:
+    """The arguments of `_set`."""
+    places: list[str] = [products if place[0] == "cuda" else "ieee" for place in PLACES]
+    return places, products == "tf32", "high" if products == "tf32" else "highest"
+
+
+def _is_set(products: Precision) -> bool:
+    """Whether everything is as `precision` sets it."""
+    cudnn: Any = torch.backends.cudnn
+    places, convolutions, matmul = _wanted(products)
+    if [_get(*place) for place in PLACES] != places or torch.get_float32_matmul_precision() != matmul:
+        return False
+    try:
+        found = cudnn.enabled, cudnn.benchmark, cudnn.deterministic, bool(cudnn.allow_tf32)
+    except RuntimeError:  # the interfaces disagree
+        return False
+    return found == (*ALGORITHMS, convolutions)
 
 
 def _above(place: tuple[str, str]) -> tuple[str, str]:
