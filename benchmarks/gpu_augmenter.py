@@ -40,7 +40,7 @@ def augmenter(report: Report, device: torch.device) -> dict[str, Json]:
     with closing(make()) as reference:
         expected = reference.render(rows)
     order = np.random.default_rng(0).permutation(len(rows))
-    views = [plan.rows(view, 0, len(manifest)) for view in range(4 if on_gpu else 1)]
+    views = [plan.rows(view, 0, len(manifest)) for view in range(16 if on_gpu else 1)]
     count = len(views) * len(rows)
     with closing(make(device=str(device))) as renderer, closing(make(device=str(device))) as other:
         crops = renderer.render(rows)

@@ -57,10 +57,13 @@ def of_files(making: Making) -> Any:
     with pipeline:
         files = fn.external_source(name="files", dtype=types.UINT8, ndim=1, no_copy=True)
         anchor, shape = (fn.external_source(name=name, dtype=types.INT32, ndim=1) for name in ("anchor", "shape"))
-        where = {"device": "mixed", **making.decoder} if making.on_gpu else {"device": "cpu"}
-        boxes = fn.decoders.image_slice(
-            files, anchor, shape, axis_names="HW", output_type=types.RGB, adjust_orientation=False, **where
-        )
+        options = {"output_type": types.RGB, "adjust_orientation": False}
+        if making.on_gpu:
+            # A whole image: its box alone would be decoded by the CPU, and took 2.4 times as long (H200, 16 cores).
+            images = fn.decoders.image(files, device="mixed", **options, **making.decoder)
+            boxes = fn.slice(images, anchor, shape, axis_names="HW", normalized_anchor=False, normalized_shape=False)
+        else:
+            boxes = fn.decoders.image_slice(files, anchor, shape, axis_names="HW", **options)
         pipeline.set_outputs(_crops(making, boxes))
     return pipeline
 

@@ -61,7 +61,7 @@ def renderer_id(
         "device": device.type,
         "model": torch.backends.cpu.get_cpu_capability() if cpu else torch.cuda.get_device_name(device),
         "decoder": {"mixed": dict(DECODERS[decoder])} if DECODERS[decoder] else "cpu",
-        "region_decoding": (decoder == "cpu" and with_dali) or by_dali,
+        "region_decoding": decoder == "cpu" and with_dali,
         "resize": "DALI, antialiased" if by_dali else "Pillow",
         **({"operators": operators} if operators else {}),
         "versions": versions,

@@ -34,9 +34,8 @@ WIDEST, TILE = 8192, 4096  # columns that a program holds at most, and those tha
 
 
 @triton.jit
-def magnitude(row):
-    """What a row is multiplied by so that its squares do not overflow."""
-    top = tl.max(tl.abs(row), 0)
+def magnitude(top):
+    """What a row whose largest magnitude is ``top`` is multiplied by so that its squares do not overflow."""
     return tl.where(top > FURTHEST, BACK / top, 1.0)
 
 
@@ -61,31 +60,30 @@ def gift_kernel(
     MIXED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """``1 - cos(x, soft t/|t| + hard s/|s|)`` of a row, and its gradient; NaN for a target that is no class."""
+    """``1 - cos(x, soft t/|t| + hard s/|s|)`` of a row, and its gradient; NaN for a target that is no class.
+
+    What the closed form adds up comes from one reduction; where squares may overflow, from another one of scaled rows.
+    """
     row = tl.program_id(0).to(tl.int64)
+    x, t, gradient = x + row * x_stride, t + row * t_stride, gradient + row * classes
     column = tl.arange(0, BLOCK)
     there = column < classes
-    a = tl.load(x + row * x_stride + column, mask=there, other=0).to(tl.float32)
-    u = tl.load(t + row * t_stride + column, mask=there, other=0).to(tl.float32)
-    shrunk = magnitude(a)
-    a *= shrunk
-    u *= magnitude(u)
-    length = tl.sqrt(tl.sum(u * u, 0))
-    u *= tl.where(length < SHORTEST, 0.0, soft / length)
-    if HARD:
-        target, target2, own = targets_of(y + row, y2 + row, lam + row, MIXED)
-        s = hard_label(column, there, target, target2, own, rest, top, MIXED)
-        u += s * (hard / tl.sqrt(tl.sum(s * s, 0)))
-    length, u_length = tl.sqrt(tl.sum(a * a, 0)), tl.sqrt(tl.sum(u * u, 0))
-    dead = (length < SHORTEST) | (u_length < SHORTEST)
-    slope = tl.where(dead, 0.0, 1 / length)
-    a *= slope
-    u *= tl.where(dead, 0.0, 1 / u_length)
-    cosine = tl.sum(a * u, 0)
-    if HARD:
-        cosine = tl.where(is_class(target, classes) & is_class(target2, classes), cosine, float("nan"))
+    a, u = tile(x, column, classes), tile(t, column, classes)
+    aa, uu, au, a_sum, u_sum, a_top, u_top = tl.reduce((a * a, u * u, a * u, a, u, tl.abs(a), tl.abs(u)), 0, added)
+    a_shrunk, u_shrunk = magnitude(a_top), magnitude(u_top)
+    if (a_top > FURTHEST) | (u_top > FURTHEST):
+        a *= a_shrunk
+        u *= u_shrunk
+        aa, uu, au, a_sum, u_sum, a_top, u_top = tl.reduce((a * a, u * u, a * u, a, u, tl.abs(a), tl.abs(u)), 0, added)
+    target, target2, own = targets_of(y + row, y2 + row, lam + row, HARD, MIXED)
+    of_a, of_u, of_s, cosine = closed(
+        x, t, aa, uu, au, a_sum, u_sum, a_shrunk, u_shrunk, target, target2, own, classes, soft, hard, rest, top, HARD
+    )
     tl.store(losses + row, 1 - cosine)
-    tl.store(gradient + row * classes + column, (cosine * a - u) * (slope * shrunk / rows), mask=there)
+    found = of_a * a - of_u * u
+    if HARD:
+        found -= of_s * hard_label(column, target, target2, own, rest, top, MIXED)
+    tl.store(gradient + column, found * (a_shrunk / rows), mask=there)
 
 
 @triton.jit
@@ -112,51 +110,75 @@ def gift_tiles_kernel(
     """As `gift_kernel`, of rows that are longer than a block."""
     row = tl.program_id(0).to(tl.int64)
     x, t, gradient = x + row * x_stride, t + row * t_stride, gradient + row * classes
-    if HARD:
-        target, target2, own = targets_of(y + row, y2 + row, lam + row, MIXED)
-    zeros = tl.zeros((BLOCK,), tl.float32)
-    a_top, u_top = zeros, zeros
+    aa, uu, au, a_sum, u_sum, a_top, u_top = sums(x, t, classes, 1.0, 1.0, BLOCK)
+    a_shrunk, u_shrunk = magnitude(a_top), magnitude(u_top)
+    if (a_top > FURTHEST) | (u_top > FURTHEST):
+        aa, uu, au, a_sum, u_sum, a_top, u_top = sums(x, t, classes, a_shrunk, u_shrunk, BLOCK)
+    target, target2, own = targets_of(y + row, y2 + row, lam + row, HARD, MIXED)
+    of_a, of_u, of_s, cosine = closed(
+        x, t, aa, uu, au, a_sum, u_sum, a_shrunk, u_shrunk, target, target2, own, classes, soft, hard, rest, top, HARD
+    )
+    tl.store(losses + row, 1 - cosine)
     for start in range(0, classes, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        a_top = tl.maximum(a_top, tl.abs(tile(x, column, classes)))
-        u_top = tl.maximum(u_top, tl.abs(tile(t, column, classes)))
-    a_shrunk, u_shrunk = magnitude(a_top), magnitude(u_top)
-    aa, tt, ss = zeros, zeros, zeros
+        found = of_a * (tile(x, column, classes) * a_shrunk) - of_u * (tile(t, column, classes) * u_shrunk)
+        if HARD:
+            found -= of_s * hard_label(column, target, target2, own, rest, top, MIXED)
+        tl.store(gradient + column, found * (a_shrunk / rows), mask=column < classes)
+
+
+@triton.jit
+def added(aa, uu, au, a, u, a_top, u_top, aa2, uu2, au2, a2, u2, a_top2, u_top2):
+    """Two parts of a row together: sums, and the largest magnitudes."""
+    a_top, u_top = tl.maximum(a_top, a_top2), tl.maximum(u_top, u_top2)
+    return aa + aa2, uu + uu2, au + au2, a + a2, u + u2, a_top, u_top
+
+
+@triton.jit
+def sums(x, t, classes, a_shrunk, u_shrunk, BLOCK: tl.constexpr):
+    """What `added` gives of two rows, tile by tile, each times its number."""
+    zeros = tl.zeros((BLOCK,), tl.float32)
+    aa, uu, au, a_sum, u_sum, a_top, u_top = zeros, zeros, zeros, zeros, zeros, zeros, zeros
     for start in range(0, classes, BLOCK):
         column = start + tl.arange(0, BLOCK)
         a, u = tile(x, column, classes) * a_shrunk, tile(t, column, classes) * u_shrunk
         aa += a * a
-        tt += u * u
-        if HARD:
-            s = hard_label(column, column < classes, target, target2, own, rest, top, MIXED)
-            ss += s * s
-    length, t_length = tl.sqrt(tl.sum(aa, 0)), tl.sqrt(tl.sum(tt, 0))
-    of_t, of_s = tl.where(t_length < SHORTEST, 0.0, soft / t_length), 0.0
-    if HARD:
-        of_s = hard / tl.sqrt(tl.sum(ss, 0))
-    uu, au = zeros, zeros
-    slope = tl.where(length < SHORTEST, 0.0, 1 / length)
-    for start in range(0, classes, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        u = tile(t, column, classes) * u_shrunk * of_t
-        if HARD:
-            u += of_s * hard_label(column, column < classes, target, target2, own, rest, top, MIXED)
         uu += u * u
-        au += tile(x, column, classes) * a_shrunk * slope * u
-    u_length = tl.sqrt(tl.sum(uu, 0))
-    dead = (length < SHORTEST) | (u_length < SHORTEST)
-    slope, u_slope = tl.where(dead, 0.0, slope), tl.where(dead, 0.0, 1 / u_length)
-    cosine = tl.where(dead, 0.0, tl.sum(au, 0) * u_slope)
+        au += a * u
+        a_sum += a
+        u_sum += u
+        a_top, u_top = tl.maximum(a_top, tl.abs(a)), tl.maximum(u_top, tl.abs(u))
+    return tl.reduce((aa, uu, au, a_sum, u_sum, a_top, u_top), 0, added)
+
+
+@triton.jit
+def closed(
+    x, t, aa, uu, au, a_sum, u_sum, a_shrunk, u_shrunk, target, target2, own, classes, soft, hard, rest, top,
+    HARD: tl.constexpr,
+):  # fmt: skip
+    """As `trainer.losses.closed.gift_rows`: what the gradient has of each row, before 1 / rows, and the cosine."""
+    length, u_length = tl.sqrt(aa), tl.sqrt(uu)
+    of_u, of_s = tl.where(u_length < SHORTEST, 0.0, soft / u_length), 0.0
+    squared = of_u * of_u * uu
+    product = of_u * au
     if HARD:
-        cosine = tl.where(is_class(target, classes) & is_class(target2, classes), cosine, float("nan"))
-    tl.store(losses + row, 1 - cosine)
-    for start in range(0, classes, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        a, u = tile(x, column, classes) * a_shrunk * slope, tile(t, column, classes) * u_shrunk * of_t
-        if HARD:
-            u += of_s * hard_label(column, column < classes, target, target2, own, rest, top, MIXED)
-        found = (cosine * a - u * u_slope) * (slope * a_shrunk / rows)
-        tl.store(gradient + column, found, mask=column < classes)
+        right = is_class(target, classes) & is_class(target2, classes)
+        first, second = top * own, top * (1 - own)
+        both = tl.where(target == target2, 2 * first * second, 0.0)
+        squares = classes * rest * rest + 2 * rest * top + first * first + second * second + both
+        of_s = hard / tl.sqrt(squares)
+        a1, a2 = tl.load(x + target, mask=right, other=0), tl.load(x + target2, mask=right, other=0)
+        u1, u2 = tl.load(t + target, mask=right, other=0), tl.load(t + target2, mask=right, other=0)
+        of_peaks = (first * u1.to(tl.float32) + second * u2.to(tl.float32)) * u_shrunk
+        squared += hard * hard + 2 * of_u * of_s * (rest * u_sum + of_peaks)
+        product += of_s * (rest * a_sum + (first * a1.to(tl.float32) + second * a2.to(tl.float32)) * a_shrunk)
+    whole = tl.sqrt(squared)
+    dead = (length < SHORTEST) | (whole < SHORTEST)
+    slope = tl.where(dead, 0.0, 1 / (length * whole))
+    cosine = product * slope
+    if HARD:
+        cosine = tl.where(right, cosine, float("nan"))
+    return tl.where(dead, 0.0, cosine / aa), slope * of_u, slope * of_s, cosine
 
 
 @triton.jit
@@ -166,9 +188,9 @@ def tile(row, column, classes):
 
 
 @triton.jit
-def targets_of(y, y2, lam, MIXED: tl.constexpr):
+def targets_of(y, y2, lam, HARD: tl.constexpr, MIXED: tl.constexpr):
     """A row's targets, and the weight of the first one."""
-    target = tl.load(y)
+    target = tl.load(y) if HARD else 0
     target2, own = target, 1.0
     if MIXED:
         target2, own = tl.load(y2), tl.load(lam).to(tl.float32)
@@ -176,13 +198,11 @@ def targets_of(y, y2, lam, MIXED: tl.constexpr):
 
 
 @triton.jit
-def hard_label(column, there, target, target2, own, rest, top, MIXED: tl.constexpr):
-    """The smoothed hard label at some columns, 0 where none is there."""
+def hard_label(column, target, target2, own, rest, top, MIXED: tl.constexpr):
+    """The smoothed hard label at some columns."""
     if MIXED:
-        s = rest + top * (tl.where(column == target, own, 0.0) + tl.where(column == target2, 1 - own, 0.0))
-    else:
-        s = rest + tl.where(column == target, top, 0.0)
-    return tl.where(there, s, 0.0)
+        return rest + top * (tl.where(column == target, own, 0.0) + tl.where(column == target2, 1 - own, 0.0))
+    return rest + tl.where(column == target, top, 0.0)
 
 
 @triton.jit
