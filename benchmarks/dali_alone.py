@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,13 @@ def stored(manifest: Manifest, rows: CropRows) -> tuple[list[bytes], npt.NDArray
     return [file for file, _ in both], np.array([box for _, box in both], np.int32)
 
 
-def decoding(
-    files: Sequence[bytes], boxes: npt.NDArray[np.int32] | None, device: torch.device, threads: int
+def alone(
+    files: Sequence[bytes],
+    boxes: npt.NDArray[np.int32] | None,
+    device: torch.device,
+    threads: int,
+    *,
+    size: int | None = None,
 ) -> Callable[[], None]:
     """DALI as its own examples use it, files in memory, two batches ahead; each call decodes every file once.
 
@@ -47,6 +52,7 @@ def decoding(
         boxes: of each what is decoded, (top, left, height, width), int32 ``[n, 4]``; all of it when None.
         device: a GPU helps to decode, by its default decoder here.
         threads: of the CPU.
+        size: side of the crops that boxes are resized to; decoded only when None.
     """
     fn, types = dali.load().fn, dali.load().types
     arrays = [np.frombuffer(file, np.uint8) for file in files]
@@ -67,16 +73,56 @@ def decoding(
         batch_size=BATCH, num_threads=threads, device_id=device.index, prefetch_queue_depth=2
     )
     with pipeline:
-        given = fn.external_source(source=cycle(batches), num_outputs=len(inputs), dtype=inputs, ndim=1)
+        given = fn.external_source(source=batches, cycle="raise", num_outputs=len(inputs), dtype=inputs, ndim=1)
         if boxes is None:
             images = fn.decoders.image(given[0], **options)
         else:
             images = fn.decoders.image_slice(*given, axis_names="HW", **options)
+        if size:
+            images = images.gpu() if device.type == "cuda" else images
+            images = fn.resize(images, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
         pipeline.set_outputs(images)
     pipeline.build()
 
     def decode() -> None:
-        for _ in batches:
-            pipeline.run()
+        with suppress(StopIteration):
+            while True:
+                pipeline.run()
+        pipeline.reset()  # nothing is decoded ahead between two calls
 
     return decode
+
+
+def regions_apart(
+    files: Sequence[bytes], boxes: npt.NDArray[np.int32], device: torch.device, threads: int
+) -> tuple[float, int]:
+    """How far boxes decoded alone are from boxes cut out of whole images: mean and largest difference, in levels.
+
+    Args:
+        files: at most `BATCH` image files.
+        boxes: one of each, (top, left, height, width), int32 ``[n, 4]``.
+        device: as for `alone`.
+        threads: of the CPU.
+    """
+    fn, types = dali.load().fn, dali.load().types
+    where: dict[str, Any] = {"device": "mixed", **DECODERS["gpu"]} if device.type == "cuda" else {"device": "cpu"}
+    options = {"output_type": types.RGB, "adjust_orientation": False, **where}
+    pipeline = dali.load().Pipeline(
+        batch_size=len(files), num_threads=threads, device_id=device.index, prefetch_queue_depth=1
+    )
+    with pipeline:
+        given = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
+        anchor, shape = (fn.external_source(name=name, dtype=types.INT32, ndim=1) for name in ("anchor", "shape"))
+        alone = fn.decoders.image_slice(given, anchor, shape, axis_names="HW", **options)
+        pipeline.set_outputs(alone, fn.decoders.image(given, **options))
+    pipeline.build()
+    pipeline.feed_input("files", [np.frombuffer(file, np.uint8) for file in files])
+    pipeline.feed_input("anchor", np.ascontiguousarray(boxes[:, :2]))
+    pipeline.feed_input("shape", np.ascontiguousarray(boxes[:, 2:]))
+    regions, images = (output.as_cpu() for output in pipeline.run())
+    total = most = values = 0
+    for at, (top, left, height, width) in enumerate(boxes.tolist()):
+        cut = np.asarray(images[at])[top : top + height, left : left + width].astype(np.int16)
+        apart = np.abs(cut - np.asarray(regions[at]))
+        total, most, values = total + int(apart.sum()), max(most, int(apart.max())), values + apart.size
+    return total / values, most

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ import torch
 from PIL import Image
 
 from benchmarks import loss, step
-from benchmarks.dali_alone import decoding, stored
 from benchmarks.drawn import Drawn
+from benchmarks.gpu_augmenter import augmenter
 from benchmarks.gpu_inputs import SkippedError, ceiling, folder_of, images, rate, settings, timed
 from benchmarks.gpu_whole import against_fkd, precompute
 from benchmarks.harness import Report
@@ -24,7 +23,6 @@ from benchmarks.read import STEP, exhaust, requests
 from benchmarks.sanitizer import sanitizer
 from benchmarks.syncs import syncs
 from labelstore import LabelStore
-from labelstore.format.columns import CropRows
 from labelstore.operations.convert import convert
 from labelstore.spec import Json
 from labelstore.writing.encoding import pairs_of
@@ -34,13 +32,11 @@ from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import Renderer, dali, make_renderer
 from pipeline.render.audit import MAX_DIFFERENCE, MAX_MEAN_DIFFERENCE
 from pipeline.render.batched import kernels_work, resize_all, resize_plainly
-from pipeline.render.batches import render_batches
 from pipeline.render.device import DeviceRenderer
 from pipeline.render.jobs import Boxes, prepare
 from pipeline.render.normalise import normalise
 from pipeline.teacher.teacher import Teacher, make_teacher
 
-STREAMED = 0.9  # of what DALI decodes alone
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ENGINES: Mapping[str, Mapping[str, Any]] = {
     "eager": {},
@@ -149,52 +145,6 @@ def decoder(report: Report, device: torch.device, *, name: str) -> dict[str, Jso
     report.add(f"decoder {name}", "largest difference from the CPU", most, "levels")
     band = most == 0 if name == "cpu" else mean <= MAX_MEAN_DIFFERENCE and most <= MAX_DIFFERENCE
     return {"equal": equal, "mean": mean, "most": most, "in band": band, "kept": all(equal.values()) and band}
-
-
-def augmenter(report: Report, device: torch.device) -> dict[str, Json]:
-    """Crops by DALI's own resize: how far from its CPU's, the same in every run, order and company; how fast beside it.
-
-    What is streamed must be 0.9 of what DALI decodes alone, whole files that lie in memory.
-    """
-    if dali.load() is None:
-        raise SkippedError("no DALI here: --augmenter dali needs it")
-    on_gpu = device.type == "cuda"
-    manifest = images(folder_of(report), device)
-    spec = PlanSpec(size=224 if on_gpu else 24)
-    plan = Plan(spec, manifest.heights, manifest.widths)
-    rows = plan.rows(0, 0, len(manifest))
-    few = rows.take(slice(0, min(len(rows), 32)))
-    make = partial(make_renderer, manifest, spec, augmenter="dali")
-    with closing(make()) as reference:
-        expected = reference.render(rows)
-    order = np.random.default_rng(0).permutation(len(rows))
-    views = [plan.rows(view, 0, len(manifest)) for view in range(4 if on_gpu else 1)]
-    count = len(views) * len(rows)
-    with closing(make(device=str(device))) as renderer, closing(make(device=str(device))) as other:
-        crops = renderer.render(rows)
-        equal: dict[str, Json] = {
-            "run to run": torch.equal(crops, renderer.render(rows)),
-            "another order": torch.equal(crops[order], renderer.render(rows.take(order))),
-            "other neighbours, another history": torch.equal(
-                torch.cat([other.render(few.take(np.array([at]))) for at in range(len(few))]), crops[: len(few)]
-            ),
-        }
-        streamed = rate(
-            report, "augmenter dali, streamed", lambda: exhaust(render_batches(renderer, views, 512, 1)), count, device
-        )
-    files, boxes = stored(manifest, CropRows(rows.names, np.concatenate([view.values for view in views], axis=1)))
-    threads = len(os.sched_getaffinity(0))
-    alone = {
-        name: rate(report, f"DALI alone, {name}", decoding(files, given, device, threads), len(files), device)
-        for name, given in (("whole images", None), ("boxes of images", boxes))
-    }
-    apart = (crops.cpu().short() - expected.short()).abs()
-    mean, most = float(apart.float().mean()), int(apart.max())
-    shares: dict[str, Json] = {name: streamed / ceiling for name, ceiling in alone.items()}
-    band = mean <= MAX_MEAN_DIFFERENCE and most <= MAX_DIFFERENCE
-    fast = streamed >= STREAMED * alone["whole images"] or not on_gpu
-    found: dict[str, Json] = {"equal": equal, "mean": mean, "most": most, "in band": band}
-    return {**found, "share of DALI alone": shares, "kept": all(equal.values()) and band and fast}
 
 
 def renderer_on(manifest: Manifest, spec: PlanSpec, device: torch.device, name: str, cache: int) -> Renderer:

@@ -34,6 +34,7 @@ from pipeline.build.watching import Watch
 from pipeline.config import BuildConfig
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.ranks import Ranks
+from pipeline.render import dali, make_renderer
 from pipeline.render.batches import render_batches
 from pipeline.render.normalise import normalise
 from pipeline.teacher.engine.spec import MAX_RELATIVE_ERROR
@@ -138,6 +139,9 @@ def take_turns(
 ) -> dict[str, list[dict[str, float]]]:
     """Each contender once a round, after one round that does not count."""
     contenders: dict[str, Callable[[], dict[str, float]]] = {"renderer": lambda: render(works["eager"])}
+    streaming = by_dali(works["eager"])
+    if streaming:
+        contenders["renderer, augmenter dali"] = lambda: render(streaming)
     for name, work in works.items():
         contenders[f"teacher {name}"] = partial(label, work)
         contenders[f"build {name}"] = partial(build, work, path)
@@ -149,7 +153,18 @@ def take_turns(
             values = contender()
             if number:
                 found[name].append(values)
+    if streaming:
+        streaming.renderer.close()
     return found
+
+
+def by_dali(work: Work) -> Work | None:
+    """The same work with crops by ``--augmenter dali``; None where DALI is not installed."""
+    if dali.load() is None:
+        return None
+    device, threads = str(work.labeller.device), torch.get_num_threads()
+    renderer = make_renderer(work.manifest, work.plan.spec, augmenter="dali", device=device, threads=threads)
+    return replace(work, renderer=renderer)
 
 
 def summary(works: dict[str, Work], size: Size, found: dict[str, list[dict[str, float]]]) -> dict[str, Json]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,13 +16,14 @@ from PIL import Image
 from torchvision.transforms import functional
 from torchvision.transforms.v2 import functional as v2
 
+from benchmarks.dali_alone import alone, stored
 from benchmarks.harness import Report, interleave, machine
 from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
 from pipeline.images.manifest import Manifest, scan
 from pipeline.plan.plan import Plan, PlanSpec
-from pipeline.render import make_renderer
+from pipeline.render import dali, make_renderer
 
 SIZE = 224
 MAX_LEVELS = 2  # that torch's integer resize of tensors is off, which rounds its weights to 16 bits
@@ -32,7 +33,8 @@ PROMISED = 2.0  # times torchvision in as many threads, images decoded in memory
 def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
     """Time the crops of one view of real photographs: from decoded images, by region, and by torchvision.
 
-    The photographs are those of GIFTWRAP_DATA, drawn ones where it is not set.
+    The photographs are those of GIFTWRAP_DATA, drawn ones where it is not set. With DALI also by ``--augmenter dali``,
+    beside what DALI decodes alone.
     """
     crops, threads, rounds = (8, 1, 1) if quick else (512, 2, 5)
     with tempfile.TemporaryDirectory() as folder:
@@ -41,7 +43,12 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
         rows = Plan(spec, manifest.heights, manifest.widths).rows(0, 0, min(crops, len(manifest)))
         memory = make_renderer(manifest, spec, threads=threads)
         region = make_renderer(manifest, spec, threads=threads, cache_bytes=0)
-        with closing(memory), closing(region), ThreadPoolExecutor(threads) as pool:
+        with (
+            closing(memory),
+            closing(region),
+            by_dali(manifest, spec, rows, threads) as by,
+            ThreadPoolExecutor(threads) as pool,
+        ):
             ours = memory.render(rows)
             if not torch.equal(ours, torchvision_crops(manifest, rows, pool)):
                 raise RuntimeError("other crops than torchvision's")
@@ -57,6 +64,7 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
                     "region": lambda: region.render(rows),
                     "torchvision": lambda: torchvision_crops(manifest, rows, pool),
                     "torchvision v2 on tensors": lambda: tensor_crops(decoded, rows, pool),
+                    **by,
                 },
                 rounds,
             )
@@ -65,6 +73,11 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
     report.add("torchvision v2 on tensors", "largest difference", int(apart.max()), "levels")
     times = {name: timing.speedup(name, "torchvision") for name in ("memory", "region")}
     rates = {name: timing.rate(name, len(rows)) for name in timing.wall}
+    streamed: dict[str, Json] = {
+        f"augmenter dali times {name}": timing.speedup("augmenter dali", name)
+        for name in by
+        if name != "augmenter dali"
+    }
     return {
         "unit": "crops/s",
         "crops": len(rows),
@@ -75,10 +88,29 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
         **{name: {**rate} for name, rate in rates.items()},
         "memory times torchvision": times["memory"],
         "region times torchvision": times["region"],
+        **streamed,
         "promised": PROMISED,
         "kept": times["memory"] >= PROMISED,
         "machine": machine(),
     }
+
+
+@contextmanager
+def by_dali(
+    manifest: Manifest, spec: PlanSpec, rows: CropRows, threads: int
+) -> Iterator[dict[str, Callable[[], object]]]:
+    """What renders by ``--augmenter dali``, and what DALI decodes alone; nothing where DALI is not installed."""
+    if dali.load() is None:
+        yield {}
+        return
+    files, boxes = stored(manifest, rows)
+    with closing(make_renderer(manifest, spec, augmenter="dali", threads=threads)) as renderer:
+        yield {
+            "augmenter dali": lambda: renderer.render(rows),
+            "DALI alone, whole images": alone(files, None, torch.device("cpu"), threads),
+            "DALI alone, boxes": alone(files, boxes, torch.device("cpu"), threads),
+            "DALI alone, boxes resized": alone(files, boxes, torch.device("cpu"), threads, size=SIZE),
+        }
 
 
 def torchvision_crops(manifest: Manifest, rows: CropRows, pool: ThreadPoolExecutor) -> torch.Tensor:

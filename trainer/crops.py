@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from pipeline.images.manifest import Manifest
 from pipeline.plan.augment.sides import at_size
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import Renderer
+from pipeline.render.batches import render_each
 from pipeline.replay.source import Source
 from trainer.following import view_is_there, wait_for_view
 
@@ -78,6 +79,10 @@ class CropSource(Protocol):
         """The crops of whole groups, after mixing, uint8 ``[n, S, S, 3]``."""
         ...
 
+    def stream(self, parts: Iterable[CropRows]) -> Iterator[Tensor]:
+        """The crops of each of ``parts`` as by `pixels`; parts may be taken ahead of their crops."""
+        return map(self.pixels, parts)
+
     def has(self, view: int) -> bool:  # noqa: ARG002
         """Whether a view can be played now."""
         return True
@@ -121,6 +126,11 @@ class ReplayedCrops(CropSource):
     def pixels(self, rows: CropRows) -> Tensor:
         """The same boxes, at the side of these crops."""
         return self.source.renderer.render(at_size(rows, self.drawn_size, self.size))
+
+    def stream(self, parts: Iterable[CropRows]) -> Iterator[Tensor]:
+        """The crops of each of ``parts``; taken ahead where the renderer works ahead and no view must be waited for."""
+        sized = (at_size(rows, self.drawn_size, self.size) for rows in parts)
+        return map(self.source.renderer.render, sized) if self.growing else render_each(self.source.renderer, sized)
 
     def has(self, view: int) -> bool:
         """Whether every block of the view is published."""
@@ -176,6 +186,10 @@ class FreshCrops(CropSource):
     def pixels(self, rows: CropRows) -> Tensor:
         """Rendered as a build renders them."""
         return self._renderer.render(rows)
+
+    def stream(self, parts: Iterable[CropRows]) -> Iterator[Tensor]:
+        """Rendered as a build renders them."""
+        return render_each(self._renderer, parts)
 
     def close(self) -> None:
         """Release the renderer."""

@@ -236,16 +236,18 @@ class Loader(IterableDataset[TrainBatch]):
     def _slices(self, first: int, start: int, stop: int) -> Iterator[TrainBatch]:
         """This process's slice of each batch, in memory, of epochs ``first`` to ``stop``."""
         # Labels may be read ahead of the crops; what is ahead is made once and waits here.
-        plays, ahead = tee(self._plays(first, start, stop))
+        plays, ahead, further = tee(self._plays(first, start, stop), 3)
         label = self.labels.label((play.view, play.positions) for play in ahead if len(play.positions))
-        del ahead  # a source that ignores it keeps nothing waiting
+        rows, given = tee(self.crops.rows(play.view, play.positions) for play in further if len(play.positions))
+        pixels = self.crops.stream(given)
+        del ahead, further, given  # a source that ignores them keeps nothing waiting
         held: TrainBatch | None = None
         for play in plays:
             span = play.span
             parts = [held[len(held) - span.reused :]] if held and span.reused else []
             if len(play.positions):
-                rows = self.crops.rows(play.view, play.positions)
-                crops = Crops(play.view, play.positions, rows, self.crops.pixels(rows))
+                made = next(pixels)
+                crops = Crops(play.view, play.positions, next(rows), made)
                 parts.append(self._paired(crops, label(crops)))
             joined = concatenate(parts)
             own = joined[span.begin - span.low : span.end - span.low]

@@ -31,11 +31,13 @@ class BlockData:
     """What a build makes for one block of v views and p positions.
 
     Attributes:
-        logits: the teacher's, float32 ``[v, p, C]``.
+        logits: the teacher's, float32 ``[v, p, C]``; may be empty where ``largest`` is given.
         rows: columns of the crops, uint16 ``[v, K, p]``.
         pixels_digest: BLAKE2b-64 of the pixels of the first positions of its first view, hex.
         audit: with the first block, and only with it.
         codes: of the logits, where they are known already; encoded here when None.
+        largest: with codes, the largest magnitude of the logits, NaN if one of them is, where it is known already and
+            the logits are not needed for anything else; looked for here when None. Not of the first block.
         version: which of the store's versions made it; the last one when None.
     """
 
@@ -44,6 +46,7 @@ class BlockData:
     pixels_digest: str
     audit: AuditRows | None = None
     codes: Codes | None = None
+    largest: float | None = None
     version: int | None = None
 
 

@@ -31,7 +31,10 @@ def require_block_data(identity: Identity, encoding: Encoding, block: BlockIndex
     grid, layout = BlockGrid.of(identity), StoreLayout.of(identity)
     extent = grid.extent(block)
     count, run = extent["view"], extent["position"]
-    _require(block, "logits", data.logits, "float32", (count, run, identity.columns))
+    if data.largest is None:
+        _require(block, "logits", data.logits, "float32", (count, run, identity.columns))
+    else:
+        _require_largest(encoding, block, data, data.largest)
     _require(block, "rows", data.rows, "uint16", (count, len(identity.crop_columns), run))
     if not HEX_64.fullmatch(data.pixels_digest):
         raise InputError(f"block {block}: pixels_digest: expected 16 hex digits, found {data.pixels_digest!r}")
@@ -51,7 +54,19 @@ def require_block_data(identity: Identity, encoding: Encoding, block: BlockIndex
         _require_mixing(identity, block, data.rows)
     if data.audit is not None:
         _require_finite(data.audit.logits[None], MAX_FLOAT16, images, first)
-    _require_finite(data.logits, encoding.limit, images, first)
+    if data.largest is None:
+        _require_finite(data.logits, encoding.limit, images, first)
+
+
+def _require_largest(encoding: Encoding, block: BlockIndex, data: BlockData, largest: float) -> None:
+    """Refuse codes of logits that the encoding cannot hold, which are not here to be looked at."""
+    if data.codes is None or block == AUDIT_BLOCK:
+        raise InputError(f"block {block}: expected its logits, found only their largest magnitude, {largest}")
+    if not largest <= encoding.limit:
+        raise InputError(
+            f"block {block}: logits: expected numbers of at most {encoding.limit:g}, found {largest}; look at the "
+            f"teacher's weights, its --dtype and --mean/--std"
+        )
 
 
 def images_of(identity: Identity, rows: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:

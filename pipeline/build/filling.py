@@ -29,6 +29,7 @@ from pipeline.build.stages import ENCODE, hand_over
 from pipeline.build.watching import Watch
 from pipeline.device.codes import DeviceCodes
 from pipeline.device.faults import device_faults
+from pipeline.device.moving import begin_copy
 from pipeline.images.manifest import Manifest
 from pipeline.plan.plan import Plan
 from pipeline.ranks import Ranks
@@ -97,33 +98,39 @@ class OpenBlock:
         """The next crops, uint8 ``[n, S, S, 3]``, and their labels, float32 ``[n, C]``."""
         self._flat[self._count : self._count + len(crops)] = logits
         if self._count < self._wanted:
-            self._head.append(crops[: self._wanted - self._count].cpu())
+            head = crops[: self._wanted - self._count]
+            # without waiting, where `_filled` comes after it
+            self._head.append(begin_copy(head) if head.is_cuda and head.device == self._flat.device else head.cpu())
         self._count += len(crops)
         if self.whole and self._flat.is_cuda:
             self._filled = torch.cuda.current_stream(self._flat.device).record_event()
 
-    def data(self, identity: Identity, coder: DeviceCodes | None = None) -> BlockData:
+    def data(self, identity: Identity, coder: DeviceCodes | None = None, *, codes_only: bool = False) -> BlockData:
         """The whole block as a store takes it, in memory.
 
         Args:
             identity: of the store.
             coder: encodes the labels where they are; None leaves that to the store.
+            codes_only: leave the labels there, unless the encoding cannot hold them.
         """
-        rows, codes = np.stack([each.values for each in self.rows]), None
+        rows, codes, largest = np.stack([each.values for each in self.rows]), None, None
         if coder is None:
             logits = self.logits.cpu().numpy()
         else:
             if self._filled is not None:
                 self._filled.synchronize()  # from here on any stream may read them
-            codes = coder.encode(self.logits, pairs_of(identity, rows))
-            logits = coder.to_memory(self.logits)
+            codes, found = coder.encode_measured(self.logits, pairs_of(identity, rows))
+            if codes_only and self.block != AUDIT_BLOCK and found <= coder.limit:
+                largest, logits = found, np.empty((0, 0, identity.columns), np.float32)
+            else:
+                logits = coder.to_memory(self.logits)
         head = torch.cat(self._head)
         audit = None
         if self.block == AUDIT_BLOCK:
             first = logits.reshape(-1, logits.shape[-1])[: len(head)]
             audit = AuditRows(crops=head.numpy(), logits=first.astype(np.float16))
         digest = pixels_digest(head[:DIGEST_POSITIONS])
-        return BlockData(logits=logits, rows=rows, pixels_digest=digest, audit=audit, codes=codes)
+        return BlockData(logits=logits, rows=rows, pixels_digest=digest, audit=audit, codes=codes, largest=largest)
 
 
 class Filling:
@@ -189,7 +196,7 @@ class Filling:
         """Hand a whole block to the store; of the first one, report how far the labels agree with the folders."""
         faults = device_faults("labels are encoded", "a smaller --cache-gib")
         with self._watch.busy.at(ENCODE) if coder else nullcontext(), faults:
-            data = whole.data(self._work.identity, coder)
+            data = whole.data(self._work.identity, coder, codes_only=whole.block != self._missing[0])
         if whole.block == self._missing[0]:
             report_agreement(self._work, data, self._console)
         write(whole.block, data)

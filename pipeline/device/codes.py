@@ -34,6 +34,7 @@ from labelstore.errors import InputError
 from pipeline.device.moving import to_device, to_host
 
 ROWS_AT_ONCE = 4096
+LARGEST = "largest logit"  # beside the names of arrays
 
 
 class Twin(Protocol):
@@ -267,10 +268,13 @@ class DeviceCodes:
     Args:
         encoding: ready to code.
         device: any of torch.
+
+    Attributes:
+        limit: the largest magnitude that a logit may have.
     """
 
     def __init__(self, encoding: Encoding, device: torch.device) -> None:
-        self._device = device
+        self._device, self.limit = device, encoding.limit
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._current = encoding.current
         self._twin = TWINS.get(encoding.name, OnTheCpu)(encoding, device)
@@ -284,12 +288,19 @@ class DeviceCodes:
             logits: float32 ``[..., C]``; not copied when it is on this device.
             pairs: which images the crops show ``[...]``.
         """
+        return self.encode_measured(logits, pairs)[0]
+
+    def encode_measured(self, logits: Tensor, pairs: Pairs) -> tuple[dict[str, npt.NDArray[Any]], float]:
+        """The same, and the largest magnitude of the logits: NaN if one is, and codes of more than `limit` are void."""
         lead, rows, flat = logits.shape[:-1], logits.reshape(-1, logits.shape[-1]), pairs.flat()
         with torch.cuda.stream(self._stream):
             there = to_device(rows, self._device)
             parts = [self._twin.encode(there[part], flat.take(part)) for part in _parts(len(rows))]
-            codes = to_host({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
-        return {name: values.numpy().reshape(*lead, *values.shape[1:]) for name, values in codes.items()}
+            made = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            low, high = torch.aminmax(there) if there.numel() else (there.new_zeros(()),) * 2
+            codes = to_host({**made, LARGEST: torch.maximum(-low, high)})
+        largest = float(codes.pop(LARGEST))
+        return {name: values.numpy().reshape(*lead, *values.shape[1:]) for name, values in codes.items()}, largest
 
     def to_memory(self, logits: Tensor) -> npt.NDArray[np.float32]:
         """Complete logits of this device in memory; those of a CPU are not copied."""

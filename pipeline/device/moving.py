@@ -27,12 +27,12 @@ def numbers_to_device(columns: Sequence[npt.NDArray[np.integer[Any]]], device: t
 
 def to_host(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``values`` in memory, several at once; waits for the work that makes them, and for no other stream's."""
-    copies = {name: value if value.device.type == "cpu" else _begin(value) for name, value in values.items()}
+    copies = {name: value if value.device.type == "cpu" else begin_copy(value) for name, value in values.items()}
     for device in {value.device for value in values.values() if value.is_cuda}:
         torch.cuda.current_stream(device).synchronize()
     return copies
 
 
-def _begin(value: Tensor) -> Tensor:
-    """A copy in pinned memory, under way."""
+def begin_copy(value: Tensor) -> Tensor:
+    """A copy of a GPU's tensor in pinned memory, under way: complete when its current stream has come so far."""
     return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)

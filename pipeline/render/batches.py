@@ -31,8 +31,7 @@ def render_batches(
     step = max(batch // group, 1) * group
     rest: tuple[Tensor, CropRows] | None = None
     parts, ahead = tee(some.take(slice(start, start + step)) for some in rows for start in range(0, len(some), step))
-    made = renderer.render_all(ahead) if isinstance(renderer, StreamRenderer) else map(renderer.render, ahead)
-    for crops, part in zip(made, parts, strict=True):
+    for crops, part in zip(render_each(renderer, ahead), parts, strict=True):
         if rest is not None:
             part = CropRows(part.names, np.concatenate([rest[1].values, part.values], axis=1))
             crops = torch.cat([rest[0], crops])
@@ -42,3 +41,8 @@ def render_batches(
         rest = (crops[whole:].clone(), part.take(slice(whole, None))) if whole < len(crops) else None
     if rest is not None:
         yield rest
+
+
+def render_each(renderer: Renderer, parts: Iterable[CropRows]) -> Iterator[Tensor]:
+    """The crops of each of ``parts``; where the renderer works ahead, parts are taken ahead of their crops."""
+    return renderer.render_all(parts) if isinstance(renderer, StreamRenderer) else map(renderer.render, parts)

@@ -6,6 +6,7 @@ DALI sees no metadata: it decodes what is stored, and images are turned here, by
 from __future__ import annotations
 
 import io
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -27,6 +28,7 @@ from pipeline.render.dali_errors import RefusedFileError, explained
 
 _FLIPS = {1: (), 2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}
 """Axes (rows, columns) flipped by each orientation, after rows and columns were exchanged from 5 on."""
+DEPTH = 2  # batches that a pipeline has under way: while one is taken, the next is decoded
 
 
 @cache
@@ -58,8 +60,8 @@ def require_dali() -> None:
 class DaliDecoder:
     """Decodes batches of at most ``batch`` files to uint8 RGB, turned upright by their orientation.
 
-    Files are given without their metadata, as `pipeline.render.bare` leaves them. One batch of whole images and one of
-    regions may be under way at a time.
+    Files are given without their metadata, as `pipeline.render.bare` leaves them. `DEPTH` batches of whole images,
+    and as many of regions, may be under way at a time; what was begun first is finished first.
     """
 
     def __init__(
@@ -81,13 +83,13 @@ class DaliDecoder:
         if device.type != "cpu":
             require_dali()
             where = {"device": "mixed", **(options or {})}
-        settings = {"batch_size": batch, "num_threads": threads, "device_id": device.index, "prefetch_queue_depth": 1}
-        self._device = device
-        self._whole = _Runner(lambda: _whole(settings, where), device, batch)
-        self._region = _Runner(lambda: _region(settings), device)
-        self._files: Sequence[bytes] = ()  # that are being decoded whole
-        self._turns: list[int] = []  # orientations of those
-        self._region_turns: list[int] = []
+        settings = {"batch_size": batch, "num_threads": threads, "device_id": device.index}
+        first = {"files": [np.frombuffer(known_jpeg(), np.uint8)] * (batch if device.type == "cuda" else 1)}
+        box = {name: np.array([value], np.int32) for name, value in (("anchor", [0, 0]), ("shape", [8, 8]))}
+        self._whole, self._single = (_Runner(lambda: _whole(settings, where), device, first) for _ in range(2))
+        self._region = _Runner(lambda: _region(settings), device, first | box)
+        self._begun: deque[tuple[Sequence[bytes], list[int]]] = deque()  # files, and the orientations of their images
+        self._regions_begun: deque[list[int]] = deque()  # orientations
         if device.type != "cpu":
             self._whole.make()
 
@@ -108,22 +110,19 @@ class DaliDecoder:
 
     def start(self, files: Sequence[bytes], headers: Sequence[Header]) -> None:
         """Begin what `whole` does; `finish` waits for it."""
-        self._files, self._turns = files, [header.orientation for header in headers]
+        self._begun.append((files, [header.orientation for header in headers]))
         if files:
             self._whole.start(files=[np.frombuffer(file, np.uint8) for file in files])
 
     def finish(self, take: Callable[[list[Tensor | None]], None]) -> None:
-        """Wait for the images that were begun and pass them to ``take``; they are invalid after it returns."""
-        files, turns = self._files, self._turns
-        self._files, self._turns = (), []
+        """Wait for the images that were begun first and pass them to ``take``; they are invalid after it returns."""
+        files, turns = self._begun.popleft()
         if not files:
             take([])
             return
         try:
             self._whole.wait()
-        except (DamagedDataError, RefusedFileError) as error:  # of one file at least
-            if isinstance(error, RefusedFileError):
-                self._whole.drop()
+        except (DamagedDataError, RefusedFileError):  # of one file at least
             take([self._alone(file, turn) for file, turn in zip(files, turns, strict=True)])
         else:
             self._whole.take(lambda decoded: take(list(map(upright, decoded, turns))))
@@ -131,15 +130,12 @@ class DaliDecoder:
     def _alone(self, file: bytes, turn: int) -> Tensor | None:
         """The image of one file; None where DALI refuses it or finds it damaged."""
         images: list[Tensor] = []
-        self._whole.start(files=[np.frombuffer(file, np.uint8)])
+        self._single.start(files=[np.frombuffer(file, np.uint8)])
         try:
-            self._whole.wait()
-        except DamagedDataError:
+            self._single.wait()
+        except (DamagedDataError, RefusedFileError):
             return None
-        except RefusedFileError:
-            self._whole.drop()
-            return None
-        self._whole.take(lambda decoded: images.extend(image.clone() for image in decoded))
+        self._single.take(lambda decoded: images.extend(image.clone() for image in decoded))
         return upright(images[0], turn)
 
     def start_regions(self, files: Sequence[bytes], boxes: npt.NDArray[np.int32], headers: Sequence[Header]) -> None:
@@ -150,32 +146,31 @@ class DaliDecoder:
             boxes: int32 ``[b, 4]``, within the upright images.
             headers: of the files.
         """
-        self._region_turns = [header.orientation for header in headers]
+        self._regions_begun.append([header.orientation for header in headers])
         inside = np.array([stored_box(box, header) for box, header in zip(boxes, headers, strict=True)], np.int32)
         anchor, shape = (np.ascontiguousarray(part) for part in (inside[:, :2], inside[:, 2:]))
         self._region.start(files=[np.frombuffer(file, np.uint8) for file in files], anchor=anchor, shape=shape)
 
     def finish_regions(self, take: Callable[[list[Tensor]], None]) -> bool:
-        """Wait for the regions and pass them to ``take``; they are invalid after it returns.
+        """Wait for the regions that were begun first and pass them to ``take``; they are invalid after it returns.
 
         Returns:
             False, without calling ``take``, if DALI refuses one of the files or finds it damaged.
         """
+        turns = self._regions_begun.popleft()
         try:
             self._region.wait()
-        except DamagedDataError:
+        except (DamagedDataError, RefusedFileError):
             return False
-        except RefusedFileError:
-            self._region.drop()
-            return False
-        self._region.take(lambda regions: take(list(map(upright, regions, self._region_turns))))
+        self._region.take(lambda regions: take(list(map(upright, regions, turns))))
         return True
 
     def drop(self) -> None:
         """Release threads and memory, and forget what is being decoded."""
-        self._files, self._turns = (), []
-        self._whole.drop()
-        self._region.drop()
+        self._begun.clear()
+        self._regions_begun.clear()
+        for runner in (self._whole, self._single, self._region):
+            runner.drop()
 
 
 def upright(image: Tensor, orientation: int) -> Tensor:
@@ -202,24 +197,31 @@ def stored_box(box: npt.NDArray[np.int32], header: Header) -> tuple[int, int, in
 
 
 class _Runner:
-    """A pipeline that runs one batch at a time, without prefetching; made anew after `drop`.
+    """A pipeline with at most `DEPTH` batches under way; made anew after `drop` and after a file it does not decode."""
 
-    Attributes:
-        prime: files of the first batch, whose images nobody takes; 0 for none. nvImageCodec fixes how many files go
-            to the JPEG hardware by the number of files in its first call: with a full batch, all that it can take.
-    """
+    def __init__(self, make: Callable[[], Any], device: torch.device, first: Mapping[str, Any]) -> None:
+        """Nothing is made yet.
 
-    def __init__(self, make: Callable[[], Any], device: torch.device, prime: int = 0) -> None:
-        self._make, self._device = make, device
-        self.prime = prime if device.type == "cuda" else 0
+        Args:
+            make: the pipeline.
+            device: where it decodes.
+            first: inputs of its first batches, whose images nobody takes. DALI runs `DEPTH` batches when it is first
+                started. nvImageCodec fixes how many files go to the JPEG hardware by the number of files in its first
+                call: with a full batch, all that it can take.
+        """
+        self._make, self._device, self._first = make, device, first
         self._pipeline: Any = None
-        self._inputs: dict[str, Any] = {}
-        self._running = False
+        self._begun: deque[tuple[dict[str, Any], Listener]] = deque()  # inputs of batches that were not waited for
         self._outputs: Any = None
-        self._listener = Listener()
+        self._inputs: dict[str, Any] = {}  # of the batch whose outputs are there
+
+    @property
+    def begun(self) -> int:
+        """Batches that were begun and not waited for."""
+        return len(self._begun)
 
     def make(self) -> None:
-        """Make the pipeline, and run it once where it is primed.
+        """Make the pipeline and run its first batches.
 
         Raises:
             InputError: DALI cannot start on the device.
@@ -227,9 +229,11 @@ class _Runner:
         with explained(self._device, InputError):
             pipeline = self._make()
             pipeline.build()
-            if self.prime:
-                pipeline.feed_input("files", [np.frombuffer(known_jpeg(), np.uint8)] * self.prime)
-                pipeline.schedule_run()
+            for _ in range(DEPTH):
+                for name, values in self._first.items():
+                    pipeline.feed_input(name, values)
+            pipeline.schedule_run()
+            for _ in range(DEPTH):
                 pipeline.share_outputs()
                 pipeline.release_outputs()
         self._pipeline = pipeline
@@ -238,35 +242,47 @@ class _Runner:
         """Begin a batch; files are not copied and are kept until it is finished."""
         if self._pipeline is None:
             self.make()
-        self._inputs = inputs
-        self._listener.start()
+        listener = Listener()
+        listener.start()
         try:
             with explained(self._device):
                 for name, values in inputs.items():
                     self._pipeline.feed_input(name, values)
                 self._pipeline.schedule_run()
         except BaseException:
-            self._listener.stop()
+            listener.stop()
             raise
-        self._running = True
+        self._begun.append((inputs, listener))
 
     def wait(self) -> None:
-        """Wait for the batch.
+        """Wait for the batch that was begun first.
 
         Raises:
-            DamagedDataError: it is done, but not to be used.
-            RefusedFileError: a file did not decode; the pipeline is of no more use.
+            DamagedDataError: it is done, but not to be used: it, or one that was under way with it, has damaged data.
+            RefusedFileError: a file did not decode. What was begun after it has been begun anew.
             GiftwrapError: DALI failed for another reason.
         """
-        self._running = False
+        try:
+            damaged = self._wait()
+        except RefusedFileError:
+            rest = [inputs for inputs, _ in self._begun]
+            self.drop()
+            for inputs in rest:
+                self.start(**inputs)
+            raise
+        if damaged:
+            self._release()
+            raise DamagedDataError("a decoder found damaged data")
+
+    def _wait(self) -> bool:
+        """Wait for the batch that was begun first; whether a decoder found damaged data meanwhile."""
+        self._inputs, listener = self._begun.popleft()
         try:
             with explained(self._device, of_files=True):
                 self._outputs = self._pipeline.share_outputs()
         finally:
-            damaged = self._listener.stop()
-        if damaged:
-            self._release()
-            raise DamagedDataError("a decoder found damaged data")
+            damaged = listener.stop()
+        return damaged
 
     def take(self, take: Callable[[list[Tensor]], None]) -> None:
         """Pass the batch that was waited for to ``take`` in DALI's own memory, which is reused afterwards."""
@@ -277,15 +293,18 @@ class _Runner:
 
     def _release(self) -> None:
         """Give the batch's memory back to DALI."""
-        self._outputs = None
-        self._pipeline.release_outputs()
-        self._inputs = {}
+        if self._outputs is not None:
+            self._outputs, self._inputs = None, {}
+            self._pipeline.release_outputs()
 
     def drop(self) -> None:
         """Forget the pipeline; what it is doing must end first, for it reads the inputs."""
-        if self._running:
+        with suppress(RuntimeError, GiftwrapError):
+            self._release()
+        while self._begun:
             with suppress(RuntimeError, GiftwrapError):
-                self.wait()
+                self._wait()
+                self._release()
         self._pipeline, self._outputs, self._inputs = None, None, {}
 
 
@@ -303,7 +322,7 @@ def _whole(settings: dict[str, Any], where: dict[str, Any]) -> Any:
     """Files to images."""
     dali = load()
     fn, types = dali.fn, dali.types
-    pipeline = dali.Pipeline(**settings)
+    pipeline = dali.Pipeline(**settings, prefetch_queue_depth=DEPTH)
     with pipeline:
         files = fn.external_source(name="files", dtype=types.UINT8, ndim=1, no_copy=True)
         pipeline.set_outputs(fn.decoders.image(files, output_type=types.RGB, adjust_orientation=False, **where))
@@ -314,7 +333,7 @@ def _region(settings: dict[str, Any]) -> Any:
     """Files and boxes to regions of images."""
     dali = load()
     fn, types = dali.fn, dali.types
-    pipeline = dali.Pipeline(**settings)
+    pipeline = dali.Pipeline(**settings, prefetch_queue_depth=DEPTH)
     with pipeline:
         files = fn.external_source(name="files", dtype=types.UINT8, ndim=1, no_copy=True)
         anchor, shape = (fn.external_source(name=name, dtype=types.INT32, ndim=1) for name in ("anchor", "shape"))

@@ -22,7 +22,6 @@ from torch import Tensor
 from labelstore.errors import GiftwrapError, InputError
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
-from pipeline.device.moving import to_device
 from pipeline.plan.augment import arrange, arranges
 from pipeline.render.cache import Encoded, Images, runs
 from pipeline.render.complaints import DamagedDataError
@@ -203,7 +202,7 @@ class DaliRenderer:
         with torch.cuda.stream(self._stream):
             if chunk.regions:
                 try:
-                    files.take(chunk.part.crops, self._rows(chunk, chunk.regions))
+                    files.take(chunk.part.crops, chunk.rows[chunk.regions])
                 except (RefusedFileError, DamagedDataError):
                     self._one_by_one(files, chunk)
                     for later in under_way:
@@ -220,7 +219,7 @@ class DaliRenderer:
         for place in chunk.regions:
             try:
                 self._start_regions(files, chunk, [place])
-                files.take(chunk.part.crops, self._rows(chunk, [place]))
+                files.take(chunk.part.crops, chunk.rows[[place]])
             except (RefusedFileError, DamagedDataError) as error:
                 files.drop()
                 self._require_bad(chunk.files[place], error)
@@ -250,14 +249,10 @@ class DaliRenderer:
         with self._lock:
             try:
                 self._pixels.start(boxes=boxes, flips=chunk.flips(places))
-                self._pixels.take(part.crops, self._rows(chunk, places))
+                self._pixels.take(part.crops, rows)
             except BaseException:  # Ctrl-C too
                 self._pixels.drop()
                 raise
-
-    def _rows(self, chunk: _Chunk, places: Sequence[int]) -> Tensor:
-        """Rows of the part's crops, int64 ``[b]`` on the device."""
-        return to_device(torch.from_numpy(chunk.rows[list(places)]), self._device)
 
     def _turn(self, chunk: _Chunk) -> None:
         """Turn crops upright whose files are stored turned, and flip them then."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -152,12 +153,12 @@ class Running:
                 raise
             # It is about a batch before this one, which `take` finds out.
 
-    def take(self, crops: Tensor, at: Tensor) -> None:
-        """Wait for the batch that was started first, and copy it to the rows ``at``, int64 ``[b]``, of ``crops``.
+    def take(self, crops: Tensor, at: npt.NDArray[np.int64]) -> None:
+        """Wait for the batch that was started first, and copy it to the rows ``at``, ``[b]``, of ``crops``.
 
         Args:
             crops: uint8 ``[n, S, S, 3]`` on the device.
-            at: on the device.
+            at: ascending where it can be: rows that follow each other are copied at once.
 
         Raises:
             RefusedFileError: DALI does not decode a file of it; `drop` before anything else is started.
@@ -171,9 +172,12 @@ class Running:
             damaged = self._under_way.popleft().stop()
         if damaged:
             raise DamagedDataError("a decoder found damaged data")
-        crops.index_copy_(0, at, _tensor(made))
-        # Its memory is DALI's again when `made` is gone, in the order of the stream.
-        del made
+        batch, start = _tensor(made), 0
+        for rows in np.split(at, np.flatnonzero(np.diff(at) != 1) + 1):
+            crops[rows[0] : rows[-1] + 1].copy_(batch[start : start + len(rows)])
+            start += len(rows)
+        # Their memory is DALI's again when they are gone, in the order of the stream.
+        del made, batch
         self._pipeline.release_outputs()
 
     def drop(self) -> None:

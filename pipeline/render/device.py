@@ -7,11 +7,12 @@ decoded as they are needed: while one chunk is decoded, the next is read, and th
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from torch import Tensor
 from labelstore.errors import GiftwrapError
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
+from pipeline.device.moving import to_device
 from pipeline.plan.augment import arranges, strips_of
 from pipeline.render.batched import resize_all
 from pipeline.render.cache import Encoded, Images, runs
@@ -39,6 +41,8 @@ MAX_CROPS = 4096  # at a time
 SAMPLE = 8  # images that are decoded in two ways when a GPU decodes
 
 Indexes = npt.NDArray[np.int64]
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 class DeviceRenderer:
@@ -141,7 +145,7 @@ class DeviceRenderer:
         crops = parts[0] if len(parts) == 1 else torch.cat(parts)
         if len(inside) and len(outside):
             order = np.argsort(np.concatenate([inside, outside]))
-            crops = crops[torch.from_numpy(order).to(self._device)]
+            crops = crops[to_device(torch.from_numpy(order), self._device)]
         return crops
 
     def _of_kept(self, work: _Work, rows: Indexes) -> Iterator[Tensor]:
@@ -166,14 +170,11 @@ class DeviceRenderer:
         """The crops of some rows, of regions that a CPU decodes; of whole images where one of a chunk needs that."""
         chunks = [rows[run] for run in self._runs(work.images[rows], self._images.sizes)]
         reading = self._images.read_ahead([work.images[at].tolist() for at in chunks])
-        last: Boxes | None = None
-        for at, files in zip(chunks, reading, strict=True):
-            started = self._start_regions(files, work.boxes[at])
-            if last:  # while DALI decodes
-                yield resize_all(last, self._spec.size, self._spec.interpolation)
-            last = self._finish_regions(work, at, files, started)
-        if last:
-            yield resize_all(last, self._spec.size, self._spec.interpolation)
+        started = (
+            (at, files, self._start_regions(files, work.boxes[at])) for at, files in zip(chunks, reading, strict=True)
+        )
+        boxes = in_flight(started, lambda begun: self._finish_regions(work, *begun))
+        return (resize_all(some, self._spec.size, self._spec.interpolation) for some in boxes)
 
     def _start_regions(self, files: Sequence[Encoded], boxes: npt.NDArray[np.int32]) -> bool:
         """Begin to decode a region of each file, if all can be decoded so."""
@@ -198,17 +199,17 @@ class DeviceRenderer:
     def _decoded(self, chunks: Sequence[Indexes]) -> Iterator[tuple[Tensor, Indexes, Indexes]]:
         """The images of each chunk, whole: as `flatten` gives them, and which; the next chunk is decoded meanwhile."""
         reading = self._images.read_ahead([chunk.tolist() for chunk in chunks])
-        last: tuple[Tensor, Indexes, Indexes] | None = None
-        for chunk, files in zip(chunks, reading, strict=True):
-            plain = [file for file in files if file.bare is not None] if self._decoder.there else []
-            self._decoder.start([file.bare or b"" for file in plain], [file.header for file in plain])
-            if last:
-                yield last
-            last = (*self._finish_decoding(files, plain), chunk)
-        if last:
-            yield last
+        started = ((files, self._start(files)) for files in reading)
+        found = in_flight(started, lambda begun: self._finish(*begun))
+        return ((*images, chunk) for images, chunk in zip(found, chunks, strict=True))
 
-    def _finish_decoding(self, files: Sequence[Encoded], plain: Sequence[Encoded]) -> tuple[Tensor, Indexes]:
+    def _start(self, files: Sequence[Encoded]) -> list[Encoded]:
+        """Begin to decode those that DALI decodes; which they are."""
+        plain = [file for file in files if file.bare is not None] if self._decoder.there else []
+        self._decoder.start([file.bare or b"" for file in plain], [file.header for file in plain])
+        return plain
+
+    def _finish(self, files: Sequence[Encoded], plain: Sequence[Encoded]) -> tuple[Tensor, Indexes]:
         """All files decoded, when the plain ones were begun."""
         made: list[tuple[Tensor, Indexes]] = []
 
@@ -242,6 +243,23 @@ class DeviceRenderer:
                     f"decoder {decoder}: expected the same pixels of {self._manifest.place(file.image)} alone and with "
                     f"other images, found others; give --decoder cpu, or a GPU that nothing else uses"
                 )
+
+
+def in_flight(started: Iterable[S], finish: Callable[[S], T]) -> Iterator[T]:
+    """What ``finish`` gives of each item; each is finished when the next has been started.
+
+    So while the caller works on one, the two after it are being made.
+    """
+    waiting: deque[S] = deque()
+    done: deque[T] = deque()
+    for item in started:
+        waiting.append(item)
+        if done:
+            yield done.popleft()
+        if len(waiting) > 1:
+            done.append(finish(waiting.popleft()))
+    yield from done
+    yield from map(finish, waiting)
 
 
 @dataclass(frozen=True, slots=True)

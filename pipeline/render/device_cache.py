@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from labelstore.errors import InputError
 from pipeline.device.moving import to_device
 from pipeline.render.cache import CACHE_BYTES, Images
 
-CACHE_SHARE = 0.5  # of a GPU's free memory by default; a teacher's batch is chosen for the other half
+CACHE_SHARE = 0.5  # of a GPU's free memory for all caches by default; a teacher's batch is chosen for the other half
 HEADROOM_BYTES = 2 << 30
 """What the cache of a GPU always leaves: for DALI's buffers, a chunk of images in its copies, and crops on their way.
 
@@ -30,7 +31,8 @@ def cache_budget(device: torch.device, wanted: int | None) -> int:
         return wanted
     if device.type != "cuda":
         return CACHE_BYTES
-    return max(int(CACHE_SHARE * torch.cuda.mem_get_info(device)[0]) - HEADROOM_BYTES, 0)
+    taken = sum(kept.data.numel() for kept in _caches if kept.data.device == device)
+    return max(int(CACHE_SHARE * (_free_bytes(device) + taken)) - HEADROOM_BYTES - taken, 0)
 
 
 class Kept:
@@ -51,13 +53,14 @@ class Kept:
         self._filled = 0
         need = images.room.bytes
         if need and device.type == "cuda":
-            free = torch.cuda.mem_get_info(device)[0]
+            free = _free_bytes(device)
             if need > free - HEADROOM_BYTES:
                 raise _too_large(need, device, free)
         try:
             self.data: Tensor = torch.empty(need, dtype=torch.uint8, device=device)
+            _caches.add(self)
         except torch.OutOfMemoryError as error:  # another process has taken it meanwhile
-            raise _too_large(need, device, torch.cuda.mem_get_info(device)[0]) from error
+            raise _too_large(need, device, _free_bytes(device)) from error
 
     def missing(self, images: Indexes) -> Indexes:
         """Those of some images that are not there yet, each once, int64 ``[m]``."""
@@ -75,6 +78,15 @@ class Kept:
         self.data = self.data[:0].clone()
 
 
+_caches: WeakSet[Kept] = WeakSet()  # of this process; training has two, of its images and of its test images
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that nobody uses, torch's pool in this process included."""
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
+
+
 def _too_large(need: int, device: torch.device, free: int) -> InputError:
     most = max(free - HEADROOM_BYTES, 0)
     return InputError(
@@ -87,7 +99,8 @@ def _too_large(need: int, device: torch.device, free: int) -> InputError:
 def flatten(images: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Indexes]:
     """Images one after the other on a device, uint8 ``[B]``, and where each begins, int64 ``[n]``."""
     ends = np.cumsum([image.numel() for image in images])
-    if not any(image.is_cuda for image in images):  # copied in one transfer
-        return to_device(torch.cat([image.flatten() for image in images]), device), ends - np.diff(ends, prepend=0)
-    parts = [to_device(image, device).flatten() for image in images]
-    return torch.cat(parts), ends - np.diff(ends, prepend=0)
+    starts = ends - np.diff(ends, prepend=0)
+    if device.type != "cuda" or any(image.is_cuda for image in images):
+        return torch.cat([to_device(image, device).flatten() for image in images]), starts
+    there = torch.empty(int(ends[-1]), dtype=torch.uint8, pin_memory=True)  # so that one transfer copies all
+    return torch.cat([image.flatten() for image in images], out=there).to(device, non_blocking=True), starts

@@ -80,10 +80,8 @@ def network_input(
 
 def renormalise(images: Tensor, old: Normalisation, new: Normalisation) -> Tensor:
     """Images ``[n, 3, S, S]`` that are normalised by ``old``, normalised by ``new``."""
-    factors = zip(*old, *new, strict=True)
-    scales_and_shifts = [(s / new_s, (m - new_m) / new_s) for m, s, new_m, new_s in factors]
-    both = torch.tensor(scales_and_shifts, device=images.device).T[..., None, None]
-    return images * both[0] + both[1]
+    scale, shift = _changes(old, new, images.device)
+    return images * scale + shift
 
 
 def at_once(pixels: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
@@ -101,4 +99,14 @@ def _factors(mean: tuple[float, ...], std: tuple[float, ...], device: torch.devi
     with torch.inference_mode(False):
         scale = torch.tensor([1 / (255 * s) for s in std], device=device)
         shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+    return scale, shift
+
+
+@cache
+def _changes(old: Normalisation, new: Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Scale and shift from one normalisation to another, ``[3, 1, 1]``, made once likewise."""
+    factors = zip(*old, *new, strict=True)
+    scales_and_shifts = [(s / new_s, (m - new_m) / new_s) for m, s, new_m, new_s in factors]
+    with torch.inference_mode(False):
+        scale, shift = torch.tensor(scales_and_shifts, device=device).T[..., None, None]
     return scale, shift

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 
 from labelstore import LabelStore
-from pipeline.render import augmenter_of, dali
+from pipeline.render import augmenter_of, dali, dali_crops
+from pipeline.render.normalise import normalise
+from pipeline.replay.source import open_source
 from tests.journeys.world import World, giftwrap
+from trainer.replay import Replay
 
 pytestmark = pytest.mark.skipif(dali.load() is None, reason="no DALI here")
 
@@ -47,6 +52,26 @@ def test_a_store_made_by_dali_is_verified_shown_extended_and_trained_with(world:
         "ce", "--size", 16, "--augmenter", "dali",
     )  # fmt: skip
     assert fresh.code == 0, fresh.err
+
+
+def test_batches_that_are_streamed_have_their_own_crops_and_labels(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    built = giftwrap(*world.build_words(store, "--augmenter", "dali", "--mix", "cutmix", "--group", 4, "--views", 2))
+    assert built.code == 0, built.err
+    monkeypatch.setattr(dali_crops, "CHUNK_CROPS", 5)  # several under way
+    source = open_source(store, world.images, threads=1)
+    with closing(source), closing(Replay(store, world.images, batch_size=7, threads=1)) as replay:
+        batches = [batch for _ in range(2) for batch in replay]
+        assert len(batches) == 8
+        for batch in batches:
+            view, positions = int(batch.view[0]), batch.position.numpy()
+            pixels = source.crops(view, 0, 24)[batch.position]
+            wanted = normalise(pixels, replay.crops.mean, replay.crops.std, torch.float32, channels_last=False)
+            assert torch.equal(batch.images, wanted)
+            stored = torch.from_numpy(source.store.read(view, positions).logits)
+            assert torch.equal(batch.logits, stored.float())
 
 
 def test_a_decoder_of_a_gpu_is_refused_without_one(world: World, tmp_path: Path) -> None:

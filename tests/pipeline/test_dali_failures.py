@@ -22,7 +22,7 @@ from pipeline.images.manifest import Manifest, scan
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import dali, make_renderer
 from pipeline.render.cache import Images
-from pipeline.render.dali import DaliDecoder
+from pipeline.render.dali import DEPTH, DaliDecoder
 from pipeline.render.dali_errors import RefusedFileError, explained
 from pipeline.render.device import DeviceRenderer
 from tests.pipeline.test_render import picture
@@ -130,7 +130,7 @@ def headers_of(files: Sequence[bytes]) -> list[Header]:
 def test_what_was_decoded_before_does_not_change_the_share_of_the_hardware(faults: SimpleNamespace) -> None:
     files = [JPEG] * 6
     many, after_one = (DaliDecoder(GPU, 1, 6) for _ in range(2))
-    assert faults.batches == [6, 6], "each is primed with a full batch as it is made"
+    assert faults.batches == [6] * 2 * DEPTH, "each begins with full batches as it is made"
     expected = many.whole(files, headers_of(files))
     after_one.whole(files[:1], headers_of(files[:1]))
     after_one.drop()  # as after a file that does not decode
@@ -148,8 +148,7 @@ def test_a_file_that_does_not_decode_is_left_to_pillow_and_the_others_are_not(fa
     decoder = DaliDecoder(GPU, 1, 4)
     images = decoder.whole(files, headers_of(files))
     assert [image is None for image in images] == [False, True, False]
-    assert faults.made == 3, "made anew after each failure, and primed"
-    assert faults.batches.count(4) == 3
+    assert DEPTH * faults.made == faults.batches.count(4), "full batches first, whenever one is made"
 
 
 @pytest.fixture
@@ -235,8 +234,7 @@ def test_a_stop_between_chunks_leaves_no_batch_in_flight(
             patch.setattr("pipeline.render.device.resize_all", stop)
             with pytest.raises(error):
                 renderer.render(rows)
-        assert not renderer._decoder._whole._running
-        assert not renderer._decoder._region._running
+        assert renderer._decoder._whole.begun == renderer._decoder._region.begun == 0
         assert torch.equal(renderer.render(rows), expected)
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -250,6 +251,11 @@ def test_the_cache_of_a_gpu_is_a_share_of_what_is_free(monkeypatch: pytest.Monke
     assert cache_budget(gpu, None) == 38 << 30
     assert cache_budget(gpu, 5) == cache_budget(CPU, 5) == 5
     assert cache_budget(CPU, None) == 2 << 30
+    one = SimpleNamespace(data=SimpleNamespace(numel=lambda: 30 << 30, device=gpu))
+    free -= 30 << 30
+    monkeypatch.setattr("pipeline.render.device_cache._caches", [one])
+    assert cache_budget(gpu, None) == 8 << 30, "all caches of a process have one share"
+    monkeypatch.setattr("pipeline.render.device_cache._caches", [])
     free = 3 << 30
     assert cache_budget(gpu, None) == 0
 
