@@ -45,20 +45,20 @@ def resize_plainly(task: Task) -> Tensor:
     first = task.first[1][crop]
     along = job["place along"][crop, None] + first
     sums = torch.full((task.lines, size, 3), HALF, dtype=torch.int32, device=data.device)
-    for tap in range(task.weights.shape[-1]):
+    for tap, (_, of_pixels) in enumerate(task.weights):
         black = missing | (along + tap < 0) | (along + tap >= job["limit along"][crop, None])
         column = along + tap
         if task.places is not None:
             black |= first + tap >= job["length along"][crop, None]  # of the next box in the table; weights are 0 there
             column = task.places[1][(job["table"][crop, None] + first + tap).masked_fill_(black, 0)]
         index = (start + column * job["stride along"][crop, None]).masked_fill_(black, 0)
-        weights = task.weights[1][crop, :, tap].masked_fill_(black, 0)
+        weights = of_pixels[crop].masked_fill_(black, 0)
         sums += data[index[..., None] + channel].int() * weights[..., None]
     between = (sums >> BITS).clamp_(0, 255).byte()
     sums = torch.full((count, size, size, 3), HALF, dtype=torch.int32, device=data.device)
-    for tap in range(task.weights.shape[-1]):
+    for tap, (of_lines, _) in enumerate(task.weights):
         inside = (task.first[0] + tap).minimum(job["lines"][:, None] - 1)  # weights beyond are 0
-        sums += between[job["between"][:, None] + inside].int() * task.weights[0][:, :, tap, None, None]
+        sums += between[job["between"][:, None] + inside].int() * of_lines[:, :, None, None]
     pixel = torch.arange(size, device=data.device)
     across, along = pixel * job["target"][:, None], pixel * job["target along"][:, None]
     target = (job["base"][:, None, None] + across[:, :, None] + along[:, None, :])[..., None] + channel

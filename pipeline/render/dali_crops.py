@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from labelstore.errors import GiftwrapError, InputError
-from labelstore.format.columns import CropRows
+from labelstore.format.columns import CROP_COLUMNS, CropRows
 from labelstore.spec import Json
 from pipeline.plan.augment import arrange, arranges
 from pipeline.render.cache import Encoded, Images, runs
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pipeline.images.manifest import Manifest
     from pipeline.plan.plan import PlanSpec
 
+SAMPLE = 16  # images that a GPU decodes together and alone before anything else
 READ_AHEAD = 2  # chunks, besides those that DALI works on
 
 Indexes = npt.NDArray[np.int64]
@@ -74,6 +75,7 @@ class DaliRenderer:
 
         Raises:
             InputError: DALI is not installed.
+            GiftwrapError: the decoder's pixels depend on the other images of a batch.
         """
         if load() is None:
             raise InputError(
@@ -94,6 +96,8 @@ class DaliRenderer:
         self._left: set[int] = set()  # images that DALI refuses, or finds damaged
         self._lock = threading.Lock()  # of what is decoded whole
         self._idle: list[Running] = []
+        if self._making.on_gpu:
+            self._require_steady(manifest, decoder)
 
     def render(self, rows: CropRows) -> Tensor:
         """The crops of n rows, after mixing.
@@ -236,6 +240,20 @@ class DaliRenderer:
                     f"--augmenter dali: the GPU fails to decode a sound image (index {file.image}): "
                     f"{error.__cause__ or error}; free memory of the GPU, or add --decoder cpu"
                 ) from error
+
+    def _require_steady(self, manifest: Manifest, decoder: str) -> None:
+        """Make crops of a few images together and alone: the pixels must be the same; GiftwrapError if not."""
+        some = np.unique(np.linspace(0, len(manifest) - 1, min(SAMPLE, len(manifest))).astype(np.int64))
+        sides = np.stack([manifest.heights[some], manifest.widths[some]])
+        values = [some & 0xFFFF, some >> 16, *np.zeros_like(sides), *sides, np.zeros_like(some)]
+        rows = CropRows(CROP_COLUMNS, np.stack(values).astype(np.uint16))
+        together = self.render(rows)
+        for at in reversed(range(len(rows))):
+            if not torch.equal(self.render(rows.take(np.array([at])))[0], together[at]):
+                raise GiftwrapError(
+                    f"--augmenter dali, decoder {decoder}: expected the same pixels of {manifest.place(int(some[at]))} "
+                    f"alone and with other images, found others; give --decoder cpu, or a GPU that nothing else uses"
+                )
 
     def _make_whole(self, chunk: _Chunk, places: Sequence[int]) -> None:
         """Make crops from whole images, which Pillow decodes; of their boxes as they are stored, as DALI cuts them."""

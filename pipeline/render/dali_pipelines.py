@@ -130,6 +130,7 @@ class Running:
         self._decodes = make is of_files
         self._pipeline: Any = None
         self._under_way: deque[Listener] = deque()
+        self._taken: object = None
         # Read in place, and on a GPU a little after their batch is taken.
         self._inputs: deque[object] = deque(maxlen=2 * DEPTH)
 
@@ -145,13 +146,9 @@ class Running:
         if self._decodes:
             listener.start()
         self._under_way.append(listener)
-        try:
-            with explained(self._making.device, of_files=self._decodes):
-                self._pipeline.schedule_run()
-        except RefusedFileError:
-            if len(self._under_way) == 1:
-                raise
-            # It is about a batch before this one, which `take` finds out.
+        # A file's failure, if any, is one of a batch before this one: `take` finds it out.
+        with suppress(RefusedFileError), explained(self._making.device, of_files=len(self._under_way) > 1):
+            self._pipeline.schedule_run()
 
     def take(self, crops: Tensor, at: npt.NDArray[np.int64]) -> None:
         """Wait for the batch that was started first, and copy it to the rows ``at``, ``[b]``, of ``crops``.
@@ -176,18 +173,18 @@ class Running:
         for rows in np.split(at, np.flatnonzero(np.diff(at) != 1) + 1):
             crops[rows[0] : rows[-1] + 1].copy_(batch[start : start + len(rows)])
             start += len(rows)
-        # Their memory is DALI's again when they are gone, in the order of the stream.
-        del made, batch
+        # Their memory is DALI's again when they are gone, in the order of the stream; they stay until the next batch.
+        self._taken = (made, batch)
         self._pipeline.release_outputs()
 
     def drop(self) -> None:
         """Forget the pipeline and what is under way; that must end first, for it reads the inputs."""
         while self._under_way:
-            with suppress(Exception):  # whatever it is, nobody needs the batch
+            with suppress(Exception):  # whatever failed, the batch is not needed
                 self._pipeline.share_outputs()
                 self._pipeline.release_outputs()
             self._under_way.popleft().stop()
-        self._pipeline = None
+        self._pipeline, self._taken = None, None
         self._inputs.clear()
 
     @property

@@ -75,7 +75,7 @@ class Task:
         longest: lines of the box that has most.
         first: first pixel of the box that has a part in each pixel of the crop, int32 ``[2, n, S]``: across the lines
             and along them.
-        weights: of that pixel and those after it, int32 ``[2, n, S, taps]``.
+        weights: of that pixel and those after it, int32 ``[taps, 2, n, S]``.
         size: side S of the crops.
         places: of images whose strips change places: where in its image each line of all boxes is, and each pixel along
             the lines, int32 ``[lines]`` and ``[pixels]``; None where nothing changes places.
@@ -156,7 +156,7 @@ def weigh(lengths: Tensor, size: int, interpolation: str, taps: int) -> tuple[Te
         taps: pixels that may have a part in one.
 
     Returns:
-        First pixel int32 ``[..., S]``, and weights of ``taps`` pixels from there on int32 ``[..., S, taps]``.
+        First pixel int32 ``[..., S]``, and weights of ``taps`` pixels from there on int32 ``[taps, ..., S]``.
     """
     length = lengths.double()[..., None]
     # By a tensor: a GPU divides by a number as it multiplies by its reciprocal, which rounds differently.
@@ -166,13 +166,13 @@ def weigh(lengths: Tensor, size: int, interpolation: str, taps: int) -> tuple[Te
     center = (torch.arange(size, device=lengths.device) + 0.5).double() * scale
     first = (center - support + 0.5).long().clamp_(min=0)
     stop = (center + support + 0.5).long().minimum(lengths[..., None])
-    pixels = first[..., None] + torch.arange(taps, device=lengths.device)
-    x = (pixels - center[..., None] + 0.5).abs_() * (torch.ones_like(stretch) / stretch)[..., None]
-    parts = _filter(x, interpolation).masked_fill_(pixels >= stop[..., None], 0)
+    pixels = first + torch.arange(taps, device=lengths.device).view(-1, *[1] * first.ndim)
+    x = (pixels - center + 0.5).abs_() * (torch.ones_like(stretch) / stretch)
+    parts = _filter(x, interpolation).masked_fill_(pixels >= stop, 0)
     total = torch.zeros_like(center)
-    for tap in range(taps):  # in Pillow's order
-        total += parts[..., tap]
-    parts /= total.masked_fill_(total == 0, 1)[..., None]
+    for part in parts:  # in Pillow's order
+        total += part
+    parts /= total.masked_fill_(total == 0, 1)
     parts *= 1 << BITS
     return first.int(), (parts + torch.where(parts < 0, -0.5, 0.5)).int()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.render.jobs import BITS, HALF, JOB, Task
 
-BLOCK_LINES, BLOCK_BYTES = 8, 128
+BLOCK_LINES, BLOCK_BYTES, WARPS = 16, 128, 4
 # Columns of a job, as `pipeline.render.jobs.JOB` names them.
 START, LINES, BETWEEN, PLACE, PLACE_ALONG, LIMIT, LIMIT_ALONG = (tl.constexpr(column) for column in range(7))
 STRIDE, STRIDE_ALONG, TAPS, TAPS_ALONG, TARGET, TARGET_ALONG, BASE = (tl.constexpr(column) for column in range(7, 14))
@@ -23,26 +23,27 @@ SHIFT, ROUND = tl.constexpr(BITS), tl.constexpr(HALF)
 
 def resize_task(task: Task) -> Tensor:
     """Crops uint8 ``[n, S, S, 3]``."""
-    count, size, taps = len(task.jobs), task.size, task.weights.shape[-1]
+    count, size = len(task.jobs), task.size
     between = torch.empty((task.lines, size, 3), dtype=torch.uint8, device=task.data.device)
     crops = torch.empty((count, size, size, 3), dtype=torch.uint8, device=task.data.device)
     blocks = triton.cdiv(3 * size, BLOCK_BYTES)
-    settings: dict[str, Any] = {"SIZE": size, "ROWS": BLOCK_LINES, "BYTES": BLOCK_BYTES, "enable_fp_fusion": False}
+    settings: dict[str, Any] = {"SIZE": size, "ROWS": BLOCK_LINES, "BYTES": BLOCK_BYTES, "num_warps": WARPS}
+    settings["enable_fp_fusion"] = False
     places = task.places or (task.jobs, task.jobs)  # not read where nothing changes places
     with torch.cuda.device(task.data.device) if task.data.is_cuda else nullcontext():
         shorten_lines[count, triton.cdiv(task.longest, BLOCK_LINES), blocks](
             task.data,
             task.jobs,
             task.first[1],
-            task.weights[1],
+            task.weights[:, 1],
             *places,
             between,
-            taps,
+            task.weights.stride(0),
             PLACES=task.places is not None,
             **settings,
         )
         join_lines[count, triton.cdiv(size, BLOCK_LINES), blocks](
-            between, task.jobs, task.first[0], task.weights[0], crops, taps, **settings
+            between, task.jobs, task.first[0], task.weights[:, 0], crops, task.weights.stride(0), **settings
         )
     return crops
 
@@ -52,11 +53,11 @@ def shorten_lines(
     data,  # uint8 [B]
     jobs,  # int64 [n, COLUMNS]
     first,  # int32 [n, S]
-    weights,  # int32 [n, S, taps]
+    weights,  # int32 [taps, n, S]
     places,  # int32 [lines], of each line in its image, and ...
     places_along,  # int32 [pixels], ... of each pixel along the lines of a box; read with PLACES
     between,  # uint8 [lines, S, 3], written
-    taps,
+    apart,  # from the weights of one tap to those of the next
     PLACES: tl.constexpr,
     SIZE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -65,34 +66,38 @@ def shorten_lines(
     """One crop's box, some of its lines, some bytes of each: every line gets S pixels."""
     crop = tl.program_id(0)
     job = jobs + crop * COLUMNS
-    line = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    byte = tl.program_id(2) * BYTES + tl.arange(0, BYTES)
-    there, wanted = line < tl.load(job + LINES), byte < 3 * SIZE
-    pixel = byte // 3
-    place = tl.load(job + PLACE) + line
-    inside = there & (place >= 0) & (place < tl.load(job + LIMIT))
-    if PLACES:
-        place = tl.load(places + tl.load(job + BETWEEN) + line, mask=inside, other=0).to(tl.int64)
-    source = data + tl.load(job + START) + place * tl.load(job + STRIDE)
-    begin = tl.load(first + crop * SIZE + pixel, mask=wanted, other=0)
-    along = tl.load(job + PLACE_ALONG) + begin
-    table = places_along + tl.load(job + TABLE) + begin
-    left = tl.load(job + LENGTH_ALONG) - begin  # pixels of the box from there on
-    limit, stride = tl.load(job + LIMIT_ALONG), tl.load(job + STRIDE_ALONG)
-    weight = weights + (crop * SIZE + pixel) * taps
-    sums = tl.full((ROWS, BYTES), ROUND, tl.int32)
-    for tap in range(tl.load(job + TAPS_ALONG).to(tl.int32)):
-        part = wanted & (along + tap >= 0) & (along + tap < limit)
-        column = along + tap
+    lines, top = tl.load(job + LINES), tl.program_id(1) * ROWS
+    if top < lines:  # there are programs for the box that has most
+        line = top + tl.arange(0, ROWS)
+        byte = tl.program_id(2) * BYTES + tl.arange(0, BYTES)
+        there, wanted = line < lines, byte < 3 * SIZE
+        pixel = byte // 3
+        place = tl.load(job + PLACE) + line
+        inside = there & (place >= 0) & (place < tl.load(job + LIMIT))
         if PLACES:
-            part = part & (tap < left)  # the next box follows in the table; weights are 0 there
-            column = tl.load(table + tap, mask=part, other=0).to(tl.int64)
-        address = source[:, None] + (column * stride + byte % 3)[None, :]
-        value = tl.load(address, mask=inside[:, None] & part[None, :], other=0)
-        sums += value.to(tl.int32) * tl.load(weight + tap, mask=part, other=0)[None, :]
-    done = tl.minimum(tl.maximum(sums >> SHIFT, 0), 255).to(tl.uint8)
-    target = between + (tl.load(job + BETWEEN) + line)[:, None] * (3 * SIZE) + byte[None, :]
-    tl.store(target, done, mask=there[:, None] & wanted[None, :])
+            place = tl.load(places + tl.load(job + BETWEEN) + line, mask=inside, other=0).to(tl.int64)
+        begin = tl.load(first + crop * SIZE + pixel, mask=wanted, other=0)
+        along = tl.load(job + PLACE_ALONG) + begin
+        table = places_along + tl.load(job + TABLE) + begin
+        left = tl.load(job + LENGTH_ALONG) - begin  # pixels of the box from there on
+        limit, stride = tl.load(job + LIMIT_ALONG), tl.load(job + STRIDE_ALONG)
+        source = data + tl.load(job + START) + (place * tl.load(job + STRIDE))[:, None] + (byte % 3)[None, :]
+        address = source + (along * stride)[None, :]
+        weight = weights + crop * SIZE + pixel
+        sums = tl.full((ROWS, BYTES), ROUND, tl.int32)
+        for tap in range(tl.load(job + TAPS_ALONG).to(tl.int32)):
+            part = wanted & (along + tap >= 0) & (along + tap < limit)
+            if PLACES:
+                part = part & (tap < left)  # the next box follows in the table; weights are 0 there
+                address = source + (tl.load(table + tap, mask=part, other=0) * stride)[None, :]
+            value = tl.load(address, mask=inside[:, None] & part[None, :], other=0)
+            sums += value.to(tl.int32) * tl.load(weight, mask=part, other=0)[None, :]
+            weight += apart
+            if not PLACES:
+                address += stride
+        done = tl.minimum(tl.maximum(sums >> SHIFT, 0), 255).to(tl.uint8)
+        target = between + (tl.load(job + BETWEEN) + line)[:, None] * (3 * SIZE) + byte[None, :]
+        tl.store(target, done, mask=there[:, None] & wanted[None, :])
 
 
 @triton.jit
@@ -100,9 +105,9 @@ def join_lines(
     between,  # uint8 [lines, S, 3]
     jobs,  # int64 [n, COLUMNS]
     first,  # int32 [n, S]
-    weights,  # int32 [n, S, taps]
+    weights,  # int32 [taps, n, S]
     crops,  # uint8 [n, S, S, 3], written
-    taps,
+    apart,  # from the weights of one tap to those of the next
     SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     BYTES: tl.constexpr,
@@ -115,14 +120,15 @@ def join_lines(
     kept, wanted = line < SIZE, byte < 3 * SIZE
     lines = tl.load(job + LINES)
     top = tl.load(first + crop * SIZE + line, mask=kept, other=0)
-    source = between + (tl.load(job + BETWEEN) + top) * (3 * SIZE)
-    weight = weights + (crop * SIZE + line) * taps
+    address = between + ((tl.load(job + BETWEEN) + top) * (3 * SIZE))[:, None] + byte[None, :]
+    weight = weights + crop * SIZE + line
     sums = tl.full((ROWS, BYTES), ROUND, tl.int32)
     for tap in range(tl.load(job + TAPS).to(tl.int32)):
         part = kept & (top + tap < lines)
-        address = source[:, None] + (tap * 3 * SIZE + byte)[None, :]
         value = tl.load(address, mask=part[:, None] & wanted[None, :], other=0)
-        sums += value.to(tl.int32) * tl.load(weight + tap, mask=part, other=0)[:, None]
+        sums += value.to(tl.int32) * tl.load(weight, mask=part, other=0)[:, None]
+        address += 3 * SIZE
+        weight += apart
     done = tl.minimum(tl.maximum(sums >> SHIFT, 0), 255).to(tl.uint8)
     across = tl.load(job + BASE) + line * tl.load(job + TARGET)
     target = crops + across[:, None] + ((byte // 3) * tl.load(job + TARGET_ALONG) + byte % 3)[None, :]

@@ -126,8 +126,8 @@ def test_what_reaches_outside_the_image_is_black() -> None:
 def test_weights_add_up_and_stay_inside() -> None:
     lengths = torch.tensor([1, 7, 40, 333])
     first, weights = weigh(lengths, 24, "bicubic", 60)
-    assert (weights.sum(dim=-1) - (1 << 22)).abs().max() <= 30
-    last = first + (weights != 0).int().mul(torch.arange(1, 61)).amax(dim=-1)
+    assert (weights.sum(dim=0) - (1 << 22)).abs().max() <= 30
+    last = first + (weights != 0).int().mul(torch.arange(1, 61)[:, None, None]).amax(dim=0)
     assert (last <= lengths[:, None]).all()
 
 

@@ -262,6 +262,17 @@ def test_a_gpu_that_fails_on_a_sound_file_is_no_bad_file(manifest: Manifest, mon
             renderer.render(rows_of(manifest, spec))
 
 
+def test_a_decoder_whose_pixels_depend_on_the_batch_is_refused(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(by_dali(manifest, SPECS["bicubic"])) as renderer:
+        renderer._require_steady(manifest, "gpu")
+        made = renderer.render
+        monkeypatch.setattr(renderer, "render", lambda rows: made(rows) ^ (len(rows) == 1))
+        with pytest.raises(GiftwrapError, match=r"decoder gpu: expected the same pixels of .*/a/17.jpg alone"):
+            renderer._require_steady(manifest, "gpu")
+
+
 def test_what_it_cannot_do_is_refused_in_a_line(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     make = partial(make_renderer, manifest, SPECS["resized"], augmenter="dali")
     with pytest.raises(InputError, match="works on a GPU"):
