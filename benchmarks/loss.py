@@ -165,9 +165,13 @@ def gpu_times(steps: Mapping[str, Step], rounds: int) -> Timing:
 
 def wide(report: Report, rows: int, device: torch.device, rounds: int) -> float:
     """Time of the kernels at `WIDE` classes on float16 labels over that of a copy of as many bytes."""
+    from trainer.losses import kernels
+
     x, t = (torch.randn(rows, WIDE, device=device) for _ in range(2))
+    y = torch.randint(WIDE, (rows,), device=device)
     fused = make_loss(LossSpec())
-    steps = {"triton, float16": Step(fused, x, t.half(), torch.randint(WIDE, (rows,), device=device))}
+    assert isinstance(fused, Fused)  # noqa: S101  gift has twins
+    steps = {"triton, float16": Step(twin(kernels.gift, fused), x, t.half(), y)}
     require_alike(steps)
     timing = gpu_times(steps, rounds)
     for name, seconds in timing.wall.items():
