@@ -21,6 +21,7 @@ from pipeline.config import BuildConfig, VerifyConfig
 from pipeline.networks import build_network, save_weights
 from pipeline.replay.verify import verify
 from pipeline.teacher.engine import device
+from pipeline.teacher.engine.ensemble import Ensemble
 from pipeline.teacher.engine.precision import precision
 from pipeline.teacher.engine.running import eager
 from pipeline.teacher.engine.spec import MAX_RELATIVE_ERROR
@@ -134,6 +135,10 @@ def test_a_teacher_that_changes_settings_runs_in_full(dtype: Any, made: dict[str
         engine.logits(torch.zeros(2, 4, 4, 3, dtype=torch.uint8))
         assert settings() == before
     assert network.seen == [made] * 3
+    both = [Fast(), Fast()]
+    engine = eager(Ensemble(both, (0.5, 0.5), spec.products), spec, torch.device("cpu"), 2)
+    engine.logits(torch.zeros(2, 4, 4, 3, dtype=torch.uint8))
+    assert [network.seen for network in both] == [[made], [made]]  # the second one runs after the first one's changes
 
 
 @pytest.fixture(scope="module")
