@@ -223,7 +223,9 @@ def _load(spec: TeacherSpec, classes: int, size: int) -> tuple[nn.Module, list[W
         for member in spec.members
     ]
     networks: list[nn.Module] = [Logits(network).eval().requires_grad_(False) for network, _ in loaded]
-    network = networks[0] if len(networks) == 1 else Ensemble(networks, [member.share for member in spec.members])
+    network = (
+        networks[0] if len(networks) == 1 else Ensemble(networks, [each.share for each in spec.members], spec.products)
+    )
     return network.eval(), [weights for _, weights in loaded]
 
 

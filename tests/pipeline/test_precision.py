@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from labelstore.command.console import Console
+from labelstore.command.flags import from_flags
 from labelstore.errors import InputError
+from labelstore.store import LabelStore
+from pipeline.build.build import build
+from pipeline.config import BuildConfig, VerifyConfig
 from pipeline.networks import build_network, save_weights
+from pipeline.replay.verify import verify
 from pipeline.teacher.engine import device
+from pipeline.teacher.engine.ensemble import Ensemble
 from pipeline.teacher.engine.precision import precision
 from pipeline.teacher.engine.running import eager
 from pipeline.teacher.engine.spec import MAX_RELATIVE_ERROR
 from pipeline.teacher.teacher import Member, TeacherSpec, make_members, make_teacher
+from tests.journeys.world import SIDE, TEACHER, World
 
 BACKENDS: Any = torch.backends
 OPERATORS = {
@@ -144,6 +154,10 @@ def test_a_teacher_that_changes_settings_runs_in_full(dtype: Any, made: dict[str
         engine.logits(torch.zeros(2, 4, 4, 3, dtype=torch.uint8))
         assert settings() == before
     assert network.seen == [made] * 3
+    both = [Fast(), Fast()]
+    engine = eager(Ensemble(both, (0.5, 0.5), spec.products), spec, torch.device("cpu"), 2)
+    engine.logits(torch.zeros(2, 4, 4, 3, dtype=torch.uint8))
+    assert [network.seen for network in both] == [[made], [made]]  # the second one runs after the first one's changes
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +186,31 @@ def test_tf32_is_an_engine_of_a_gpu(weights: str, monkeypatch: pytest.MonkeyPatc
     assert teacher.engine["dtype"] == "tf32"
     assert MAX_RELATIVE_ERROR["float32"] < MAX_RELATIVE_ERROR["tf32"] <= MAX_RELATIVE_ERROR["float16"]
     assert all(weight.dtype == torch.float32 for weight in teacher.run.network.parameters())  # type: ignore[attr-defined]
+
+
+def test_a_store_in_tf32_is_verified_in_float32_on_a_cpu(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    config = from_flags(
+        BuildConfig,
+        images=world.images,
+        teacher=(TEACHER[1],),
+        teacher_args=(TEACHER[3],),
+        weights=(str(world.weights),),
+        size=SIDE,
+        views=2,
+        batch=16,
+        threads=1,
+        dtype="tf32",
+        store=store,
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "require_tf32", lambda _device: None)
+        build(config, Console(silent=True))
+    assert LabelStore.open(store).identity.require("engine")["dtype"] == "tf32"
+    words = from_flags(VerifyConfig, store=store, images=world.images, weights=(str(world.weights),))
+    ok, values = verify(words, Console())
+    assert ok
+    assert values["max_error_band"] == pytest.approx(1e-2 * float(np.abs(LabelStore.open(store).audit().logits).max()))
+    assert "engine: differs from the store's in dtype: 'tf32' there, 'float32' here" in capsys.readouterr().out

@@ -95,7 +95,7 @@ def eager(network: nn.Module, spec: TeacherSpec, device: torch.device, batch: in
         network=network,
         device=device,
         batch=batch,
-        products="tf32" if spec.dtype == "tf32" else "ieee",
+        products=spec.products,
         description={},
     )
 

@@ -95,6 +95,11 @@ class TeacherSpec:
             raise InputError(f"--cuda-graph: expected --device cuda, found {self.device}")
 
     @property
+    def products(self) -> Literal["ieee", "tf32"]:
+        """Precision of float32 products: see `pipeline.teacher.engine.precision`."""
+        return "tf32" if self.dtype == "tf32" else "ieee"
+
+    @property
     def name(self) -> str:
         """Of its networks, for messages."""
         return " + ".join(member.name for member in self.members)
