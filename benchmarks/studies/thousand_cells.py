@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+EXPERT_BATCH = 256
 Kind = Literal["expert", "plain", "student"]
 MEANINGS: Mapping[Kind, str] = {
     "expert": "expert trained by giftwrap",
@@ -30,6 +31,7 @@ class Scale:
         compared: epochs after which experts are compared with those of the plain loop.
         early: epoch of the expert whose labels are changed.
         epochs: of students, by images a class.
+        batches: crops a step of students, by images a class.
         seeds: of experts and students.
         several: images a class of the main comparison, with all seeds.
         single: the same, with the first seed alone.
@@ -49,6 +51,7 @@ class Scale:
     compared: int
     early: int
     epochs: Mapping[int, int]
+    batches: Mapping[int, int]
     seeds: tuple[int, ...]
     several: tuple[int, ...]
     single: tuple[int, ...]
@@ -68,7 +71,8 @@ CIFAR = Scale(
     later=32,
     compared=2,
     early=2,
-    epochs={1: 200, 3: 120, 10: 80, 50: 30},
+    epochs={1: 300, 3: 150, 10: 75, 50: 30},
+    batches={1: 10, 3: 15, 10: 25, 50: 50},
     seeds=(0, 1, 2),
     several=(1, 10),
     single=(50,),
@@ -88,6 +92,7 @@ TOY = Scale(
     compared=1,
     early=1,
     epochs={1: 2, 2: 1},
+    batches={1: 10, 2: 10},
     seeds=(0, 1),
     several=(1,),
     single=(2,),
@@ -105,6 +110,7 @@ class Cell:
     Attributes:
         kind: what is trained.
         epochs: how long.
+        batch: crops a step.
         seed: of the network, its crops, and the choice of its images.
         per_class: images a class of a student.
         expert: epoch of the expert that labels them; None trains on hard labels.
@@ -115,6 +121,7 @@ class Cell:
 
     kind: Kind
     epochs: int
+    batch: int = EXPERT_BATCH
     seed: int = 0
     per_class: int = 0
     expert: int | None = None
@@ -155,8 +162,8 @@ def cells(scale: Scale, best: Mapping[int, int]) -> list[Cell]:
 
 def student(scale: Scale, per_class: int, expert: int | None, seed: int = 0, **more: Any) -> Cell:
     """A student of so many images a class."""
-    epochs = scale.epochs[per_class]
-    return Cell(kind="student", epochs=epochs, seed=seed, per_class=per_class, expert=expert, **more)
+    epochs, batch = scale.epochs[per_class], scale.batches[per_class]
+    return Cell(kind="student", epochs=epochs, batch=batch, seed=seed, per_class=per_class, expert=expert, **more)
 
 
 def ladder(scale: Scale, seed: int) -> Sequence[int]:

@@ -6,7 +6,9 @@ import json
 import time
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -33,10 +35,12 @@ from trainer.config import EvaluateConfig
 from trainer.evaluate import EvalResult, evaluate
 from trainer.train import train
 
-BATCH, RATE, MOMENTUM = 256, 0.01, 0.9
+RATE, MOMENTUM = 0.01, 0.9
+CLASSES, TEST_BATCH = 10, 128
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images
-# Seconds that a student takes besides its steps and its test: images, labels, first checks, files.
-AROUND_S = 2.0
+# What a cell takes besides its steps and its test, for images, labels, first checks and files: seconds, and the time of
+# some steps of a student.
+AROUND_S, AROUND_STEPS = 2.0, 6
 
 
 class Lab:
@@ -85,7 +89,7 @@ class Lab:
             "--images", self.data / "train", "--labels", "none", "--loss", "ce", *self._student,
             "--size", self.scale.side, "--crop", "center", "--flip", 0, "--mean", *MEAN, "--std", *STD,
             "--optimizer", "SGD", "--lr", RATE, "--optimizer-args", json.dumps({"momentum": MOMENTUM}),
-            "--weight-decay", 0, "--schedule", "constant", "--batch-size", BATCH, "--epochs", cell.epochs,
+            "--weight-decay", 0, "--schedule", "constant", "--batch-size", cell.batch, "--epochs", cell.epochs,
             "--keep", ",".join(map(str, self.kept(cell))), "--seed", cell.seed,
             "--run-folder", self.weights(1, cell.seed).parent,
         )  # fmt: skip
@@ -98,7 +102,7 @@ class Lab:
     def plain(self, cell: Cell) -> dict[str, Any]:
         """Train an expert by the plain loop."""
         depth, width = int(self.scale.network.removeprefix("convnet-d")), self.scale.args.get("width", 128)
-        loop = Loop(depth, width, BATCH, RATE, MOMENTUM, MEAN, STD)
+        loop = Loop(depth, width, cell.batch, RATE, MOMENTUM, MEAN, STD)
         top1 = plain_top1(self.data / "train", self.data / "test", loop, cell.epochs, cell.seed)
         return {"epochs": [{"epoch": cell.epochs, "top1": top1}]}
 
@@ -119,7 +123,7 @@ class Lab:
             labels = (*labels, "--optimizer", "AdamW", "--lr", 1e-3, "--weight-decay", 0.01, "--schedule", "cosine")
         done = train_words(
             "--recipe", "no-distillation", "--images", images, *labels, *self._student, "--epochs", cell.epochs,
-            "--seed", cell.seed, "--checkpoint-every", cell.epochs, "--run-folder", run,
+            "--batch-size", cell.batch, "--seed", cell.seed, "--checkpoint-every", cell.epochs, "--run-folder", run,
         )  # fmt: skip
         result = self.test(run / "last.safetensors")
         return {"top1": result.top1, "loss": result.loss, "hits": list(result.class_hits), "steps": done["steps"]}
@@ -166,9 +170,9 @@ class Lab:
     def test(self, weights: Path) -> EvalResult:
         """Weights on all test images, which are scanned and decoded once."""
         images, spec, renderer = self._tested
-        network = build_network(self.scale.network, self.scale.args, len(self.classes), size=self.scale.side)
+        network = build_network(self.scale.network, self.scale.args, CLASSES, size=self.scale.side)
         network.load_state_dict(load_file(weights))
-        return evaluate(network, images, spec, renderer, mean=MEAN, std=STD, batch=BATCH)
+        return evaluate(network, images, spec, renderer, mean=MEAN, std=STD, batch=TEST_BATCH)
 
     @cached_property
     def _tested(self) -> tuple[Any, PlanSpec, Any]:
@@ -212,35 +216,36 @@ class Pace:
 
     def __init__(self, scale: Scale) -> None:
         self._scale = scale
-        network = build_network(scale.network, scale.args, 10, size=scale.side)
+        network = build_network(scale.network, scale.args, CLASSES, size=scale.side)
         optimiser = torch.optim.SGD(network.parameters(), lr=0.0)
         self._network, self._optimiser = network, optimiser
-        self._steps = {count: self._step_s(count) for count in (10, 100)}
+        self._steps = {count: self._step_s(count) for count in (10, 100)}  # crops
         with torch.no_grad():
-            self._test_s = self._seconds(lambda: network(self._crops(BATCH)), 1) / BATCH
+            self._test_s = self._seconds(lambda: network(self._crops(TEST_BATCH)), 3) / TEST_BATCH
 
     def _crops(self, count: int) -> torch.Tensor:
         return torch.randn(count, 3, self._scale.side, self._scale.side)
 
     def _step_s(self, count: int) -> float:
         """Seconds of a step of ``count`` crops."""
-        crops, targets = self._crops(count), torch.arange(count) % 10
+        crops, targets = self._crops(count), torch.arange(count) % CLASSES
 
         def step() -> None:
             self._optimiser.zero_grad()
             torch.autograd.backward(cross_entropy(self._network(crops), targets))
             self._optimiser.step()
 
-        return self._seconds(step, 3)
+        return self._seconds(step, 5)
 
     @staticmethod
     def _seconds(work: Any, times: int) -> float:
-        """Seconds of a call, after one that does not count."""
+        """Seconds of a call: the median of some, after one that does not count."""
         work()
-        start = time.perf_counter()
+        marks = [time.perf_counter()]
         for _ in range(times):
             work()
-        return (time.perf_counter() - start) / times
+            marks.append(time.perf_counter())
+        return median(end - start for start, end in pairwise(marks))
 
     @property
     def crops_per_second(self) -> float:
@@ -257,9 +262,8 @@ class Pace:
         scale = self._scale
         test = scale.tests * self._test_s
         if cell.kind == "student":
-            images = cell.per_class * 10
-            batch = min(images, BATCH)
-            return self.train_s(cell.epochs * images / batch, batch) + test + AROUND_S
+            steps = cell.epochs * cell.per_class * CLASSES / cell.batch
+            return self.train_s(steps + AROUND_STEPS, cell.batch) + test + AROUND_S
         tests = len([epoch for epoch in scale.experts if epoch <= cell.epochs]) if cell.kind == "expert" else 1
         epochs = cell.epochs - (scale.experts[-1] if cell.epochs == scale.later else 0)
-        return self.train_s(epochs * scale.images / BATCH, BATCH) + tests * test
+        return self.train_s(epochs * scale.images / cell.batch, cell.batch) + tests * test + AROUND_S
