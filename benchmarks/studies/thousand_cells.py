@@ -148,6 +148,12 @@ class Cell:
         return "-".join([f"ipc{self.per_class}", labels, *changes, f"seed{self.seed}"])
 
 
+def kept(scale: Scale, expert: Cell) -> list[int]:
+    """The epochs of an expert whose weights are kept: of those that label nothing, the last one."""
+    earlier = (epoch for epoch in scale.experts if epoch < expert.epochs and expert.seed == scale.seeds[0])
+    return [*earlier, expert.epochs]
+
+
 def cells(scale: Scale, best: Mapping[int, int]) -> list[Cell]:
     """All cells, the most important ones first.
 

@@ -29,7 +29,7 @@ from pathlib import Path
 import tyro
 
 from benchmarks.harness import machine
-from benchmarks.studies.thousand_cells import CIFAR, MEANINGS, TOY, Cell, cells
+from benchmarks.studies.thousand_cells import CIFAR, MEANINGS, TOY, Cell, cells, kept
 from benchmarks.studies.thousand_results import Results
 from benchmarks.studies.thousand_run import Lab, Pace
 from benchmarks.studies.thousand_table import report
@@ -100,7 +100,7 @@ def to_do(lab: Lab, results: Results) -> list[Cell]:
     again = [
         cell
         for cell in every
-        if cell.kind == "expert" and cell.seed == 0 and cell in results and {*gone} & {*lab.kept(cell)}
+        if cell.kind == "expert" and cell.seed == 0 and cell in results and {*gone} & {*kept(lab.scale, cell)}
     ]
     return [*again, *left]
 

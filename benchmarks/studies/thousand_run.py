@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from benchmarks.studies.thousand_cells import Cell, Scale
+from benchmarks.studies.thousand_cells import Cell, Scale, kept
 from benchmarks.studies.thousand_plain import Loop, plain_top1
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
@@ -67,21 +67,18 @@ class Lab:
     def expert(self, cell: Cell) -> dict[str, Any]:
         """Train an expert on hard labels; how each of its kept epochs does on the test images."""
         self.train_expert(cell)
-        kept = [str(self.weights(epoch, cell.seed)) for epoch in self.kept(cell)]
-        if len(kept) == 1:
-            return {"epochs": [{"epoch": cell.epochs, "top1": self.test(Path(kept[0])).top1}]}
+        epochs = kept(self.scale, cell)
+        files = [self.weights(epoch, cell.seed) for epoch in epochs]
+        if len(files) == 1:
+            return {"epochs": [{"epoch": cell.epochs, "top1": self.test(files[0]).top1}]}
         rows = compare_checkpoints(
-            from_flags(EvaluateConfig, weights=tuple(kept), images=self.data / "test"), Console(silent=True)
+            from_flags(EvaluateConfig, weights=tuple(map(str, files)), images=self.data / "test"), Console(silent=True)
         )
-        epochs = [
+        found = [
             {"epoch": epoch, "top1": row.top1, "loss": row.loss, "entropy": row.entropy, "agreement": row.agreement}
-            for epoch, row in zip(self.kept(cell), rows, strict=True)
+            for epoch, row in zip(epochs, rows, strict=True)
         ]
-        return {"epochs": epochs}
-
-    def kept(self, cell: Cell) -> list[int]:
-        """The epochs of an expert whose weights are kept."""
-        return sorted({*(epoch for epoch in self.scale.experts if epoch < cell.epochs), cell.epochs})
+        return {"epochs": found}
 
     def train_expert(self, cell: Cell) -> None:
         """SGD at a constant rate, so that a longer expert continues a shorter one."""
@@ -90,7 +87,7 @@ class Lab:
             "--size", self.scale.side, "--crop", "center", "--flip", 0, "--mean", *MEAN, "--std", *STD,
             "--optimizer", "SGD", "--lr", RATE, "--optimizer-args", json.dumps({"momentum": MOMENTUM}),
             "--weight-decay", 0, "--schedule", "constant", "--batch-size", cell.batch, "--epochs", cell.epochs,
-            "--keep", ",".join(map(str, self.kept(cell))), "--seed", cell.seed,
+            "--keep", ",".join(map(str, kept(self.scale, cell))), "--seed", cell.seed,
             "--run-folder", self.weights(1, cell.seed).parent,
         )  # fmt: skip
         train_words(*words)
@@ -264,6 +261,6 @@ class Pace:
         if cell.kind == "student":
             steps = cell.epochs * cell.per_class * CLASSES / cell.batch
             return self.train_s(steps + AROUND_STEPS, cell.batch) + test + AROUND_S
-        tests = len([epoch for epoch in scale.experts if epoch <= cell.epochs]) if cell.kind == "expert" else 1
+        tests = len(kept(scale, cell)) if cell.kind == "expert" else 1
         epochs = cell.epochs - (scale.experts[-1] if cell.epochs == scale.later else 0)
         return self.train_s(epochs * scale.images / cell.batch, cell.batch) + tests * test + AROUND_S

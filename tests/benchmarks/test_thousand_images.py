@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks.step import draw_set
 from benchmarks.studies import thousand_images as study
 from benchmarks.studies import thousand_table as table
-from benchmarks.studies.thousand_cells import CIFAR, TOY, Cell, Scale, cells, student
+from benchmarks.studies.thousand_cells import CIFAR, TOY, Cell, Scale, cells, kept, student
 from benchmarks.studies.thousand_plain import Loop, conv_net, plain_top1, read_folder
 from benchmarks.studies.thousand_results import Results
 from benchmarks.studies.thousand_run import Lab, Pace
@@ -46,11 +46,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 def test_wherever_the_order_is_cut_the_experts_of_all_students_come_first(scale: Scale) -> None:
     every = cells(scale, {})
     assert len(every) == len({cell.name for cell in every}) == len(set(every))
-    kept: set[int] = set()
+    labels: set[int] = set()
     for cell in every:
         if cell.kind == "expert" and cell.seed == 0:
-            kept |= {epoch for epoch in (*scale.experts, scale.later) if epoch <= cell.epochs}
-        assert cell.expert is None or cell.expert in kept
+            labels |= {epoch for epoch in (*scale.experts, scale.later) if epoch <= cell.epochs}
+        assert cell.expert is None or cell.expert in labels
 
 
 def test_the_adamw_students_have_the_labels_of_the_best_expert() -> None:
@@ -80,8 +80,7 @@ def test_more_images_contain_fewer_and_seeds_and_classes_differ(lab: Lab) -> Non
     assert drawn(1, 1) != one
     indexes = {name: int(next(iter(names))[:-4]) // 10 for name, names in one.items()}
     assert len(set(indexes.values())) > 1
-    kept = drawn(1, 0, missing=True)
-    assert kept == {name: one[name] for name in lab.classes[:-3]}
+    assert drawn(1, 0, missing=True) == {name: one[name] for name in lab.classes[:-3]}
     for file in two["class 3"]:
         copy = lab.folder / "images" / "ipc2-seed0" / "class 3" / file
         assert copy.read_bytes() == (lab.data / "train" / "class 3" / file).read_bytes()
@@ -164,10 +163,10 @@ class Quick(Lab):
         with (self.folder / "trained").open("a") as file:
             file.write(f"{cell.name}\n")
         if cell.kind == "expert":
-            for epoch in self.kept(cell):
+            for epoch in kept(self.scale, cell):
                 self.weights(epoch, cell.seed).parent.mkdir(parents=True, exist_ok=True)
                 self.weights(epoch, cell.seed).touch()
-            rows = [{"epoch": epoch, "top1": 9.0, "loss": 1.0, "entropy": 1.0} for epoch in self.kept(cell)]
+            rows = [{"epoch": epoch, "top1": 9.0, "loss": 1.0, "entropy": 1.0} for epoch in kept(self.scale, cell)]
             return {"epochs": rows, "seconds": 1.0}
         if cell.kind == "plain":
             return {"epochs": [{"epoch": cell.epochs, "top1": 9.5}], "seconds": 1.0}
