@@ -40,12 +40,10 @@ class Results:
         """Append a line, durably."""
         line = {"cell": cell.to_json(), **values}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                cut_off = file.read(1) != b"\n"
-                file.write(b"\n" * cut_off)
-            file.write(json.dumps(line).encode() + b"\n")
+        before = self.path.read_bytes() if self.path.exists() else b"\n"
+        cut_off = not before.endswith(b"\n")
+        with self.path.open("a") as file:
+            file.write("\n" * cut_off + json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._lines[_key(line["cell"])] = line
