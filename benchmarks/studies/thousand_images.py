@@ -9,9 +9,9 @@ recipe no-distillation, tested on the 10,000 test images after their last step.
 
 It is sized for 40 minutes on 2 CPU cores, and so differs from the paper: 10,000 training images, not 50,000; experts
 of some hundred steps at that rate, where the paper takes 5e-4 without momentum for some 25,000 steps, with DSA;
-students of 300 steps, in batches of 10 (1 image a class), 15 (3), 25 (10) and 50 (50), where the paper takes 3,000
-epochs in batches of 256; no ZCA whitening; one kind of DSA a crop, not a batch; the last evaluation, where the paper
-reports the best one.
+students of 150 to 300 steps, in batches of 10 (1 image a class), 15 (3), 25 (10) and 50 (50), where the paper takes
+3,000 epochs in batches of 256; no ZCA whitening; one kind of DSA a crop, not a batch; the last evaluation, where the
+paper reports the best one.
 
 A finished cell is a line of benchmarks/results/thousand-images.jsonl, and is not trained again. A stopped cell
 continues where it was stopped. Cells are trained in the order of their importance until the time is used up.
