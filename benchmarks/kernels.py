@@ -100,7 +100,7 @@ def resizes() -> Iterator[Case]:
     """The passes of the resize."""
     from pipeline.render import kernels
 
-    inputs, options = ("*u8", "*i64", "*i32", "*i32"), {"enable_fp_fusion": False}
+    inputs, options = ("*u8", "*i64", "*i32", "*i32"), {"enable_fp_fusion": False, "num_warps": kernels.WARPS}
     for size in SIDES:
         constants = {"SIZE": size, "ROWS": kernels.BLOCK_LINES, "BYTES": kernels.BLOCK_BYTES}
         types: tuple[str, ...] = (*inputs, "*u8", "i32")

@@ -257,6 +257,26 @@ def check(task: Task, place: str) -> None:
         raise InputError(f"{place}: {error}") from error
 
 
+def require_known(tasks: Sequence[Task], file: Path) -> None:
+    """Refuse networks and optimisers that are not there, before the first command starts.
+
+    Raises:
+        InputError: names the run or the store, and what it expects.
+    """
+    from pipeline.networks.table import constructor_of  # takes seconds to import
+
+    for task in tasks:
+        values = with_recipe(task.command, task.values)
+        networks = [*values.get("teacher", ()), *([values["student"]] if "student" in values else [])]
+        try:
+            for name in networks:
+                constructor_of(name)
+            if task.command == "train":
+                from_flags(TrainConfig, **values).optimiser.spec()
+        except InputError as error:
+            raise InputError(f"{file} [{task.command}] {task.name}: {error}") from error
+
+
 def with_recipe(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of a task with those of its recipe, as far as they are known without its images."""
     name = values.get("recipe")

@@ -25,7 +25,7 @@ from labelstore.errors import InputError, LeaseError
 from labelstore.spec import Json
 from trainer.compare import Row, as_json, as_text, table
 from trainer.file_names import CONFIG
-from trainer.grid import Task, read_grid
+from trainer.grid import Task, read_grid, require_known
 from trainer.processes import Failed, Running, start
 from trainer.runs import find_runs, read_run
 
@@ -63,12 +63,14 @@ def sweep(config: SweepConfig, console: Console) -> int:
     """Run what is left of a sweep, and print the table of its runs; returns the exit code.
 
     Raises:
-        InputError: a flag that a command refuses, or images, weights or stores that are not there.
+        InputError: a flag that a command refuses, a network or an optimiser that does not exist, or images, weights or
+            stores that are not there.
         LeaseError: when another process runs this sweep.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError("sweep: starts processes of its own, found torchrun; start it alone, with --jobs")
     tasks = read_grid(config.file, config.run_folder)
+    require_known(tasks, config.file)
     absent = inputs_absent(tasks)
     if config.dry_run:
         print_plan(tasks, absent, config.jobs, console)

@@ -29,7 +29,7 @@ def to_host(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``values`` in memory, several at once; waits for the work that makes them, and for no other stream's."""
     copies = {name: value if value.device.type == "cpu" else begin_copy(value) for name, value in values.items()}
     for device in {value.device for value in values.values() if value.is_cuda}:
-        torch.cuda.current_stream(device).synchronize()
+        torch.cuda.current_stream(device).record_event().synchronize()
     return copies
 
 

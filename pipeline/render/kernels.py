@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pipeline.render.jobs import BITS, HALF, JOB, Task
 
-BLOCK_LINES, BLOCK_BYTES, WARPS = 16, 128, 4
+# Of eleven ways the fastest at 224 px (H200): 1.5 us a crop for both passes; with 16 lines 2.3 us.
+BLOCK_LINES, BLOCK_BYTES, WARPS = 8, 256, 4
 # Columns of a job, as `pipeline.render.jobs.JOB` names them.
 START, LINES, BETWEEN, PLACE, PLACE_ALONG, LIMIT, LIMIT_ALONG = (tl.constexpr(column) for column in range(7))
 STRIDE, STRIDE_ALONG, TAPS, TAPS_ALONG, TARGET, TARGET_ALONG, BASE = (tl.constexpr(column) for column in range(7, 14))
@@ -26,8 +27,9 @@ def resize_task(task: Task) -> Tensor:
     count, size = len(task.jobs), task.size
     between = torch.empty((task.lines, size, 3), dtype=torch.uint8, device=task.data.device)
     crops = torch.empty((count, size, size, 3), dtype=torch.uint8, device=task.data.device)
-    blocks = triton.cdiv(3 * size, BLOCK_BYTES)
-    settings: dict[str, Any] = {"SIZE": size, "ROWS": BLOCK_LINES, "BYTES": BLOCK_BYTES, "num_warps": WARPS}
+    across = bytes_at_once(size)
+    blocks = triton.cdiv(3 * size, across)
+    settings: dict[str, Any] = {"SIZE": size, "ROWS": BLOCK_LINES, "BYTES": across, "num_warps": WARPS}
     settings["enable_fp_fusion"] = False
     places = task.places or (task.jobs, task.jobs)  # not read where nothing changes places
     with torch.cuda.device(task.data.device) if task.data.is_cuda else nullcontext():
@@ -46,6 +48,11 @@ def resize_task(task: Task) -> Tensor:
             between, task.jobs, task.first[0], task.weights[:, 0], crops, task.weights.stride(0), **settings
         )
     return crops
+
+
+def bytes_at_once(size: int) -> int:
+    """Bytes of a crop's line that a program makes."""
+    return min(BLOCK_BYTES, int(triton.next_power_of_2(3 * size)))
 
 
 @triton.jit

@@ -153,36 +153,6 @@ def test_kernels_give_the_same(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", program], check=True, env=environment, cwd=Path(__file__).parents[2])
 
 
-@needs_triton
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-def test_kernels_compile_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from pipeline.render import kernels
-
-    numbers = {"SIZE": 224, "ROWS": kernels.BLOCK_LINES, "BYTES": kernels.BLOCK_BYTES}
-    types = ["*u8", "*i64", "*i32", "*i32"]
-    for kernel, more in (
-        (kernels.shorten_lines, {"PLACES": False}),
-        (kernels.shorten_lines, {"PLACES": True}),
-        (kernels.join_lines, {}),
-    ):
-        chosen = more | numbers
-        tables = ["*i32", "*i32"] if more else []
-        source = ASTSource(
-            fn=kernel,
-            signature=dict(
-                zip(kernel.arg_names, [*types, *tables, "*u8", "i32", *["constexpr"] * len(chosen)], strict=True)
-            ),
-            constexprs={(kernel.arg_names.index(name),): value for name, value in chosen.items()},
-        )
-        made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
-        assert made.asm["cubin"]
-
-
 @pytest.mark.parametrize("cache", [MEMORY, REGIONS])
 @pytest.mark.parametrize("name", SPECS)
 def test_the_device_renders_as_the_cpu_does(

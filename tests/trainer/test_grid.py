@@ -143,6 +143,32 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path, text: str, me
     assert len(str(error.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BUILD + TRAIN.replace("convnet-d3", "convnet-d33"), r"\[train\] run: network 'convnet-d33'"),
+        (
+            BUILD.replace("convnet-d3", "resnet18") + TRAIN,
+            r"\[build\] store: network 'resnet18'",
+        ),
+        (BUILD + TRAIN + "optimizer = ['SGD', 'AdamWW']\n", r"optimizer=AdamWW: --optimizer: .*did you mean AdamW"),
+        (
+            BUILD + TRAIN + "optimizer-args = '{\"beta\": 1}'\n",
+            r"run: optimiser AdamW: unknown arguments beta",
+        ),
+    ],
+)
+def test_misspelt_networks_and_optimisers_are_named_before_anything_starts(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "grid.toml").write_text(text)
+    config = from_flags(SweepConfig, file=tmp_path / "grid.toml", run_folder=tmp_path / "out")
+    with pytest.raises(InputError, match=message) as error:
+        sweep(config, Console())
+    assert len(str(error.value).splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.toml: cannot be read"):
         read_grid(tmp_path / "none.toml", tmp_path)
@@ -175,6 +201,7 @@ def test_a_run_without_a_store_is_made_once_and_needs_no_build(tmp_path: Path) -
     [
         ("gift", 18, 18 * 4 * 3, "tiny-convnet,images=rded-ipc10,loss=gift,seed=2"),
         ("rded", 24, 24 * 3, "cifar10-resnet18,images=ipc50,seed=0"),
+        ("thousand_images", 16, 16 * 5, "imagenet-ipc200,seed=4"),
     ],
 )
 def test_the_tables_of_the_papers_are_sweeps(
