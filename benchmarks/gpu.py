@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -209,19 +209,16 @@ class Child:
 
     def end(self) -> None:
         """End the process, which does nothing when it was not run, and what it has started."""
-        with self._process as process:
+        with self._errors, suppress(BrokenPipeError), self._process as process:  # it may end before it is released
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-        self._errors.close()
 
     def _release(self) -> None:
         """Let it begin; one that has ended already is found by its exit code."""
         assert self._process.stdin is not None  # noqa: S101  it is a pipe
-        try:
+        with suppress(BrokenPipeError):
             self._process.stdin.write("begin\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass
 
 
 def words_for(name: str) -> list[str]:

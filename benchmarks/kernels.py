@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Report, machine
+from labelstore.durable.newfile import write_new
 from labelstore.errors import GiftwrapError, reason
 from labelstore.spec import Json
 
@@ -171,7 +172,7 @@ def usage_of(cubin: bytes, kernel: str) -> Usage:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
+        write_new(path, cubin)
         words = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
         text = subprocess.run(words, capture_output=True, text=True, check=True).stdout  # noqa: S603  Triton's own
     lines = text.splitlines()

@@ -289,6 +289,9 @@ def interpreted() -> None:
         x, t, *targets = batch(7, 100, torch.float16)
         for dtype, label in ((torch.bfloat16, torch.float16), (torch.float16, torch.int8), (torch.float32, torch.int8)):
             require_parity(loss, spec, x.to(dtype), (8 * t).to(label), *targets)
+    with pytest.MonkeyPatch.context() as patch:  # as a GPU does it
+        patch.setattr(kernels, "ONE_BY_ONE", kernels.tl.constexpr(False))
+        require_parity(make_loss(SPECS["gift"]), SPECS["gift"], *batch(2, 9))
     test_strided_and_repeated_rows()
     test_rows_of_every_size_in_one_batch("gift", "cpu")
     test_backward_again_and_twice("gift")

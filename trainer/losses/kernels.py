@@ -28,6 +28,7 @@ def itself(kernel: Any) -> Any:
 INTERPRETED = triton.knobs.runtime.interpret
 # By this name torch finds the kernels of an operator, and knows compiled code of others by their source.
 wrap_triton: Callable[[Any], Any] = itself if INTERPRETED else library.wrap_triton
+ONE_BY_ONE = tl.constexpr(INTERPRETED)
 SHORTEST, FURTHEST, BACK = tl.constexpr(TINY), tl.constexpr(REACH), tl.constexpr(SHRUNK)
 SCALED = 4096  # elements a program
 WIDEST, TILE = 8192, 2048  # columns that a program holds at most, and those that it reads at once of a longer row
@@ -69,12 +70,12 @@ def gift_kernel(
     column = tl.arange(0, BLOCK)
     there = column < classes
     a, u = tile(x, column, classes), tile(t, column, classes)
-    aa, uu, au, a_sum, u_sum, a_top, u_top = tl.reduce((a * a, u * u, a * u, a, u, tl.abs(a), tl.abs(u)), 0, added)
+    aa, uu, au, a_sum, u_sum, a_top, u_top = reduced(a * a, u * u, a * u, a, u, tl.abs(a), tl.abs(u))
     a_shrunk, u_shrunk = magnitude(a_top), magnitude(u_top)
     if (a_top > FURTHEST) | (u_top > FURTHEST):
         a *= a_shrunk
         u *= u_shrunk
-        aa, uu, au, a_sum, u_sum, a_top, u_top = tl.reduce((a * a, u * u, a * u, a, u, tl.abs(a), tl.abs(u)), 0, added)
+        aa, uu, au, a_sum, u_sum, a_top, u_top = reduced(a * a, u * u, a * u, a, u, tl.abs(a), tl.abs(u))
     target, target2, own = targets_of(y + row, y2 + row, lam + row, HARD, MIXED)
     of_a, of_u, of_s, cosine = closed(
         x, t, aa, uu, au, a_sum, u_sum, a_shrunk, u_shrunk, target, target2, own, classes, soft, hard, rest, top, HARD
@@ -128,6 +129,15 @@ def gift_tiles_kernel(
 
 
 @triton.jit
+def reduced(aa, uu, au, a, u, a_top, u_top):
+    """Sums, and the largest of magnitudes, in one reduction; one by one in the interpreter, which is slow at it."""
+    if ONE_BY_ONE:
+        a_top, u_top = tl.max(a_top, 0), tl.max(u_top, 0)
+        return tl.sum(aa, 0), tl.sum(uu, 0), tl.sum(au, 0), tl.sum(a, 0), tl.sum(u, 0), a_top, u_top
+    return tl.reduce((aa, uu, au, a, u, a_top, u_top), 0, added)
+
+
+@triton.jit
 def added(aa, uu, au, a, u, a_top, u_top, aa2, uu2, au2, a2, u2, a_top2, u_top2):
     """Two parts of a row together: sums, and the largest magnitudes."""
     a_top, u_top = tl.maximum(a_top, a_top2), tl.maximum(u_top, u_top2)
@@ -136,7 +146,7 @@ def added(aa, uu, au, a, u, a_top, u_top, aa2, uu2, au2, a2, u2, a_top2, u_top2)
 
 @triton.jit
 def sums(x, t, classes, a_shrunk, u_shrunk, BLOCK: tl.constexpr):
-    """What `added` gives of two rows, tile by tile, each times its number."""
+    """What `reduced` gives of two rows, tile by tile, each times its number."""
     zeros = tl.zeros((BLOCK,), tl.float32)
     aa, uu, au, a_sum, u_sum, a_top, u_top = zeros, zeros, zeros, zeros, zeros, zeros, zeros
     for start in range(0, classes, BLOCK):
@@ -148,7 +158,7 @@ def sums(x, t, classes, a_shrunk, u_shrunk, BLOCK: tl.constexpr):
         a_sum += a
         u_sum += u
         a_top, u_top = tl.maximum(a_top, tl.abs(a)), tl.maximum(u_top, tl.abs(u))
-    return tl.reduce((aa, uu, au, a_sum, u_sum, a_top, u_top), 0, added)
+    return reduced(aa, uu, au, a_sum, u_sum, a_top, u_top)
 
 
 @triton.jit
