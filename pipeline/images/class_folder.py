@@ -12,7 +12,7 @@ import numpy as np
 
 from labelstore.command.names import natural_key, printable, same_form, told_apart
 from labelstore.errors import InputError
-from pipeline.images.containers import readable
+from pipeline.images.file_formats import readable
 from pipeline.images.kinds import HEAD_BYTES, other_kind
 from pipeline.images.left_out import LeftOut, left_out_kind
 from pipeline.images.source import ImageFile, Listing, Stamp
@@ -50,7 +50,7 @@ class ClassFolder:
 
     def read(self, image: int) -> bytes:
         """The bytes of an image's file."""
-        # By as few system calls as there can be: after each, threads of Python wait for each other. 20 us instead of 34.
+        # By as few system calls as there can be: after each, threads of Python wait for each other. 20 us, not 34.
         file = os.open(self.place(image), os.O_RDONLY)
         try:
             size = os.fstat(file).st_size

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from PIL import UnidentifiedImageError
 
 from labelstore.errors import InputError
-from pipeline.images.containers import JPEG_END, JPEG_FRAMES, JPEG_SCAN, PNG_MAGIC, readable
+from pipeline.images.file_formats import JPEG_END, JPEG_FRAMES, JPEG_SCAN, PNG_MAGIC, readable
 from pipeline.images.kinds import GIT_LFS, HEAD_BYTES, TEXT, UNKNOWN, other_kind
 from pipeline.images.orientation import EXIF, XMP, XMP_ORIENTATION, PngMetadata, read_orientation
 

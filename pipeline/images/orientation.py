@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image
 
-from pipeline.images.containers import PNG_MAGIC
+from pipeline.images.file_formats import PNG_MAGIC
 from pipeline.quiet import quiet
 
 EXIF = b"Exif\0\0"

@@ -6,7 +6,7 @@ DALI is given nothing else: it misreads some EXIF and crashes on other. The orie
 
 from __future__ import annotations
 
-from pipeline.images.containers import (
+from pipeline.images.file_formats import (
     JPEG_METADATA,
     JPEG_QUANTISERS,
     JPEG_RESTARTS,

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from labelstore.command.names import printable
 from labelstore.errors import InputError, reason
-from pipeline.images.containers import JPEG_MAGIC
 from pipeline.images.decodes import FORMATS
+from pipeline.images.file_formats import JPEG_MAGIC
 from pipeline.images.headers import Header, read_header
 from pipeline.images.source import Stamp
 from pipeline.quiet import quiet

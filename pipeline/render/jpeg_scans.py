@@ -14,7 +14,7 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.images.containers import (
+from pipeline.images.file_formats import (
     JPEG_END,
     JPEG_FRAMES,
     JPEG_METADATA,

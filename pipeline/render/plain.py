@@ -9,7 +9,7 @@ blocks, by their neighbours in the region). Metadata is no matter here: DALI is 
 
 from __future__ import annotations
 
-from pipeline.images.containers import png_chunks
+from pipeline.images.file_formats import png_chunks
 from pipeline.render.jpeg_scans import Scans, scans_of
 
 

@@ -20,7 +20,7 @@ from torchvision.datasets import ImageFolder
 from labelstore.command.names import natural_key, printable, same_form, told_apart
 from labelstore.errors import InputError, MismatchError
 from pipeline.images.class_folder import order_classes
-from pipeline.images.containers import readable
+from pipeline.images.file_formats import readable
 from pipeline.images.headers import read_header
 from pipeline.images.kinds import IMAGES, other_kind
 from pipeline.images.left_out import left_out_kind
