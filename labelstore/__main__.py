@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from labelstore.command.console import Console, byte_count
-from labelstore.command.encoding_options import CodeOptions
+from labelstore.command.encoding_options import CodeOptions, EncodingName
 from labelstore.command.flags import Group
 from labelstore.command.output import Output
 from labelstore.command.program import Command, run_program
-from labelstore.encoding_table import EncodingName
 from labelstore.errors import InputError
 from labelstore.spec import Json
 
@@ -69,7 +68,7 @@ class ConvertConfig:
     destination: tyro.conf.Positional[Path]
     """Folder of the store to make, resume or extend."""
     encoding: EncodingName
-    """How labels are stored: int8 is C + 4 bytes a label, float16 2 C, transform C / 20 to C / 5."""
+    """How labels are stored; docs/ENCODINGS.md compares the bytes a label and the fidelity of each."""
     codes: CodeOptions = field(default_factory=CodeOptions)
     views: int | None = None
     """Convert the first views, rounded up to whole blocks; all that are sealed when left out."""

@@ -5,15 +5,14 @@ A new encoding is one file in `labelstore/encodings/` and one line here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Any
 
-ENCODINGS: dict[str, str] = {
-    "int8": "labelstore.encodings.int8:Int8",
-    "float16": "labelstore.encodings.float16:Float16",
-    "transform": "labelstore.encodings.transform:Transform",
-}
+from labelstore.tables import Table
 
-if TYPE_CHECKING:
-    EncodingName = str
-else:  # choices of the command line
-    EncodingName = Literal[tuple(ENCODINGS)]
+ENCODINGS: Table[Any] = Table(
+    {
+        "int8": "labelstore.encodings.int8:Int8",
+        "float16": "labelstore.encodings.float16:Float16",
+        "transform": "labelstore.encodings.transform:Transform",
+    }
+)

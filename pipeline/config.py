@@ -14,12 +14,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from labelstore.command.encoding_options import CodeOptions
+from labelstore.command.encoding_options import CodeOptions, EncodingName
 from labelstore.command.flags import Group, Named
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart, require_writable
 from labelstore.durable.removing import require_absent
-from labelstore.encoding_table import EncodingName
 from labelstore.errors import InputError, reason
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.spec import PlanSpec
@@ -33,7 +32,7 @@ class TeacherOptions:
     """Which networks label, and what they expect."""
 
     names: Annotated[tuple[str, ...], Named("teacher")]
-    """torchvision:NAME, timm:NAME, convnet-dN, cifar-resnetN, resnet18/101-modified or module:attribute.
+    """torchvision:NAME, timm:NAME, module:attribute, or a network of giftwrap's own (docs/GUIDE.md lists them).
     Several label together: the weighted mean of their logits."""
     weights: tuple[str, ...]
     """Weights, one a teacher: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
@@ -120,8 +119,8 @@ class BuildConfig:
     crops: Annotated[PlanSpec, Group("crops")]
     teacher: Annotated[TeacherOptions, Group("teacher")]
     encoding: Annotated[EncodingName | None, Group("encoding")] = None
-    """How labels are stored: int8 is C + 4 bytes a label, float16 2 C, transform C / 20 to C / 5 and a calibration for
-    the whole store. Left out, the store's, and of a new store int8 or transform, whichever is smaller."""
+    """How labels are stored; docs/ENCODINGS.md compares the bytes a label and the fidelity of each. Left out, the
+    store's, and of a new store int8 or transform, whichever is smaller."""
     codes: Annotated[CodeOptions, Group("encoding")] = field(default_factory=CodeOptions)
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     engine: Annotated[EngineOptions, Group("engine")] = field(default_factory=EngineOptions)

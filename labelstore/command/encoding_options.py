@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
+from labelstore.command.flags import Choices
+from labelstore.encoding_table import ENCODINGS
 from labelstore.errors import InputError
 from labelstore.spec import Json
 
+EncodingName: TypeAlias = Annotated[str, Choices(ENCODINGS)]
 CodecName = Literal["raw", "zstd", "pcodec"]
 
 
@@ -38,7 +41,7 @@ class CodeOptions:
     """How the codes of an encoding are made and compressed; None leaves it to the encoding."""
 
     codec: CodecName | None = None
-    """How codes are compressed: int8, float16: raw (their own) or zstd; transform: pcodec (its own) or zstd."""
+    """How codes are compressed: zstd, or as the encoding does by itself (raw or pcodec), which is the default."""
     fidelity: float | None = None
     """transform: mean cosine between the GIFT targets of the exact and the stored labels, to be reached (0.98)."""
     step: float | None = None

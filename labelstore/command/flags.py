@@ -9,11 +9,12 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
-from typing import Annotated, Any, TypeVar, cast, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from labelstore.errors import InputError
 
@@ -37,6 +38,32 @@ class Group:
     """Marks a field whose flag, or whose fields' flags, the help lists under a title: ``Group("crops")``."""
 
     title: str
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Choices:
+    """Marks a field whose value is a name in a table: ``Annotated[str, Choices(MIXES, "none")]``.
+
+    The table is read when flags are, so that what was added to it from outside is among the choices.
+
+    Attributes:
+        table: by name.
+        others: names that are choices too, before those of the table.
+    """
+
+    table: Mapping[str, object]
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Words:
+    """Marks a field of words that a table explains: the help ends with them.
+
+    Attributes:
+        known: gives the words as they are typed, such as ``topk=K``; called when flags are read.
+    """
+
+    known: Callable[[], Sequence[str]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +99,8 @@ def is_positional(flag: Flag) -> bool:
 
 def flags_of(config: type[Any]) -> dict[str, Flag]:
     """The flags of a command's dataclass, by key, in the order of the fields."""
-    return _flags_of(cast("Hashable", config))
+    flags = _flags_of(cast("Hashable", config))
+    return {key: _of_today(flag) for key, flag in flags.items()}
 
 
 @cache
@@ -84,6 +112,24 @@ def _flags_of(config: Any) -> dict[str, Flag]:
         keys = [flag.key for flag in found]
         raise TypeError(f"{config.__name__}: flags twice: {', '.join(key for key in flags if keys.count(key) > 1)}")
     return flags
+
+
+def _of_today(flag: Flag) -> Flag:
+    """A flag with the choices, and the words of its help, that tables have now."""
+    words = [mark for mark in getattr(flag.kind, "__metadata__", ()) if isinstance(mark, Words)]
+    kind = _with_choices(flag.kind)
+    if kind is flag.kind and not words:
+        return flag
+    return replace(flag, kind=kind, help=" ".join([flag.help, *(f"{', '.join(each.known())}." for each in words)]))
+
+
+def _with_choices(kind: Any) -> Any:
+    """A type, with the names in a table where it is marked as such."""
+    if get_origin(kind) in (Union, UnionType):
+        each = tuple(map(_with_choices, get_args(kind)))
+        return kind if each == get_args(kind) else Union[each]  # noqa: UP007  the types are in a tuple
+    marks = [mark for mark in getattr(kind, "__metadata__", ()) if isinstance(mark, Choices)]
+    return Literal[(*marks[0].others, *marks[0].table)] if marks else kind
 
 
 def _walk(owner: type[Any], path: tuple[str, ...], group: str, before: str = "") -> Iterator[Flag]:

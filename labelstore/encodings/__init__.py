@@ -6,7 +6,6 @@ An encoding turns logits ``[..., C]`` into one or two arrays of codes and back; 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 from labelstore import encoding_table
@@ -14,6 +13,7 @@ from labelstore.encodings.base import Bands, CodeArray, Codec, Codes, Encoding, 
 from labelstore.encodings.int8 import Int8Format1
 from labelstore.errors import FormatError, InputError
 from labelstore.spec import FORMAT, Json
+from labelstore.tables import Table
 
 __all__ = [
     "ENCODINGS",
@@ -28,15 +28,9 @@ __all__ = [
 ]
 
 
-def _class_at(place: str) -> EncodingClass:
-    """The class at ``module:name``."""
-    module, _, name = place.partition(":")
-    found: EncodingClass = getattr(import_module(module), name)
-    return found
-
-
-ENCODINGS: dict[str, EncodingClass] = {name: _class_at(place) for name, place in encoding_table.ENCODINGS.items()}
-FORMAT_1: dict[str, EncodingClass] = {**ENCODINGS, "int8": Int8Format1}
+ENCODINGS: Table[EncodingClass] = encoding_table.ENCODINGS
+# Encodings of format 1 that are others in this one.
+FORMAT_1: dict[str, EncodingClass] = {"int8": Int8Format1}
 
 
 def make_encoding(parameters: Mapping[str, Json], columns: int, format_number: int = FORMAT) -> Encoding:
@@ -52,10 +46,10 @@ def make_encoding(parameters: Mapping[str, Json], columns: int, format_number: i
     """
     options: dict[str, Any] = dict(parameters)
     name = options.pop("name", None)
-    table = ENCODINGS if format_number == FORMAT else FORMAT_1
-    if not isinstance(name, str) or name not in table:
-        raise InputError(f"label encoding: expected one of {', '.join(table)}, found {name!r}")
+    if not isinstance(name, str) or name not in ENCODINGS:
+        raise InputError(f"label encoding: expected one of {', '.join(ENCODINGS)}, found {name!r}")
+    earlier = FORMAT_1.get(name) if format_number != FORMAT else None
     try:
-        return table[name](columns, **options)
+        return (earlier or ENCODINGS[name])(columns, **options)
     except TypeError as error:
         raise FormatError(f"label encoding {name}: {error}; a newer version may have this parameter") from error

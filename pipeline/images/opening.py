@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from labelstore.errors import InputError
+from labelstore.tables import Table
 from pipeline.images.class_folder import ClassFolder, ClassOrder
 from pipeline.images.source import ImageSource
 
@@ -24,8 +25,9 @@ class SourceKind(NamedTuple):
     open: Callable[[Path, ClassOrder, Collection[str]], ImageSource]
 
 
-SOURCES: dict[str, SourceKind] = {}
-"""By name: those that look at a path before it is taken for a class folder, which anything else is."""
+SOURCES: Table[SourceKind] = Table({})
+"""By name: those that look at a path before it is taken for a class folder, which anything else is. A line names the
+`SourceKind` in the file of a source: ``"tar": "pipeline.images.tar:KIND"``."""
 
 
 def open_images(path: Path, class_order: ClassOrder = "auto", leave_out: Collection[str] = ()) -> ImageSource:

@@ -1,4 +1,4 @@
-"""All networks by name. A family is a file with a ``NETWORKS`` of its own and a line in this one."""
+"""All networks by name. A family is a file with a ``NETWORKS`` of its own, and a line in `FAMILIES`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ import torchvision
 from torch import nn
 
 from labelstore.errors import InputError, reason
-from pipeline.networks import cifar_resnet, convnet, resnet_modified
 from pipeline.networks.imported import imported
 from pipeline.networks.trained import TIMM, TORCHVISION
 
 UNNAMED = "**"  # a constructor that takes keywords which its signature does not name
+FAMILIES = (
+    "pipeline.networks.convnet",
+    "pipeline.networks.cifar_resnet",
+    "pipeline.networks.resnet_modified",
+)
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
-    **convnet.NETWORKS,
-    **cifar_resnet.NETWORKS,
-    **resnet_modified.NETWORKS,
+    name: network for family in FAMILIES for name, network in importlib.import_module(family).NETWORKS.items()
 }
 
 

@@ -6,12 +6,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
+from labelstore.command.flags import Words
 from labelstore.errors import FormatError, InputError
 from labelstore.format.columns import IMAGE_COLUMNS
 from labelstore.spec import Json
-from pipeline.plan.augment import MIXES, CropName, MixName, columns_of, crop, flip, mix_columns, named
+from pipeline.plan.augment import MIXES, CropName, MixName, columns_of, crop, flip, known_words, mix_columns, named
 from pipeline.plan.augment.crop import CROPS
 
 MAX_SIDE = 65_535  # columns are uint16
@@ -53,9 +54,8 @@ class CropOptions:
     """Positions that mix with each other; 128 when left out."""
     mix_per: MixPer = "group"
     """What has a mixing weight or box of its own: a group, or each crop with its partner."""
-    augment: tuple[str, ...] = ()
-    """Further augmentations: patch-shuffle=F (RDED: strips of F x F collages), rand-augment=N,M (RandAugment on the
-    crop, before it is mixed), dsa (GIFT: on the normalised crop), dsa=one (one of DSA's six kinds)."""
+    augment: Annotated[tuple[str, ...], Words(known_words)] = ()
+    """Further augmentations, each at most once, in the order of their operators; docs/GUIDE.md explains them:"""
     interpolation: Interpolation = "bilinear"
     """Antialiased filter of the resize."""
 

@@ -6,10 +6,11 @@ line in `RECIPES`; nothing here imports torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Annotated, Protocol, TypeAlias
 
+from labelstore.command.flags import Choices
 from labelstore.errors import InputError
-from pipeline.recipes import gift, no_distillation, rded, sre2l
+from labelstore.tables import Table
 from pipeline.recipes.setting import Flags, Setting
 
 
@@ -35,12 +36,15 @@ class Recipe(Protocol):
         """The flags of `train`."""
 
 
-RECIPES: dict[str, Recipe] = {"gift": gift, "rded": rded, "sre2l": sre2l, "no-distillation": no_distillation}
-
-if TYPE_CHECKING:
-    RecipeName = str
-else:  # choices of the command line
-    RecipeName = Literal[tuple(RECIPES)]
+RECIPES: Table[Recipe] = Table(
+    {
+        "gift": "pipeline.recipes.gift",
+        "rded": "pipeline.recipes.rded",
+        "sre2l": "pipeline.recipes.sre2l",
+        "no-distillation": "pipeline.recipes.no_distillation",
+    }
+)
+RecipeName: TypeAlias = Annotated[str, Choices(RECIPES)]
 
 
 def recipe_of(name: str) -> Recipe:

@@ -7,15 +7,22 @@ from typing import Any, get_args
 
 import pytest
 
-from labelstore.__main__ import CheckConfig
+from labelstore.__main__ import CheckConfig, ConvertConfig
 from labelstore.command.encoding_options import encoding_parameters
-from labelstore.encoding_table import EncodingName
+from labelstore.command.flags import flags_of
 from labelstore.encodings import ENCODINGS, make_encoding
 from labelstore.errors import InputError
 
 
-def test_every_encoding_can_be_asked_for() -> None:
-    assert set(get_args(EncodingName)) == set(ENCODINGS)
+def choices() -> tuple[str, ...]:
+    return get_args(flags_of(ConvertConfig)["encoding"].kind)
+
+
+def test_every_encoding_can_be_chosen_and_one_that_is_added_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choices() == tuple(ENCODINGS)
+    monkeypatch.setitem(ENCODINGS, "no-such", "elsewhere:Encoding")  # a place: nothing is imported for its name
+    assert choices() == tuple(ENCODINGS)
+    assert choices()[-1] == "no-such"
 
 
 @pytest.mark.parametrize("name", ["int8", "float16"])
@@ -34,7 +41,7 @@ def test_the_codec_of_an_encodings_own_is_not_named(name: str) -> None:
         ("transform", {"step": 0.0}, "above 0, found 0.0"),
         ("transform", {"step": float("nan")}, "found nan"),
         ("int8", {"codec": "pcodec"}, "expected raw or zstd, found 'pcodec'"),
-        ("int4", {}, "found 'int4'"),
+        ("no-such", {}, "found 'no-such'"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(name: str, flags: dict[str, Any], message: str) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 import pipeline.plan.augment
+from labelstore.command.flags import flags_of
 from labelstore.errors import InputError, MismatchError
 from labelstore.format.columns import CropRows
+from pipeline.config import BuildConfig
 from pipeline.images.manifest import scan
 from pipeline.plan import draws
 from pipeline.plan.augment import dsa, fingerprints, named, patch_shuffle
@@ -216,6 +218,7 @@ def inverted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def test_another_one_takes_a_file_and_a_line(inverted: Any) -> None:
     assert named(["invert"]) == [("invert", ())]
+    assert "invert" in flags_of(BuildConfig)["augment"].help
     spec = PlanSpec(size=8, augment=("invert",))
     sides = np.full(4, 8, np.int32)
     rows = Plan(spec, sides, sides).rows(1, 0, 4)
@@ -247,8 +250,11 @@ class Interlaced:
 
 def test_another_mix_takes_a_file_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(pipeline.plan.augment.MIXES, "interlaced", Interlaced)
-    with pytest.raises(InputError, match="mix: expected one of none, cutmix, mixup, interlaced, found 'other'"):
-        PlanSpec(size=8, mix="other")
+    mixes = ["none", *pipeline.plan.augment.MIXES]
+    assert get_args(flags_of(BuildConfig)["mix"].kind) == tuple(mixes)  # the command line takes it too
+    assert mixes[-1] == "interlaced"
+    with pytest.raises(InputError, match=f"mix: expected one of {', '.join(mixes)}, found 'no-such'"):
+        PlanSpec(size=8, mix="no-such")
     for shade in range(6):
         (tmp_path / f"{shade % 2}").mkdir(exist_ok=True)
         Image.new("RGB", (8, 8), (40 * shade,) * 3).save(tmp_path / f"{shade % 2}" / f"{shade}.png")

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from labelstore.command.flags import meant
 from labelstore.errors import InputError
+from labelstore.tables import Table
 from trainer.choices import LossSpec
 from trainer.loss_table import on_probabilities
-from trainer.relabel import drop, drop_others, hard, soften, swap, temperature, topk
+from trainer.relabel import temperature
 from trainer.relabel.columns import Kind, LabelColumns, Relabel
 
 if TYPE_CHECKING:
@@ -55,15 +56,22 @@ class Operator(Protocol):
         """The operator for labels of these columns; InputError for an argument that does not fit them."""
 
 
-OPERATORS: dict[str, Operator] = {
-    "topk": topk,
-    "swap": swap,
-    "temperature": temperature,
-    "drop": drop,
-    "drop-others": drop_others,
-    "soften": soften,
-    "hard": hard,
-}
+OPERATORS: Table[Operator] = Table(
+    {
+        "topk": "trainer.relabel.topk",
+        "swap": "trainer.relabel.swap",
+        "temperature": "trainer.relabel.temperature",
+        "drop": "trainer.relabel.drop",
+        "drop-others": "trainer.relabel.drop_others",
+        "soften": "trainer.relabel.soften",
+        "hard": "trainer.relabel.hard",
+    }
+)
+
+
+def known_words() -> list[str]:
+    """What ``--relabel`` takes, each operator with its argument: ``topk=K``."""
+    return [f"{name}={each.argument}".rstrip("=") for name, each in OPERATORS.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +102,7 @@ def steps_of(words: Sequence[str]) -> list[Step]:
     for word in words:
         name, equals, text = word.partition("=")
         if name not in OPERATORS or bool(equals) != bool(OPERATORS[name].argument):
-            known = ", ".join(f"{name}={each.argument}".rstrip("=") for name, each in OPERATORS.items())
+            known = ", ".join(known_words())
             raise InputError(f"--relabel: expected {known}, found {word!r}{meant(name, OPERATORS)}")
         operator = OPERATORS[name]
         operator.check(text)

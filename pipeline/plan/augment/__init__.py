@@ -11,14 +11,15 @@ Draws take numbers, and nothing here imports torch before an operator runs: plan
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from labelstore.command.flags import Choices
 from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
-from pipeline.plan.augment import cutmix, dsa, dsa_one, mixup, patch_shuffle, rand_augment
+from labelstore.tables import Table
 from pipeline.plan.augment.crop import CROPS
 
 if TYPE_CHECKING:
@@ -121,17 +122,36 @@ class Input(Protocol):
         """The operator on float32 ``[n, 3, S, S]``, contiguous, of rows drawn for side ``size``."""
 
 
-REARRANGEMENTS: dict[str, Rearrangement] = {"patch-shuffle": patch_shuffle}
-PIXELS: dict[str, PixelAugmentation] = {"rand-augment": rand_augment}
-MIXES: dict[str, Mix] = {"cutmix": cutmix, "mixup": mixup}
-INPUTS: dict[str, Input] = {"dsa": dsa, "dsa=one": dsa_one}
+REARRANGEMENTS: Table[Rearrangement] = Table(
+    {
+        "patch-shuffle": "pipeline.plan.augment.patch_shuffle",
+    }
+)
+PIXELS: Table[PixelAugmentation] = Table(
+    {
+        "rand-augment": "pipeline.plan.augment.rand_augment",
+    }
+)
+MIXES: Table[Mix] = Table(
+    {
+        "cutmix": "pipeline.plan.augment.cutmix",
+        "mixup": "pipeline.plan.augment.mixup",
+    }
+)
+INPUTS: Table[Input] = Table(
+    {
+        "dsa": "pipeline.plan.augment.dsa",
+        "dsa=one": "pipeline.plan.augment.dsa_one",
+    }
+)
 
-if TYPE_CHECKING:
-    CropName = str
-    MixName = str
-else:  # choices of the command line
-    CropName = Literal[tuple(CROPS)]
-    MixName = Literal["none", *MIXES]
+CropName: TypeAlias = Annotated[str, Choices(CROPS)]
+MixName: TypeAlias = Annotated[str, Choices(MIXES, ("none",))]
+
+
+def known_words() -> list[str]:
+    """What ``augment`` takes, and whether numbers belong to it: ``patch-shuffle=NUMBER``."""
+    return [*(f"{name}=NUMBER" for name in REARRANGEMENTS), *(f"{name}=NUMBERS" for name in PIXELS), *INPUTS]
 
 
 def named(words: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
@@ -147,8 +167,7 @@ def named(words: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
         twice = name.partition("=")[0] in (other.partition("=")[0] for other in given)  # dsa and dsa=one are one
         wrong = not all(number.isdecimal() for number in numbers) or (numbers and name in INPUTS)
         if name not in (*REARRANGEMENTS, *PIXELS, *INPUTS) or twice or wrong:
-            known = [*(f"{name}=NUMBER" for name in REARRANGEMENTS), *(f"{name}=NUMBERS" for name in PIXELS), *INPUTS]
-            raise InputError(f"augment: expected each of {', '.join(known)} at most once, found {word!r}")
+            raise InputError(f"augment: expected each of {', '.join(known_words())} at most once, found {word!r}")
         given[name] = tuple(map(int, numbers))
         if name in REARRANGEMENTS:
             REARRANGEMENTS[name].check(_only(given[name]))
