@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from labelstore.command.flags import Group, Named, flags_of, values_of
+from labelstore.command.flags import Group, Named, Words, flags_of, values_of
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
@@ -24,19 +24,18 @@ from pipeline.render.options import RenderOptions
 from pipeline.teacher.engine.spec import DTypeName
 from trainer.choices import LossSpec, OptimiserOptions
 from trainer.label_choices import LabelOptions, OnlineTeacher, require_together, unused_flags
-from trainer.relabel import require_loss
+from trainer.relabel import known_words, require_loss
 from trainer.schedules import ScheduleSpec
 
 PICTURES = (".png", ".svg", ".pdf")
 # The flag of each number of a loss, by its field.
 LOSS_NUMBERS = {flag.path[-1]: flag.key for flag in flags_of(LossSpec).values() if flag.path != ("name",)}
 
-# The field of each number of a schedule, and the schedules that have it.
+# The flag of each number of a schedule, by its field.
 SCHEDULE_NUMBERS = {
-    "milestones": ("step",),
-    "drop": ("step",),
-    "final": ("cosine",),
-    "horizon": ("cosine",),
+    flag.path[-1]: flag.key
+    for flag in flags_of(ScheduleSpec).values()
+    if flag.path[-1] not in ("name", "per", "warmup")  # which all have
 }
 
 
@@ -58,7 +57,7 @@ class TrainConfig:
     recipe: RecipeName | None = None
     """A published protocol in full; its values are printed, and flags override them."""
     student: Annotated[str, Group("student")]
-    """torchvision:NAME, timm:NAME, convnet-dN, cifar-resnetN, resnet18/101-modified or module:attribute."""
+    """torchvision:NAME, timm:NAME, module:attribute, or a network of giftwrap's own (docs/GUIDE.md lists them)."""
     student_args: Annotated[str, Group("student")] = "{}"
     """Keyword arguments of the student's constructor, as JSON."""
     student_weights: Annotated[str | None, Group("student")] = None
@@ -77,9 +76,8 @@ class TrainConfig:
     teacher: Annotated[OnlineTeacher, Group("teacher")] = field(default_factory=OnlineTeacher)
     engine: Annotated[EngineOptions, Group("teacher"), Named("teacher")] = field(default_factory=EngineOptions)
     loss: Annotated[LossSpec, Group("loss")] = field(default_factory=LossSpec)
-    relabel: Annotated[tuple[str, ...], Group("loss")] = ()
-    """Operators on labels before the loss, in order: topk=K, swap=K, temperature=T, drop=CLASS,...,
-    drop-others=CLASS,..., soften, hard."""
+    relabel: Annotated[tuple[str, ...], Group("loss"), Words(known_words)] = ()
+    """Operators on labels before the loss, in order:"""
     optimiser: Annotated[OptimiserOptions, Group("optimiser")] = field(default_factory=OptimiserOptions)
     batch_size: Annotated[int, Group("optimiser")] = 128
     """Crops a step, over all processes; any number, the last batch of an epoch may be short."""
@@ -160,11 +158,10 @@ class TrainConfig:
         for number, flag in LOSS_NUMBERS.items():
             if number not in self.loss.numbers and getattr(self.loss, number) != getattr(LossSpec(), number):
                 raise InputError(f"--loss {self.loss.name} does not use --{flag.replace('_', '-')}; leave it out")
-        for number, schedules in SCHEDULE_NUMBERS.items():
-            if self.schedule.name not in schedules and getattr(self.schedule, number) != getattr(
-                ScheduleSpec(), number
-            ):
-                raise InputError(f"--schedule {self.schedule.name} does not use --{number}; leave it out")
+        for number, flag in SCHEDULE_NUMBERS.items():
+            given = getattr(self.schedule, number) != getattr(ScheduleSpec(), number)
+            if given and number not in self.schedule.kind.numbers:
+                raise InputError(f"--schedule {self.schedule.name} does not use --{flag}; leave it out")
         if not 0 <= self.schedule.warmup < self.epochs:
             raise InputError(
                 f"--warmup-epochs: expected 0 to {self.epochs - 1}, fewer than --epochs, found {self.schedule.warmup}"
@@ -205,7 +202,7 @@ class TrainConfig:
             "eval_every": self.evaluation_interval,
         }
         unused = [flag for number, flag in LOSS_NUMBERS.items() if number not in self.loss.numbers]
-        unused += [name for name, schedules in SCHEDULE_NUMBERS.items() if self.schedule.name not in schedules]
+        unused += [flag for number, flag in SCHEDULE_NUMBERS.items() if number not in self.schedule.kind.numbers]
         if not self.student_weights:
             unused.append("new_head")
         unused += unused_flags(self)

@@ -24,7 +24,7 @@ IDLE = tuple(name for names in OWNED_CROPS.values() for name in names if name !=
 OWNED = {
     "loss": tuple(LOSS_NUMBERS.values()),
     "optimizer": ("lr", "weight_decay", "optimizer_args"),
-    "schedule": tuple(SCHEDULE_NUMBERS),
+    "schedule": tuple(SCHEDULE_NUMBERS.values()),
 }
 MERGED = ("student_args", "optimizer_args")
 NO_PROTOCOL = (

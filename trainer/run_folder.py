@@ -29,6 +29,7 @@ from trainer.code_digests import code_of, layout_of
 from trainer.config import TrainConfig
 from trainer.file_names import CONFIG, FLAGS
 from trainer.label_choices import CROP_FLAGS, TEACHER_FLAGS
+from trainer.schedules import SCHEDULES
 
 if TYPE_CHECKING:
     from trainer.material import Material
@@ -189,15 +190,17 @@ def lengthened(stored: Any, made: Mapping[str, Json]) -> Any:
     before, now = theirs.get("epochs", 0), ours.get("epochs", 0)
     if now <= before:
         return stored
+    lengthened_schedules = [name for name, each in SCHEDULES.items() if each.can_be_lengthened]
     because = {
-        f"--schedule {theirs['schedule']}": theirs["schedule"] != "constant",
+        f"--schedule {theirs['schedule']}": theirs["schedule"] not in lengthened_schedules,
         f"--eval-from {theirs['eval_from']}": theirs["eval_from"] > 0,
     }
     for flag, forbids in because.items():
         if forbids:
             raise InputError(
                 f"--epochs {now}: the run began with {before}, and {flag} depends on the length of the whole run; "
-                f"keep --epochs {before}, or give another --run (a run of --schedule constant can be lengthened)"
+                f"keep --epochs {before}, or give another --run (a run of --schedule "
+                f"{' or '.join(lengthened_schedules)} can be lengthened)"
             )
     return {**stored, "run": {**theirs, "epochs": now}}
 

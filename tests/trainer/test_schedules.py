@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch.nn import Parameter
 
+from labelstore.command.flags import flags_of
 from labelstore.errors import InputError
 from trainer.optimisers import OPTIMISERS, OptimiserSpec
-from trainer.schedules import ScheduleSpec, lr_factor
+from trainer.run_folder import lengthened
+from trainer.schedules import SCHEDULES, ScheduleSpec, lr_factor
 
 
 def torch_rates(make: Any, total: int) -> list[float]:
@@ -64,6 +68,34 @@ def test_per_epoch_and_per_step() -> None:
     assert len(set(rates)) == 12
 
 
+@pytest.mark.parametrize("total", [30, 47])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_that_can_be_lengthened_does_not_depend_on_the_total(name: str, total: int) -> None:
+    whole, half = (
+        [ScheduleSpec(name=name, warmup=3).factor(done, length, 3) for done in range(20)] for length in (total, 20)
+    )
+    assert (whole == half) == SCHEDULES[name].can_be_lengthened
+
+
+def test_a_schedule_from_outside_knows_the_warm_up_and_can_be_lengthened(monkeypatch: pytest.MonkeyPatch) -> None:
+    added = SimpleNamespace(
+        numbers=("per",),
+        can_be_lengthened=True,
+        factor=lambda _spec, done, _total, rise: ((rise + 1) / (rise + 1 + done)) ** 0.5,
+    )
+    monkeypatch.setitem(SCHEDULES, "inverse-sqrt", added)
+    assert get_args(flags_of(ScheduleSpec)["schedule"].kind)[-1] == "inverse-sqrt"
+    spec = ScheduleSpec(name="inverse-sqrt", per="epoch", warmup=3)
+    rates = [lr_factor(spec, step, 24, steps_per_epoch=2) for step in range(0, 24, 2)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[3:] == pytest.approx([math.sqrt(4 / (4 + done)) for done in range(9)])
+    assert spec.to_json() == {"name": "inverse-sqrt", "per": "epoch", "warmup": 3}
+    run: dict[str, Any] = {"epochs": 3, "schedule": "inverse-sqrt", "eval_from": 0.0}
+    assert lengthened({"run": run}, {"run": {**run, "epochs": 5}})["run"]["epochs"] == 5
+    with pytest.raises(InputError, match="a run of --schedule constant or inverse-sqrt can be lengthened"):
+        lengthened({"run": {**run, "schedule": "no-such"}}, {"run": {**run, "epochs": 5}})
+
+
 def test_schedules_name_the_numbers_in_effect() -> None:
     assert ScheduleSpec(name="constant").to_json() == {"name": "constant"}
     assert ScheduleSpec(name="cosine").to_json() == {"name": "cosine", "per": "step", "final": 0.0}
@@ -73,7 +105,7 @@ def test_schedules_name_the_numbers_in_effect() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "linear"}, "name: expected one of step, cosine, constant, found 'linear'"),
+        ({"name": "no-such"}, f"name: expected one of {', '.join(SCHEDULES)}, found 'no-such'"),
         ({"per": "batch"}, "per: expected one of epoch, step"),
         ({"milestones": (0.5, 0.5)}, "milestones: expected increasing"),
         ({"milestones": (0.5, 1.5)}, "milestones"),

@@ -1,26 +1,52 @@
-"""The learning rate over a run: a pure function of how much of it is done."""
+"""The learning rate over a run: a pure function of how much of it is done, one file a schedule.
+
+A new schedule is one new file, and one line in `SCHEDULES`. Numbers of its own are fields of `ScheduleSpec`.
+"""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Protocol, get_args
 
-from labelstore.command.flags import Named
+from labelstore.command.flags import Choices, Named
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from labelstore.tables import Table
 
-ScheduleName = Literal["step", "cosine", "constant"]
 SchedulePer = Literal["epoch", "step"]
+
+
+class Schedule(Protocol):
+    """What a file of a schedule holds."""
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The fields of `ScheduleSpec` that it takes; ``per`` is one of them where the rate changes by itself."""
+
+    @property
+    def can_be_lengthened(self) -> bool:
+        """Whether `factor` is the same for any ``total``, so that a run can be continued with more epochs."""
+
+    def factor(self, spec: ScheduleSpec, done: int, total: int, rise: int, /) -> float:
+        """See `ScheduleSpec.factor`."""
+
+
+SCHEDULES: Table[Schedule] = Table(
+    {
+        "step": "trainer.schedules.step",
+        "cosine": "trainer.schedules.cosine",
+        "constant": "trainer.schedules.constant",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleSpec:
     """A schedule and every number in it; each schedule uses its own and ignores the others."""
 
-    name: Annotated[ScheduleName, Named("schedule")] = "cosine"
-    """How the learning rate falls: cosine, step or constant."""
+    name: Annotated[str, Choices(SCHEDULES), Named("schedule")] = "cosine"
+    """How the learning rate changes over the run, after the warm-up."""
     per: Annotated[SchedulePer, Named("schedule-per")] = "step"
     """Whether the rate changes once a step or once an epoch."""
     warmup: Annotated[int, Named("warmup-epochs")] = 0
@@ -37,7 +63,7 @@ class ScheduleSpec:
     def __post_init__(self) -> None:
         """Refuse what is not a schedule."""
         for what, value, known in (
-            ("name", self.name, get_args(ScheduleName)),
+            ("name", self.name, tuple(SCHEDULES)),
             ("per", self.per, get_args(SchedulePer)),
         ):
             if value not in known:
@@ -57,31 +83,29 @@ class ScheduleSpec:
         if not 0 <= self.final <= 1:
             raise InputError(f"schedule final: expected a fraction in [0, 1], found {self.final}")
 
+    @property
+    def kind(self) -> Schedule:
+        """The schedule of that name."""
+        return SCHEDULES[self.name]
+
     def to_json(self) -> dict[str, Json]:
         """Name and the numbers in effect."""
-        slowly: dict[str, Json] = {"warmup": self.warmup} if self.warmup else {}
-        if self.name == "step":
-            return {
-                "name": self.name,
-                "per": self.per,
-                "milestones": list(self.milestones),
-                "drop": self.drop,
-                **slowly,
-            }
-        if self.name == "cosine":
-            longer = {} if self.horizon == 1 else {"horizon": self.horizon}
-            return {"name": self.name, "per": self.per, "final": self.final, **longer, **slowly}
-        return {"name": self.name, **({"per": self.per, **slowly} if slowly else {})}
+        numbers = self.kind.numbers
+        names = ["name", *numbers]
+        if self.warmup:
+            names = ["name", "per", *(name for name in numbers if name != "per"), "warmup"]
+        values = {name: getattr(self, name) for name in names if not (name == "horizon" and self.horizon == 1)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
-    def factor(self, done: int, total: int) -> float:
-        """What the first learning rate is multiplied by after ``done`` of ``total`` epochs or steps."""
-        if self.name == "constant":
-            return 1.0
-        if self.name == "cosine":
-            return self.final + (1 - self.final) * (1 + math.cos(math.pi * done / (self.horizon * total))) / 2
-        # 1e-9: a third of 300 epochs, written as a float, is 100 epochs and not 99
-        drops = [math.floor(fraction * total + 1e-9) for fraction in self.milestones]
-        return float(self.drop ** bisect_right(drops, done))
+    def factor(self, done: int, total: int, rise: int = 0) -> float:
+        """What the first learning rate is multiplied by.
+
+        Args:
+            done: epochs or steps since the warm-up.
+            total: epochs or steps of the run after the warm-up.
+            rise: epochs or steps of the warm-up.
+        """
+        return self.kind.factor(self, done, total, rise)
 
 
 def lr_factor(spec: ScheduleSpec, step: int, total: int, *, steps_per_epoch: int) -> float:
@@ -91,4 +115,4 @@ def lr_factor(spec: ScheduleSpec, step: int, total: int, *, steps_per_epoch: int
         done, length, rise = step // steps_per_epoch, -(-total // steps_per_epoch), spec.warmup
     if done < rise:
         return (done + 1) / (rise + 1)
-    return spec.factor(done - rise, length - rise)
+    return spec.factor(done - rise, length - rise, rise)
