@@ -83,16 +83,18 @@ def test_a_schedule_from_outside_knows_the_warm_up_and_can_be_lengthened(monkeyp
         can_be_lengthened=True,
         factor=lambda _spec, done, _total, rise: ((rise + 1) / (rise + 1 + done)) ** 0.5,
     )
-    monkeypatch.setitem(SCHEDULES, "inverse-sqrt", added)
-    assert get_args(flags_of(ScheduleSpec)["schedule"].kind)[-1] == "inverse-sqrt"
-    spec = ScheduleSpec(name="inverse-sqrt", per="epoch", warmup=3)
+    monkeypatch.setitem(SCHEDULES, "added", added)
+    assert get_args(flags_of(ScheduleSpec)["schedule"].kind)[-1] == "added"
+    spec = ScheduleSpec(name="added", per="epoch", warmup=3)
     rates = [lr_factor(spec, step, 24, steps_per_epoch=2) for step in range(0, 24, 2)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[3:] == pytest.approx([math.sqrt(4 / (4 + done)) for done in range(9)])
-    assert spec.to_json() == {"name": "inverse-sqrt", "per": "epoch", "warmup": 3}
-    run: dict[str, Any] = {"epochs": 3, "schedule": "inverse-sqrt", "eval_from": 0.0}
+    assert spec.to_json() == {"name": "added", "per": "epoch", "warmup": 3}
+    known = " or ".join(name for name, each in SCHEDULES.items() if each.can_be_lengthened)
+    assert known.endswith(" or added")
+    run: dict[str, Any] = {"epochs": 3, "schedule": "added", "eval_from": 0.0}
     assert lengthened({"run": run}, {"run": {**run, "epochs": 5}})["run"]["epochs"] == 5
-    with pytest.raises(InputError, match="a run of --schedule constant or inverse-sqrt can be lengthened"):
+    with pytest.raises(InputError, match=f"a run of --schedule {known} can be lengthened"):
         lengthened({"run": {**run, "schedule": "no-such"}}, {"run": {**run, "epochs": 5}})
 
 
