@@ -271,6 +271,8 @@ def test_kernels_that_do_not_run_leave_the_closed_form(monkeypatch: pytest.Monke
 
 def interpreted() -> None:
     """What `test_kernels` does, in its process."""
+    import triton.language as tl
+
     from trainer.losses import kernels
 
     for name, spec in SPECS.items():
@@ -290,7 +292,7 @@ def interpreted() -> None:
         for dtype, label in ((torch.bfloat16, torch.float16), (torch.float16, torch.int8), (torch.float32, torch.int8)):
             require_parity(loss, spec, x.to(dtype), (8 * t).to(label), *targets)
     with pytest.MonkeyPatch.context() as patch:  # as a GPU does it
-        patch.setattr(kernels, "ONE_BY_ONE", kernels.tl.constexpr(False))
+        patch.setattr(kernels, "ONE_BY_ONE", tl.constexpr(False))
         require_parity(make_loss(SPECS["gift"]), SPECS["gift"], *batch(2, 9))
     test_strided_and_repeated_rows()
     test_rows_of_every_size_in_one_batch("gift", "cpu")
