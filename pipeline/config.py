@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from labelstore.command.encoding_options import CodeOptions
-from labelstore.command.flags import Group, Named
+from labelstore.command.flags import Addressable, Group, Named
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart, require_writable
 from labelstore.durable.removing import require_absent
@@ -169,8 +169,8 @@ class BuildConfig:
 class VerifyConfig:
     """Render stored crops again, run the teacher on them, and compare with what the store holds."""
 
-    store: Path
-    """Folder of the store."""
+    store: Annotated[Path, Addressable()]
+    """Folder of the store, or its address: http://HOST/FOLDER."""
     images: Path
     """Class folder that the store was made of."""
     weights: tuple[str, ...] = ()
@@ -187,8 +187,8 @@ class VerifyConfig:
 class ShowConfig:
     """Draw a contact sheet (PNG): crops as the student sees them, with target, the teacher's top-3, confidence."""
 
-    store: Path
-    """Folder of the store."""
+    store: Annotated[Path, Addressable()]
+    """Folder of the store, or its address: http://HOST/FOLDER."""
     images: Path
     """Class folder that the store was made of."""
     out: Path
