@@ -182,7 +182,7 @@ def test_what_writes_refuses_an_address_and_makes_nothing(server: Server, run: C
     store = LabelStore.open(address)
     with pytest.raises(InputError, match="read by HttpStorage; copy it to a folder"), store.lease():
         pass
-    with pytest.raises(InputError, match=r"int8: expected a path on this machine"):
+    with pytest.raises(InputError, match="int8: expected a path on this machine"):
         repair(address)
     assert not [*Path.cwd().iterdir()]
 
@@ -223,7 +223,7 @@ def test_no_store_and_no_server_are_one_line(
     for bad in ("http://", "http:///s", "http://h:x/s", "http://[::1/s"):
         with pytest.raises(AddressError, match="cannot be read"):
             LabelStore.open(bad)
-    with pytest.raises(InputError, match="^http://h/s: expected the address of a folder"):
+    with pytest.raises(InputError, match=r"^http://h/s: expected the address of a folder"):
         LabelStore.open("http://h/s?token=1")
 
 
