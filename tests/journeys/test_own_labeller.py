@@ -67,8 +67,8 @@ def test_commands_take_it_instead_of_a_teacher(tmp_path: Path) -> None:
     assert (wrong.code, wrong.err.count("\n")) == (2, 1)
 
     train = ("trainer", "train", *where[2:], *own, "--labels", "online", "--size", SIDE, "--student", "convnet-d1")
-    for words in (("--epochs", 2), ("--epochs", 2)):
-        ended = giftwrap(*train, *words, "--run-folder", tmp_path / "run", "--threads", 1)
+    for epochs in (2, 2):
+        ended = giftwrap(*train, "--epochs", epochs, "--run-folder", tmp_path / "run", "--threads", 1)
         assert ended.code == 0, ended.err
     made = json.loads((tmp_path / "run" / "config.json").read_text())["made_of"]
     assert made["labels"]["teacher"]["gain"] == 0.5
@@ -154,7 +154,7 @@ def test_requests_overlap_and_labels_are_those_of_one_after_the_other(tmp_path: 
         )  # fmt: skip
         build(config, Console(silent=True), labeller)
         labels.append(LabelStore.open(tmp_path / name).read(3, slice(None)).logits)
-    assert np.array_equal(*labels)
+    assert np.array_equal(labels[0], labels[1])
     assert (Overlapping.most, Overlapping.under_way) == (REQUESTED + 1, 0)
 
 
