@@ -16,7 +16,7 @@ import tyro
 
 from labelstore.command.console import Console, byte_count
 from labelstore.command.encoding_options import CodeOptions, EncodingName
-from labelstore.command.flags import Group
+from labelstore.command.flags import Addressable, Group
 from labelstore.command.output import Output
 from labelstore.command.program import Command, run_program
 from labelstore.errors import InputError
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class InfoConfig:
     """What a store is made of, and how far it is."""
 
-    store: tyro.conf.Positional[Path]
-    """Folder of the store."""
+    store: Annotated[tyro.conf.Positional[Path], Addressable()]
+    """Folder of the store, or its address: http://HOST/FOLDER."""
     weights: Path | None = None
     """File of the teacher's weights: its size is given beside the labels'."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
@@ -42,8 +42,8 @@ class InfoConfig:
 class CheckConfig:
     """Read every byte of a store and compare it with its checksum."""
 
-    store: tyro.conf.Positional[Path]
-    """Folder of the store."""
+    store: Annotated[tyro.conf.Positional[Path], Addressable()]
+    """Folder of the store, or its address: http://HOST/FOLDER."""
     repair: bool = False
     """Make again what follows from the rest of the store, and remove damaged blocks, for a build to fill just those."""
     take_over: bool = False
@@ -63,8 +63,8 @@ class ConvertConfig:
     Typing the same command again resumes a stopped conversion, or converts the views added since.
     """
 
-    source: tyro.conf.Positional[Path]
-    """Folder of the store to read."""
+    source: Annotated[tyro.conf.Positional[Path], Addressable()]
+    """Folder of the store to read, or its address: http://HOST/FOLDER."""
     destination: tyro.conf.Positional[Path]
     """Folder of the store to make, resume or extend."""
     encoding: EncodingName
@@ -86,8 +86,8 @@ class ConvertConfig:
 class ExportConfig:
     """Write labels as float16 logits or probabilities in one .npy file, [V, N, C], or [N, C] with --view."""
 
-    store: tyro.conf.Positional[Path]
-    """Folder of the store."""
+    store: Annotated[tyro.conf.Positional[Path], Addressable()]
+    """Folder of the store, or its address: http://HOST/FOLDER."""
     out: tyro.conf.Positional[Path]
     """File to write; must not exist."""
     view: int | None = None

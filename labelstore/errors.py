@@ -57,6 +57,10 @@ class LeaseError(GiftwrapError):
     """Another build holds the store."""
 
 
+class AddressError(GiftwrapError):
+    """What is at an address cannot be read: no connection, no answer in time, or an answer that cannot be used."""
+
+
 def reason(error: BaseException) -> str:
     """The message of another library's error, in one printable line; of an OSError, the file and the reason.
 

@@ -15,7 +15,7 @@ from labelstore.access.contents import Contents
 from labelstore.access.reading import Int64Array, Reader, require_indexes
 from labelstore.access.records import AuditRows, BlockData, LabelBatch
 from labelstore.access.streaming import STREAM_BYTES, Request, stream
-from labelstore.durable.storage import LocalStorage, ReadStorage
+from labelstore.durable.storage import LocalStorage, ReadStorage, storage_at
 from labelstore.encodings import Codes, Pairs
 from labelstore.errors import InputError, NotStoredError
 from labelstore.format.arrays import AUDIT_BLOCK
@@ -56,14 +56,15 @@ class LabelStore(Contents):
         """Open a store for reading, or for writing once its lease is held.
 
         Args:
-            path: its folder; or what else it is read from, and then it cannot be written.
+            path: its folder; or its address, or what else it is read from, and then it cannot be written.
             follow: as of the class.
 
         Raises:
             FormatError: when it is not a store, or one of another format.
             DamagedError: when its root metadata is not what was written, or a folder of it is a symbolic link.
+            AddressError: when what is at the address cannot be read.
         """
-        storage = LocalStorage(Path(path)) if isinstance(path, Path | str) else path
+        storage = storage_at(path) if isinstance(path, Path | str) else path
         store = cls(storage, read_root(storage), follow=follow)
         if isinstance(storage, LocalStorage):
             require_folders(storage.root, store.layout)
@@ -131,6 +132,18 @@ class LabelStore(Contents):
         leases.require_free(self.path, take_over=take_over)
         require_clear(self, require_views(self.identity, views))
 
+    def require_local(self) -> None:
+        """Refuse a store that is read from elsewhere than a folder of this machine, and so cannot be written.
+
+        Raises:
+            InputError: names what it is read by.
+        """
+        if not isinstance(self.storage, LocalStorage):
+            raise InputError(
+                f"{self.path}: expected a store in a folder of this machine to write to, found one that is read by "
+                f"{type(self.storage).__name__}; copy it to a folder and open that"
+            )
+
     @contextmanager
     def lease(self, *, take_over: bool = False) -> Iterator[StoreWriter]:
         """Hold the store for writing; what a stopped build left is removed first.
@@ -143,7 +156,7 @@ class LabelStore(Contents):
         Raises:
             LeaseError: when another build holds the store; names its host and process.
         """
-        self._require_local()
+        self.require_local()
         require_writable(self.path, self.identity)
         with leases.hold(self.path, take_over=take_over) as held, closing(StoreWriter(self, held)) as writer:
             require_folders(self.path, self.layout)
@@ -161,7 +174,7 @@ class LabelStore(Contents):
         Raises:
             LeaseError: when that build does not hold the store, or its holder is gone.
         """
-        self._require_local()
+        self.require_local()
         with leases.join(self.path, build) as held, closing(BlockWriter(self, held)) as writer:
             self.refresh()
             yield writer
@@ -269,13 +282,6 @@ class LabelStore(Contents):
     def __repr__(self) -> str:
         state = self.state
         return f"LabelStore({str(self.path)!r}, {state.views_sealed} of {state.views_target} views sealed)"
-
-    def _require_local(self) -> None:
-        if not isinstance(self.storage, LocalStorage):
-            raise InputError(
-                f"{self.path}: expected a store in a folder of this machine to write to, found one that is read by "
-                f"{type(self.storage).__name__}; copy it to a folder and open that"
-            )
 
     def _new_reader(self, map_bytes: int | None = None) -> Reader:
         return Reader(self.storage, self.identity, self.marker, components=self._components, map_bytes=map_bytes)

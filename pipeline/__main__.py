@@ -18,11 +18,12 @@ require_ours("pipeline")
 
 from pipeline import ranks
 from pipeline.build import recipe
-from pipeline.config import BuildConfig, ImportConfig, ShowConfig, VerifyConfig
+from pipeline.config import BuildConfig, ImportConfig, ShowConfig, VerifyConfig, require_labels
 
 
 def build_command(config: BuildConfig, console: Console) -> int:
     """Build a store and print what it holds."""
+    require_labels(config.teacher)
     from pipeline.build.build import build
 
     done = build(config, console)
@@ -54,8 +55,17 @@ def verify_command(config: VerifyConfig, console: Console) -> int:
     from pipeline.replay.verify import verify
 
     ok, values = verify(config, console)
-    console.summary(values, f"{config.store}: {'verified' if ok else 'NOT verified: the labels are not those'}")
+    console.summary(values, f"{config.store}: {verdict(ok, values)}")
     return 0 if ok else 1
+
+
+def verdict(ok: bool, values: Mapping[str, Any]) -> str:
+    """What was verified."""
+    if not ok:
+        return "NOT verified: the labels are not those"
+    if not values["labels_compared"]:
+        return f"pixels verified; labels were not compared, which needs {values['labels_need']}"
+    return "verified"
 
 
 def import_command(config: ImportConfig, console: Console) -> int:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from labelstore.command.encoding_options import CodeOptions, EncodingName
-from labelstore.command.flags import Group, Named
+from labelstore.command.flags import Addressable, Group, Named, flags_of, values_of
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart, require_writable
 from labelstore.durable.removing import require_absent
@@ -26,15 +26,17 @@ from pipeline.recipes import RecipeName
 from pipeline.render.options import RenderOptions
 from pipeline.teacher.engine.spec import CompileMode, EngineDType, TeacherSpec, make_members
 
+OF_LABELLER = ("labeller", "labeller_args", "size")  # fields of a teacher's options that a labeller of one's own has
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherOptions:
     """Which networks label, and what they expect."""
 
-    names: Annotated[tuple[str, ...], Named("teacher")]
+    names: Annotated[tuple[str, ...], Named("teacher")] = ()
     """torchvision:NAME, timm:NAME, module:attribute, or a network of giftwrap's own (docs/GUIDE.md lists them).
     Several label together: the weighted mean of their logits."""
-    weights: tuple[str, ...]
+    weights: tuple[str, ...] = ()
     """Weights, one a teacher: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
     weights_key: tuple[str, ...] = ()
     """Of several sets of weights in a file the one to take, such as model_ema or model.state_dict; one a teacher, or
@@ -54,6 +56,11 @@ class TeacherOptions:
     (a student's, timm's, torchvision's), or else ImageNet's."""
     std: tuple[float, float, float] | None = None
     """Channel standard deviations of the teacher's normalisation; likewise."""
+    labeller: str | None = None
+    """Instead of --teacher and --weights: a labeller of your own, as module:attribute; it is called with size, classes
+    and --labeller-args."""
+    labeller_args: str | None = None
+    """Keyword arguments of the labeller, as JSON."""
 
     def spec(self, engine: EngineOptions, render: RenderOptions) -> TeacherSpec:
         """The teacher, run by an engine."""
@@ -117,7 +124,7 @@ class BuildConfig:
     skip_broken: Annotated[bool, Group("images")] = False
     """Leave out images that do not decode, list them, and record them in the store."""
     crops: Annotated[PlanSpec, Group("crops")]
-    teacher: Annotated[TeacherOptions, Group("teacher")]
+    teacher: Annotated[TeacherOptions, Group("teacher")] = field(default_factory=TeacherOptions)
     encoding: Annotated[EncodingName | None, Group("encoding")] = None
     """How labels are stored; docs/ENCODINGS.md compares the bytes a label and the fidelity of each. Left out, the
     store's, and of a new store int8 or transform, whichever is smaller."""
@@ -145,6 +152,7 @@ class BuildConfig:
                 raise InputError(f"--{name}: expected at least 1, found {value}")
         if self.metrics_port is not None and not 1 <= self.metrics_port <= 65_535:
             raise InputError(f"--metrics-port: expected 1 to 65535, found {self.metrics_port}")
+        require_one_labeller(self)
         self.codes.parameters(self.encoding or self.codes.implied_encoding or "transform")
         places = {
             "--store": self.store,
@@ -168,26 +176,37 @@ class BuildConfig:
 class VerifyConfig:
     """Render stored crops again, run the teacher on them, and compare with what the store holds."""
 
-    store: Path
-    """Folder of the store."""
+    store: Annotated[Path, Addressable()]
+    """Folder of the store, or its address: http://HOST/FOLDER."""
     images: Path
     """Class folder that the store was made of."""
     weights: tuple[str, ...] = ()
     """Weights of the store's teacher, of several one each; without them only the pixels are compared."""
     weights_key: tuple[str, ...] = ()
     """Of several sets of weights in a file the one to take, as for build."""
+    labeller: str | None = None
+    """The store's labeller, where it was built with --labeller: module:attribute, as for build."""
+    labeller_args: str | None = None
+    """Keyword arguments of the labeller, as JSON."""
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     rehash: bool = False
     """Read every image again instead of trusting size and modification time."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
+
+    def __post_init__(self) -> None:
+        """Refuse flags that do not go together."""
+        require_labeller_args(self.labeller, self.labeller_args)
+        if self.labeller and (self.weights or self.weights_key):
+            flag = "--weights" if self.weights else "--weights-key"
+            raise InputError(f"--labeller {self.labeller} and {flag}: expected one of them, found both")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig:
     """Draw a contact sheet (PNG): crops as the student sees them, with target, the teacher's top-3, confidence."""
 
-    store: Path
-    """Folder of the store."""
+    store: Annotated[Path, Addressable()]
+    """Folder of the store, or its address: http://HOST/FOLDER."""
     images: Path
     """Class folder that the store was made of."""
     out: Path
@@ -236,6 +255,52 @@ class ImportConfig:
     """Names of the classes 0, 1, ..., comma-separated or a file with one a line; they name the folders, preceded by
     the index where their own order is another."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
+
+
+def require_one_labeller(config: Any) -> None:
+    """Refuse --labeller beside a flag of a teacher, and --labeller-args without it.
+
+    Args:
+        config: of a command, with the options of a teacher in ``teacher`` and of its engine in ``engine``.
+
+    Raises:
+        InputError: names both flags.
+    """
+    values = values_of(config)
+    labeller = values["labeller"]
+    require_labeller_args(labeller, values["labeller_args"])
+    if labeller is None:
+        return
+    for key, flag in flags_of(type(config)).items():
+        if flag.path[0] in ("teacher", "engine") and flag.path[-1] not in OF_LABELLER and values[key] != flag.default:
+            raise InputError(
+                f"--labeller {labeller} and --{flag.name}: expected one of them, found both; a labeller of your own "
+                f"takes no flag of a teacher"
+            )
+
+
+def require_labeller_args(labeller: str | None, args: str | None) -> None:
+    """Refuse --labeller-args that are no JSON object, or belong to nothing.
+
+    Raises:
+        InputError: names the flag.
+    """
+    if args is not None:
+        json_object("--labeller-args", args)
+        if labeller is None:
+            raise InputError("--labeller-args: belongs to --labeller; give both or neither")
+
+
+def require_labels(teacher: TeacherOptions) -> None:
+    """Refuse a build that nothing labels.
+
+    Raises:
+        InputError: names the flags that are missing.
+    """
+    needed = (("--teacher", teacher.names), ("--weights", teacher.weights))
+    absent = [flag for flag, value in needed if not value]
+    if absent and teacher.labeller is None:
+        raise InputError(f"{' and '.join(absent)}: missing; give --teacher and --weights, or --labeller")
 
 
 def manifest_cache(store: Path) -> Path:

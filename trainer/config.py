@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from labelstore.command.flags import Group, Named, Words, flags_of, values_of
+from labelstore.command.flags import Addressable, Group, Named, Words, flags_of, values_of
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
@@ -46,8 +46,9 @@ class TrainConfig:
     Typing the same command again resumes a stopped run exactly, and only reports a finished one.
     """
 
-    store: Path | None = None
-    """Folder of the store; without one, epoch e plays view e of fresh crops, and nothing is stored."""
+    store: Annotated[Path | None, Addressable()] = None
+    """Folder of the store, or its address: http://HOST/FOLDER; without one, epoch e plays view e of fresh crops, and
+    nothing is stored."""
     images: Path
     """Class folder that the store was made of, or that fresh crops are cut from."""
     epochs: int

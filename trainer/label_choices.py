@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from labelstore.command.flags import Named, flags_of
 from labelstore.errors import InputError
-from pipeline.config import EngineOptions, TeacherOptions
+from pipeline.config import OF_LABELLER, EngineOptions, TeacherOptions, require_one_labeller
 from pipeline.plan.spec import CropOptions
 from trainer.choices import LossSpec
 
@@ -23,8 +23,8 @@ class LabelOptions:
     """Where labels come from."""
 
     source: Annotated[LabelsName, Named("labels")] = "stored"
-    """stored: of each crop, in the store; image: one an image, from a store of one view; online: made by --teacher on
-    the way; none: hard targets alone."""
+    """stored: of each crop, in the store; image: one an image, from a store of one view; online: made by --teacher or
+    --labeller on the way; none: hard targets alone."""
     exact: bool = False
     """Online labels as the teacher gives them, instead of rounded to float16 as a store has them."""
     view: Annotated[int | None, Named("label-view")] = None
@@ -94,6 +94,8 @@ def unused_flags(config: Flags) -> list[str]:
     """The flags of crops and labels that have no effect on a run, by key."""
     source = config.labels.source
     unused = [*(() if config.fresh else CROP_FLAGS), *(() if source == "online" else ("exact", *TEACHER_FLAGS))]
+    if source == "online" and config.teacher.labeller:
+        unused += [name for name in TEACHER_FLAGS if name.removeprefix("teacher_") not in OF_LABELLER]
     if config.fresh and source == "none":
         unused = [name for name in unused if name not in NORMALISATION]
     return [*unused, *(() if source == "image" else ("label_view",)), *(("labels",) if source == "stored" else ())]
@@ -115,12 +117,13 @@ def require_together(config: Flags) -> None:
             f"--labels {source}: needs --store, which has the labels; give it, or --labels online with --teacher and "
             f"--weights, or --labels none"
         )
+    require_one_labeller(config)
     for name in given(config, tuple(unused_flags(config))):
         raise InputError(f"--{name.replace('_', '-')}: has no effect with {_cause(config, name)}; leave it out")
     teacher = config.teacher
-    if source == "online" and not (teacher.names and teacher.weights):
+    if source == "online" and teacher.labeller is None and not (teacher.names and teacher.weights):
         absent = " and ".join(flag for flag, value in _needed(teacher) if not value)
-        raise InputError(f"--labels online: needs a teacher; give {absent}")
+        raise InputError(f"--labels online: needs a teacher; give {absent}, or --labeller")
     if source == "none" and config.loss.name != "ce" and ":" not in config.loss.name:
         raise InputError(f"--loss {config.loss.name}: needs labels, and --labels none has none; give --loss ce")
     if source == "image" and config.crops.mix != "none" and config.loss.name in ON_LOGITS:

@@ -16,13 +16,14 @@ from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
 from pipeline.build.defaults import settle_teacher
+from pipeline.config import json_object
 from pipeline.images.manifest import Manifest
 from pipeline.plan.augment.sides import at_size
 from pipeline.plan.plan import PlanSpec
 from pipeline.render import Renderer, augmenter_of, decoder_of, make_renderer
 from pipeline.teacher.engine.batches import CPU_BATCH, GPU_BATCHES
 from pipeline.teacher.engine.precision import precision
-from pipeline.teacher.labeller import BrokenLogitsError, Labeller
+from pipeline.teacher.labeller import BrokenLogitsError, Labeller, load_labeller
 from pipeline.teacher.teacher import Teacher, make_teacher
 from trainer.config import TrainConfig
 from trainer.crops import Crops, CropSource
@@ -59,7 +60,7 @@ class OnlineLabels:
         return self.of
 
     def of(self, crops: Crops) -> Tensor:
-        """The labels of crops, ``[n, C]`` on the labeller's device.
+        """The labels of crops, ``[n, C]`` on their device.
 
         Raises:
             InputError: when a logit is NaN or infinite; names the image.
@@ -89,7 +90,8 @@ class OnlineLabels:
                     f"logit of image {rows.image[piece][error.row]} in view {view}, class {error.column}: expected a "
                     f"number, found {error.value}; look at the teacher's weights, --teacher-dtype and --mean/--std"
                 ) from error
-        return torch.cat(found)  # another tensor than those of inference mode, which no loss can be derived with
+        logits = torch.cat(found)  # another tensor than those of inference mode, which no loss can be derived with
+        return logits.to(pixels.device)  # a labeller of the user's own may make them elsewhere
 
     def slot_difference(self, crops: Crops) -> float:
         """The largest difference between the logits of one crop in several slots of a batch; 0: bit for bit the same.
@@ -112,16 +114,16 @@ class OnlineLabels:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Online:
-    """A teacher that labels on the way.
+    """A teacher, or a labeller of the user's own, that labels on the way.
 
     Attributes:
-        teacher: the networks.
+        teacher: the networks, or the labeller.
         options: its flags, complete.
         notes: for people.
         warnings: what the user should look at before trusting the labels.
     """
 
-    teacher: Teacher
+    teacher: Labeller
     options: OnlineTeacher
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -180,6 +182,8 @@ def load_online(config: TrainConfig, shown: Shown, world: int, engine: Mapping[s
         InputError: when there is no such teacher, it has other classes, or cannot be run so.
     """
     size = config.teacher.size or shown.spec.size
+    if config.teacher.labeller:
+        return own_online(config, shown, config.teacher.labeller, size)
     settled = settle_teacher(config.teacher, size, shown.spec.interpolation)
     spec = settled.teacher.spec(config.engine, config.render)
     if engine:
@@ -190,9 +194,7 @@ def load_online(config: TrainConfig, shown: Shown, world: int, engine: Mapping[s
     if shown.normalisation not in (None, (spec.mean, spec.std)):
         spec = replace(spec, plan=shown.normalisation)
     teacher = make_teacher(spec, size=size, classes=shown.classes)
-    how = "as they are made" if config.labels.exact else "rounded to float16"
-    at = "" if size == shown.spec.size else f", of the same boxes at {size} px"
-    made = f"labels: online, by {spec.name} in batches of {teacher.batch}{at}, {how}"
+    made = note_on(config, shown, spec.name, teacher)
     products = "in TF32" if teacher.run.products == "tf32" else "in full"
     shared = [f"precision: float32 products of teacher and student {products}"] if teacher.device.type == "cuda" else []
     assert isinstance(settled.teacher, OnlineTeacher)  # noqa: S101  what was given, changed
@@ -202,6 +204,21 @@ def load_online(config: TrainConfig, shown: Shown, world: int, engine: Mapping[s
         notes=(*settled.notes, made, *shared, *teacher.notes),
         warnings=(*settled.warnings, *teacher.warnings),
     )
+
+
+def own_online(config: TrainConfig, shown: Shown, place: str, size: int) -> Online:
+    """The labeller of --labeller, for crops of ``size`` px; the arguments are those of `load_online`."""
+    args = json_object("--labeller-args", config.teacher.labeller_args or "{}")
+    labeller = load_labeller(place, args, size, shown.classes)
+    note = note_on(config, shown, str(labeller.identity.get("name", place)), labeller)
+    return Online(teacher=labeller, options=config.teacher, notes=(note,), warnings=())
+
+
+def note_on(config: TrainConfig, shown: Shown, name: str, labeller: Labeller) -> str:
+    """Who labels, and how, for people."""
+    how = "as they are made" if config.labels.exact else "rounded to float16"
+    at = "" if labeller.size == shown.spec.size else f", of the same boxes at {labeller.size} px"
+    return f"labels: online, by {name} in batches of {labeller.batch}{at}, {how}"
 
 
 @contextmanager

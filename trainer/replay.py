@@ -32,7 +32,7 @@ class Replay(Loader):
     A :class:`trainer.loader.Loader` of a store's crops and labels: how it iterates is described there.
 
     Args:
-        store: a label store, wherever it is read from, or the path of its folder.
+        store: a label store, wherever it is read from, or the path of its folder, or its address.
         images: the class folder that the store was made of (or its manifest); any other is refused.
         batch_size: crops a batch.
         epoch: the epoch that the first iteration plays.
@@ -167,14 +167,13 @@ def followed(store: LabelStore | Path | str) -> LabelStore:
     Raises:
         InputError: when it is read from elsewhere than a folder, where no build can be watched.
     """
-    if not isinstance(store, LabelStore):
-        return LabelStore.open(store, follow=True)
+    store = store if isinstance(store, LabelStore) else LabelStore.open(store, follow=True)
     if not isinstance(store.storage, LocalStorage):
         raise InputError(
             f"{store.path}: expected a store in a folder of this machine to follow, found one that is read by "
             f"{type(store.storage).__name__}; wait for its build to end, and leave follow out"
         )
-    return LabelStore.open(store.path, follow=True)
+    return store if store.follow else LabelStore.open(store.path, follow=True)
 
 
 def remark_on(pixels: PixelReport, source: Source) -> str:

@@ -22,6 +22,7 @@ from typing import TextIO
 from labelstore.command.names import printable
 from labelstore.errors import GiftwrapError, MismatchError, reason
 from labelstore.spec import Json
+from labelstore.storage_table import without_credentials
 
 PLAIN_INTERVAL_S = 10.0
 
@@ -31,8 +32,11 @@ class Stopped(BaseException):
 
 
 def _print(text: str, out: TextIO) -> None:
-    """Print text that may hold names from elsewhere: nothing in it but line breaks reaches a terminal as a command."""
-    shown = printable(text, keep="\n")
+    """Print text that may hold names from elsewhere: nothing in it but line breaks reaches a terminal as a command.
+
+    Credentials in addresses are left out.
+    """
+    shown = printable(without_credentials(text), keep="\n")
     encoding = getattr(out, "encoding", None) or "utf-8"
     print(shown.encode(encoding, "backslashreplace").decode(encoding), file=out, flush=True)
 
@@ -174,7 +178,7 @@ def run_command(command: Callable[[], int | None], *, restart: Sequence[str] = (
             print_how_to_resume()
 
     def print_how_to_resume() -> None:
-        words = shlex.join([*restart, *sys.argv[1:]])
+        words = shlex.join([*restart, *map(without_credentials, sys.argv[1:])])
         print(f"resume with: {words}", file=sys.stderr, flush=True)
 
     signal.signal(signal.SIGTERM, stop)

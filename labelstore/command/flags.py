@@ -66,6 +66,11 @@ class Words:
     known: Callable[[], Sequence[str]]
 
 
+@dataclass(frozen=True, slots=True)
+class Addressable:
+    """Marks a field whose flag also takes the address of a store, of a scheme of `labelstore.storage_table`."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flag:
     """One flag of a command.
@@ -77,6 +82,7 @@ class Flag:
         default: its value when left out; ``MISSING`` when it has to be given.
         help: the docstring of its field, in one line.
         group: title under which the help lists it.
+        addressable: whether the value may be the address of a store.
     """
 
     key: str
@@ -85,6 +91,7 @@ class Flag:
     default: Any
     help: str
     group: str
+    addressable: bool = False
 
     @property
     def name(self) -> str:
@@ -146,7 +153,7 @@ def _walk(owner: type[Any], path: tuple[str, ...], group: str, before: str = "")
             yield from _walk(bare, (*path, each.name), title, inner)  # type: ignore[arg-type]
             continue
         for mark in marks:
-            if not isinstance(mark, Named | Group):
+            if not isinstance(mark, Named | Group | Addressable):
                 bare = Annotated[bare, mark]
         yield Flag(
             key=f"{before}{name or each.name}".replace("-", "_"),
@@ -155,6 +162,7 @@ def _walk(owner: type[Any], path: tuple[str, ...], group: str, before: str = "")
             default=_default(each),
             help=helps.get(each.name, ""),
             group=title,
+            addressable=any(isinstance(mark, Addressable) for mark in marks),
         )
 
 

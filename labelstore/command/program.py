@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -17,8 +16,9 @@ from typing import Annotated, Any
 from labelstore.command.config_file import read_config, template, to_toml, words_of
 from labelstore.command.console import Console, run_command
 from labelstore.command.flags import OPTIONS, Flag, flags_of, from_flags, is_positional
-from labelstore.command.mistakes import require_flags
+from labelstore.command.mistakes import key_of, require_flags
 from labelstore.errors import InputError
+from labelstore.storage_table import STORAGES, as_typed, no_path, scheme_of, without_credentials
 from labelstore.version import __version__
 
 CONFIG, PRINT_CONFIG = "config", "print_config"
@@ -42,7 +42,6 @@ EVERYWHERE = (
         group="running",
     ),
 )
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,17 +143,49 @@ def overview(invocation: str, description: str, commands: Mapping[str, Command])
     return "\n".join([usage, "", description, "", *lines])
 
 
-def require_paths(words: Sequence[str]) -> None:
-    """Refuse an address where a path is expected.
+def require_paths(words: Sequence[str], flags: Mapping[str, Flag]) -> None:
+    """Refuse an address where a path is expected; a flag that takes addresses has those that a storage reads.
+
+    Args:
+        words: of the command line.
+        flags: that the command has, by key.
 
     Raises:
         InputError: names it.
     """
+    positional = any(flag.addressable for flag in flags.values() if is_positional(flag))
+    before = ""
     for word in words:
-        if _ADDRESS.match(word.partition("=")[2] if word.startswith("--") else word):
-            raise InputError(
-                f"{word}: expected a path on this machine, found an address; copy it here and give its path"
-            )
+        name, equals, value = word.partition("=") if word.startswith("--") else (before, "", word)
+        scheme = scheme_of(value) if "://" in value else None
+        flag = flags.get(key_of(name, flags)) if name else None
+        readable = flag.addressable if flag else positional
+        if scheme and not (readable and scheme in STORAGES):
+            raise InputError(no_path(word, STORAGES if readable else ()))
+        before = word if word.startswith("--") and not equals else ""
+
+
+def with_addresses(values: Mapping[str, Any], flags: Mapping[str, Flag], typed: Sequence[str]) -> dict[str, Any]:
+    """The values of flags with those addresses that a plain path has cut short as they were typed.
+
+    Args:
+        values: of the flags, by key.
+        flags: of the command, by key.
+        typed: the words, with credentials, which the values lack.
+
+    Raises:
+        InputError: when a flag that takes no address has one.
+    """
+    found = dict(values)
+    complete = {
+        Path(without_credentials(word)): Path(word) for each in typed for word in (each, each.partition("=")[2])
+    }
+    for key, value in values.items():
+        if isinstance(value, Path) and scheme_of(value) and key in flags:
+            found[key] = as_typed(complete.get(value, value))
+            if not flags[key].addressable:
+                raise InputError(no_path(str(found[key])))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +213,11 @@ def read_command(command: Command, program: str, words: Sequence[str]) -> Parsed
     stored = read_config(file, command.config) if file else {}
     positional = {key: value for key, value in stored.items() if is_positional(flags[key])}
     others = words_of({key: value for key, value in stored.items() if key not in positional}, flags)
-    require_paths([*others, *spelled])
+    require_paths([*others, *spelled[1:]], flags)
     require_flags(spelled[1:], {**flags, **{flag.key: flag for flag in EVERYWHERE}}, program)
     typed = command.typed([spelled[0], *others, *spelled[1:]])
-    values = parse(command, program, typed[1:], positional)
+    shown = [without_credentials(word) for word in typed[1:]]  # the parser prints what it cannot parse
+    values = with_addresses(parse(command, program, shown, positional), flags, typed[1:])
     del values[CONFIG]
     print_config = values.pop(PRINT_CONFIG)
     return Parsed(from_flags(command.config, **values), print_config)

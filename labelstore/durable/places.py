@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from labelstore.errors import InputError, reason
+from labelstore.storage_table import Address, no_path, scheme_of
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # as a Path has it, with one of its slashes
 HEAD_BYTES = 4096  # of the zarr.json of a store, which hold its format
 
 
@@ -47,8 +46,8 @@ def require_local(path: Path) -> None:
     Raises:
         InputError: names it.
     """
-    if _ADDRESS.match(str(path)):
-        raise InputError(f"{path}: expected a path on this machine, found an address; copy it here and give its path")
+    if scheme_of(path):
+        raise InputError(no_path(str(Address(path))))
 
 
 def require_writable(place: Path) -> None:

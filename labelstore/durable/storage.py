@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,8 @@ import numpy.typing as npt
 
 from labelstore.durable import disk
 from labelstore.durable.mapping import map_bytes
-from labelstore.errors import DamagedError
+from labelstore.errors import DamagedError, InputError
+from labelstore.storage_table import STORAGES, Address, no_path, scheme_of
 
 PIECE_BYTES = 8 << 20
 Range = tuple[int, int]  # first byte, and the one after the last
@@ -130,6 +132,23 @@ class LocalStorage:
     def read_ahead(self, name: str) -> None:
         """As of :class:`ReadStorage`: the system reads the file into its cache."""
         disk.read_ahead(self.root / name)
+
+
+def storage_at(place: Path | str) -> ReadStorage:
+    """What reads the store at a path, or at an address of a scheme of `STORAGES`.
+
+    Raises:
+        InputError: when nothing reads addresses of its scheme.
+    """
+    scheme = scheme_of(place)
+    if scheme is None:
+        return LocalStorage(Path(place))
+    address = Address(place)
+    if scheme not in STORAGES:
+        raise InputError(no_path(str(address), STORAGES))
+    module, _, name = STORAGES[scheme].partition(":")
+    made: ReadStorage = getattr(import_module(module), name)(address)
+    return made
 
 
 def read_whole(storage: ReadStorage, name: str, limit: int) -> bytes:

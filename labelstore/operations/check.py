@@ -104,7 +104,8 @@ def check(path: Path | str | ReadStorage, progress: Callable[[int, int], None] |
     """Read every file of a store and compare it with its marker, its seal and the identity.
 
     Args:
-        path: folder of the store; or what else it is read from: then nothing looks for files that do not belong to it.
+        path: folder of the store; or its address, or what else it is read from: then nothing looks for files that do
+            not belong to it.
         progress: called with blocks done and blocks in all.
 
     Raises:
@@ -175,8 +176,10 @@ class _Check:
             return None
 
     def _files_there(self) -> set[str]:
-        """Every file of the folder, by its path in it, but for temporaries."""
+        """Every file of the folder, by its path in it, but for temporaries; none of a store that is elsewhere."""
         found: set[str] = set()
+        if not isinstance(self._storage, LocalStorage):
+            return found
         for folder, folders, names in os.walk(self._root):
             inside = Path(folder).relative_to(self._root)
             if inside == Path():

@@ -14,6 +14,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from labelstore.durable import disk, documents, publish, removing
+from labelstore.durable.places import require_local
 from labelstore.durable.removing import Proof
 from labelstore.format import calibration
 from labelstore.format.arrays import StoreLayout, group_metadata
@@ -77,9 +78,11 @@ def repair(
         progress: as of :func:`labelstore.operations.check.check`.
 
     Raises:
+        InputError: when it is given by an address, where nothing can be written.
         DamagedError: when its root metadata is damaged; only a copy has that.
         LeaseError: when a build holds the store.
     """
+    require_local(Path(path))
     store = LabelStore.open(path)
     for folder in folders(StoreLayout.of(store.identity)):
         disk.make_folder(store.path / folder)

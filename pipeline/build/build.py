@@ -33,20 +33,21 @@ from pipeline.build.filling import Filling, Work
 from pipeline.build.probing import dry_run, engine_of, shortened
 from pipeline.build.recipe import describe_recipe
 from pipeline.build.watching import Moment, Watch, watching
-from pipeline.config import BuildConfig
+from pipeline.config import BuildConfig, json_object
 from pipeline.device.current import make_current
 from pipeline.device.faults import DeviceMemoryError, device_faults
 from pipeline.device.memory import keep_freed_memory
 from pipeline.images import manifest_cache
 from pipeline.images.manifest import Manifest, UnusableFilesError, scan, with_classes, with_order
 from pipeline.images.remarks import say_left_out
+from pipeline.networks.imported import imported
 from pipeline.networks.load import require_known
 from pipeline.plan.plan import Plan
 from pipeline.ranks import Ranks, join
 from pipeline.render import augmenter_of, make_renderer
 from pipeline.replay.source import order_of
 from pipeline.teacher.engine.batches import Workload
-from pipeline.teacher.labeller import Labeller, require_fit
+from pipeline.teacher.labeller import Labeller, load_labeller, require_fit
 from pipeline.teacher.teacher import Teacher, TeacherSpec, make_teacher
 
 STOPPING = "stopping after the current block; the same signal again stops at once"
@@ -76,7 +77,10 @@ def prepare(
     keep_freed_memory()
     if config.render.threads is not None:
         torch.set_num_threads(config.render.threads)
-    if labeller is None:
+    own = config.teacher.labeller
+    if own:
+        imported("--labeller", own)  # a wrong name is found before images are read
+    elif labeller is None:
         for name, weights in zip(config.teacher.names, config.teacher.weights, strict=False):
             require_known(name, weights)
         config = settled(config, console)
@@ -88,6 +92,9 @@ def prepare(
     if config.recipe:
         console.line(describe_recipe(config, manifest))
     plan = Plan(spec, manifest.heights, manifest.widths)
+    if labeller is None and own:
+        args = json_object("--labeller-args", config.teacher.labeller_args or "{}")
+        labeller = load_labeller(own, args, spec.size, manifest.classes)
     if labeller is None:
         labeller, engine = load_teacher(config, manifest, ranks, console, store)
     else:

@@ -27,7 +27,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 ADVICE: Mapping[str, str] = {
     "images": "give the images that the store was made of, or another --store",
-    "teacher": "give the teacher that the store was made with (--weights, --mean, --std), or another --store",
+    "teacher": "give the teacher that the store was made with (--weights, --mean, --std), or its --labeller and "
+    "--labeller-args, or another --store",
     "plan": "give the crop, mix, size and seed flags of the store, or another --store",
     "label encoding": "give the store's --encoding, --codec, --fidelity or --step, or another --store",
 }

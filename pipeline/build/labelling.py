@@ -24,6 +24,7 @@ from pipeline.teacher.labeller import BrokenLogitsError, Labeller, Pending
 
 WAITING = 1  # rendered batches that wait for a GPU's teacher, while one more is rendered
 UNDER_WAY = 1  # batches that a GPU labels while the next one is sent to it
+REQUESTED = 4  # batches whose labels a labeller elsewhere makes while the next one is rendered
 
 
 class Job(Protocol):
@@ -164,8 +165,9 @@ class _Teaching(Generic[JobT]):
 
     def __call__(self, batch: Batch[JobT]) -> None:
         began = time.perf_counter()
-        self._pending.append((batch, self._labeller.start(batch.ready(), batch.rows), began))
-        self._collect(self._under_way)
+        pending = self._labeller.start(batch.ready(), batch.rows)
+        self._pending.append((batch, pending, began))
+        self._collect(max(self._under_way, REQUESTED if pending.waits else 0))
 
     def finish(self) -> None:
         """Wait for what is under way."""

@@ -35,7 +35,7 @@ def typed(arguments: Sequence[str]) -> list[str]:
         GiftwrapError: when there is no such recipe, or no class folder.
     """
     known = given(
-        arguments, "build", "--recipe", "--images", "--size", "--teacher", also=("--store", "--crop", "--mix")
+        arguments, "build", "--recipe", "--images", "--size", also=("--teacher", "--store", "--crop", "--mix")
     )
     if known is None:
         return list(arguments)
@@ -46,8 +46,8 @@ def typed(arguments: Sequence[str]) -> list[str]:
         images=in_store(known["--store"]) or len(listing.names),
         classes=len(listing.classes),
         size=int(known["--size"]),
-        student=known["--teacher"],
-        teacher=known["--teacher"],
+        student=known["--teacher"] or "",
+        teacher=known["--teacher"] or "",
     )
     flags = without_replaced(recipe_of(known["--recipe"]).build(setting), known, OWNED)
     return ["build", *words(flags), *arguments[1:]]

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from labelstore.command.console import Console
 from labelstore.encodings.fidelity import gift_fidelity
-from labelstore.errors import MismatchError
+from labelstore.errors import InputError, MismatchError
 from labelstore.spec import Json, first_difference, require_same
 from labelstore.store import LabelStore
-from pipeline.config import VerifyConfig
+from pipeline.config import VerifyConfig, json_object
 from pipeline.device.faults import device_faults
 from pipeline.replay.source import Source, check_pixels, open_source
 from pipeline.teacher.engine.spec import MAX_RELATIVE_ERROR
 from pipeline.teacher.imagenet import FOLDERS
-from pipeline.teacher.labeller import Labeller, label_crops
+from pipeline.teacher.labeller import Labeller, label_crops, load_labeller
 from pipeline.teacher.teacher import Teacher, TeacherSpec, make_teacher, stored_members
 
 MIN_FIDELITY = 0.99
@@ -64,9 +64,17 @@ def verify_source(
         pixels = check_pixels(source)
     except MismatchError as error:
         console.line(str(error))
-        return False, {"ok": False, "pixels_equal": False, "max_error": None, "fidelity": None}
+        return False, {
+            "ok": False,
+            "labels_compared": False,
+            "pixels_equal": False,
+            "max_error": None,
+            "fidelity": None,
+        }
     values: dict[str, Json] = {
         "ok": True,
+        "labels_compared": False,
+        "labels_need": needed_for_labels(source.store),
         "crops": pixels.crops,
         "pixels_equal": pixels.equal,
         "pixels_max_difference": pixels.max_difference,
@@ -80,14 +88,42 @@ def verify_source(
     console.line(f"pixels: {pixels.crops} stored crops rendered again, {how}")
     if labeller is None and config.weights:
         labeller = teacher_of(source.store, config, console)
+    if labeller is None and config.labeller:
+        args = json_object("--labeller-args", config.labeller_args or "{}")
+        labeller = load_labeller(config.labeller, args, source.store.identity.size, source.store.identity.classes)
     if labeller is not None:
+        values |= {"labels_compared": True}
         require_same_labeller(source.store, labeller, console)
         values.update(compare_labels(source, labeller, console))
     return bool(values["ok"]), values
 
 
+def needed_for_labels(store: LabelStore) -> str:
+    """The flag that `verify` needs to make the labels of a store again."""
+    return "--weights of its teacher" if is_of_networks(store) else f"--labeller of {labeller_name(store)}"
+
+
+def is_of_networks(store: LabelStore) -> bool:
+    """Whether one network or several made the labels, and no labeller of the user's own."""
+    return not {"args", "members"}.isdisjoint(store.identity.require("teacher"))
+
+
+def labeller_name(store: LabelStore) -> str:
+    """What made the labels of a store, as it names itself."""
+    return repr(store.identity.require("teacher").get("name", ""))
+
+
 def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Teacher:
-    """The teacher that the store describes, with the given weights."""
+    """The teacher that the store describes, with the given weights.
+
+    Raises:
+        InputError: when no networks made the labels, or the weights are not theirs.
+    """
+    if not is_of_networks(store):
+        raise InputError(
+            f"--weights: expected a store that networks labelled, found one labelled by {labeller_name(store)}; give "
+            f"--labeller"
+        )
     stored: Any = store.identity.require("teacher")
     engine: Any = store.identity.require("engine")
     spec = TeacherSpec(
@@ -118,7 +154,7 @@ def require_same_labeller(store: LabelStore, labeller: Labeller, console: Consol
     """
     identity = store.identity
     stored, ours = dict(identity.require("teacher")), dict(labeller.identity)
-    require_same("teacher", stored, ours, "give --weights of the store's teacher", flags={"weights": "--weights"})
+    require_same("teacher", stored, ours, f"give {needed_for_labels(store)}", flags={"weights": "--weights"})
     found = first_difference(dict(identity.require("engine")), dict(labeller.engine))
     if found:
         console.line(f"engine: differs from the store's in {found[0]}: {found[1]!r} there, {found[2]!r} here")

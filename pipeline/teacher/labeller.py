@@ -1,22 +1,24 @@
 """The seam between a build and what makes its labels: crops in, logits out.
 
 A build, its calibration and `verify` use nothing of a teacher but this protocol. A labeller of one's own needs no base
-class and no network: see `tests/pipeline/test_labeller.py` for one that labels crops by their mean colours.
+class and no network: `--labeller module:attribute` loads it by :func:`load_labeller`, and `examples/own_labeller.py` is
+one that a web server labels for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from labelstore.errors import InputError
+from labelstore.errors import GiftwrapError, InputError, reason
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
+from pipeline.networks.imported import imported
 
 
 class BrokenLogitsError(InputError):
@@ -38,16 +40,28 @@ class BrokenLogitsError(InputError):
 
 
 class Pending:
-    """Logits that a device may still be computing. They stay on that device.
+    """Logits that a device, or another machine, may still be computing. They stay on their device.
 
     Args:
         name: of the labeller, for messages.
-        logits: float32 ``[n, C]``.
+        logits: float32 ``[n, C]``; or what waits for them, called once, in any thread. Several batches are then under
+            way at a time.
     """
 
-    def __init__(self, name: str, logits: Tensor) -> None:
-        self._name, self._logits = name, logits
-        self._finite = logits.isfinite().all()
+    def __init__(self, name: str, logits: Tensor | Callable[[], Tensor]) -> None:
+        self._name = name
+        self._wait = None if isinstance(logits, Tensor) else logits
+        if isinstance(logits, Tensor):
+            self._arrive(logits)
+
+    @property
+    def waits(self) -> bool:
+        """Whether :meth:`result` has to wait for something else than a device."""
+        return self._wait is not None
+
+    def _arrive(self, logits: Tensor) -> None:
+        """Begin to look whether the logits are finite."""
+        self._logits, self._finite = logits, logits.isfinite().all()
         self._event: torch.cuda.Event | None = None
         if logits.is_cuda:  # one byte is copied, so that the check waits for these logits and for nothing after them
             with torch.cuda.device(logits.device):
@@ -62,6 +76,9 @@ class Pending:
         Raises:
             BrokenLogitsError: when a logit is NaN or infinite; names the first.
         """
+        if self._wait is not None:
+            wait, self._wait = self._wait, None
+            self._arrive(wait())
         if self._event is not None:
             self._event.synchronize()
         if not self._finite:
@@ -148,3 +165,38 @@ def require_fit(labeller: Labeller, size: int, classes: int) -> None:
             f"labeller {name}: expected a column for each of {classes} class folders, found {labeller.columns} columns "
             f"and class_columns {labeller.class_columns}"
         )
+
+
+MEMBERS = ("size", "mean", "std", "columns", "class_columns", "batch", "device", "identity", "engine", "start")
+
+
+def load_labeller(place: str, args: Mapping[str, Any], size: int, classes: tuple[str, ...]) -> Labeller:
+    """The labeller that ``--labeller`` names.
+
+    Args:
+        place: ``module:attribute`` of a callable, which is given ``size``, ``classes`` and ``args`` by name and returns
+            a :class:`Labeller`.
+        args: of ``--labeller-args``.
+        size: side of the crops in pixels.
+        classes: names of the class folders, in target order.
+
+    Raises:
+        InputError: when it cannot be imported or made, or is no labeller.
+    """
+    make = imported("--labeller", place)
+    try:
+        made: Labeller = make(size=size, classes=classes, **args)
+    except GiftwrapError:
+        raise
+    except Exception as error:  # code of the user's may raise anything
+        raise InputError(
+            f"--labeller {place}: cannot be made with size={size}, {len(classes)} classes and --labeller-args "
+            f"{dict(args)} ({type(error).__name__}: {reason(error)})"
+        ) from error
+    if absent := [name for name in MEMBERS if not hasattr(made, name)]:
+        raise InputError(
+            f"--labeller {place}: expected a labeller (pipeline/teacher/labeller.py), found {type(made).__name__} "
+            f"without {', '.join(absent)}"
+        )
+    require_fit(made, size, len(classes))
+    return made

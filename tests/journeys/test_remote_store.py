@@ -1,0 +1,59 @@
+"""A store at an address, verified, shown and trained from."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.journeys.world import World, giftwrap
+from tests.labelstore.test_addresses import Server
+from trainer.replay import Replay
+
+
+@pytest.fixture
+def address(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("NO_PROXY", "*")
+    with Server(world.store.parent) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        server.mode = "private"
+        yield server.address.replace("//", "//user:secret@") + f"/{world.store.name}"
+        server.shutdown()
+        thread.join()
+
+
+def test_it_is_verified_shown_and_trained_from(world: World, tmp_path: Path, address: str) -> None:
+    store, images = ("--store", address), ("--images", world.images)
+    shown = address.replace("user:secret@", "")
+    out, run = tmp_path / "sheet.png", tmp_path / "run"
+    verified = giftwrap("pipeline", "verify", *store, *images, "--weights", world.weights)
+    assert (verified.code, verified.out.splitlines()[-1]) == (0, f"{shown}: verified"), verified.err
+    sheet = giftwrap("pipeline", "show", *store, *images, "--out", out, "--count", 2)
+    assert (sheet.code, out.exists()) == (0, True), sheet.err
+    train = ("trainer", "train", *store, *images, "--student", "convnet-d1", "--run-folder", run, "--epochs", 1)
+    for _ in range(2):
+        trained = giftwrap(*train, "--views", 1)
+        assert trained.code == 0, trained.err
+    kept = "".join(path.read_text() for path in run.iterdir() if path.suffix in (".toml", ".json", ".jsonl"))
+    assert shown in kept
+    assert "secret" not in kept + verified.out + trained.out + trained.err
+    followed = giftwrap(*train[:-4], "--run-folder", tmp_path / "other", "--epochs", 1, "--follow")
+    assert (followed.code, followed.err.count("\n")) == (2, 1), followed.err
+    assert f"error: {shown}: expected a store in a folder of this machine to follow" in followed.err
+    built = giftwrap(
+        "pipeline", "build", *store, *images, "--teacher", "convnet-d1", "--weights", world.weights, "--size", 8,
+        "--views", 1, cwd=tmp_path,
+    )  # fmt: skip
+    assert (built.code, built.out) == (2, "")
+    assert built.err.startswith(f"error: {shown}: expected a path on this machine, found an address")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "sheet.png"]
+
+
+def test_it_is_replayed_as_its_folder_is(world: World, address: str) -> None:
+    ours, theirs = (next(iter(Replay(store, world.images, batch_size=4))) for store in (address, world.store))
+    assert torch.equal(ours.images, theirs.images)
+    assert torch.equal(ours.logits, theirs.logits)
