@@ -9,11 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path, PosixPath
+from typing import Any
 
-STORAGES: dict[str, str] = {
-    "http": "labelstore.durable.http:HttpStorage",
-    "https": "labelstore.durable.http:HttpStorage",
-}
+from labelstore.tables import Table
+
+STORAGES: Table[Any] = Table(
+    {
+        "http": "labelstore.durable.http:HttpStorage",
+        "https": "labelstore.durable.http:HttpStorage",
+    }
+)
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")  # as a Path has it, with one of its slashes
 _PATH = "a path on this machine"

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -146,8 +145,7 @@ def storage_at(place: Path | str) -> ReadStorage:
     address = Address(place)
     if scheme not in STORAGES:
         raise InputError(no_path(str(address), STORAGES))
-    module, _, name = STORAGES[scheme].partition(":")
-    made: ReadStorage = getattr(import_module(module), name)(address)
+    made: ReadStorage = STORAGES[scheme](address)
     return made
 
 
