@@ -23,7 +23,7 @@ from pipeline.plan.plan import PlanSpec
 from pipeline.render import Renderer, augmenter_of, decoder_of, make_renderer
 from pipeline.teacher.engine.batches import CPU_BATCH, GPU_BATCHES
 from pipeline.teacher.engine.precision import precision
-from pipeline.teacher.labeller import BrokenLogitsError, Labeller, load_labeller
+from pipeline.teacher.labeller import BrokenLogitsError, Labeller, load_labeller, started
 from pipeline.teacher.teacher import Teacher, make_teacher
 from trainer.config import TrainConfig
 from trainer.crops import Crops, CropSource
@@ -80,9 +80,9 @@ class OnlineLabels:
         """The logits of any number of crops, float32 ``[n, C]``, batch by batch."""
         batch = self.labeller.batch
         pieces = [slice(start, start + batch) for start in range(0, len(rows), batch)]
-        started = [self.labeller.start(pixels[piece], rows.take(piece)) for piece in pieces]
+        begun = [started(self.labeller, pixels[piece], rows.take(piece)) for piece in pieces]
         found = []
-        for piece, pending in zip(pieces, started, strict=True):
+        for piece, pending in zip(pieces, begun, strict=True):
             try:
                 found.append(pending.result())
             except BrokenLogitsError as error:
@@ -209,7 +209,7 @@ def load_online(config: TrainConfig, shown: Shown, world: int, engine: Mapping[s
 def own_online(config: TrainConfig, shown: Shown, place: str, size: int) -> Online:
     """The labeller of --labeller, for crops of ``size`` px; the arguments are those of `load_online`."""
     args = json_object("--labeller-args", config.teacher.labeller_args or "{}")
-    labeller = load_labeller(place, args, size, shown.classes)
+    labeller = load_labeller(place, args, size, shown.classes, shown.spec.columns)
     note = note_on(config, shown, str(labeller.identity.get("name", place)), labeller)
     return Online(teacher=labeller, options=config.teacher, notes=(note,), warnings=())
 
@@ -290,8 +290,8 @@ def probe(labels: OnlineLabels, crops: CropSource, console: Console) -> None:
     difference = labels.slot_difference(Crops(0, positions, rows, crops.pixels(rows)))
     if difference:
         console.warn(
-            f"labels: a label depends on its slot in the teacher's batch, by {difference:.1e} at most: online labels "
-            f"equal stored ones within rounding, and not bit for bit"
+            f"labels: a label depends on the other crops of its batch, by {difference:.1e} at most: online labels "
+            f"equal stored ones to that, and not bit for bit"
         )
     else:
         console.line("labels: each is the same in every slot of the teacher's batch, bit for bit")

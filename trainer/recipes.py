@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.build.recipe import OWNED as OWNED_CROPS
+from pipeline.build.recipe import OWNED_LABELLER
 from pipeline.images.opening import open_images
 from pipeline.recipes import recipe_of
 from pipeline.recipes.flags import describe, given, spelled, without_replaced, words
@@ -42,7 +43,7 @@ def typed(arguments: Sequence[str]) -> list[str]:
     Raises:
         GiftwrapError: when there is no such recipe, or the store does not open.
     """
-    choices = {**OWNED, **OWNED_CROPS}
+    choices = {**OWNED, **OWNED_CROPS, **OWNED_LABELLER}
     also = (*BESIDE, *(f"--{choice}" for choice in choices), *(spelled_out(name) for name in MERGED))
     known = given(arguments, "train", "--recipe", "--student", also=also)
     setting = setting_of(known) if known else None

@@ -94,11 +94,11 @@ def prepare(
     plan = Plan(spec, manifest.heights, manifest.widths)
     if labeller is None and own:
         args = json_object("--labeller-args", config.teacher.labeller_args or "{}")
-        labeller = load_labeller(own, args, spec.size, manifest.classes)
+        labeller = load_labeller(own, args, spec.size, manifest.classes, spec.columns)
     if labeller is None:
         labeller, engine = load_teacher(config, manifest, ranks, console, store)
     else:
-        require_fit(labeller, config.crops.size, len(manifest.classes))
+        require_fit(labeller, spec.size, len(manifest.classes), spec.columns)
         engine = labeller.engine
     renderer = make_renderer(
         manifest,

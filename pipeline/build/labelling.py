@@ -20,7 +20,7 @@ from pipeline.device.faults import device_faults
 from pipeline.plan.plan import Plan
 from pipeline.render import Renderer
 from pipeline.render.batches import render_batches
-from pipeline.teacher.labeller import BrokenLogitsError, Labeller, Pending
+from pipeline.teacher.labeller import BrokenLogitsError, Labeller, Pending, started
 
 WAITING = 1  # rendered batches that wait for a GPU's teacher, while one more is rendered
 UNDER_WAY = 1  # batches that a GPU labels while the next one is sent to it
@@ -165,7 +165,7 @@ class _Teaching(Generic[JobT]):
 
     def __call__(self, batch: Batch[JobT]) -> None:
         began = time.perf_counter()
-        pending = self._labeller.start(batch.ready(), batch.rows)
+        pending = started(self._labeller, batch.ready(), batch.rows)
         self._pending.append((batch, pending, began))
         self._collect(max(self._under_way, REQUESTED if pending.waits else 0))
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Flags that belong to the choice of another flag: they are dropped where that choice is replaced.
 OWNED = {"crop": ("scale", "ratio", "pad", "resize", "factor"), "mix": ("alpha", "group", "mix_per")}
+# A labeller of one's own has its own normalisation.
+OWNED_LABELLER: dict[str, tuple[str, ...]] = {"labeller": ("mean", "std")}
 # Flags that decide neither pixels nor labels, or that are printed elsewhere.
 NO_PROTOCOL = (
     "recipe", "images", "store", "progress_log", "metrics_port", "metrics_host", "json", "dry_run", "rehash",
@@ -35,7 +37,12 @@ def typed(arguments: Sequence[str]) -> list[str]:
         GiftwrapError: when there is no such recipe, or no class folder.
     """
     known = given(
-        arguments, "build", "--recipe", "--images", "--size", also=("--teacher", "--store", "--crop", "--mix")
+        arguments,
+        "build",
+        "--recipe",
+        "--images",
+        "--size",
+        also=("--teacher", "--store", "--crop", "--mix", "--labeller"),
     )
     if known is None:
         return list(arguments)
@@ -49,7 +56,7 @@ def typed(arguments: Sequence[str]) -> list[str]:
         student=known["--teacher"] or "",
         teacher=known["--teacher"] or "",
     )
-    flags = without_replaced(recipe_of(known["--recipe"]).build(setting), known, OWNED)
+    flags = without_replaced(recipe_of(known["--recipe"]).build(setting), known, OWNED | OWNED_LABELLER)
     return ["build", *words(flags), *arguments[1:]]
 
 

@@ -90,7 +90,8 @@ def verify_source(
         labeller = teacher_of(source.store, config, console)
     if labeller is None and config.labeller:
         args = json_object("--labeller-args", config.labeller_args or "{}")
-        labeller = load_labeller(config.labeller, args, source.store.identity.size, source.store.identity.classes)
+        identity = source.store.identity
+        labeller = load_labeller(config.labeller, args, identity.size, identity.classes, identity.crop_columns)
     if labeller is not None:
         values |= {"labels_compared": True}
         require_same_labeller(source.store, labeller, console)

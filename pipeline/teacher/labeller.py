@@ -7,7 +7,7 @@ one that a web server labels for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from labelstore.errors import GiftwrapError, InputError, reason
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
 from pipeline.networks.imported import imported
+from pipeline.plan.augment import inputs_of
 
 
 class BrokenLogitsError(InputError):
@@ -90,7 +91,9 @@ class Pending:
 class Labeller(Protocol):
     """What gives crops their labels: a teacher, an ensemble, or anything else that is a function of pixels.
 
-    A label must depend on its own crop alone, and not on the other crops of its batch.
+    A label must depend on its own crop alone, and not on the other crops of its batch. The attribute ``augments`` may
+    state that `start` applies the plan's augmentations of normalised images (``dsa``) by the rows; a labeller without
+    it is refused where a plan has them.
     """
 
     @property
@@ -133,9 +136,24 @@ class Labeller(Protocol):
         """Begin to label crops.
 
         Args:
-            pixels: uint8 ``[n, S, S, 3]``, n at most ``batch``.
-            rows: of those crops, for augmentations that work on normalised images.
+            pixels: uint8 ``[n, S, S, 3]``, n at most ``batch``: mixed, not normalised.
+            rows: of those crops.
         """
+
+
+def started(labeller: Labeller, pixels: Tensor, rows: CropRows) -> Pending:
+    """What a labeller's `start` returns.
+
+    Raises:
+        InputError: when that is no `Pending`.
+    """
+    pending: Any = labeller.start(pixels, rows)
+    if not isinstance(pending, Pending):
+        raise InputError(
+            f"labeller {labeller.identity.get('name', '')}: expected a Pending from start(), found "
+            f"{type(pending).__name__}; return Pending(name, logits)"
+        )
+    return pending
 
 
 def label_crops(labeller: Labeller, crops: Tensor, rows: CropRows) -> npt.NDArray[np.float32]:
@@ -145,18 +163,35 @@ def label_crops(labeller: Labeller, crops: Tensor, rows: CropRows) -> npt.NDArra
         BrokenLogitsError: when a logit is NaN or infinite; its row counts within a batch.
     """
     pieces = [slice(start, start + labeller.batch) for start in range(0, len(crops), labeller.batch)]
-    return np.concatenate([labeller.start(crops[piece], rows.take(piece)).result().cpu().numpy() for piece in pieces])
+    return np.concatenate(
+        [started(labeller, crops[piece], rows.take(piece)).result().cpu().numpy() for piece in pieces]
+    )
 
 
-def require_fit(labeller: Labeller, size: int, classes: int) -> None:
+def require_fit(labeller: Labeller, size: int, classes: int, columns: Sequence[str]) -> None:
     """Refuse a labeller that does not fit the crops or the class folders of a build.
+
+    Args:
+        labeller: any.
+        size: side of the crops in pixels.
+        classes: number of class folders.
+        columns: of the plan's rows.
 
     Raises:
         InputError: names what was expected and found.
     """
     name = labeller.identity.get("name", "")
-    if missing := [key for key in ("mean", "std") if key not in labeller.identity]:
-        raise InputError(f"labeller {name}: expected {' and '.join(missing)} in its identity, found neither; add them")
+    for what, held, needed in (
+        ("identity", labeller.identity, ("name", "mean", "std")),
+        ("engine", labeller.engine, ("dtype",)),
+    ):
+        if missing := [key for key in needed if key not in held]:
+            raise InputError(f"labeller {name}: expected {' and '.join(missing)} in its {what}, found none; add it")
+    if inputs_of(columns) and not getattr(labeller, "augments", False):
+        raise InputError(
+            f"labeller {name}: expected one that applies the plan's augmentations of normalised images (--augment dsa) "
+            f"by the rows of the crops, found one that does not state it (augments = True); leave them out, or add that"
+        )
     if labeller.size != size:
         raise InputError(f"labeller {name}: expected one for crops of {size} px, found {labeller.size} px")
     placed = len(labeller.class_columns) or labeller.columns
@@ -170,7 +205,9 @@ def require_fit(labeller: Labeller, size: int, classes: int) -> None:
 MEMBERS = ("size", "mean", "std", "columns", "class_columns", "batch", "device", "identity", "engine", "start")
 
 
-def load_labeller(place: str, args: Mapping[str, Any], size: int, classes: tuple[str, ...]) -> Labeller:
+def load_labeller(
+    place: str, args: Mapping[str, Any], size: int, classes: tuple[str, ...], columns: Sequence[str]
+) -> Labeller:
     """The labeller that ``--labeller`` names.
 
     Args:
@@ -179,6 +216,7 @@ def load_labeller(place: str, args: Mapping[str, Any], size: int, classes: tuple
         args: of ``--labeller-args``.
         size: side of the crops in pixels.
         classes: names of the class folders, in target order.
+        columns: of the plan's rows.
 
     Raises:
         InputError: when it cannot be imported or made, or is no labeller.
@@ -198,5 +236,5 @@ def load_labeller(place: str, args: Mapping[str, Any], size: int, classes: tuple
             f"--labeller {place}: expected a labeller (pipeline/teacher/labeller.py), found {type(made).__name__} "
             f"without {', '.join(absent)}"
         )
-    require_fit(made, size, len(classes))
+    require_fit(made, size, len(classes), columns)
     return made

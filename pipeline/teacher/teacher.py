@@ -81,6 +81,11 @@ class Teacher:
         return self.spec.std
 
     @property
+    def augments(self) -> bool:
+        """It applies the plan's augmentations of normalised images."""
+        return True
+
+    @property
     def batch(self) -> int:
         """The largest number of crops that ``logits`` takes."""
         return self.run.batch

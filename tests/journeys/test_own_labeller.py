@@ -16,6 +16,7 @@ from labelstore import LabelStore, check
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
 from labelstore.errors import InputError
+from labelstore.format.columns import CROP_COLUMNS
 from pipeline.build.labelling import REQUESTED
 from pipeline.config import BuildConfig
 from pipeline.teacher.labeller import BrokenLogitsError, Pending, load_labeller
@@ -119,7 +120,49 @@ def raising(**_: object) -> MeanColours:
 def test_what_is_no_labeller_is_one_line(place: str, message: str) -> None:
     args = {"other": 1} if place == COLOURS else {}
     with pytest.raises(InputError, match=message):
-        load_labeller(place, args, SIDE, ("a", "b", "c"))
+        load_labeller(place, args, SIDE, ("a", "b", "c"), CROP_COLUMNS)
+
+
+def returning_logits(size: int, classes: tuple[str, ...]) -> MeanColours:
+    class Bare(MeanColours):
+        def start(self, pixels: torch.Tensor, _rows: object, /) -> Any:
+            return torch.zeros(len(pixels), 3)
+
+    return Bare(size=size)
+
+
+def without_dtype(size: int, classes: tuple[str, ...]) -> MeanColours:
+    class Unnamed(MeanColours):
+        engine: dict[str, Any] = {}  # noqa: RUF012
+
+    return Unnamed(size=size)
+
+
+@pytest.mark.parametrize(
+    ("made", "flags", "message"),
+    [
+        ("colours", ("--augment", "dsa"), "applies the plan's augmentations of normalised images"),
+        ("returning_logits", (), "expected a Pending from start(), found Tensor; return Pending(name, logits)"),
+        ("without_dtype", (), "expected dtype in its engine, found none; add it"),
+    ],
+)
+def test_what_a_labeller_leaves_out_is_one_line(
+    made: str, flags: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    draw_images(tmp_path / "images")
+    where = ("--images", tmp_path / "images", "--store", tmp_path / "store", "--size", SIDE, "--views", 2)
+    ended = giftwrap("pipeline", "build", *where, *flags, "--threads", 1, "--labeller", f"{__name__}:{made}")
+    assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
+    assert message in ended.err
+
+
+def test_a_recipe_leaves_its_normalisation_to_the_labeller(tmp_path: Path) -> None:
+    draw_images(tmp_path / "images")
+    where = ("--images", tmp_path / "images", "--store", tmp_path / "store", "--size", SIDE, "--views", 2)
+    ended = giftwrap(
+        "pipeline", "build", "--recipe", "rded", *where, "--threads", 1, "--dry-run", "--labeller", COLOURS
+    )
+    assert ended.code == 0, ended.err
 
 
 class Overlapping(MeanColours):

@@ -288,7 +288,8 @@ def test_the_text_of_an_address_is_kept() -> None:
 def test_a_scheme_of_ones_own_is_one_line(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, server: Server
 ) -> None:
-    monkeypatch.delitem(STORAGES, "shelf", raising=False)  # of the documents' examples, which run in this process
+    monkeypatch.setitem(STORAGES, "shelf", "")  # of the documents' examples, which run in this process
+    del STORAGES["shelf"]
     _, err, code = run("info", "own://shelf/int8")
     assert (err, code) == (
         f"error: own://shelf/int8: {OTHER}\n",
