@@ -231,7 +231,7 @@ def draw_experts(axes: Axes, scale: Scale, results: Results) -> None:
     for number, count in enumerate((*scale.several, *scale.single)):
         found = {epoch: values for epoch in every if (values := results.top1(scale, count, epoch))}
         deviations = [stdev(values) if len(values) > 1 else 0.0 for values in found.values()]
-        label = f"{count} images a class"
+        label = f"{count} image{'s' if count > 1 else ''} a class"
         means = [fmean(values) for values in found.values()]
         axes.errorbar(list(found), means, deviations, color=f"C{number}", marker="o", capsize=3, label=label)
         if baseline := results.top1(scale, count, None):
