@@ -94,7 +94,7 @@ def watch_threads() -> None:
             run(self)
 
     mode.__torch_dispatch__ = one_at_a_time
-    threading.Thread.run = watched  # type: ignore[method-assign]
+    threading.Thread.run = watched  # type: ignore[method-assign]  # on purpose: every thread is watched
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def comparison(scale: Scale, results: Results) -> tuple[list[float], list[float]
     ours = [first["top1"]] if first else []
     for kind, found in (("expert", ours), ("plain", plain := list[float]())):
         for seed in scale.seeds:
-            line = results.of(Cell(kind=kind, epochs=scale.compared, seed=seed))  # type: ignore[arg-type]
+            line = results.of(Cell(kind=kind, epochs=scale.compared, seed=seed))  # type: ignore[arg-type]  # one of two kinds
             found += [line["epochs"][-1]["top1"]] if line else []
     return ours, plain
 

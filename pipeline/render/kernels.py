@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.render.jobs import BITS, HALF, JOB, Task
 
-# Of eleven ways the fastest at 224 px (H200): 1.5 us a crop for both passes; with 16 lines 2.3 us.
+# The fastest of eleven at 224 px (H200), both passes timed alone: 1.5 us a crop; 16 lines of 128 bytes took 2.3 us.
 BLOCK_LINES, BLOCK_BYTES, WARPS = 8, 256, 4
 # Columns of a job, as `pipeline.render.jobs.JOB` names them.
 START, LINES, BETWEEN, PLACE, PLACE_ALONG, LIMIT, LIMIT_ALONG = (tl.constexpr(column) for column in range(7))
