@@ -6,9 +6,11 @@ epochs are cut, so that all blocks take seconds; names, flags and the form of wh
 
 from __future__ import annotations
 
+import gc
 import re
 import shlex
-from contextlib import chdir
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from labelstore.tables import Table
 from pipeline.networks import build_network, save_weights
 from tests.journeys.world import draw_images, giftwrap
 
@@ -109,6 +112,18 @@ def require_form(shown: str, printed: str) -> None:
         assert re.search(rf"^{form}$", printed, re.MULTILINE), f"{line!r} is not what is printed:\n{printed}"
 
 
+@contextmanager
+def tables_kept() -> Iterator[None]:
+    """What the body adds to a table is gone at its end, so that no later test of this process finds it there."""
+    tables = [(table, dict(table._entries)) for table in gc.get_objects() if type(table) is Table]
+    try:
+        yield
+    finally:
+        for table, entries in tables:
+            table._entries = entries
+
+
+@tables_kept()
 def run_page(page: str, folder: Path) -> dict[str, Any]:
     """Run the blocks of a page in a folder; the names that its Python has defined."""
     names: dict[str, Any] = {}

@@ -288,8 +288,6 @@ def test_the_text_of_an_address_is_kept() -> None:
 def test_a_scheme_of_ones_own_is_one_line(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, server: Server
 ) -> None:
-    monkeypatch.setitem(STORAGES, "shelf", "")  # of the documents' examples, which run in this process
-    del STORAGES["shelf"]
     _, err, code = run("info", "own://shelf/int8")
     assert (err, code) == (
         f"error: own://shelf/int8: {OTHER}\n",
