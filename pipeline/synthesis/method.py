@@ -1,0 +1,124 @@
+"""The seam between `synthesize` and what makes images: a method, which makes the images of one job after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from labelstore.command.console import Console
+from labelstore.spec import Json
+from pipeline.images.manifest import Manifest
+from pipeline.ranks import Ranks
+
+if TYPE_CHECKING:
+    from pipeline.synthesis.config import SynthesizeConfig
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+"""An image, uint8 ``[H, W, 3]``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What a method is made with.
+
+    Attributes:
+        config: the flags; a method reads those that all methods share and its own.
+        manifest: the images that the set is made of.
+        console: for notes, warnings and progress; silent on all ranks but the first.
+        ranks: the processes that share the jobs.
+    """
+
+    config: SynthesizeConfig
+    manifest: Manifest
+    console: Console
+    ranks: Ranks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """Images that one process makes together: of a class, or a batch. They depend on nothing of other jobs.
+
+    Attributes:
+        name: for progress and messages, such as ``class tench``.
+        targets: class of each of its images, int64 ``[n]``.
+        numbers: number of each image within its class, from 0; with the class it names the file, int64 ``[n]``.
+    """
+
+    name: str
+    targets: npt.NDArray[np.int64]
+    numbers: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """The images of a job.
+
+    Attributes:
+        images: of each image its pixels; or the index of the image of the manifest whose file it is, unchanged.
+        pieces: what each image was made of, by name: arrays whose first axis is the images. All jobs of a method give
+            the same names, types and further axes. ``sources``, int64 ``[n, P]``: manifest indexes; ``boxes``, int64
+            ``[n, P, 4]``: (top, left, height, width) in pixels of the source; ``scores``, float64 ``[n, P]``.
+    """
+
+    images: Sequence[Pixels | int]
+    pieces: Mapping[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True)
+class Working:
+    """Where a method keeps what it has of a job that takes long, so that a stopped command continues within it.
+
+    Attributes:
+        file: a file of this job alone; write it by `labelstore.durable.newfile.new_version`, and read it when it is
+            there: a call with the same flags left it. It is removed when the job is made.
+        progress: called with (what is done of the job, what there is to do), in any unit.
+        stopping: whether a signal has asked to stop: the method then saves and raises `StopRequestedError`.
+    """
+
+    file: Path
+    progress: Callable[[int, int], None]
+    stopping: Callable[[], bool]
+
+
+class Method(Protocol):
+    """Makes images. What they are depends on its parameters, the images and the seed, not on the number of ranks."""
+
+    @property
+    def parameters(self) -> Mapping[str, Json]:
+        """Every number in effect, by name: recorded, and compared when a stopped command is continued."""
+
+    @property
+    def teacher(self) -> Mapping[str, Json] | None:
+        """Identity of the teacher (P3), and under ``engine`` what runs it; None when there is none."""
+
+    @property
+    def jobs(self) -> Sequence[Job]:
+        """All jobs, the same on every rank. Each image of the set is in one of them."""
+
+    def make(self, job: Job, working: Working, /) -> Made:
+        """The images of a job.
+
+        Raises:
+            InputError: names what stops it.
+            StopRequestedError: as `Working.stopping` says.
+        """
+
+    def again(self, pieces: Mapping[str, npt.NDArray[np.generic]], /) -> Sequence[Pixels | int] | None:
+        """Some images, made again from their pieces alone; None where that is not possible.
+
+        Args:
+            pieces: of these images, as `Made.pieces`.
+        """
+
+    def close(self) -> None:
+        """Release what renders and labels."""
+
+
+MakeMethod: TypeAlias = Callable[[Setting], Method]
+"""A method from the flags. Raises InputError for flags, images or a teacher that do not fit, before anything is
+written."""
