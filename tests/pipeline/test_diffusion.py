@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from labelstore.errors import InputError
-from pipeline.networks.diffusion import DiffusionSpec, guided, noisy, sample, target
+from pipeline.networks.diffusion import guided, noisy, sample, target
+from pipeline.networks.noise import DiffusionSpec
 
 SPECS = [
     DiffusionSpec(noise=noise, prediction=kind) for noise in ("scaled-linear", "linear") for kind in ("epsilon", "v")

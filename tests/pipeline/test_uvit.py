@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from labelstore.errors import InputError
-from pipeline.networks.uvit import BACKBONES, Shape, UViT, embedded, shape_of
+from pipeline.networks.backbones import BACKBONES, Shape, shape_of
+from pipeline.networks.uvit import UViT, embedded
 
 PUBLISHED = {"uvit-s": 44e6, "uvit-s-deep": 58e6, "uvit-m": 131e6, "uvit-l": 287e6, "uvit-h": 501e6}
 
