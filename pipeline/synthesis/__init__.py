@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 from labelstore.tables import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.synthesis.config import SynthesizeConfig
     from pipeline.synthesis.method import MakeMethod
 
 METHODS: Table[MakeMethod] = Table(
@@ -17,5 +20,10 @@ METHODS: Table[MakeMethod] = Table(
         "random": "pipeline.synthesis.random:make_random",
         "rded": "pipeline.synthesis.rded:make_rded",
         "sre2l": "pipeline.synthesis.sre2l:make_sre2l",
+        "diffusion": "pipeline.synthesis.diffusion:make_diffusion",
     }
 )
+CLASSES: Table[Callable[[SynthesizeConfig], tuple[str, ...]]] = Table(
+    {"diffusion": "pipeline.synthesis.diffusion:classes_of"}
+)
+"""Of the methods that need no images: what gives the names of the classes, in target order."""

@@ -88,7 +88,7 @@ class Generator:
         """Normalised latents made of noise ``[n, C, s, s]``, on its device; the backbone is in eval mode."""
 
         def denoise(x: Tensor, times: Tensor, labels: Tensor) -> Tensor:
-            with self._precision(noise.device, how.dtype):
+            with self.precision(noise.device, how.dtype):
                 found: Tensor = self.backbone(x, times, labels)
             return found.float()
 
@@ -109,7 +109,8 @@ class Generator:
         return pixels
 
     @staticmethod
-    def _precision(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
+    def precision(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
+        """Where the backbone is called."""
         return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
 
@@ -156,6 +157,21 @@ def is_description(path: Path) -> bool:
         return False
 
 
+def read_description(folder: Path) -> dict[str, Any]:
+    """The content of a model's generator.json.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = folder / DESCRIPTION
+    if not path.exists():
+        raise InputError(f"--model {folder}: expected a folder of train-generator, found no {DESCRIPTION} in it")
+    if not is_description(path):
+        raise InputError(f"{path}: expected the description of a generator of format {FORMAT}, found another file")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
 def load_generator(folder: Path, *, vae: str | None = None, weights: str = WEIGHTS) -> Generator:
     """The model in a folder that `train-generator` has made, on the CPU, in eval mode.
 
@@ -168,12 +184,7 @@ def load_generator(folder: Path, *, vae: str | None = None, weights: str = WEIGH
         InputError: there is no model, or it cannot be read.
         MismatchError: the autoencoder is another one than the model's.
     """
-    path = folder / DESCRIPTION
-    if not path.exists():
-        raise InputError(f"--model {folder}: expected a folder of train-generator, found no {DESCRIPTION} in it")
-    if not is_description(path):
-        raise InputError(f"{path}: expected the description of a generator of format {FORMAT}, found another file")
-    made: Any = json.loads(path.read_text())
+    path, made = folder / DESCRIPTION, read_description(folder)
     place = vae or str(made["vae"].pop("place"))
     opened = open_autoencoder(place)
     made["vae"].pop("place", None)

@@ -25,11 +25,12 @@ from pipeline.config import manifest_cache
 from pipeline.device.current import make_current
 from pipeline.device.faults import device_faults
 from pipeline.images.manifest import Manifest, scan
+from pipeline.images.no_images import without_images
 from pipeline.images.provenance import SYNTHESIS, record_of
 from pipeline.images.remarks import say_left_out
 from pipeline.ranks import join
 from pipeline.replay.folder import draw_folder
-from pipeline.synthesis import METHODS, making
+from pipeline.synthesis import CLASSES, METHODS, making
 from pipeline.synthesis.config import SynthesizeConfig, flags_in_effect, require_size
 from pipeline.synthesis.looking import look_at_set, look_first
 from pipeline.synthesis.making import Partial
@@ -85,7 +86,7 @@ def synthesize(config: SynthesizeConfig, console: Console) -> Mapping[str, Json]
         if ranks.first:
             require_place(config.out)
         with ranks.first_alone():
-            manifest = read_images(config, manifest_cache(config.out), console)
+            manifest = manifest_of(config, console)
         setting = Setting(
             config=config, manifest=manifest, targets=targets_of(config, manifest), console=console, ranks=ranks
         )
@@ -113,6 +114,15 @@ def require_place(out: Path) -> None:
         )
 
 
+def manifest_of(config: SynthesizeConfig, console: Console) -> Manifest:
+    """The images that the set is made of; none, of the classes that the method has, where it needs none."""
+    if config.method not in CLASSES:
+        return read_images(config, manifest_cache(config.out), console)
+    classes = CLASSES[config.method](config)
+    require_names(classes)
+    return without_images(classes)
+
+
 def read_images(config: SynthesizeConfig, cache: Path | None, console: Console) -> Manifest:
     """The manifest of the images, from the cache beside the set where files have not changed.
 
@@ -132,10 +142,15 @@ def read_images(config: SynthesizeConfig, cache: Path | None, console: Console) 
     say_left_out(manifest, console)
     for path in manifest.skipped:
         console.warn(f"left out, does not decode: {printable(path)}")
-    for name in manifest.classes:
+    require_names(manifest.classes)
+    return manifest
+
+
+def require_names(classes: Sequence[str]) -> None:
+    """Refuse a class that cannot name a folder."""
+    for name in classes:
         if not name or "/" in name or "\0" in name or name.startswith(".") or len(name.encode()) > 255:
             raise InputError(f"class {name!r}: expected the name of a folder; name the classes of --images otherwise")
-    return manifest
 
 
 def targets_of(config: SynthesizeConfig, manifest: Manifest) -> npt.NDArray[np.int64]:

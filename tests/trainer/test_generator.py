@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags, values_of
 from labelstore.errors import GiftwrapError, InputError, MismatchError
+from labelstore.spec import Json
 from pipeline.images.manifest import scan
 from pipeline.render import make_renderer
 from pipeline.synthesis import generator as models
@@ -37,10 +39,11 @@ TOY = '{"dim": 8, "depth": 2, "heads": 2, "conv": false}'
 class Halved:
     """An autoencoder that halves the side and knows how unsure it is."""
 
-    place, factor, channels, moments, scaling = "halved", 2, 3, True, None
+    place, factor, channels, moments = "halved", 2, 3, True
+    scaling: tuple[float, float] | None = None
 
     def __init__(self, weights: int = 0) -> None:
-        self.identity: dict[str, Any] = {"name": "halved", "weights": f"{weights:064d}"}
+        self.identity: Mapping[str, Json] = {"name": "halved", "weights": f"{weights:064d}"}
         self.encoded = 0
 
     def encode(self, images: Tensor) -> Tensor:
@@ -97,7 +100,7 @@ def test_a_killed_run_is_continued_to_the_same_bytes(
         config = replace(config, vae="halved", patch=2)
     else:
         config = replace(config, accumulate=2)
-        halved.moments, halved.factor, halved.scaling = False, 1, (0.5, 0.5)  # type: ignore[misc,assignment]
+        halved.moments, halved.factor, halved.scaling = False, 1, (0.5, 0.5)
     stopped = replace(config, run=tmp_path / "stopped")
     whole = trained(config)
     for steps in (2, 5):  # within the first and a later epoch
@@ -220,7 +223,7 @@ def test_the_mean_of_a_short_run_has_a_small_decay() -> None:
         decay = min(0.5, (1 + step) / (10 + step)) if step else 0.0
         expected = decay * expected + (1 - decay) * step
         mean.update(network)
-        assert float(mean.network.weight) == pytest.approx(expected, rel=1e-6)
+        assert mean.network.state_dict()["weight"].item() == pytest.approx(expected, rel=1e-6)
         copy = Average(torch.nn.Linear(1, 1, bias=False), 0.5, rising=True)
         copy.load_state_dict(mean.state_dict())
         mean = copy
@@ -277,7 +280,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(
 
 
 def test_an_autoencoder_divides_the_size(config: GeneratorConfig, halved: Halved) -> None:
-    with pytest.raises(InputError, match="--size: expected a multiple of 2, by which halved makes .* found 7"):
+    with pytest.raises(InputError, match=r"--size: expected a multiple of 2, by which halved makes .* found 7"):
         trained(replace(config, size=7, vae="halved"))
     assert not config.run.exists()
     assert not halved.encoded
