@@ -5,17 +5,11 @@ A new method is one new file, and one line in `METHODS`. Numbers of its own are 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from labelstore.tables import Table
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pipeline.synthesis.config import SynthesizeConfig
-    from pipeline.synthesis.method import MakeMethod
-
-METHODS: Table[MakeMethod] = Table(
+METHODS: Table[Any] = Table(
     {
         "random": "pipeline.synthesis.random:make_random",
         "rded": "pipeline.synthesis.rded:make_rded",
@@ -23,7 +17,6 @@ METHODS: Table[MakeMethod] = Table(
         "diffusion": "pipeline.synthesis.diffusion:make_diffusion",
     }
 )
-CLASSES: Table[Callable[[SynthesizeConfig], tuple[str, ...]]] = Table(
-    {"diffusion": "pipeline.synthesis.diffusion:classes_of"}
-)
-"""Of the methods that need no images: what gives the names of the classes, in target order."""
+"""By name: each a `MakeMethod` of `pipeline.synthesis.method`, which reads the flags, whose choices are these names."""
+CLASSES: Table[Any] = Table({"diffusion": "pipeline.synthesis.diffusion:classes_of"})
+"""Of the methods that need no images: what gives the names of the classes, in target order, from the flags."""
