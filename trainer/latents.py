@@ -33,7 +33,7 @@ from pipeline.render.normalise import normalise
 from trainer.crops import CropSource, Int64Array
 
 KEY, LONGEST_HEADER = "giftwrap.latents", 4096
-BATCH = 64  # images encoded at a time
+BATCH = 16  # images encoded at a time, each with its mirror image
 UNSCALED = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from labelstore.command.console import duration
+from labelstore.durable.newfile import new_version
 from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
@@ -27,7 +28,7 @@ from pipeline.device.faults import device_faults
 from pipeline.plan.plan import PlanSpec
 from pipeline.synthesis.config import SynthesizeConfig
 from pipeline.synthesis.generator import Generation, Generator, load_generator, read_description
-from pipeline.synthesis.method import Job, Made, Method, Pixels, Setting, Working
+from pipeline.synthesis.method import Job, Made, Method, Pixels, Setting, StopRequestedError, Working
 from pipeline.synthesis.teaching import cross_entropies, described, has_teacher, load_teacher
 from pipeline.teacher.labeller import Labeller, label_crops
 
@@ -67,8 +68,11 @@ def make_diffusion(setting: Setting) -> Method:
             f"--model {options.model}: has the classes {', '.join(model.classes[:3])}, ..., and not those of the set; "
             f"give the model that the set was made by"
         )
-    if config.size not in (None, model.size):
-        raise InputError(f"--size: expected {model.size}, the side of the model's images, or none, found {config.size}")
+    if config.size not in (None, model.size) and (options.select != "none" or not has_teacher(config.teacher)):
+        raise InputError(
+            f"--size: expected {model.size}, the side of the model's images, found {config.size}; another one is for a "
+            f"--teacher that looks at the finished set alone"
+        )
     model.spec.times(options.steps)
     model.backbone.to(device)
     model.vae.to(device)
@@ -164,8 +168,11 @@ class Diffusion:
         target, count = int(job.targets[0]), len(job.targets) * self._candidates
         numbers, teacher = np.arange(count), self._teacher
         assert teacher is not None  # noqa: S101  loaded with --select
-        found: list[Pixels] = []
-        for start in range(0, count, self._batch):
+        found: list[Pixels] = [*np.load(working.file)] if working.file.exists() else []
+        for start in range(len(found), count, self._batch):
+            if working.stopping():
+                save_images(working, found)
+                raise StopRequestedError
             part = numbers[start : start + self._batch]
             found += self._images_of(np.full(len(part), target), part)
             working.progress(len(found), count)
@@ -236,6 +243,13 @@ class Diffusion:
             f"{self._how.steps} calls of the backbone alone allow; {duration(time.monotonic() - self._began)} in all "
             f"in this process; the challenge allowed {duration(CHALLENGE_SECONDS)}"
         )
+
+
+def save_images(working: Working, images: Sequence[Pixels]) -> None:
+    """Keep what there is of a job's candidates."""
+    if images:
+        with new_version(working.file, working.proof) as file:
+            np.save(file, np.stack(images))
 
 
 def k_centers(features: npt.NDArray[np.float64], count: int) -> Indexes:

@@ -26,6 +26,7 @@ from pipeline.networks.weights import load_weights, read_weights
 from pipeline.plan import draws
 
 FORMAT = 1
+DECODED = 16  # images decoded at a time
 DESCRIPTION, WEIGHTS = "generator.json", "last.safetensors"
 Indexes = npt.NDArray[np.int64]
 
@@ -104,8 +105,8 @@ class Generator:
     def images(self, latents: Tensor) -> npt.NDArray[np.uint8]:
         """The images of normalised latents, uint8 ``[n, S, S, 3]``."""
         mean, std = (value.to(latents.device)[:, None, None] for value in (self.mean, self.std))
-        decoded = self.vae.decode(latents * std + mean)
-        pixels: npt.NDArray[np.uint8] = (decoded * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        parts = [self.vae.decode(part * std + mean) for part in latents.split(DECODED)]
+        pixels: npt.NDArray[np.uint8] = (torch.cat(parts) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         return pixels
 
     @staticmethod

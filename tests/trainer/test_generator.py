@@ -99,7 +99,7 @@ def test_a_killed_run_is_continued_to_the_same_bytes(
     if latents:
         config = replace(config, vae="halved", patch=2)
     else:
-        config = replace(config, accumulate=2)
+        config = replace(config, accumulate=2, dtype="bfloat16", clip_norm=1.0)
         halved.moments, halved.factor, halved.scaling = False, 1, (0.5, 0.5)
     stopped = replace(config, run=tmp_path / "stopped")
     whole = trained(config)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from labelstore.command.console import Console
+from labelstore.command.console import Console, Stopped
 from labelstore.command.flags import from_flags
 from labelstore.errors import InputError
 from labelstore.spec import Json
@@ -150,6 +152,27 @@ def test_a_teacher_chooses_among_candidates(model: Path, teacher: dict[str, Any]
             assert int(abs(found - whole[candidate]).max()) <= 1
     config = from_flags(SynthesizeConfig, check=tmp_path / "set", threads=1)
     assert check(config, Console(silent=True))["ok"]
+
+
+def test_candidates_that_are_drawn_are_kept_when_the_command_is_stopped(
+    model: Path, teacher: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags: dict[str, Any] = {"candidates": 6, "select": "ce", "image_batch": 4, **teacher}
+    make(model, tmp_path / "a" / "set", **flags)
+    drawn, calls = diffusion.Diffusion._draw, [0]
+
+    def stopped(self: Any, batch: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return drawn(self, batch)
+
+    monkeypatch.setattr(diffusion.Diffusion, "_draw", stopped)
+    with pytest.raises(Stopped):
+        make(model, tmp_path / "b" / "set", **flags)
+    make(model, tmp_path / "b" / "set", **flags)
+    assert calls[0] == 9  # of three classes three batches each: none is drawn twice
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
 def farthest(points: np.ndarray[Any, Any], count: int) -> list[int]:
