@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -47,6 +47,8 @@ class StudyConfig:
     """Time of the generator's training; a new value needs a --folder and --results of its own."""
     steps: int | None = None
     """Instead of --minutes: steps."""
+    prediction: Literal["epsilon", "v"] = "v"
+    """What the generator predicts."""
     views: int = demo.VIEWS
     """Views of each set, and epochs of each student."""
     folder: Path = FOLDER
@@ -111,7 +113,7 @@ def main() -> int:
         length = ("--minutes", config.minutes) if config.steps is None else ("--steps", config.steps)
         made = command(
             "giftwrap", "train-generator", "--images", root / "real", "--size", SIDE, *BACKBONE, "--flip", 0,
-            "--lr", 2e-3, *length, "--run-folder", root / "generator",
+            "--prediction", config.prediction, "--lr", 2e-3, *length, "--run-folder", root / "generator",
         )  # fmt: skip
         kept = ("steps", "epochs", "parameters", "last", "best")
         lines.add("generator", start, {name: made[name] for name in kept})

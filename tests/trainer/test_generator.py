@@ -144,6 +144,24 @@ def test_a_model_is_loaded_as_it_was_trained(config: GeneratorConfig, halved: Ha
         load_generator(config.images)
 
 
+def test_the_classes_of_a_toy_are_learnt(config: GeneratorConfig) -> None:
+    draw = np.random.default_rng(0)
+    for target, name in enumerate(CLASSES):  # red, green, blue
+        for path in (config.images / name).iterdir():
+            pixels = draw.integers(5, 55, (SIDE, SIDE, 3))
+            pixels[..., target] += 190
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    values = {**values_of(config), "epochs": 150, "batch_size": 12, "flip": 0.0, "lr": 3e-3, "sheet_every": 150}
+    values |= {"prediction": "v", "checkpoint_every": 150, "backbone_args": '{"dim": 32, "depth": 2, "heads": 2}'}
+    trained(from_flags(GeneratorConfig, **values))
+    model, targets = load_generator(config.run), np.repeat(np.arange(3), 4)
+    noise = model.noise(0, targets, np.tile(np.arange(4), 3))
+    images = model.images(model.latents(noise, torch.from_numpy(targets), Generation(steps=20)))
+    colours = images.reshape(3, 4, -1, 3).mean((1, 2))
+    others = np.where(np.eye(3, dtype=bool), 0, colours)
+    assert (colours.diagonal() > others.max(1) + 50).all(), colours
+
+
 def test_latents_are_made_once_for_these_images_and_this_autoencoder(config: GeneratorConfig, tmp_path: Path) -> None:
     manifest, spec, path = scan(config.images), config.plan(), tmp_path / "latents.safetensors"
     renderer = make_renderer(manifest, spec, threads=1)
