@@ -105,7 +105,7 @@ class Generator:
     def images(self, latents: Tensor) -> npt.NDArray[np.uint8]:
         """The images of normalised latents, uint8 ``[n, S, S, 3]``."""
         mean, std = (value.to(latents.device)[:, None, None] for value in (self.mean, self.std))
-        parts = [self.vae.decode(part * std + mean) for part in latents.split(DECODED)]
+        parts = [self.vae.decode(part * std + mean) for part in torch.split(latents, DECODED)]
         pixels: npt.NDArray[np.uint8] = (torch.cat(parts) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         return pixels
 
