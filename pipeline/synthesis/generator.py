@@ -76,14 +76,13 @@ class Generator:
         """First noise of images, a function of (seed, class, number) alone, float32 ``[n, C, s, s]`` on the CPU."""
         side = self.size // self.vae.factor
         count = self.vae.channels * side * side
-        key, blocks = draws.key("generate", seed), np.arange(-(-count // 4))
-        found = np.empty((len(targets), 4 * len(blocks)))
-        for row, (target, number) in enumerate(zip(targets, numbers, strict=True)):
-            words = draws.uniform(draws.philox(key, blocks, int(number), int(target)))
-            radius, angle = np.sqrt(-2 * np.log(words[:2])), 2 * np.pi * words[2:]
-            found[row] = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)]).ravel()
-        shape = (-1, self.vae.channels, side, side)
-        return torch.from_numpy(found[:, :count].astype(np.float32)).reshape(shape)
+        blocks, images = -(-count // 4), len(targets)
+        counters = (np.tile(np.arange(blocks), images), np.repeat(numbers, blocks), np.repeat(targets, blocks))
+        words = draws.uniform(draws.philox(draws.key("generate", seed), *counters)).reshape(4, images, blocks)
+        radius, angle = np.sqrt(-2 * np.log(words[:2])), 2 * np.pi * words[2:]
+        normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)]).transpose(1, 0, 2)
+        found = normal.reshape(images, -1)[:, :count].astype(np.float32)
+        return torch.from_numpy(found).reshape(-1, self.vae.channels, side, side)
 
     def latents(self, noise: Tensor, targets: Tensor, how: Generation) -> Tensor:
         """Normalised latents made of noise ``[n, C, s, s]``, on its device; the backbone is in eval mode."""

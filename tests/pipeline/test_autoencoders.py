@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,12 @@ def test_those_of_diffusers_have_their_own_scaling(tmp_path: Path) -> None:
     (tmp_path / "kl" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
     with pytest.raises(InputError, match="expected an AutoencoderKL or AutoencoderTiny"):
         open_autoencoder(f"diffusers:{tmp_path / 'kl'}")
+
+
+def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(InputError, match=r"needs diffusers: pip install 'giftwrap\[diffusion\]'"):
+        open_autoencoder("diffusers:somewhere")
 
 
 def test_none_are_pixels_and_others_are_refused() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -257,6 +258,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_there_was(
     with pytest.raises(GiftwrapError, match="the checkpoint of step 3 is kept"):
         trained(config)
     assert (config.run / "last.safetensors").read_bytes() == kept
+
+
+def test_memory_that_does_not_suffice_names_the_batch(config: GeneratorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = torch.OutOfMemoryError("out of memory")
+    monkeypatch.setattr(generator_subject.Denoising, "loss", Mock(side_effect=full))
+    with pytest.raises(GiftwrapError, match=r"out of memory while the generator is trained .*a smaller --batch-size"):
+        trained(config)
 
 
 @pytest.mark.parametrize(
