@@ -52,7 +52,7 @@ class GeneratorConfig(RunConfig):
     takes as --model.
     """
 
-    images: Path
+    images: Annotated[Path, Group("images")]
     """Class folder of the images to learn."""
     epochs: int = 0
     """Epochs, each of which plays every image once; or give --steps or --minutes."""

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
+from labelstore.command.config_file import read_config
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags, values_of
 from labelstore.errors import GiftwrapError, InputError, MismatchError
@@ -118,6 +119,7 @@ def test_a_killed_run_is_continued_to_the_same_bytes(
     with Image.open(config.run / FILES[-1]) as sheet:
         assert sheet.width >= len(CLASSES) * 64
     assert halved.encoded == (2 * 2 * 12 if latents else 0)  # each image and its mirror image, once a run
+    assert read_config(config.run / "config.toml", GeneratorConfig)["epochs"] == config.epochs
     trained(config)
     with pytest.raises(MismatchError, match=r"--drop-labels"):
         trained(replace(config, drop_labels=0.5))
