@@ -34,7 +34,8 @@ from pipeline.render import Renderer, make_renderer
 from pipeline.render.passing import in_passing
 from pipeline.synthesis.config import RdedOptions, require_size
 from pipeline.synthesis.method import Job, Made, Pixels, Setting, StopRequestedError, Working
-from pipeline.synthesis.scoring import cross_entropies, make_scorer
+from pipeline.synthesis.scoring import cross_entropies
+from pipeline.synthesis.teaching import described, load_teacher
 from pipeline.teacher.labeller import Labeller
 
 LARGE = 128  # side in pixels from which the authors make collages of 2 x 2
@@ -95,12 +96,9 @@ def make_rded(setting: Setting) -> Rded:
     counts = _counts(setting, numbers, pools)
     _warn_of_small(setting, numbers, pools)
     padded = numbers.scored_side < numbers.size
-    labeller = make_scorer(
-        config,
-        manifest.classes,
+    scorer = load_teacher(
+        setting,
         numbers.scored_side,
-        setting.console,
-        setting.ranks,
         pad_to=numbers.size if padded else None,
         block=max(map(len, pools.values())) * numbers.crops,
     )
@@ -108,7 +106,7 @@ def make_rded(setting: Setting) -> Rded:
     # both renderers would keep the same images
     cut = scored if numbers.side == numbers.scored_side else _renderer(setting, spec.at_side(numbers.side), 0)
     return Rded(
-        setting=setting, numbers=numbers, plan=plan, cut=cut, pools=pools, counts=counts, scored=scored, scorer=labeller
+        setting=setting, numbers=numbers, plan=plan, cut=cut, pools=pools, counts=counts, scored=scored, scorer=scorer
     )
 
 
@@ -216,7 +214,7 @@ class Rded:
     @property
     def teacher(self) -> Mapping[str, Json] | None:
         """What scores."""
-        return None if self.scorer is None else {**self.scorer.identity, "engine": dict(self.scorer.engine)}
+        return None if self.scorer is None else described(self.scorer)
 
     @property
     def jobs(self) -> Sequence[Job]:

@@ -12,29 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from labelstore.command.console import Console
-from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
-from pipeline.build.defaults import settle_teacher
 from pipeline.build.labelling import Rows, label
 from pipeline.build.stages import Busy
-from pipeline.config import EngineOptions, TeacherOptions, json_object, require_labels
-from pipeline.device.memory import keep_freed_memory
-from pipeline.ranks import Ranks
 from pipeline.render import Renderer
-from pipeline.render.options import RenderOptions
-from pipeline.teacher.engine.batches import Workload
-from pipeline.teacher.labeller import Labeller, load_labeller, started
-from pipeline.teacher.teacher import make_teacher
-
-INTERPOLATION = "bilinear"  # of the crops that are scored
+from pipeline.teacher.labeller import Labeller, started
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,72 +36,6 @@ class Scores:
 
     losses: npt.NDArray[np.float64]
     right: npt.NDArray[np.bool_]
-
-
-class TeacherFlags(Protocol):
-    """Flags of a command that has a teacher."""
-
-    @property
-    def teacher(self) -> TeacherOptions:
-        """Which networks."""
-
-    @property
-    def engine(self) -> EngineOptions:
-        """How they are run."""
-
-    @property
-    def render(self) -> RenderOptions:
-        """On which device."""
-
-
-def make_scorer(
-    config: TeacherFlags,
-    classes: tuple[str, ...],
-    size: int,
-    console: Console,
-    ranks: Ranks,
-    *,
-    pad_to: int | None = None,
-    block: int | None = None,
-) -> Labeller:
-    """The teacher, or labeller of one's own, that the flags name. All ranks call this together.
-
-    Args:
-        config: the flags.
-        classes: names of the class folders, in target order.
-        size: side of the images that it is given, in pixels.
-        console: where notes and warnings go.
-        ranks: which run it alike: with the batch that the first one finds.
-        pad_to: side that normalised images are padded to before the network has them; None: they are not.
-        block: images of a call, by which the batch of a GPU is chosen where the flags have none.
-
-    Raises:
-        InputError: when no teacher is named, or there is none such, or it does not fit.
-    """
-    require_labels(config.teacher)
-    keep_freed_memory()
-    own = config.teacher.labeller
-    if own:
-        if pad_to is not None:
-            raise InputError(
-                f"--labeller {own}: expected a teacher, whose input can be padded after its normalisation, found a "
-                f"labeller; give --teacher and --weights, or --fit resize"
-            )
-        if config.render.threads is not None:
-            torch.set_num_threads(config.render.threads)
-        args = json_object("--labeller-args", config.teacher.labeller_args or "{}")
-        return load_labeller(own, args, size, classes, ())
-    found = settle_teacher(config.teacher, pad_to or size, INTERPOLATION)
-    spec = found.teacher.spec(config.engine, config.render)
-    if not ranks.first:
-        engine: Any = ranks.broadcast()
-        spec = spec.like(engine)
-    work = None if block is None else Workload(block=lambda _columns: block)
-    teacher = make_teacher(spec, size=size, classes=classes, work=work, pad_to=pad_to)
-    if ranks.first:
-        ranks.broadcast(dict(teacher.engine))
-    console.report((*found.notes, *teacher.notes), (*found.warnings, *teacher.warnings))
-    return teacher
 
 
 def scores_of(logits: Tensor, targets: npt.NDArray[np.integer], class_columns: Sequence[int] = ()) -> Scores:

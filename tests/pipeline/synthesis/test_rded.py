@@ -368,7 +368,7 @@ def test_what_does_not_fit_is_refused(images: Path, weights: Callable[..., Path]
         ({"factor": 0}, "--factor: expected at least 1, found 0"),
         ({"crops": 0}, "--crops: expected at least 1, found 0"),
         ({"pool": 7}, "--pool 7: expected at least 8 images"),
-        ({"pool": 12, "ipc": 3}, "expected at least 12 images of the pool in each class, found 11 to 11 in"),
+        ({"pool": 12, "ipc": 3}, "expected at least 12 images of the pool in each class, found fewer in ant .11.,"),
         (
             {"teacher": (), "weights": (), "teacher_args": (), "mean": None, "std": None, "batch": None},
             "--weights: missing",
