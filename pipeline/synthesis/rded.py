@@ -122,8 +122,8 @@ def numbers_of(size: int, options: RdedOptions) -> Numbers:
             raise InputError(f"--{name}: expected at least 1, found {value}")
     if size % factor:
         raise InputError(
-            f"--factor {factor}: expected a divisor of --size, found {size} px, in which {factor} cells of one side do "
-            f"not fit; give --size {max(size // factor, 1) * factor}, or another --factor"
+            f"--factor {factor}: expected a divisor of --size, found {size} px; give --size "
+            f"{max(size // factor, 1) * factor}, or another --factor"
         )
     return Numbers(size=size, factor=factor, pool=options.pool, crops=options.crops, pads=options.fit == "pad")
 

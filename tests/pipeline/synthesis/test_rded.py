@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from labelstore.command.console import Console
 from labelstore.command.flags import changed, from_flags
+from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
 from pipeline.images.manifest import Manifest, scan
 from pipeline.networks import build_network
@@ -29,7 +30,7 @@ from pipeline.render import make_renderer
 from pipeline.render.crops import CropRenderer
 from pipeline.render.passing import in_passing
 from pipeline.synthesis.config import SynthesizeConfig
-from pipeline.synthesis.method import Job, Made, Setting, StopRequestedError, Working
+from pipeline.synthesis.method import Job, Setting, StopRequestedError, Working
 from pipeline.synthesis.rded import Rded, best, collages, draw_pool, make_rded
 from pipeline.synthesis.scoring import cross_entropies_of, scores_of
 from tests.journeys.world import CLASSES, draw_images
@@ -96,15 +97,17 @@ def working(stop_at: int | None = None) -> Working:
     def stopping() -> bool:
         return stop_at is not None and reached[0] >= stop_at
 
-    return Working(file=Path("none"), proof=lambda _path: False, progress=progress, stopping=stopping)
+    return Working(
+        file=Path("none"), proof=Proof("a file of this job", lambda _path: False), progress=progress, stopping=stopping
+    )
 
 
-def made_by(config: SynthesizeConfig, order: Callable[[Any], Any] = list, **changes: Any) -> dict[str, Made]:
+def made_by(config: SynthesizeConfig, order: Callable[[Any], Any] = list, **changes: Any) -> dict[str, Any]:
     with closing(make_rded(setting(config, **changes))) as method:
         return {job.name: method.make(job, working()) for job in order(method.jobs)}
 
 
-def same(ours: dict[str, Made], theirs: dict[str, Made]) -> bool:
+def same(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     assert ours.keys() == theirs.keys()
     return all(
         np.array_equal(np.stack(ours[name].images), np.stack(theirs[name].images))
@@ -204,7 +207,7 @@ def test_pieces_are_the_same_however_they_are_made(images: Path, weights: Callab
     assert same(expected, backwards)
     for gib in (0.0, 20_000 / 2**30):  # of a class's pool about 40 kB
         assert same(expected, made_by(changed(config, cache_gib=gib)))
-    shares: dict[str, Made] = {}
+    shares: dict[str, Any] = {}
     for rank in range(2):
         ranks = Ranks(rank, 2, rank, 2)
         shares |= made_by(config, order=ranks.shard)

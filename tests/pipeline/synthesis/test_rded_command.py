@@ -51,12 +51,12 @@ def synthesize_until(words: list[str], folder: Path, count: int) -> None:
     """Die when a folder is flushed for the ``count``-th time: after each file, and between."""
     original, calls = disk.sync_folder, 0
 
-    def dying(*args: object) -> None:
+    def dying(path: Path) -> None:
         nonlocal calls
         calls += 1
         if calls == count:
             os.kill(os.getpid(), signal.SIGKILL)
-        original(*args)
+        original(path)
 
     disk.sync_folder = dying
     run_as_command(words, folder / "out", folder / "err", None)
