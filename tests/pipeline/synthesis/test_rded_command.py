@@ -94,3 +94,6 @@ def test_the_record_is_enough_to_cut_every_piece_again(small: World) -> None:
     for file, image in zip(pieces.files, made, strict=True):
         assert np.array_equal(np.asarray(Image.open(small.store / file)), image)
     assert (np.diff(pieces.arrays["scores"], axis=1) >= 0).all()  # cell by cell they get worse
+    ended = giftwrap("pipeline", "synthesize", "--check", small.store, "--images", small.images, "--json")
+    assert ended.code == 0, ended.err
+    assert (ended.summary["made_again"], ended.summary["ok"]) == (6, True)
