@@ -287,7 +287,8 @@ class Rded:
         for renderer in {id(each): each for each in (self.cut, self.scored) if each is not None}.values():
             renderer.close()
         if self.pace.crops and self.scorer is not None:
-            self.setting.console.line(self.pace.text(self.scorer.batch))
+            shared = " in this process" if self.setting.ranks.world > 1 else ""
+            self.setting.console.line(f"scores{shared}: {self.pace.text(self.scorer.batch)}")
 
 
 class Pace:
@@ -316,9 +317,9 @@ class Pace:
         return self.crops / self.seconds / (filled / self.busy.seconds()[TEACHER])
 
     def text(self, batch: int) -> str:
-        """One line for people."""
+        """For people."""
         return (
-            f"scores: {self.crops:,} crops, {self.crops / self.seconds:,.1f} crops/s, {self.share(batch):.0%} of the "
+            f"{self.crops:,} crops, {self.crops / self.seconds:,.1f} crops/s, {self.share(batch):.0%} of the "
             f"teacher's own rate"
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from pipeline.networks.weights import save_weights
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.ranks import Ranks
 from pipeline.render import cache as decoded_images
-from pipeline.render import make_renderer
 from pipeline.render.crops import CropRenderer
+from pipeline.render.device import DeviceRenderer
 from pipeline.render.passing import in_passing
 from pipeline.synthesis.config import SynthesizeConfig
 from pipeline.synthesis.method import Job, Setting, StopRequestedError, Working
@@ -408,23 +408,27 @@ def test_parameters_and_teacher_name_what_decides(images: Path, weights: Callabl
         assert 0 < method.pace.share(32) <= 1
 
 
-@pytest.fixture
-def renderer(images: Path) -> Iterator[tuple[Any, Plan]]:
-    manifest = scan(images)
-    spec = PlanSpec(size=8)
+def test_passing_crops_have_the_same_pixels_and_keep_to_the_budget(images: Path) -> None:
+    """Of a renderer on a CPU, and of a GPU's, which keeps images in one tensor."""
+    manifest, spec, budget = scan(images), PlanSpec(size=8), 20_000
     plan = Plan(spec, manifest.heights, manifest.widths)
-    with closing(make_renderer(manifest, spec, threads=1, cache_bytes=20_000)) as made:
-        assert isinstance(made, CropRenderer)
-        yield made, plan
-
-
-def test_passing_crops_have_the_same_pixels_and_keep_to_the_budget(renderer: tuple[Any, Plan]) -> None:
-    inner, plan = renderer
-    passing = in_passing(inner)
-    assert passing.id == inner.id
-    for start in range(0, plan.images, 3):
-        rows = plan.unmixed(0, np.arange(start, min(start + 3, plan.images)))
-        found = passing.render(rows)
-        kept = inner._images._kept
-        assert sum(image.numel() for image in kept.values()) <= 20_000
-        assert torch.equal(found, inner.render(rows))
+    sizes = 3 * manifest.heights.astype(int) * manifest.widths
+    with (
+        closing(CropRenderer(manifest, spec, 1, 2**30)) as plain,
+        closing(CropRenderer(manifest, spec, 1, budget)) as on_cpu,
+        closing(DeviceRenderer(manifest, spec, torch.device("cpu"), "cpu", 1, budget)) as on_gpu,
+    ):
+        for _ in range(2):
+            for start in range(0, plan.images, 3):
+                here = np.arange(start, min(start + 3, plan.images))
+                rows = plan.unmixed(0, np.repeat(here, 2))
+                expected = plain.render(rows)
+                for inner in (on_cpu, on_gpu):
+                    passing = in_passing(inner)
+                    assert passing.id == inner.id
+                    assert torch.equal(passing.render(rows), expected)
+                assert sizes[[*on_cpu._images._kept]].sum() <= budget
+                assert on_gpu._kept.data.numel() <= budget
+                if sizes[here].sum() <= budget:
+                    assert {*here} <= {*on_cpu._images._kept}
+                    assert (on_gpu._kept.starts[here] >= 0).all()
