@@ -270,7 +270,17 @@ class Rded:
         return scores.losses
 
     def again(self, pieces: Mapping[str, npt.NDArray[np.generic]], /) -> Sequence[Pixels | int]:
-        """Collages cut again."""
+        """Collages cut again.
+
+        Raises:
+            InputError: these are no pieces of such collages, or a box is not within its image.
+        """
+        found = [list(pieces[name].shape[1:]) if name in pieces else None for name in ("sources", "boxes")]
+        if found != [[self.numbers.cells], [self.numbers.cells, 4]]:
+            raise InputError(
+                f"pieces: expected sources and boxes of {self.numbers.cells} cells an image, found {found}; the record "
+                f"is not that of this set"
+            )
         images = pieces["sources"].astype(np.int64).ravel()
         boxes = pieces["boxes"].astype(np.int64).reshape(-1, 4)
         values = np.stack([images & 0xFFFF, images >> 16, *boxes.T, np.zeros_like(images)])

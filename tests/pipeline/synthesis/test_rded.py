@@ -263,6 +263,29 @@ def test_pieces_are_cut_again(images: Path, weights: Callable[..., Path]) -> Non
         assert all(np.array_equal(found, every[place]) for found, place in zip(again, order, strict=True))
 
 
+def test_pieces_of_something_else_are_refused(images: Path, weights: Callable[..., Path]) -> None:
+    pieces = made_by(flags(images, weights(0)))["class ant"].pieces
+    with closing(make_rded(setting(flags(images), checking=True))) as method:
+        for changes, message in (
+            ({"sources": pieces["sources"][:, :3]}, "expected sources and boxes of 4 cells an image"),
+            ({"boxes": pieces["boxes"][..., :3]}, "expected sources and boxes of 4 cells an image"),
+            ({"sources": pieces["sources"] - 100}, "expected images below 33"),
+            ({"boxes": pieces["boxes"] + 50}, "is not within its"),
+            ({"boxes": -pieces["boxes"]}, "is not within its"),
+        ):
+            with pytest.raises(InputError, match=message):
+                method.again({**pieces, **changes})
+
+
+def test_a_teacher_that_gives_no_number_is_named_with_the_image(images: Path) -> None:
+    message = r"logit of image \d+ in class bee, class 0: expected a number, found inf"
+    with (
+        closing(make_rded(setting(flags(images, labeller=f"{__name__}:broken", fit="resize")))) as method,
+        pytest.raises(InputError, match=message),
+    ):
+        method.make(method.jobs[1], working())
+
+
 def test_a_stopped_class_is_begun_again(images: Path, weights: Callable[..., Path]) -> None:
     config = flags(images, weights(0), batch=8)
     with closing(make_rded(setting(config))) as method:
@@ -352,6 +375,10 @@ def test_images_in_memory_are_scored_in_any_batches() -> None:
 
 def coloured(*, size: int, classes: tuple[str, ...]) -> MeanColours:
     return MeanColours(size=size)
+
+
+def broken(*, size: int, classes: tuple[str, ...]) -> MeanColours:
+    return MeanColours(size=size, broken=True)
 
 
 def test_a_labeller_of_ones_own_scores_resized_crops(images: Path) -> None:
