@@ -40,6 +40,7 @@ CLAIMS = (
     "step",
     "resume",
     "kernels",
+    "synthesis",
 )
 STUDIES = ("rate-distortion", "crash")
 """The claims; each is a file: its claim is the first line of the docstring, and its measurement is ``run``. Those that
