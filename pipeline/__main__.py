@@ -1,4 +1,4 @@
-"""`python -m pipeline build | verify | show | import`."""
+"""`python -m pipeline build | verify | show | import | synthesize`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from labelstore.command.console import Console, duration
+from labelstore.command.console import Console, byte_count, duration
 from labelstore.command.program import Command, require_ours, run_program
 
 require_ours("pipeline")
@@ -19,6 +19,7 @@ require_ours("pipeline")
 from pipeline import ranks
 from pipeline.build import recipe
 from pipeline.config import BuildConfig, ImportConfig, ShowConfig, VerifyConfig, require_labels
+from pipeline.synthesis.config import SynthesizeConfig
 
 
 def build_command(config: BuildConfig, console: Console) -> int:
@@ -117,6 +118,28 @@ def show_command(config: ShowConfig, console: Console) -> int:
     return 0
 
 
+def synthesize_command(config: SynthesizeConfig, console: Console) -> int:
+    """Make an image set, or check one, and print what it holds."""
+    from pipeline.synthesis.synthesize import synthesize
+
+    done = synthesize(config, console)
+    if done:
+        console.summary(done, synthesised(done))
+    return 0
+
+
+def synthesised(done: Mapping[str, Any]) -> str:
+    """The summary of a synthesis for people."""
+    fewer = f", fewer than asked for in {len(done['fewer']):,} of them" if done["fewer"] else ""
+    size = byte_count(done["bytes"])
+    if not done["made"]:
+        return f"{done['out']}: is there already, {done['images']:,} images in {done['classes']:,} classes, {size}"
+    return (
+        f"{done['out']}: {done['images']:,} images in {done['classes']:,} classes{fewer}, {done['made']:,} made now "
+        f"in {duration(done['seconds'])}; {size}"
+    )
+
+
 COMMANDS = {
     "build": Command(
         BuildConfig,
@@ -151,6 +174,16 @@ COMMANDS = {
         examples=(
             "data.pt --out train",
             "data.pt --out train --mean 0.4914 0.4822 0.4465 --std 0.2023 0.1994 0.201",
+        ),
+    ),
+    "synthesize": Command(
+        SynthesizeConfig,
+        synthesize_command,
+        resumes=True,
+        examples=(
+            "random --images train --ipc 10 --out set",
+            "rded --images train --teacher resnet18 --weights w.safetensors --size 224 --ipc 10 --out set",
+            "--check set --images train",
         ),
     ),
 }

@@ -15,6 +15,7 @@ from labelstore.errors import InputError
 from pipeline.images.file_formats import readable
 from pipeline.images.kinds import HEAD_BYTES, other_kind
 from pipeline.images.left_out import LeftOut, left_out_kind
+from pipeline.images.provenance import RECORD_FILES
 from pipeline.images.source import ImageFile, Listing, Stamp
 
 ClassOrder = Literal["auto", "bytes", "numeric"]
@@ -190,6 +191,8 @@ class _Walk:
         """Names of the class folders, and the number of images next to them."""
         names, loose = [], 0
         for entry in self._entries(""):
+            if entry.name in RECORD_FILES:
+                continue
             if entry.is_symlink():
                 self._resolve(entry.path)
             if entry.is_dir():

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from labelstore.command.flags import Choices, Group
+from labelstore.command.flags import Choices, Group, flags_of, values_of
 from labelstore.command.output import Output
+from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
-from pipeline.config import EngineOptions, TeacherOptions
+from labelstore.spec import Json
+from pipeline.config import EngineOptions, TeacherOptions, manifest_cache, require_one_labeller, require_place
 from pipeline.render.options import RenderOptions
 from pipeline.synthesis import METHODS
 
@@ -104,18 +106,37 @@ class SynthesizeConfig:
     Typing the same command again continues a stopped one, to the same files.
     """
 
-    method: Annotated[tyro.conf.Positional[str], Choices(METHODS)]
+    method: Annotated[tyro.conf.Positional[str], Choices(METHODS)] = None  # type: ignore[assignment]  # as `out` is
     """What makes the images."""
-    out: Path
+    out: Path = None  # type: ignore[assignment]  # left out with --check alone, for which no method is called
     """Class folder to make; continued when a stopped command left it."""
     images: Annotated[Path, Group("images")]
     """Class folder of real images."""
-    ipc: int
+    ipc: int = None  # type: ignore[assignment]  # as `out` is
     """Images a class."""
     size: int | None = None
     """Side of the square images in pixels."""
     seed: int = 0
     """Seed of all draws."""
+    check: Path | None = None
+    """Instead of a method and --out: a set that was made of --images; its files, and what its record says that they are
+    made of, are compared."""
+    class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("images")] = "auto"
+    """Order of the class folders, as for build: it is the order of the teacher's columns."""
+    rehash: Annotated[bool, Group("images")] = False
+    """Read every image again instead of trusting size and modification time."""
+    skip_broken: Annotated[bool, Group("images")] = False
+    """Leave out images that do not decode, and list them."""
+    drop_classes: Annotated[tuple[str, ...], Group("images")] = ()
+    """Classes of which no images are made; the teacher keeps their columns."""
+    allow_fewer: Annotated[bool, Group("images")] = False
+    """Make fewer images of a class that has too few of its own, instead of stopping."""
+    format: Annotated[FileFormat, Group("files")] = "png"
+    """How made images are stored: png keeps every pixel; jpeg rounds. Copied files stay as they are."""
+    quality: Annotated[int | None, Group("files")] = None
+    """Of JPEG files, 1 to 100; 95 when left out. Their colours are not subsampled."""
+    sheet: Annotated[Path | None, Group("files")] = None
+    """PNG to write: a contact sheet of the finished set."""
     random: Annotated[RandomOptions, Group("random")] = field(default_factory=RandomOptions)
     rded: Annotated[RdedOptions, Group("rded")] = field(default_factory=RdedOptions)
     sre2l: Annotated[Sre2lOptions, Group("sre2l")] = field(default_factory=Sre2lOptions)
@@ -123,3 +144,77 @@ class SynthesizeConfig:
     engine: Annotated[EngineOptions, Group("engine")] = field(default_factory=EngineOptions)
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
+
+    def __post_init__(self) -> None:
+        """Refuse flags that no set can be made with."""
+        if self.check is None:
+            absent = [name for name in ("method", "out", "ipc") if getattr(self, name) is None]
+            if absent:
+                names = {"method": f"METHOD ({', '.join(METHODS)})", "out": "--out", "ipc": "--ipc"}
+                raise InputError(f"{' and '.join(names[name] for name in absent)}: missing")
+            require_own_flags(self)
+        elif self.method is not None or self.out is not None:
+            other = f"--out {self.out}" if self.method is None else f"method {self.method}"
+            raise InputError(f"--check {self.check} and {other}: expected one of them, found both")
+        for name, low, high in (("ipc", 1, 99_999), ("size", 1, 65_535), ("seed", 0, 2**63 - 1), ("quality", 1, 100)):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise InputError(f"--{name}: expected {low} to {high}, found {value}")
+        if self.quality is not None and self.format != "jpeg":
+            raise InputError(f"--quality {self.quality}: has an effect only with --format jpeg, found {self.format}")
+        require_one_labeller(self)
+        if self.out is not None:
+            require_apart(
+                {"--out": self.out, "the cache of --out": manifest_cache(self.out)}, {"--images": self.images}
+            )
+        if self.sheet is not None:
+            if self.sheet.suffix != ".png":
+                raise InputError(f"--sheet: expected a name that ends in .png, found {self.sheet}")
+            require_apart({"--sheet": self.sheet}, {"--images": self.images, "--out": self.out})
+            require_place("--sheet", self.sheet)
+
+    @property
+    def jpeg_quality(self) -> int | None:
+        """Quality of the JPEG files; None where made images are PNG."""
+        return (self.quality or 95) if self.format == "jpeg" else None
+
+
+def require_own_flags(config: SynthesizeConfig) -> None:
+    """Refuse a flag of another method than the chosen one that is not at its default.
+
+    Raises:
+        InputError: names the flag and its method.
+    """
+    values = values_of(config)
+    for key, flag in flags_of(type(config)).items():
+        owner = flag.path[0]
+        if owner in METHODS and owner != config.method and values[key] != flag.default:
+            raise InputError(f"--{flag.name}: is a flag of {owner}, found method {config.method}; leave it out")
+
+
+def require_size(config: SynthesizeConfig, why: str) -> int:
+    """The side of the images.
+
+    Args:
+        config: the flags.
+        why: what needs it, such as ``rded``, for the message.
+
+    Raises:
+        InputError: when it is left out.
+    """
+    if config.size is None:
+        raise InputError(f"--size: missing; {why} needs the side of the images in pixels")
+    return config.size
+
+
+def flags_in_effect(config: SynthesizeConfig) -> dict[str, Json]:
+    """The flags that decide what the images are, by key, as JSON: the method's own, and those of every method."""
+    values: dict[str, Any] = values_of(config)
+    shared = {"ipc", "size", "seed", "allow_fewer", "drop_classes", "format"}
+    found = {
+        key: values[key]
+        for key, flag in flags_of(type(config)).items()
+        if key in shared or flag.path[0] == config.method
+    }
+    found["quality"] = config.jpeg_quality
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}

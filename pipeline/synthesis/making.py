@@ -1,0 +1,375 @@
+"""The folder in which a set is made: job by job, each whole and durable before its record, then renamed.
+
+``.SET.partial`` lies beside the set that it becomes. ``begun.json`` has what it was begun with; ``set/`` becomes the
+set; ``jobs/`` has a record of each job that is made. Before the files of a job are written, ``N.writing`` lists them
+with their digests, so that those which a killed command left are known to be ours; it becomes ``N.npz`` when they are
+whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from labelstore.durable import disk, documents, locking, newfile, removing
+from labelstore.durable.removing import Proof
+from labelstore.errors import DamagedError, InputError
+from labelstore.spec import Json
+from pipeline.images.file_formats import readable
+from pipeline.images.manifest import Manifest
+from pipeline.images.provenance import (
+    MARK,
+    PIECES,
+    PIECES_OF_SET,
+    RECORD,
+    SYNTHESIS,
+    Pieces,
+    join_pieces,
+    read_pieces,
+    record_bytes,
+)
+from pipeline.synthesis.method import Job, Made, Pixels, Working
+
+BEGUN, LOCK, IMAGES, JOBS = "begun.json", "lock", "set", "jobs"
+WRITERS = 8  # files that are flushed at once
+SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WebP": ".webp"}
+WORKING = Proof("what a stopped command left of this job", lambda _path: True)  # nobody else has files of these names
+
+
+def _is_begun(path: Path) -> bool:
+    try:
+        return MARK in documents.read(path)
+    except DamagedError:
+        return False
+
+
+BEGUN_BY_US = Proof("what a set was begun with", _is_begun)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of the set that is to be written.
+
+    Attributes:
+        name: its path in the set.
+        digest: SHA-256 of its bytes.
+        content: the bytes, or the file that it becomes a hard link to.
+    """
+
+    name: str
+    digest: bytes
+    content: bytes | Path
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """The folder in which a set is made."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, out: Path) -> Partial:
+        """The one of a set."""
+        return cls(out.with_name(f".{out.name}.partial"))
+
+    @property
+    def begun(self) -> Path:
+        """What the set was begun with."""
+        return self.folder / BEGUN
+
+    @property
+    def images(self) -> Path:
+        """What becomes the set."""
+        return self.folder / IMAGES
+
+    def record(self, job: int) -> Path:
+        """The record of a job that is made."""
+        return self.folder / JOBS / f"{job:06d}.npz"
+
+    def writing(self, job: int) -> Path:
+        """The record of a job while its files are written."""
+        return self.folder / JOBS / f"{job:06d}.writing"
+
+    def working(self, job: int) -> Path:
+        """What a method keeps of a job."""
+        return self.folder / JOBS / f"{job:06d}.working"
+
+    def read_begun(self) -> dict[str, Json] | None:
+        """What a stopped command has begun; None where there is none.
+
+        Raises:
+            InputError: there is something else in the way.
+        """
+        try:
+            values = documents.read(self.begun)
+        except FileNotFoundError:
+            return None
+        except DamagedError as error:
+            raise self.in_the_way() from error
+        if values.get(MARK) is None:
+            raise self.in_the_way()
+        return {key: value for key, value in values.items() if key not in (MARK, "crc32c")}
+
+    def in_the_way(self) -> InputError:
+        """The error for a folder that this command has not made."""
+        return InputError(
+            f"{self.folder}: expected no folder, or what a stopped command has left, found other files; move it away, "
+            f"or give another --out"
+        )
+
+    def made(self) -> set[int]:
+        """The jobs that have a record."""
+        return {int(path.stem) for path in (self.folder / JOBS).glob("*.npz") if path.stem.isdecimal()}
+
+
+@contextmanager
+def held(out: Path) -> Iterator[Partial]:
+    """The folder in which a set is made, made where it is absent, kept from other processes.
+
+    A command that is refused before it has begun leaves nothing behind.
+
+    Raises:
+        InputError: something else is in the way, or it cannot be made.
+        LeaseError: another process makes this set.
+    """
+    partial = Partial.of(out)
+    made = not partial.folder.exists()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.folder.mkdir(exist_ok=True)
+        if partial.folder.is_symlink():
+            raise partial.in_the_way()
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
+    if partial.read_begun() is None and any(path.name != LOCK for path in partial.folder.iterdir()):
+        raise partial.in_the_way()
+    busy = f"{out}: another process makes this set; wait for it, or give another --out"
+    with locking.hold(partial.folder / LOCK, busy, "give another --out"):
+        try:
+            yield partial
+        finally:
+            if partial.folder.exists() and not partial.begun.exists():
+                sweep(partial, made=made)
+
+
+def begin(partial: Partial, given: Mapping[str, Json]) -> None:
+    """Write what a new set is begun with."""
+    newfile.write_new(partial.begun, documents.encode({MARK: 1, **given}))
+    for folder in (partial.images, partial.folder / JOBS):
+        disk.make_folder(folder)
+    disk.sync_folder(partial.folder)
+
+
+def missing(partial: Partial, jobs: Sequence[Job]) -> list[int]:
+    """The jobs that are to be made; the files of the others are as they were written.
+
+    Raises:
+        InputError: a record or a file has changed since.
+    """
+    made = partial.made()
+    for job in sorted(made):
+        pieces = read_pieces(partial.record(job))
+        same = job < len(jobs) and len(pieces) == len(jobs[job].targets)
+        if not (same and np.array_equal(pieces.numbers, jobs[job].numbers)):
+            raise InputError(f"{partial.record(job)}: expected the record of {len(jobs)} jobs, found another one")
+        for file, digest in zip(pieces.files, pieces.digests, strict=True):
+            if not has_digest(partial.images / file, digest.tobytes()):
+                raise InputError(
+                    f"{partial.images / file}: expected the file that a stopped command wrote, found "
+                    f"{'another one' if (partial.images / file).exists() else 'none'}; remove {partial.record(job)} "
+                    f"{'and that file ' if (partial.images / file).exists() else ''}to have it made again"
+                )
+    return [job for job in range(len(jobs)) if job not in made]
+
+
+def make_job(
+    partial: Partial,
+    number: int,
+    job: Job,
+    make: Callable[[Job, Working], Made],
+    files_of: Callable[[Job, Made], Sequence[File]],
+    progress: Callable[[int, int], None],
+    stopping: Callable[[], bool],
+) -> None:
+    """Make one job: its files, then its record.
+
+    Args:
+        partial: where.
+        number: of the job.
+        job: what is made.
+        make: makes it.
+        files_of: the files of what it made.
+        progress: see `Working`.
+        stopping: see `Working`.
+    """
+    forget_unfinished(partial, number)
+    made = make(job, Working(partial.working(number), WORKING, progress, stopping))
+    files = files_of(job, made)
+    pieces = Pieces(
+        files=tuple(file.name for file in files),
+        digests=np.frombuffer(b"".join(file.digest for file in files), np.uint8).reshape(-1, 32),
+        targets=job.targets,
+        numbers=job.numbers,
+        copied=np.array([each if isinstance(each, int) else -1 for each in made.images], np.int64),
+        arrays=made.pieces,
+    )
+    _require_pieces(job, pieces)
+    newfile.write_new(partial.writing(number), pieces.to_bytes())
+    for folder in {(partial.images / file.name).parent for file in files}:
+        disk.make_folder(folder)
+    disk.sync_folder(partial.images)
+    with ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(lambda file: write(partial.images / file.name, file.content), files))
+    removing.give_name(partial.writing(number), partial.record(number))
+    disk.sync_folder(partial.folder / JOBS)
+    removing.remove(partial.working(number), WORKING)
+
+
+def _require_pieces(job: Job, pieces: Pieces) -> None:
+    count = len(job.targets)
+    lengths = {name: len(array) for name, array in pieces.arrays.items()} | {"images": len(pieces)}
+    if wrong := {name: length for name, length in lengths.items() if length != count}:
+        raise InputError(f"{job.name}: expected {count} of each from its method, found {wrong}")
+
+
+def write(path: Path, content: bytes | Path) -> None:
+    """Write a file of the set, or link to one.
+
+    Raises:
+        InputError: the name is taken, or the file cannot be linked to.
+    """
+    if isinstance(content, bytes):
+        newfile.write_new(path, content)
+        return
+    try:
+        disk.link(content.resolve(), path)
+    except FileExistsError as error:
+        raise removing.taken(path) from error
+    except OSError as error:
+        if error.errno not in disk.NO_LINKS:
+            raise
+        raise InputError(
+            f"--take link: {content} cannot have a hard link at {path} ({error.strerror}); give --take copy, or an "
+            f"--out on the same file system"
+        ) from error
+    disk.sync_folder(path.parent)
+
+
+def forget_unfinished(partial: Partial, number: int) -> None:
+    """Remove the files of a job that a killed command has left without a record."""
+    listed = partial.writing(number)
+    if not listed.exists():
+        return
+    pieces = read_pieces(listed)
+    for file, digest in zip(pieces.files, pieces.digests, strict=True):
+        path, own = partial.images / file, digest.tobytes()
+        removing.remove(path, Proof("an image of this set", lambda found, own=own: has_digest(found, own)))  # type: ignore[misc]
+    removing.remove(listed, PIECES_OF_SET)
+
+
+def has_digest(path: Path, digest: bytes) -> bool:
+    """Whether a file is there and has this SHA-256."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest() == digest
+    except FileNotFoundError:
+        return False
+
+
+def finish(partial: Partial, out: Path, jobs: Sequence[Job], record: Mapping[str, Json]) -> None:
+    """Turn the folder into the set, when all jobs are made.
+
+    Args:
+        partial: where the jobs are.
+        out: the set.
+        jobs: all.
+        record: what ``synthesis.json`` says besides the digest of the pieces.
+    """
+    pieces = join_pieces([read_pieces(partial.record(job)) for job in range(len(jobs))]).to_bytes()
+    digest = hashlib.sha256(pieces).hexdigest()
+    newfile.write_over(partial.images / PIECES, pieces, PIECES_OF_SET)
+    newfile.write_over(partial.images / SYNTHESIS, record_bytes({**record, "pieces": digest}), RECORD)
+    removing.move_folder(partial.images, out)
+    disk.sync_folder(out.parent)
+    sweep(partial)
+
+
+def sweep(partial: Partial, *, made: bool = True) -> None:
+    """Remove what is left of a folder whose set is made, or was not begun; what is not ours stays.
+
+    Args:
+        partial: the folder.
+        made: whether the folder itself goes when it is empty.
+    """
+    jobs = partial.folder / JOBS
+    for path in jobs.glob("*") if jobs.is_dir() else ():
+        proof = WORKING if path.suffix == ".working" else PIECES_OF_SET
+        if path.stem.isdecimal() and removing.may_go(path, proof):
+            removing.remove(path, proof)
+    for folder in (jobs, partial.images):
+        removing.remove_folder(folder)
+    for path, proof in ((partial.begun, BEGUN_BY_US), (partial.folder / LOCK, removing.EMPTY)):
+        if removing.may_go(path, proof):
+            removing.remove(path, proof)
+    if made:
+        removing.remove_folder(partial.folder)
+
+
+def files_of(job: Job, made: Made, manifest: Manifest, jpeg_quality: int | None) -> list[File]:
+    """The files of the images of a job.
+
+    Args:
+        job: their classes and numbers.
+        made: the images.
+        manifest: whose files may be taken unchanged.
+        jpeg_quality: of made images; PNG when None.
+
+    Raises:
+        InputError: an image of the manifest has changed since it was listed, or is no file that can be linked to.
+    """
+    files = []
+    for image, target, number in zip(made.images, job.targets, job.numbers, strict=True):
+        content: bytes | Path
+        if isinstance(image, int):
+            data = _unchanged(manifest, image)
+            suffix = SUFFIXES[readable(data[:16]) or "PNG"]
+            content = _linkable(manifest, image) if made.linked else data
+        else:
+            data = content = encode(image, jpeg_quality)
+            suffix = ".png" if jpeg_quality is None else ".jpg"
+        name = f"{manifest.classes[target]}/{number:05d}{suffix}"
+        files.append(File(name, hashlib.sha256(data).digest(), content))
+    return files
+
+
+def _unchanged(manifest: Manifest, image: int) -> bytes:
+    (data,) = manifest.read_many([image])
+    if hashlib.sha256(data).digest() != manifest.digests[image].tobytes():
+        raise InputError(f"{manifest.place(image)}: has changed since the images were listed; run the same again")
+    return data
+
+
+def _linkable(manifest: Manifest, image: int) -> Path:
+    place = Path(manifest.place(image))
+    if not place.is_file():
+        raise InputError(f"--take link: {place} is no file of its own; give --take copy")
+    return place
+
+
+def encode(image: Pixels, jpeg_quality: int | None) -> bytes:
+    """The file of an image, uint8 ``[H, W, 3]``: PNG, or JPEG of this quality without subsampled colours."""
+    file = BytesIO()
+    picture = Image.fromarray(image)
+    if jpeg_quality is None:
+        picture.save(file, "PNG")
+    else:
+        picture.save(file, "JPEG", quality=jpeg_quality, subsampling=0)
+    return file.getvalue()
