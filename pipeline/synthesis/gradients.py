@@ -14,15 +14,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from labelstore.command.console import Console
 from labelstore.errors import InputError
 from labelstore.spec import Json
-from pipeline.build.defaults import settle_teacher
 from pipeline.config import EngineOptions, TeacherOptions, require_labels
 from pipeline.networks.layout import memory_format
 from pipeline.render.normalise import normalise
-from pipeline.render.options import RenderOptions
+from pipeline.synthesis.method import Setting
 from pipeline.synthesis.statistics import PROBE_IMAGES, Measured, Statistics
+from pipeline.synthesis.teaching import teacher_spec
 from pipeline.teacher.engine.compiling import CompileError, compiled_with_gradients, compilers
 from pipeline.teacher.engine.device import describe_engine
 from pipeline.teacher.engine.ensemble import Ensemble
@@ -31,7 +30,6 @@ from pipeline.teacher.engine.spec import TeacherSpec
 from pipeline.teacher.teacher import Teacher, make_teacher
 
 Run: TypeAlias = Callable[[Tensor], tuple[Tensor, Sequence[tuple[Tensor, Tensor]]]]
-INTERPOLATION = "bilinear"  # of the crops that statistics are measured on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,36 +105,22 @@ class Networks:
         return found
 
 
-def make_networks(
-    teacher: TeacherOptions,
-    engine: EngineOptions,
-    render: RenderOptions,
-    *,
-    classes: tuple[str, ...],
-    size: int,
-    batch: int,
-    console: Console,
-) -> Networks:
+def make_networks(setting: Setting, size: int, batch: int) -> Networks:
     """Load the networks that the flags name.
 
     Args:
-        teacher: which.
-        engine: how they are run.
-        render: where.
-        classes: names of the class folders, in target order.
+        setting: of the method.
         size: side of the images in pixels.
         batch: images of most calls.
-        console: where notes and warnings go.
 
     Raises:
         InputError: when there are none such, they do not fit, have no batch norms, or cannot be run so.
     """
-    _require_gradients(teacher, engine)
-    settled = settle_teacher(teacher, size, INTERPOLATION)
-    spec = replace(settled.teacher.spec(engine, render), batch=batch)
+    _require_gradients(setting.config.teacher, setting.config.engine)
+    spec = replace(teacher_spec(setting, size), batch=batch)
     plain = replace(spec, dtype="tf32" if spec.dtype == "tf32" else "float32", compile="off")
-    loaded = make_teacher(plain, size=size, classes=classes)
-    console.report((*settled.notes, *loaded.notes), (*settled.warnings, *loaded.warnings))
+    loaded = make_teacher(plain, size=size, classes=setting.manifest.classes)
+    setting.console.report(loaded.notes, loaded.warnings)
     network = loaded.run.network
     parts: list[nn.Module] = [*network.networks] if isinstance(network, Ensemble) else [_module(network)]
     probe = torch.zeros(PROBE_IMAGES, 3, size, size, device=loaded.device)
@@ -146,7 +130,7 @@ def make_networks(
     described = replace(spec, channels_last=loaded.spec.channels_last)
     selected = None if loaded.selected is None else torch.tensor(loaded.selected, device=loaded.device)
     networks = Networks(teacher=loaded, measured=measured, fast=measured, selected=selected, dtype=dtype, engine={})
-    fast, versions = _compile(networks, spec, torch.zeros(batch, 3, size, size, device=loaded.device), console)
+    fast, versions = _compile(networks, spec, torch.zeros(batch, 3, size, size, device=loaded.device), setting)
     found = describe_engine(described, loaded.device, batch, folded=False, compilers=versions)
     return replace(networks, fast=fast, engine=found)
 
@@ -176,7 +160,7 @@ def _module(network: object) -> nn.Module:
 
 
 def _compile(
-    networks: Networks, spec: TeacherSpec, example: Tensor, console: Console
+    networks: Networks, spec: TeacherSpec, example: Tensor, setting: Setting
 ) -> tuple[tuple[Run, ...], Mapping[str, Json] | None]:
     """The networks compiled, and the versions of the compilers; as they are, and None, where they are not."""
     if spec.compile == "off":
@@ -192,6 +176,6 @@ def _compile(
     except CompileError as error:
         if spec.compile == "require":
             raise
-        console.warn(f"--compile on: the teacher runs uncompiled, which is slower: {error}")
+        setting.console.warn(f"--compile on: the teacher runs uncompiled, which is slower: {error}")
         return networks.measured, None
     return fast, versions

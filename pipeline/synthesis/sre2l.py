@@ -16,26 +16,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from labelstore.command.names import same_form
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.device.faults import device_faults
 from pipeline.networks.normalisation import LEVELS
 from pipeline.plan import draws
-from pipeline.plan.plan import Plan
-from pipeline.plan.spec import PlanSpec
-from pipeline.render import Renderer, make_renderer
-from pipeline.synthesis.config import Sre2lOptions
+from pipeline.synthesis.config import Sre2lOptions, require_size
 from pipeline.synthesis.fit import Fit
 from pipeline.synthesis.gradients import Networks, make_networks
 from pipeline.synthesis.method import Job, Made, Method, Pixels, Setting, Working
+from pipeline.synthesis.real import RealImages
 from pipeline.synthesis.recovering import Steps, recover
 from pipeline.synthesis.statistics import Statistics, pooled
 from pipeline.synthesis.views import draw_views, show
@@ -45,75 +42,80 @@ WHOLE_BELOW = 64  # side in pixels; the authors' code shows boxes of larger imag
 SCALE = (0.08, 1.0)
 JITTER = 7  # a shift is at most this part of the side
 
-Indexes: TypeAlias = npt.NDArray[np.int64]
-
 
 def make_sre2l(setting: Setting) -> Method:
-    """The method, from the flags."""
-    return Sre2l(setting)
+    """The method, from the flags.
+
+    Raises:
+        InputError: flags, images or a teacher that do not go together.
+    """
+    config, own = setting.config, setting.config.sre2l
+    size = require_size(config, "sre2l")
+    scale = own.crop_scale or (SCALE if size >= WHOLE_BELOW else (1.0, 1.0))
+    jobs = divide(setting, own, config.engine.batch or BATCH)
+    if setting.checking:
+        return Sre2l(setting, size, scale, jobs)
+    networks = make_networks(setting, size, max(len(job.targets) for job in jobs))
+    real = RealImages(setting, size, scale) if own.start == "real" or own.statistics == "class" else None
+    return Sre2l(setting, size, scale, jobs, networks, real)
 
 
 class Sre2l:
     """Makes batches of images; see `pipeline.synthesis.method.Method`.
 
     Attributes:
-        parameters: every number in effect.
         jobs: the batches.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        """Load the teacher and divide the images among batches."""
-        config, own = setting.config, setting.config.sre2l
-        self._setting, self._options = setting, own
-        self._size = size = _size(setting)
-        self._batch = config.engine.batch or BATCH
-        self._scale = own.crop_scale or (SCALE if size >= WHOLE_BELOW else (1.0, 1.0))
-        self._jitter = min(size // JITTER if own.jitter is None else own.jitter, size - 1)
+    def __init__(
+        self,
+        setting: Setting,
+        size: int,
+        scale: tuple[float, float],
+        jobs: Sequence[Job],
+        networks: Networks | None = None,
+        real: RealImages | None = None,
+    ) -> None:
+        """Optimise images of a side, of which steps show boxes of a range of scales.
+
+        Without networks there is nothing but `again`.
+        """
+        self.jobs = jobs
+        self._setting, self._options, self._size, self._scale = setting, setting.config.sre2l, size, scale
+        self._jitter = min(size // JITTER if self._options.jitter is None else self._options.jitter, size - 1)
+        self._networks, self._real = networks, real
+        self._measured: tuple[int, list[Statistics]] | None = None
+
+    @property
+    def parameters(self) -> Mapping[str, Json]:
+        """See `Method.parameters`."""
+        own = self._options
         found: dict[str, Json] = {"crop_scale": list(self._scale), "jitter": self._jitter, "betas": list(own.betas)}
-        self.parameters: Mapping[str, Json] = {"size": size, "batch": self._batch, **asdict(own), **found}
-        self._class_statistics: tuple[int, list[Statistics]] | None = None
-        self.jobs: Sequence[Job] = divide(setting, own, self._batch)
-        self._networks: Networks | None = None
-        if not setting.checking:
-            self._networks = make_networks(
-                config.teacher,
-                config.engine,
-                config.render,
-                classes=setting.manifest.classes,
-                size=size,
-                batch=max(len(job.targets) for job in self.jobs),
-                console=setting.console,
-            )
+        if self._real:
+            found["renderer"] = self._real.renderer.id
+        return {"batch": self._setting.config.engine.batch or BATCH, **asdict(own), **found}
 
     @property
     def teacher(self) -> Mapping[str, Json] | None:
-        """Identity of the teacher (P3), and under ``engine`` what runs it."""
+        """See `Method.teacher`."""
         found = self._networks
         return None if found is None else {**found.teacher.identity, "engine": dict(found.engine)}
 
     @device_faults("images are optimised", "a smaller --batch")
     def make(self, job: Job, working: Working, /) -> Made:
-        """The images of a batch.
-
-        Raises:
-            InputError: names what stops it.
-            StopRequestedError: as `Working.stopping` says.
-        """
-        networks = self._networks
+        """See `Method.make`."""
+        networks, seed = self._networks, self._setting.config.seed
         if networks is None:
             raise InputError("sre2l: expected a teacher, found none; give --teacher and --weights")
         with networks.exact():
             begin, pieces = self._begin(job, networks)
             columns = networks.columns(torch.from_numpy(job.targets).to(networks.device))
             fit = Fit(networks, self._options, columns, self._wanted(job, networks))
-            key = f"{self._name(job, 0)} {job.numbers[0]}"
-            views = draw_views(
-                key, self._setting.config.seed, self._options.iterations, self._size, self._scale, self._jitter
-            )
+            key = f"{self._name(int(job.targets[0]))} {job.numbers[0]}"
+            views = draw_views(key, seed, self._options.iterations, self._size, self._scale, self._jitter)
 
             def loss(images: Tensor, step: int) -> Tensor:
-                matrices = torch.from_numpy(views.matrices(step)).to(images.device)
-                return fit.loss(show(images, matrices))
+                return fit.loss(show(images, torch.from_numpy(views.matrices(step)).to(images.device)))
 
             images = recover(begin, loss, self._steps(networks), working)
             pixels = _pixels(images, networks)
@@ -125,13 +127,12 @@ class Sre2l:
         return None
 
     def close(self) -> None:
-        """Release what renders."""
-        for name in ("_fitted", "_cropped"):
-            if name in self.__dict__:
-                self.__dict__[name][1].close()
+        """See `Method.close`."""
+        if self._real:
+            self._real.renderer.close()
 
-    def _name(self, job: Job, image: int) -> str:
-        return self._setting.manifest.classes[int(job.targets[image])]
+    def _name(self, target: int) -> str:
+        return same_form(self._setting.manifest.classes[target])
 
     def _steps(self, networks: Networks) -> Steps:
         """How images are moved: within what black and white are after the normalisation."""
@@ -142,70 +143,32 @@ class Sre2l:
 
     def _begin(self, job: Job, networks: Networks) -> tuple[Tensor, dict[str, npt.NDArray[np.generic]]]:
         """Where images begin, float32 ``[n, 3, S, S]``, and which real ones these are."""
-        seed = self._setting.config.seed
-        if self._options.start == "noise":
-            noise = [
-                draw_noise(self._name(job, image), seed, number, self._size)
-                for image, number in enumerate(job.numbers.tolist())
-            ]
+        seed, places = self._setting.config.seed, zip(job.targets.tolist(), job.numbers.tolist(), strict=True)
+        if self._options.start == "noise" or self._real is None:
+            noise = [draw_noise(self._name(target), seed, number, self._size) for target, number in places]
             return torch.from_numpy(np.stack(noise)).to(networks.device), {}
-        sources = np.array(
-            [
-                draw_order(self._name(job, image), seed, self._setting.images_of(target))[number]
-                for image, (target, number) in enumerate(zip(job.targets.tolist(), job.numbers.tolist(), strict=True))
-            ]
-        )
-        plan, renderer, place = self._fitted
-        rows = plan.rows_at(0, place[sources])
-        boxes = rows.boxes().astype(np.int64)
-        return networks.images(renderer.render(rows)), {"sources": sources[:, None], "boxes": boxes[:, None]}
+        sources = np.array([self._real.drawn(self._name(target), target, number) for target, number in places])
+        pixels, boxes = self._real.fitted(sources)
+        return networks.images(pixels), {"sources": sources[:, None], "boxes": boxes[:, None]}
 
     def _wanted(self, job: Job, networks: Networks) -> list[Statistics]:
         """The statistics that a batch is fitted to, of each network."""
-        if self._options.statistics == "batch":
+        if self._options.statistics == "batch" or self._real is None:
             return [measured.running for measured in networks.measured]
         target = int(job.targets[0])
-        if self._class_statistics is None or self._class_statistics[0] != target:
-            self._class_statistics = target, self._measure(target, networks)
-        return self._class_statistics[1]
+        if self._measured is None or self._measured[0] != target:  # batches of a class come one after the other
+            self._measured = target, self._measure(target, networks, self._real)
+        return self._measured[1]
 
-    def _measure(self, target: int, networks: Networks) -> list[Statistics]:
-        """The statistics of a class: of a random crop of each of its images, of each network."""
-        plan, renderer, place = self._cropped
-        images = self._setting.images_of(target)
+    def _measure(self, target: int, networks: Networks, real: RealImages) -> list[Statistics]:
+        """The statistics of a class, of each network."""
         batches: list[list[tuple[int, Statistics]]] = [[] for _ in networks.measured]
-        for start in range(0, len(images), self._batch):
-            rows = plan.rows_at(0, place[images[start : start + self._batch]])
+        for pixels in real.crops(target, self._setting.config.engine.batch or BATCH):
             with torch.no_grad():
-                seen = networks.see(networks.images(renderer.render(rows)))
+                seen = networks.see(networks.images(pixels))
             for each, found in zip(batches, seen, strict=True):
-                each.append((len(rows), found.statistics))
+                each.append((len(pixels), found.statistics))
         return [pooled(each) for each in batches]
-
-    @cached_property
-    def _fitted(self) -> tuple[Plan, Renderer, Indexes]:
-        """Real images, fitted centrally."""
-        return self._rendering(PlanSpec(size=self._size, seed=self._setting.config.seed, crop="center", flip=0.0))
-
-    @cached_property
-    def _cropped(self) -> tuple[Plan, Renderer, Indexes]:
-        """Real images, cropped as steps show the others."""
-        return self._rendering(PlanSpec(size=self._size, seed=self._setting.config.seed, scale=self._scale))
-
-    def _rendering(self, spec: PlanSpec) -> tuple[Plan, Renderer, Indexes]:
-        """A plan, what renders its crops, and the position of each image in its first view."""
-        manifest, options = self._setting.manifest, self._setting.config.render
-        plan = Plan(spec, manifest.heights, manifest.widths)
-        renderer = make_renderer(
-            manifest,
-            spec,
-            device=options.device,
-            decoder=options.decoder,
-            augmenter=options.augmenter,
-            threads=options.threads,
-            cache_bytes=0,  # no image is rendered twice
-        )
-        return plan, renderer, np.argsort(plan.order(0)).astype(np.int64)
 
 
 def divide(setting: Setting, options: Sre2lOptions, batch: int) -> list[Job]:
@@ -237,27 +200,9 @@ def draw_noise(name: str, seed: int, number: int, size: int) -> npt.NDArray[np.f
     return normal[:count].reshape(3, size, size).astype(np.float32)
 
 
-def draw_order(name: str, seed: int, images: Indexes) -> Indexes:
-    """The images of a class in the order in which `--start real` takes them, keyed by its name."""
-    return images[draws.permutation(draws.key(f"sre2l start {name}", seed), len(images))]
-
-
 def _pixels(images: Tensor, networks: Networks) -> npt.NDArray[np.uint8]:
     """Normalised images ``[n, 3, S, S]`` as pixels, rounded, uint8 ``[n, S, S, 3]``."""
     mean, std = (torch.tensor(values, dtype=torch.float64) for values in (networks.teacher.mean, networks.teacher.std))
     levels = (images.permute(0, 2, 3, 1).cpu().double() * std + mean) * LEVELS
     pixels: npt.NDArray[np.uint8] = levels.round().clamp(0, LEVELS).to(torch.uint8).numpy()
     return pixels
-
-
-def _size(setting: Setting) -> int:
-    """Side of the images: --size, or that of the real ones where all are squares of one size."""
-    if setting.config.size is not None:
-        return setting.config.size
-    sides = {*setting.manifest.heights.tolist(), *setting.manifest.widths.tolist()}
-    if len(sides) > 1:
-        raise InputError(
-            f"--size: missing; the images have sides of {min(sides)} to {max(sides)} px, give the side that the "
-            f"teacher takes"
-        )
-    return int(sides.pop())
