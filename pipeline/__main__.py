@@ -110,7 +110,20 @@ def import_command(config: ImportConfig, console: Console) -> int:
 
 
 def show_command(config: ShowConfig, console: Console) -> int:
-    """Draw a contact sheet and print how many crops it shows."""
+    """Draw a contact sheet and print how many crops, or images, it shows."""
+    if config.store is None:
+        from pipeline.replay.folder import draw_folder
+
+        count = draw_folder(
+            config.images,
+            config.out,
+            start=config.start,
+            count=config.count,
+            columns=config.columns,
+            render=config.render,
+        )
+        console.summary({"out": str(config.out), "images": count}, f"{count} images drawn to {config.out}")
+        return 0
     from pipeline.replay.show import show
 
     count = show(config)
@@ -120,6 +133,12 @@ def show_command(config: ShowConfig, console: Console) -> int:
 
 def synthesize_command(config: SynthesizeConfig, console: Console) -> int:
     """Make an image set, or check one, and print what it holds."""
+    if config.check:
+        from pipeline.synthesis.checking import check, verdict_of
+
+        found = check(config, console)
+        console.summary(found, verdict_of(found))
+        return 0 if found["ok"] else 1
     from pipeline.synthesis.synthesize import synthesize
 
     done = synthesize(config, console)
@@ -130,13 +149,15 @@ def synthesize_command(config: SynthesizeConfig, console: Console) -> int:
 
 def synthesised(done: Mapping[str, Any]) -> str:
     """The summary of a synthesis for people."""
+    from pipeline.synthesis.looking import in_words
+
     fewer = f", fewer than asked for in {len(done['fewer']):,} of them" if done["fewer"] else ""
     size = byte_count(done["bytes"])
-    if not done["made"]:
+    if done["found"]:
         return f"{done['out']}: is there already, {done['images']:,} images in {done['classes']:,} classes, {size}"
     return (
         f"{done['out']}: {done['images']:,} images in {done['classes']:,} classes{fewer}, {done['made']:,} made now "
-        f"in {duration(done['seconds'])}; {size}"
+        f"in {duration(done['seconds'])}; {size}{'; ' + in_words(done['teacher']) if 'teacher' in done else ''}"
     )
 
 
@@ -166,6 +187,7 @@ COMMANDS = {
         examples=(
             "--store labels --images train --out sheet.png",
             "--store labels --images train --out sheet.png --view 3 --count 64",
+            "set --out sheet.png",
         ),
     ),
     "import": Command(

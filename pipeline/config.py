@@ -17,9 +17,10 @@ import tyro
 from labelstore.command.encoding_options import CodeOptions, EncodingName
 from labelstore.command.flags import Addressable, Group, Named, flags_of, values_of
 from labelstore.command.output import Output
-from labelstore.durable.places import require_apart, require_writable
+from labelstore.durable.places import is_store, require_apart, require_writable
 from labelstore.durable.removing import require_absent
 from labelstore.errors import InputError, reason
+from labelstore.storage_table import scheme_of
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.spec import PlanSpec
 from pipeline.recipes import RecipeName
@@ -203,18 +204,23 @@ class VerifyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig:
-    """Draw a contact sheet (PNG): crops as the student sees them, with target, the teacher's top-3, confidence."""
+    """Draw a contact sheet (PNG): crops as the student sees them, with target, the teacher's top-3, confidence.
 
-    store: Annotated[Path, Addressable()]
+    Without a store, the images of a class folder, with their classes.
+    """
+
+    data: Annotated[tyro.conf.Positional[Path | None], Addressable()] = None
+    """An image set, or a store, instead of --images or --store."""
+    store: Annotated[Path | None, Addressable()] = None
     """Folder of the store, or its address: http://HOST/FOLDER."""
-    images: Path
-    """Class folder that the store was made of."""
+    images: Path = None  # type: ignore[assignment]  # there from __post_init__ on
+    """Class folder that the store was made of; without a store, whose images are drawn."""
     out: Path
     """The PNG to write."""
     view: int = 0
     """View to show."""
     start: int = 0
-    """First position to show."""
+    """First position to show; without a store, first image, where the first of each class come first."""
     count: int = 32
     """Crops to show."""
     columns: int = 8
@@ -224,6 +230,17 @@ class ShowConfig:
 
     def __post_init__(self) -> None:
         """Refuse, before anything is drawn, what could not be written."""
+        if self.data is not None:
+            name = "store" if scheme_of(self.data) or is_store(self.data) else "images"
+            if getattr(self, name) is not None:
+                raise InputError(f"{self.data} and --{name} {getattr(self, name)}: expected one of them, found both")
+            object.__setattr__(self, name, self.data)
+        if self.images is None:
+            raise InputError("--images: missing; give the class folder that the store was made of")
+        if self.store is None and self.view:
+            raise InputError(f"--view {self.view}: has an effect only with --store, found none")
+        if self.count < 1 or self.columns < 1 or self.start < 0:
+            raise InputError("--count and --columns: expected at least 1, and --start at least 0")
         if self.out.suffix != ".png":
             raise InputError(f"--out: expected a name that ends in .png, found {self.out}")
         require_apart({"--out": self.out}, {"--images": self.images, "--store": self.store})

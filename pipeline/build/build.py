@@ -24,6 +24,7 @@ from pipeline.build.calibrate import Calibrator
 from pipeline.build.continuing import (
     FLAG_AT,
     open_for,
+    provenance,
     require_same_engine,
     require_same_images,
     require_same_pixels,
@@ -262,7 +263,7 @@ def build(config: BuildConfig, console: Console, labeller: Labeller | None = Non
             watching(config.progress_log, config.metrics_port, config.metrics_host, console) as watch,
         ):
             work = prepare(config, console, ranks, store, labeller)
-            store = open_for(config, work, store)
+            store = open_for(config, work, store, None if store else provenance(work.manifest, console))
             try:
                 return write(config, work, store, console, ranks, watch)
             except Exception as error:

@@ -22,7 +22,7 @@ from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import Renderer, make_renderer
 from pipeline.synthesis.config import require_size
 from pipeline.synthesis.method import Job, Made, Method, Pixels, Setting, Working
-from pipeline.synthesis.teaching import described, has_teacher, load_teacher
+from pipeline.synthesis.teaching import cross_entropies, described, has_teacher, load_teacher
 from pipeline.teacher.labeller import Labeller, label_crops
 
 DECILES = 10
@@ -153,7 +153,9 @@ class Random:
         scores = []
         for start in range(0, len(images), teacher.batch):
             rows = self._plan.unmixed(0, images[start : start + teacher.batch])
-            scores.append(cross_entropies(label_crops(teacher, renderer.render(rows), rows), column))
+            scores.append(
+                cross_entropies(label_crops(teacher, renderer.render(rows), rows), np.full(len(rows), column))
+            )
             working.progress(start, len(images))
         return np.concatenate(scores)
 
@@ -179,11 +181,3 @@ def rows_of(sources: Indexes, boxes: Indexes, flips: npt.NDArray[np.bool_]) -> C
     columns = PlanSpec(size=1).columns
     values = np.stack([sources & 0xFFFF, sources >> 16, *boxes.T, flips.astype(np.int64)])
     return CropRows(columns, values.astype(np.uint16))
-
-
-def cross_entropies(logits: npt.NDArray[np.float32], column: int) -> npt.NDArray[np.float64]:
-    """Cross-entropy of logits ``[n, C]`` with one column, float64 ``[n]``."""
-    wide = logits.astype(np.float64)
-    most = wide.max(axis=1)
-    total: npt.NDArray[np.float64] = np.log(np.exp(wide - most[:, None]).sum(axis=1)) + most - wide[:, column]
-    return total

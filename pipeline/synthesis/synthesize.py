@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,10 +28,13 @@ from pipeline.images.manifest import Manifest, scan
 from pipeline.images.provenance import SYNTHESIS, record_of
 from pipeline.images.remarks import say_left_out
 from pipeline.ranks import join
+from pipeline.replay.folder import draw_folder
 from pipeline.synthesis import METHODS, making
-from pipeline.synthesis.config import SynthesizeConfig, flags_in_effect
+from pipeline.synthesis.config import SynthesizeConfig, flags_in_effect, require_size
+from pipeline.synthesis.looking import look_at_set, look_first
 from pipeline.synthesis.making import Partial
 from pipeline.synthesis.method import Job, Method, Setting, StopRequestedError
+from pipeline.synthesis.teaching import has_teacher
 
 STOPPING = "stopping when the current job is made or saved; the same signal again stops at once"
 KEPT = "finished jobs are kept"
@@ -50,21 +53,19 @@ class Done:
 
     Attributes:
         record: of the set.
-        made: images that this command made, by all ranks; 0 when the set was there.
+        made: images that this command made, by all ranks.
         seconds: that it took.
+        found: whether the set was there already.
     """
 
     record: Mapping[str, Json]
     made: int
     seconds: float
+    found: bool = False
 
 
 @device_faults("images are made", "a smaller --batch or --cache-gib")
-def synthesize(
-    config: SynthesizeConfig,
-    console: Console,
-    look: Callable[[Setting, Done], Mapping[str, Json]] = lambda _setting, _done: {},
-) -> Mapping[str, Json]:
+def synthesize(config: SynthesizeConfig, console: Console) -> Mapping[str, Json]:
     """Make or continue a set; returns the summary.
 
     Killing this at any instant loses the current jobs; the same command continues, to the same bytes. Under torchrun,
@@ -73,9 +74,10 @@ def synthesize(
     Args:
         config: the flags.
         console: where progress, notes and warnings go.
-        look: what the summary says besides, called by rank 0 when the set is there.
     """
     start = time.monotonic()
+    if has_teacher(config.teacher):
+        require_size(config, "the teacher")
     with join("synthesis") as ranks:
         config = replace(ranks.own_resources(config), out=config.out.resolve())
         console = console if ranks.first else Console(silent=True)
@@ -96,7 +98,9 @@ def synthesize(
         with closing(METHODS[config.method](setting)) as method:
             ranks.broadcast(engine_of(method))
             done = make(setting, method, start)
-            return {**summary(setting, done), **look(setting, done)}
+        if config.sheet:
+            draw_folder(config.out, config.sheet, render=config.render)
+        return {**summary(setting, done), **({} if done.found else look_at_set(setting))}
 
 
 def require_place(out: Path) -> None:
@@ -159,7 +163,7 @@ def make(setting: Setting, method: Method, start: float) -> Done:
         if Partial.of(config.out).read_begun() is not None:  # killed when the set had its name
             with making.held(config.out) as partial:
                 making.sweep(partial)
-        return Done(stored, 0, time.monotonic() - start)
+        return Done(stored, 0, time.monotonic() - start, found=True)
     with making.held(config.out) as partial:
         if (begun := partial.read_begun()) is None:
             making.begin(partial, given)
@@ -168,6 +172,8 @@ def make(setting: Setting, method: Method, start: float) -> Done:
         todo = making.missing(partial, jobs)
         ranks.broadcast({"given": given, "todo": [*todo]})
         with keeping(partial):
+            if todo:
+                look_first(setting, quiet=method.teacher is not None)
             make_jobs(setting, method, partial, todo)
             making.finish(partial, config.out, jobs, given | count(setting, jobs))
     made = sum(len(jobs[job].targets) for job in todo)
@@ -339,6 +345,7 @@ def summary(setting: Setting, done: Done) -> dict[str, Json]:
         "classes": len(setting.targets),
         "fewer": done.record["fewer"],
         "made": done.made,
+        "found": done.found,
         "seconds": round(done.seconds, 1),
         "bytes": size,
     }
