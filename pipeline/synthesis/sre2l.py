@@ -109,8 +109,7 @@ class Sre2l:
             raise InputError("sre2l: expected a teacher, found none; give --teacher and --weights")
         with networks.exact():
             begin, pieces = self._begin(job, networks)
-            columns = networks.columns(torch.from_numpy(job.targets).to(networks.device))
-            fit = Fit(networks, self._options, columns, self._wanted(job, networks))
+            fit = self._fit(job, networks)
             key = f"{self._name(int(job.targets[0]))} {job.numbers[0]}"
             views = draw_views(key, seed, self._options.iterations, self._size, self._scale, self._jitter)
 
@@ -150,6 +149,11 @@ class Sre2l:
         sources = np.array([self._real.drawn(self._name(target), target, number) for target, number in places])
         pixels, boxes = self._real.fitted(sources)
         return networks.images(pixels), {"sources": sources[:, None], "boxes": boxes[:, None]}
+
+    def _fit(self, job: Job, networks: Networks) -> Fit:
+        """The loss of a batch."""
+        columns = networks.columns(torch.from_numpy(job.targets).to(networks.device))
+        return Fit(networks, self._options, columns, self._wanted(job, networks))
 
     def _wanted(self, job: Job, networks: Networks) -> list[Statistics]:
         """The statistics that a batch is fitted to, of each network."""
