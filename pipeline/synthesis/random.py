@@ -112,8 +112,7 @@ class Random:
             decile = self._setting.config.random.ce_decile or 1
             places = np.sort(np.array_split(np.lexsort([places, scores]), DECILES)[decile - 1])
         name = same_form(self._setting.manifest.classes[target])
-        chosen = places[draws.permutation(draws.key(f"random image of {name}", self._setting.config.seed), len(places))]
-        chosen = chosen[:count]
+        chosen = places[draw_order(name, self._setting.config.seed, len(places))][:count]
         pieces = self._pieces(name, images[chosen], chosen)
         if scores is not None:
             pieces["scores"] = scores[chosen, None]
@@ -164,6 +163,17 @@ class Random:
         """See `Method.close`."""
         if self._renderer:
             self._renderer.close()
+
+
+def draw_order(name: str, seed: int, count: int) -> Indexes:
+    """The order in which the images of a class are taken, by their places within it: a permutation, int64 ``[n]``.
+
+    Args:
+        name: of the class, in one form of Unicode.
+        seed: of all draws.
+        count: how many there are.
+    """
+    return draws.permutation(draws.key(f"random image of {name}", seed), count)
 
 
 def rows_of(sources: Indexes, boxes: Indexes, flips: npt.NDArray[np.bool_]) -> CropRows:
