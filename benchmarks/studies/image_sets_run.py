@@ -55,7 +55,7 @@ class Lab:
             "--epochs", data.teacher_epochs, "--test-images", self.data / data.test,
             "--eval-every", data.teacher_epochs, "--run-folder", self.weights(data).parent,
         )  # fmt: skip
-        return {"top1": done["test_top1"]}
+        return {"top1": done["last"]["top1"]}
 
     def weights(self, data: Data) -> Path:
         """The teacher's weights."""
@@ -86,8 +86,8 @@ class Lab:
             "--out", self.images(cell),
         )  # fmt: skip
         config = read_command(PIPELINE["synthesize"], "synthesize", [str(word) for word in words]).config
-        done = synthesize(config, Console(silent=True))
-        return {name: done[name] for name in ("agreement", "agreement_on_crops", "cross_entropy") if name in done}
+        teacher: Any = synthesize(config, Console(silent=True))["teacher"]
+        return {name: teacher[name] for name in ("agreement", "agreement_on_crops", "cross_entropy")}
 
     def train_student(self, cell: Cell) -> dict[str, Any]:
         """A student on the images of a cell, tested after the last epoch."""
@@ -103,7 +103,7 @@ class Lab:
             "--seed", cell.seed, "--test-images", self.data / data.test, "--eval-every", epochs,
             "--checkpoint-every", epochs, "--run-folder", self.folder / "students" / cell.name,
         )  # fmt: skip
-        return {"top1": done["test_top1"], "steps": done["steps"]}
+        return {"top1": done["last"]["top1"], "steps": done["steps"]}
 
     def labelled(self, cell: Cell) -> Path:
         """The store of the teacher's labels, a view for each epoch."""
