@@ -112,6 +112,18 @@ def test_pieces_that_give_other_pixels_are_found(images: Path, tmp_path: Path) -
     assert checked(tmp_path / "set", images)["different"] == [f"{pieces.files[4]} (other pixels than its pieces give)"]
 
 
+def test_a_set_of_another_renderer_says_so_where_pixels_differ(images: Path, tmp_path: Path) -> None:
+    make(images, tmp_path / "set", "random", 2, take="crop", size=9)
+    record: Any = record_of(tmp_path / "set")
+    renderer = {**record["parameters"]["renderer"], "device": "cuda"}
+    parameters = {**record["parameters"], "renderer": renderer}
+    (tmp_path / "set" / SYNTHESIS).write_bytes(record_bytes({**record, "parameters": parameters}))
+    assert verdict_of(checked(tmp_path / "set", images)).endswith("made again from their pieces)")
+    change_a_pixel(tmp_path / "set/ant/00000.png")
+    found = verdict_of(checked(tmp_path / "set", images))
+    assert found.endswith("renderer.device is 'cuda' in the record, 'cpu' here")
+
+
 def test_other_images_are_refused_with_both_digests(images: Path, tmp_path: Path) -> None:
     make(images, tmp_path / "set", "random", 2)
     other = draw_images(tmp_path / "other", per_class=5)
