@@ -206,14 +206,14 @@ def test_pieces_come_back(tmp_path: Path) -> None:
     assert same(join_pieces([pieces.take(order[:2]), pieces.take(order[2:])]), pieces)
 
 
-@given(st.data())
+@given(draw=st.data())
 @settings(max_examples=150, deadline=None)
-def test_damaged_pieces_are_refused_or_read(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_damaged_pieces_are_refused_or_read(draw: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     content = bytearray(some_pieces(2).to_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    for _ in range(draw.draw(st.integers(1, 4))):
+        content[draw.draw(st.integers(0, len(content) - 1))] = draw.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "damaged.npz"
-    path.write_bytes(bytes(content[: data.draw(st.integers(0, len(content)))]))
+    path.write_bytes(bytes(content[: draw.draw(st.integers(0, len(content)))]))
     with suppress(DamagedError):  # and no other error
         found = read_pieces(path)
         assert len(found) == len(found.digests)

@@ -250,8 +250,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_flags_that_are_refused(images: Path, tmp_path: Path, case: str) -> None:
     flags, message = REFUSED[case]
+    every = {"method": "toy", "images": images, "out": tmp_path / "set", "ipc": 2, **flags}
     with pytest.raises(InputError, match=message):
-        every = {"method": "toy", "images": images, "out": tmp_path / "set", "ipc": 2, **flags}
         synthesize(from_flags(SynthesizeConfig, **every), Console(silent=True))
     assert own_files(tmp_path) == set()
 
