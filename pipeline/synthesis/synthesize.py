@@ -109,7 +109,7 @@ def synthesize(config: SynthesizeConfig, console: Console) -> Mapping[str, Json]
 def prepare(config: SynthesizeConfig, console: Console, ranks: Ranks) -> Setting:
     """Read the images: on rank 0 first, so that the others find its cache."""
     with ranks.first_alone():
-        manifest = read_images(config, manifest_cache(config.out), console)
+        manifest = read_images(config, manifest_cache(config.out), console, save=ranks.first)
     return Setting(config=config, manifest=manifest, targets=targets_of(config, manifest), console=console, ranks=ranks)
 
 
@@ -124,8 +124,14 @@ def require_place(out: Path) -> None:
     Partial.of(out).require_ours()
 
 
-def read_images(config: SynthesizeConfig, cache: Path | None, console: Console) -> Manifest:
+def read_images(config: SynthesizeConfig, cache: Path, console: Console, *, save: bool) -> Manifest:
     """The manifest of the images, from the cache beside the set where files have not changed.
+
+    Args:
+        config: the flags.
+        cache: what was read of the images; written with ``save``.
+        console: where notes and warnings go.
+        save: whether to write it, which the first rank does.
 
     Raises:
         InputError: images cannot be used, or a class cannot name a folder.
@@ -138,6 +144,7 @@ def read_images(config: SynthesizeConfig, cache: Path | None, console: Console) 
             rehash=config.rehash,
             skip_broken=config.skip_broken,
             progress=progress.reach,
+            save=save,
         )
     console.line(f"images: {len(manifest):,} in {len(manifest.classes):,} classes, digest {manifest.digest[:16]}")
     say_left_out(manifest, console)
