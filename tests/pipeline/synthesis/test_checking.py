@@ -147,7 +147,7 @@ def test_a_method_that_cannot_make_images_again_says_so(tmp_path: Path, monkeypa
             super().__init__(setting)
             self.checking = setting.checking
 
-    monkeypatch.setitem(METHODS, "once", Once)  # type: ignore[arg-type]
+    monkeypatch.setitem(METHODS, "once", Once)
     make(images, tmp_path / "set", "once")
     found = checked(tmp_path / "set", images)
     assert found["ok"]
@@ -173,7 +173,11 @@ def some_pieces(count: int = 5) -> Pieces:
 
 
 def same(one: Pieces, other: Pieces) -> bool:
-    pairs = [(one.digests, other.digests), (one.targets, other.targets), (one.numbers, other.numbers)]
+    pairs: list[tuple[Any, Any]] = [
+        (one.digests, other.digests),
+        (one.targets, other.targets),
+        (one.numbers, other.numbers),
+    ]
     pairs += [(one.copied, other.copied), *((one.arrays[name], other.arrays[name]) for name in one.arrays)]
     return one.files == other.files and all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
 
