@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.build.defaults import settle_teacher
@@ -72,12 +69,3 @@ def teacher_spec(setting: Setting, size: int) -> TeacherSpec:
 def described(labeller: Labeller) -> dict[str, Json]:
     """A teacher as a method states it: its identity, and under ``engine`` what runs it."""
     return {**labeller.identity, "engine": dict(labeller.engine)}
-
-
-def cross_entropies(logits: npt.NDArray[np.float32], columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Cross-entropy of logits ``[n, C]`` with one column each ``[n]``, float64 ``[n]``."""
-    wide = logits.astype(np.float64)
-    most = wide.max(axis=1)
-    own = np.take_along_axis(wide, columns[:, None], axis=1)[:, 0]
-    losses: npt.NDArray[np.float64] = np.log(np.exp(wide - most[:, None]).sum(axis=1)) + most - own
-    return losses
