@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ import torch
 from labelstore.command.console import Console
 from labelstore.command.names import printable
 from labelstore.command.stopping import StopSignals
-from labelstore.durable import removing
+from labelstore.durable.removing import EMPTY
 from labelstore.encodings.bands import missed
 from labelstore.encodings.transform import is_fitted
 from labelstore.errors import InputError
@@ -33,13 +32,15 @@ from pipeline.build.defaults import encoding_of, settled
 from pipeline.build.filling import Filling, Work
 from pipeline.build.probing import dry_run, engine_of, shortened
 from pipeline.build.recipe import describe_recipe
+from pipeline.build.refusing import nothing_left
 from pipeline.build.watching import Moment, Watch, watching
 from pipeline.config import BuildConfig, json_object
 from pipeline.device.current import make_current
 from pipeline.device.faults import DeviceMemoryError, device_faults
 from pipeline.device.memory import keep_freed_memory
 from pipeline.images import manifest_cache
-from pipeline.images.manifest import Manifest, UnusableFilesError, scan, with_classes, with_order
+from pipeline.images.manifest import Manifest, scan, with_classes, with_order
+from pipeline.images.manifest_cache import CACHE
 from pipeline.images.remarks import say_left_out
 from pipeline.networks.imported import imported
 from pipeline.networks.load import require_known
@@ -259,7 +260,10 @@ def build(config: BuildConfig, console: Console, labeller: Labeller | None = Non
         if not ranks.first:
             return write_share(config, prepare(config, console, ranks, store, labeller), console, ranks)
         with (
-            nothing_left(config),
+            nothing_left(
+                {config.manifest_cache: CACHE, **({config.progress_log: EMPTY} if config.progress_log else {})},
+                lambda: LabelStore.exists(config.store),
+            ),
             watching(config.progress_log, config.metrics_port, config.metrics_host, console) as watch,
         ):
             work = prepare(config, console, ranks, store, labeller)
@@ -272,27 +276,6 @@ def build(config: BuildConfig, console: Console, labeller: Labeller | None = Non
                 if not (refused and store.discard()) and store.begun:
                     error.add_note(KEPT)
                 raise
-
-
-@contextmanager
-def nothing_left(config: BuildConfig) -> Iterator[None]:
-    """A build that is refused before it has a store leaves no cache of its images, no log and no folder either.
-
-    What was read is kept where single files are to be mended: reading all others again may take hours.
-    """
-    cache, log = config.manifest_cache, config.progress_log
-    made = {cache: manifest_cache.CACHE, **({log: removing.EMPTY} if log else {})}
-    made = {path: proof for path, proof in made.items() if not os.path.lexists(path)}
-    folders = [folder for folder in cache.parents if not folder.exists()]
-    try:
-        yield
-    except InputError as error:
-        if not (isinstance(error, UnusableFilesError) or LabelStore.exists(config.store)):
-            for path, proof in made.items():
-                removing.remove(path, proof)
-            for folder in folders:
-                removing.remove_folder(folder)
-        raise
 
 
 @device_faults(BUILDING, LESS)

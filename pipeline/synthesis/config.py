@@ -14,7 +14,7 @@ from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
-from pipeline.config import EngineOptions, TeacherOptions, manifest_cache, require_one_labeller, require_place
+from pipeline.config import EngineOptions, TeacherOptions, manifest_cache, require_one_labeller
 from pipeline.render.options import RenderOptions
 from pipeline.synthesis import METHODS
 
@@ -170,8 +170,7 @@ class SynthesizeConfig:
         if self.sheet is not None:
             if self.sheet.suffix != ".png":
                 raise InputError(f"--sheet: expected a name that ends in .png, found {self.sheet}")
-            require_apart({"--sheet": self.sheet}, {"--images": self.images, "--out": self.out})
-            require_place("--sheet", self.sheet)
+            require_apart({"--sheet": self.sheet}, {"--images": self.images, "--out": self.out, "--check": self.check})
 
     @property
     def jpeg_quality(self) -> int | None:

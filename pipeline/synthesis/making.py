@@ -9,6 +9,7 @@ whole.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -41,7 +42,8 @@ from pipeline.synthesis.method import Job, Made, Pixels, Working
 BEGUN, LOCK, IMAGES, JOBS = "begun.json", "lock", "set", "jobs"
 WRITERS = 8  # files that are flushed at once
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WebP": ".webp"}
-WORKING = Proof("what a stopped command left of this job", lambda _path: True)  # nobody else has files of these names
+# Only this command writes in the folder, under its lock: nobody else has files of the names that these are for.
+WORKING = Proof("what a stopped command has left", lambda _path: True)
 
 
 def _is_begun(path: Path) -> bool:
@@ -118,6 +120,19 @@ class Partial:
             raise self.in_the_way()
         return {key: value for key, value in values.items() if key not in (MARK, "crc32c")}
 
+    def require_ours(self) -> None:
+        """Refuse a folder that this command has not made.
+
+        Raises:
+            InputError: names it.
+        """
+        if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
+            raise self.in_the_way()
+        if not self.folder.exists() or self.read_begun() is not None:
+            return
+        if any(not path.name.startswith((LOCK, f".{BEGUN}.")) for path in self.folder.iterdir()):
+            raise self.in_the_way()
+
     def in_the_way(self) -> InputError:
         """The error for a folder that this command has not made."""
         return InputError(
@@ -142,15 +157,12 @@ def held(out: Path) -> Iterator[Partial]:
     """
     partial = Partial.of(out)
     made = not partial.folder.exists()
+    partial.require_ours()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial.folder.mkdir(exist_ok=True)
-        if partial.folder.is_symlink():
-            raise partial.in_the_way()
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
-    if partial.read_begun() is None and any(path.name != LOCK for path in partial.folder.iterdir()):
-        raise partial.in_the_way()
     busy = f"{out}: another process makes this set; wait for it, or give another --out"
     with locking.hold(partial.folder / LOCK, busy, "give another --out"):
         try:
@@ -162,7 +174,11 @@ def held(out: Path) -> Iterator[Partial]:
 
 def begin(partial: Partial, given: Mapping[str, Json]) -> None:
     """Write what a new set is begun with."""
-    newfile.write_new(partial.begun, documents.encode({MARK: 1, **given}))
+    write_again(partial.begun, documents.encode({MARK: 1, **given}), BEGUN_BY_US)
+
+
+def make_folders(partial: Partial) -> None:
+    """Make the folders of images and records where they are absent."""
     for folder in (partial.images, partial.folder / JOBS):
         disk.make_folder(folder)
     disk.sync_folder(partial.folder)
@@ -222,7 +238,7 @@ def make_job(
         arrays=made.pieces,
     )
     _require_pieces(job, pieces)
-    newfile.write_new(partial.writing(number), pieces.to_bytes())
+    write_again(partial.writing(number), pieces.to_bytes(), PIECES_OF_SET)
     for folder in {(partial.images / file.name).parent for file in files}:
         disk.make_folder(folder)
     disk.sync_folder(partial.images)
@@ -230,7 +246,21 @@ def make_job(
         list(pool.map(lambda file: write(partial.images / file.name, file.content), files))
     removing.give_name(partial.writing(number), partial.record(number))
     disk.sync_folder(partial.folder / JOBS)
-    removing.remove(partial.working(number), WORKING)
+    forget_working(partial, number)
+
+
+def write_again(path: Path, content: bytes, proof: Proof) -> None:
+    """Write a file of this folder; what a killed command has left of it goes first."""
+    removing.remove(path, proof)
+    removing.remove(path.with_name(f".{path.name}.partial"), WORKING)
+    newfile.write_new(path, content)
+
+
+def forget_working(partial: Partial, number: int) -> None:
+    """Remove what a method has kept of a job, and what was left while that was written."""
+    path = partial.working(number)
+    for each in (path, *path.parent.glob(f".{path.name}.*partial")):
+        removing.remove(each, WORKING)
 
 
 def _require_pieces(job: Job, pieces: Pieces) -> None:
@@ -271,6 +301,7 @@ def forget_unfinished(partial: Partial, number: int) -> None:
     pieces = read_pieces(listed)
     for file, digest in zip(pieces.files, pieces.digests, strict=True):
         path, own = partial.images / file, digest.tobytes()
+        removing.remove(path.with_name(f".{path.name}.partial"), WORKING)
         removing.remove(path, Proof("an image of this set", lambda found, own=own: has_digest(found, own)))  # type: ignore[misc]
     removing.remove(listed, PIECES_OF_SET)
 
@@ -295,8 +326,8 @@ def finish(partial: Partial, out: Path, jobs: Sequence[Job], record: Mapping[str
     """
     pieces = join_pieces([read_pieces(partial.record(job)) for job in range(len(jobs))]).to_bytes()
     digest = hashlib.sha256(pieces).hexdigest()
-    newfile.write_over(partial.images / PIECES, pieces, PIECES_OF_SET)
-    newfile.write_over(partial.images / SYNTHESIS, record_bytes({**record, "pieces": digest}), RECORD)
+    write_again(partial.images / PIECES, pieces, PIECES_OF_SET)
+    write_again(partial.images / SYNTHESIS, record_bytes({**record, "pieces": digest}), RECORD)
     removing.move_folder(partial.images, out)
     disk.sync_folder(out.parent)
     sweep(partial)
@@ -311,8 +342,10 @@ def sweep(partial: Partial, *, made: bool = True) -> None:
     """
     jobs = partial.folder / JOBS
     for path in jobs.glob("*") if jobs.is_dir() else ():
-        proof = WORKING if path.suffix == ".working" else PIECES_OF_SET
-        if path.stem.isdecimal() and removing.may_go(path, proof):
+        ours = path.suffix in (".npz", ".writing") and path.stem.isdecimal()
+        left = re.fullmatch(r"\d{6}\.working|\.\d{6}\..*\.?partial", path.name)
+        proof = PIECES_OF_SET if ours else WORKING
+        if (ours or left) and removing.may_go(path, proof):
             removing.remove(path, proof)
     for folder in (jobs, partial.images):
         removing.remove_folder(folder)

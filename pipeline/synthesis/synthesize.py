@@ -21,13 +21,16 @@ from labelstore.command.stopping import StopSignals
 from labelstore.errors import InputError
 from labelstore.spec import Json, require_same
 from labelstore.version import __version__
+from pipeline.build.refusing import nothing_left
 from pipeline.config import manifest_cache
+from pipeline.config import require_place as require_writable_file
 from pipeline.device.current import make_current
 from pipeline.device.faults import device_faults
 from pipeline.images.manifest import Manifest, scan
+from pipeline.images.manifest_cache import CACHE
 from pipeline.images.provenance import SYNTHESIS, record_of
 from pipeline.images.remarks import say_left_out
-from pipeline.ranks import join
+from pipeline.ranks import Ranks, join
 from pipeline.replay.folder import draw_folder
 from pipeline.synthesis import METHODS, making
 from pipeline.synthesis.config import SynthesizeConfig, flags_in_effect, require_size
@@ -80,27 +83,34 @@ def synthesize(config: SynthesizeConfig, console: Console) -> Mapping[str, Json]
         require_size(config, "the teacher")
     with join("synthesis") as ranks:
         config = replace(ranks.own_resources(config), out=config.out.resolve())
-        console = console if ranks.first else Console(silent=True)
         make_current(config.render.device)
-        if ranks.first:
-            require_place(config.out)
-        with ranks.first_alone():
-            manifest = read_images(config, manifest_cache(config.out), console)
-        setting = Setting(
-            config=config, manifest=manifest, targets=targets_of(config, manifest), console=console, ranks=ranks
-        )
         if not ranks.first:
-            make_share(setting)
+            make_share(prepare(config, Console(silent=True), ranks))
             return {}
-        begun: Any = None if record_of(config.out) else Partial.of(config.out).read_begun()
-        if begun and begun["teacher"] and begun["method"] == config.method:
-            setting = replace(setting, engine=begun["teacher"]["engine"])
-        with closing(METHODS[config.method](setting)) as method:
-            ranks.broadcast(engine_of(method))
-            done = make(setting, method, start)
-        if config.sheet:
-            draw_folder(config.out, config.sheet, render=config.render)
-        return {**summary(setting, done), **({} if done.found else look_at_set(setting))}
+        require_place(config.out)
+        sheet = config.sheet
+        if sheet and not (sheet.exists() and record_of(config.out)):
+            require_writable_file("--sheet", sheet)
+        cache = {manifest_cache(config.out): CACHE}
+        with nothing_left(cache, lambda: (config.out / SYNTHESIS).exists() or Partial.of(config.out).begun.exists()):
+            setting = prepare(config, console, ranks)
+            begun: Any = None if record_of(config.out) else Partial.of(config.out).read_begun()
+            if begun and begun["teacher"] and begun["method"] == config.method:
+                setting = replace(setting, engine=begun["teacher"]["engine"])
+            with closing(METHODS[config.method](setting)) as method:
+                ranks.broadcast(engine_of(method))
+                done = make(setting, method, start)
+        looked = {} if done.found else look_at_set(setting)
+        if sheet and not sheet.exists():
+            draw_folder(config.out, sheet, render=config.render)
+        return {**summary(setting, done), **looked}
+
+
+def prepare(config: SynthesizeConfig, console: Console, ranks: Ranks) -> Setting:
+    """Read the images: on rank 0 first, so that the others find its cache."""
+    with ranks.first_alone():
+        manifest = read_images(config, manifest_cache(config.out), console, save=ranks.first)
+    return Setting(config=config, manifest=manifest, targets=targets_of(config, manifest), console=console, ranks=ranks)
 
 
 def require_place(out: Path) -> None:
@@ -111,10 +121,17 @@ def require_place(out: Path) -> None:
             f"--out {out}: expected a folder that is absent or empty, or a finished set, found other files; give "
             f"another --out"
         )
+    Partial.of(out).require_ours()
 
 
-def read_images(config: SynthesizeConfig, cache: Path | None, console: Console) -> Manifest:
+def read_images(config: SynthesizeConfig, cache: Path, console: Console, *, save: bool) -> Manifest:
     """The manifest of the images, from the cache beside the set where files have not changed.
+
+    Args:
+        config: the flags.
+        cache: what was read of the images; written with ``save``.
+        console: where notes and warnings go.
+        save: whether to write it, which the first rank does.
 
     Raises:
         InputError: images cannot be used, or a class cannot name a folder.
@@ -127,6 +144,7 @@ def read_images(config: SynthesizeConfig, cache: Path | None, console: Console) 
             rehash=config.rehash,
             skip_broken=config.skip_broken,
             progress=progress.reach,
+            save=save,
         )
     console.line(f"images: {len(manifest):,} in {len(manifest.classes):,} classes, digest {manifest.digest[:16]}")
     say_left_out(manifest, console)
@@ -169,6 +187,7 @@ def make(setting: Setting, method: Method, start: float) -> Done:
             making.begin(partial, given)
         else:
             require_same("set", begun, given, ADVICE, holder=str(partial.folder), flags=FLAG_AT)
+        making.make_folders(partial)
         todo = making.missing(partial, jobs)
         ranks.broadcast({"given": given, "todo": [*todo]})
         with keeping(partial):

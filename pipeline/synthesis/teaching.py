@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import numpy.typing as npt
 
@@ -48,7 +46,7 @@ def teacher_spec(setting: Setting, size: int) -> TeacherSpec:
     config = setting.config
     found = settle_teacher(config.teacher, size, "bilinear")
     setting.console.report(found.notes, found.warnings)
-    spec = replace(config, teacher=found.teacher).teacher.spec(config.engine, config.render)
+    spec = found.teacher.spec(config.engine, config.render)
     return spec if setting.engine is None else spec.like(setting.engine)
 
 
