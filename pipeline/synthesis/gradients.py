@@ -26,7 +26,7 @@ from pipeline.teacher.engine.compiling import CompileError, compiled_with_gradie
 from pipeline.teacher.engine.device import describe_engine
 from pipeline.teacher.engine.ensemble import Ensemble
 from pipeline.teacher.engine.precision import precision
-from pipeline.teacher.engine.spec import TeacherSpec
+from pipeline.teacher.engine.spec import MAX_RELATIVE_ERROR, TeacherSpec
 from pipeline.teacher.teacher import Teacher, make_teacher
 
 Run: TypeAlias = Callable[[Tensor], tuple[Tensor, Sequence[tuple[Tensor, Tensor]]]]
@@ -55,6 +55,7 @@ class Networks:
         teacher: whose they are.
         measured: the networks.
         fast: the same, compiled where the flags want that.
+        batch: number of images that these take.
         selected: the columns that the teacher keeps, int64 on the device; None: all.
         dtype: what convolutions and products are computed in.
         engine: what runs them (P4).
@@ -63,6 +64,7 @@ class Networks:
     teacher: Teacher
     measured: tuple[Measured, ...]
     fast: tuple[Run, ...]
+    batch: int
     selected: Tensor | None
     dtype: torch.dtype
     engine: Mapping[str, Json]
@@ -90,11 +92,11 @@ class Networks:
         """What each network makes of normalised images, float32 ``[n, 3, S, S]``.
 
         Args:
-            images: any number; with ``fast``, as many as the networks were compiled for, else they compile again.
-            fast: use the compiled networks.
+            images: any number.
+            fast: use the compiled networks, where there are as many images as these were compiled for.
         """
         images = images.contiguous(memory_format=memory_format(self.teacher.spec.channels_last))
-        runs: Sequence[Run] = self.fast if fast else self.measured
+        runs: Sequence[Run] = self.fast if fast and len(images) == self.batch else self.measured
         found = []
         for member, run in zip(self.teacher.spec.members, runs, strict=True):
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
@@ -129,7 +131,9 @@ def make_networks(setting: Setting, size: int, batch: int) -> Networks:
     dtype = torch.bfloat16 if spec.dtype == "bfloat16" else torch.float32
     described = replace(spec, channels_last=loaded.spec.channels_last)
     selected = None if loaded.selected is None else torch.tensor(loaded.selected, device=loaded.device)
-    networks = Networks(teacher=loaded, measured=measured, fast=measured, selected=selected, dtype=dtype, engine={})
+    networks = Networks(
+        teacher=loaded, measured=measured, fast=measured, batch=batch, selected=selected, dtype=dtype, engine={}
+    )
     fast, versions = _compile(networks, spec, torch.zeros(batch, 3, size, size, device=loaded.device), setting)
     found = describe_engine(described, loaded.device, batch, folded=False, compilers=versions)
     return replace(networks, fast=fast, engine=found)
@@ -159,6 +163,25 @@ def _module(network: object) -> nn.Module:
     return network
 
 
+def _require_alike(plain: Networks, compiled: Networks, example: Tensor) -> None:
+    """Refuse compiled networks whose logits or statistics differ by more than another order of summation explains."""
+    images = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example.device)
+    images = images.requires_grad_() * 1  # computed, as those of steps are, or they would compile again
+    band = MAX_RELATIVE_ERROR["bfloat16" if plain.dtype is torch.bfloat16 else plain.teacher.spec.dtype]
+    with plain.exact():
+        for expected, found in zip(plain.see(images), compiled.see(images, fast=True), strict=True):
+            values = [(expected.logits, found.logits)]
+            for ours, theirs in zip(expected.statistics, found.statistics, strict=True):
+                values += zip(ours, theirs, strict=True)
+            values = [(ours.detach(), theirs.detach()) for ours, theirs in values]
+            worst = max(float((b - a).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in values)
+            if not worst <= band:
+                raise CompileError(
+                    f"the compiled network gives other logits or statistics: they differ by {worst:.1e} of the largest "
+                    f"(at most {band:.0e})"
+                )
+
+
 def _compile(
     networks: Networks, spec: TeacherSpec, example: Tensor, setting: Setting
 ) -> tuple[tuple[Run, ...], Mapping[str, Json] | None]:
@@ -173,6 +196,7 @@ def _compile(
                 compiled_with_gradients(each, images, name=f"the network {member.name}")
                 for each, member in zip(networks.measured, spec.members, strict=True)
             )
+        _require_alike(networks, replace(networks, fast=fast), example)
     except CompileError as error:
         if spec.compile == "require":
             raise

@@ -82,7 +82,7 @@ def compiled_with_gradients(
 
     Args:
         network: gives logits, and pairs of tensors beside them, with gradients.
-        example: an input, in its layout; another shape compiles again.
+        example: an input, in its layout; another shape, or one that is not computed from others, compiles again.
         name: of the network, for messages.
 
     Raises:
@@ -92,7 +92,7 @@ def compiled_with_gradients(
     fast: Any = torch.compile(network, fullgraph=True, dynamic=False, options={"deterministic": True})
     try:
         with _quiet():
-            images = example.detach().clone().requires_grad_()
+            images = example.detach().clone().requires_grad_() * 1  # not a leaf, which would be another graph
             logits, pairs = fast(images)
             total = logits.float().sum() + sum(first.sum() + second.sum() for first, second in pairs)
             total.backward()

@@ -22,13 +22,14 @@ from pipeline.images.manifest import scan
 from pipeline.networks import build_network
 from pipeline.networks.weights import save_weights
 from pipeline.ranks import Ranks
-from pipeline.synthesis import recovering
+from pipeline.synthesis import gradients, recovering
 from pipeline.synthesis.config import Sre2lOptions, SynthesizeConfig
 from pipeline.synthesis.method import Job, Made, Setting, StopRequestedError, Working
 from pipeline.synthesis.random import make_random
 from pipeline.synthesis.sre2l import Sre2l, make_sre2l
 from pipeline.synthesis.statistics import Measured, distance, moments, pooled
 from pipeline.synthesis.views import Views, draw_views, resizing, show
+from pipeline.teacher.engine.compiling import CompileError
 from tests.journeys.world import CLASSES, draw_images
 
 SIDE, WIDTH = 16, 8
@@ -462,6 +463,42 @@ def test_teachers_that_give_no_gradients_or_statistics(
         save_weights(convnet("instance").state_dict(), weights)
     with pytest.raises(InputError, match=message):
         sre2l(images, teacher_of(weights, **teacher), engine=EngineOptions(**engine))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_compiled_networks(dtype: Any, images: Path, weights: Path) -> None:
+    engine = EngineOptions(batch=4, compile="require", dtype=dtype)
+    method = sre2l(images, teacher_of(weights), engine=engine, iterations=30)
+    assert method.teacher is not None
+    described: Any = method.teacher["engine"]
+    assert (described["compile"], described["dtype"]) == ("inductor", dtype)
+    for job in range(len(method.jobs)):  # the last batch is smaller
+        assert float(np.mean(np.asarray(make(method, job).pieces["confidences"], float))) > 0.9
+
+
+def test_bfloat16_by_autocast(images: Path, weights: Path) -> None:
+    made = make(sre2l(images, teacher_of(weights), engine=EngineOptions(dtype="bfloat16"), iterations=60))
+    assert float(np.min(np.asarray(made.pieces["confidences"], float))) > 0.9
+
+
+def test_compiled_networks_that_lie_are_not_used(images: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(network: nn.Module, _example: Tensor, *, name: str) -> Callable[[Tensor], Any]:
+        def run(images: Tensor) -> Any:
+            logits, statistics = network(images)
+            return logits, [(mean + 1, variance) for mean, variance in statistics]
+
+        assert name == "the network convnet-d2"
+        return run
+
+    monkeypatch.setattr(gradients, "compilers", lambda _device: {"c++": "1"})
+    monkeypatch.setattr(gradients, "compiled_with_gradients", wrong)
+    with pytest.raises(CompileError, match="gives other logits or statistics"):
+        sre2l(images, teacher_of(weights), engine=EngineOptions(compile="require"))
+    method = sre2l(images, teacher_of(weights), engine=EngineOptions(compile="on"))
+    assert method.teacher is not None
+    described: Any = method.teacher["engine"]
+    assert described["compile"] == "none"
 
 
 @pytest.mark.parametrize(
