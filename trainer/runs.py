@@ -94,6 +94,7 @@ class RunRecord:
     def settings(self) -> dict[str, Any]:
         """Everything in which two runs can differ but their seeds, by a dotted name; a flag by its own name."""
         own = {key.replace("_", "-"): value for key, value in self.flags.items() if key not in _PLACE_FLAGS}
+        own.setdefault("relabel", [])  # which a run without operators leaves out
         rest = {key: value for key, value in self.made_of.items() if key not in (*_PLACE, "run", "store")}
         labels = dict(rest.pop("labels", {}))
         of_images = labels.pop("store", None)  # gives each image its label, and no crops

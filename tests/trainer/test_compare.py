@@ -148,6 +148,7 @@ def test_seeds_of_fresh_crops(tmp_path: Path, seeds: list[tuple[int, int]], rows
         ({"loss": "mse", "loss__name": "mse"}, {"loss": ("kl", "mse")}),
         ({"temperature": 4.0, "loss__temperature": 4.0}, {"temperature": (20.0, 4.0)}),
         ({"store__views": 8}, {"store.views": (4, 8)}),
+        ({"relabel": ["topk=2"], "lr": 0.2}, {"relabel": ([], ["topk=2"]), "lr": (0.1, 0.2)}),
         ({"store__identity__plan__flip": 0.0, "lr": 1.0}, {"lr": (0.1, 1.0), "store.plan.flip": (0.5, 0.0)}),
         ({"store__identity__engine__dtype": "bfloat16"}, {"store.dtype": ("float32", "bfloat16")}),
         ({"store__identity__manifest": "d" * 64}, {"store.manifest": ("a" * 64, "d" * 64)}),
