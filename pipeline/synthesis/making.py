@@ -349,7 +349,12 @@ def sweep(partial: Partial, *, made: bool = True) -> None:
             removing.remove(path, proof)
     for folder in (jobs, partial.images):
         removing.remove_folder(folder)
-    for path, proof in ((partial.begun, BEGUN_BY_US), (partial.folder / LOCK, removing.EMPTY)):
+    begun = partial.begun
+    for path, proof in (
+        (begun.with_name(f".{begun.name}.partial"), WORKING),
+        (begun, BEGUN_BY_US),
+        (partial.folder / LOCK, removing.EMPTY),
+    ):
         if removing.may_go(path, proof):
             removing.remove(path, proof)
     if made:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from labelstore.command.console import Console, Progress
 from labelstore.command.flags import flags_of
 from labelstore.command.names import printable
 from labelstore.command.stopping import StopSignals
-from labelstore.errors import InputError
+from labelstore.errors import InputError, LeaseError
 from labelstore.spec import Json, require_same
 from labelstore.version import __version__
 from pipeline.build.refusing import nothing_left
@@ -121,7 +121,8 @@ def require_place(out: Path) -> None:
             f"--out {out}: expected a folder that is absent or empty, or a finished set, found other files; give "
             f"another --out"
         )
-    Partial.of(out).require_ours()
+    if not (out / SYNTHESIS).is_file():
+        Partial.of(out).require_ours()
 
 
 def read_images(config: SynthesizeConfig, cache: Path, console: Console, *, save: bool) -> Manifest:
@@ -178,8 +179,8 @@ def make(setting: Setting, method: Method, start: float) -> Done:
     if (stored := record_of(config.out)) is not None:
         ranks.broadcast({"given": None, "todo": []})
         require_finished_same(stored, given)
-        if Partial.of(config.out).read_begun() is not None:  # killed when the set had its name
-            with making.held(config.out) as partial:
+        if Partial.of(config.out).folder.is_dir():  # killed when the set had its name; or of somebody else, and stays
+            with suppress(InputError, LeaseError), making.held(config.out) as partial:
                 making.sweep(partial)
         return Done(stored, 0, time.monotonic() - start, found=True)
     with making.held(config.out) as partial:
