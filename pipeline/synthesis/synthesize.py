@@ -22,7 +22,7 @@ from labelstore.errors import InputError, LeaseError
 from labelstore.spec import Json, require_same
 from labelstore.version import __version__
 from pipeline.build.refusing import nothing_left
-from pipeline.config import manifest_cache
+from pipeline.config import manifest_cache, require_labels
 from pipeline.config import require_place as require_writable_file
 from pipeline.device.current import make_current
 from pipeline.device.faults import device_faults
@@ -30,6 +30,7 @@ from pipeline.images.manifest import Manifest, scan
 from pipeline.images.manifest_cache import CACHE
 from pipeline.images.provenance import SYNTHESIS, record_of
 from pipeline.images.remarks import say_left_out
+from pipeline.networks.load import require_known
 from pipeline.ranks import Ranks, join
 from pipeline.replay.folder import draw_folder
 from pipeline.synthesis import METHODS, making
@@ -79,8 +80,11 @@ def synthesize(config: SynthesizeConfig, console: Console) -> Mapping[str, Json]
         console: where progress, notes and warnings go.
     """
     start = time.monotonic()
-    if has_teacher(config.teacher):
+    if has_teacher(config.teacher):  # what is wrong with it is found before images are read
+        require_labels(config.teacher)
         require_size(config, "the teacher")
+        for name, weights in zip(config.teacher.names, config.teacher.weights, strict=False):
+            require_known(name, weights)
     with join("synthesis") as ranks:
         config = replace(ranks.own_resources(config), out=config.out.resolve())
         make_current(config.render.device)
