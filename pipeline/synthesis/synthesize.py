@@ -16,7 +16,6 @@ from PIL import features
 
 from labelstore.command.console import Console, Progress
 from labelstore.command.flags import flags_of
-from labelstore.command.names import printable
 from labelstore.command.stopping import StopSignals
 from labelstore.errors import InputError, LeaseError
 from labelstore.spec import Json, require_same
@@ -29,7 +28,7 @@ from pipeline.device.faults import device_faults
 from pipeline.images.manifest import Manifest, scan
 from pipeline.images.manifest_cache import CACHE
 from pipeline.images.provenance import SYNTHESIS, record_of
-from pipeline.images.remarks import say_left_out
+from pipeline.images.remarks import say_foreign_cache, say_left_out, say_skipped
 from pipeline.networks.load import require_known
 from pipeline.ranks import Ranks, join
 from pipeline.replay.folder import draw_folder
@@ -153,8 +152,8 @@ def read_images(config: SynthesizeConfig, cache: Path, console: Console, *, save
         )
     console.line(f"images: {len(manifest):,} in {len(manifest.classes):,} classes, digest {manifest.digest[:16]}")
     say_left_out(manifest, console)
-    for path in manifest.skipped:
-        console.warn(f"left out, does not decode: {printable(path)}")
+    say_foreign_cache(cache, console)
+    say_skipped(manifest, console)
     for name in manifest.classes:
         if not name or "/" in name or "\0" in name or name.startswith(".") or len(name.encode()) > 255:
             raise InputError(f"class {name!r}: expected the name of a folder; name the classes of --images otherwise")

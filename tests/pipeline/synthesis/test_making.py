@@ -193,7 +193,10 @@ def test_a_foreign_file_in_the_folder_of_a_stopped_command_stays(images: Path, t
     with pytest.raises(InputError, match=r"00001\.png"):
         make(images, tmp_path / "set")
     assert mine.read_bytes() == b"mine"
-    mine.unlink()
+    mine.rename(mine.with_name("mine.png"))
+    with pytest.raises(InputError, match=r"ant/mine\.png.*not written by this command"):
+        make(images, tmp_path / "set")
+    mine.with_name("mine.png").unlink()
     (partial.folder / "notes.txt").write_bytes(b"mine")
     make(images, tmp_path / "set")
     assert tree(partial.folder) == {"notes.txt": b"mine"}
