@@ -23,6 +23,7 @@ Taking = Literal["copy", "link", "center", "crop"]
 Fit = Literal["pad", "resize"]
 Start = Literal["noise", "real"]
 Statistics = Literal["batch", "class"]
+WITH_CHECK = ("check", "images", "rehash", "render", "output")  # fields whose flags a check has
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,9 +154,8 @@ class SynthesizeConfig:
                 names = {"method": f"METHOD ({', '.join(METHODS)})", "out": "--out", "ipc": "--ipc"}
                 raise InputError(f"{' and '.join(names[name] for name in absent)}: missing")
             require_own_flags(self)
-        elif self.method is not None or self.out is not None:
-            other = f"--out {self.out}" if self.method is None else f"method {self.method}"
-            raise InputError(f"--check {self.check} and {other}: expected one of them, found both")
+        else:
+            require_check_alone(self)
         for name, low, high in (("ipc", 1, 99_999), ("size", 1, 65_535), ("seed", 0, 2**63 - 1), ("quality", 1, 100)):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -176,6 +176,19 @@ class SynthesizeConfig:
     def jpeg_quality(self) -> int | None:
         """Quality of the JPEG files; None where made images are PNG."""
         return (self.quality or 95) if self.format == "jpeg" else None
+
+
+def require_check_alone(config: SynthesizeConfig) -> None:
+    """Refuse, beside --check, a flag that has no effect on a check.
+
+    Raises:
+        InputError: names it.
+    """
+    values = values_of(config)
+    for key, flag in flags_of(type(config)).items():
+        if flag.path[0] not in WITH_CHECK and values[key] != flag.default:
+            name = f"method {config.method}" if key == "method" else f"--{flag.name}"
+            raise InputError(f"--check {config.check} and {name}: expected one of them, found both")
 
 
 def require_own_flags(config: SynthesizeConfig) -> None:

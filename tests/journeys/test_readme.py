@@ -36,6 +36,7 @@ COMMANDS = (
     "verify",
     "show",
     "import",
+    "synthesize",
     "train",
     "evaluate",
     "compare",

@@ -139,7 +139,7 @@ def test_show_draws_a_store_named_without_a_flag(world: World, tmp_path: Path) -
     ],
 )
 def test_what_show_refuses(world: World, tmp_path: Path, flags: object, message: str) -> None:
-    ended = giftwrap("pipeline", "show", *flags(world), "--out", tmp_path / "a.png")  # type: ignore[operator]
+    ended = giftwrap("pipeline", "show", *flags(world), "--out", tmp_path / "a.png")
     assert ended.code == 2
     assert message in ended.err
     assert len(ended.err.splitlines()) == 1

@@ -15,13 +15,16 @@ from unittest import mock
 
 import pytest
 
-from labelstore.command.console import Stopped
+from labelstore.command.console import Console, Stopped
+from labelstore.command.flags import from_flags
 from labelstore.durable import disk
 from labelstore.durable.locking import hold
 from labelstore.errors import InputError, LeaseError, MismatchError
 from pipeline.images.manifest import scan
 from pipeline.images.provenance import record_of
+from pipeline.synthesis.config import SynthesizeConfig
 from pipeline.synthesis.making import Partial
+from pipeline.synthesis.synthesize import synthesize
 from tests.pipeline.synthesis import toys
 from tests.pipeline.synthesis.toys import config_of, draw_folder, make, own_files, tree
 
@@ -229,6 +232,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "quality beyond JPEG's": ({"quality": 101, "format": "jpeg"}, "--quality: expected 1 to 100"),
     "a sheet that is no PNG": ({"sheet": Path("sheet.jpg")}, "--sheet.*png"),
     "a check of a method": ({"check": Path("set")}, "--check set and method toy"),
+    "a check with a seed": ({"check": Path("set"), "method": None, "out": None, "ipc": None, "seed": 3}, "and --seed"),
     "a class that is not there": ({"drop_classes": ("elk",)}, "--drop-classes.*'elk'"),
     "no class": ({"drop_classes": ("ant", "bee")}, "--drop-classes.*all 2"),
     "a teacher without a size": ({"teacher": ("convnet-d2",), "weights": ("w",)}, "--size: missing"),
@@ -246,8 +250,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_flags_that_are_refused(images: Path, tmp_path: Path, case: str) -> None:
     flags, message = REFUSED[case]
+    every = {"method": "toy", "images": images, "out": tmp_path / "set", "ipc": 2, **flags}
     with pytest.raises(InputError, match=message):
-        make(images, tmp_path / "set", **flags)
+        synthesize(from_flags(SynthesizeConfig, **every), Console(silent=True))
     assert own_files(tmp_path) == set()
 
 

@@ -70,7 +70,7 @@ class Toy:
         pass
 
 
-METHODS["toy"] = Toy  # type: ignore[assignment]  # as a program of a user's would
+METHODS["toy"] = Toy  # as a program of a user's would
 
 
 def config_of(images: Path, out: Path, method: str = "toy", ipc: int = 2, **flags: Any) -> SynthesizeConfig:
