@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from labelstore.command.flags import Choices, Group, flags_of, values_of
+from labelstore.command.flags import Choices, Group, Named, flags_of, values_of
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
@@ -76,7 +76,7 @@ class Sre2lOptions:
     jitter: int | None = None
     """sre2l: largest shift of what a step shows, in pixels; what leaves at one side comes in at the other. Left out, a
     seventh of the side: 32 at 224 px and 4 at 32 px, as published."""
-    start: Start = "noise"
+    start: Annotated[Start, Named("start-from")] = "noise"  # torchrun takes --start for its own
     """sre2l: images begin as noise or as real images."""
     statistics: Statistics = "batch"
     """sre2l: batches take classes in turn and match the teacher's running statistics (batch), or hold one class and
