@@ -31,6 +31,7 @@ from pipeline.images.provenance import (
     PIECES,
     PIECES_OF_SET,
     RECORD,
+    RECORD_FILES,
     SYNTHESIS,
     Pieces,
     join_pieces,
@@ -324,13 +325,31 @@ def finish(partial: Partial, out: Path, jobs: Sequence[Job], record: Mapping[str
         jobs: all.
         record: what ``synthesis.json`` says besides the digest of the pieces.
     """
-    pieces = join_pieces([read_pieces(partial.record(job)) for job in range(len(jobs))]).to_bytes()
+    whole = join_pieces([read_pieces(partial.record(job)) for job in range(len(jobs))])
+    _require_no_others(partial, whole)
+    pieces = whole.to_bytes()
     digest = hashlib.sha256(pieces).hexdigest()
     write_again(partial.images / PIECES, pieces, PIECES_OF_SET)
     write_again(partial.images / SYNTHESIS, record_bytes({**record, "pieces": digest}), RECORD)
     removing.move_folder(partial.images, out)
     disk.sync_folder(out.parent)
     sweep(partial)
+
+
+def _require_no_others(partial: Partial, pieces: Pieces) -> None:
+    """Refuse to make a set of files that this command has not written.
+
+    Raises:
+        InputError: names one.
+    """
+    known = {*pieces.files, *(name for each in RECORD_FILES for name in (each, f".{each}.partial"))}
+    there = (path for path in partial.images.rglob("*") if path.is_symlink() or not path.is_dir())
+    others = sorted(path for path in there if path.relative_to(partial.images).as_posix() not in known)
+    if others:
+        raise InputError(
+            f"{others[0]}: expected the images of this set alone, found a file that was not written by this command; "
+            f"move it away, then run the same again"
+        )
 
 
 def sweep(partial: Partial, *, made: bool = True) -> None:
@@ -349,7 +368,12 @@ def sweep(partial: Partial, *, made: bool = True) -> None:
             removing.remove(path, proof)
     for folder in (jobs, partial.images):
         removing.remove_folder(folder)
-    for path, proof in ((partial.begun, BEGUN_BY_US), (partial.folder / LOCK, removing.EMPTY)):
+    begun = partial.begun
+    for path, proof in (
+        (begun.with_name(f".{begun.name}.partial"), WORKING),
+        (begun, BEGUN_BY_US),
+        (partial.folder / LOCK, removing.EMPTY),
+    ):
         if removing.may_go(path, proof):
             removing.remove(path, proof)
     if made:

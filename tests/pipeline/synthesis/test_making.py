@@ -56,9 +56,10 @@ def test_a_finished_set_typed_again_is_there_and_stays(images: Path, tmp_path: P
     assert tree(tmp_path) == before
 
 
-def test_killed_at_any_step_and_continued_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", ["unnamed", "named"])
+def test_killed_at_any_step_and_continued_it_ends_with_the_same_bytes(tmp_path: Path, named: str) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.pipeline.synthesis.killing", str(tmp_path), "3"],
+        [sys.executable, "-m", "tests.pipeline.synthesis.killing", str(tmp_path), "7", named],
         capture_output=True,
         text=True,
         check=False,
@@ -192,9 +193,14 @@ def test_a_foreign_file_in_the_folder_of_a_stopped_command_stays(images: Path, t
     with pytest.raises(InputError, match=r"00001\.png"):
         make(images, tmp_path / "set")
     assert mine.read_bytes() == b"mine"
-    mine.unlink()
+    mine.rename(mine.with_name("mine.png"))
+    with pytest.raises(InputError, match=r"ant/mine\.png.*not written by this command"):
+        make(images, tmp_path / "set")
+    mine.with_name("mine.png").unlink()
     (partial.folder / "notes.txt").write_bytes(b"mine")
     make(images, tmp_path / "set")
+    assert tree(partial.folder) == {"notes.txt": b"mine"}
+    assert make(images, tmp_path / "set")["found"]
     assert tree(partial.folder) == {"notes.txt": b"mine"}
 
 
