@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from labelstore.command.flags import Choices, Group, flags_of, values_of
+from labelstore.command.flags import Choices, Group, Named, flags_of, values_of
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
@@ -70,13 +70,13 @@ class Sre2lOptions:
     """sre2l: weight of the total variation of what the teacher is shown; the published sets have none."""
     l2_weight: float = 0.0
     """sre2l: weight of the norm of what the teacher is shown; the published sets have none."""
-    crop_scale: tuple[float, float] | None = None
-    """sre2l: range of the share of an image's area that a step shows, stretched to the whole. Left out, 0.08 1, and of
-    images below 64 px all of it, as the authors' code for CIFAR does."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """sre2l: range of the share of an image's area that a step shows, stretched to the whole; 1 1 shows all of it, as
+    the authors' code for CIFAR does."""
     jitter: int | None = None
     """sre2l: largest shift of what a step shows, in pixels; what leaves at one side comes in at the other. Left out, a
     seventh of the side: 32 at 224 px and 4 at 32 px, as published."""
-    start: Start = "noise"
+    start: Annotated[Start, Named("start-from")] = "noise"  # torchrun takes --start for its own
     """sre2l: images begin as noise or as real images."""
     statistics: Statistics = "batch"
     """sre2l: batches take classes in turn and match the teacher's running statistics (batch), or hold one class and
@@ -84,7 +84,7 @@ class Sre2lOptions:
 
     def __post_init__(self) -> None:
         """Refuse numbers that nothing can be optimised with."""
-        low, high = self.crop_scale or (1.0, 1.0)
+        low, high = self.crop_scale
         for name, right, expected in (
             ("iterations", 1 <= self.iterations < 2**31, "at least 1 step"),
             ("lr", 0 < self.lr < math.inf, "a number above 0"),

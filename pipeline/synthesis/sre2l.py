@@ -8,7 +8,7 @@ Weights, schedule and augmentation are those of the authors' code. Different her
 * draws are counter-based: they do not depend on what was made before;
 * a batch of fewer classes than it holds images is filled with the next image of each, where that code makes batches
   of at most one image a class;
-* below 64 px the box shown is the whole image, as in that code, but it is flipped half of the time too;
+* images of all sizes are shown by random boxes, as the paper has it, where that code shows whole ones for CIFAR;
 * a class's statistics are means over all its images, one random crop each, where LPLD's are running means.
 """
 
@@ -38,8 +38,6 @@ from pipeline.synthesis.statistics import Statistics, pooled
 from pipeline.synthesis.views import draw_views, show
 
 BATCH = 100  # images optimised together, as published
-WHOLE_BELOW = 64  # side in pixels; the authors' code shows boxes of larger images alone
-SCALE = (0.08, 1.0)
 JITTER = 7  # a shift is at most this part of the side
 
 
@@ -51,13 +49,12 @@ def make_sre2l(setting: Setting) -> Method:
     """
     config, own = setting.config, setting.config.sre2l
     size = require_size(config, "sre2l")
-    scale = own.crop_scale or (SCALE if size >= WHOLE_BELOW else (1.0, 1.0))
     jobs = divide(setting, own, config.engine.batch or BATCH)
     if setting.checking:
-        return Sre2l(setting, size, scale, jobs)
+        return Sre2l(setting, size, jobs)
     networks = make_networks(setting, size, max(len(job.targets) for job in jobs))
-    real = RealImages(setting, size, scale) if own.start == "real" or own.statistics == "class" else None
-    return Sre2l(setting, size, scale, jobs, networks, real)
+    real = RealImages(setting, size, own.crop_scale) if own.start == "real" or own.statistics == "class" else None
+    return Sre2l(setting, size, jobs, networks, real)
 
 
 class Sre2l:
@@ -71,17 +68,13 @@ class Sre2l:
         self,
         setting: Setting,
         size: int,
-        scale: tuple[float, float],
         jobs: Sequence[Job],
         networks: Networks | None = None,
         real: RealImages | None = None,
     ) -> None:
-        """Optimise images of a side, of which steps show boxes of a range of scales.
-
-        Without networks there is nothing but `again`.
-        """
+        """Optimise images of a side; without networks there is nothing but `again`."""
         self.jobs = jobs
-        self._setting, self._options, self._size, self._scale = setting, setting.config.sre2l, size, scale
+        self._setting, self._options, self._size = setting, setting.config.sre2l, size
         self._jitter = min(size // JITTER if self._options.jitter is None else self._options.jitter, size - 1)
         self._networks, self._real = networks, real
         self._measured: tuple[int, list[Statistics]] | None = None
@@ -90,7 +83,7 @@ class Sre2l:
     def parameters(self) -> Mapping[str, Json]:
         """See `Method.parameters`."""
         own = self._options
-        found: dict[str, Json] = {"crop_scale": list(self._scale), "jitter": self._jitter, "betas": list(own.betas)}
+        found: dict[str, Json] = {"crop_scale": list(own.crop_scale), "jitter": self._jitter, "betas": list(own.betas)}
         if self._real:
             found["renderer"] = self._real.renderer.id
         return {"batch": self._setting.config.engine.batch or BATCH, **asdict(own), **found}
@@ -111,7 +104,8 @@ class Sre2l:
             begin, pieces = self._begin(job, networks)
             fit = self._fit(job, networks)
             key = f"{self._name(int(job.targets[0]))} {job.numbers[0]}"
-            views = draw_views(key, seed, self._options.iterations, self._size, self._scale, self._jitter)
+            own = self._options
+            views = draw_views(key, seed, own.iterations, self._size, own.crop_scale, self._jitter)
 
             def loss(images: Tensor, step: int) -> Tensor:
                 return fit.loss(show(images, torch.from_numpy(views.matrices(step)).to(images.device)))

@@ -78,6 +78,7 @@ class Measured(nn.Module):
                 self._found.append((index, moments(values)))
                 kept: Tensor = plain(values)
                 return kept
+            normed: Tensor
             normed, mean, variance = _Norm.apply(values, scale, shift)
             self._found.append((index, (mean, variance)))
             return normed

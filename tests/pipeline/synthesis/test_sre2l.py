@@ -18,6 +18,7 @@ from labelstore.command.console import Console
 from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
 from pipeline.config import EngineOptions, TeacherOptions
+from pipeline.device.faults import DeviceMemoryError
 from pipeline.images.manifest import scan
 from pipeline.networks import build_network
 from pipeline.networks.weights import save_weights
@@ -142,6 +143,30 @@ def test_the_distance_of_statistics_is_the_papers() -> None:
         norms = (own_mean - layer.running_mean).norm() + (own_variance - layer.running_var).norm()
         expected += first * norms
     torch.testing.assert_close(distance(found, measured.running, 10.0).double(), expected, rtol=1e-5, atol=0)
+
+
+class NormAndReLU(nn.BatchNorm2d):
+    """A batch norm that does something besides, as timm's."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  as torch names it
+        return super().forward(input).relu()
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, NormAndReLU])
+@pytest.mark.parametrize("affine", [True, False])
+def test_measuring_changes_no_logits(norm: type[nn.BatchNorm2d], affine: bool) -> None:
+    torch.manual_seed(2)
+    layers = nn.Conv2d(3, 4, 3), norm(4, affine=affine), nn.ReLU(), nn.Conv2d(4, 2, 3), norm(2, eps=0.1)
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(288, 3))
+    network(torch.randn(8, 3, SIDE, SIDE))  # moves the running statistics
+    network.eval().requires_grad_(False)
+    images = torch.randn(5, 3, SIDE, SIDE).requires_grad_()
+    logits = network(images)
+    (gradient,) = torch.autograd.grad(logits.square().sum(), images)
+    found, statistics = Measured("net", network, torch.zeros(2, 3, SIDE, SIDE))(images)
+    torch.testing.assert_close(found, logits, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), images)[0], gradient, rtol=1e-4, atol=1e-6)
+    assert [len(mean) for mean, _ in statistics] == [4, 2]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -338,6 +363,16 @@ def test_another_file_is_no_work_of_this_job(images: Path, weights: Path, tmp_pa
 def test_pixels_that_are_no_numbers_are_refused(images: Path, weights: Path) -> None:
     with pytest.raises(InputError, match="found NaN"):
         make(sre2l(images, teacher_of(weights), bn_weight=1e38, first_bn=1e38))
+
+
+def test_too_little_memory_names_the_flag(images: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much(_images: Tensor, _matrices: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    method = sre2l(images, teacher_of(weights))
+    monkeypatch.setattr("pipeline.synthesis.sre2l.show", too_much)
+    with pytest.raises(DeviceMemoryError, match="a smaller --batch"):
+        make(method)
 
 
 def test_batches_take_classes_in_turn(images: Path, weights: Path) -> None:
