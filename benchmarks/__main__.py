@@ -39,6 +39,7 @@ CLAIMS = (
     "loss",
     "step",
     "resume",
+    "generate",
     "kernels",
     "synthesis",
 )

@@ -20,6 +20,7 @@ from pipeline import ranks
 from trainer import recipes
 from trainer.compare import CompareConfig, compare
 from trainer.config import EvaluateConfig, PlotConfig, TrainConfig
+from trainer.generator_config import GeneratorConfig
 from trainer.sweep import SweepConfig, sweep
 
 
@@ -34,6 +35,15 @@ def train_command(config: TrainConfig, console: Console) -> int:
     from trainer.train import summarise, train
 
     if values := train(config, console):
+        console.summary(values, summarise(values))
+    return 0
+
+
+def train_generator_command(config: GeneratorConfig, console: Console) -> int:
+    """Train a model that generates images."""
+    from trainer.generator_run import summarise, train_generator
+
+    if values := train_generator(config, console):
         console.summary(values, summarise(values))
     return 0
 
@@ -97,6 +107,16 @@ COMMANDS = {
             "--store labels --images train --student convnet-d3 --epochs 300 --test-images test --run-folder run",
             "--config run/config.toml --run-folder again --seed 1",
             "--config run/config.toml --run-folder three --seeds 0 1 2",
+        ),
+    ),
+    "train-generator": Command(
+        GeneratorConfig,
+        train_generator_command,
+        resumes=True,
+        short={"--run": "--run-folder"},
+        examples=(
+            "--images train --size 32 --backbone uvit-xs --minutes 8 --run-folder model",
+            "--images train --size 256 --vae diffusers:stabilityai/sd-vae-ft-ema --steps 300000 --run-folder model",
         ),
     ),
     "evaluate": Command(

@@ -3,3 +3,4 @@
 LOCK, LOG, STEPS = ".lock", "log.jsonl", "steps.jsonl"
 CONFIG, FLAGS = "config.json", "config.toml"
 TEST_CACHE, TRAIN_CACHE = "test.images.npz", "train.images.npz"
+LATENT_CACHE = "latents.safetensors"

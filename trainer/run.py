@@ -22,6 +22,7 @@ from trainer.ema import Average
 from trainer.loader import Loader
 from trainer.material import open_material
 from trainer.objective import Objective, Score
+from trainer.run_config import RunConfig
 from trainer.run_folder import begun_with
 from trainer.stop_conditions import StopConditions
 from trainer.stopping import StopSignals
@@ -47,7 +48,7 @@ class Run:
         save_seconds: how long that took.
     """
 
-    config: TrainConfig
+    config: RunConfig
     ranks: Ranks
     replay: Loader
     objective: Objective
@@ -196,7 +197,7 @@ def make_run(config: TrainConfig, ranks: Ranks, stops: StopSignals) -> Run:
     return start_run(config, ranks, stops, material.loader, make_objective(config, ranks, material, test))
 
 
-def start_run(config: TrainConfig, ranks: Ranks, stops: StopSignals, replay: Loader, objective: Objective) -> Run:
+def start_run(config: RunConfig, ranks: Ranks, stops: StopSignals, replay: Loader, objective: Objective) -> Run:
     """A run of any objective on any crops and labels, before its first step.
 
     Args:

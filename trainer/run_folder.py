@@ -29,6 +29,7 @@ from trainer.code_digests import code_of, layout_of
 from trainer.config import TrainConfig
 from trainer.file_names import CONFIG, FLAGS
 from trainer.label_choices import CROP_FLAGS, TEACHER_FLAGS
+from trainer.run_config import RunConfig
 from trainer.schedules import SCHEDULES
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 FORMAT = 2  # of a run: 1 knew neither digests of code and test images nor the random numbers of numpy and Python
 VERSIONS = ("torch", "torchvision", "numpy", "numcodecs")
-FLAG_AT = {f"run.{key}": f"--{flag.name}" for key, flag in flags_of(TrainConfig).items()}  # by place
 # Where and how fast a run is made does not change what it is; what is recorded of the store has views and renderer.
 NOT_THE_RUN = (
     "run_folder",
@@ -64,12 +64,6 @@ NOT_THE_RUN = (
     "exact",
     "label_view",
 )
-LABELS = {
-    "stored": "raw logits of the teacher, made after mixing",
-    "online": "raw logits of the teacher, made after mixing, on the way",
-    "image": "raw logits of the teacher for each image; of mixed crops the logarithm of mean probabilities",
-    "none": "none: hard targets",
-}
 # What may have changed since a run began, where --anyway is given: it decides what comes out, not whether that works.
 CHANGES = {
     "code": "the code of the student has changed since the run began",
@@ -276,7 +270,7 @@ def plan_of(made: Mapping[str, Any]) -> Mapping[str, Any]:
     return crops["plan"] or {}
 
 
-def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) -> list[Json]:
+def describe(config: RunConfig, made: Mapping[str, Json], student: nn.Module) -> list[Json]:
     """Write config.json of a new run; refuse to continue a run that was another one.
 
     Returns:
@@ -302,7 +296,7 @@ def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) 
             f"give the code and the arguments of {path} again, or another --run"
         )
     advice = f"give the flags of {path}, or another --run"
-    require_same("run", same, dict(made), advice, holder="the folder", flags=FLAG_AT)
+    require_same("run", same, dict(made), advice, holder="the folder", flags=flags_at(config))
     theirs = elsewhere(stored, made)
     changes: list[Json] = []
     for key in (*CHANGES, "run"):
@@ -312,14 +306,19 @@ def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) 
     return changes
 
 
-def write_flags(config: TrainConfig) -> None:
+def flags_at(config: RunConfig) -> dict[str, str]:
+    """The flags of a command, by their places in the description of a run."""
+    return {f"run.{key}": f"--{flag.name}" for key, flag in flags_of(type(config)).items()}
+
+
+def write_flags(config: RunConfig) -> None:
     """Write config.toml, the flags of the run as `train --config` reads them, unless it is there."""
     path = config.run / FLAGS
     if not path.exists():
         write_new(path, to_toml(config).encode())
 
 
-def record_changes(config: TrainConfig, made: Mapping[str, Json], changes: Sequence[Any], step: int) -> None:
+def record_changes(config: RunConfig, made: Mapping[str, Json], changes: Sequence[Any], step: int) -> None:
     """Write into config.json what a run is made of from ``step`` on, and what it was before."""
     path = config.run / CONFIG
     document = json.loads(path.read_text())
@@ -334,7 +333,7 @@ def _document(made: Mapping[str, Json], where: Mapping[str, Json], changed: list
     ).encode()
 
 
-def _made_with(config: TrainConfig, student: nn.Module) -> dict[str, Json]:
+def _made_with(config: RunConfig, student: nn.Module) -> dict[str, Json]:
     """What a reader of config.json wants to know, and nothing depends on."""
     kinds = {type(layer).__name__ for layer in student.modules()}
     norms: Json = [name for name in sorted(kinds) if "Norm" in name]
@@ -343,12 +342,8 @@ def _made_with(config: TrainConfig, student: nn.Module) -> dict[str, Json]:
             "giftwrap": __version__,
             "python": platform.python_version(),
         },
-        "store": str(config.store) if config.store else None,
-        "images": str(config.images),
-        "test_images": str(config.test_images) if config.test_images else None,
+        **config.made_with,
         "norm_layers": norms,
-        "reported": "top-1 and top-5 in percent, after the last epoch and at the best evaluated epoch",
-        "labels": LABELS[config.labels.source],
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
     }
 

@@ -132,7 +132,7 @@ def begin(run: Run, console: Console) -> None:
     played = f"{config.epochs} views" if views == UNBOUNDED else recipes.plays(config.epochs, views)
     numbers = in_words(run.made_of)
     console.line(f"trains by {numbers}; plays {played}" if numbers else f"plays {played}")
-    if config.ema and (1 - config.ema) * run.total_steps < 1:
+    if config.ema and run.average and not run.average.rising and (1 - config.ema) * run.total_steps < 1:
         console.warn(
             f"--ema {config.ema}: a mean over some {1 / (1 - config.ema):,.0f} steps, of a run of {run.total_steps:,}"
         )
@@ -179,7 +179,7 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
                 assess(run, config.epochs - 1)  # a finished run, on other test images
                 save(run)
             while run.entry or run.replay.epoch < config.epochs:
-                one_view(run, console, progress, log, iter(run.replay) if config.follow else batches)
+                one_view(run, console, progress, log, iter(run.replay) if run.replay.crops.growing else batches)
         except StopRequested:
             save(run)
             raise

@@ -42,6 +42,7 @@ RECIPES: Table[Recipe] = Table(
         "rded": "pipeline.recipes.rded",
         "sre2l": "pipeline.recipes.sre2l",
         "no-distillation": "pipeline.recipes.no_distillation",
+        "eccv24": "pipeline.recipes.eccv24",
     }
 )
 RecipeName: TypeAlias = Annotated[str, Choices(RECIPES)]

@@ -14,6 +14,9 @@ METHODS: Table[Any] = Table(
         "random": "pipeline.synthesis.random:make_random",
         "rded": "pipeline.synthesis.rded:make_rded",
         "sre2l": "pipeline.synthesis.sre2l:make_sre2l",
+        "diffusion": "pipeline.synthesis.diffusion:make_diffusion",
     }
 )
 """By name: each a `MakeMethod` of `pipeline.synthesis.method`, which reads the flags, whose choices are these names."""
+CLASSES: Table[Any] = Table({"diffusion": "pipeline.synthesis.diffusion:classes_of"})
+"""Of the methods that need no images: what gives the names of the classes, in target order, from the flags."""

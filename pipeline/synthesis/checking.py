@@ -18,10 +18,11 @@ from labelstore.errors import DamagedError, InputError, MismatchError, reason
 from labelstore.spec import Json, first_difference, shorten
 from pipeline.config import manifest_cache
 from pipeline.images.manifest import Manifest
+from pipeline.images.no_images import without_images
 from pipeline.images.provenance import PIECES, RECORD_FILES, SYNTHESIS, Pieces, read_pieces, record_of
 from pipeline.ranks import Ranks
 from pipeline.replay.source import scan_as
-from pipeline.synthesis import METHODS
+from pipeline.synthesis import CLASSES, METHODS
 from pipeline.synthesis.config import SynthesizeConfig
 from pipeline.synthesis.making import encode, has_digest
 from pipeline.synthesis.method import Method, Pixels, Setting
@@ -103,6 +104,10 @@ def _images(config: SynthesizeConfig, values: Mapping[str, Any]) -> Manifest:
     """
     assert config.check is not None  # noqa: S101
     recorded = values["images"]
+    if values["method"] in CLASSES:
+        return without_images(tuple(recorded["classes"]))
+    if config.images is None:
+        raise InputError(f"--check {config.check}: was made of images; give them by --images")
     manifest = scan_as(
         config.images,
         recorded["classes"],

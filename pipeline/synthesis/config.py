@@ -15,8 +15,9 @@ from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.config import EngineOptions, TeacherOptions, manifest_cache, require_one_labeller
+from pipeline.networks.noise import Sampler
 from pipeline.render.options import RenderOptions
-from pipeline.synthesis import METHODS
+from pipeline.synthesis import CLASSES, METHODS
 
 FileFormat = Literal["png", "jpeg"]
 Taking = Literal["copy", "link", "center", "crop"]
@@ -24,6 +25,7 @@ Fit = Literal["pad", "resize"]
 Start = Literal["noise", "real"]
 Statistics = Literal["batch", "class"]
 WITH_CHECK = ("check", "images", "rehash", "render", "output")  # fields whose flags a check has
+Selection = Literal["none", "ce", "kcenter"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +102,47 @@ class Sre2lOptions:
                 raise InputError(f"--{name.replace('_', '-')}: expected {expected}, found {getattr(self, name)}")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiffusionOptions:
+    """How images are drawn from a model of `train-generator` (arXiv 2409.03929 publishes no numbers of its own)."""
+
+    model: str | None = None
+    """diffusion: folder of the model, made by train-generator; it needs no --images."""
+    vae: str | None = None
+    """diffusion: where the model's autoencoder is now, if it is not where it was in training."""
+    steps: int = 50
+    """diffusion: calls of the network for each image; 25 take half of the time."""
+    guidance: float = 1.4
+    """diffusion: how far from images of no class: 1 is the plain network, 1.4 U-ViT's."""
+    sampler: Sampler = "dpm"
+    """diffusion: dpm: DPM-Solver++(2M); ddim: DDIM without added noise."""
+    image_batch: int = 64
+    """diffusion: images made at a time, always as many, whatever is wanted of them; each pixel may depend on it."""
+    model_dtype: Literal["float32", "bfloat16"] = "float32"
+    """diffusion: precision of the network; bfloat16 under autocast."""
+    candidates: int = 1
+    """diffusion: make so many times as many images, of which --select keeps --ipc a class."""
+    select: Selection = "none"
+    """diffusion: ce: of each class those with the teacher's smallest cross-entropy; kcenter: those that are far from
+    each other in the teacher's logits, one after the other."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no image can be made with."""
+        for name, right, expected in (
+            ("steps", 1 <= self.steps <= 1000, "1 to 1,000"),
+            ("guidance", 0 <= self.guidance < math.inf, "a number >= 0"),
+            ("image_batch", 1 <= self.image_batch <= 65_536, "1 to 65,536"),
+            ("candidates", 1 <= self.candidates <= 1000, "1 to 1,000"),
+        ):
+            if not right:
+                raise InputError(f"--{name.replace('_', '-')}: expected {expected}, found {getattr(self, name)}")
+        if (self.candidates > 1) != (self.select != "none"):
+            raise InputError(
+                f"--candidates {self.candidates}, --select {self.select}: expected both, more than 1 candidate and ce "
+                f"or kcenter, or neither"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SynthesizeConfig:
     """Make a small image set from a large one: a class folder with a record of what each image was made of.
@@ -111,8 +154,8 @@ class SynthesizeConfig:
     """What makes the images."""
     out: Path = None  # type: ignore[assignment]  # left out with --check alone, for which no method is called
     """Class folder to make; continued when a stopped command left it."""
-    images: Annotated[Path, Group("images")]
-    """Class folder of real images."""
+    images: Annotated[Path, Group("images")] = None  # type: ignore[assignment]  # diffusion needs none
+    """Class folder of real images; diffusion needs none."""
     ipc: int = None  # type: ignore[assignment]  # as `out` is
     """Images a class."""
     size: int | None = None
@@ -141,6 +184,7 @@ class SynthesizeConfig:
     random: Annotated[RandomOptions, Group("random")] = field(default_factory=RandomOptions)
     rded: Annotated[RdedOptions, Group("rded")] = field(default_factory=RdedOptions)
     sre2l: Annotated[Sre2lOptions, Group("sre2l")] = field(default_factory=Sre2lOptions)
+    diffusion: Annotated[DiffusionOptions, Group("diffusion")] = field(default_factory=DiffusionOptions)
     teacher: Annotated[TeacherOptions, Group("teacher")] = field(default_factory=TeacherOptions)
     engine: Annotated[EngineOptions, Group("engine")] = field(default_factory=EngineOptions)
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
@@ -149,11 +193,14 @@ class SynthesizeConfig:
     def __post_init__(self) -> None:
         """Refuse flags that no set can be made with."""
         if self.check is None:
-            absent = [name for name in ("method", "out", "ipc") if getattr(self, name) is None]
+            needed = ("method", "out", "ipc") if self.method in CLASSES else ("method", "out", "ipc", "images")
+            absent = [name for name in needed if getattr(self, name) is None]
             if absent:
-                names = {"method": f"METHOD ({', '.join(METHODS)})", "out": "--out", "ipc": "--ipc"}
+                names = {name: f"--{name}" for name in needed} | {"method": f"METHOD ({', '.join(METHODS)})"}
                 raise InputError(f"{' and '.join(names[name] for name in absent)}: missing")
             require_own_flags(self)
+            if self.method in CLASSES and self.images is not None:
+                raise InputError(f"--images {self.images}: {self.method} needs none; leave it out")
         else:
             require_check_alone(self)
         for name, low, high in (("ipc", 1, 99_999), ("size", 1, 65_535), ("seed", 0, 2**63 - 1), ("quality", 1, 100)):

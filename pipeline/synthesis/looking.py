@@ -76,9 +76,9 @@ class Looking:
 
 def look_first(setting: Setting, *, quiet: bool) -> None:
     """Report how often the teacher agrees with some of the real images; warn when that points to a mix-up."""
-    if not has_teacher(setting.config.teacher):
-        return
     manifest = setting.manifest
+    if not has_teacher(setting.config.teacher) or not len(manifest):
+        return
     images = np.unique(np.linspace(0, len(manifest) - 1, min(FIRST, len(manifest))).astype(np.int64))
     looking = Looking(setting, quiet=quiet)
     report = looking.agreement(looking.logits(manifest, images, whole=True), manifest.targets[images])

@@ -35,7 +35,8 @@ class Setting:
 
     Attributes:
         config: the flags; a method reads those that all methods share and its own.
-        manifest: the images that the set is made of, those of dropped classes too: a teacher has columns for all.
+        manifest: the images that the set is made of, those of dropped classes too: a teacher has columns for all. Of a
+            method in `pipeline.synthesis.CLASSES` it has the classes, and no images.
         targets: the classes that the set has, in order: all of the manifest but those of --drop-classes, int64 ``[c]``.
         console: for notes, warnings and progress; silent on all ranks but the first.
         ranks: the processes that share the jobs.

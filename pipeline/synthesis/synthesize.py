@@ -27,12 +27,13 @@ from pipeline.device.current import make_current
 from pipeline.device.faults import device_faults
 from pipeline.images.manifest import Manifest, scan
 from pipeline.images.manifest_cache import CACHE
+from pipeline.images.no_images import without_images
 from pipeline.images.provenance import SYNTHESIS, record_of
 from pipeline.images.remarks import say_foreign_cache, say_left_out, say_skipped
 from pipeline.networks.load import require_known
 from pipeline.ranks import Ranks, join
 from pipeline.replay.folder import draw_folder
-from pipeline.synthesis import METHODS, making
+from pipeline.synthesis import CLASSES, METHODS, making
 from pipeline.synthesis.config import SynthesizeConfig, flags_in_effect, require_size
 from pipeline.synthesis.looking import look_at_set, look_first
 from pipeline.synthesis.making import Partial
@@ -112,7 +113,7 @@ def synthesize(config: SynthesizeConfig, console: Console) -> Mapping[str, Json]
 def prepare(config: SynthesizeConfig, console: Console, ranks: Ranks) -> Setting:
     """Read the images: on rank 0 first, so that the others find its cache."""
     with ranks.first_alone():
-        manifest = read_images(config, manifest_cache(config.out), console, save=ranks.first)
+        manifest = manifest_of(config, console, save=ranks.first)
     return Setting(config=config, manifest=manifest, targets=targets_of(config, manifest), console=console, ranks=ranks)
 
 
@@ -126,6 +127,15 @@ def require_place(out: Path) -> None:
         )
     if not (out / SYNTHESIS).is_file():
         Partial.of(out).require_ours()
+
+
+def manifest_of(config: SynthesizeConfig, console: Console, *, save: bool) -> Manifest:
+    """The images that the set is made of; none, of the classes that the method has, where it needs none."""
+    if config.method not in CLASSES:
+        return read_images(config, manifest_cache(config.out), console, save=save)
+    classes = CLASSES[config.method](config)
+    require_names(classes)
+    return without_images(classes)
 
 
 def read_images(config: SynthesizeConfig, cache: Path, console: Console, *, save: bool) -> Manifest:
@@ -154,10 +164,15 @@ def read_images(config: SynthesizeConfig, cache: Path, console: Console, *, save
     say_left_out(manifest, console)
     say_foreign_cache(cache, console)
     say_skipped(manifest, console)
-    for name in manifest.classes:
+    require_names(manifest.classes)
+    return manifest
+
+
+def require_names(classes: Sequence[str]) -> None:
+    """Refuse a class that cannot name a folder."""
+    for name in classes:
         if not name or "/" in name or "\0" in name or name.startswith(".") or len(name.encode()) > 255:
             raise InputError(f"class {name!r}: expected the name of a folder; name the classes of --images otherwise")
-    return manifest
 
 
 def targets_of(config: SynthesizeConfig, manifest: Manifest) -> npt.NDArray[np.int64]:

@@ -37,6 +37,7 @@ COMMANDS = (
     "show",
     "import",
     "synthesize",
+    "train-generator",
     "train",
     "evaluate",
     "compare",

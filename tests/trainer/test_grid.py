@@ -203,6 +203,7 @@ def test_a_run_without_a_store_is_made_once_and_needs_no_build(tmp_path: Path) -
         ("gift", 18, 18 * 4 * 3, "tiny-convnet,images=rded-ipc10,loss=gift,seed=2"),
         ("rded", 24, 24 * 3, "cifar10-resnet18,images=ipc50,seed=0"),
         ("thousand_images", 16, 16 * 5, "imagenet-ipc200,seed=4"),
+        ("deg", 4, 8 * 3 + 4 * 3, "tiny-hard,seed=2,images=generated-ipc50"),
     ],
 )
 def test_the_tables_of_the_papers_are_sweeps(
