@@ -40,45 +40,23 @@ SCHEDULE_NUMBERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Train a network: a student from a label store, from fresh crops with labels made online, or a teacher.
+class RunConfig:
+    """What every run has, whatever it trains: its images, teacher, optimiser, schedule, evaluations, and its folder."""
 
-    Typing the same command again resumes a stopped run exactly, and only reports a finished one.
-    """
-
-    store: Annotated[Path | None, Addressable()] = None
-    """Folder of the store, or its address: http://HOST/FOLDER; without one, epoch e plays view e of fresh crops, and
-    nothing is stored."""
     images: Path
     """Class folder that the store was made of, or that fresh crops are cut from."""
     epochs: int
     """Epochs; each plays one view of the crops."""
     run: Annotated[Path, Named("run-folder")]
     """Folder of the run: config.json, log.jsonl, checkpoint.pt, last.safetensors, best.safetensors."""
-    recipe: RecipeName | None = None
-    """A published protocol in full; its values are printed, and flags override them."""
-    student: Annotated[str, Group("student")]
-    """torchvision:NAME, timm:NAME, module:attribute, or a network of giftwrap's own (docs/GUIDE.md lists them)."""
-    student_args: Annotated[str, Group("student")] = "{}"
-    """Keyword arguments of the student's constructor, as JSON."""
-    student_weights: Annotated[str | None, Group("student")] = None
-    """Weights to begin with: of an earlier run, a file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
-    new_head: Annotated[bool, Group("student")] = False
-    """With --student-weights of other classes: the student keeps a new classifier of its own."""
-    size: Annotated[int | None, Group("student")] = None
-    """Side of the student's crops: from the boxes of the store, whose own it is when left out, or of fresh crops."""
     crops: Annotated[CropOptions, Group("crops")] = field(default_factory=CropOptions)
     plan_seed: Annotated[int | None, Group("crops")] = None
     """Seed of the plan of fresh crops: orders, boxes, flips, mixes; the run's seed when left out."""
     class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("crops")] = "auto"
     """Order of the class folders of fresh crops; auto is byte order, and stops where numbers in the names sort
     otherwise."""
-    labels: Annotated[LabelOptions, Group("labels")] = field(default_factory=LabelOptions)
     teacher: Annotated[OnlineTeacher, Group("teacher")] = field(default_factory=OnlineTeacher)
     engine: Annotated[EngineOptions, Group("teacher"), Named("teacher")] = field(default_factory=EngineOptions)
-    loss: Annotated[LossSpec, Group("loss")] = field(default_factory=LossSpec)
-    relabel: Annotated[tuple[str, ...], Group("loss"), Words(known_words)] = ()
-    """Operators on labels before the loss, in order:"""
     optimiser: Annotated[OptimiserOptions, Group("optimiser")] = field(default_factory=OptimiserOptions)
     batch_size: Annotated[int, Group("optimiser")] = 128
     """Crops a step, over all processes; any number, the last batch of an epoch may be short."""
@@ -89,13 +67,6 @@ class TrainConfig:
     ema: Annotated[float | None, Group("optimiser")] = None
     """Decay of a running mean of the weights, over steps; the mean is what is evaluated and saved."""
     schedule: Annotated[ScheduleSpec, Group("schedule")] = field(default_factory=ScheduleSpec)
-    views: Annotated[int | None, Group("schedule")] = None
-    """Play the first V views alone; left out, all that the store has, and of fresh crops another one each epoch."""
-    view_order: Annotated[Literal["shuffle", "cycle"] | None, Group("schedule")] = None
-    """Which view an epoch plays: shuffle, drawn by the seed (the default), or cycle, in order (--follow's, and that of
-    fresh crops without --views)."""
-    follow: Annotated[bool, Group("schedule")] = False
-    """Train from a store that is still being built: views in stored order, each waited for."""
     test_images: Annotated[Path | None, Group("evaluation")] = None
     """Class folder of test images, with the same classes; without it nothing is evaluated."""
     test_resize: Annotated[int | None, Group("evaluation")] = None
@@ -108,14 +79,10 @@ class TrainConfig:
     """Fraction of the run before the first evaluation."""
     seed: Annotated[int, Group("running")] = 0
     """The run's seed: the student's first weights, dropout, and which view each epoch plays."""
-    seeds: Annotated[tuple[int, ...] | None, Group("running")] = None
-    """Instead of --seed: a run for each of these seeds, one after the other, in seed-S of --run-folder."""
     dtype: Annotated[Literal["float32", "bfloat16"], Group("running")] = "float32"
     """bfloat16 runs the student under autocast; the loss stays in float32."""
     compile: Annotated[bool, Group("running")] = False
     """torch.compile the student."""
-    sync_bn: Annotated[bool, Group("running")] = False
-    """Batch norms take the whole batch of all processes; on GPUs."""
     render: Annotated[RenderOptions, Group("running")] = field(default_factory=RenderOptions)
     checkpoint_every: Annotated[int | None, Group("running")] = None
     """Epochs between checkpoints; when left out, as many as keep saving at a twentieth of the time."""
@@ -132,6 +99,45 @@ class TrainConfig:
     anyway: Annotated[bool, Group("running")] = False
     """Continue a run though code, test images, versions or the renderer have changed; config.json records it."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """Train a network: a student from a label store, from fresh crops with labels made online, or a teacher.
+
+    Typing the same command again resumes a stopped run exactly, and only reports a finished one.
+    """
+
+    store: Annotated[Path | None, Addressable()] = None
+    """Folder of the store, or its address: http://HOST/FOLDER; without one, epoch e plays view e of fresh crops, and
+    nothing is stored."""
+    recipe: RecipeName | None = None
+    """A published protocol in full; its values are printed, and flags override them."""
+    student: Annotated[str, Group("student")]
+    """torchvision:NAME, timm:NAME, module:attribute, or a network of giftwrap's own (docs/GUIDE.md lists them)."""
+    student_args: Annotated[str, Group("student")] = "{}"
+    """Keyword arguments of the student's constructor, as JSON."""
+    student_weights: Annotated[str | None, Group("student")] = None
+    """Weights to begin with: of an earlier run, a file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
+    new_head: Annotated[bool, Group("student")] = False
+    """With --student-weights of other classes: the student keeps a new classifier of its own."""
+    size: Annotated[int | None, Group("student")] = None
+    """Side of the student's crops: from the boxes of the store, whose own it is when left out, or of fresh crops."""
+    labels: Annotated[LabelOptions, Group("labels")] = field(default_factory=LabelOptions)
+    loss: Annotated[LossSpec, Group("loss")] = field(default_factory=LossSpec)
+    relabel: Annotated[tuple[str, ...], Group("loss"), Words(known_words)] = ()
+    """Operators on labels before the loss, in order:"""
+    views: Annotated[int | None, Group("schedule")] = None
+    """Play the first V views alone; left out, all that the store has, and of fresh crops another one each epoch."""
+    view_order: Annotated[Literal["shuffle", "cycle"] | None, Group("schedule")] = None
+    """Which view an epoch plays: shuffle, drawn by the seed (the default), or cycle, in order (--follow's, and that of
+    fresh crops without --views)."""
+    follow: Annotated[bool, Group("schedule")] = False
+    """Train from a store that is still being built: views in stored order, each waited for."""
+    seeds: Annotated[tuple[int, ...] | None, Group("running")] = None
+    """Instead of --seed: a run for each of these seeds, one after the other, in seed-S of --run-folder."""
+    sync_bn: Annotated[bool, Group("running")] = False
+    """Batch norms take the whole batch of all processes; on GPUs."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no run can have."""

@@ -1,0 +1,415 @@
+"""The projector of HeLlO (arXiv 2408.08201): ``head(encoder(x))``, labels from a frozen encoder and few numbers.
+
+Low-rank matrices adapt the encoder; the head starts from text embeddings, from the mean features of the classes, or
+from zero, and has low-rank matrices too. A folder holds these and names the encoder: its weights are not copied, and
+others are refused by their digest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from labelstore.errors import InputError
+from labelstore.spec import Json
+from labelstore.version import __version__
+from pipeline.networks import lora
+from pipeline.networks.outputs import logits_of
+from labelstore.operations.projector import PARTS, PROJECTOR_WEIGHTS, RECORD, part_of
+from pipeline.networks.trained import ENCODER_WEIGHTS, PROJECTOR
+from pipeline.networks.weight_sets import is_counter, listed
+from pipeline.networks.weights import Weights, read_weights
+
+if TYPE_CHECKING:
+    from pipeline.networks.encoder import Encoder, EncoderSpec
+
+FORMAT = 1
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+Start = Literal["text", "means", "zero"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Design:
+    """The numbers of a projector beside its encoder.
+
+    Attributes:
+        rank: of the matrices in the encoder; 0: it is not adapted.
+        alpha: their product is scaled by ``alpha / rank``.
+        lora_on: regular expression of the names of adapted layers; None: every linear layer and every convolution that
+            is not depthwise.
+        head: what the head starts from.
+        head_rank: of the head's matrices.
+        adapt_norms: whether norm layers of the encoder are trained.
+    """
+
+    rank: int
+    alpha: float
+    lora_on: str | None
+    head: Start
+    head_rank: int
+    adapt_norms: bool
+
+
+class Head(nn.Module):
+    """``linear(features, start + B A, bias)``.
+
+    Args:
+        start: float ``[C, d]``.
+        bias: float ``[C]``.
+        rank: of the matrices.
+        kept: whether the start is among the weights that are saved; it is zero where not.
+    """
+
+    def __init__(self, start: Tensor, bias: Tensor, rank: int, *, kept: bool) -> None:
+        super().__init__()
+        self.start: Tensor
+        self.register_buffer("start", start, persistent=kept)
+        self.bias = nn.Parameter(bias)
+        self.lora = lora.Lora(start, rank, 1.0)
+
+    @property
+    def weight(self) -> Tensor:
+        """``[C, d]``."""
+        return cast("Tensor", self.lora(self.start))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits ``[n, C]`` of features ``[n, d]``."""
+        return linear(features, self.weight, self.bias)
+
+
+class Trained(nn.Module):
+    """All of a projector that is trained and saved: matrices of the encoder's layers, the head, norms where adapted.
+
+    Args:
+        matrices: by the name of what they adapt.
+        head: of the projector.
+        norms: of the encoder, by name, where they are trained.
+    """
+
+    def __init__(self, matrices: Mapping[str, lora.Lora], head: Head, norms: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.lora = nn.ModuleDict({key_of(name): each for name, each in matrices.items()})
+        self.norms = nn.ModuleDict({key_of(name): each for name, each in norms.items()})
+        self.head = head
+
+
+class Projector(nn.Module):
+    """A projector, ready to be trained.
+
+    Args:
+        encoder: the frozen network; its layers are adapted in place.
+        design: its numbers.
+        head: its head.
+
+    Attributes:
+        trained: what is trained of it.
+    """
+
+    def __init__(self, encoder: nn.Module, design: Design, head: Head) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.places = lora.choose(encoder, design.lora_on, design.rank) if design.rank else []
+        self._matrices = lora.made(encoder, self.places, design.rank, design.alpha / max(design.rank, 1))
+        lora.adapt(encoder, self._matrices)
+        self._norms = {n: m for n, m in encoder.named_modules() if isinstance(m, NORMS)} if design.adapt_norms else {}
+        for norm in self._norms.values():
+            norm.requires_grad_(True)
+        self.trained = Trained({place.name: each for place, each in self._matrices.items()}, head, self._norms)
+        self.train(self.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[n, C]`` of images ``[n, 3, S, S]``."""
+        logits: Tensor = self.trained.head(logits_of(self.encoder(images)))
+        return logits
+
+    def train(self, mode: bool = True) -> Projector:
+        """The encoder stays in eval mode, but for norms that are trained."""
+        super().train(mode)
+        self.encoder.eval()
+        for norm in self._norms.values():
+            norm.train(mode)
+        return self
+
+    def merged(self) -> nn.Module:
+        """The same network with the encoder's own layers and a plain head, as fast as those; this one is used up."""
+        lora.merge(self.encoder, self._matrices)
+        head = self.trained.head
+        plain = nn.Linear(head.start.shape[1], len(head.bias), device=head.bias.device, dtype=head.bias.dtype)
+        with torch.no_grad():
+            plain.weight.copy_(head.weight)
+            plain.bias.copy_(head.bias)
+        return Merged(self.encoder, plain).eval().requires_grad_(False)
+
+    def parameters_by_part(self) -> dict[str, int]:
+        """Numbers that are saved, by part."""
+        found = dict.fromkeys(PARTS, 0)
+        for name, value in saved(self.trained.state_dict()).items():
+            found[part_of(name)] += value.numel()
+        return found
+
+
+class Merged(nn.Module):
+    """A projector whose matrices are part of its weights."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[n, C]`` of images ``[n, 3, S, S]``."""
+        logits: Tensor = self.head(logits_of(self.encoder(images)))
+        return logits
+
+
+def key_of(name: str) -> str:
+    """The name of a module as a key, which has no dots; the network itself is ``.``, as a slash."""
+    return name.replace(".", "/") or "/"
+
+
+def saved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of a state dict is written into files."""
+    return {name: value for name, value in state.items() if not is_counter(name)}
+
+
+def default_head_rank(columns: int, width: int) -> int:
+    """128, and 64 below 200 columns, as HeLlO has it for 1,000 and 100 classes; at most what the head can have."""
+    return min(64 if columns < 200 else 128, columns, width)
+
+
+def make_head(design: Design, columns: int, width: int, start: Tensor | None, bias: Tensor | None = None) -> Head:
+    """A head of ``columns`` x ``width``.
+
+    Args:
+        design: of the projector.
+        columns: C.
+        width: d.
+        start: ``[C, d]``; None is zero.
+        bias: ``[C]``; None is zero.
+
+    Raises:
+        InputError: when the rank does not fit.
+    """
+    if not 1 <= design.head_rank <= min(columns, width):
+        raise InputError(
+            f"--head-rank {design.head_rank}: expected 1 to {min(columns, width)}, the width of a head of {columns} x "
+            f"{width}; give a lower one"
+        )
+    zero = torch.zeros(columns, width)
+    return Head(
+        zero if start is None else start.clone(),
+        torch.zeros(columns) if bias is None else bias.clone(),
+        design.head_rank,
+        kept=design.head != "zero",
+    )
+
+
+def start_from_text(text: Tensor, columns: int, width: int, place: str, scale: float = 1.0) -> Tensor:
+    """The head of a zero-shot classifier: text embeddings of length 1, times a number.
+
+    Args:
+        text: ``[C, d]``, in any scale.
+        columns: C of the labels.
+        width: d of the encoder.
+        place: where they come from, for messages.
+        scale: of the logits.
+
+    Raises:
+        InputError: when they are of other classes or another width, or not finite.
+    """
+    if list(text.shape) != [columns, width]:
+        raise InputError(
+            f"{place}: expected text embeddings [{columns}, {width}], a row for each of the labels' columns as wide as "
+            f"the encoder's features, found {list(text.shape)}; give those of these classes and this encoder"
+        )
+    lengths = text.float().norm(dim=1, keepdim=True)
+    if not bool(torch.isfinite(lengths).all()) or not bool(lengths.all()):
+        raise InputError(f"{place}: expected rows of finite numbers that are not all 0, found others")
+    return scale * text.float() / lengths
+
+
+def start_from_means(means: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """A head whose rows point from the mean feature to those of the classes; the mean feature has logits of 0.
+
+    Args:
+        means: mean feature of each class, float ``[C, d]``; a class without images has zeros.
+        scale: of the logits.
+    """
+    there = means.any(1)
+    middle = means[there].mean(0)
+    rows = torch.where(there[:, None], means - middle, 0.0)
+    rows = scale * rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return rows, -(rows @ middle)
+
+
+def record_of(design: Design, encoder: Encoder, size: int, columns: int) -> dict[str, Json]:
+    """What ``projector.json`` holds.
+
+    Args:
+        design: of the projector.
+        encoder: of the projector.
+        size: side of its crops in pixels.
+        columns: C.
+    """
+    spec = encoder.spec
+    return {
+        "format": FORMAT,
+        "giftwrap": __version__,
+        "encoder": {
+            "name": spec.name,
+            "args": dict(spec.args),
+            "weights": spec.weights,
+            "features": spec.features,
+            "width": encoder.width,
+            "sha256": encoder.weights.digest,
+            "bytes": encoder.bytes,
+        },
+        **asdict(design),
+        "size": size,
+        "columns": columns,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What ``projector.json`` says.
+
+    Attributes:
+        design: of the projector.
+        spec: of the encoder.
+        width: of its features.
+        digest: SHA-256 of the tensors of its weights, hex.
+        bytes: of its weights.
+        size: side of the crops in pixels.
+        columns: C.
+    """
+
+    design: Design
+    spec: EncoderSpec
+    width: int
+    digest: str
+    bytes: int
+    size: int
+    columns: int
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """The record at ``path``.
+
+        Raises:
+            InputError: when there is none.
+        """
+        from pipeline.networks.encoder import EncoderSpec
+
+        try:
+            found = json.loads(path.read_text())
+            if found["format"] != FORMAT:
+                raise InputError(f"{path}: expected a projector of format {FORMAT}, found format {found['format']!r}")
+            encoder = found["encoder"]
+            return cls(
+                Design(**{name: found[name] for name in Design.__slots__}),
+                EncoderSpec(**{name: encoder[name] for name in EncoderSpec.__slots__}),
+                *(encoder["width"], encoder["sha256"], encoder["bytes"], found["size"], found["columns"]),
+            )
+        except OSError as error:
+            raise InputError(
+                f"weights {path.parent}: expected the folder of a projector, found no {RECORD} in it "
+                f"({error.strerror}); give one that `giftwrap train-projector` made"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: expected the record of a projector, found something else ({error!r})") from error
+
+
+def load_projector(args: Mapping[str, Any], weights: str) -> tuple[nn.Module, Weights]:
+    """A projector as a labeller, merged, and its weights: the encoder's too, which decide its labels.
+
+    Args:
+        args: ``encoder_weights`` says where the weights of the encoder are, if not where they were.
+        weights: its folder, or a file of weights in it.
+
+    Raises:
+        InputError: when it is none, or the encoder has other weights than in training.
+    """
+    from pipeline.networks.encoder import load_encoder
+
+    if unknown := args.keys() - {ENCODER_WEIGHTS}:
+        raise InputError(f"network {PROJECTOR}: takes {ENCODER_WEIGHTS} alone, found {', '.join(sorted(unknown))}")
+    file = file_of(Path(weights))
+    record = Record.read(file.parent / RECORD)
+    place = str(args.get(ENCODER_WEIGHTS) or found_at(record.spec.weights, file.parent))
+    encoder = load_encoder(replace(record.spec, weights=place), record.size)
+    if encoder.weights.digest != record.digest:
+        raise InputError(
+            f"encoder weights {place}: expected those that the projector {file.parent} was trained with (SHA-256 "
+            f"{record.digest[:12]}..., {record.bytes:,} bytes), found others ({encoder.weights.digest[:12]}..., "
+            f"{encoder.bytes:,} bytes); give them by the network's arguments: '{{\"{ENCODER_WEIGHTS}\": \"FILE\"}}'"
+        )
+    head = make_head(record.design, record.columns, record.width, None)
+    projector = Projector(encoder.network, record.design, head)
+    found = read_weights(file)
+    load_trained(projector.trained, found.tensors, str(file))
+    merged = projector.merged()
+    together = {**found.tensors, **{f"encoder.{name}": value for name, value in encoder.weights.tensors.items()}}
+    return merged, replace(found, tensors=together)
+
+
+def load_trained(trained: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Give a projector the numbers of a file.
+
+    Raises:
+        InputError: when they are another projector's.
+    """
+    own = saved(trained.state_dict())
+    problems = [name for name in {**own, **tensors} if name not in own or name not in tensors]
+    problems += [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    if problems:
+        raise InputError(f"weights {source}: not of this projector; they differ in {listed(problems)}")
+    trained.load_state_dict(dict(tensors), strict=False)  # only counters can be missing
+
+
+def file_of(weights: Path) -> Path:
+    """The file of weights that a folder, or a file of it, stands for."""
+    return weights / PROJECTOR_WEIGHTS if weights.is_dir() else weights
+
+
+def found_at(recorded: str, folder: Path) -> str:
+    """Where the weights of an encoder are: as in training, or else beside the projector."""
+    beside = folder / Path(recorded).name
+    return str(beside) if not Path(recorded).exists() and beside.is_file() else recorded
+
+
+def refuse(**_args: object) -> nn.Module:
+    """A projector is trained and loaded, and never made alone."""
+    raise InputError(
+        f"{PROJECTOR} is made by `giftwrap train-projector`; its folder labels: --teacher {PROJECTOR} --weights FOLDER"
+    )
+
+
+NETWORKS = {PROJECTOR: refuse}
+
+
+def require_used(projector: Projector, size: int) -> None:
+    """Refuse matrices without an effect: those of layers whose weight the encoder does not read in a step.
+
+    Args:
+        projector: before its first step; it has no gradients afterwards.
+        size: side of its crops in pixels.
+
+    Raises:
+        InputError: names the layers, or says that the encoder does not take such crops.
+    """
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    projector(images).square().mean().backward()
+    unused = [name for name, each in projector.trained.lora.items() if cast("lora.Lora", each).b.grad is None]
+    projector.zero_grad(set_to_none=True)
+    if unused:
+        raise InputError(
+            f"--lora-on: the encoder does not use the weights of {listed(name.replace('/', '.') for name in unused)} "
+            f"in a step; leave these layers out"
+        )
