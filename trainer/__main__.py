@@ -1,4 +1,4 @@
-"""`python -m trainer train | evaluate | compare | plot | sweep`."""
+"""`python -m trainer train | train-projector | evaluate | compare | plot | sweep`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from pipeline import ranks
 from trainer import recipes
 from trainer.compare import CompareConfig, compare
 from trainer.config import EvaluateConfig, PlotConfig, TrainConfig
+from trainer.projector_config import ProjectorConfig
 from trainer.sweep import SweepConfig, sweep
 
 
@@ -34,6 +35,15 @@ def train_command(config: TrainConfig, console: Console) -> int:
     from trainer.train import summarise, train
 
     if values := train(config, console):
+        console.summary(values, summarise(values))
+    return 0
+
+
+def projector_command(config: ProjectorConfig, console: Console) -> int:
+    """Train a projector and print how it does beside its teachers."""
+    from trainer.projecting import summarise, train_projector
+
+    if values := train_projector(config, console):
         console.summary(values, summarise(values))
     return 0
 
@@ -97,6 +107,19 @@ COMMANDS = {
             "--store labels --images train --student convnet-d3 --epochs 300 --test-images test --run-folder run",
             "--config run/config.toml --run-folder again --seed 1",
             "--config run/config.toml --run-folder three --seeds 0 1 2",
+        ),
+    ),
+    "train-projector": Command(
+        ProjectorConfig,
+        projector_command,
+        resumes=True,
+        short={"--run": "--run-folder"},
+        examples=(
+            (
+                "--images train --encoder timm:mobilenetv2_100 --encoder-weights timm:pretrained --teacher convnet-d3 "
+                "--weights d3/epoch-0020.safetensors d3/epoch-0040.safetensors --teacher-size 32 --epochs 20 "
+                "--test-images test --run-folder projector"
+            ),
         ),
     ),
     "evaluate": Command(

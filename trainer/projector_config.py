@@ -40,7 +40,8 @@ class EncoderOptions:
     encoder_std: tuple[float, float, float] | None = None
     """Channel standard deviations of its normalisation; likewise."""
     size: int | None = None
-    """Side of its crops in pixels; what its weights were trained with when left out. --teacher-size is the teacher's."""
+    """Side of its crops in pixels; what its weights were trained with when left out. The teacher's is --teacher-size,
+    which is this one when left out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +50,7 @@ class ProjectorOptions:
 
     rank: int = 8
     """Rank of the matrices that adapt the encoder's layers; 0 trains the head alone."""
-    alpha: float | None = None
+    lora_alpha: float | None = None
     """Their product is scaled by alpha / rank; the rank when left out, so by 1."""
     lora_on: str | None = None
     """Which layers: a regular expression that is searched for in their names; left out, every linear layer and every
@@ -93,11 +94,11 @@ class ProjectorConfig(RunConfig):
             raise InputError("train-projector: needs a teacher; give --teacher and --weights, or --labeller")
         if own.rank < 0:
             raise InputError(f"--rank: expected at least 0, found {own.rank}")
-        for flag, value in (("--alpha", own.alpha), ("--head-scale", own.head_scale)):
+        for flag, value in (("--lora-alpha", own.lora_alpha), ("--head-scale", own.head_scale)):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"{flag}: expected a number > 0, found {value}")
-        if not own.rank and (own.lora_on is not None or own.alpha is not None):
-            flag = "--alpha" if own.lora_on is None else "--lora-on"
+        if not own.rank and (own.lora_on is not None or own.lora_alpha is not None):
+            flag = "--lora-alpha" if own.lora_on is None else "--lora-on"
             raise InputError(f"{flag}: has no effect with --rank 0, which adapts no layer; leave it out")
         if own.text is not None and own.head is not None:
             raise InputError(f"--text, --head {own.head}: expected one of them, found both; leave one of them out")

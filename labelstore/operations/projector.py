@@ -71,7 +71,8 @@ def projector_lines(values: Any) -> list[str]:
     names = {"lora": "matrices", "norms": "norms", "head": "head", "head_start": "head's start"}
     shown = {
         "columns": f"{values['columns']:,}, crops of {values['size']} px",
-        "ranks": f"{values['rank']} in the encoder, {values['head_rank']} in the head, which starts from {values['head']}",
+        "ranks": f"{values['rank']} in the encoder, {values['head_rank']} in the head",
+        "head begins": f"from {values['head']}",
         **{
             label: f"{byte_count(values['bytes'][part])}, {parameters[part]:,} parameters"
             for part, label in names.items()

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from labelstore.errors import InputError
+from labelstore.operations.projector import PARTS, PROJECTOR_WEIGHTS, RECORD, part_of
 from labelstore.spec import Json
 from labelstore.version import __version__
 from pipeline.networks import lora
 from pipeline.networks.outputs import logits_of
-from labelstore.operations.projector import PARTS, PROJECTOR_WEIGHTS, RECORD, part_of
 from pipeline.networks.trained import ENCODER_WEIGHTS, PROJECTOR
 from pipeline.networks.weight_sets import is_counter, listed
 from pipeline.networks.weights import Weights, read_weights
@@ -231,7 +231,8 @@ def start_from_text(text: Tensor, columns: int, width: int, place: str, scale: f
     lengths = text.float().norm(dim=1, keepdim=True)
     if not bool(torch.isfinite(lengths).all()) or not bool(lengths.all()):
         raise InputError(f"{place}: expected rows of finite numbers that are not all 0, found others")
-    return scale * text.float() / lengths
+    rows: Tensor = scale * text.float() / lengths
+    return rows
 
 
 def start_from_means(means: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -348,7 +349,7 @@ def load_projector(args: Mapping[str, Any], weights: str) -> tuple[nn.Module, We
         raise InputError(
             f"encoder weights {place}: expected those that the projector {file.parent} was trained with (SHA-256 "
             f"{record.digest[:12]}..., {record.bytes:,} bytes), found others ({encoder.weights.digest[:12]}..., "
-            f"{encoder.bytes:,} bytes); give them by the network's arguments: '{{\"{ENCODER_WEIGHTS}\": \"FILE\"}}'"
+            f'{encoder.bytes:,} bytes); give them by the network\'s arguments: \'{{"{ENCODER_WEIGHTS}": "FILE"}}\''
         )
     head = make_head(record.design, record.columns, record.width, None)
     projector = Projector(encoder.network, record.design, head)
