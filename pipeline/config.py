@@ -37,7 +37,8 @@ class TeacherOptions:
     """torchvision:NAME, timm:NAME, module:attribute, or a network of giftwrap's own (docs/GUIDE.md lists them).
     Several label together: the weighted mean of their logits."""
     weights: tuple[str, ...] = ()
-    """Weights, one a teacher: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
+    """Weights, one a teacher, or several of one --teacher, an ensemble: a .safetensors or state-dict file,
+    torchvision:IMAGENET1K_V1 or timm:pretrained; of a projector, its folder."""
     weights_key: tuple[str, ...] = ()
     """Of several sets of weights in a file the one to take, such as model_ema or model.state_dict; one a teacher, or
     one for all. Left out, a running mean (EMA) where there is one; what is taken is printed."""

@@ -15,6 +15,9 @@ from labelstore.command.console import Console, byte_count
 from labelstore.encodings.fidelity import quality
 from labelstore.spec import Json
 from pipeline.build.defaults import settle_teacher
+from pipeline.networks.projector import load_projector
+from pipeline.networks.trained import recorded_in
+from pipeline.networks.weights import save_weights
 from trainer import train as loop
 from trainer.config import EvaluateConfig
 from trainer.evaluate import EvalResult, measure
@@ -22,12 +25,18 @@ from trainer.projector import make_projector_run, settle_encoder
 from trainer.projector_config import ProjectorConfig
 from trainer.subject import settle
 
+MERGED = "merged.safetensors"
+
 
 def train_projector(config: ProjectorConfig, console: Console) -> Mapping[str, Json]:
     """Train a projector, or continue, or report a finished one; returns the summary, on the first process."""
     setup = settle_encoder(config)
     run = config.as_train(setup.size)
     values = loop.train(run, console, partial(make_projector_run, config, setup))
+    if values and config.projector.merge:
+        network, _ = load_projector({}, str(config.run))
+        save_weights(network.state_dict(), config.run / MERGED, trained=recorded_in(str(config.run)))
+        console.line(f"merged: {config.run / MERGED}, {byte_count((config.run / MERGED).stat().st_size)}")
     if values and config.test_images:
         return {**values, **beside_teachers(config, setup.size, console)}
     return values

@@ -161,7 +161,7 @@ class ProjectorObjective(Student):
         spec = parts.encoder.spec
         code: Any = self.made_of["code"]
         described: dict[str, Json] = {
-            **{name: value for name, value in self.made_of.items() if name != "code"},
+            "format": self.made_of["format"],
             "projector": {
                 "encoder": {
                     "name": spec.name,
@@ -172,6 +172,7 @@ class ProjectorObjective(Student):
                 **parts.config.projector.to_json(),
                 "text": parts.start,
             },
+            **{name: value for name, value in self.made_of.items() if name != "format"},
             "code": {**code, **code_of(parts.projector, spec.name)},
         }
         self.made_of = json.loads(json.dumps(described))
@@ -279,6 +280,11 @@ def make_objective(
     encoder.network.cpu()
     projector = Projector(encoder.network, design, make_head(design, columns, encoder.width, start, bias))
     require_used(projector, setup.size)
+    if options.merge and (grouped := [place.name for place in projector.places if place.groups > 1]):
+        raise InputError(
+            f"--merge: the matrices of grouped convolutions cannot be merged ({grouped[0]}); leave it out, or these "
+            f"layers, by --lora-on"
+        )
     projector = projector.to(device=device, memory_format=memory_format(channels_last))  # type: ignore[call-overload]
     digest = state_digest({"text": text}) if text is not None else None
     notes = (*setup.notes, *described(projector, design, encoder, columns))

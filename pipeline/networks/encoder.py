@@ -87,7 +87,7 @@ def load_encoder(spec: EncoderSpec, size: int) -> Encoder:
     return Encoder(spec, network, width_of(network, spec, size), weights)
 
 
-def build_encoder(spec: EncoderSpec, size: int, classes: int = SOME) -> nn.Module:
+def build_encoder(spec: EncoderSpec, size: int, classes: int) -> nn.Module:
     """The same with random weights."""
     return as_encoder(build_network(spec.name, spec.args, classes, size=size), spec, size)
 

@@ -22,6 +22,7 @@ from labelstore.errors import InputError
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WEIGHT, FUSED = "weight", "in_proj_weight"  # the second: query, key and value of nn.MultiheadAttention
+BESIDE = "lora"  # the matrices of a grouped convolution, as a module of it
 NAMED = 8  # modules of a message
 
 
@@ -168,12 +169,16 @@ def adapt(network: nn.Module, chosen: Mapping[Place, Lora]) -> None:
         module = network.get_submodule(place.module)
         if place.groups == 1:
             parametrize.register_parametrization(module, place.weight, lora)
-            continue
+        else:
+            module.add_module(BESIDE, lora)
+            module.register_forward_hook(add_beside)
 
-        def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, lora: Lora = lora) -> Tensor:
-            return output + lora.beside(layer, inputs[0])
 
-        module.register_forward_hook(add)
+def add_beside(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """What a grouped convolution gives with its matrices."""
+    lora: Any = getattr(layer, BESIDE)
+    added: Tensor = lora.beside(layer, inputs[0])
+    return output + added
 
 
 def merge(network: nn.Module, chosen: Mapping[Place, Lora]) -> None:
@@ -182,7 +187,7 @@ def merge(network: nn.Module, chosen: Mapping[Place, Lora]) -> None:
         if place.groups == 1:
             module = network.get_submodule(place.module)
             parametrize.remove_parametrizations(module, place.weight, leave_parametrized=True)
-            getattr(module, place.weight).requires_grad_(False)
+    network.requires_grad_(False)
 
 
 def made(network: nn.Module, chosen: list[Place], rank: int, scale: float) -> dict[Place, Lora]:

@@ -343,6 +343,9 @@ def load_projector(args: Mapping[str, Any], weights: str) -> tuple[nn.Module, We
         raise InputError(f"network {PROJECTOR}: takes {ENCODER_WEIGHTS} alone, found {', '.join(sorted(unknown))}")
     file = file_of(Path(weights))
     record = Record.read(file.parent / RECORD)
+    found = read_weights(file)
+    if any(name.startswith("encoder.") for name in found.tensors):
+        return _merged(record, found)
     place = str(args.get(ENCODER_WEIGHTS) or found_at(record.spec.weights, file.parent))
     encoder = load_encoder(replace(record.spec, weights=place), record.size)
     if encoder.weights.digest != record.digest:
@@ -353,11 +356,22 @@ def load_projector(args: Mapping[str, Any], weights: str) -> tuple[nn.Module, We
         )
     head = make_head(record.design, record.columns, record.width, None)
     projector = Projector(encoder.network, record.design, head)
-    found = read_weights(file)
     load_trained(projector.trained, found.tensors, str(file))
     merged = projector.merged()
     together = {**found.tensors, **{f"encoder.{name}": value for name, value in encoder.weights.tensors.items()}}
     return merged, replace(found, tensors=together)
+
+
+def _merged(record: Record, found: Weights) -> tuple[nn.Module, Weights]:
+    """A projector whose weights are those of `Projector.merged`, the encoder's among them."""
+    from pipeline.networks.encoder import SOME, build_encoder
+    from pipeline.networks.weights import load_weights
+
+    classes = record.width if record.spec.features == "output" else SOME
+    encoder = build_encoder(record.spec, record.size, classes)
+    network = Merged(encoder, nn.Linear(record.width, record.columns))
+    load_weights(network, found)
+    return network.eval().requires_grad_(False), found
 
 
 def load_trained(trained: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
