@@ -1,4 +1,4 @@
-"""`python -m pipeline build | verify | show | import`."""
+"""`python -m pipeline build | verify | show | import | text-embeddings`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ require_ours("pipeline")
 
 from pipeline import ranks
 from pipeline.build import recipe
-from pipeline.config import BuildConfig, ImportConfig, ShowConfig, VerifyConfig, require_labels
+from pipeline.config import BuildConfig, ImportConfig, ShowConfig, TextConfig, VerifyConfig, require_labels
 
 
 def build_command(config: BuildConfig, console: Console) -> int:
@@ -117,6 +117,18 @@ def show_command(config: ShowConfig, console: Console) -> int:
     return 0
 
 
+def text_command(config: TextConfig, console: Console) -> int:
+    """Make text embeddings and print their shape."""
+    from pipeline.importing.text import text_embeddings
+
+    classes, width = text_embeddings(config)
+    console.summary(
+        {"out": str(config.out), "classes": classes, "width": width, "templates": len(config.template)},
+        f"text embeddings of {classes:,} classes, {width:,} numbers each, written to {config.out}",
+    )
+    return 0
+
+
 COMMANDS = {
     "build": Command(
         BuildConfig,
@@ -151,6 +163,14 @@ COMMANDS = {
         examples=(
             "data.pt --out train",
             "data.pt --out train --mean 0.4914 0.4822 0.4465 --std 0.2023 0.1994 0.201",
+        ),
+    ),
+    "text-embeddings": Command(
+        TextConfig,
+        text_command,
+        examples=(
+            "--model open_clip:RN50/openai --classes train --out text.npy",
+            "--model open_clip:RN50/openai --classes names.txt --template 'a {}.' 'one {}.' --out text.safetensors",
         ),
     ),
 }

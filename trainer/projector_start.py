@@ -38,7 +38,12 @@ def read_text(path: Path, material: Material) -> Tensor:
         if len(tensors) != 1:
             raise InputError(f"{place}: expected one tensor [C, d], found {len(tensors)}")
         names = json.loads(metadata.get(CLASSES_KEY, "null"))
-        if names is not None and len(names) == len(material.classes) and list(names) != list(material.classes):
+        if names is not None and {*names} & {*material.classes} and list(names) != list(material.classes):
+            if len(names) != len(material.classes):
+                raise InputError(
+                    f"{place}: expected the {len(material.classes)} classes of the images, found {len(names)}; give text "
+                    f"embeddings of these classes, in their order"
+                )
             first = next(i for i, name in enumerate(names) if name != material.classes[i])
             raise InputError(
                 f"{place}: expected the classes of the images, found {names[first]!r} in the place of "

@@ -302,9 +302,8 @@ def describe(
         return []
     same = accepted(stored, made, anyway=config.anyway)
     ours: Any = made.get("student", {})
-    if all(stored.get(key) == made.get(key) for key in ("store", "crops", "labels", "projector")) and same.get(
-        "student", {}
-    ).get("layout") != ours.get("layout"):
+    alike = all(stored.get(key) == made.get(key) for key in ("store", "crops", "labels", "projector"))
+    if alike and same.get("student", {}).get("layout") != ours.get("layout"):
         raise MismatchError(
             f"the student has other weights than when the run began: names, shapes or types in its state dict differ; "
             f"give the code and the arguments of {path} again, or another --run"

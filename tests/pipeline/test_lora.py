@@ -85,6 +85,7 @@ def test_a_convolution_against_its_definition(layer: Any) -> None:
         torch.testing.assert_close(network(images), wanted, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore")  # peft warns of groups, and what it imports of more
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_convolution_against_peft(groups: int) -> None:
     peft = pytest.importorskip("peft")
