@@ -41,8 +41,8 @@ def read_text(path: Path, material: Material) -> Tensor:
         if names is not None and {*names} & {*material.classes} and list(names) != list(material.classes):
             if len(names) != len(material.classes):
                 raise InputError(
-                    f"{place}: expected the {len(material.classes)} classes of the images, found {len(names)}; give text "
-                    f"embeddings of these classes, in their order"
+                    f"{place}: expected the {len(material.classes)} classes of the images, found {len(names)}; give "
+                    f"text embeddings of these classes, in their order"
                 )
             first = next(i for i, name in enumerate(names) if name != material.classes[i])
             raise InputError(

@@ -58,9 +58,8 @@ def class_names(given: str) -> list[str]:
         return [*open_images(Path(given), "bytes").listing.classes]
     names = entries(given, (), "--classes")
     if len({*names}) < len(names):
-        raise InputError(
-            f"--classes: expected different names, found {next(n for n in names if names.count(n) > 1)!r} twice"
-        )
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"--classes: expected different names, found {twice!r} twice")
     return names
 
 
@@ -72,7 +71,7 @@ def embed(network: Any, tokenizer: Any, names: list[str], templates: tuple[str, 
         torch.nn.functional.normalize(network.encode_text(tokenizer(prompts[first : first + AT_ONCE])).float())
         for first in range(0, len(prompts), AT_ONCE)
     ]
-    means = torch.cat(parts).unflatten(0, (len(names), len(templates))).mean(1)
+    means = torch.cat(parts).reshape(len(names), len(templates), -1).mean(1)
     return torch.nn.functional.normalize(means)
 
 

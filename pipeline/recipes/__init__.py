@@ -42,6 +42,7 @@ RECIPES: Table[Recipe] = Table(
         "rded": "pipeline.recipes.rded",
         "sre2l": "pipeline.recipes.sre2l",
         "no-distillation": "pipeline.recipes.no_distillation",
+        "hello": "pipeline.recipes.hello",
     }
 )
 RecipeName: TypeAlias = Annotated[str, Choices(RECIPES)]

@@ -53,7 +53,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         calls.append((name, pretrained))
         return Tower()
 
-    module.create_model, module.get_tokenizer = create_model, lambda name: tokens
+    module.create_model, module.get_tokenizer = create_model, lambda _name: tokens
     monkeypatch.setitem(sys.modules, "open_clip", module)
     return calls
 
