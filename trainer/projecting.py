@@ -15,8 +15,8 @@ from labelstore.command.console import Console, byte_count
 from labelstore.encodings.fidelity import quality
 from labelstore.spec import Json
 from pipeline.build.defaults import settle_teacher
-from pipeline.networks.projector import load_projector
-from pipeline.networks.trained import recorded_in
+from pipeline.networks import load_network
+from pipeline.networks.trained import PROJECTOR, recorded_in
 from pipeline.networks.weights import save_weights
 from trainer import train as loop
 from trainer.config import EvaluateConfig
@@ -34,7 +34,7 @@ def train_projector(config: ProjectorConfig, console: Console) -> Mapping[str, J
     run = config.as_train(setup.size)
     values = loop.train(run, console, partial(make_projector_run, config, setup))
     if values and config.projector.merge:
-        network, _ = load_projector({}, str(config.run))
+        network, _ = load_network(PROJECTOR, {}, str(config.run), classes=0, size=setup.size)
         save_weights(network.state_dict(), config.run / MERGED, trained=recorded_in(str(config.run)))
         console.line(f"merged: {config.run / MERGED}, {byte_count((config.run / MERGED).stat().st_size)}")
     if values and config.test_images:

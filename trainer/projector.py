@@ -20,7 +20,7 @@ from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
 from labelstore.operations.projector import PROJECTOR_WEIGHTS, RECORD, projector_info
 from labelstore.spec import Json
-from pipeline.networks import lora
+from pipeline.networks import load_network, lora
 from pipeline.networks.encoder import Encoder, EncoderSpec, features_of, load_encoder
 from pipeline.networks.layout import memory_format, takes_channels_last
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD, require_normalisation
@@ -255,7 +255,7 @@ def make_objective(
 ) -> ProjectorObjective:
     """The projector of flags, before its first step; refuses what does not fit together."""
     config.optimiser.spec()  # refused before the encoder is loaded, which takes longer
-    encoder, columns = load_encoder(setup.spec, setup.size), material.columns
+    encoder, columns = load_encoder(setup.spec, setup.size, load_network), material.columns
     options, chosen = own.projector, own.projector.head or "means"
     rank = options.head_rank
     design = Design(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from labelstore.errors import InputError, reason
 from labelstore.spec import Json
 from pipeline.device.faults import is_fault
-from pipeline.networks.load import build_network, load_network
 from pipeline.networks.outputs import logits_of
 from pipeline.networks.trained import TIMM
 from pipeline.networks.weights import Weights
@@ -20,6 +19,20 @@ from pipeline.networks.weights import Weights
 Features = Literal["penultimate", "output"]
 SOME = 1_000  # classes of a classifier that is taken off; those of the weights win over it
 CLIP = "_clip"  # in timm's names of image towers: their last layer projects into the space of the text
+
+
+class Load(Protocol):
+    """`pipeline.networks.load.load_network`, which also loads networks that hold an encoder."""
+
+    def __call__(  # noqa: D102
+        self, name: str, args: Mapping[str, Any], weights: str, /, *, classes: int, size: int
+    ) -> tuple[nn.Module, Weights]: ...
+
+
+class Build(Protocol):
+    """`pipeline.networks.load.build_network`."""
+
+    def __call__(self, name: str, args: Mapping[str, Any], classes: int, /, *, size: int) -> nn.Module: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,20 +89,26 @@ def features_of(name: str, wanted: Features | None) -> Features:
     return "output" if own else "penultimate"
 
 
-def load_encoder(spec: EncoderSpec, size: int) -> Encoder:
+def load_encoder(spec: EncoderSpec, size: int, load: Load) -> Encoder:
     """An encoder for crops of ``size`` px.
+
+    Args:
+        spec: which.
+        size: side of its crops in pixels.
+        load: loads networks.
 
     Raises:
         InputError: when network or weights cannot be had, or it gives no feature vectors.
     """
-    network, weights = load_network(spec.name, spec.args, spec.weights, classes=SOME, size=size)
+    network, weights = load(spec.name, spec.args, spec.weights, classes=SOME, size=size)
     network = as_encoder(network, spec, size)
     return Encoder(spec, network, width_of(network, spec, size), weights)
 
 
-def build_encoder(spec: EncoderSpec, size: int, classes: int) -> nn.Module:
-    """The same with random weights."""
-    return as_encoder(build_network(spec.name, spec.args, classes, size=size), spec, size)
+def build_encoder(spec: EncoderSpec, size: int, width: int, build: Build) -> nn.Module:
+    """The same with random weights, of features of ``width`` numbers."""
+    classes = width if spec.features == "output" else SOME
+    return as_encoder(build(spec.name, spec.args, classes, size=size), spec, size)
 
 
 def as_encoder(network: nn.Module, spec: EncoderSpec, size: int) -> nn.Module:

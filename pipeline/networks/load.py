@@ -64,7 +64,7 @@ def load_network(
         return load_distributed(name, args, weights)
     require_file(Path(weights))  # before the network takes its time
     if name == PROJECTOR:
-        return load_projector(args, weights)
+        return load_projector(args, weights, load_network, build_network)
     network = build_network(name, args, classes, size=size)
     found = read_weights(Path(weights), key=key, own=network.state_dict())
     trained_for = head_classes(network, classes, found)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,11 @@ from labelstore.operations.projector import PARTS, PROJECTOR_WEIGHTS, RECORD, pa
 from labelstore.spec import Json
 from labelstore.version import __version__
 from pipeline.networks import lora
+from pipeline.networks.encoder import Build, Encoder, EncoderSpec, Load, build_encoder, load_encoder
 from pipeline.networks.outputs import logits_of
 from pipeline.networks.trained import ENCODER_WEIGHTS, PROJECTOR
 from pipeline.networks.weight_sets import is_counter, listed
-from pipeline.networks.weights import Weights, read_weights
-
-if TYPE_CHECKING:
-    from pipeline.networks.encoder import Encoder, EncoderSpec
+from pipeline.networks.weights import Weights, load_weights, read_weights
 
 FORMAT = 1
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
@@ -306,8 +304,6 @@ class Record:
         Raises:
             InputError: when there is none.
         """
-        from pipeline.networks.encoder import EncoderSpec
-
         try:
             found = json.loads(path.read_text())
             if found["format"] != FORMAT:
@@ -327,27 +323,27 @@ class Record:
             raise InputError(f"{path}: expected the record of a projector, found something else ({error!r})") from error
 
 
-def load_projector(args: Mapping[str, Any], weights: str) -> tuple[nn.Module, Weights]:
+def load_projector(args: Mapping[str, Any], weights: str, load: Load, build: Build) -> tuple[nn.Module, Weights]:
     """A projector as a labeller, merged, and its weights: the encoder's too, which decide its labels.
 
     Args:
         args: ``encoder_weights`` says where the weights of the encoder are, if not where they were.
         weights: its folder, or a file of weights in it.
+        load: loads the encoder.
+        build: builds the encoder of a projector that is merged.
 
     Raises:
         InputError: when it is none, or the encoder has other weights than in training.
     """
-    from pipeline.networks.encoder import load_encoder
-
     if unknown := args.keys() - {ENCODER_WEIGHTS}:
         raise InputError(f"network {PROJECTOR}: takes {ENCODER_WEIGHTS} alone, found {', '.join(sorted(unknown))}")
     file = file_of(Path(weights))
     record = Record.read(file.parent / RECORD)
     found = read_weights(file)
     if any(name.startswith("encoder.") for name in found.tensors):
-        return _merged(record, found)
+        return _merged(record, found, build)
     place = str(args.get(ENCODER_WEIGHTS) or found_at(record.spec.weights, file.parent))
-    encoder = load_encoder(replace(record.spec, weights=place), record.size)
+    encoder = load_encoder(replace(record.spec, weights=place), record.size, load)
     if encoder.weights.digest != record.digest:
         raise InputError(
             f"encoder weights {place}: expected those that the projector {file.parent} was trained with (SHA-256 "
@@ -362,13 +358,9 @@ def load_projector(args: Mapping[str, Any], weights: str) -> tuple[nn.Module, We
     return merged, replace(found, tensors=together)
 
 
-def _merged(record: Record, found: Weights) -> tuple[nn.Module, Weights]:
+def _merged(record: Record, found: Weights, build: Build) -> tuple[nn.Module, Weights]:
     """A projector whose weights are those of `Projector.merged`, the encoder's among them."""
-    from pipeline.networks.encoder import SOME, build_encoder
-    from pipeline.networks.weights import load_weights
-
-    classes = record.width if record.spec.features == "output" else SOME
-    encoder = build_encoder(record.spec, record.size, classes)
+    encoder = build_encoder(record.spec, record.size, record.width, build)
     network = Merged(encoder, nn.Linear(record.width, record.columns))
     load_weights(network, found)
     return network.eval().requires_grad_(False), found

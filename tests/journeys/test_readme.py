@@ -37,6 +37,8 @@ COMMANDS = (
     "show",
     "import",
     "train",
+    "train-projector",
+    "text-embeddings",
     "evaluate",
     "compare",
     "plot",
