@@ -21,6 +21,7 @@ from labelstore.operations.projector import projector_info
 from pipeline.networks import build_network, load_network, save_weights
 from pipeline.networks.weights import read_weights
 from pipeline.ranks import Ranks
+from tests.journeys.test_torchrun import torchrun
 from tests.journeys.world import CLASSES, SIDE, TEACHER, World, draw_images, giftwrap
 from tests.trainer.encoders import WIDTH, saved_encoder
 from tests.trainer.interrupting import interrupted_after
@@ -234,6 +235,50 @@ def test_the_end_line_states_what_evaluations_and_logits_give(flags: Mapping[str
     assert "agreement" in text
     assert 0 <= values["agreement"] <= 1
     assert -1 <= values["fidelity"] <= 1
+
+
+def test_processes_train_the_projector_that_one_trains(flags: Mapping[str, Any], tmp_path: Path) -> None:
+    """In batches that they do not share evenly; the first one's means are every one's start."""
+    folder = tmp_path / "whole"
+    quiet(config_of(flags, folder, batch_size=7))
+    words = [
+        "giftwrap",
+        "train-projector",
+        "--config",
+        folder / "config.toml",
+        "--run-folder",
+        tmp_path / "ranks",
+        "--json",
+    ]
+    ended = torchrun(2, words, tmp_path / "out")
+    assert [each.code for each in ended] == [0, 0], ended[0].err
+    found, wanted = (read_weights(run / "projector.safetensors").tensors for run in (tmp_path / "ranks", folder))
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+    assert "top1" in ended[0].summary
+    assert not ended[1].out
+
+
+def test_grouped_convolutions_are_adapted_and_not_merged(flags: Mapping[str, Any], tmp_path: Path) -> None:
+    """Layer 3 has a group for each channel, and is taken where it is named."""
+    more = {"lora_on": r"layers\.3", "rank": 8}
+    with pytest.raises(InputError, match=r"--merge: .* cannot be merged \(layers\.3\)"):
+        quiet(config_of(flags, tmp_path / "run", merge=True, **more))
+    quiet(config_of(flags, tmp_path / "run", **more))
+    found = read_weights(tmp_path / "run" / "projector.safetensors").tensors
+    assert found["lora.layers/3.b"].any()
+    before = logits_of(tmp_path / "run", IMAGES)
+    network, _ = load_network("projector", {}, str(tmp_path / "run"), classes=len(CLASSES), size=8)
+    assert "encoder.layers.3.lora.a" in network.state_dict()
+    assert torch.equal(network.double().float()(IMAGES), before)
+
+
+def test_under_autocast(flags: Mapping[str, Any], tmp_path: Path) -> None:
+    config = config_of(flags, tmp_path / "run", dtype="bfloat16", epochs=1)
+    assert quiet(config)["top1"] is not None
+    assert all(
+        value.dtype == torch.float32 for value in read_weights(config.run / "projector.safetensors").tensors.values()
+    )
 
 
 def test_a_projector_learns_its_teachers(flags: Mapping[str, Any], tmp_path: Path) -> None:
