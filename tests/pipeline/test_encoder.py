@@ -43,7 +43,7 @@ def test_the_features_of_a_classifier_are_what_its_last_layer_gets(name: str, he
     """Of whatever number of classes the weights are: only the head differs then."""
     if name.startswith("timm"):
         pytest.importorskip("timm")
-    args = {"img_size": SIZE} if name == "timm:test_vit" else {}
+    args: dict[str, Any] = {"img_size": SIZE} if name == "timm:test_vit" else {}
     network = saved(name, tmp_path / "w.safetensors", 7, **args)
     found: Any = network.get_submodule(head) if head in dict(network.named_modules()) else None
     if found is None:
