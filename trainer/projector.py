@@ -29,13 +29,12 @@ from pipeline.networks.projector import (
     Projector,
     default_head_rank,
     make_head,
-    record_of,
     require_used,
     saved,
     start_from_means,
     start_from_text,
 )
-from pipeline.networks.state import trained_parameters
+from pipeline.networks.projector_file import record_of
 from pipeline.networks.trained import Trained, numbers, trained_with
 from pipeline.networks.weights import packed, save_weights, state_digest, weights_like
 from pipeline.ranks import Ranks
@@ -89,6 +88,7 @@ def settle_encoder(config: ProjectorConfig) -> Setup:
         raise InputError(f"--size: {given.encoder_weights} does not say which crops it was trained on; give --size")
     mean, of_mean = _chosen(given.encoder_mean, "--encoder-mean", known, "mean", IMAGENET_MEAN)
     std, of_std = _chosen(given.encoder_std, "--encoder-std", known, "std", IMAGENET_STD)
+    other = f"; {known.size} px in {known.source}" if known and known.size not in (None, size) else ""
     spec = EncoderSpec(
         name=given.encoder,
         weights=given.encoder_weights,
@@ -100,7 +100,7 @@ def settle_encoder(config: ProjectorConfig) -> Setup:
         size=size,
         normal=(mean, std),
         notes=(
-            f"encoder: {spec.name} of {spec.weights}, crops of {size} px, its {spec.features} features",
+            f"encoder: {spec.name} of {spec.weights}, crops of {size} px, its {spec.features} features{other}",
             f"encoder's normalisation: mean {numbers(mean)} ({of_mean}), std {numbers(std)} ({of_std})",
         ),
     )
@@ -176,8 +176,8 @@ class ProjectorObjective(Student):
             "code": {**code, **code_of(parts.projector, spec.name)},
         }
         self.made_of = json.loads(json.dumps(described))
-        columns, size = material.columns, material.loader.size
-        self._record = json.dumps(record_of(parts.design, parts.encoder, size, columns), indent=1).encode() + b"\n"
+        record = record_of(parts.design, parts.encoder, self.trained)
+        self._record = json.dumps(record, indent=1).encode() + b"\n"
 
     def begin(self, console: Console) -> None:
         """Print what is trained, and the labels."""
@@ -190,12 +190,14 @@ class ProjectorObjective(Student):
 
     def files(self) -> Mapping[str, Proof]:
         """Weights of this projector, its record, and the table of its classes."""
-        weights = weights_like(packed(saved(self.network.state_dict()), None, self.trained))
+        state = saved(self.network.state_dict())
+        weights = weights_like(packed(state, None, self.trained))
         kept = map(kept_weights, self._config.kept_epochs())
         found = {name: proof for name, proof in super().files().items() if not name.endswith(".safetensors")}
         return {
             **found,
-            **dict.fromkeys((PROJECTOR_WEIGHTS, "best.safetensors", *kept), weights),
+            **dict.fromkeys(("best.safetensors", *kept), weights),
+            PROJECTOR_WEIGHTS: weights_like(packed(state, None)),
             RECORD: self._is_record(),
         }
 
@@ -219,10 +221,11 @@ class ProjectorObjective(Student):
 
     def save_weights(self, state: Mapping[str, Tensor], path: Path) -> None:
         """With the record of the encoder, beside which the last ones stand."""
-        if path.name == LAST:
-            write_over(path.with_name(RECORD), self._record, self._is_record())
-            path = path.with_name(PROJECTOR_WEIGHTS)
-        save_weights(saved(state), path, trained=self.trained)
+        if path.name != LAST:
+            save_weights(saved(state), path, trained=self.trained)
+            return
+        write_over(path.with_name(RECORD), self._record, self._is_record())
+        save_weights(saved(state), path.with_name(PROJECTOR_WEIGHTS))
 
     def report(self) -> Mapping[str, Json]:
         """Parameters and bytes by part."""
@@ -256,16 +259,7 @@ def make_objective(
     """The projector of flags, before its first step; refuses what does not fit together."""
     config.optimiser.spec()  # refused before the encoder is loaded, which takes longer
     encoder, columns = load_encoder(setup.spec, setup.size, load_network), material.columns
-    options, chosen = own.projector, own.projector.head or "means"
-    rank = options.head_rank
-    design = Design(
-        rank=options.rank,
-        alpha=float(options.rank if options.lora_alpha is None else options.lora_alpha),
-        lora_on=options.lora_on,
-        head="text" if options.text else chosen,
-        head_rank=default_head_rank(columns, encoder.width) if rank is None else rank,
-        adapt_norms=options.adapt_norms,
-    )
+    options, design = own.projector, design_of(own, columns, encoder.width)
     make_head(design, columns, encoder.width, None)  # a rank that does not fit is refused before features are made
     start, bias, text = None, None, None
     if options.text:
@@ -278,7 +272,8 @@ def make_objective(
         start, bias = start_from_means(means, options.head_scale)
     seed_all(config.seed)
     encoder.network.cpu()
-    projector = Projector(encoder.network, design, make_head(design, columns, encoder.width, start, bias))
+    head = make_head(design, columns, encoder.width, start, bias, kept=design.head != "zero")
+    projector = Projector(encoder.network, design, head)
     require_used(projector, setup.size)
     if options.merge and (grouped := [place.name for place in projector.places if place.groups > 1]):
         raise InputError(
@@ -292,20 +287,31 @@ def make_objective(
     return ProjectorObjective(parts, config, material, channels_last, test, ranks.world)
 
 
+def design_of(own: ProjectorConfig, columns: int, width: int) -> Design:
+    """The numbers of a projector, complete."""
+    options = own.projector
+    rank = options.head_rank
+    return Design(
+        rank=options.rank,
+        alpha=float(options.rank if options.lora_alpha is None else options.lora_alpha),
+        lora_on=options.lora_on,
+        head="text" if options.text else options.head or "means",
+        head_rank=default_head_rank(columns, width) if rank is None else rank,
+        adapt_norms=options.adapt_norms,
+    )
+
+
 def described(projector: Projector, design: Design, encoder: Encoder, columns: int) -> list[str]:
     """What is trained, for people."""
     found = lora.listed(projector.places, design.rank) if design.rank else ["low-rank matrices: none in the encoder"]
-    count = projector.parameters_by_part()
+    count = projector.parameters_by_part
     norms = f"; norm layers {count['norms']:,} parameters" if count["norms"] else ""
     start = {"text": "text embeddings", "means": f"mean features of at most {MEANS} images a class", "zero": "zero"}
-    trained = sum(
-        dict(projector.trained.named_parameters())[name].numel() for name in trained_parameters(projector.trained)
-    )
     head = f"from {start[design.head]}, rank {design.head_rank}, {count['head']:,} parameters"
     return [
         *found,
         f"head: {columns:,} x {encoder.width:,}, {head}{norms}",
-        f"trained: {trained:,} parameters; the encoder's {byte_count(encoder.bytes)} stay as they are",
+        f"trained: {sum(count.values()):,} parameters; the encoder's {byte_count(encoder.bytes)} stay as they are",
     ]
 
 

@@ -14,13 +14,13 @@ from labelstore.errors import InputError
 from labelstore.spec import Json
 
 RECORD, PROJECTOR_WEIGHTS = "projector.json", "projector.safetensors"
-PARTS = ("lora", "norms", "head", "head_start")
+PARTS = ("lora", "norms", "head")
 NUMBER_BYTES = 4  # float32
 
 
 def part_of(name: str) -> str:
-    """The part that a tensor of a projector belongs to; what the head starts from is one of its own."""
-    return "head_start" if name == "head.start" else name.partition(".")[0]
+    """The part that a tensor of a projector belongs to."""
+    return name.partition(".")[0]
 
 
 def is_projector(folder: Path) -> bool:
@@ -49,8 +49,8 @@ def projector_info(folder: Path) -> dict[str, Json]:
         header_bytes = sizes[PROJECTOR_WEIGHTS] - sum(parts.values())
         return {
             "projector": str(folder),
-            "columns": record["columns"],
-            "size": record["size"],
+            "columns": record["trained"]["columns"],
+            "size": record["trained"]["size"],
             **design,
             "parameters": {name: count // NUMBER_BYTES for name, count in parts.items()},
             "bytes": {**parts, "header": header_bytes, "record": sizes[RECORD]},
@@ -68,7 +68,7 @@ def projector_info(folder: Path) -> dict[str, Json]:
 def projector_lines(values: Any) -> list[str]:
     """What `projector_info` found, for people."""
     encoder, parameters = values["encoder"], values["parameters"]
-    names = {"lora": "matrices", "norms": "norms", "head": "head", "head_start": "head's start"}
+    names = {"lora": "matrices", "norms": "norms", "head": "head"}
     shown = {
         "columns": f"{values['columns']:,}, crops of {values['size']} px",
         "ranks": f"{values['rank']} in the encoder, {values['head_rank']} in the head",

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from labelstore.errors import InputError, reason
 from pipeline.networks.pretrained import construct, is_distributed, load_distributed
-from pipeline.networks.projector import load_projector
+from pipeline.networks.projector_file import load_projector
 from pipeline.networks.resnet_modified import RESNETS
 from pipeline.networks.table import UNNAMED, constructor_of
 from pipeline.networks.trained import PROJECTOR

@@ -7,28 +7,23 @@ others are refused by their digest.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, cast
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from labelstore.errors import InputError
-from labelstore.operations.projector import PARTS, PROJECTOR_WEIGHTS, RECORD, part_of
-from labelstore.spec import Json
-from labelstore.version import __version__
+from labelstore.operations.projector import PARTS, part_of
 from pipeline.networks import lora
-from pipeline.networks.encoder import Build, Encoder, EncoderSpec, Load, build_encoder, load_encoder
 from pipeline.networks.outputs import logits_of
-from pipeline.networks.trained import ENCODER_WEIGHTS, PROJECTOR
+from pipeline.networks.trained import PROJECTOR
 from pipeline.networks.weight_sets import is_counter, listed
-from pipeline.networks.weights import Weights, load_weights, read_weights
 
-FORMAT = 1
+HEAD_START, HEAD_A, HEAD_B = "head.start", "head.lora.a", "head.lora.b"  # in the state dict of a `Trained`
+HEAD_WEIGHT = "head.weight"  # in files: what they give together
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 Start = Literal["text", "means", "zero"]
 
@@ -145,10 +140,11 @@ class Projector(nn.Module):
             plain.bias.copy_(head.bias)
         return Merged(self.encoder, plain).eval().requires_grad_(False)
 
+    @property
     def parameters_by_part(self) -> dict[str, int]:
-        """Numbers that are saved, by part."""
+        """Numbers that are trained, by part."""
         found = dict.fromkeys(PARTS, 0)
-        for name, value in saved(self.trained.state_dict()).items():
+        for name, value in self.trained.named_parameters():
             found[part_of(name)] += value.numel()
         return found
 
@@ -172,8 +168,14 @@ def key_of(name: str) -> str:
 
 
 def saved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What of a state dict is written into files."""
-    return {name: value for name, value in state.items() if not is_counter(name)}
+    """What files hold of the state dict of a `Trained`: of the head, the smaller of its weight and its matrices."""
+    found = {name: value for name, value in state.items() if not is_counter(name)}
+    a, b, start = found[HEAD_A], found[HEAD_B], found.pop(HEAD_START, None)
+    if start is None and a.numel() + b.numel() < len(b) * a.shape[1]:
+        return found
+    del found[HEAD_A], found[HEAD_B]
+    product = b @ a
+    return {**found, HEAD_WEIGHT: product if start is None else start + product}
 
 
 def default_head_rank(columns: int, width: int) -> int:
@@ -181,7 +183,9 @@ def default_head_rank(columns: int, width: int) -> int:
     return min(64 if columns < 200 else 128, columns, width)
 
 
-def make_head(design: Design, columns: int, width: int, start: Tensor | None, bias: Tensor | None = None) -> Head:
+def make_head(
+    design: Design, columns: int, width: int, start: Tensor | None, bias: Tensor | None = None, *, kept: bool = True
+) -> Head:
     """A head of ``columns`` x ``width``.
 
     Args:
@@ -190,6 +194,7 @@ def make_head(design: Design, columns: int, width: int, start: Tensor | None, bi
         width: d.
         start: ``[C, d]``; None is zero.
         bias: ``[C]``; None is zero.
+        kept: whether the start is in the state dict; it is zero where not.
 
     Raises:
         InputError: when the rank does not fit.
@@ -204,7 +209,7 @@ def make_head(design: Design, columns: int, width: int, start: Tensor | None, bi
         zero if start is None else start.clone(),
         torch.zeros(columns) if bias is None else bias.clone(),
         design.head_rank,
-        kept=design.head != "zero",
+        kept=kept,
     )
 
 
@@ -245,150 +250,6 @@ def start_from_means(means: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]
     rows = torch.where(there[:, None], means - middle, 0.0)
     rows = scale * rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
     return rows, -(rows @ middle)
-
-
-def record_of(design: Design, encoder: Encoder, size: int, columns: int) -> dict[str, Json]:
-    """What ``projector.json`` holds.
-
-    Args:
-        design: of the projector.
-        encoder: of the projector.
-        size: side of its crops in pixels.
-        columns: C.
-    """
-    spec = encoder.spec
-    return {
-        "format": FORMAT,
-        "giftwrap": __version__,
-        "encoder": {
-            "name": spec.name,
-            "args": dict(spec.args),
-            "weights": spec.weights,
-            "features": spec.features,
-            "width": encoder.width,
-            "sha256": encoder.weights.digest,
-            "bytes": encoder.bytes,
-        },
-        **asdict(design),
-        "size": size,
-        "columns": columns,
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What ``projector.json`` says.
-
-    Attributes:
-        design: of the projector.
-        spec: of the encoder.
-        width: of its features.
-        digest: SHA-256 of the tensors of its weights, hex.
-        bytes: of its weights.
-        size: side of the crops in pixels.
-        columns: C.
-    """
-
-    design: Design
-    spec: EncoderSpec
-    width: int
-    digest: str
-    bytes: int
-    size: int
-    columns: int
-
-    @classmethod
-    def read(cls, path: Path) -> Record:
-        """The record at ``path``.
-
-        Raises:
-            InputError: when there is none.
-        """
-        try:
-            found = json.loads(path.read_text())
-            if found["format"] != FORMAT:
-                raise InputError(f"{path}: expected a projector of format {FORMAT}, found format {found['format']!r}")
-            encoder = found["encoder"]
-            return cls(
-                Design(**{name: found[name] for name in Design.__slots__}),
-                EncoderSpec(**{name: encoder[name] for name in EncoderSpec.__slots__}),
-                *(encoder["width"], encoder["sha256"], encoder["bytes"], found["size"], found["columns"]),
-            )
-        except OSError as error:
-            raise InputError(
-                f"weights {path.parent}: expected the folder of a projector, found no {RECORD} in it "
-                f"({error.strerror}); give one that `giftwrap train-projector` made"
-            ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: expected the record of a projector, found something else ({error!r})") from error
-
-
-def load_projector(args: Mapping[str, Any], weights: str, load: Load, build: Build) -> tuple[nn.Module, Weights]:
-    """A projector as a labeller, merged, and its weights: the encoder's too, which decide its labels.
-
-    Args:
-        args: ``encoder_weights`` says where the weights of the encoder are, if not where they were.
-        weights: its folder, or a file of weights in it.
-        load: loads the encoder.
-        build: builds the encoder of a projector that is merged.
-
-    Raises:
-        InputError: when it is none, or the encoder has other weights than in training.
-    """
-    if unknown := args.keys() - {ENCODER_WEIGHTS}:
-        raise InputError(f"network {PROJECTOR}: takes {ENCODER_WEIGHTS} alone, found {', '.join(sorted(unknown))}")
-    file = file_of(Path(weights))
-    record = Record.read(file.parent / RECORD)
-    found = read_weights(file)
-    if any(name.startswith("encoder.") for name in found.tensors):
-        return _merged(record, found, build)
-    place = str(args.get(ENCODER_WEIGHTS) or found_at(record.spec.weights, file.parent))
-    encoder = load_encoder(replace(record.spec, weights=place), record.size, load)
-    if encoder.weights.digest != record.digest:
-        raise InputError(
-            f"encoder weights {place}: expected those that the projector {file.parent} was trained with (SHA-256 "
-            f"{record.digest[:12]}..., {record.bytes:,} bytes), found others ({encoder.weights.digest[:12]}..., "
-            f'{encoder.bytes:,} bytes); give them by the network\'s arguments: \'{{"{ENCODER_WEIGHTS}": "FILE"}}\''
-        )
-    head = make_head(record.design, record.columns, record.width, None)
-    projector = Projector(encoder.network, record.design, head)
-    load_trained(projector.trained, found.tensors, str(file))
-    merged = projector.merged()
-    together = {**found.tensors, **{f"encoder.{name}": value for name, value in encoder.weights.tensors.items()}}
-    return merged, replace(found, tensors=together)
-
-
-def _merged(record: Record, found: Weights, build: Build) -> tuple[nn.Module, Weights]:
-    """A projector whose weights are those of `Projector.merged`, the encoder's among them."""
-    encoder = build_encoder(record.spec, record.size, record.width, build)
-    network = Merged(encoder, nn.Linear(record.width, record.columns))
-    load_weights(network, found)
-    return network.eval().requires_grad_(False), found
-
-
-def load_trained(trained: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Give a projector the numbers of a file.
-
-    Raises:
-        InputError: when they are another projector's.
-    """
-    own = saved(trained.state_dict())
-    problems = [name for name in {**own, **tensors} if name not in own or name not in tensors]
-    problems += [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
-    if problems:
-        raise InputError(f"weights {source}: not of this projector; they differ in {listed(problems)}")
-    trained.load_state_dict(dict(tensors), strict=False)  # only counters can be missing
-
-
-def file_of(weights: Path) -> Path:
-    """The file of weights that a folder, or a file of it, stands for."""
-    return weights / PROJECTOR_WEIGHTS if weights.is_dir() else weights
-
-
-def found_at(recorded: str, folder: Path) -> str:
-    """Where the weights of an encoder are: as in training, or else beside the projector."""
-    beside = folder / Path(recorded).name
-    return str(beside) if not Path(recorded).exists() and beside.is_file() else recorded
 
 
 def refuse(**_args: object) -> nn.Module:

@@ -12,7 +12,7 @@ from typing import Any
 import torchvision
 
 from labelstore.errors import InputError
-from labelstore.operations.projector import PROJECTOR_WEIGHTS
+from labelstore.operations.projector import RECORD
 from labelstore.spec import Json
 from pipeline.networks.file_kinds import LARGEST_HEADER
 
@@ -139,8 +139,10 @@ def recorded_in(weights: str) -> Trained | None:
         weights: the file, or the folder of a projector.
     """
     path = Path(weights)
+    if path.is_dir():
+        return _of_projector(path)
     try:
-        with (path / PROJECTOR_WEIGHTS if path.is_dir() else path).open("rb") as file:
+        with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if 2 <= length <= LARGEST_HEADER else None
         metadata = header.get("__metadata__") if isinstance(header, dict) else None
@@ -148,6 +150,15 @@ def recorded_in(weights: str) -> Trained | None:
     except (OSError, ValueError, RecursionError):
         return None  # reported where the weights are read
     return None if text is None else parsed(text, weights)
+
+
+def _of_projector(folder: Path) -> Trained | None:
+    """What the record of a projector says; None where there is none."""
+    try:
+        record = json.loads((folder / RECORD).read_text())["trained"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None  # reported where it is loaded
+    return Trained.of_json(record, str(folder))
 
 
 def parsed(text: Any, source: str) -> Trained:

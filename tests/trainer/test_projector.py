@@ -19,12 +19,14 @@ from labelstore.command.flags import changed, from_flags
 from labelstore.errors import GiftwrapError, InputError, MismatchError
 from labelstore.operations.projector import projector_info
 from pipeline.networks import build_network, load_network, save_weights
+from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.networks.weights import read_weights
 from pipeline.ranks import Ranks
 from tests.journeys.test_torchrun import torchrun
 from tests.journeys.world import CLASSES, SIDE, TEACHER, World, draw_images, giftwrap
 from tests.trainer.encoders import WIDTH, saved_encoder
 from tests.trainer.interrupting import interrupted_after
+from tests.trainer.test_online import MEAN, STD, by_pillow
 from trainer.projecting import summarise, train_projector
 from trainer.projector import ProjectorObjective, make_projector_run, settle_encoder
 from trainer.projector_config import ProjectorConfig
@@ -32,6 +34,7 @@ from trainer.run import Run
 from trainer.stopping import StopSignals
 
 ARGS = TEACHER[-1]
+IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 FILES = ("projector.safetensors", "projector.json", "best.safetensors")
 
 
@@ -81,6 +84,26 @@ def logits_of(folder: Path | str, images: Tensor, **args: Any) -> Tensor:
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 
 
+def test_crops_and_labels_are_of_the_same_boxes_each_at_its_size_and_normalisation(
+    flags: Mapping[str, Any], world: World, tmp_path: Path
+) -> None:
+    """Against Pillow and the teachers alone; labels are the mean of both."""
+    shown = {"encoder_mean": MEAN, "encoder_std": STD, "flip": 0.5, "scale": (0.2, 1.0)}
+    teachers = [
+        load_network("convnet-d2", json.loads(ARGS), w, classes=3, size=SIDE)[0].eval() for w in flags["weights"]
+    ]
+    back, forth = ([torch.tensor(n)[:, None, None] for n in numbers] for numbers in ((MEAN, STD), IMAGENET))
+    with closing(opened(config_of(flags, tmp_path / "run", **shown))) as run:
+        for batch in run.replay:
+            crops: Any = run.replay.crops
+            rows = crops.rows(int(batch.view[0]), batch.position.numpy())
+            torch.testing.assert_close(batch.images, by_pillow(world, rows, 8))
+            images = (by_pillow(world, rows, SIDE) * back[1] + back[0] - forth[0]) / forth[1]
+            with torch.no_grad():
+                wanted = (teachers[0](images) + teachers[1](images)) / 2
+            torch.testing.assert_close(batch.logits, wanted, rtol=1e-3, atol=1e-4)
+
+
 def test_the_head_alone_without_training_is_the_zero_shot_classifier(flags: Mapping[str, Any], tmp_path: Path) -> None:
     """Text embeddings of length 1 times the features: the first step finds that, and labels of both files do."""
     text = np.random.default_rng(0).normal(size=(len(CLASSES), WIDTH)).astype(np.float32)
@@ -118,13 +141,16 @@ def test_only_what_is_trained_changes_and_is_saved(
     values = quiet(config)
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["state"]["projector"]
     saved = read_weights(tmp_path / "run" / "projector.safetensors").tensors
-    assert saved.keys() == {name for name in state if not name.endswith("num_batches_tracked")}
-    assert all(torch.equal(state[name], value) for name, value in saved.items())
+    head = state["head.start"] + state["head.lora.b"] @ state["head.lora.a"]
+    kept = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    kept = {name: value for name, value in kept.items() if not name.startswith("head.")}
+    kept |= {"head.bias": state["head.bias"], "head.weight": head}
+    assert saved.keys() == kept.keys()
+    assert all(torch.equal(kept[name], value) for name, value in saved.items())
     assert any(name.startswith("norms.") for name in saved) == adapt_norms
     assert not any("original" in name for name in saved)
-    moved = {name for name, value in saved.items() if not torch.equal(value, before[f"trained.{name}"])}
-    still = {"head.start"}
-    assert moved == saved.keys() - still
+    moved = {name for name, value in state.items() if not torch.equal(value, before[f"trained.{name}"])}
+    assert moved == state.keys() - {"head.start"}
     assert values["projector"]["parameters"]["norms"] == sum(
         value.numel() for name, value in saved.items() if name.startswith("norms.")
     )
@@ -199,19 +225,28 @@ def test_a_projector_is_loaded_from_another_place_and_refuses_another_encoder(
         logits_of(moved, IMAGES)
 
 
-@pytest.mark.parametrize("head", ["text", "means", "zero"])
+@pytest.mark.parametrize("head", ["text", "means", "zero", "low rank"])
 def test_bytes_as_counted_are_those_on_the_disk(head: str, flags: Mapping[str, Any], tmp_path: Path) -> None:
     more: dict[str, Any] = {"head": head}
     if head == "text":
         np.save(tmp_path / "text.npy", np.random.default_rng(0).normal(size=(len(CLASSES), WIDTH)))
         more = {"text": tmp_path / "text.npy"}
+    if head == "low rank":
+        more = {"head": "zero", "head_rank": 1}
     config = config_of(flags, tmp_path / "run", **more)
     values = quiet(config)["projector"]
     files = [config.run / name for name in FILES[:2]]
     assert values["total_bytes"] == sum(values["bytes"].values()) == sum(file.stat().st_size for file in files)
     tensors = read_weights(files[0]).tensors
     assert sum(values["parameters"].values()) == sum(tensor.numel() for tensor in tensors.values())
-    assert (values["parameters"]["head_start"] == 0) == (head == "zero")
+    low_rank = len(CLASSES) + WIDTH
+    assert values["parameters"]["head"] == len(CLASSES) + (low_rank if head == "low rank" else len(CLASSES) * WIDTH)
+    with closing(opened(config)) as run:
+        state = torch.load(config.run / "checkpoint.pt", weights_only=True)["state"]
+        run.objective.network.load_state_dict(state["projector"])
+        run.objective.called.eval().to(memory_format=torch.contiguous_format)
+        with torch.no_grad():
+            assert torch.equal(run.objective.called(IMAGES), logits_of(config.run, IMAGES))
     encoder = read_weights(Path(flags["encoder_weights"])).tensors
     assert values["encoder"]["bytes"] == sum(tensor.nbytes for tensor in encoder.values())
     assert values["total_bytes_with_encoder"] == values["total_bytes"] + values["encoder"]["bytes"]
