@@ -64,6 +64,8 @@ def load_network(
         return load_distributed(name, args, weights)
     require_file(Path(weights))  # before the network takes its time
     if name == PROJECTOR:
+        if key:
+            raise InputError(f"--weights-key {key}: chooses among the sets of weights in a file, found a projector")
         return load_projector(args, weights, load_network, build_network)
     network = build_network(name, args, classes, size=size)
     found = read_weights(Path(weights), key=key, own=network.state_dict())

@@ -273,9 +273,11 @@ def require_used(projector: Projector, size: int) -> None:
         InputError: names the layers, or says that the encoder does not take such crops.
     """
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    projector.eval()  # running statistics stay as they are
     projector(images).square().mean().backward()
     unused = [name for name, each in projector.trained.lora.items() if cast("lora.Lora", each).b.grad is None]
     projector.zero_grad(set_to_none=True)
+    projector.train()
     if unused:
         raise InputError(
             f"--lora-on: the encoder does not use the weights of {listed(name.replace('/', '.') for name in unused)} "

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from labelstore import LabelStore
 from labelstore.command.console import Console
 from labelstore.command.flags import changed, from_flags
 from labelstore.errors import GiftwrapError, InputError, MismatchError
@@ -24,6 +25,7 @@ from pipeline.networks.weights import read_weights
 from pipeline.ranks import Ranks
 from tests.journeys.test_torchrun import torchrun
 from tests.journeys.world import CLASSES, SIDE, TEACHER, World, draw_images, giftwrap
+from tests.pipeline.test_labeller import MeanColours
 from tests.trainer.encoders import WIDTH, saved_encoder
 from tests.trainer.interrupting import interrupted_after
 from tests.trainer.test_online import MEAN, STD, by_pillow
@@ -156,15 +158,21 @@ def test_only_what_is_trained_changes_and_is_saved(
     )
 
 
-def test_the_frozen_encoder_keeps_its_statistics(flags: Mapping[str, Any], tmp_path: Path) -> None:
-    with closing(opened(config_of(flags, tmp_path / "run"))) as run:
+@pytest.mark.parametrize("adapt_norms", [False, True])
+def test_the_frozen_encoder_keeps_its_statistics(adapt_norms: bool, flags: Mapping[str, Any], tmp_path: Path) -> None:
+    """Those of norms that are adapted begin as they were."""
+    with closing(opened(config_of(flags, tmp_path / "run", adapt_norms=adapt_norms))) as run:
         assert isinstance(run.objective, ProjectorObjective)
         encoder: Any = run.objective.called.encoder
-        kept = {name: value.clone() for name, value in encoder.named_buffers()}
+        kept = read_weights(Path(flags["encoder_weights"])).tensors
+        kept = {name: value for name, value in kept.items() if "running" in name}
+        assert len(kept) == 4
+        assert all(torch.equal(encoder.state_dict()[name], value) for name, value in kept.items())
         run.network.train()
         for batch in run.replay:
             run.objective.loss(run.network, batch).backward()
-        assert all(torch.equal(value, kept[name]) for name, value in encoder.named_buffers())
+        for name, value in kept.items():
+            assert torch.equal(encoder.state_dict()[name], value) != adapt_norms
 
 
 @pytest.mark.parametrize("ema", [None, 0.5])
@@ -403,6 +411,74 @@ def test_text_of_other_classes_or_another_width_is_refused(flags: Mapping[str, A
     np.save(tmp_path / "zeros.npy", np.zeros((len(CLASSES), WIDTH)))
     with pytest.raises(InputError, match="expected rows of finite numbers that are not all 0"):
         quiet(config_of(flags, tmp_path / "run", text=tmp_path / "zeros.npy"))
+
+
+def test_where_the_encoder_is_does_not_decide_what_a_store_is(
+    flags: Mapping[str, Any], world: World, tmp_path: Path
+) -> None:
+    encoder = tmp_path / "encoder.safetensors"
+    shutil.copy(flags["encoder_weights"], encoder)
+    config = config_of(flags, tmp_path / "run", epochs=1, encoder_weights=str(encoder))
+    quiet(config)
+    moved = tmp_path / "folder" / "moved.safetensors"
+    moved.parent.mkdir()
+    encoder.rename(moved)
+    place = json.dumps({"encoder_weights": str(moved)})
+    words = ["giftwrap", "build", "--images", world.images, "--teacher", "projector", "--weights", config.run,
+             "--size", 8, "--views", 2, "--batch", 8, "--threads", 1, "--store", tmp_path / "store"]  # fmt: skip
+    ended = giftwrap(*words)
+    assert ended.code == 2
+    assert "encoder.safetensors: no such file; give them by the network's arguments" in ended.err
+    ended = giftwrap(*words, "--teacher-args", place)
+    assert ended.code == 0, ended.err
+    assert LabelStore.open(tmp_path / "store").identity.require("teacher")["args"] == {}
+    moved.rename(encoder)
+    ended = giftwrap(*words, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.summary["crops"] == 0
+    encoder.rename(moved)
+    test = ("--images", flags["test_images"], "--threads", 1)
+    ended = giftwrap("giftwrap", "evaluate", "--weights", config.run, "--student-args", place, *test)
+    assert ended.code == 0, ended.err
+    ended = giftwrap("giftwrap", "evaluate", "--weights", config.run, "--weights-key", "ema", *test)
+    assert (ended.code, "--weights-key ema: chooses among" in ended.err) == (2, True)
+
+
+def test_of_a_wide_teacher_all_columns_are_learnt(flags: Mapping[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    network = build_network("convnet-d2", json.loads(ARGS), classes=6, size=SIDE)
+    save_weights(network.state_dict(), tmp_path / "wide.safetensors")
+    wide = {"weights": (str(tmp_path / "wide.safetensors"),), "class_columns": "4,0,2"}
+    config = config_of(flags, tmp_path / "run", head="means", **wide)
+    values = quiet(config)
+    assert values["projector"]["columns"] == 6
+    assert values["top1"] == pytest.approx(values["last"]["top1"])
+    assert len(values["teachers"]) == 1
+    assert logits_of(config.run, IMAGES).shape == (4, 6)
+
+
+def colours(size: int, classes: tuple[str, ...]) -> MeanColours:
+    """A labeller of the user's."""
+    assert len(classes) == 3
+    return MeanColours(size=size)
+
+
+def test_a_labeller_of_the_users_is_learnt(flags: Mapping[str, Any], tmp_path: Path) -> None:
+    own = {name: value for name, value in flags.items() if not name.startswith(("teacher", "weights"))}
+    labeller = {"labeller": f"{__name__}:colours", "teacher_size": 8}
+    values = quiet(config_of(own, tmp_path / "run", **labeller))
+    assert "teachers" not in values
+    assert "of its teachers" not in summarise(values)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_trains_the_projector_that_a_cpu_trains(flags: Mapping[str, Any], tmp_path: Path) -> None:
+    runs = [config_of(flags, tmp_path / device, device=device) for device in ("cpu", "cuda")]
+    for config in runs:
+        quiet(config)
+    wanted, found = (read_weights(config.run / "projector.safetensors").tensors for config in runs)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-3)
 
 
 def test_a_projector_of_other_classes_is_refused(flags: Mapping[str, Any], tmp_path: Path) -> None:
