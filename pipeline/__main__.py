@@ -1,4 +1,4 @@
-"""`python -m pipeline build | verify | show | import | synthesize`."""
+"""`python -m pipeline build | verify | show | import | synthesize | text-embeddings`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ require_ours("pipeline")
 
 from pipeline import ranks
 from pipeline.build import recipe
-from pipeline.config import BuildConfig, ImportConfig, ShowConfig, VerifyConfig, require_labels
+from pipeline.config import BuildConfig, ImportConfig, ShowConfig, TextConfig, VerifyConfig, require_labels
 from pipeline.synthesis.config import SynthesizeConfig
 
 
@@ -161,6 +161,18 @@ def synthesised(done: Mapping[str, Any]) -> str:
     )
 
 
+def text_command(config: TextConfig, console: Console) -> int:
+    """Make text embeddings and print their shape."""
+    from pipeline.importing.text import text_embeddings
+
+    classes, width = text_embeddings(config)
+    console.summary(
+        {"out": str(config.out), "classes": classes, "width": width, "templates": len(config.template)},
+        f"text embeddings of {classes:,} classes, {width:,} numbers each, written to {config.out}",
+    )
+    return 0
+
+
 COMMANDS = {
     "build": Command(
         BuildConfig,
@@ -206,6 +218,14 @@ COMMANDS = {
             "random --images train --ipc 10 --out set",
             "rded --images train --teacher resnet18 --weights w.safetensors --size 224 --ipc 10 --out set",
             "--check set --images train",
+        ),
+    ),
+    "text-embeddings": Command(
+        TextConfig,
+        text_command,
+        examples=(
+            "--model open_clip:RN50/openai --classes train --out text.npy",
+            "--model open_clip:RN50/openai --classes names.txt --template 'a {}.' 'one {}.' --out text.safetensors",
         ),
     ),
 }

@@ -38,7 +38,8 @@ class TeacherOptions:
     """torchvision:NAME, timm:NAME, module:attribute, or a network of giftwrap's own (docs/GUIDE.md lists them).
     Several label together: the weighted mean of their logits."""
     weights: tuple[str, ...] = ()
-    """Weights, one a teacher: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
+    """Weights, one a teacher, or several of one --teacher, an ensemble: a .safetensors or state-dict file,
+    torchvision:IMAGENET1K_V1 or timm:pretrained; of a projector, its folder."""
     weights_key: tuple[str, ...] = ()
     """Of several sets of weights in a file the one to take, such as model_ema or model.state_dict; one a teacher, or
     one for all. Left out, a running mean (EMA) where there is one; what is taken is printed."""
@@ -272,6 +273,40 @@ class ImportConfig:
     """Names of the classes 0, 1, ..., comma-separated or a file with one a line; they name the folders, preceded by
     the index where their own order is another."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Make text embeddings of class names [C, d], which the head of a projector can start from; needs the extra `clip`.
+
+    Prompts of several templates are averaged: of each the embedding has length 1, and so has the mean.
+    """
+
+    model: str
+    """open_clip:MODEL/WEIGHTS, such as open_clip:RN50/openai; downloaded where it is not in the cache."""
+    classes: str
+    """Names of the classes, comma-separated, or a file with one a line, or a class folder, whose folders they are then
+    the names of; in the order of the labels' columns."""
+    template: tuple[str, ...] = ("a photo of a {}.",)
+    """Prompts, in which {} stands for the class."""
+    out: Path
+    """File to write, .npy or .safetensors; the latter holds the names of the classes too."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
+
+    def __post_init__(self) -> None:
+        """Refuse, before a model is loaded, what could not be made or written."""
+        library, _, name = self.model.partition(":")
+        model, slash, weights = name.rpartition("/")
+        if library != "open_clip" or not (model and slash and weights):
+            raise InputError(f"--model: expected open_clip:MODEL/WEIGHTS, found {self.model}")
+        for template in self.template:
+            if template.count("{}") != 1:
+                raise InputError(f"--template: expected a prompt with one {{}} for the class, found {template!r}")
+        if not self.template:
+            raise InputError("--template: expected at least one, found none")
+        if self.out.suffix not in (".npy", ".safetensors"):
+            raise InputError(f"--out: expected a name that ends in .npy or .safetensors, found {self.out}")
+        require_place("--out", self.out)
 
 
 def require_one_labeller(config: Any) -> None:

@@ -39,7 +39,31 @@ LOSS_NUMBERS = {flag.path[-1]: flag.key for flag in flags_of(LossSpec).values() 
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(RunConfig):
+class ImageRunConfig(RunConfig):
+    """What a run on crops of images has besides: the images, how they are cut, who labels them, and the tests."""
+
+    images: Path
+    """Class folder that the store was made of, or that fresh crops are cut from."""
+    crops: Annotated[CropOptions, Group("crops")] = field(default_factory=CropOptions)
+    plan_seed: Annotated[int | None, Group("crops")] = None
+    """Seed of the plan of fresh crops: orders, boxes, flips, mixes; the run's seed when left out."""
+    class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("crops")] = "auto"
+    """Order of the class folders of fresh crops; auto is byte order, and stops where numbers in the names sort
+    otherwise."""
+    teacher: Annotated[OnlineTeacher, Group("teacher")] = field(default_factory=OnlineTeacher)
+    engine: Annotated[EngineOptions, Group("teacher"), Named("teacher")] = field(default_factory=EngineOptions)
+    test_images: Annotated[Path | None, Group("evaluation")] = None
+    """Class folder of test images, with the same classes; without it nothing is evaluated."""
+    test_resize: Annotated[int | None, Group("evaluation")] = None
+    """Short side of a test image before the central crop; the student's crop size when left out."""
+    eval_every: Annotated[int | None, Group("evaluation")] = None
+    """Epochs between evaluations; a tenth of the run when left out. The last epoch is always evaluated."""
+    eval_from: Annotated[float, Group("evaluation")] = 0.0
+    """Fraction of the run before the first evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(ImageRunConfig):
     """Train a network: a student from a label store, from fresh crops with labels made online, or a teacher.
 
     Typing the same command again resumes a stopped run exactly, and only reports a finished one.
@@ -48,8 +72,6 @@ class TrainConfig(RunConfig):
     store: Annotated[Path | None, Addressable()] = None
     """Folder of the store, or its address: http://HOST/FOLDER; without one, epoch e plays view e of fresh crops, and
     nothing is stored."""
-    images: Path
-    """Class folder that the store was made of, or that fresh crops are cut from."""
     recipe: RecipeName | None = None
     """A published protocol in full; its values are printed, and flags override them."""
     student: Annotated[str, Group("student")]
@@ -62,15 +84,7 @@ class TrainConfig(RunConfig):
     """With --student-weights of other classes: the student keeps a new classifier of its own."""
     size: Annotated[int | None, Group("student")] = None
     """Side of the student's crops: from the boxes of the store, whose own it is when left out, or of fresh crops."""
-    crops: Annotated[CropOptions, Group("crops")] = field(default_factory=CropOptions)
-    plan_seed: Annotated[int | None, Group("crops")] = None
-    """Seed of the plan of fresh crops: orders, boxes, flips, mixes; the run's seed when left out."""
-    class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("crops")] = "auto"
-    """Order of the class folders of fresh crops; auto is byte order, and stops where numbers in the names sort
-    otherwise."""
     labels: Annotated[LabelOptions, Group("labels")] = field(default_factory=LabelOptions)
-    teacher: Annotated[OnlineTeacher, Group("teacher")] = field(default_factory=OnlineTeacher)
-    engine: Annotated[EngineOptions, Group("teacher"), Named("teacher")] = field(default_factory=EngineOptions)
     loss: Annotated[LossSpec, Group("loss")] = field(default_factory=LossSpec)
     relabel: Annotated[tuple[str, ...], Group("loss"), Words(known_words)] = ()
     """Operators on labels before the loss, in order:"""
@@ -81,16 +95,8 @@ class TrainConfig(RunConfig):
     fresh crops without --views)."""
     follow: Annotated[bool, Group("schedule")] = False
     """Train from a store that is still being built: views in stored order, each waited for."""
-    test_images: Annotated[Path | None, Group("evaluation")] = None
-    """Class folder of test images, with the same classes; without it nothing is evaluated."""
-    test_resize: Annotated[int | None, Group("evaluation")] = None
-    """Short side of a test image before the central crop; the student's crop size when left out."""
     skip_broken: Annotated[bool, Group("evaluation")] = False
     """Leave out test images, and images of fresh crops, that do not decode; they are listed, counted and recorded."""
-    eval_every: Annotated[int | None, Group("evaluation")] = None
-    """Epochs between evaluations; a tenth of the run when left out. The last epoch is always evaluated."""
-    eval_from: Annotated[float, Group("evaluation")] = 0.0
-    """Fraction of the run before the first evaluation."""
     seeds: Annotated[tuple[int, ...] | None, Group("running")] = None
     """Instead of --seed: a run for each of these seeds, one after the other, in seed-S of --run-folder."""
     sync_bn: Annotated[bool, Group("running")] = False

@@ -47,6 +47,7 @@ from pipeline.ranks import Ranks, join
 from pipeline.render import augmenter_of, make_renderer
 from pipeline.replay.source import order_of
 from pipeline.teacher.engine.batches import Workload
+from pipeline.teacher.engine.spec import every_name
 from pipeline.teacher.labeller import Labeller, load_labeller, require_fit
 from pipeline.teacher.teacher import Teacher, TeacherSpec, make_teacher
 
@@ -81,7 +82,8 @@ def prepare(
     if own:
         imported("--labeller", own)  # a wrong name is found before images are read
     elif labeller is None:
-        for name, weights in zip(config.teacher.names, config.teacher.weights, strict=False):
+        names = every_name(config.teacher.names, config.teacher.weights)
+        for name, weights in zip(names, config.teacher.weights, strict=False):
             require_known(name, weights)
         config = settled(config, console)
     spec = config.crops

@@ -17,6 +17,7 @@ from pipeline.device.faults import is_fault
 from pipeline.networks.layout import memory_format, takes_channels_last
 from pipeline.networks.load import load_network
 from pipeline.networks.outputs import Logits
+from pipeline.networks.trained import without_places
 from pipeline.networks.weights import Weights
 from pipeline.render.normalise import normalise
 from pipeline.teacher.class_order import (
@@ -343,7 +344,11 @@ def _identity(
 ) -> dict[str, Json]:
     """What the teacher is (P3), ensembles member by member."""
     members: list[dict[str, Json]] = [
-        {"name": member.name, "args": dict(sorted(member.args.items())), "weights": found.digest}
+        {
+            "name": member.name,
+            "args": dict(sorted(without_places(member.name, member.args).items())),
+            "weights": found.digest,
+        }
         for member, found in zip(spec.members, weights, strict=True)
     ]
     shares = [{**each, "share": member.share} for each, member in zip(members, spec.members, strict=True)]
