@@ -24,7 +24,7 @@ from pipeline.ranks import Ranks
 from pipeline.replay.source import scan_as
 from pipeline.synthesis import CLASSES, METHODS
 from pipeline.synthesis.config import SynthesizeConfig
-from pipeline.synthesis.making import encode, has_digest
+from pipeline.synthesis.files import encode, has_digest
 from pipeline.synthesis.method import Method, Pixels, Setting
 
 AT_ONCE = 128  # images that are made again and held

@@ -35,6 +35,7 @@ from pipeline.ranks import Ranks, join
 from pipeline.replay.folder import draw_folder
 from pipeline.synthesis import CLASSES, METHODS, making
 from pipeline.synthesis.config import SynthesizeConfig, flags_in_effect, require_size
+from pipeline.synthesis.files import files_of
 from pipeline.synthesis.looking import look_at_set, look_first
 from pipeline.synthesis.making import Partial
 from pipeline.synthesis.method import Job, Method, Setting, StopRequestedError
@@ -261,7 +262,7 @@ def make_jobs(setting: Setting, method: Method, partial: Partial, todo: Sequence
                     number,
                     job,
                     method.make,
-                    lambda job, made: making.files_of(job, made, setting.manifest, config.jpeg_quality),
+                    lambda job, made: files_of(job, made, setting.manifest, config.jpeg_quality),
                     lambda done, total, job=job: line.within(job, done, total),  # type: ignore[misc]
                     lambda: bool(stops.number),
                 )
