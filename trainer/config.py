@@ -18,6 +18,7 @@ from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from pipeline.config import EngineOptions, require_place
+from pipeline.images.options import ImageOptions
 from pipeline.plan.spec import CropOptions, PlanSpec
 from pipeline.recipes import RecipeName
 from pipeline.render.options import RenderOptions
@@ -50,7 +51,9 @@ class TrainConfig:
     """Folder of the store, or its address: http://HOST/FOLDER; without one, epoch e plays view e of fresh crops, and
     nothing is stored."""
     images: Path
-    """Class folder that the store was made of, or that fresh crops are cut from."""
+    """The images that the store was made of, or that fresh crops are cut from: a class folder, tar shards or other
+    containers, as for build."""
+    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     epochs: int
     """Epochs; each plays one view of the crops."""
     run: Annotated[Path, Named("run-folder")]
@@ -71,8 +74,8 @@ class TrainConfig:
     plan_seed: Annotated[int | None, Group("crops")] = None
     """Seed of the plan of fresh crops: orders, boxes, flips, mixes; the run's seed when left out."""
     class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("crops")] = "auto"
-    """Order of the class folders of fresh crops; auto is byte order, and stops where numbers in the names sort
-    otherwise."""
+    """Order of the classes of fresh crops, where they have names alone; auto is byte order, and stops where numbers in
+    the names sort otherwise."""
     labels: Annotated[LabelOptions, Group("labels")] = field(default_factory=LabelOptions)
     teacher: Annotated[OnlineTeacher, Group("teacher")] = field(default_factory=OnlineTeacher)
     engine: Annotated[EngineOptions, Group("teacher"), Named("teacher")] = field(default_factory=EngineOptions)
@@ -97,7 +100,8 @@ class TrainConfig:
     follow: Annotated[bool, Group("schedule")] = False
     """Train from a store that is still being built: views in stored order, each waited for."""
     test_images: Annotated[Path | None, Group("evaluation")] = None
-    """Class folder of test images, with the same classes; without it nothing is evaluated."""
+    """Test images with the same classes, in a class folder or another container; without it nothing is evaluated."""
+    test_source: Annotated[ImageOptions, Group("evaluation"), Named("test")] = field(default_factory=ImageOptions)
     test_resize: Annotated[int | None, Group("evaluation")] = None
     """Short side of a test image before the central crop; the student's crop size when left out."""
     skip_broken: Annotated[bool, Group("evaluation")] = False
@@ -265,7 +269,8 @@ class EvaluateConfig:
     """Instead: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained; of several files, or a
     pattern such as 'run/epoch-*.safetensors', a row each, compared with the last."""
     images: Path | None = None
-    """Class folder of test images; those of the run when left out."""
+    """Test images, in a class folder or another container; those of the run when left out."""
+    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     student: str | None = None
     """Network, by the names that `train --student` takes; the one that the weights say they are of when left out."""
     student_args: str | None = None
@@ -287,7 +292,7 @@ class EvaluateConfig:
     std: tuple[float, float, float] | None = None
     """Channel standard deviations of the normalisation; likewise."""
     class_order: Literal["auto", "bytes", "numeric"] = "auto"
-    """Order of the class folders; auto is byte order, and stops where numbers in the names sort otherwise."""
+    """Order of classes that have names alone; auto is byte order, and stops where numbers in names sort otherwise."""
     batch: int = 128
     """Images a batch."""
     dtype: DTypeName | None = None

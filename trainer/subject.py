@@ -60,13 +60,13 @@ class Subject:
 
     def scan(self) -> Manifest:
         """The test images, their classes in the order that the network was trained in where they are the same."""
-        order, root = self.config.class_order, self.images
+        order, root, options = self.config.class_order, self.images, self.config.source
         known = self.trained.classes if self.trained else None
         if known and order == "auto":
-            found = open_images(root, "bytes").listing.classes
+            found = open_images(root, "bytes", options=options).listing.classes
             if {*map(same_form, found)} == {*map(same_form, known)}:
-                return scan_as(root, known, digests=False)
-        return scan(root, class_order=order, digests=False)
+                return scan_as(root, known, options=options, digests=False)
+        return scan(root, class_order=order, options=options, digests=False)
 
     def spec(self, classes: Sequence[str]) -> TeacherSpec:
         """The network's part of the flags; it is run exactly as a teacher is.

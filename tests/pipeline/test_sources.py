@@ -82,7 +82,7 @@ def test_another_source_gives_the_same_images(
 def test_images_of_another_source_are_left_out_cached_and_named(folder: Path, tmp_path: Path) -> None:
     source: Any = from_memory(folder, tmp_path)
     source.contents["b/0.jpg"] = b"no image"
-    with pytest.raises(InputError, match=r"memory: b/0\.jpg: expected a JPEG, PNG or WebP file"):
+    with pytest.raises(InputError, match=r"memory: b/0\.jpg: expected a JPEG, PNG, WebP or PPM file"):
         scan(source)
     cache = tmp_path / "cache.npz"
     found = scan(source, skip_broken=True, leave_out=["a/1.png"], cache=cache)
@@ -107,7 +107,7 @@ def test_images_are_read_many_at_a_time(folder: Path, tmp_path: Path) -> None:
 
 def test_another_source_takes_a_file_and_a_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that is built from a ZIP archive is that of the folder, byte for byte."""
-    kind = opening.SourceKind(lambda path: path.suffix == ".zip", ZipImages)
+    kind = opening.SourceKind(lambda path: path.suffix == ".zip", lambda path, _request: ZipImages(path))
     monkeypatch.setitem(opening.SOURCES, "zip", kind)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIZE * SIZE, 2))
     monkeypatch.setattr("tests.pipeline.test_sources.teacher", lambda: network, raising=False)

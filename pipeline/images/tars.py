@@ -1,0 +1,240 @@
+"""Tar files: WebDataset shards, or a class folder in one or several tars; never extracted, one read an image.
+
+Where there are ``.cls`` files, they have the class of the image of the same name: a name, or a number. Elsewhere the
+class is the folder, as in a class folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from labelstore.command.names import natural_key, printable
+from labelstore.errors import InputError
+from pipeline.images import tar_index
+from pipeline.images.class_folder import order_classes
+from pipeline.images.class_names import FLAG, read_class_names, refuse_class_names, require_named
+from pipeline.images.containers import Containers
+from pipeline.images.members import Chosen
+from pipeline.images.opening import SourceKind
+from pipeline.images.options import Request
+from pipeline.images.places import split
+from pipeline.images.source import Listing, Stamp
+from pipeline.images.tar_index import TarIndex
+
+SUFFIX = ".tar"
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.zstd", ".txz", ".tbz2")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_CIFAR = re.compile(r"cifar-100?-(python|binary)\.")  # no images of files: `pipeline.images.cifar`
+_MOST = 1_000_000  # files that a pattern may name
+
+
+class TarImages:
+    """The images of tar files: an `ImageSource`.
+
+    Attributes:
+        listing: the images, by class and name, whichever tar they are in.
+    """
+
+    def __init__(self, path: Path, request: Request) -> None:
+        """List the tars: their headers are read, unless an index of them is kept and they have not changed.
+
+        Raises:
+            InputError: a tar is compressed, truncated or damaged, holds one name twice, or has no classes.
+        """
+        paths, inside = shards(path)
+        self._containers = Containers(paths)
+        index = tar_index.load_or_make(self._containers, str(path), request.kept("tar"))
+        chosen = _by_class_files(index, inside, request) if len(index.labels) else _by_folders(index, inside, request)
+        images = chosen.images
+        self._files, self._offsets = index.files[images], index.offsets[images]
+        self.listing = Listing(
+            location=str(path.absolute()),
+            classes=chosen.classes,
+            names=chosen.names,
+            targets=chosen.targets,
+            sizes=index.sizes[images],
+            stamps=self._containers.times[self._files],
+            layout=layout_of(self._files, self._offsets),
+            left_out=index.members.left_out,
+        )
+        self._paths = [index.members.paths[image] for image in images.tolist()]
+
+    def place(self, image: int) -> str:
+        """The tar of an image, and its path in it."""
+        return f"{self._containers.paths[int(self._files[image])]}: {self._paths[image]}"
+
+    def stamp(self, image: int) -> Stamp:
+        """The image's size, and the modification time of its tar."""
+        return int(self.listing.sizes[image]), self._containers.stamp(int(self._files[image]))
+
+    def open(self, image: int) -> BytesIO:
+        """The image in memory."""
+        return BytesIO(self.read(image))
+
+    def read(self, image: int) -> bytes:
+        """The bytes of an image."""
+        return self._containers.read(int(self._files[image]), int(self._offsets[image]), int(self.listing.sizes[image]))
+
+    def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
+        """The bytes of some images, each read when its turn comes."""
+        return map(self.read, images)
+
+
+def recognises(path: Path) -> bool:
+    """Whether a path is a tar, a folder of tars and nothing else, a pattern of tars, or a folder in a tar."""
+    name = path.name.lower()
+    try:
+        if _BRACES.search(str(path)) or name.endswith((SUFFIX, *_COMPRESSED)):
+            return not path.is_dir() and not _CIFAR.match(name)
+        if path.is_dir():
+            return any(entry.name.lower().endswith(SUFFIX) for entry in path.iterdir()) and not any(
+                entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir()
+            )
+        place = split(path)
+    except OSError:
+        return False
+    return place is not None and place.file.name.lower().endswith(SUFFIX)
+
+
+KIND = SourceKind(recognises, TarImages)
+
+
+def shards(path: Path) -> tuple[list[str], str]:
+    """The tars that ``--images`` names, in order, and the folder within a tar.
+
+    Raises:
+        InputError: none of them is there, or they are compressed.
+    """
+    place = split(path)
+    if place is None and _BRACES.search(str(path)):
+        found = [str(Path(text).absolute()) for text in expanded(str(path))]
+        absent = [text for text in found if not Path(text).exists()]
+        if absent:
+            raise InputError(
+                f"--images {printable(str(path))}: expected {len(found):,} files, {len(absent):,} of them are not "
+                f"there: {printable(absent[0])}"
+            )
+        return _plain(found), ""
+    if place is not None:
+        return _plain([str(place.file.absolute())]), place.inside
+    if not path.is_dir():
+        raise InputError(f"{printable(str(path))}: cannot be reached (No such file or directory); check the path")
+    found = [str(entry.absolute()) for entry in path.iterdir() if entry.name.lower().endswith(SUFFIX)]
+    if not found:
+        raise InputError(f"{printable(str(path))}: expected tar files, found none")
+    return sorted(found, key=natural_key), ""
+
+
+def _plain(paths: list[str]) -> list[str]:
+    """Tars that are not compressed."""
+    for path in paths:
+        if path.lower().endswith(_COMPRESSED):
+            raise InputError(
+                f"{printable(path)}: expected a tar that is not compressed, since a compressed one has no image that "
+                f"can be read alone; decompress it first: `gunzip`, `unxz` or `zstd -d`, or unpack it"
+            )
+    return paths
+
+
+def expanded(pattern: str) -> list[str]:
+    """The names of a pattern of braces: ``{000..099}`` counts, with zeros as they are written, ``{a,b}`` lists.
+
+    Raises:
+        InputError: braces with something else in them, or far too many names.
+    """
+    names = [""]
+    position = 0
+    for found in _BRACES.finditer(pattern):
+        between = pattern[position : found.start()]
+        names = [name + between + word for name in names for word in _words(found[1], pattern)]
+        position = found.end()
+        if len(names) > _MOST:
+            raise InputError(f"--images {printable(pattern)}: names more than {_MOST:,} files")
+    return [name + pattern[position:] for name in names]
+
+
+def _words(inner: str, pattern: str) -> list[str]:
+    """What braces stand for."""
+    if counted := _RANGE.fullmatch(inner):
+        first, last = counted[1], counted[2]
+        if abs(int(last) - int(first)) >= _MOST:
+            raise InputError(f"--images {printable(pattern)}: names more than {_MOST:,} files")
+        width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+        step = 1 if int(first) <= int(last) else -1
+        return [f"{number:0{width}d}" for number in range(int(first), int(last) + step, step)]
+    words = inner.split(",")
+    if len(words) < 2:
+        raise InputError(
+            f"--images {printable(pattern)}: expected braces of the form {{000..099}} or {{a,b}}, found {{{inner}}}"
+        )
+    return words
+
+
+def _by_folders(index: TarIndex, inside: str, request: Request) -> Chosen:
+    """Images whose class is their folder."""
+    refuse_class_names(Path(index.members.location), request.class_names)
+    return index.members.choose(inside, request.class_order, request.leave_out)
+
+
+def _by_class_files(index: TarIndex, inside: str, request: Request) -> Chosen:
+    """Images whose class is in a ``.cls`` of the same name; the names of images begin with the class."""
+    members = index.members
+    keep = [image for image, path in enumerate(members.paths) if not inside or path.startswith(f"{inside}/")]
+    lost = next((image for image in keep if index.classes[image] < 0), None)
+    if lost is not None or not keep:
+        found = "no image" if lost is None else f"none for {printable(members.paths[lost])}"
+        raise InputError(f"{members.location}: expected images, each with a .cls as there are for some, found {found}")
+    labels = {number: index.labels[number] for number in np.unique(index.classes[keep]).tolist()}
+    if all(label.isdecimal() for label in labels.values()):
+        classes, targets = _numbered(index, keep, {number: int(label) for number, label in labels.items()}, request)
+    else:
+        refuse_class_names(Path(members.location), request.class_names)
+        classes = order_classes(labels.values(), request.class_order)
+        targets = {number: classes.index(label) for number, label in labels.items()}
+    gone, keys = frozenset(request.leave_out), []
+    for image in keep:
+        target, path = targets[int(index.classes[image])], members.paths[image]
+        whole = path if path.startswith(f"{classes[target]}/") else f"{classes[target]}/{path}"
+        if whole not in gone:
+            folder, _, file = whole.rpartition("/")
+            keys.append((target, folder, file, image))
+    keys.sort()
+    return members.chosen(classes, keys)
+
+
+def _numbered(
+    index: TarIndex, keep: Sequence[int], numbers: dict[int, int], request: Request
+) -> tuple[list[str], dict[int, int]]:
+    """Class names, and the target of each label, of labels that are numbers.
+
+    The names are those of --class-names, or of the folders, where each class has one of its own.
+    """
+    members = index.members
+    if request.class_names is not None:
+        names = read_class_names(request.class_names)
+        require_named(f"{members.location}: .cls", max(numbers.values()), names)
+        return list(names), numbers
+    pairs = {(int(index.classes[image]), members.paths[image].rpartition("/")[0].split("/")[0]) for image in keep}
+    folders = {folder for _, folder in pairs}
+    if "" in folders or not len(pairs) == len(folders) == len(numbers):
+        raise InputError(
+            f"{members.location}: the classes are numbers (.cls), up to {max(numbers.values())}, and their names are "
+            f"not known; {FLAG} gives them: comma-separated, or a file with one a line or of JSON"
+        )
+    ranks = {label: rank for rank, label in enumerate(sorted(numbers, key=numbers.__getitem__))}
+    folder_of = dict(pairs)
+    return [folder_of[label] for label in ranks], ranks
+
+
+def layout_of(files: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each image follows when all files are read from front to back."""
+    layout = np.empty(len(files), np.int64)
+    layout[np.lexsort((offsets, files))] = np.arange(len(files))
+    return layout
