@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from labelstore.spec import Json, first_difference, require_same, shorten
 from labelstore.version import __version__
 from pipeline.config import json_object
 from pipeline.images.manifest import Manifest
+from pipeline.images.options import ImageOptions
 from pipeline.networks.trained import Trained
 from pipeline.networks.weights import state_digest
 from trainer.checkpoint import elsewhere
@@ -156,6 +157,14 @@ def test_images_of(folder: Path) -> Path | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return Path(named) if isinstance(named, str) else None
+
+
+def test_source_of(folder: Path) -> ImageOptions:
+    """What the flags of a run stated of its test images."""
+    try:
+        return ImageOptions(**json.loads((folder / CONFIG).read_text())["made_with"]["test_source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ImageOptions()
 
 
 def accepted(stored: Any, made: Mapping[str, Json], *, anyway: bool) -> Any:
@@ -350,6 +359,7 @@ def _made_with(config: TrainConfig, student: nn.Module) -> dict[str, Json]:
         "store": str(config.store) if config.store else None,
         "images": str(config.images),
         "test_images": str(config.test_images) if config.test_images else None,
+        **({} if config.test_source == ImageOptions() else {"test_source": asdict(config.test_source)}),
         "norm_layers": norms,
         "reported": "top-1 and top-5 in percent, after the last epoch and at the best evaluated epoch",
         "labels": LABELS[config.labels.source],

@@ -12,9 +12,7 @@ from typing import IO
 from labelstore.durable import removing
 from labelstore.errors import InputError, LeaseError
 from pipeline.images.manifest_cache import CACHE
-from trainer.file_names import CONFIG, LOCK, TEST_CACHE, TRAIN_CACHE
-
-CACHES = (TEST_CACHE, TRAIN_CACHE)
+from trainer.file_names import CACHES, CONFIG, LOCK
 
 
 @contextmanager

@@ -17,7 +17,8 @@ JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {JPEG_TABLES, 0xC8, 0xCC}
 JPEG_METADATA = frozenset({*range(0xE0, 0xF0), 0xFE})
 """Segments of applications, and comments."""
 
-PPM_HEAD = re.compile(rb"P[56](?:\s|#[^\n\r]*[\n\r])+(\d+)(?:\s|#[^\n\r]*[\n\r])+(\d+)(?:\s|#[^\n\r]*[\n\r])+(\d+)\s")
+_PPM_GAP = rb"\s+(?:#[^\n\r]*[\n\r]\s*)*"
+PPM_HEAD = re.compile(rb"P[56]" + 3 * (_PPM_GAP + rb"(\d+)") + rb"\s")
 """Of a binary PPM or PGM: width, height, largest value; pixels follow."""
 PPM_HEAD_BYTES = 512
 

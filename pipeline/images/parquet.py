@@ -242,8 +242,9 @@ class _Table:
         """The values of a column."""
         try:
             found: list[Any] = self.read(column).to_pylist()
-        except OSError as error:
-            raise InputError(f"{self.shown}: {error.strerror}; copy it again") from error
+        except (OSError, ValueError) as error:  # of text that is no UTF-8, too
+            why = error.strerror if isinstance(error, OSError) else reason(error)
+            raise InputError(f"{self.shown}: column {column}: {why}; copy the file again") from error
         return found
 
 

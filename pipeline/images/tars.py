@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from io import BytesIO
+from itertools import chain, product
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -149,15 +151,11 @@ def expanded(pattern: str) -> list[str]:
     Raises:
         InputError: braces with something else in them, or far too many names.
     """
-    names = [""]
-    position = 0
-    for found in _BRACES.finditer(pattern):
-        between = pattern[position : found.start()]
-        names = [name + between + word for name in names for word in _words(found[1], pattern)]
-        position = found.end()
-        if len(names) > _MOST:
-            raise InputError(f"--images {printable(pattern)}: names more than {_MOST:,} files")
-    return [name + pattern[position:] for name in names]
+    plain, inner = _BRACES.split(pattern)[::2], _BRACES.split(pattern)[1::2]
+    choices = [_words(word, pattern) for word in inner]
+    if prod(map(len, choices)) > _MOST:
+        raise InputError(f"--images {printable(pattern)}: names more than {_MOST:,} files")
+    return ["".join(chain(*zip(plain, (*words, ""), strict=True))) for words in product(*choices)]
 
 
 def _words(inner: str, pattern: str) -> list[str]:

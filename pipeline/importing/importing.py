@@ -193,7 +193,8 @@ def remove_aside(aside: Path, paths: Sequence[Path]) -> None:
     own = Proof("what this import writes", lambda _path: True)  # the folder is new, and each file was made there
     for path in paths:
         removing.remove(path, own)
-    for folder in [*{path.parent: None for path in paths}, aside]:
+    folders = {folder for path in paths for folder in path.parents if aside in folder.parents}
+    for folder in [*sorted(folders, key=lambda folder: len(folder.parts), reverse=True), aside]:
         removing.remove_folder(folder)
 
 

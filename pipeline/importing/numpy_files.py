@@ -29,7 +29,7 @@ def read_numpy(file: Path) -> object:
     try:
         if file.suffix.lower() == ".npy":
             return _tensor(np.load(file, mmap_mode="c", allow_pickle=False))
-        with np.load(file, allow_pickle=False) as held:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as held:  # which leaves a bad file open
             return _by_split({name: _tensor(held[name]) for name in held.files})
     except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
