@@ -20,7 +20,7 @@ from labelstore.command.output import Output
 from labelstore.durable.places import require_apart, require_writable
 from labelstore.durable.removing import require_absent
 from labelstore.errors import InputError, reason
-from pipeline.images.options import ImageOptions
+from pipeline.images.opening import ImageOptions
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.spec import PlanSpec
 from pipeline.recipes import RecipeName

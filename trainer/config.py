@@ -18,7 +18,7 @@ from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from pipeline.config import EngineOptions, require_place
-from pipeline.images.options import ImageOptions
+from pipeline.images.opening import ImageOptions
 from pipeline.plan.spec import CropOptions, PlanSpec
 from pipeline.recipes import RecipeName
 from pipeline.render.options import RenderOptions

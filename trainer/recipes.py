@@ -11,8 +11,7 @@ from pathlib import Path
 
 from pipeline.build.recipe import OWNED as OWNED_CROPS
 from pipeline.build.recipe import OWNED_LABELLER
-from pipeline.images.opening import open_images
-from pipeline.images.options import options_of
+from pipeline.images.opening import open_images, options_of
 from pipeline.recipes import recipe_of
 from pipeline.recipes.flags import describe, given, spelled, without_replaced, words
 from pipeline.recipes.setting import Flags, Setting, Value

@@ -22,7 +22,7 @@ from labelstore.spec import Json, first_difference, require_same, shorten
 from labelstore.version import __version__
 from pipeline.config import json_object
 from pipeline.images.manifest import Manifest
-from pipeline.images.options import ImageOptions
+from pipeline.images.opening import ImageOptions
 from pipeline.networks.trained import Trained
 from pipeline.networks.weights import state_digest
 from trainer.checkpoint import elsewhere

@@ -11,8 +11,7 @@ from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from pipeline.config import json_object
 from pipeline.images.manifest import Manifest, scan
-from pipeline.images.opening import open_images
-from pipeline.images.options import ImageOptions
+from pipeline.images.opening import ImageOptions, open_images
 from pipeline.networks.normalisation import require_normalisation
 from pipeline.networks.pretrained import is_distributed
 from pipeline.networks.settling import differences, normalisation, require_network

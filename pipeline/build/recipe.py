@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from labelstore.command.flags import values_of
 from labelstore.errors import GiftwrapError
 from pipeline.config import BuildConfig
-from pipeline.images.opening import open_images
-from pipeline.images.options import options_of
+from pipeline.images.opening import open_images, options_of
 from pipeline.recipes import recipe_of
 from pipeline.recipes.flags import describe, given, without_replaced, words
 from pipeline.recipes.setting import Setting, listed

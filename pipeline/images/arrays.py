@@ -13,7 +13,7 @@ from labelstore.errors import InputError
 from pipeline.images.class_folder import named
 from pipeline.images.class_names import read_class_names, require_named
 from pipeline.images.file_formats import ppm_file, ppm_head
-from pipeline.images.options import Request
+from pipeline.images.opening import Request
 from pipeline.images.source import Listing, Stamp
 
 Int64Array = npt.NDArray[np.int64]

@@ -24,8 +24,7 @@ from labelstore.errors import InputError, reason
 from pipeline.images.arrays import ArrayImages
 from pipeline.images.class_names import read_class_names, refuse_class_names, require_named
 from pipeline.images.containers import Containers
-from pipeline.images.opening import SourceKind
-from pipeline.images.options import Request
+from pipeline.images.opening import Request, SourceKind
 
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE

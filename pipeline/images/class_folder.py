@@ -15,8 +15,7 @@ from pipeline.images.class_names import refuse_class_names
 from pipeline.images.file_formats import readable
 from pipeline.images.kinds import HEAD_BYTES, other_kind
 from pipeline.images.left_out import LeftOut, left_out_kind
-from pipeline.images.opening import SourceKind
-from pipeline.images.options import ClassOrder, Request
+from pipeline.images.opening import ClassOrder, Request, SourceKind
 from pipeline.images.source import ImageFile, Listing, Stamp
 
 FORMER_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

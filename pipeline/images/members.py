@@ -16,7 +16,7 @@ from pipeline.images.class_folder import SUFFIXES, instead, named, order_classes
 from pipeline.images.file_formats import readable
 from pipeline.images.kinds import HEAD_BYTES, other_kind
 from pipeline.images.left_out import LeftOut, left_out_kind
-from pipeline.images.options import ClassOrder
+from pipeline.images.opening import ClassOrder
 
 Int64Array = npt.NDArray[np.int64]
 

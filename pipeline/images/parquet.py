@@ -27,8 +27,7 @@ from labelstore.errors import InputError, reason
 from pipeline.images.class_folder import named, order_classes, require_one_form
 from pipeline.images.class_names import FLAG, read_class_names, refuse_class_names, require_named
 from pipeline.images.containers import Containers
-from pipeline.images.opening import SourceKind
-from pipeline.images.options import Request
+from pipeline.images.opening import Request, SourceKind
 from pipeline.images.source import Listing, Stamp
 
 SUFFIX = ".parquet"

@@ -23,8 +23,7 @@ from pipeline.images.class_folder import order_classes
 from pipeline.images.class_names import FLAG, read_class_names, refuse_class_names, require_named
 from pipeline.images.containers import Containers
 from pipeline.images.members import Chosen
-from pipeline.images.opening import SourceKind
-from pipeline.images.options import Request
+from pipeline.images.opening import Request, SourceKind
 from pipeline.images.places import split
 from pipeline.images.source import Listing, Stamp
 from pipeline.images.tar_index import TarIndex

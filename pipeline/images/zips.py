@@ -18,8 +18,7 @@ from pipeline.images.class_names import refuse_class_names
 from pipeline.images.containers import Containers
 from pipeline.images.kinds import HEAD_BYTES
 from pipeline.images.members import Members, named_as_image
-from pipeline.images.opening import SourceKind
-from pipeline.images.options import Request
+from pipeline.images.opening import Request, SourceKind
 from pipeline.images.places import split
 from pipeline.images.source import Listing, Stamp
 

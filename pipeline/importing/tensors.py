@@ -9,8 +9,7 @@ from labelstore.command.names import printable
 from labelstore.errors import InputError
 from pipeline.images.arrays import ArrayImages, Int64Array, named_classes
 from pipeline.images.containers import Containers
-from pipeline.images.opening import SourceKind
-from pipeline.images.options import Request
+from pipeline.images.opening import Request, SourceKind
 from pipeline.images.places import Place, split
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from labelstore.format.arrays import AUDIT_BLOCK
 from labelstore.store import LabelStore
 from pipeline.config import manifest_cache
 from pipeline.images.manifest import Manifest, require_same_images, scan, with_classes, with_order
-from pipeline.images.options import ClassOrder, ImageOptions
+from pipeline.images.opening import ClassOrder, ImageOptions
 from pipeline.plan.plan import PlanSpec
 from pipeline.render import Renderer, augmenter_of, decoder_of, make_renderer
 from pipeline.render.audit import DIGEST_POSITIONS, compare, pixels_digest

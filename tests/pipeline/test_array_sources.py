@@ -24,8 +24,7 @@ from pipeline.images.decodes import require_decodes
 from pipeline.images.file_formats import ppm_file, readable
 from pipeline.images.headers import BrokenImageError, UnsupportedImageError, read_header
 from pipeline.images.manifest import Manifest, scan
-from pipeline.images.opening import recognised
-from pipeline.images.options import ImageOptions
+from pipeline.images.opening import ImageOptions, recognised
 from tests.pipeline.packing import idx, python2_names, python2_pickle
 
 CLASSES = ("plane", "car", "bird")

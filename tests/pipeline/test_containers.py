@@ -19,8 +19,7 @@ from PIL import Image
 from labelstore.errors import InputError
 from pipeline.images import tar_index
 from pipeline.images.manifest import Manifest, scan
-from pipeline.images.opening import open_images, recognised
-from pipeline.images.options import ImageOptions
+from pipeline.images.opening import ImageOptions, open_images, recognised
 from pipeline.images.tars import expanded
 from tests.pipeline.packing import (
     Files,
