@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import json
-import tarfile
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from labelstore.command.names import printable
 from labelstore.durable.newfile import new_version
-from labelstore.errors import InputError, reason
+from labelstore.errors import InputError
 from pipeline.images.containers import Containers
 from pipeline.images.kinds import HEAD_BYTES
 from pipeline.images.left_out import LeftOut
 from pipeline.images.manifest_cache import CACHE, is_foreign
 from pipeline.images.members import Members, named_as_image
+from pipeline.images.tar_headers import entries
 
 _VERSION = 1
 _CLASS = ".cls"
 _LONGEST_CLASS = 1024  # bytes of a .cls
-_BLOCK = 512
-_PIECE = 1 << 20
-_LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TarIndex:
-    """The M images in some tars.
+    """The M images in some tars, by folder and name.
 
     Attributes:
         members: their paths.
@@ -42,7 +36,8 @@ class TarIndex:
         offsets: of the first byte of each in its tar, int64 ``[M]``.
         sizes: in bytes, int64 ``[M]``.
         labels: what the ``.cls`` files hold, each once; empty where there are none.
-        classes: of each image the index in ``labels``, int64 ``[M]``; -1 where it has no ``.cls``.
+        classes: of each image the index in ``labels``, int64 ``[M]``; -1 where it has no ``.cls``. Empty without
+            labels.
     """
 
     members: Members
@@ -75,23 +70,68 @@ def load_or_make(containers: Containers, location: str, kept: Path | None) -> Ta
 
 def make(containers: Containers, location: str) -> TarIndex:
     """Read the headers of all tars."""
-    members = Members(location)
-    where: list[tuple[int, int, int]] = []
-    label_of: dict[str, str] = {}
+    reader = _Reader(Members(location))
     for number, path in enumerate(containers.paths):
-        for info, path_in, head in _entries(path, members):
-            if path_in.endswith(_CLASS):
-                label_of[path_in.removesuffix(_CLASS)] = _label(path, info.name, head)
-            elif members.is_image(path_in, head):
-                members.paths.append(path_in)
-                where.append((number, info.offset_data, info.size))
-    _require_once(members, containers, [number for number, _, _ in where])
-    labels = {label: number for number, label in enumerate(dict.fromkeys(label_of.values()))}
-    classes = [labels.get(_label_of(path, label_of) or "", -1) for path in members.paths]
-    table = np.array(where, np.int64).reshape(-1, 3)
-    return TarIndex(
-        members, table[:, 0], table[:, 1], table[:, 2], tuple(labels), np.array(classes, np.int64).reshape(-1)
-    )
+        reader.read(number, path, containers)
+    members, where = reader.members, np.array(reader.where, np.int64).reshape(-1, 3)
+    names = [printable(Path(path).name) for path in containers.paths]
+    order = members.sort(lambda one, other: f" (in {' and '.join({names[where[i, 0]]: 0 for i in (one, other)})})")
+    labels = {label: number for number, label in enumerate(dict.fromkeys(reader.label_of.values()))}
+    classes = [labels.get(_label_of(path, reader.label_of) or "", -1) for path in members.paths] if labels else []
+    files, offsets, sizes = where[order].T
+    return TarIndex(members, files, offsets, sizes, tuple(labels), np.array(classes, np.int64))
+
+
+class _Reader:
+    """Collects the images and the ``.cls`` of tars."""
+
+    def __init__(self, members: Members) -> None:
+        self.members = members
+        self.where: list[tuple[int, int, int]] = []  # tar, offset and size of each image
+        self.label_of: dict[str, str] = {}
+
+    def read(self, number: int, tar: str, containers: Containers) -> None:
+        """Read the headers of a tar."""
+        members, first = self.members, len(self.where)
+        linked: dict[str, tuple[int, int]] | None = None
+        for entry in entries(tar):
+            path = members.path(entry.name)
+            if not path:
+                continue
+            start, size, kind = entry.start, entry.size, entry.kind
+            if kind == "folder":
+                members.add_folder(path)
+                continue
+            if kind == "link":
+                if linked is None:
+                    found = zip(members.paths[first:], self.where[first:], strict=True)
+                    linked = {name: (at, length) for name, (_, at, length) in found}
+                start, size = linked.get(members.path(entry.target) or "", (-1, 0))
+            if kind not in ("file", "link") or start < 0:
+                raise InputError(
+                    f"{printable(tar)}: {printable(entry.name)}: expected a file, found "
+                    f"{'no regular file' if kind == 'other' else 'a link'}; make the tar again with "
+                    f"`tar --dereference --hard-dereference`"
+                )
+            if path.endswith(_CLASS):
+                self.label_of[path.removesuffix(_CLASS)] = _label(
+                    tar, entry.name, _head(containers, number, start, min(size, _LONGEST_CLASS))
+                )
+                continue
+            head = None if named_as_image(path) else _head(containers, number, start, min(size, HEAD_BYTES))
+            if members.is_image(path, head):
+                members.paths.append(path)
+                self.where.append((number, start, size))
+                if linked is not None:
+                    linked[path] = start, size
+
+
+def _head(containers: Containers, file: int, start: int, count: int) -> bytes:
+    """The first bytes of an entry; nothing where the tar ends before them, which is found out at its end."""
+    try:
+        return containers.read(file, start, count)
+    except OSError:
+        return b""
 
 
 def _label_of(path: str, label_of: dict[str, str]) -> str | None:
@@ -115,95 +155,6 @@ def _label(tar: str, name: str, content: bytes | None) -> str:
     return str(int(label)) if label.isdecimal() else label
 
 
-def _entries(tar: str, members: Members) -> Iterator[tuple[tarfile.TarInfo, str, bytes | None]]:
-    """Each file of a tar that is not left out: its entry, its path, and its first bytes where these are needed."""
-    shown = printable(tar)
-    sizes: dict[str, tuple[int, int]] = {}
-    try:
-        with open(tar, "rb") as file, _opened(file) as opened:  # noqa: PTH123
-            while (info := opened.next()) is not None:
-                vars(opened)["members"].clear()  # which keeps all of them
-                if info.size < 0:
-                    raise tarfile.ReadError("negative size")
-                path = members.path(info.name)
-                if path is None or not path:
-                    continue
-                if info.isdir():
-                    members.add_folder(path)
-                    continue
-                if info.islnk() and (target := sizes.get(info.linkname)) is not None:
-                    info.offset_data, info.size = target
-                elif not info.isreg() or info.issparse():
-                    kind = "a link" if info.issym() or info.islnk() else "no regular file"
-                    raise InputError(
-                        f"{shown}: {printable(info.name)}: expected a file, found {kind}; make the tar again with "
-                        f"`tar --dereference --hard-dereference`"
-                    )
-                sizes[info.name] = info.offset_data, info.size
-                yield info, path, _head(file, info, path)
-            _require_end(file, opened.offset, shown)
-    except tarfile.TarError as error:
-        raise InputError(
-            f"{shown}: expected a whole tar file, found it damaged or truncated ({reason(error)}); copy it again"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{shown}: cannot be read ({error.strerror or reason(error)})") from error
-
-
-class _Header(tarfile.TarInfo):
-    """A header of a tar, refused where it would have much of the file read as a name."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """As of any header; ReadError for one that no tar program writes."""
-        found = super().frombuf(buf, encoding, errors)
-        if found.size < 0 or (found.type in _LONG and found.size > _PIECE):
-            raise tarfile.ReadError("a header of an impossible size")
-        return found
-
-
-def _opened(file: BinaryIO) -> tarfile.TarFile:
-    """A tar, to be read header by header."""
-    return tarfile.TarFile(fileobj=file, mode="r", tarinfo=_Header)
-
-
-def _head(file: BinaryIO, info: tarfile.TarInfo, path: str) -> bytes | None:
-    """The first bytes of an entry whose name does not decide what it is."""
-    if named_as_image(path):
-        return None
-    before = file.tell()
-    file.seek(info.offset_data)
-    head = file.read(min(info.size, _LONGEST_CLASS if path.endswith(_CLASS) else HEAD_BYTES))
-    file.seek(before)
-    return head
-
-
-def _require_end(file: BinaryIO, offset: int, shown: str) -> None:
-    """Refuse a tar that ends without its end marker, or goes on after it."""
-    file.seek(offset)
-    marker = file.read(_BLOCK)
-    if len(marker) < _BLOCK or any(marker):
-        raise InputError(
-            f"{shown}: expected a whole tar file, found none of the zeros that end one: it is truncated, or damaged at "
-            f"byte {offset:,}; copy it again"
-        )
-    while more := file.read(_PIECE):
-        if more.count(0) < len(more):
-            raise InputError(
-                f"{shown}: expected the end of the tar file at byte {offset:,}, found more after it, as in several "
-                f"tars in one; separate them, or make one of them"
-            )
-
-
-def _require_once(members: Members, containers: Containers, files: list[int]) -> None:
-    """Refuse one path in two entries."""
-    order = sorted(range(len(members.paths)), key=members.paths.__getitem__)
-    for one, other in pairwise(order):
-        if members.paths[one] == members.paths[other]:
-            places = dict.fromkeys(Path(containers.paths[files[image]]).name for image in (one, other))
-            members.refuse_twice(members.paths[one], f" (in {' and '.join(map(printable, places))})")
-
-
 def _identity(containers: Containers) -> bytes:
     """Names, sizes and times of the tars, digested: the index is valid for these alone."""
     return sha256(
@@ -219,14 +170,18 @@ def _load(kept: Path, containers: Containers, location: str) -> TarIndex | None:
         with kept.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if file["version"] != _VERSION or bytes(file["root"]) != _identity(containers):
                 return None
-            where, paths, folders, labels = (file[name] for name in ("where", "paths", "folders", "labels"))
+            where, classes, folder_of = (file[name] for name in ("where", "classes", "folder_of"))
+            paths, folders, holding, labels = (_split(file[name]) for name in ("paths", "folders", "holding", "labels"))
             left_out = LeftOut.from_json(json.loads(bytes(file["left_out"])))
-        members = Members(location, _split(paths), set(_split(folders)), left_out)
+        members = Members(location, paths, set(folders), left_out, holding, folder_of)
     except Exception:  # whatever damaged bytes lead to, the tars themselves can be read
         return None
-    if where.dtype != np.int64 or where.shape != (4, len(members.paths)):
+    count = len(paths)
+    shapes = (where.shape, folder_of.shape, classes.shape) == ((3, count), (count,), (count if labels else 0,))
+    types = all(array.dtype == np.int64 for array in (where, classes, folder_of))
+    if not shapes or not types or (count and not 0 <= folder_of.min() <= folder_of.max() < len(holding)):
         return None
-    return TarIndex(members, where[0], where[1], where[2], tuple(_split(labels)), where[3])
+    return TarIndex(members, where[0], where[1], where[2], tuple(labels), classes)
 
 
 def _save(kept: Path, containers: Containers, index: TarIndex) -> None:
@@ -240,7 +195,10 @@ def _save(kept: Path, containers: Containers, index: TarIndex) -> None:
                 file,
                 version=np.array(_VERSION),
                 root=np.frombuffer(_identity(containers), np.uint8),
-                where=np.stack([index.files, index.offsets, index.sizes, index.classes]),
+                where=np.stack([index.files, index.offsets, index.sizes]),
+                classes=index.classes,
+                folder_of=index.members.folder_of,
+                holding=_joined(index.members.holding),
                 paths=_joined(index.members.paths),
                 folders=_joined(sorted(index.members.folders)),
                 labels=_joined(list(index.labels)),

@@ -65,11 +65,11 @@ class TarImages:
             layout=layout_of(self._files, self._offsets),
             left_out=index.members.left_out,
         )
-        self._paths = [index.members.paths[image] for image in images.tolist()]
+        self._images, self._paths = images, index.members.paths
 
     def place(self, image: int) -> str:
         """The tar of an image, and its path in it."""
-        return f"{self._containers.paths[int(self._files[image])]}: {self._paths[image]}"
+        return f"{self._containers.paths[int(self._files[image])]}: {self._paths[int(self._images[image])]}"
 
     def stamp(self, image: int) -> Stamp:
         """The image's size, and the modification time of its tar."""
@@ -183,20 +183,24 @@ def _by_folders(index: TarIndex, inside: str, request: Request) -> Chosen:
 def _by_class_files(index: TarIndex, inside: str, request: Request) -> Chosen:
     """Images whose class is in a ``.cls`` of the same name; the names of images begin with the class."""
     members = index.members
-    keep = [image for image, path in enumerate(members.paths) if not inside or path.startswith(f"{inside}/")]
-    lost = next((image for image in keep if index.classes[image] < 0), None)
-    if lost is not None or not keep:
-        found = "no image" if lost is None else f"none for {printable(members.paths[lost])}"
+    keep = np.flatnonzero([not inside or f"{folder}/".startswith(f"{inside}/") for folder in members.holding])
+    images = np.flatnonzero(np.isin(members.folder_of, keep))
+    lost = images[index.classes[images] < 0]
+    if len(lost) or not len(images):
+        found = f"none for {printable(members.paths[lost[0]])}" if len(lost) else "no image"
         raise InputError(f"{members.location}: expected images, each with a .cls as there are for some, found {found}")
-    labels = {number: index.labels[number] for number in np.unique(index.classes[keep]).tolist()}
+    pairs = _pairs(index, images)
+    labels = {number: index.labels[number] for number, _ in pairs}
     if all(label.isdecimal() for label in labels.values()):
-        classes, targets = _numbered(index, keep, {number: int(label) for number, label in labels.items()}, request)
+        classes, targets = _numbered(index, pairs, {number: int(label) for number, label in labels.items()}, request)
     else:
         refuse_class_names(Path(members.location), request.class_names)
-        classes = order_classes(labels.values(), request.class_order)
+        classes = order_classes(set(labels.values()), request.class_order)
         targets = {number: classes.index(label) for number, label in labels.items()}
+    if not inside and all(classes[targets[number]] == folder for number, folder in pairs):
+        return members.choose("", request.class_order, request.leave_out, classes)
     gone, keys = frozenset(request.leave_out), []
-    for image in keep:
+    for image in images.tolist():
         target, path = targets[int(index.classes[image])], members.paths[image]
         whole = path if path.startswith(f"{classes[target]}/") else f"{classes[target]}/{path}"
         if whole not in gone:
@@ -206,8 +210,18 @@ def _by_class_files(index: TarIndex, inside: str, request: Request) -> Chosen:
     return members.chosen(classes, keys)
 
 
+def _pairs(index: TarIndex, images: npt.NDArray[np.int64]) -> set[tuple[int, str]]:
+    """Each label with the outermost folders of its images."""
+    holding = index.members.holding
+    joined = index.classes[images] * len(holding) + index.members.folder_of[images]
+    labels, folders = np.divmod(np.unique(joined), len(holding))
+    return {
+        (label, holding[folder].split("/")[0]) for label, folder in zip(labels.tolist(), folders.tolist(), strict=True)
+    }
+
+
 def _numbered(
-    index: TarIndex, keep: Sequence[int], numbers: dict[int, int], request: Request
+    index: TarIndex, pairs: set[tuple[int, str]], numbers: dict[int, int], request: Request
 ) -> tuple[list[str], dict[int, int]]:
     """Class names, and the target of each label, of labels that are numbers.
 
@@ -218,7 +232,6 @@ def _numbered(
         names = read_class_names(request.class_names)
         require_named(f"{members.location}: .cls", max(numbers.values()), names)
         return list(names), numbers
-    pairs = {(int(index.classes[image]), members.paths[image].rpartition("/")[0].split("/")[0]) for image in keep}
     folders = {folder for _, folder in pairs}
     if "" in folders or not len(pairs) == len(folders) == len(numbers):
         raise InputError(

@@ -50,8 +50,9 @@ class ZipImages:
         self._containers = Containers([str(place.file.absolute())])
         members = Members(printable(str(place.file)))
         infos = _images(self._containers, members)
+        order = members.sort()
         chosen = members.choose(place.inside, request.class_order, request.leave_out)
-        self._infos = [infos[image] for image in chosen.images.tolist()]
+        self._infos = [infos[place] for place in order[chosen.images].tolist()]
         starts = np.array([info.header_offset for info in self._infos], np.int64)
         self.listing = Listing(
             location=str(path.absolute()),

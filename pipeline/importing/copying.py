@@ -205,13 +205,13 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def _require_shard(path: Path, source: ImageSource, images: Sequence[int]) -> None:
     """Refuse a file that is not the shard of these images."""
     try:
-        found = tar_index.make(Containers([str(path)]), printable(str(path)))
-        names, sizes = found.members.paths, found.sizes.tolist()
+        index = tar_index.make(Containers([str(path)]), printable(str(path)))
+        found = dict(zip(index.members.paths, index.sizes.tolist(), strict=True))
     except InputError:
-        names, sizes = [], []
-    expected = [source.listing.names[image] for image in images]
-    known = [int(source.listing.sizes[image]) for image in images]
-    if names != expected or any(size not in (0, held) for size, held in zip(known, sizes, strict=True)):
+        found = {}
+    listing = source.listing
+    known = {listing.names[image]: int(listing.sizes[image]) for image in images}
+    if found.keys() != known.keys() or any(size not in (0, found[name]) for name, size in known.items()):
         raise InputError(
             f"{path}: exists already, and is not the shard of these images: expected {len(images):,} of them; move it "
             f"away, or give another --out"

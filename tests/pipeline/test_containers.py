@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import tarfile
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from labelstore.errors import InputError
 from pipeline.images import tar_index
 from pipeline.images.manifest import Manifest, scan
 from pipeline.images.opening import ImageOptions, open_images, recognised
+from pipeline.images.tar_headers import entries
 from pipeline.images.tars import expanded
 from tests.pipeline.packing import (
     Files,
@@ -264,8 +267,6 @@ def test_a_damaged_container_never_gives_other_images(
 
 
 def test_what_is_wrong_with_a_tar_is_named(tmp_path: Path) -> None:
-    import tarfile
-
     path = tmp_path / "a.tar"
 
     def refused(said: str) -> None:
@@ -314,9 +315,40 @@ def test_what_is_wrong_with_a_tar_is_named(tmp_path: Path) -> None:
         scan(tmp_path / "shards")
 
 
-def test_a_hard_link_is_the_file_that_it_links_to(tmp_path: Path) -> None:
-    import tarfile
+FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
+entry_names = st.one_of(
+    st.text(st.sampled_from("ab/é. "), min_size=1, max_size=8),
+    st.integers(90, 280).map(lambda length: "/".join(["long" * 12] * (length // 49 + 1))[:length]),
+)
 
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(entry_names, st.integers(0, 1200), st.sampled_from(["file", "folder", "link"])), max_size=6),
+    st.sampled_from(FORMATS),
+    st.booleans(),
+)
+def test_headers_are_those_that_tarfile_reads(
+    tmp_path_factory: pytest.TempPathFactory, found: list[tuple[str, int, str]], form: int, odd_times: bool
+) -> None:
+    path = tmp_path_factory.mktemp("headers") / "a.tar"
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, size, kind in found:
+            info = tarfile.TarInfo(name)
+            info.type = {"file": tarfile.REGTYPE, "folder": tarfile.DIRTYPE, "link": tarfile.LNKTYPE}[kind]
+            info.size, info.linkname = size if kind == "file" else 0, "a" if kind == "link" else ""
+            info.mtime = 1.5 if odd_times else 1  # type: ignore[assignment]
+            with suppress(ValueError):  # too long for USTAR
+                tar.addfile(info, io.BytesIO(b"x" * info.size))
+    with tarfile.open(path) as tar:
+        expected = [
+            (info.name, "folder" if info.isdir() else "link" if info.islnk() else "file", info.offset_data, info.size)
+            for info in tar
+        ]
+    assert [entry[:4] for entry in entries(str(path))] == expected
+
+
+def test_a_hard_link_is_the_file_that_it_links_to(tmp_path: Path) -> None:
     written({"a/0.png": FILES["ant/0.png"], "b/1.png": FILES["ant/0.jpg"]}, tmp_path / "images")
     os.link(tmp_path / "images/a/0.png", tmp_path / "images/b/0.png")
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
