@@ -245,6 +245,9 @@ class ImportConfig:
     out: Path
     """Class folder to make; with --shards or --shard-mib, folder for the tar shards."""
     source: ImageOptions = field(default_factory=ImageOptions)
+    class_order: Literal["auto", "bytes", "numeric"] = "auto"
+    """Order of classes that have names alone, for the numbers in tar shards; auto is byte order, and stops where
+    numbers in the names sort otherwise."""
     shards: int | None = None
     """Write as many tar shards, as WebDataset reads them; the same command continues a stopped one."""
     shard_mib: int | None = None

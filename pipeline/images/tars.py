@@ -6,6 +6,7 @@ class is the folder, as in a class folder.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -24,7 +25,6 @@ from pipeline.images.class_names import FLAG, read_class_names, refuse_class_nam
 from pipeline.images.containers import Containers
 from pipeline.images.members import Chosen
 from pipeline.images.opening import Request, SourceKind
-from pipeline.images.places import split
 from pipeline.images.source import Listing, Stamp
 from pipeline.images.tar_index import TarIndex
 
@@ -89,48 +89,57 @@ class TarImages:
 
 
 def recognises(path: Path) -> bool:
-    """Whether a path is a tar, a folder of tars and nothing else, a pattern of tars, or a folder in a tar."""
-    name = path.name.lower()
+    """Whether a path is a tar, a folder of tars and nothing else, a pattern of tars, or a folder in one of these."""
     try:
-        if _BRACES.search(str(path)) or name.endswith((SUFFIX, *_COMPRESSED)):
-            return not path.is_dir() and not _CIFAR.match(name)
-        if path.is_dir():
-            return any(entry.name.lower().endswith(SUFFIX) for entry in path.iterdir()) and not any(
-                entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir()
-            )
-        place = split(path)
+        return _parted(path) is not None
     except OSError:
         return False
-    return place is not None and place.file.name.lower().endswith(SUFFIX)
 
 
 KIND = SourceKind(recognises, TarImages)
 
 
+def _parted(path: Path) -> tuple[Path, str] | None:
+    """The tar, folder of tars or pattern that a path names, and the folder in it; None where there is none."""
+    for place in (path, *path.parents):
+        inside = "/".join(path.parts[len(place.parts) :])
+        if place.is_dir():
+            return (place, inside) if _holds_tars(place) else None
+        name = place.name.lower()
+        if name.endswith((SUFFIX, *_COMPRESSED)):
+            return None if _CIFAR.match(name) else (place, inside)
+        if place.exists():
+            return None
+    return None
+
+
+def _holds_tars(folder: Path) -> bool:
+    """Whether a folder has tars, and no folders, which could be classes."""
+    found = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    tars = any(entry.name.lower().endswith(SUFFIX) for entry in found)
+    return tars and not any(entry.is_dir() for entry in found)
+
+
 def shards(path: Path) -> tuple[list[str], str]:
-    """The tars that ``--images`` names, in order, and the folder within a tar.
+    """The tars that ``--images`` names, in order, and the folder within them.
 
     Raises:
         InputError: none of them is there, or they are compressed.
     """
-    place = split(path)
-    if place is None and _BRACES.search(str(path)):
-        found = [str(Path(text).absolute()) for text in expanded(str(path))]
-        absent = [text for text in found if not Path(text).exists()]
-        if absent:
-            raise InputError(
-                f"--images {printable(str(path))}: expected {len(found):,} files, {len(absent):,} of them are not "
-                f"there: {printable(absent[0])}"
-            )
-        return _plain(found), ""
-    if place is not None:
-        return _plain([str(place.file.absolute())]), place.inside
-    if not path.is_dir():
-        raise InputError(f"{printable(str(path))}: cannot be reached (No such file or directory); check the path")
-    found = [str(entry.absolute()) for entry in path.iterdir() if entry.name.lower().endswith(SUFFIX)]
-    if not found:
-        raise InputError(f"{printable(str(path))}: expected tar files, found none")
-    return sorted(found, key=natural_key), ""
+    shown = printable(str(path))
+    place, inside = _parted(path) or (path, "")
+    if place.is_dir():
+        found = [str(entry.absolute()) for entry in place.iterdir() if entry.name.lower().endswith(SUFFIX)]
+        if not found:
+            raise InputError(f"{shown}: expected tar files, found none")
+        return sorted(found, key=natural_key), inside
+    found = [str(Path(text).absolute()) for text in ([str(place)] if place.exists() else expanded(str(place)))]
+    if absent := [text for text in found if not Path(text).exists()]:
+        raise InputError(
+            f"--images {shown}: expected {'a file' if len(found) == 1 else f'{len(found):,} files'}, "
+            f"{'it' if len(found) == 1 else f'{len(absent):,} of them'} cannot be found: {printable(absent[0])}"
+        )
+    return _plain(found), inside
 
 
 def _plain(paths: list[str]) -> list[str]:

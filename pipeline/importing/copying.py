@@ -60,7 +60,9 @@ def copy_images(config: ImportConfig, progress: Progress | None = None) -> CopyR
             read.
     """
     require_apart({"--out": config.out}, {"the images": config.data})
-    source = open_images(config.data, options=config.source)
+    to_shards = config.shards is not None or config.shard_mib is not None
+    order = config.class_order if to_shards or config.class_order != "auto" else "bytes"  # a folder keeps none
+    source = open_images(config.data, order, options=config.source)
     listing = source.listing
     _require_names(listing.classes, listing.names)
     shards = _shards(config, source)

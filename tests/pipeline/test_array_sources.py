@@ -25,6 +25,8 @@ from pipeline.images.file_formats import ppm_file, readable
 from pipeline.images.headers import BrokenImageError, UnsupportedImageError, read_header
 from pipeline.images.manifest import Manifest, scan
 from pipeline.images.opening import ImageOptions, recognised
+from pipeline.plan.plan import Plan, PlanSpec
+from pipeline.render import make_renderer
 from tests.pipeline.packing import idx, python2_names, python2_pickle
 
 CLASSES = ("plane", "car", "bird")
@@ -101,6 +103,23 @@ def test_a_ppm_may_have_comments() -> None:
     data = b"P6 # by hand\n2 # wide\n1 # high\n255\n" + bytes(range(6))
     assert (read_header(io.BytesIO(data)).height, read_header(io.BytesIO(data)).width) == (1, 2)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))).ravel(), range(6))
+
+
+@pytest.mark.parametrize("augmenter", ["pillow", "dali"])
+def test_crops_of_a_ppm_are_those_of_the_same_pixels_in_a_png(tmp_path: Path, augmenter: str) -> None:
+    (tmp_path / "a").mkdir()
+    for number, pixels in enumerate(PIXELS):
+        Image.fromarray(pixels).save(tmp_path / f"a/{number}.png")
+    np.savez(tmp_path / "a.npz", images=PIXELS, labels=np.zeros(5, np.int64))
+    spec = PlanSpec(size=16, mix="cutmix", group=5)
+    for cache_bytes in (1 << 30, 0):
+        crops = []
+        for path in (tmp_path / "a", tmp_path / "a.npz"):
+            found = scan(path, options=ImageOptions(class_names="a") if path.suffix else None)
+            renderer = make_renderer(found, spec, threads=2, cache_bytes=cache_bytes, augmenter=augmenter)
+            crops.append(renderer.render(Plan(spec, found.heights, found.widths).rows(0, 0, 5)))
+            renderer.close()
+        assert torch.equal(*crops)
 
 
 # CIFAR.

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from labelstore.errors import InputError
-from pipeline.images import tar_index
+from pipeline.images import parquet, tar_index
 from pipeline.images.manifest import Manifest, scan
 from pipeline.images.opening import ImageOptions, open_images, recognised
 from pipeline.images.tar_headers import entries
@@ -87,6 +87,13 @@ CONTAINERS: dict[str, Callable[[Files, Path, int], Path]] = {
     ),
     "folder in a tar": lambda files, at, seed: (
         as_tar({f"train/{name}": data for name, data in files.items()}, at / "set.tar", seed) / "train"
+    ),
+    "folder in shards": lambda files, at, seed: (
+        as_shards({f"train/{name}": data for name, data in files.items()}, at / "shards", 3, seed) / "train"
+    ),
+    "folder in a pattern": lambda files, at, seed: (
+        as_shards({f"train/{name}": data for name, data in files.items()}, at / "shards", 3, seed)
+        / "s-{00..02}.tar/train"
     ),
     "parquet": lambda files, at, seed: as_parquet(files, at / "set.parquet", CLASSES, seed=seed),
     "several tables": lambda files, at, seed: in_several_tables(files, at / "tables", seed),
@@ -170,6 +177,17 @@ def test_row_groups_are_kept_within_a_budget(folder: Path, tmp_path: Path, monke
     groups = found.source._groups  # type: ignore[attr-defined]
     assert 0 < groups._bytes <= 4_000
     assert groups._bytes == sum(size for _, size in groups._kept.values())
+
+
+def test_a_scan_reads_each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the file, though the images have another one and next to nothing is kept."""
+    path = as_parquet(FILES, tmp_path / "set.parquet", CLASSES, rows=2)
+    monkeypatch.setattr("pipeline.images.parquet.KEPT_BYTES", 1)
+    read: list[tuple[object, ...]] = []
+    real = parquet._Table.read
+    monkeypatch.setattr(parquet._Table, "read", lambda *words: read.append(words[2:]) or real(*words))
+    scan(path, threads=1)
+    assert [group for word in read for group in word] == [0, 1, 2, 3, 4]
 
 
 # Classes that are numbers.
@@ -300,7 +318,7 @@ def test_what_is_wrong_with_a_tar_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.tar.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(InputError, match=r"expected a tar that is not compressed.*gunzip"):
         scan(tmp_path / "b.tar.gz")
-    with pytest.raises(InputError, match=r"expected 3 files, 3 of them are not there: .*x-0\.tar"):
+    with pytest.raises(InputError, match=r"expected 3 files, 3 of them cannot be found: .*x-0\.tar"):
         scan(tmp_path / "x-{0..2}.tar")
     (tmp_path / "shards").mkdir()
     for name in ("0", "1"):
@@ -337,7 +355,7 @@ def test_headers_are_those_that_tarfile_reads(
             info = tarfile.TarInfo(name)
             info.type = {"file": tarfile.REGTYPE, "folder": tarfile.DIRTYPE, "link": tarfile.LNKTYPE}[kind]
             info.size, info.linkname = size if kind == "file" else 0, "a" if kind == "link" else ""
-            info.mtime = 1.5 if odd_times else 1  # type: ignore[assignment]
+            info.mtime = 1.5 if odd_times else 1
             with suppress(ValueError):  # too long for USTAR
                 tar.addfile(info, io.BytesIO(b"x" * info.size))
     with tarfile.open(path) as tar:
@@ -382,7 +400,7 @@ def test_what_is_wrong_with_a_zip_is_named(tmp_path: Path) -> None:
 
 def test_what_is_wrong_with_a_table_is_named(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    tables = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "a.parquet"
     for table, said in (
         ({"text": ["a"], "label": [0]}, "expected one column of images .*'text', 'label'"),
@@ -392,7 +410,7 @@ def test_what_is_wrong_with_a_table_is_named(tmp_path: Path) -> None:
         ({"image": pa.array([], pa.struct([("bytes", pa.binary())])), "label": pa.array([], pa.int64())}, "no rows"),
         ({"image": [{"bytes": b"x"}], "img": [{"bytes": b"x"}], "label": [0]}, "found several, 'image', 'img'"),
     ):
-        parquet.write_table(pa.table(table), path)
+        tables.write_table(pa.table(table), path)
         with pytest.raises(InputError, match=said):
             scan(path)
     as_parquet(FILES, path, CLASSES, content=False)
@@ -412,10 +430,10 @@ def test_what_is_wrong_with_a_table_is_named(tmp_path: Path) -> None:
 
 def test_rows_without_paths_are_named_by_their_number(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    tables = pytest.importorskip("pyarrow.parquet")
     data = [FILES["ant/0.png"], FILES["ant/0.jpg"], FILES["bee/1.PNG"]]
     table = pa.table({"image": [{"bytes": each, "path": None} for each in data], "label": ["b", "a", "b"]})
-    parquet.write_table(table, tmp_path / "a.parquet")
+    tables.write_table(table, tmp_path / "a.parquet")
     found = scan(tmp_path / "a.parquet")
     assert list(found.names) == ["a/1", "b/0", "b/2"]
     assert list(found.read_many([0, 1, 2])) == [data[1], data[0], data[2]]

@@ -120,6 +120,16 @@ def test_arrays_become_a_folder_of_the_same_set(tmp_path: Path) -> None:
     require_same(scan(tmp_path / "shards"), theirs)  # the numbers of the classes are kept
 
 
+def test_shards_keep_the_order_of_classes(tmp_path: Path) -> None:
+    files = {f"class_{number}/0.png": FILES["ant/0.png"] + bytes([number]) for number in (1, 2, 10)}
+    folder = written(files, tmp_path / "images")
+    copied(folder, tmp_path / "copy")
+    with pytest.raises(InputError, match="sort differently as text"):
+        copied(folder, tmp_path / "shards", shards=1)
+    copied(folder, tmp_path / "shards", shards=1, class_order="numeric")
+    require_same(scan(tmp_path / "shards"), scan(folder, class_order="numeric"))
+
+
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     folder = written(FILES, tmp_path / "images")
     with pytest.raises(InputError, match="at most one for each of the 10 images, found 11"):
