@@ -107,14 +107,14 @@ def test_a_ppm_may_have_comments() -> None:
 
 @pytest.mark.parametrize("augmenter", ["pillow", "dali"])
 def test_crops_of_a_ppm_are_those_of_the_same_pixels_in_a_png(tmp_path: Path, augmenter: str) -> None:
-    (tmp_path / "a").mkdir()
+    (tmp_path / "set/a").mkdir(parents=True)
     for number, pixels in enumerate(PIXELS):
-        Image.fromarray(pixels).save(tmp_path / f"a/{number}.png")
+        Image.fromarray(pixels).save(tmp_path / f"set/a/{number}.png")
     np.savez(tmp_path / "a.npz", images=PIXELS, labels=np.zeros(5, np.int64))
     spec = PlanSpec(size=16, mix="cutmix", group=5)
     for cache_bytes in (1 << 30, 0):
         crops = []
-        for path in (tmp_path / "a", tmp_path / "a.npz"):
+        for path in (tmp_path / "set", tmp_path / "a.npz"):
             found = scan(path, options=ImageOptions(class_names="a") if path.suffix else None)
             renderer = make_renderer(found, spec, threads=2, cache_bytes=cache_bytes, augmenter=augmenter)
             crops.append(renderer.render(Plan(spec, found.heights, found.widths).rows(0, 0, 5)))
