@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CLAIMS = (
     "plan",
+    "images",
     "render",
     "precompute",
     "teacher",

@@ -130,6 +130,7 @@ def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
         augmenter=config.render.augmenter,
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
+        options=config.source,
         **order_of(config, ranks),
     )
 
@@ -181,6 +182,7 @@ def open_replayed(config: TrainConfig, ranks: Ranks, views: int | None, engine: 
         augmenter=config.render.augmenter,
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
+        options=config.source,
     )
     source, identity = crops.source, crops.source.store.identity
     spec = PlanSpec.from_json(identity.require("plan"))
@@ -215,7 +217,7 @@ def open_fresh(
     """Crops of a plan with labels of each image, made on the way, or none."""
     if config.labels.source == "image":
         store = store_of(config)
-        manifest = open_images(store, config.images)
+        manifest = open_images(store, config.images, options=config.source)
         config.loss.require_content(store.identity.content)
         if config.recipe and hasattr(recipe_of(config.recipe), "fresh"):  # whose `build` makes image labels
             require_store(config.recipe, store.identity, config.student)
@@ -224,6 +226,7 @@ def open_fresh(
         manifest = scan(
             config.images,
             class_order=config.class_order,
+            options=config.source,
             cache=config.run / TRAIN_CACHE,
             skip_broken=config.skip_broken,
         )

@@ -22,6 +22,7 @@ from labelstore.spec import Json, first_difference, require_same, shorten
 from labelstore.version import __version__
 from pipeline.config import json_object
 from pipeline.images.manifest import Manifest
+from pipeline.images.opening import ImageOptions
 from pipeline.networks.trained import Trained
 from pipeline.networks.weights import state_digest
 from trainer.checkpoint import elsewhere
@@ -44,7 +45,11 @@ NOT_THE_RUN = (
     "json",
     "store",
     "images",
+    "images_format",
+    "class_names",
     "test_images",
+    "test_images_format",
+    "test_class_names",
     "cache_gib",
     "checkpoint_every",
     "checkpoint_steps",
@@ -146,6 +151,14 @@ def test_images_of(folder: Path) -> Path | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return Path(named) if isinstance(named, str) else None
+
+
+def test_source_of(folder: Path) -> ImageOptions:
+    """What the flags of a run stated of its test images."""
+    try:
+        return ImageOptions(**json.loads((folder / CONFIG).read_text())["made_with"]["test_source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ImageOptions()
 
 
 def accepted(stored: Any, made: Mapping[str, Json], *, anyway: bool) -> Any:

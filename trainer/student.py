@@ -230,6 +230,7 @@ def open_test(config: TrainConfig, material: Material) -> Test:
     images = scan_as(
         config.test_images or Path(),
         classes,
+        options=config.test_source,
         cache=config.run / TEST_CACHE,
         skip_broken=config.skip_broken,
     )

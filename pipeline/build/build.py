@@ -211,6 +211,7 @@ def read_images(config: BuildConfig, console: Console, store: LabelStore | None)
         manifest = scan(
             config.images,
             class_order=order_of(store.identity.classes) if store and ordered else config.class_order,
+            options=config.source,
             cache=config.manifest_cache,
             rehash=config.rehash,
             digests=thorough,

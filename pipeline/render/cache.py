@@ -45,7 +45,7 @@ _UPRIGHT = {
 _NAMED = 10  # damaged files that are named
 CACHE_BYTES = 2 << 30
 """Memory for decoded images on a CPU."""
-KINDS = ("JPEG", "PNG", "WebP")
+KINDS = ("JPEG", "PNG", "WebP", "PPM")
 READ_SPAN = 8  # files that a thread reads in one task
 
 

@@ -15,6 +15,7 @@ from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.config import EngineOptions, TeacherOptions, manifest_cache, require_one_labeller
+from pipeline.images.opening import ImageOptions
 from pipeline.networks.noise import Sampler
 from pipeline.render.options import RenderOptions
 from pipeline.synthesis import CLASSES, METHODS
@@ -24,7 +25,7 @@ Taking = Literal["copy", "link", "center", "crop"]
 Fit = Literal["pad", "resize"]
 Start = Literal["noise", "real"]
 Statistics = Literal["batch", "class"]
-WITH_CHECK = ("check", "images", "rehash", "render", "output")  # fields whose flags a check has
+WITH_CHECK = ("check", "images", "source", "rehash", "render", "output")  # fields whose flags a check has
 Selection = Literal["none", "ce", "kcenter"]
 
 
@@ -155,7 +156,8 @@ class SynthesizeConfig:
     out: Path = None  # type: ignore[assignment]  # left out with --check alone, for which no method is called
     """Class folder to make; continued when a stopped command left it."""
     images: Annotated[Path, Group("images")] = None  # type: ignore[assignment]  # diffusion needs none
-    """Class folder of real images; diffusion needs none."""
+    """Real images: a class folder, tar shards or other containers, as for build; diffusion needs none."""
+    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     ipc: int = None  # type: ignore[assignment]  # as `out` is
     """Images a class."""
     size: int | None = None

@@ -155,6 +155,7 @@ def read_images(config: SynthesizeConfig, cache: Path, console: Console, *, save
         manifest = scan(
             config.images,
             class_order=config.class_order,
+            options=config.source,
             cache=cache,
             rehash=config.rehash,
             skip_broken=config.skip_broken,
