@@ -11,11 +11,9 @@ from PIL import Image
 
 from labelstore.durable import disk, newfile, removing
 from labelstore.errors import InputError
-from pipeline.images.file_formats import readable
+from pipeline.images.file_formats import SUFFIXES, readable
 from pipeline.images.manifest import Manifest
 from pipeline.synthesis.method import Job, Made, Pixels
-
-SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WebP": ".webp"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from pipeline.synthesis.method import Setting, Working
 from pipeline.synthesis.random import FLIP, RATIO, SCALE, make_random
 from pipeline.teacher.engine import batches
 from tests.journeys.world import SIDE, TEACHER, draw_images, random_teacher
+from tests.pipeline.packing import as_zip
 from tests.pipeline.synthesis.toys import config_of, draw_folder, make, tree
 
 CLASSES = ("ant", "bee", "cat", "d\u00e9j\u00e0")
@@ -235,3 +236,27 @@ def stops(plain: Any) -> Any:
         return plain(self, job, working)
 
     return make_and_stop
+
+
+@pytest.mark.parametrize("take", ["copy", "center"])
+def test_images_in_another_container_give_the_same_set(photographs: Path, tmp_path: Path, take: str) -> None:
+    files = {str(path.relative_to(photographs)): path.read_bytes() for path in photographs.glob("*/*")}
+    size = None if take == "copy" else 8
+    make(photographs, tmp_path / "of-folder", "random", 3, take=take, size=size)
+    make(as_zip(files, tmp_path / "set.zip"), tmp_path / "of-zip", "random", 3, take=take, size=size)
+    assert tree(tmp_path / "of-zip") == tree(tmp_path / "of-folder")
+    with pytest.raises(InputError, match="no file of its own; give --take copy"):
+        make(tmp_path / "set.zip", tmp_path / "linked", "random", 3, take="link")
+
+
+def test_arrays_are_copied_as_the_files_of_their_pixels(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "arrays.npz", images=pixels, labels=np.arange(6) % 2)
+    make(tmp_path / "arrays.npz", tmp_path / "set", "random", 2)
+    sources = pieces_of(tmp_path / "set").arrays["sources"][:, 0]
+    order = np.argsort(np.arange(6) % 2, kind="stable")  # of the listing: by class
+    for file, source in zip(pieces_of(tmp_path / "set").files, sources, strict=True):
+        assert file.endswith(".ppm")
+        with Image.open(tmp_path / "set" / file) as image:
+            assert (np.asarray(image) == pixels[order[source]]).all()
+    assert len(scan(tmp_path / "set")) == 4
