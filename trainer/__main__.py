@@ -137,9 +137,9 @@ COMMANDS = {
         examples=(
             (
                 "--images train --encoder timm:mobilenetv2_100 --encoder-weights timm:pretrained --teacher convnet-d3 "
-                "--weights d3/epoch-0020.safetensors d3/epoch-0040.safetensors --teacher-size 32 --epochs 20 "
-                "--test-images test --run-folder projector"
+                "--weights a.safetensors b.safetensors --teacher-size 32 --epochs 20 --run-folder projector"
             ),
+            "--config projector/config.toml --run-folder again --rank 32",
         ),
     ),
     "evaluate": Command(
