@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CLAIMS = (
     "plan",
+    "images",
     "render",
     "precompute",
     "teacher",
@@ -41,6 +42,7 @@ CLAIMS = (
     "resume",
     "generate",
     "kernels",
+    "synthesis",
 )
 STUDIES = ("rate-distortion", "crash")
 """The claims; each is a file: its claim is the first line of the docstring, and its measurement is ``run``. Those that

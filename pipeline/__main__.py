@@ -1,4 +1,4 @@
-"""`python -m pipeline build | verify | show | import | synthesize`."""
+"""`python -m pipeline build | verify | show | import | synthesize | text-embeddings`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from typing import Any
 
 from labelstore.command.console import Console, byte_count, duration
 from labelstore.command.program import Command, require_ours, run_program
+from labelstore.errors import InputError
 
 require_ours("pipeline")
 
 from pipeline import ranks
 from pipeline.build import recipe
-from pipeline.config import BuildConfig, ImportConfig, ShowConfig, VerifyConfig, require_labels
+from pipeline.config import BuildConfig, ImportConfig, ShowConfig, TextConfig, VerifyConfig, require_labels
 from pipeline.synthesis.config import SynthesizeConfig
 
 
@@ -70,10 +71,38 @@ def verdict(ok: bool, values: Mapping[str, Any]) -> str:
 
 
 def import_command(config: ImportConfig, console: Console) -> int:
-    """Import a tensor file and print how much was rounded."""
-    from pipeline.importing.importing import import_tensors
-    from pipeline.teacher.class_order import entries
+    """Import images, and print how many; of a tensor file how much was rounded."""
+    from pipeline.images.opening import CLASS_FOLDER, recognised
 
+    kind = config.source.images_format or recognised(config.data)
+    if kind == "tensors" or (kind == CLASS_FOLDER and not config.data.is_dir()):
+        return import_tensor_file(config, console)
+    from pipeline.importing.copying import copy_images
+
+    if config.of_tensors:
+        raise InputError(f"{config.of_tensors[0]}: belongs to tensor files, and {config.data} is none; leave it out")
+    with console.progress("images", 1, "images") as progress:
+        report = copy_images(config, progress.reach)
+    console.report(report.notes)
+    where = f"{report.shards:,} shards in {config.out}" if report.shards else config.out
+    console.summary(
+        {"out": str(config.out), "images": report.images, "classes": report.classes, "shards": report.shards},
+        f"{report.images:,} images in {report.classes:,} classes written to {where}, byte for byte",
+    )
+    return 0
+
+
+def import_tensor_file(config: ImportConfig, console: Console) -> int:
+    """Import a tensor file and print how much was rounded."""
+    from pipeline.images.class_names import entries
+    from pipeline.importing.importing import import_tensors
+
+    if config.shards or config.shard_mib:
+        raise InputError(
+            f"--shards, --shard-mib: {config.data} is a tensor file: import it as a class folder, then that folder as "
+            f"shards"
+        )
+    names = config.source.class_names
     with console.progress("images", 1, "images") as progress:
         report = import_tensors(
             config.data,
@@ -84,7 +113,7 @@ def import_command(config: ImportConfig, console: Console) -> int:
             labels=config.labels,
             argmax=config.argmax,
             index=config.index,
-            class_names=None if config.class_names is None else entries(config.class_names, (), "--class-names"),
+            class_names=None if names is None else entries(names, (), "--class-names"),
             progress=progress.reach,
         )
     console.report(report.notes)
@@ -161,6 +190,18 @@ def synthesised(done: Mapping[str, Any]) -> str:
     )
 
 
+def text_command(config: TextConfig, console: Console) -> int:
+    """Make text embeddings and print their shape."""
+    from pipeline.importing.text import text_embeddings
+
+    classes, width = text_embeddings(config)
+    console.summary(
+        {"out": str(config.out), "classes": classes, "width": width, "templates": len(config.template)},
+        f"text embeddings of {classes:,} classes, {width:,} numbers each, written to {config.out}",
+    )
+    return 0
+
+
 COMMANDS = {
     "build": Command(
         BuildConfig,
@@ -196,6 +237,7 @@ COMMANDS = {
         examples=(
             "data.pt --out train",
             "data.pt --out train --mean 0.4914 0.4822 0.4465 --std 0.2023 0.1994 0.201",
+            "train --out shards --shards 100",
         ),
     ),
     "synthesize": Command(
@@ -206,6 +248,14 @@ COMMANDS = {
             "random --images train --ipc 10 --out set",
             "rded --images train --teacher resnet18 --weights w.safetensors --size 224 --ipc 10 --out set",
             "--check set --images train",
+        ),
+    ),
+    "text-embeddings": Command(
+        TextConfig,
+        text_command,
+        examples=(
+            "--model open_clip:RN50/openai --classes train --out text.npy",
+            "--model open_clip:RN50/openai --classes names.txt --template 'a {}.' 'one {}.' --out text.safetensors",
         ),
     ),
 }

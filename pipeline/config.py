@@ -21,6 +21,7 @@ from labelstore.durable.places import is_store, require_apart, require_writable
 from labelstore.durable.removing import require_absent
 from labelstore.errors import InputError, reason
 from labelstore.storage_table import scheme_of
+from pipeline.images.opening import ImageOptions
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.spec import PlanSpec
 from pipeline.recipes import RecipeName
@@ -38,7 +39,8 @@ class TeacherOptions:
     """torchvision:NAME, timm:NAME, module:attribute, or a network of giftwrap's own (docs/GUIDE.md lists them).
     Several label together: the weighted mean of their logits."""
     weights: tuple[str, ...] = ()
-    """Weights, one a teacher: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
+    """Weights, one a teacher, or several of one --teacher, an ensemble: a .safetensors or state-dict file,
+    torchvision:IMAGENET1K_V1 or timm:pretrained; of a projector, its folder."""
     weights_key: tuple[str, ...] = ()
     """Of several sets of weights in a file the one to take, such as model_ema or model.state_dict; one a teacher, or
     one for all. Left out, a running mean (EMA) where there is one; what is taken is printed."""
@@ -116,9 +118,11 @@ class BuildConfig:
     recipe: RecipeName | None = None
     """What a published protocol augments its images with; its values are printed, and flags override them."""
     images: Annotated[Path, Group("images")]
-    """Class folder: one subfolder a class, with JPEG, PNG or WebP files."""
+    """Class folder, one subfolder a class, with JPEG, PNG, WebP or PPM files; or tar shards such as
+    'shards-{000..099}.tar', a zip, Parquet files, CIFAR, IDX or tensor files: docs/GUIDE.md lists them."""
+    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("images")] = "auto"
-    """Order of the class folders; numeric reads adjacent digits as one number; auto keeps the store's order
+    """Order of classes that have names alone; numeric reads adjacent digits as one number; auto keeps the store's order
     (bytes for a new store), and stops where numbers in the names sort otherwise."""
     rehash: Annotated[bool, Group("images")] = False
     """Read every image again instead of trusting size and modification time."""
@@ -180,7 +184,8 @@ class VerifyConfig:
     store: Annotated[Path, Addressable()]
     """Folder of the store, or its address: http://HOST/FOLDER."""
     images: Path
-    """Class folder that the store was made of."""
+    """The images that the store was made of, as for build; in whatever container."""
+    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     weights: tuple[str, ...] = ()
     """Weights of the store's teacher, of several one each; without them only the pixels are compared."""
     weights_key: tuple[str, ...] = ()
@@ -214,7 +219,8 @@ class ShowConfig:
     store: Annotated[Path | None, Addressable()] = None
     """Folder of the store, or its address: http://HOST/FOLDER."""
     images: Path = None  # type: ignore[assignment]  # there from __post_init__ on
-    """Class folder that the store was made of; without a store, whose images are drawn."""
+    """The images that the store was made of, as for build; without a store, those that are drawn."""
+    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     out: Path
     """The PNG to write."""
     view: int = 0
@@ -249,12 +255,21 @@ class ShowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Turn a published tensor file (images and labels) into a class folder of PNG, 8 bits a channel."""
+    """Write images from any container as a class folder or tar shards; of a tensor file, as PNG of 8 bits a channel."""
 
     data: tyro.conf.Positional[Path]
-    """The file, as GIFT and other distillation repositories publish it: data.pt."""
+    """A tensor file, as GIFT and other distillation repositories publish it: data.pt; or images that --images takes:
+    tar shards, a zip, Parquet, CIFAR, IDX, a class folder."""
     out: Path
-    """Class folder to make."""
+    """Class folder to make; with --shards or --shard-mib, folder for the tar shards."""
+    source: ImageOptions = field(default_factory=ImageOptions)
+    class_order: Literal["auto", "bytes", "numeric"] = "auto"
+    """Order of classes that have names alone, for the numbers in tar shards; auto is byte order, and stops where
+    numbers in the names sort otherwise."""
+    shards: int | None = None
+    """Write as many tar shards, as WebDataset reads them; the same command continues a stopped one."""
+    shard_mib: int | None = None
+    """Write tar shards of about as many MiB."""
     mean: tuple[float, ...] | None = None
     """Channel means that the images were normalised with; needed for float images."""
     std: tuple[float, ...] | None = None
@@ -268,10 +283,55 @@ class ImportConfig:
     """Of soft labels keep the class of the largest, and drop the rest; left out, they are refused."""
     index: int | None = None
     """Which of several sets of images in the file (DC, DSA, DM: one an experiment), from 0."""
-    class_names: str | None = None
-    """Names of the classes 0, 1, ..., comma-separated or a file with one a line; they name the folders, preceded by
-    the index where their own order is another."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers of shards that cannot be."""
+        for flag, value in (("--shards", self.shards), ("--shard-mib", self.shard_mib)):
+            if value is not None and value < 1:
+                raise InputError(f"{flag}: expected at least 1, found {value}")
+        if self.shards is not None and self.shard_mib is not None:
+            raise InputError("--shards, --shard-mib: expected one of them, found both")
+
+    @property
+    def of_tensors(self) -> tuple[str, ...]:
+        """The flags that are given and that tensor files alone have."""
+        names = ("mean", "std", "normalise", "labels", "argmax", "index")
+        return tuple(f"--{name}" for name in names if getattr(self, name) not in (None, False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Make text embeddings of class names [C, d], which the head of a projector can start from; needs the extra `clip`.
+
+    Prompts of several templates are averaged: of each the embedding has length 1, and so has the mean.
+    """
+
+    model: str
+    """open_clip:MODEL/WEIGHTS, such as open_clip:RN50/openai; downloaded where it is not in the cache."""
+    classes: str
+    """Names of the classes, comma-separated, or a file with one a line, or a class folder, whose folders they are then
+    the names of; in the order of the labels' columns."""
+    template: tuple[str, ...] = ("a photo of a {}.",)
+    """Prompts, in which {} stands for the class."""
+    out: Path
+    """File to write, .npy or .safetensors; the latter holds the names of the classes too."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
+
+    def __post_init__(self) -> None:
+        """Refuse, before a model is loaded, what could not be made or written."""
+        library, _, name = self.model.partition(":")
+        model, slash, weights = name.rpartition("/")
+        if library != "open_clip" or not (model and slash and weights):
+            raise InputError(f"--model: expected open_clip:MODEL/WEIGHTS, found {self.model}")
+        for template in self.template:
+            if template.count("{}") != 1:
+                raise InputError(f"--template: expected a prompt with one {{}} for the class, found {template!r}")
+        if not self.template:
+            raise InputError("--template: expected at least one, found none")
+        if self.out.suffix not in (".npy", ".safetensors"):
+            raise InputError(f"--out: expected a name that ends in .npy or .safetensors, found {self.out}")
+        require_place("--out", self.out)
 
 
 def require_one_labeller(config: Any) -> None:

@@ -1,4 +1,4 @@
-"""`python -m trainer train | evaluate | compare | plot | sweep`."""
+"""`python -m trainer train | train-projector | evaluate | compare | plot | sweep`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from trainer import recipes
 from trainer.compare import CompareConfig, compare
 from trainer.config import EvaluateConfig, PlotConfig, TrainConfig
 from trainer.generator_config import GeneratorConfig
+from trainer.projector_config import ProjectorConfig
 from trainer.sweep import SweepConfig, sweep
 
 
@@ -44,6 +45,15 @@ def train_generator_command(config: GeneratorConfig, console: Console) -> int:
     from trainer.generator_run import summarise, train_generator
 
     if values := train_generator(config, console):
+        console.summary(values, summarise(values))
+    return 0
+
+
+def projector_command(config: ProjectorConfig, console: Console) -> int:
+    """Train a projector and print how it does beside its teachers."""
+    from trainer.projecting import summarise, train_projector
+
+    if values := train_projector(config, console):
         console.summary(values, summarise(values))
     return 0
 
@@ -117,6 +127,19 @@ COMMANDS = {
         examples=(
             "--images train --size 32 --backbone uvit-xs --minutes 8 --run-folder model",
             "--images train --size 256 --vae diffusers:stabilityai/sd-vae-ft-ema --steps 300000 --run-folder model",
+        ),
+    ),
+    "train-projector": Command(
+        ProjectorConfig,
+        projector_command,
+        resumes=True,
+        short={"--run": "--run-folder"},
+        examples=(
+            (
+                "--images train --encoder timm:mobilenetv2_100 --encoder-weights timm:pretrained --teacher convnet-d3 "
+                "--weights a.safetensors b.safetensors --teacher-size 32 --epochs 20 --run-folder projector"
+            ),
+            "--config projector/config.toml --run-folder again --rank 32",
         ),
     ),
     "evaluate": Command(

@@ -18,6 +18,7 @@ from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.config import EngineOptions, require_place
+from pipeline.images.opening import ImageOptions
 from pipeline.plan.spec import CropOptions, PlanSpec
 from pipeline.recipes import RecipeName
 from pipeline.render.options import RenderOptions
@@ -39,7 +40,34 @@ LOSS_NUMBERS = {flag.path[-1]: flag.key for flag in flags_of(LossSpec).values() 
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(RunConfig):
+class ImageRunConfig(RunConfig):
+    """What a run on crops of images has besides: the images, how they are cut, who labels them, and the tests."""
+
+    images: Path
+    """The images that the store was made of, or that fresh crops are cut from: a class folder, tar shards or other
+    containers, as for build."""
+    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
+    crops: Annotated[CropOptions, Group("crops")] = field(default_factory=CropOptions)
+    plan_seed: Annotated[int | None, Group("crops")] = None
+    """Seed of the plan of fresh crops: orders, boxes, flips, mixes; the run's seed when left out."""
+    class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("crops")] = "auto"
+    """Order of the classes of fresh crops, where they have names alone; auto is byte order, and stops where numbers in
+    the names sort otherwise."""
+    teacher: Annotated[OnlineTeacher, Group("teacher")] = field(default_factory=OnlineTeacher)
+    engine: Annotated[EngineOptions, Group("teacher"), Named("teacher")] = field(default_factory=EngineOptions)
+    test_images: Annotated[Path | None, Group("evaluation")] = None
+    """Test images with the same classes, in a class folder or another container; without it nothing is evaluated."""
+    test_source: Annotated[ImageOptions, Group("evaluation"), Named("test")] = field(default_factory=ImageOptions)
+    test_resize: Annotated[int | None, Group("evaluation")] = None
+    """Short side of a test image before the central crop; the student's crop size when left out."""
+    eval_every: Annotated[int | None, Group("evaluation")] = None
+    """Epochs between evaluations; a tenth of the run when left out. The last epoch is always evaluated."""
+    eval_from: Annotated[float, Group("evaluation")] = 0.0
+    """Fraction of the run before the first evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(ImageRunConfig):
     """Train a network: a student from a label store, from fresh crops with labels made online, or a teacher.
 
     Typing the same command again resumes a stopped run exactly, and only reports a finished one.
@@ -48,8 +76,6 @@ class TrainConfig(RunConfig):
     store: Annotated[Path | None, Addressable()] = None
     """Folder of the store, or its address: http://HOST/FOLDER; without one, epoch e plays view e of fresh crops, and
     nothing is stored."""
-    images: Path
-    """Class folder that the store was made of, or that fresh crops are cut from."""
     recipe: RecipeName | None = None
     """A published protocol in full; its values are printed, and flags override them."""
     student: Annotated[str, Group("student")]
@@ -62,15 +88,7 @@ class TrainConfig(RunConfig):
     """With --student-weights of other classes: the student keeps a new classifier of its own."""
     size: Annotated[int | None, Group("student")] = None
     """Side of the student's crops: from the boxes of the store, whose own it is when left out, or of fresh crops."""
-    crops: Annotated[CropOptions, Group("crops")] = field(default_factory=CropOptions)
-    plan_seed: Annotated[int | None, Group("crops")] = None
-    """Seed of the plan of fresh crops: orders, boxes, flips, mixes; the run's seed when left out."""
-    class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("crops")] = "auto"
-    """Order of the class folders of fresh crops; auto is byte order, and stops where numbers in the names sort
-    otherwise."""
     labels: Annotated[LabelOptions, Group("labels")] = field(default_factory=LabelOptions)
-    teacher: Annotated[OnlineTeacher, Group("teacher")] = field(default_factory=OnlineTeacher)
-    engine: Annotated[EngineOptions, Group("teacher"), Named("teacher")] = field(default_factory=EngineOptions)
     loss: Annotated[LossSpec, Group("loss")] = field(default_factory=LossSpec)
     relabel: Annotated[tuple[str, ...], Group("loss"), Words(known_words)] = ()
     """Operators on labels before the loss, in order:"""
@@ -81,16 +99,8 @@ class TrainConfig(RunConfig):
     fresh crops without --views)."""
     follow: Annotated[bool, Group("schedule")] = False
     """Train from a store that is still being built: views in stored order, each waited for."""
-    test_images: Annotated[Path | None, Group("evaluation")] = None
-    """Class folder of test images, with the same classes; without it nothing is evaluated."""
-    test_resize: Annotated[int | None, Group("evaluation")] = None
-    """Short side of a test image before the central crop; the student's crop size when left out."""
     skip_broken: Annotated[bool, Group("evaluation")] = False
     """Leave out test images, and images of fresh crops, that do not decode; they are listed, counted and recorded."""
-    eval_every: Annotated[int | None, Group("evaluation")] = None
-    """Epochs between evaluations; a tenth of the run when left out. The last epoch is always evaluated."""
-    eval_from: Annotated[float, Group("evaluation")] = 0.0
-    """Fraction of the run before the first evaluation."""
     seeds: Annotated[tuple[int, ...] | None, Group("running")] = None
     """Instead of --seed: a run for each of these seeds, one after the other, in seed-S of --run-folder."""
     sync_bn: Annotated[bool, Group("running")] = False
@@ -162,6 +172,7 @@ class TrainConfig(RunConfig):
             "store": str(self.store) if self.store else None,
             "images": str(self.images),
             "test_images": str(self.test_images) if self.test_images else None,
+            **({} if self.test_source == ImageOptions() else {"test_source": asdict(self.test_source)}),
             "reported": "top-1 and top-5 in percent, after the last epoch and at the best evaluated epoch",
             "labels": LABELS[self.labels.source],
         }
@@ -207,7 +218,8 @@ class EvaluateConfig:
     """Instead: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained; of several files, or a
     pattern such as 'run/epoch-*.safetensors', a row each, compared with the last."""
     images: Path | None = None
-    """Class folder of test images; those of the run when left out."""
+    """Test images, in a class folder or another container; those of the run when left out."""
+    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     student: str | None = None
     """Network, by the names that `train --student` takes; the one that the weights say they are of when left out."""
     student_args: str | None = None
@@ -229,7 +241,7 @@ class EvaluateConfig:
     std: tuple[float, float, float] | None = None
     """Channel standard deviations of the normalisation; likewise."""
     class_order: Literal["auto", "bytes", "numeric"] = "auto"
-    """Order of the class folders; auto is byte order, and stops where numbers in the names sort otherwise."""
+    """Order of classes that have names alone; auto is byte order, and stops where numbers in names sort otherwise."""
     batch: int = 128
     """Images a batch."""
     dtype: DTypeName | None = None

@@ -12,6 +12,7 @@ from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.config import json_object
+from pipeline.images.opening import ImageOptions
 from pipeline.networks.backbones import BACKBONES, Shape, shape_of
 from pipeline.networks.noise import DiffusionSpec
 from pipeline.plan.spec import Interpolation, PlanSpec
@@ -53,7 +54,8 @@ class GeneratorConfig(RunConfig):
     """
 
     images: Annotated[Path, Group("images")]
-    """Class folder of the images to learn."""
+    """The images to learn: a class folder, tar shards or other containers, as for build."""
+    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     epochs: int = 0
     """Epochs, each of which plays every image once; or give --steps or --minutes."""
     steps: int | None = None

@@ -64,6 +64,7 @@ def open_subject(config: GeneratorConfig, ranks: Ranks, console: Console) -> Sub
         manifest = scan(
             config.images,
             class_order=config.class_order,
+            options=config.source,
             cache=config.run / TRAIN_CACHE,
             skip_broken=config.skip_broken,
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.build.recipe import OWNED as OWNED_CROPS
 from pipeline.build.recipe import OWNED_LABELLER
-from pipeline.images.opening import open_images
+from pipeline.images.opening import open_images, options_of
 from pipeline.recipes import recipe_of
 from pipeline.recipes.flags import describe, given, spelled, without_replaced, words
 from pipeline.recipes.setting import Flags, Setting, Value
@@ -20,7 +20,16 @@ from trainer.config import LOSS_NUMBERS, TrainConfig
 from trainer.order import UNBOUNDED
 from trainer.run_config import SCHEDULE_NUMBERS
 
-BESIDE = ("--store", "--images", "--labels", "--teacher", "--epochs", "--size")  # flags that numbers depend on
+BESIDE = (
+    "--store",
+    "--images",
+    "--images-format",
+    "--class-names",
+    "--labels",
+    "--teacher",
+    "--epochs",
+    "--size",
+)  # flags that numbers depend on
 IDLE = tuple(name for names in OWNED_CROPS.values() for name in names if name != "mix_per")
 # Flags that belong to the choice of another flag: another choice has values of its own.
 OWNED = {
@@ -29,9 +38,10 @@ OWNED = {
     "schedule": tuple(SCHEDULE_NUMBERS.values()),
 }
 MERGED = ("student_args", "optimizer_args")
+IMAGE_OPTIONS = ("images_format", "class_names", "test_images_format", "test_class_names")
 NO_PROTOCOL = (
-    "recipe", "store", "images", "run", "json", "anyway", "test_images", "checkpoint_every", "checkpoint_steps",
-    "log_every", "tensorboard", "keep_every", "keep", "seeds",
+    "recipe", "store", "images", "run", "json", "anyway", "test_images", *IMAGE_OPTIONS,
+    "checkpoint_every", "checkpoint_steps", "log_every", "tensorboard", "keep_every", "keep", "seeds",
 )  # fmt: skip
 
 
@@ -69,7 +79,9 @@ def setting_of(known: Mapping[str, str]) -> Setting | None:
         return Setting.of(LabelStore.open(known["--store"], follow=True).identity, known["--student"], epochs, side)
     if not known["--images"] or side is None:
         return None
-    listing = open_images(Path(known["--images"]), "bytes").listing  # counted, in whatever order
+    listing = open_images(
+        Path(known["--images"]), "bytes", options=options_of(known)
+    ).listing  # counted, in whatever order
     return Setting(
         images=len(listing.names),
         classes=len(listing.classes),

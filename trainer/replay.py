@@ -14,6 +14,7 @@ from labelstore.errors import InputError, NotStoredError
 from labelstore.format.blocks import BlockGrid
 from labelstore.store import LabelStore
 from pipeline.images.manifest import Manifest
+from pipeline.images.opening import ImageOptions
 from pipeline.networks.normalisation import require_normalisation
 from pipeline.plan.augment import inputs_of
 from pipeline.replay.source import PixelReport, Source, check_pixels, open_source
@@ -58,6 +59,7 @@ class Replay(Loader):
             offsets or masked values, come decoded.
         threads: CPU threads of the renderer; all cores when None.
         cache_bytes: memory budget of decoded images.
+        options: of images at a path: what they are, where it is not to be recognised, and names of their classes.
 
     Raises:
         MismatchError: when the images are not the store's, or its crops do not come out again (P2), at its own size.
@@ -87,6 +89,7 @@ class Replay(Loader):
         any_scale: bool = False,
         threads: int | None = None,
         cache_bytes: int | None = None,
+        options: ImageOptions | None = None,
     ) -> None:
         require_slice(batch_size, epoch, rank, world)  # before anything is opened
         if follow and view_order != "cycle":
@@ -105,6 +108,7 @@ class Replay(Loader):
             augmenter=augmenter,
             threads=threads,
             cache_bytes=cache_bytes,
+            options=options,
         )
         self.source: Source = crops.source
         self.store = self.source.store
@@ -136,6 +140,7 @@ def open_crops(
     augmenter: str | None = None,
     threads: int | None = None,
     cache_bytes: int | None = None,
+    options: ImageOptions | None = None,
 ) -> tuple[ReplayedCrops, PixelReport]:
     """The crops of a store, and what the check of its pixels found; the arguments are those of `Replay`.
 
@@ -150,6 +155,7 @@ def open_crops(
         augmenter=augmenter,
         threads=threads,
         cache_bytes=cache_bytes,
+        options=options,
     )
     views = views_of(source.store, views)
     if source.store.follow:

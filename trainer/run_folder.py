@@ -22,6 +22,7 @@ from labelstore.spec import Json, first_difference, require_same, shorten
 from labelstore.version import __version__
 from pipeline.config import json_object
 from pipeline.images.manifest import Manifest
+from pipeline.images.opening import ImageOptions
 from pipeline.networks.trained import Trained
 from pipeline.networks.weights import state_digest
 from trainer.checkpoint import elsewhere
@@ -44,7 +45,11 @@ NOT_THE_RUN = (
     "json",
     "store",
     "images",
+    "images_format",
+    "class_names",
     "test_images",
+    "test_images_format",
+    "test_class_names",
     "cache_gib",
     "checkpoint_every",
     "checkpoint_steps",
@@ -146,6 +151,14 @@ def test_images_of(folder: Path) -> Path | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return Path(named) if isinstance(named, str) else None
+
+
+def test_source_of(folder: Path) -> ImageOptions:
+    """What the flags of a run stated of its test images."""
+    try:
+        return ImageOptions(**json.loads((folder / CONFIG).read_text())["made_with"]["test_source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ImageOptions()
 
 
 def accepted(stored: Any, made: Mapping[str, Json], *, anyway: bool) -> Any:
@@ -270,8 +283,16 @@ def plan_of(made: Mapping[str, Any]) -> Mapping[str, Any]:
     return crops["plan"] or {}
 
 
-def describe(config: RunConfig, made: Mapping[str, Json], student: nn.Module) -> list[Json]:
+def describe(
+    config: RunConfig, made: Mapping[str, Json], student: nn.Module, flags: object | None = None
+) -> list[Json]:
     """Write config.json of a new run; refuse to continue a run that was another one.
+
+    Args:
+        config: of the run.
+        made: what it is made of.
+        student: what it trains.
+        flags: dataclass of the command's flags, where they are not those of `train`.
 
     Returns:
         What has changed since the run began, and is taken: place, what it was, what it is.
@@ -283,14 +304,13 @@ def describe(config: RunConfig, made: Mapping[str, Json], student: nn.Module) ->
     stored = described_in(path)
     if stored is None:
         write_new(path, _document(made, _made_with(config, student), []))
-    write_flags(config)
+    write_flags(config, flags)
     if stored is None:
         return []
     same = accepted(stored, made, anyway=config.anyway)
     ours: Any = made.get("student", {})
-    if all(stored.get(key) == made.get(key) for key in ("store", "crops", "labels")) and same.get("student", {}).get(
-        "layout"
-    ) != ours.get("layout"):
+    alike = all(stored.get(key) == made.get(key) for key in ("store", "crops", "labels", "projector"))
+    if alike and same.get("student", {}).get("layout") != ours.get("layout"):
         raise MismatchError(
             f"the student has other weights than when the run began: names, shapes or types in its state dict differ; "
             f"give the code and the arguments of {path} again, or another --run"
@@ -311,11 +331,11 @@ def flags_at(config: RunConfig) -> dict[str, str]:
     return {f"run.{key}": f"--{flag.name}" for key, flag in flags_of(type(config)).items()}
 
 
-def write_flags(config: RunConfig) -> None:
-    """Write config.toml, the flags of the run as `train --config` reads them, unless it is there."""
+def write_flags(config: RunConfig, flags: object | None = None) -> None:
+    """Write config.toml, the flags of the run as --config of its command reads them, unless it is there."""
     path = config.run / FLAGS
     if not path.exists():
-        write_new(path, to_toml(config).encode())
+        write_new(path, to_toml(flags or config).encode())
 
 
 def record_changes(config: RunConfig, made: Mapping[str, Json], changes: Sequence[Any], step: int) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from labelstore.durable import locking, removing
 from labelstore.errors import InputError
 from pipeline.images.manifest_cache import CACHE
-from trainer.file_names import CONFIG, LATENT_CACHE, LOCK, TEST_CACHE, TRAIN_CACHE
+from trainer.file_names import CACHES, CONFIG, LATENT_CACHE, LOCK
 from trainer.latents import LATENTS
 
-CACHES = {TEST_CACHE: CACHE, TRAIN_CACHE: CACHE, LATENT_CACHE: LATENTS}
+CACHE_PROOFS = {**dict.fromkeys(CACHES, CACHE), LATENT_CACHE: LATENTS}
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def hold(folder: Path) -> Iterator[None]:
     others = [
         path
         for path in folder.iterdir()
-        if path.name != LOCK and not (path.name in CACHES and removing.may_go(path, CACHES[path.name]))
+        if path.name != LOCK and not (path.name in CACHE_PROOFS and removing.may_go(path, CACHE_PROOFS[path.name]))
     ]
     if others and not (folder / CONFIG).exists():
         raise InputError(f"{folder}: expected an empty folder or a run, found other files; give another --run")
@@ -45,7 +45,7 @@ def hold(folder: Path) -> Iterator[None]:
             yield
         finally:
             if not (folder / CONFIG).exists():
-                caches = ((folder / name, proof) for name, proof in CACHES.items())
+                caches = ((folder / name, proof) for name, proof in CACHE_PROOFS.items())
                 for path, proof in (*caches, (folder / LOCK, removing.EMPTY)):
                     if removing.may_go(path, proof):
                         removing.remove(path, proof)

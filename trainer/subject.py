@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labelstore.command.names import same_form
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
+from labelstore.operations.projector import is_projector
 from pipeline.config import json_object
 from pipeline.images.manifest import Manifest, scan
-from pipeline.images.opening import open_images
+from pipeline.images.opening import ImageOptions, open_images
 from pipeline.networks.normalisation import require_normalisation
 from pipeline.networks.pretrained import is_distributed
 from pipeline.networks.settling import differences, normalisation, require_network
@@ -22,7 +23,7 @@ from pipeline.replay.source import scan_as
 from pipeline.teacher.engine.spec import DTypeName, Member, TeacherSpec
 from trainer.config import EvaluateConfig
 from trainer.file_names import CONFIG
-from trainer.run_folder import described_in, test_images_of, trained_as
+from trainer.run_folder import described_in, test_images_of, test_source_of, trained_as
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +61,13 @@ class Subject:
 
     def scan(self) -> Manifest:
         """The test images, their classes in the order that the network was trained in where they are the same."""
-        order, root = self.config.class_order, self.images
+        order, root, options = self.config.class_order, self.images, self.config.source
         known = self.trained.classes if self.trained else None
         if known and order == "auto":
-            found = open_images(root, "bytes").listing.classes
+            found = open_images(root, "bytes", options=options).listing.classes
             if {*map(same_form, found)} == {*map(same_form, known)}:
-                return scan_as(root, known, digests=False)
-        return scan(root, class_order=order, digests=False)
+                return scan_as(root, known, options=options, digests=False)
+        return scan(root, class_order=order, options=options, digests=False)
 
     def spec(self, classes: Sequence[str]) -> TeacherSpec:
         """The network's part of the flags; it is run exactly as a teacher is.
@@ -96,6 +97,8 @@ def settle(config: EvaluateConfig) -> Subject:
         InputError: when something is not known anywhere: names the flags to give; when a flag names another network.
     """
     require_normalisation(config.mean or (), config.std or ())
+    if config.run and config.images is None and config.source == ImageOptions():
+        config = replace(config, source=test_source_of(config.run))
     weights, trained, own_dtype = _of_run(config.run) if config.run else (config.weights[0], None, None)
     images = config.images or (test_images_of(config.run) if config.run else None)
     if not is_distributed(weights):
@@ -156,7 +159,7 @@ def _of_run(folder: Path) -> tuple[str, Trained, DTypeName]:
     if made is None:
         found = f"expected the folder of a run, found no {CONFIG}" if folder.exists() else "no such folder"
         raise InputError(f"--run {folder}: {found}; give a folder that `train --run` made, or --weights")
-    weights = folder / "last.safetensors"
+    weights = folder if is_projector(folder) else folder / "last.safetensors"
     if not weights.exists():
         raise InputError(
             f"{weights}: is there when a run has ended; continue it, or give --weights {folder / 'best.safetensors'}"

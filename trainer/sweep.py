@@ -23,6 +23,7 @@ from labelstore.durable.newfile import write_over
 from labelstore.durable.removing import Proof
 from labelstore.errors import InputError, LeaseError
 from labelstore.spec import Json
+from pipeline.images.places import is_there
 from trainer.compare import Row, as_json, as_text, table
 from trainer.file_names import CONFIG
 from trainer.grid import Task, read_grid, require_known
@@ -108,7 +109,7 @@ def inputs_absent(tasks: Sequence[Task]) -> list[str]:
                 path = str(value)
                 inside = any(path == folder or path.startswith(f"{folder}/") for folder in made)
                 named = key not in ("images", "test_images", "store") and ":" in path
-                if value is not None and not named and not inside and not Path(path).exists():
+                if value is not None and not named and not inside and not is_there(Path(path)):
                     absent.setdefault(path, f"--{key.replace('_', '-')} {path}")
     return list(absent.values())
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from labelstore.command.console import Console
-from labelstore.command.names import printable
 from labelstore.command.stopping import StopSignals
 from labelstore.durable.removing import EMPTY
 from labelstore.encodings.bands import missed
@@ -38,10 +37,9 @@ from pipeline.config import BuildConfig, json_object
 from pipeline.device.current import make_current
 from pipeline.device.faults import DeviceMemoryError, device_faults
 from pipeline.device.memory import keep_freed_memory
-from pipeline.images import manifest_cache
 from pipeline.images.manifest import Manifest, scan, with_classes, with_order
 from pipeline.images.manifest_cache import CACHE
-from pipeline.images.remarks import say_left_out
+from pipeline.images.remarks import say_foreign_cache, say_left_out, say_skipped
 from pipeline.networks.imported import imported
 from pipeline.networks.load import require_known
 from pipeline.plan.plan import Plan
@@ -49,6 +47,7 @@ from pipeline.ranks import Ranks, join
 from pipeline.render import augmenter_of, make_renderer
 from pipeline.replay.source import order_of
 from pipeline.teacher.engine.batches import Workload
+from pipeline.teacher.engine.spec import every_name
 from pipeline.teacher.labeller import Labeller, load_labeller, require_fit
 from pipeline.teacher.teacher import Teacher, TeacherSpec, make_teacher
 
@@ -83,7 +82,8 @@ def prepare(
     if own:
         imported("--labeller", own)  # a wrong name is found before images are read
     elif labeller is None:
-        for name, weights in zip(config.teacher.names, config.teacher.weights, strict=False):
+        names = every_name(config.teacher.names, config.teacher.weights)
+        for name, weights in zip(names, config.teacher.weights, strict=False):
             require_known(name, weights)
         config = settled(config, console)
     spec = config.crops
@@ -211,6 +211,7 @@ def read_images(config: BuildConfig, console: Console, store: LabelStore | None)
         manifest = scan(
             config.images,
             class_order=order_of(store.identity.classes) if store and ordered else config.class_order,
+            options=config.source,
             cache=config.manifest_cache,
             rehash=config.rehash,
             digests=thorough,
@@ -226,12 +227,9 @@ def read_images(config: BuildConfig, console: Console, store: LabelStore | None)
     digest = f", digest {manifest.digest[:16]}" if thorough else ""
     console.line(f"images: {len(manifest):,} in {len(manifest.classes):,} classes{digest}")
     say_left_out(manifest, console)
-    if not config.dry_run and manifest_cache.is_foreign(config.manifest_cache):
-        console.warn(
-            f"{config.manifest_cache}: is no cache of images and stays as it is; all images are read again each time"
-        )
-    for path in manifest.skipped:
-        console.warn(f"left out, does not decode: {printable(path)}")
+    if not config.dry_run:
+        say_foreign_cache(config.manifest_cache, console)
+    say_skipped(manifest, console)
     return manifest
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from labelstore.command.flags import values_of
 from labelstore.errors import GiftwrapError
 from pipeline.config import BuildConfig
-from pipeline.images.opening import open_images
+from pipeline.images.opening import open_images, options_of
 from pipeline.recipes import recipe_of
 from pipeline.recipes.flags import describe, given, without_replaced, words
 from pipeline.recipes.setting import Setting, listed
@@ -24,8 +24,8 @@ OWNED = {"crop": ("scale", "ratio", "pad", "resize", "factor"), "mix": ("alpha",
 OWNED_LABELLER: dict[str, tuple[str, ...]] = {"labeller": ("mean", "std")}
 # Flags that decide neither pixels nor labels, or that are printed elsewhere.
 NO_PROTOCOL = (
-    "recipe", "images", "store", "progress_log", "metrics_port", "metrics_host", "json", "dry_run", "rehash",
-    "take_over",
+    "recipe", "images", "images_format", "class_names", "store", "progress_log", "metrics_port", "metrics_host", "json",
+    "dry_run", "rehash", "take_over",
 )  # fmt: skip
 LATER = ("mix_per", "augment")  # have an effect at their defaults too, where a plan's identity leaves them out
 
@@ -42,11 +42,13 @@ def typed(arguments: Sequence[str]) -> list[str]:
         "--recipe",
         "--images",
         "--size",
-        also=("--teacher", "--store", "--crop", "--mix", "--labeller"),
+        also=("--images-format", "--class-names", "--teacher", "--store", "--crop", "--mix", "--labeller"),
     )
     if known is None:
         return list(arguments)
-    listing = open_images(Path(known["--images"]), "bytes").listing  # counted, in whatever order
+    listing = open_images(
+        Path(known["--images"]), "bytes", options=options_of(known)
+    ).listing  # counted, in whatever order
     if not known["--size"].isdecimal():
         return list(arguments)  # the command's own parser refuses it
     setting = Setting(

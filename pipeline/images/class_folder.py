@@ -6,19 +6,19 @@ import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from labelstore.command.names import natural_key, printable, same_form, told_apart
 from labelstore.errors import InputError
+from pipeline.images.class_names import refuse_class_names
 from pipeline.images.file_formats import readable
 from pipeline.images.kinds import HEAD_BYTES, other_kind
 from pipeline.images.left_out import LeftOut, left_out_kind
+from pipeline.images.opening import ClassOrder, Request, SourceKind
 from pipeline.images.provenance import RECORD_FILES
 from pipeline.images.source import ImageFile, Listing, Stamp
 
-ClassOrder = Literal["auto", "bytes", "numeric"]
 FORMER_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """The suffixes by which versions before 0.2 knew images."""
 SUFFIXES = (*FORMER_SUFFIXES, ".jfif", ".jpe", ".pjpeg", ".pjp")
@@ -67,6 +67,15 @@ class ClassFolder:
         return map(self.read, images)
 
 
+def open_folder(path: Path, request: Request) -> ClassFolder:
+    """A class folder, as `--images` gives it."""
+    refuse_class_names(path, request.class_names)
+    return ClassFolder(path, request.class_order, request.leave_out)
+
+
+KIND = SourceKind(lambda _path: False, open_folder)  # what nothing else recognises is one
+
+
 def list_images(root: Path, class_order: ClassOrder = "auto", leave_out: Collection[str] = ()) -> Listing:
     """List a class folder in the order of torchvision's ImageFolder: by class, then folder, then file name.
 
@@ -91,7 +100,7 @@ def list_images(root: Path, class_order: ClassOrder = "auto", leave_out: Collect
             f"{_shown(root)}: expected one subfolder for each class, found none (and {loose} images directly in it); "
             f"put the images of each class into a subfolder named after it"
         )
-    _require_one_form(base, names)
+    require_one_form(base, names)
     classes = order_classes(names, class_order)
     counts = []
     for name in classes:
@@ -102,7 +111,7 @@ def list_images(root: Path, class_order: ClassOrder = "auto", leave_out: Collect
     if empty:
         raise InputError(
             f"{_shown(root)}: expected images in every class folder, found none in {named(empty)}; "
-            f"add JPEG, PNG or WebP files or remove the folder{_instead(walk.left_out)}"
+            f"add JPEG, PNG, WebP or PPM files or remove the folder{instead(walk.left_out)}"
         )
     return Listing(
         location=base,
@@ -143,7 +152,7 @@ def _part(names: list[str], start: int) -> str:
     return f"{'..., ' if start else ''}{named(names[start:])}"
 
 
-def _require_one_form(base: str, names: Iterable[str]) -> None:
+def require_one_form(base: str, names: Iterable[str]) -> None:
     """Raise InputError for two class folders whose names differ in their Unicode form alone."""
     seen: dict[str, str] = {}
     for name in sorted(names):
@@ -156,7 +165,7 @@ def _require_one_form(base: str, names: Iterable[str]) -> None:
             )
 
 
-def _instead(left_out: LeftOut) -> str:
+def instead(left_out: LeftOut) -> str:
     """What was found instead of images, for messages."""
     found = [*left_out.warnings, *filter(None, [left_out.line])]
     return f" ({'; '.join(found)})" if found else ""

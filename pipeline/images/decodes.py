@@ -15,7 +15,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from labelstore.errors import reason
 from pipeline.images.headers import BrokenImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP")
+FORMATS = ("JPEG", "PNG", "WEBP", "PPM")
 _EIGHTH = 8
 
 

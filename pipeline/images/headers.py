@@ -13,7 +13,15 @@ from typing import BinaryIO
 from PIL import UnidentifiedImageError
 
 from labelstore.errors import InputError
-from pipeline.images.file_formats import JPEG_END, JPEG_FRAMES, JPEG_SCAN, PNG_MAGIC, readable
+from pipeline.images.file_formats import (
+    JPEG_END,
+    JPEG_FRAMES,
+    JPEG_SCAN,
+    PNG_MAGIC,
+    PPM_HEAD,
+    PPM_HEAD_BYTES,
+    readable,
+)
 from pipeline.images.kinds import GIT_LFS, HEAD_BYTES, TEXT, UNKNOWN, other_kind
 from pipeline.images.orientation import EXIF, XMP, XMP_ORIENTATION, PngMetadata, read_orientation
 
@@ -40,7 +48,7 @@ class Header:
     """What a file declares.
 
     Attributes:
-        kind: ``JPEG``, ``PNG`` or ``WebP``, by content.
+        kind: ``JPEG``, ``PNG``, ``WebP`` or ``PPM``, by content.
         height: in pixels, after orientation.
         width: likewise.
         orientation: as Pillow reads it from EXIF or XMP, 1 to 8; from 5 on, height and width are exchanged.
@@ -56,16 +64,16 @@ def read_header(file: BinaryIO) -> Header:
     """Parse the header of an image file that is open at its start.
 
     Raises:
-        BrokenImageError: the content is no JPEG, PNG or WebP, ends within its header, or has metadata that Pillow
+        BrokenImageError: the content is no JPEG, PNG, WebP or PPM, ends within its header, or has metadata that Pillow
             cannot read.
         UnsupportedImageError: more than 8 bits a channel, animated, or larger than the limits above.
     """
     magic = file.read(12)
     kind = readable(magic)
     if kind is None:
-        raise BrokenImageError(f"expected a JPEG, PNG or WebP file, found {_other(magic, file)}")
+        raise BrokenImageError(f"expected a JPEG, PNG, WebP or PPM file, found {_other(magic, file)}")
     try:
-        height, width, metadata = {"JPEG": _jpeg, "PNG": _png, "WebP": _webp}[kind](file)
+        height, width, metadata = {"JPEG": _jpeg, "PNG": _png, "WebP": _webp, "PPM": _ppm}[kind](file)
     except EOFError as error:
         raise BrokenImageError("ends within its header") from error
     if not height or not width:
@@ -82,7 +90,7 @@ def read_header(file: BinaryIO) -> Header:
 
 
 def _other(magic: bytes, file: BinaryIO) -> str:
-    """What a file is that is no JPEG, PNG or WebP, for messages."""
+    """What a file is that is no JPEG, PNG, WebP or PPM, for messages."""
     if not magic:
         return "an empty file"
     kind = other_kind(magic + file.read(HEAD_BYTES - len(magic)))
@@ -168,6 +176,21 @@ def _png(file: BinaryIO) -> tuple[int, int, BinaryIO | None]:
                 raise UnsupportedImageError("is animated; expected one still image")
         file.seek(length + 4 - taken, 1)
     return height, width, metadata.file() if metadata.any else None
+
+
+def _ppm(file: BinaryIO) -> tuple[int, int, BinaryIO | None]:
+    """(height, width, None) of a binary PPM or PGM: it has no metadata."""
+    file.seek(0)
+    head = file.read(PPM_HEAD_BYTES)
+    found = PPM_HEAD.match(head)
+    if found is None:
+        raise EOFError
+    if max(map(len, found.groups())) > 9:
+        raise BrokenImageError("has a damaged PPM header")
+    width, height, largest = map(int, found.groups())
+    if largest != 255:
+        raise UnsupportedImageError(f"has values up to {largest}; expected 255, 8 bits a channel: convert it first")
+    return height, width, None
 
 
 def _webp(file: BinaryIO) -> tuple[int, int, BinaryIO | None]:

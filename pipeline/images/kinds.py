@@ -1,4 +1,4 @@
-"""The kind of a file that is no JPEG, PNG or WebP, by its first bytes, for messages."""
+"""The kind of a file that is no JPEG, PNG, WebP or binary PPM, by its first bytes, for messages."""
 
 from __future__ import annotations
 

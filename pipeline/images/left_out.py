@@ -53,7 +53,7 @@ class LeftOut:
     """What was not read of an image folder, counted by kind.
 
     Attributes:
-        images: images of other kinds than JPEG, PNG and WebP.
+        images: images of other kinds than JPEG, PNG, WebP and PPM.
         loose: files beside the class folders that look like images; they belong to no class.
         others: everything else: text, archives, folders of systems.
     """
@@ -78,12 +78,25 @@ class LeftOut:
             for kind, found in sorted(table.items())
         }
 
+    def to_json(self) -> list[list[list[str | int]]]:
+        """All that was counted, as `from_json` takes it."""
+        tables = (self.images, self.loose, self.others)
+        return [[[kind, found.count, found.example] for kind, found in table.items()] for table in tables]
+
+    @classmethod
+    def from_json(cls, tables: list[list[tuple[str, int, str]]]) -> LeftOut:
+        """What `to_json` gave."""
+        images, loose, others = (
+            {str(kind): _Found(int(count), str(example)) for kind, count, example in table} for table in tables
+        )
+        return cls(images, loose, others)
+
     @property
     def warnings(self) -> tuple[str, ...]:
         """What may have been meant as images, a line each."""
         warnings = []
         if self.images:
-            warnings.append(f"not read, since only JPEG, PNG and WebP are: {_listed(self.images.items())}")
+            warnings.append(f"not read, since only JPEG, PNG, WebP and PPM are: {_listed(self.images.items())}")
         if found := self.loose.get("image"):
             files = "1 image file lies" if found.count == 1 else f"{found.count:,} image files lie"
             warnings.append(f"{files} beside the class folders, in no class, and not read: {printable(found.example)}")

@@ -19,12 +19,12 @@ from labelstore.errors import InputError, MismatchError
 from labelstore.format.images import manifest_digest
 from labelstore.spec import Identity
 from pipeline.images import manifest_cache
-from pipeline.images.class_folder import ClassOrder, named
+from pipeline.images.class_folder import named
 from pipeline.images.decodes import require_decodes
 from pipeline.images.headers import BrokenImageError, Header, read_header
 from pipeline.images.left_out import LeftOut
 from pipeline.images.manifest_cache import ImageRows
-from pipeline.images.opening import open_images
+from pipeline.images.opening import ClassOrder, ImageOptions, open_images
 from pipeline.images.source import ImageSource, Listing, Stamp
 from pipeline.quiet import quiet
 
@@ -105,6 +105,7 @@ def scan(
     images: Path | ImageSource,
     *,
     class_order: ClassOrder = "auto",
+    options: ImageOptions | None = None,
     cache: Path | None = None,
     rehash: bool = False,
     digests: bool = True,
@@ -118,9 +119,10 @@ def scan(
     """Make the manifest of a source: read every image: its header, its digest, whether it decodes.
 
     Args:
-        images: a source, or the path of one, as `pipeline.images.opening` opens it: a class folder.
+        images: a source, or the path of one, as `pipeline.images.opening` opens it: a class folder, an archive, ...
         class_order: order of the classes of a class folder; ``auto`` is byte order, and stops where numbers in names
             sort otherwise. A source that is given open has its own order.
+        options: what the images at a path are, where it is not to be recognised, and names of their classes.
         cache: file that keeps what was read; images of the same size and stamp (of files: modification time) are not
             read again, and contents that decoded are not decoded again.
         rehash: read every image again.
@@ -135,7 +137,9 @@ def scan(
     Raises:
         InputError: names what is wrong with the source, or the images that cannot be used.
     """
-    source = open_images(images, class_order, leave_out) if isinstance(images, Path) else images
+    if isinstance(images, Path):
+        images = open_images(images, class_order, leave_out, options=options, cache=cache if decode else None)
+    source = images
     listing = source.listing
     known, decoded = ImageRows.empty(len(listing.names)), set[bytes]()
     if not decode:
@@ -149,7 +153,7 @@ def scan(
         todo[_named_among(listing, leave_out)] = False
     reader = _Reader(source, known, digests, decoded, decode)
     try:
-        reader.read(np.flatnonzero(todo).tolist(), progress, threads)
+        reader.read(_as_stored(listing, np.flatnonzero(todo)).tolist(), progress, threads)
     finally:  # what was read is kept even when a file is refused, or the user stops
         if cache is not None and save and todo.any():
             manifest_cache.save(cache, listing, known)
@@ -236,6 +240,11 @@ def _read_image(
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})") from error
     return header, sha
+
+
+def _as_stored(listing: Listing, images: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Some images in the order in which they are read fastest."""
+    return images if listing.layout is None else images[np.argsort(listing.layout[images], kind="stable")]
 
 
 def _named_among(listing: Listing, names: Collection[str]) -> list[int]:

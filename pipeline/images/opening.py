@@ -1,15 +1,48 @@
-"""The table of image sources: what opens the folder or file that is given as ``--images``."""
+"""The table of image sources: what opens the folder or file that is given as ``--images``.
+
+Nothing that takes long to import is imported here: the names of the table are the choices of a flag.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeAlias
 
+from labelstore.command.flags import Choices
+from labelstore.command.names import printable
 from labelstore.errors import InputError
+from labelstore.storage_table import scheme_of, without_credentials
 from labelstore.tables import Table
-from pipeline.images.class_folder import ClassFolder, ClassOrder
-from pipeline.images.source import ImageSource
+
+if TYPE_CHECKING:
+    from pipeline.images.source import ImageSource
+
+CLASS_FOLDER = "class-folder"
+ClassOrder: TypeAlias = Literal["auto", "bytes", "numeric"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """How a source is to be opened.
+
+    Attributes:
+        class_order: order of classes that have names alone; a source whose classes are numbered keeps their order.
+        leave_out: names of images that are not listed.
+        class_names: of the classes 0, 1, ..., as the flag is typed.
+        cache: the file that keeps what is read of the images. What a source wants to keep beside it, an index of a
+            large archive, is named after it; None keeps nothing.
+    """
+
+    class_order: ClassOrder = "auto"
+    leave_out: Collection[str] = ()
+    class_names: str | None = None
+    cache: Path | None = None
+
+    def kept(self, word: str) -> Path | None:
+        """The file beside the cache that is named after it: ``labels.images.tar.npz`` for ``tar``."""
+        return self.cache.with_name(f"{self.cache.name.removesuffix('.npz')}.{word}.npz") if self.cache else None
 
 
 class SourceKind(NamedTuple):
@@ -17,29 +50,87 @@ class SourceKind(NamedTuple):
 
     Attributes:
         recognises: whether a path is one, from its name or a look at what is there; cheap, and never raises.
-        open: called with a path, the order of the classes, and names of images to leave out; InputError where it is no
-            source.
+        open: called with a path and how it is to be opened; InputError where it is no source.
     """
 
     recognises: Callable[[Path], bool]
-    open: Callable[[Path, ClassOrder, Collection[str]], ImageSource]
+    open: Callable[[Path, Request], ImageSource]
 
 
-SOURCES: Table[SourceKind] = Table({})
-"""By name: those that look at a path before it is taken for a class folder, which anything else is. A line names the
-`SourceKind` in the file of a source: ``"tar": "pipeline.images.tar:KIND"``."""
+SOURCES: Table[SourceKind] = Table(
+    {
+        CLASS_FOLDER: "pipeline.images.class_folder:KIND",
+        "tar": "pipeline.images.tars:KIND",
+        "zip": "pipeline.images.zips:KIND",
+        "parquet": "pipeline.images.parquet:KIND",
+        "cifar": "pipeline.images.cifar:KIND",
+        "idx": "pipeline.images.idx:KIND",
+        "tensors": "pipeline.importing.tensors:KIND",
+    }
+)
+"""By name. What none of them recognises is taken for a class folder. A line names the `SourceKind` in the file of a
+source."""
 
 
-def open_images(path: Path, class_order: ClassOrder = "auto", leave_out: Collection[str] = ()) -> ImageSource:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageOptions:
+    """What a set of images is, and what its classes are called."""
+
+    images_format: Annotated[str, Choices(SOURCES)] | None = None
+    """What the images are: left out, it is recognised."""
+    class_names: str | None = None
+    """Names of the classes 0, 1, ... of images whose classes are numbers: comma-separated, or a file with one a line
+    or of JSON."""
+
+
+def options_of(known: Mapping[str, str | None]) -> ImageOptions:
+    """The options among the flags of a command line, as they are typed."""
+    return ImageOptions(images_format=known["--images-format"], class_names=known["--class-names"])
+
+
+def open_images(
+    path: Path,
+    class_order: ClassOrder = "auto",
+    leave_out: Collection[str] = (),
+    *,
+    options: ImageOptions | None = None,
+    cache: Path | None = None,
+) -> ImageSource:
     """The image source at a path.
+
+    Args:
+        path: of a folder, a file, a pattern of files, or a folder within an archive.
+        class_order: order of classes that have names alone.
+        leave_out: names of images that are not listed.
+        options: what the images are, where it is not to be recognised, and what their classes are called.
+        cache: the file that keeps what is read of the images; an index may be kept beside it.
 
     Raises:
         InputError: there is none, or it holds no classes of images; or it is of several kinds.
     """
+    options = options or ImageOptions()
+    if scheme_of(path):
+        raise InputError(
+            f"--images {without_credentials(str(path))}: expected a path on this machine, found an address; download "
+            f"the files and give their folder"
+        )
+    name = options.images_format or recognised(path)
+    if name not in SOURCES:
+        raise InputError(f"--images-format {name}: expected one of {', '.join(SOURCES)}")
+    request = Request(class_order=class_order, leave_out=leave_out, class_names=options.class_names, cache=cache)
+    return SOURCES[name].open(path, request)
+
+
+def recognised(path: Path) -> str:
+    """The kind of the images at a path.
+
+    Raises:
+        InputError: they could be of several kinds.
+    """
     found = [name for name, kind in SOURCES.items() if kind.recognises(path)]
     if len(found) > 1:
         raise InputError(
-            f"--images {path}: expected images of one kind, found what could be {' or '.join(found)}; move what "
-            f"belongs to one of them to another place"
+            f"--images {printable(str(path))}: expected images of one kind, found what could be "
+            f"{' or '.join(found)}; --images-format takes one of them"
         )
-    return (SOURCES[found[0]].open if found else ClassFolder)(path, class_order, leave_out)
+    return found[0] if found else CLASS_FOLDER

@@ -30,9 +30,11 @@ class Listing:
         classes: class names in target order.
         names: a unique name of each image; of files, their path relative to ``location``, with ``/``.
         targets: index of each image's class, int64 ``[N]``.
-        sizes: bytes of each image, int64 ``[N]``.
+        sizes: bytes of each image, int64 ``[N]``; 0 where they are not known before it is read.
         stamps: a number that changes when an image's bytes do, int64 ``[N]``: of files, the modification time in ns;
             0 where they cannot change.
+        layout: numbers by which images follow each other where they are stored, int64 ``[N]``: in their order all
+            images are read fastest. None where any order is as good.
         left_out: what of the source is not read, counted by kind.
         former_suffixes: in lower case, of the files that versions before 0.2 read; empty where they read no such
             source.
@@ -44,6 +46,7 @@ class Listing:
     targets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
     stamps: npt.NDArray[np.int64]
+    layout: npt.NDArray[np.int64] | None = None
     left_out: LeftOut = field(default_factory=LeftOut)
     former_suffixes: tuple[str, ...] = ()
 

@@ -21,7 +21,7 @@ from pipeline.importing.levels import Normalise, Rounding, levels, make_stretch
 from pipeline.importing.pairs import channels_last, class_indexes, read_pair
 from pipeline.networks.file_kinds import shown
 
-_MAX_NAME = 200  # bytes of a folder's name, below what file systems take
+MAX_NAME = 200  # bytes of a folder's name, below what file systems take
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,14 @@ def import_tensors(
         InputError: names what in the file, or which flag, cannot be used. No partial folder remains.
     """
     require_apart({"--out": out}, {})
-    out = _require_empty(out.resolve())
+    out = require_empty(out.resolve())
     pair = read_pair(file, labels=labels, index=index, argmax=argmax)
     indexes, remarks = class_indexes(pair, file, argmax=argmax)
     folders, named = folder_names(indexes, class_names)
     images = channels_last(pair, file)
     place = f"{file}: {pair.images_name}"
     stretch = make_stretch(images, place, mean=mean, std=std, normalise=normalise)
-    rounding, aside = Rounding(), _make_aside(out)
+    rounding, aside = Rounding(), make_aside(out)
     paths: list[Path] = []
     try:
         paths = _make_paths(aside, indexes, folders)
@@ -102,7 +102,7 @@ def import_tensors(
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from error
     finally:
-        _remove_aside(aside, paths)
+        remove_aside(aside, paths)
     return ImportReport(
         images=len(paths),
         classes=len(folders),
@@ -128,7 +128,7 @@ def folder_names(
         raise InputError(f"--class-names: expected names of the classes 0 to {used[-1]}, found {len(names)}")
     for index, name in enumerate(names):
         bad = not name or name.startswith(".") or "/" in name or not name.isprintable()
-        if bad or name != name.strip() or len(name.encode(errors="replace")) > _MAX_NAME:
+        if bad or name != name.strip() or len(name.encode(errors="replace")) > MAX_NAME:
             raise InputError(f"--class-names: name {index}, '{shown(name)}', cannot name a folder")
     twice = sorted({name for name in names if [one.casefold() for one in names].count(name.casefold()) > 1})
     if twice:
@@ -143,7 +143,7 @@ def folder_names(
     return folders, (note,)
 
 
-def _require_empty(out: Path) -> Path:
+def require_empty(out: Path) -> Path:
     """A folder that is absent or empty, as it must be."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out}: expected a folder that is absent or empty, found something in the way")
@@ -172,7 +172,7 @@ def _write_images(
                 progress(start + len(part), len(paths))
 
 
-def _make_aside(out: Path) -> Path:
+def make_aside(out: Path) -> Path:
     """A new folder beside the one to make; what is written there is renamed when it is whole."""
     aside = out.with_name(f".{out.name}.partial")
     if os.path.lexists(aside):
@@ -188,12 +188,13 @@ def _make_aside(out: Path) -> Path:
     return aside
 
 
-def _remove_aside(aside: Path, paths: list[Path]) -> None:
+def remove_aside(aside: Path, paths: Sequence[Path]) -> None:
     """Remove what this call has written, file by file, then the folders that are empty."""
     own = Proof("what this import writes", lambda _path: True)  # the folder is new, and each file was made there
     for path in paths:
         removing.remove(path, own)
-    for folder in [*{path.parent: None for path in paths}, aside]:
+    folders = {folder for path in paths for folder in path.parents if aside in folder.parents}
+    for folder in [*sorted(folders, key=lambda folder: len(folder.parts), reverse=True), aside]:
         removing.remove_folder(folder)
 
 

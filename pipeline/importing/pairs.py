@@ -14,6 +14,7 @@ from torch import Tensor
 
 from labelstore.errors import InputError
 from pipeline.images.headers import MAX_PIXELS, MAX_SIDE
+from pipeline.importing.numpy_files import NUMPY, read_numpy
 from pipeline.networks.file_kinds import shown
 from pipeline.networks.torch_files import read_content
 
@@ -43,7 +44,7 @@ class Pair:
     notes: tuple[str, ...] = ()
 
 
-def read_pair(file: Path, *, labels: Path | None, index: int | None, argmax: bool) -> Pair:
+def read_pair(file: Path, *, labels: Path | None, index: int | None, argmax: bool, inside: str = "") -> Pair:
     """The set of images and labels that is meant.
 
     Args:
@@ -51,11 +52,16 @@ def read_pair(file: Path, *, labels: Path | None, index: int | None, argmax: boo
         labels: the file of the labels.
         index: which of several sets.
         argmax: of soft labels take the largest, instead of refusing them.
+        inside: which split of an .npz that has several.
 
     Raises:
         InputError: names what was found instead.
     """
     content = _content(file)
+    if inside:
+        if not isinstance(content, Mapping) or inside not in content:
+            raise InputError(f"{file}: expected a split {shown(inside)}, found {_outline(content)}")
+        content = content[inside]
     if labels is None:
         pairs = list(_pairs(content, f"{file}: ", argmax))
         wanted = (
@@ -76,6 +82,8 @@ def read_pair(file: Path, *, labels: Path | None, index: int | None, argmax: boo
 
 
 def _content(file: Path) -> object:
+    if file.suffix.lower() in NUMPY:
+        return read_numpy(file)
     return read_content(file, str(file), _ADVICE, mapped=True)
 
 

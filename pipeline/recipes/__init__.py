@@ -43,6 +43,7 @@ RECIPES: Table[Recipe] = Table(
         "sre2l": "pipeline.recipes.sre2l",
         "no-distillation": "pipeline.recipes.no_distillation",
         "eccv24": "pipeline.recipes.eccv24",
+        "hello": "pipeline.recipes.hello",
     }
 )
 RecipeName: TypeAlias = Annotated[str, Choices(RECIPES)]

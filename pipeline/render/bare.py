@@ -26,7 +26,7 @@ def bare(kind: str, data: bytes) -> bytes | None:
     """The file without metadata, its pixels as they are stored; ``data`` itself where there is none.
 
     Args:
-        kind: ``JPEG``, ``PNG`` or ``WebP``.
+        kind: ``JPEG``, ``PNG`` or ``WebP``; what DALI is not given needs none.
         data: the file.
 
     Returns:

@@ -45,7 +45,7 @@ _UPRIGHT = {
 _NAMED = 10  # damaged files that are named
 CACHE_BYTES = 2 << 30
 """Memory for decoded images on a CPU."""
-KINDS = ("JPEG", "PNG", "WebP")
+KINDS = ("JPEG", "PNG", "WebP", "PPM")
 READ_SPAN = 8  # files that a thread reads in one task
 
 
@@ -106,6 +106,14 @@ class Room:
             self._left -= int(self._sizes[fit].sum())
         kept: npt.NDArray[np.bool_] = self._kept[images]
         return kept
+
+    def cleared_for(self, images: Indexes) -> bool:
+        """Give the room of all kept images back if these ``[n]`` do not fit beside them; whether that was so."""
+        unknown = np.unique(images[~self._kept[images]])
+        if int(self._sizes[unknown].sum()) <= self._left:
+            return False
+        self._kept[:], self._left = False, self.bytes
+        return True
 
 
 def runs(costs: npt.NDArray[np.int64], most: int, count: int) -> Iterator[npt.NDArray[np.int64]]:

@@ -17,10 +17,10 @@ def is_plain(kind: str, data: bytes) -> bool:
     """Whether DALI decodes a file, whole or a region of it, to Pillow's pixels, or refuses it.
 
     Args:
-        kind: ``JPEG``, ``PNG`` or ``WebP``.
+        kind: ``JPEG``, ``PNG``, ``WebP`` or ``PPM``.
         data: the file, whose header has been read without error.
     """
-    return {"JPEG": _jpeg, "PNG": _png, "WebP": _webp}[kind](data)
+    return {"JPEG": _jpeg, "PNG": _png, "WebP": _webp, "PPM": _ppm}[kind](data)
 
 
 def _jpeg(data: bytes) -> bool:
@@ -31,6 +31,11 @@ def _jpeg(data: bytes) -> bool:
 def _png(data: bytes) -> bool:
     """An end, and no frames: what is shown of one may be a part of the image."""
     return next((name for name, _, _ in png_chunks(data) if name in (b"IEND", b"acTL")), b"") == b"IEND"
+
+
+def _ppm(_data: bytes) -> bool:
+    """Nothing is to be gained: its pixels are not coded, and Pillow copies them."""
+    return False
 
 
 def _webp(data: bytes) -> bool:

@@ -34,6 +34,7 @@ def show(config: ShowConfig) -> int:
         augmenter=config.render.augmenter,
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
+        options=config.source,
     )
     with closing(source):
         return write_sheet(source, config)

@@ -16,8 +16,8 @@ from labelstore.errors import MismatchError
 from labelstore.format.arrays import AUDIT_BLOCK
 from labelstore.store import LabelStore
 from pipeline.config import manifest_cache
-from pipeline.images.class_folder import ClassOrder
 from pipeline.images.manifest import Manifest, require_same_images, scan, with_classes, with_order
+from pipeline.images.opening import ClassOrder, ImageOptions
 from pipeline.plan.plan import PlanSpec
 from pipeline.render import Renderer, augmenter_of, decoder_of, make_renderer
 from pipeline.render.audit import DIGEST_POSITIONS, compare, pixels_digest
@@ -85,7 +85,9 @@ class PixelReport:
     mean_difference: float
 
 
-def open_images(store: LabelStore, images: Path, *, rehash: bool = False) -> Manifest:
+def open_images(
+    store: LabelStore, images: Path, *, options: ImageOptions | None = None, rehash: bool = False
+) -> Manifest:
     """The manifest of ``images``, proven to be the set that ``store`` was made of.
 
     What is read of the images is kept beside a store in a folder. Of a store that is read from elsewhere it is kept
@@ -102,6 +104,7 @@ def open_images(store: LabelStore, images: Path, *, rehash: bool = False) -> Man
     manifest = scan_as(
         images,
         identity.classes,
+        options=options,
         cache=cache,
         rehash=rehash,
         leave_out=identity.skipped,
@@ -115,6 +118,7 @@ def scan_as(
     images: Path,
     classes: Sequence[str],
     *,
+    options: ImageOptions | None = None,
     cache: Path | None = None,
     rehash: bool = False,
     digests: bool = True,
@@ -125,6 +129,7 @@ def scan_as(
     manifest = scan(
         images,
         class_order=order_of(classes),
+        options=options,
         cache=cache,
         rehash=rehash,
         digests=digests,
@@ -149,18 +154,19 @@ def open_source(
     threads: int | None = None,
     cache_bytes: int | None = None,
     rehash: bool = False,
+    options: ImageOptions | None = None,
 ) -> Source:
     """Open a store with its images; refuses images that are not the store's own.
 
     Crops are made by the augmenter of the store's renderer, unless ``augmenter`` names another, and a GPU decodes as it
-    did, unless ``decoder`` names another.
+    did, unless ``decoder`` names another. ``options`` are those of images at a path.
     """
     opened = store if isinstance(store, LabelStore) else LabelStore.open(store)
     if isinstance(images, Manifest):
         require_same_images(opened.identity, opened.image_digests, opened.targets, images)
         manifest = images
     else:
-        manifest = open_images(opened, Path(images), rehash=rehash)
+        manifest = open_images(opened, Path(images), options=options, rehash=rehash)
     spec = PlanSpec.from_json(opened.identity.require("plan"))
     rendered = opened.identity.require("renderer")
     augmenter = augmenter or augmenter_of(rendered)

@@ -51,6 +51,7 @@ def verify(config: VerifyConfig, console: Console, labeller: Labeller | None = N
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
         rehash=config.rehash,
+        options=config.source,
     )
     with closing(source):
         return verify_source(source, config, console, labeller)

@@ -15,7 +15,7 @@ from PIL import Image
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
 from labelstore.errors import DamagedError, InputError, MismatchError, reason
-from labelstore.spec import Json
+from labelstore.spec import Json, first_difference, shorten
 from pipeline.config import manifest_cache
 from pipeline.images.manifest import Manifest
 from pipeline.images.no_images import without_images
@@ -24,7 +24,7 @@ from pipeline.ranks import Ranks
 from pipeline.replay.source import scan_as
 from pipeline.synthesis import CLASSES, METHODS
 from pipeline.synthesis.config import SynthesizeConfig
-from pipeline.synthesis.making import encode, has_digest
+from pipeline.synthesis.files import encode, has_digest
 from pipeline.synthesis.method import Method, Pixels, Setting
 
 AT_ONCE = 128  # images that are made again and held
@@ -39,11 +39,13 @@ class Report:
         images: of the set.
         made_again: how many were made again from their pieces and compared; 0 where the method cannot.
         different: the files that are not what the record says, each with the reason.
+        made_otherwise: where images are made otherwise here than the record says, such as by another renderer.
     """
 
     images: int
     made_again: int
     different: tuple[str, ...]
+    made_otherwise: str | None = None
 
     def to_json(self, folder: Path) -> dict[str, Json]:
         """The summary."""
@@ -54,6 +56,7 @@ class Report:
             "ok": not self.different,
             "different": [*self.different[:NAMED]],
             "different_images": len(self.different),
+            "made_otherwise": self.made_otherwise,
         }
 
 
@@ -85,10 +88,12 @@ def check(config: SynthesizeConfig, console: Console) -> Mapping[str, Json]:
         console.progress("check", len(pieces), "images") as bar,
     ):
         made_again, others = _compare(folder, pieces, method, setting, bar.advance)
+        otherwise = _otherwise(values, method)
     found = {**dict(others), **dict(different)}
     order = {file: place for place, file in enumerate(pieces.files)}
     ordered = sorted(found, key=lambda file: (order.get(file, len(order)), file))
-    return Report(len(pieces), made_again, tuple(f"{file} ({found[file]})" for file in ordered)).to_json(folder)
+    named = tuple(f"{file} ({found[file]})" for file in ordered)
+    return Report(len(pieces), made_again, named, otherwise).to_json(folder)
 
 
 def _images(config: SynthesizeConfig, values: Mapping[str, Any]) -> Manifest:
@@ -136,6 +141,12 @@ def _setting(config: SynthesizeConfig, values: Mapping[str, Any], manifest: Mani
         raise InputError(f"{config.check}: its record has a flag that this giftwrap lacks ({reason(error)})") from error
     targets = np.array([manifest.classes.index(name) for name in values["classes"]], np.int64)
     return Setting(config=made, manifest=manifest, targets=targets, console=console, ranks=Ranks(), checking=True)
+
+
+def _otherwise(values: Mapping[str, Any], method: Method) -> str | None:
+    """Where images are made otherwise here than the record says; None where they are not."""
+    found = first_difference(values["parameters"], dict(method.parameters))
+    return found and f"{found[0]} is {shorten(found[1])} in the record, {shorten(found[2])} here"
 
 
 def _other_files(folder: Path, pieces: Pieces) -> list[tuple[str, str]]:
@@ -198,7 +209,8 @@ def verdict_of(found: Mapping[str, Any]) -> str:
     if found["ok"]:
         return f"{found['set']}: all {found['images']:,} images are what the record says ({compared})"
     more = found["different_images"] - len(found["different"])
+    why = f"; {found['made_otherwise']}" if found["made_otherwise"] else ""
     return (
         f"{found['set']}: NOT what the record says: {', '.join(found['different'])}"
-        f"{f' and {more:,} more' if more else ''} ({compared})"
+        f"{f' and {more:,} more' if more else ''} ({compared}){why}"
     )

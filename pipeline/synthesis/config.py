@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from labelstore.command.flags import Choices, Group, flags_of, values_of
+from labelstore.command.flags import Choices, Group, Named, flags_of, values_of
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.config import EngineOptions, TeacherOptions, manifest_cache, require_one_labeller
+from pipeline.images.opening import ImageOptions
 from pipeline.networks.noise import Sampler
 from pipeline.render.options import RenderOptions
 from pipeline.synthesis import CLASSES, METHODS
@@ -24,6 +25,7 @@ Taking = Literal["copy", "link", "center", "crop"]
 Fit = Literal["pad", "resize"]
 Start = Literal["noise", "real"]
 Statistics = Literal["batch", "class"]
+WITH_CHECK = ("check", "images", "source", "rehash", "render", "output")  # fields whose flags a check has
 Selection = Literal["none", "ce", "kcenter"]
 
 
@@ -56,12 +58,49 @@ class Sre2lOptions:
     """The numbers of `sre2l` (arXiv 2306.13092)."""
 
     iterations: int = 1000
-    """sre2l: steps of Adam on each batch of images."""
-    start: Start = "noise"
+    """sre2l: steps of Adam on each batch of images; published are 1000 (CIFAR) and 4000."""
+    lr: float = 0.25
+    """sre2l: learning rate of the first step; it falls to 0 along half a cosine."""
+    betas: tuple[float, float] = (0.5, 0.9)
+    """sre2l: of Adam."""
+    bn_weight: float = 0.01
+    """sre2l: weight of the distance between the batch's statistics and those of the teacher's batch norms, beside a
+    cross-entropy of weight 1."""
+    first_bn: float = 10.0
+    """sre2l: weight of the first batch norm within that distance, where the others have 1; 10 is the authors' code's, 1
+    the plain sum of the paper."""
+    tv_weight: float = 0.0
+    """sre2l: weight of the total variation of what the teacher is shown; the published sets have none."""
+    l2_weight: float = 0.0
+    """sre2l: weight of the norm of what the teacher is shown; the published sets have none."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """sre2l: range of the share of an image's area that a step shows, stretched to the whole; 1 1 shows all of it, as
+    the authors' code for CIFAR does."""
+    jitter: int | None = None
+    """sre2l: largest shift of what a step shows, in pixels; what leaves at one side comes in at the other. Left out, a
+    seventh of the side: 32 at 224 px and 4 at 32 px, as published."""
+    start: Annotated[Start, Named("start-from")] = "noise"  # torchrun takes --start for its own
     """sre2l: images begin as noise or as real images."""
     statistics: Statistics = "batch"
     """sre2l: batches take classes in turn and match the teacher's running statistics (batch), or hold one class and
     match that class's own (class, as LPLD)."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can be optimised with."""
+        low, high = self.crop_scale
+        for name, right, expected in (
+            ("iterations", 1 <= self.iterations < 2**31, "at least 1 step"),
+            ("lr", 0 < self.lr < math.inf, "a number above 0"),
+            ("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
+            ("bn_weight", 0 <= self.bn_weight < math.inf, "a number that is not negative"),
+            ("first_bn", 0 <= self.first_bn < math.inf, "a number that is not negative"),
+            ("tv_weight", 0 <= self.tv_weight < math.inf, "a number that is not negative"),
+            ("l2_weight", 0 <= self.l2_weight < math.inf, "a number that is not negative"),
+            ("crop_scale", 0 < low <= high <= 1, "two shares of the area, 0 < low <= high <= 1"),
+            ("jitter", self.jitter is None or 0 <= self.jitter <= 65_535, "pixels, 0 or more"),
+        ):
+            if not right:
+                raise InputError(f"--{name.replace('_', '-')}: expected {expected}, found {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +156,8 @@ class SynthesizeConfig:
     out: Path = None  # type: ignore[assignment]  # left out with --check alone, for which no method is called
     """Class folder to make; continued when a stopped command left it."""
     images: Annotated[Path, Group("images")] = None  # type: ignore[assignment]  # diffusion needs none
-    """Class folder of real images; diffusion needs none."""
+    """Real images: a class folder, tar shards or other containers, as for build; diffusion needs none."""
+    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     ipc: int = None  # type: ignore[assignment]  # as `out` is
     """Images a class."""
     size: int | None = None
@@ -163,9 +203,8 @@ class SynthesizeConfig:
             require_own_flags(self)
             if self.method in CLASSES and self.images is not None:
                 raise InputError(f"--images {self.images}: {self.method} needs none; leave it out")
-        elif self.method is not None or self.out is not None:
-            other = f"--out {self.out}" if self.method is None else f"method {self.method}"
-            raise InputError(f"--check {self.check} and {other}: expected one of them, found both")
+        else:
+            require_check_alone(self)
         for name, low, high in (("ipc", 1, 99_999), ("size", 1, 65_535), ("seed", 0, 2**63 - 1), ("quality", 1, 100)):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -186,6 +225,19 @@ class SynthesizeConfig:
     def jpeg_quality(self) -> int | None:
         """Quality of the JPEG files; None where made images are PNG."""
         return (self.quality or 95) if self.format == "jpeg" else None
+
+
+def require_check_alone(config: SynthesizeConfig) -> None:
+    """Refuse, beside --check, a flag that has no effect on a check.
+
+    Raises:
+        InputError: names it.
+    """
+    values = values_of(config)
+    for key, flag in flags_of(type(config)).items():
+        if flag.path[0] not in WITH_CHECK and values[key] != flag.default:
+            name = f"method {config.method}" if key == "method" else f"--{flag.name}"
+            raise InputError(f"--check {config.check} and {name}: expected one of them, found both")
 
 
 def require_own_flags(config: SynthesizeConfig) -> None:

@@ -29,7 +29,8 @@ from pipeline.plan.plan import PlanSpec
 from pipeline.synthesis.config import SynthesizeConfig
 from pipeline.synthesis.generator import Generation, Generator, load_generator, read_description
 from pipeline.synthesis.method import Job, Made, Method, Pixels, Setting, StopRequestedError, Working
-from pipeline.synthesis.teaching import cross_entropies, described, has_teacher, load_teacher
+from pipeline.synthesis.scoring import scores_of
+from pipeline.synthesis.teaching import described, has_teacher, load_teacher
 from pipeline.teacher.labeller import Labeller, label_crops
 
 CHALLENGE_SECONDS = 600  # for the images of the ECCV 2024 challenge's generative track
@@ -177,8 +178,7 @@ class Diffusion:
             found += self._images_of(np.full(len(part), target), part)
             working.progress(len(found), count)
         logits = label_crops(teacher, torch.from_numpy(np.stack(found)).to(self._device), rows_of(count))
-        columns = teacher.class_columns or tuple(range(teacher.columns))
-        scores = cross_entropies(logits, np.full(count, columns[target]))
+        scores = scores_of(torch.from_numpy(logits), np.full(count, target), teacher.class_columns).losses
         if self._chosen == "ce":
             kept = np.sort(np.lexsort([numbers, scores])[: len(job.targets)])
         else:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from labelstore.command.console import Console
 from labelstore.spec import Json
@@ -17,7 +18,8 @@ from pipeline.render import make_renderer
 from pipeline.replay.source import order_of
 from pipeline.synthesis.config import require_size
 from pipeline.synthesis.method import Setting
-from pipeline.synthesis.teaching import cross_entropies, has_teacher, load_teacher
+from pipeline.synthesis.scoring import scores_of
+from pipeline.synthesis.teaching import has_teacher, load_teacher
 from pipeline.teacher.class_order import Agreement, agreement
 from pipeline.teacher.labeller import Labeller, label_crops
 
@@ -69,7 +71,7 @@ class Looking:
         self, logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float64]:
         """Cross-entropy of each row with its target, over all columns, float64 ``[n]``."""
-        return cross_entropies(logits, self._columns[targets])
+        return scores_of(torch.from_numpy(logits), targets, self._teacher.class_columns).losses
 
 
 def look_first(setting: Setting, *, quiet: bool) -> None:

@@ -14,34 +14,31 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from labelstore.durable import disk, documents, locking, newfile, removing
 from labelstore.durable.removing import Proof
 from labelstore.errors import DamagedError, InputError
 from labelstore.spec import Json
-from pipeline.images.file_formats import readable
-from pipeline.images.manifest import Manifest
 from pipeline.images.provenance import (
     MARK,
     PIECES,
     PIECES_OF_SET,
     RECORD,
+    RECORD_FILES,
     SYNTHESIS,
     Pieces,
     join_pieces,
     read_pieces,
     record_bytes,
 )
-from pipeline.synthesis.method import Job, Made, Pixels, Working
+from pipeline.synthesis.files import File, has_digest, write
+from pipeline.synthesis.method import Job, Made, Working
 
 BEGUN, LOCK, IMAGES, JOBS = "begun.json", "lock", "set", "jobs"
 WRITERS = 8  # files that are flushed at once
-SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WebP": ".webp"}
 # Only this command writes in the folder, under its lock: nobody else has files of the names that these are for.
 WORKING = Proof("what a stopped command has left", lambda _path: True)
 
@@ -54,21 +51,6 @@ def _is_begun(path: Path) -> bool:
 
 
 BEGUN_BY_US = Proof("what a set was begun with", _is_begun)
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """A file of the set that is to be written.
-
-    Attributes:
-        name: its path in the set.
-        digest: SHA-256 of its bytes.
-        content: the bytes, or the file that it becomes a hard link to.
-    """
-
-    name: str
-    digest: bytes
-    content: bytes | Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,29 +252,6 @@ def _require_pieces(job: Job, pieces: Pieces) -> None:
         raise InputError(f"{job.name}: expected {count} of each from its method, found {wrong}")
 
 
-def write(path: Path, content: bytes | Path) -> None:
-    """Write a file of the set, or link to one.
-
-    Raises:
-        InputError: the name is taken, or the file cannot be linked to.
-    """
-    if isinstance(content, bytes):
-        newfile.write_new(path, content)
-        return
-    try:
-        disk.link(content.resolve(), path)
-    except FileExistsError as error:
-        raise removing.taken(path) from error
-    except OSError as error:
-        if error.errno not in disk.NO_LINKS:
-            raise
-        raise InputError(
-            f"--take link: {content} cannot have a hard link at {path} ({error.strerror}); give --take copy, or an "
-            f"--out on the same file system"
-        ) from error
-    disk.sync_folder(path.parent)
-
-
 def forget_unfinished(partial: Partial, number: int) -> None:
     """Remove the files of a job that a killed command has left without a record."""
     listed = partial.writing(number)
@@ -306,15 +265,6 @@ def forget_unfinished(partial: Partial, number: int) -> None:
     removing.remove(listed, PIECES_OF_SET)
 
 
-def has_digest(path: Path, digest: bytes) -> bool:
-    """Whether a file is there and has this SHA-256."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest() == digest
-    except FileNotFoundError:
-        return False
-
-
 def finish(partial: Partial, out: Path, jobs: Sequence[Job], record: Mapping[str, Json]) -> None:
     """Turn the folder into the set, when all jobs are made.
 
@@ -324,13 +274,31 @@ def finish(partial: Partial, out: Path, jobs: Sequence[Job], record: Mapping[str
         jobs: all.
         record: what ``synthesis.json`` says besides the digest of the pieces.
     """
-    pieces = join_pieces([read_pieces(partial.record(job)) for job in range(len(jobs))]).to_bytes()
+    whole = join_pieces([read_pieces(partial.record(job)) for job in range(len(jobs))])
+    _require_no_others(partial, whole)
+    pieces = whole.to_bytes()
     digest = hashlib.sha256(pieces).hexdigest()
     write_again(partial.images / PIECES, pieces, PIECES_OF_SET)
     write_again(partial.images / SYNTHESIS, record_bytes({**record, "pieces": digest}), RECORD)
     removing.move_folder(partial.images, out)
     disk.sync_folder(out.parent)
     sweep(partial)
+
+
+def _require_no_others(partial: Partial, pieces: Pieces) -> None:
+    """Refuse to make a set of files that this command has not written.
+
+    Raises:
+        InputError: names one.
+    """
+    known = {*pieces.files, *(name for each in RECORD_FILES for name in (each, f".{each}.partial"))}
+    there = (path for path in partial.images.rglob("*") if path.is_symlink() or not path.is_dir())
+    others = sorted(path for path in there if path.relative_to(partial.images).as_posix() not in known)
+    if others:
+        raise InputError(
+            f"{others[0]}: expected the images of this set alone, found a file that was not written by this command; "
+            f"move it away, then run the same again"
+        )
 
 
 def sweep(partial: Partial, *, made: bool = True) -> None:
@@ -349,60 +317,13 @@ def sweep(partial: Partial, *, made: bool = True) -> None:
             removing.remove(path, proof)
     for folder in (jobs, partial.images):
         removing.remove_folder(folder)
-    for path, proof in ((partial.begun, BEGUN_BY_US), (partial.folder / LOCK, removing.EMPTY)):
+    begun = partial.begun
+    for path, proof in (
+        (begun.with_name(f".{begun.name}.partial"), WORKING),
+        (begun, BEGUN_BY_US),
+        (partial.folder / LOCK, removing.EMPTY),
+    ):
         if removing.may_go(path, proof):
             removing.remove(path, proof)
     if made:
         removing.remove_folder(partial.folder)
-
-
-def files_of(job: Job, made: Made, manifest: Manifest, jpeg_quality: int | None) -> list[File]:
-    """The files of the images of a job.
-
-    Args:
-        job: their classes and numbers.
-        made: the images.
-        manifest: whose files may be taken unchanged.
-        jpeg_quality: of made images; PNG when None.
-
-    Raises:
-        InputError: an image of the manifest has changed since it was listed, or is no file that can be linked to.
-    """
-    files = []
-    for image, target, number in zip(made.images, job.targets, job.numbers, strict=True):
-        content: bytes | Path
-        if isinstance(image, int):
-            data = _unchanged(manifest, image)
-            suffix = SUFFIXES[readable(data[:16]) or "PNG"]
-            content = _linkable(manifest, image) if made.linked else data
-        else:
-            data = content = encode(image, jpeg_quality)
-            suffix = ".png" if jpeg_quality is None else ".jpg"
-        name = f"{manifest.classes[target]}/{number:05d}{suffix}"
-        files.append(File(name, hashlib.sha256(data).digest(), content))
-    return files
-
-
-def _unchanged(manifest: Manifest, image: int) -> bytes:
-    (data,) = manifest.read_many([image])
-    if hashlib.sha256(data).digest() != manifest.digests[image].tobytes():
-        raise InputError(f"{manifest.place(image)}: has changed since the images were listed; run the same again")
-    return data
-
-
-def _linkable(manifest: Manifest, image: int) -> Path:
-    place = Path(manifest.place(image))
-    if not place.is_file():
-        raise InputError(f"--take link: {place} is no file of its own; give --take copy")
-    return place
-
-
-def encode(image: Pixels, jpeg_quality: int | None) -> bytes:
-    """The file of an image, uint8 ``[H, W, 3]``: PNG, or JPEG of this quality without subsampled colours."""
-    file = BytesIO()
-    picture = Image.fromarray(image)
-    if jpeg_quality is None:
-        picture.save(file, "PNG")
-    else:
-        picture.save(file, "JPEG", quality=jpeg_quality, subsampling=0)
-    return file.getvalue()

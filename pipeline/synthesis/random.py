@@ -21,9 +21,10 @@ from pipeline.plan.augment.crop import CROPS
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import Renderer, make_renderer
 from pipeline.synthesis.config import require_size
-from pipeline.synthesis.method import Job, Made, Method, Pixels, Setting, Working
-from pipeline.synthesis.teaching import cross_entropies, described, has_teacher, load_teacher
-from pipeline.teacher.labeller import Labeller, label_crops
+from pipeline.synthesis.method import Job, Made, Method, Pixels, Setting, StopRequestedError, Working
+from pipeline.synthesis.scoring import cross_entropies
+from pipeline.synthesis.teaching import described, has_teacher, load_teacher
+from pipeline.teacher.labeller import Labeller
 
 DECILES = 10
 SCALE, RATIO, FLIP = (0.08, 1.0), (3 / 4, 4 / 3), 0.5  # of torchvision's ClassificationPresetTrain
@@ -108,12 +109,11 @@ class Random:
         images = self._setting.images_of(target)
         places, scores = np.arange(len(images)), None
         if self._teacher is not None:
-            scores = self._cross_entropies(images, target, working)
+            scores = self._cross_entropies(images, job, working)
             decile = self._setting.config.random.ce_decile or 1
             places = np.sort(np.array_split(np.lexsort([places, scores]), DECILES)[decile - 1])
         name = same_form(self._setting.manifest.classes[target])
-        chosen = places[draws.permutation(draws.key(f"random image of {name}", self._setting.config.seed), len(places))]
-        chosen = chosen[:count]
+        chosen = places[draw_order(name, self._setting.config.seed, len(places))][:count]
         pieces = self._pieces(name, images[chosen], chosen)
         if scores is not None:
             pieces["scores"] = scores[chosen, None]
@@ -145,25 +145,35 @@ class Random:
         assert self._renderer is not None  # noqa: S101  made where crops are cut
         return list(self._renderer.render(rows_of(sources, pieces["boxes"][:, 0], pieces["flips"][:, 0])).cpu().numpy())
 
-    def _cross_entropies(self, images: Indexes, target: int, working: Working) -> npt.NDArray[np.float64]:
+    def _cross_entropies(self, images: Indexes, job: Job, working: Working) -> npt.NDArray[np.float64]:
         """The teacher's cross-entropy of each image, centre fit, float64 ``[n]``."""
         teacher, renderer = self._teacher, self._renderer
         assert teacher is not None  # noqa: S101
         assert renderer is not None  # noqa: S101
-        column = (teacher.class_columns or tuple(range(teacher.columns)))[target]
-        scores = []
-        for start in range(0, len(images), teacher.batch):
-            rows = self._plan.unmixed(0, images[start : start + teacher.batch])
-            scores.append(
-                cross_entropies(label_crops(teacher, renderer.render(rows), rows), np.full(len(rows), column))
-            )
-            working.progress(start, len(images))
-        return np.concatenate(scores)
+
+        def done(count: int) -> None:
+            working.progress(count, len(images))
+            if count < len(images) and working.stopping():
+                raise StopRequestedError
+
+        rows, targets = self._plan.unmixed(0, images), self._setting.manifest.targets
+        return cross_entropies(teacher, renderer, [rows], targets, names=[job.name], done=done).losses
 
     def close(self) -> None:
         """See `Method.close`."""
         if self._renderer:
             self._renderer.close()
+
+
+def draw_order(name: str, seed: int, count: int) -> Indexes:
+    """The order in which the images of a class are taken, by their places within it: a permutation, int64 ``[n]``.
+
+    Args:
+        name: of the class, in one form of Unicode.
+        seed: of all draws.
+        count: how many there are.
+    """
+    return draws.permutation(draws.key(f"random image of {name}", seed), count)
 
 
 def rows_of(sources: Indexes, boxes: Indexes, flips: npt.NDArray[np.bool_]) -> CropRows:

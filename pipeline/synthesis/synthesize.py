@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ from PIL import features
 
 from labelstore.command.console import Console, Progress
 from labelstore.command.flags import flags_of
-from labelstore.command.names import printable
 from labelstore.command.stopping import StopSignals
-from labelstore.errors import InputError
+from labelstore.errors import InputError, LeaseError
 from labelstore.spec import Json, require_same
 from labelstore.version import __version__
 from pipeline.build.refusing import nothing_left
-from pipeline.config import manifest_cache
+from pipeline.config import manifest_cache, require_labels
 from pipeline.config import require_place as require_writable_file
 from pipeline.device.current import make_current
 from pipeline.device.faults import device_faults
@@ -30,11 +29,13 @@ from pipeline.images.manifest import Manifest, scan
 from pipeline.images.manifest_cache import CACHE
 from pipeline.images.no_images import without_images
 from pipeline.images.provenance import SYNTHESIS, record_of
-from pipeline.images.remarks import say_left_out
+from pipeline.images.remarks import say_foreign_cache, say_left_out, say_skipped
+from pipeline.networks.load import require_known
 from pipeline.ranks import Ranks, join
 from pipeline.replay.folder import draw_folder
 from pipeline.synthesis import CLASSES, METHODS, making
 from pipeline.synthesis.config import SynthesizeConfig, flags_in_effect, require_size
+from pipeline.synthesis.files import files_of
 from pipeline.synthesis.looking import look_at_set, look_first
 from pipeline.synthesis.making import Partial
 from pipeline.synthesis.method import Job, Method, Setting, StopRequestedError
@@ -80,8 +81,11 @@ def synthesize(config: SynthesizeConfig, console: Console) -> Mapping[str, Json]
         console: where progress, notes and warnings go.
     """
     start = time.monotonic()
-    if has_teacher(config.teacher):
+    if has_teacher(config.teacher):  # what is wrong with it is found before images are read
+        require_labels(config.teacher)
         require_size(config, "the teacher")
+        for name, weights in zip(config.teacher.names, config.teacher.weights, strict=False):
+            require_known(name, weights)
     with join("synthesis") as ranks:
         config = replace(ranks.own_resources(config), out=config.out.resolve())
         make_current(config.render.device)
@@ -122,7 +126,8 @@ def require_place(out: Path) -> None:
             f"--out {out}: expected a folder that is absent or empty, or a finished set, found other files; give "
             f"another --out"
         )
-    Partial.of(out).require_ours()
+    if not (out / SYNTHESIS).is_file():
+        Partial.of(out).require_ours()
 
 
 def manifest_of(config: SynthesizeConfig, console: Console, *, save: bool) -> Manifest:
@@ -150,6 +155,7 @@ def read_images(config: SynthesizeConfig, cache: Path, console: Console, *, save
         manifest = scan(
             config.images,
             class_order=config.class_order,
+            options=config.source,
             cache=cache,
             rehash=config.rehash,
             skip_broken=config.skip_broken,
@@ -158,8 +164,8 @@ def read_images(config: SynthesizeConfig, cache: Path, console: Console, *, save
         )
     console.line(f"images: {len(manifest):,} in {len(manifest.classes):,} classes, digest {manifest.digest[:16]}")
     say_left_out(manifest, console)
-    for path in manifest.skipped:
-        console.warn(f"left out, does not decode: {printable(path)}")
+    say_foreign_cache(cache, console)
+    say_skipped(manifest, console)
     require_names(manifest.classes)
     return manifest
 
@@ -193,8 +199,8 @@ def make(setting: Setting, method: Method, start: float) -> Done:
     if (stored := record_of(config.out)) is not None:
         ranks.broadcast({"given": None, "todo": []})
         require_finished_same(stored, given)
-        if Partial.of(config.out).read_begun() is not None:  # killed when the set had its name
-            with making.held(config.out) as partial:
+        if Partial.of(config.out).folder.is_dir():  # killed when the set had its name; or of somebody else, and stays
+            with suppress(InputError, LeaseError), making.held(config.out) as partial:
                 making.sweep(partial)
         return Done(stored, 0, time.monotonic() - start, found=True)
     with making.held(config.out) as partial:
@@ -257,7 +263,7 @@ def make_jobs(setting: Setting, method: Method, partial: Partial, todo: Sequence
                     number,
                     job,
                     method.make,
-                    lambda job, made: making.files_of(job, made, setting.manifest, config.jpeg_quality),
+                    lambda job, made: files_of(job, made, setting.manifest, config.jpeg_quality),
                     lambda done, total, job=job: line.within(job, done, total),  # type: ignore[misc]
                     lambda: bool(stops.number),
                 )

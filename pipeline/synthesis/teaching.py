@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
+from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.build.defaults import settle_teacher
 from pipeline.config import TeacherOptions, json_object, require_labels
+from pipeline.device.memory import keep_freed_memory
 from pipeline.synthesis.method import Setting
 from pipeline.teacher.engine.batches import Workload
 from pipeline.teacher.engine.spec import TeacherSpec
@@ -20,23 +19,40 @@ def has_teacher(options: TeacherOptions) -> bool:
     return bool(options.names or options.weights or options.labeller)
 
 
-def load_teacher(setting: Setting, size: int, columns: tuple[str, ...] = ()) -> Labeller:
+def load_teacher(
+    setting: Setting,
+    size: int,
+    columns: tuple[str, ...] = (),
+    *,
+    pad_to: int | None = None,
+    block: int | None = None,
+) -> Labeller:
     """The teacher, or the labeller of one's own, for crops of a side.
 
     Args:
         setting: of the method.
         size: side of the crops in pixels.
         columns: of the crops' rows.
+        pad_to: side that normalised crops are padded to before the network has them; None: they are not.
+        block: crops that are labelled together, by which the batch of a GPU is chosen where the flags have none.
 
     Raises:
         InputError: none is named, or it does not fit the classes.
     """
     options, classes = setting.config.teacher, setting.manifest.classes
     require_labels(options)
+    keep_freed_memory()
     if options.labeller is not None:
+        if pad_to is not None:
+            raise InputError(
+                f"--labeller {options.labeller}: expected a teacher, whose crops can be padded after they are "
+                f"normalised; give --teacher and --weights, or --fit resize"
+            )
         args = json_object("--labeller-args", options.labeller_args or "{}")
         return load_labeller(options.labeller, args, size, classes, columns)
-    teacher = make_teacher(teacher_spec(setting, size), size=size, classes=classes, work=Workload(crop_columns=columns))
+    work = Workload(crop_columns=columns, block=None if block is None else lambda _columns: block)
+    spec = teacher_spec(setting, pad_to or size)
+    teacher = make_teacher(spec, size=size, classes=classes, work=work, pad_to=pad_to)
     setting.console.report(teacher.notes, teacher.warnings)
     return teacher
 
@@ -53,12 +69,3 @@ def teacher_spec(setting: Setting, size: int) -> TeacherSpec:
 def described(labeller: Labeller) -> dict[str, Json]:
     """A teacher as a method states it: its identity, and under ``engine`` what runs it."""
     return {**labeller.identity, "engine": dict(labeller.engine)}
-
-
-def cross_entropies(logits: npt.NDArray[np.float32], columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Cross-entropy of logits ``[n, C]`` with one column each ``[n]``, float64 ``[n]``."""
-    wide = logits.astype(np.float64)
-    most = wide.max(axis=1)
-    own = np.take_along_axis(wide, columns[:, None], axis=1)[:, 0]
-    losses: npt.NDArray[np.float64] = np.log(np.exp(wide - most[:, None]).sum(axis=1)) + most - own
-    return losses

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from labelstore.command.names import natural_key, printable, same_form, told_apart
-from labelstore.errors import InputError, reason
+from labelstore.errors import InputError
+from pipeline.images.class_names import entries
 from pipeline.teacher.imagenet import COLUMNS as IMAGENET_COLUMNS
 from pipeline.teacher.imagenet import FOLDERS, IMAGENET, PublicMapping, is_public, public_mapping
 
 TEACHER_CLASSES, CLASS_COLUMNS = "--teacher-classes", "--class-columns"
 MIN_ROWS = 30  # fewer crops are no evidence for the order of classes
 SHOWN = 100
-MAX_PATH = 4096  # characters of a path
 
 
 def select_columns(
@@ -44,25 +40,6 @@ def select_columns(
         what = f"columns {twice} more than once" if twice else "no class at all"
         raise InputError(f"{flag} {selection}: expected each class once, found {what}")
     return tuple(columns)
-
-
-def entries(selection: str, names: Sequence[str], flag: str) -> list[str]:
-    """What a flag lists: itself where it is one of ``names``, the lines of a file, or what commas separate."""
-    if same_form(selection) in map(same_form, names):
-        return [selection]
-    numbers = selection.replace(",", "").replace(" ", "").isdecimal()
-    try:
-        if not numbers and len(selection) < MAX_PATH and Path(selection).is_file():
-            lines = re.split(r"\r\n|\r|\n", Path(selection).read_text(encoding="utf-8-sig"))
-            return [line.strip() for line in lines if line.strip()]
-        rows = csv.reader(io.StringIO(selection, newline=""), skipinitialspace=True)
-        return [entry.strip() for row in rows for entry in row]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{flag} {printable(selection)}: not a readable text file: {reason(error)}") from error
-    except csv.Error as error:
-        raise InputError(
-            f"{flag} {printable(selection[:SHOWN])}: no list separated by commas: {reason(error)}"
-        ) from error
 
 
 def _column(entry: str, names: Sequence[str] | None, total: int, flag: str) -> int:
@@ -282,7 +259,7 @@ def agreement(logits: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]
         if rows >= MIN_ROWS and better > max(2 * hits, guessing):
             warnings.append(
                 f"in {order} order of the folder names it would agree on {100 * better / rows:.2f} %: "
-                f"stop, and start a new store with --class-order {order}"
+                f"stop, and start anew with --class-order {order}"
             )
     if not warnings and len(classes) > 1 and rows >= MIN_ROWS and hits <= max(guessing, poor):
         warnings.append(

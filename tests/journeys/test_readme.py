@@ -39,6 +39,8 @@ COMMANDS = (
     "synthesize",
     "train-generator",
     "train",
+    "train-projector",
+    "text-embeddings",
     "evaluate",
     "compare",
     "plot",

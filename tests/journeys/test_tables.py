@@ -9,6 +9,7 @@ import pytest
 from labelstore.encodings import ENCODINGS
 from labelstore.encodings.base import EncodingClass
 from labelstore.tables import Table
+from pipeline.images.opening import SOURCES, SourceKind
 from pipeline.plan import augment
 from pipeline.recipes import RECIPES, Recipe
 from trainer.relabel import OPERATORS, Operator
@@ -19,6 +20,7 @@ TABLES: list[tuple[Table[Any], type]] = [
     (RECIPES, Recipe),
     (OPERATORS, Operator),
     (SCHEDULES, Schedule),
+    (SOURCES, SourceKind),
     (augment.REARRANGEMENTS, augment.Rearrangement),
     (augment.PIXELS, augment.PixelAugmentation),
     (augment.MIXES, augment.Mix),

@@ -28,7 +28,7 @@ from pipeline.images.manifest import Manifest, explained, require_same_images, s
 from pipeline.images.remarks import is_split, splits_warning
 from pipeline.replay.source import scan_as
 
-READ = ("JPEG", "PNG", "WEBP")
+READ = ("JPEG", "PNG", "WEBP", "PPM")
 
 
 def encoded(kind: str, colour: int = 0) -> bytes:
@@ -80,7 +80,7 @@ OTHER_IMAGES = {
     "BMP": lambda: encoded("BMP"),
     "GIF": lambda: encoded("GIF"),
     "TIFF": lambda: encoded("TIFF"),
-    "PNM": lambda: encoded("PPM"),
+    "PNM": lambda: b"P3\n1 1\n255\n1 2 3\n",
     "JPEG 2000": lambda: encoded("JPEG2000"),
     "AVIF": lambda: b"\0\0\0\x20ftypavif\0\0\0\0avifmif1",
     "HEIC": lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
@@ -101,7 +101,7 @@ def test_other_images_are_counted_by_kind_in_a_warning(tmp_path: Path, kind: str
     found = scan(tmp_path)
     assert kind in IMAGES
     assert (len(found), found.left_out.counts()) == (1, {kind: 1})
-    assert found.left_out.warnings == (f"not read, since only JPEG, PNG and WebP are: 1 {kind} (a/{name})",)
+    assert found.left_out.warnings == (f"not read, since only JPEG, PNG, WebP and PPM are: 1 {kind} (a/{name})",)
     assert found.left_out.line is None
 
 
@@ -109,7 +109,7 @@ def test_other_images_are_counted_by_kind_in_a_warning(tmp_path: Path, kind: str
 def test_another_image_under_an_images_name_is_an_error_that_names_its_kind(tmp_path: Path, kind: str) -> None:
     put(tmp_path / "a" / "0.png", encoded("PNG"))
     put(tmp_path / "a" / "1.jpg", OTHER_IMAGES[kind]())
-    with pytest.raises(InputError, match=rf"a/1\.jpg: expected a JPEG, PNG or WebP file.*{kind}"):
+    with pytest.raises(InputError, match=rf"a/1\.jpg: expected a JPEG, PNG, WebP or PPM file.*{kind}"):
         scan(tmp_path)
     assert scan(tmp_path, skip_broken=True).skipped == ("a/1.jpg",)
 
@@ -205,7 +205,7 @@ def test_the_listing_and_the_header_agree_on_what_an_image_is(data: bytes, cut: 
     try:
         kind: str | None = read_header(io.BytesIO(data)).kind
     except InputError as error:
-        kind = None if "expected a JPEG, PNG or WebP file" in str(error) else "damaged"
+        kind = None if "expected a JPEG, PNG, WebP or PPM file" in str(error) else "damaged"
     assert (readable(data[:512]) is None) == (kind is None)
     assert isinstance(other_kind(data[:512], "x.bin"), str)
 

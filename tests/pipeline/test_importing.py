@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from labelstore.errors import InputError
+from pipeline.images.class_names import entries
 from pipeline.images.manifest import scan
 from pipeline.importing.importing import ImportReport, import_tensors
-from pipeline.teacher.class_order import entries
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 ZEROS, ONES = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)

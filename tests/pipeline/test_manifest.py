@@ -210,7 +210,7 @@ def test_all_unusable_files_are_named(folder: Path) -> None:
     message = str(caught.value)
     assert "2 image files cannot be used" in message
     assert "a/deep.png: has 16 bits a channel" in message
-    assert "b/text.jpg: expected a JPEG, PNG or WebP file, found content that begins with b'hello'" in message
+    assert "b/text.jpg: expected a JPEG, PNG, WebP or PPM file, found content that begins with b'hello'" in message
     assert "--skip-broken" in message
     with pytest.raises(InputError, match="1 image file cannot be used") as caught:
         scan(folder, skip_broken=True)

@@ -235,7 +235,7 @@ def test_a_file_that_does_not_decode_any_more_is_named(tmp_path: Path, name: str
     ("change", "words"),
     [
         (lambda path: path.unlink(), "No such file"),
-        (lambda path: path.write_bytes(b"words"), "expected a JPEG, PNG or WebP"),
+        (lambda path: path.write_bytes(b"words"), "expected a JPEG, PNG, WebP or PPM"),
         (lambda path: path.write_bytes(b""), "empty file"),
         (
             lambda path: path.write_bytes(encoded(RGB.resize((80, 60)), "JPEG")),

@@ -25,7 +25,7 @@ from pipeline.images.source import ImageSource
 from pipeline.networks import save_weights
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import make_renderer
-from tests.pipeline.other_sources import MemoryImages, ZipImages
+from tests.pipeline.other_sources import MemoryImages
 
 SIZE = 16
 
@@ -54,7 +54,7 @@ def from_memory(folder: Path, _tmp_path: Path) -> ImageSource:
 
 
 def from_zip(folder: Path, tmp_path: Path) -> ImageSource:
-    return ZipImages(packed(folder, tmp_path / "images.zip"))
+    return opening.open_images(packed(folder, tmp_path / "images.zip"))
 
 
 def crops(manifest: Manifest, cache_bytes: int) -> torch.Tensor:
@@ -82,7 +82,7 @@ def test_another_source_gives_the_same_images(
 def test_images_of_another_source_are_left_out_cached_and_named(folder: Path, tmp_path: Path) -> None:
     source: Any = from_memory(folder, tmp_path)
     source.contents["b/0.jpg"] = b"no image"
-    with pytest.raises(InputError, match=r"memory: b/0\.jpg: expected a JPEG, PNG or WebP file"):
+    with pytest.raises(InputError, match=r"memory: b/0\.jpg: expected a JPEG, PNG, WebP or PPM file"):
         scan(source)
     cache = tmp_path / "cache.npz"
     found = scan(source, skip_broken=True, leave_out=["a/1.png"], cache=cache)
@@ -105,10 +105,10 @@ def test_images_are_read_many_at_a_time(folder: Path, tmp_path: Path) -> None:
     assert sorted(map(sorted, source.asked)) == [[0, 3, 5]]
 
 
-def test_another_source_takes_a_file_and_a_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that is built from a ZIP archive is that of the folder, byte for byte."""
-    kind = opening.SourceKind(lambda path: path.suffix == ".zip", ZipImages)
-    monkeypatch.setitem(opening.SOURCES, "zip", kind)
+def test_a_store_of_an_archive_is_that_of_the_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte."""
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIZE * SIZE, 2))
     monkeypatch.setattr("tests.pipeline.test_sources.teacher", lambda: network, raising=False)
     save_weights(network.state_dict(), tmp_path / "teacher.safetensors")
@@ -144,16 +144,16 @@ def test_a_folder_is_looked_at_before_it_is_a_class_folder(tmp_path: Path, monke
     """A folder of archives is a source of its own; one that two sources recognise is refused."""
 
     def archives(path: Path) -> bool:
-        return path.is_dir() and any(path.glob("*.tar"))
+        return path.is_dir() and any(path.glob("*.arc"))
 
     opened = MemoryImages({"a/0": b"x"})
     kind = opening.SourceKind(archives, lambda *_: opened)
-    monkeypatch.setitem(opening.SOURCES, "tar", kind)
+    monkeypatch.setitem(opening.SOURCES, "arc", kind)
     (tmp_path / "a").mkdir()
     (tmp_path / "a/0.png").write_bytes(b"")
     assert isinstance(opening.open_images(tmp_path), ClassFolder)
-    (tmp_path / "0.tar").touch()
+    (tmp_path / "0.arc").touch()
     assert opening.open_images(tmp_path) is opened
     monkeypatch.setitem(opening.SOURCES, "other", kind)
-    with pytest.raises(InputError, match="found what could be tar or other"):
+    with pytest.raises(InputError, match="found what could be arc or other"):
         opening.open_images(tmp_path)

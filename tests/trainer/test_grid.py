@@ -127,6 +127,7 @@ def test_a_longer_list_keeps_the_names_that_were_there(tmp_path: Path) -> None:
         (BUILD + "batch = [8, 0]\n" + TRAIN, r"\[build\] batch=0: --batch: expected at least 1"),
         (TRAIN, r"\{store\} is of the cell's build; expected flags in \[build\], found none"),
         (BUILD + TRAIN.replace("{store}", "s"), r"expected \{store\} in a flag"),
+        (BUILD + TRAIN.replace("store = ", "# "), r'\[train\]: expected store = "\{store\}", .*found no store'),
         (BUILD + TRAIN.replace("student =", "student-weights ="), r"\[train\] run: expected a value for student"),
         (BUILD + TRAIN + "[[cell]]\ntrain.los = 'kl'\n", r"\[\[cell\]\] 1 \[train\]: no flag 'los'.*did you mean loss"),
         (BUILD + TRAIN + "[[cell]]\nbuilds = 1\n", r"\[\[cell\]\] 1: expected name, build and train, found builds"),

@@ -370,6 +370,17 @@ def test_online_labels_take_the_crops_of_the_recipe(recipe: str, tmp_path: Path)
     assert fresh_config(root, recipe, *words, "--crop", "center").crops.crop == "center"
 
 
+def test_hello_has_the_crops_of_rdeds_images_and_the_loss_of_the_paper(tmp_path: Path) -> None:
+    words = ("--labels", "online", "--teacher", "projector", "--weights", "w", "--size", 128, "--hard-weight", 0.3)
+    config = fresh_config(draw_images(tmp_path / "images", per_class=7), "hello", *words)
+    rded = RECIPES["rded"].build(setting(3, 7, "convnet-d3", size=128))
+    plan = {name: value for name, value in rded.items() if name not in NORMALISATION}
+    assert config.plan(128).to_json() == PlanSpec(size=128, **plan).to_json()  # type: ignore[arg-type]
+    assert (config.teacher.mean, config.teacher.std) == (None, None)  # the projector's own
+    assert config.loss.to_json() == {"name": "mse+ce", "hard_weight": 0.3}
+    assert "ours" in RECIPES["hello"].train_differs
+
+
 def test_no_distillation_has_one_label_an_image_and_fresh_crops(monkeypatch: pytest.MonkeyPatch) -> None:
     config = typed_config(identity_of(100), monkeypatch, "no-distillation")
     assert config.labels.source == "image"

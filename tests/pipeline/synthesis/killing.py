@@ -1,6 +1,7 @@
 """Kill a synthesis at steps of writing, run it again, and compare the sets: run as a program by its test.
 
-Called with an empty folder and how many steps each kill is apart. Forks a child a step, which a process with threads
+Called with an empty folder, how many steps each kill is apart, and whether files need a name while they are written, as
+on file systems that have none without. Forks a child a step, which a process with threads
 must not; so this is a process of its own.
 """
 
@@ -58,7 +59,9 @@ def killed_at(fatal: int, work: Callable[[], object]) -> Callable[[], None]:
     return act
 
 
-def main(folder: Path, every: int) -> None:
+def main(folder: Path, every: int, named: bool) -> None:
+    if named:
+        vars(disk)["open_unnamed"] = lambda _folder: None
     for wait in WAITS:
         setattr(disk, wait, lambda _place: None)
     images = draw_folder(folder / "images")
@@ -74,7 +77,8 @@ def main(folder: Path, every: int) -> None:
         assert in_child(lambda: make(images, place / "set")) == 0, f"step {fatal}: the second run failed"
         again = tree(place / "set")
         assert again == whole, f"step {fatal}: {sorted(set(again) ^ set(whole))}"
-        left = {name for name in own_files(place) if not name.startswith(".set.images.npz.")}  # of the cache
+        # of the cache, which is read again: its leftovers have tests of their own
+        left = {name for name in own_files(place) if not name.startswith(".set.images.npz.")}
         assert left == {"set", "set.images.npz"}, f"step {fatal}: {left}"
         shutil.rmtree(place)
         fatal += every
@@ -82,4 +86,4 @@ def main(folder: Path, every: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "named")

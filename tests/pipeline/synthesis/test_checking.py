@@ -112,6 +112,18 @@ def test_pieces_that_give_other_pixels_are_found(images: Path, tmp_path: Path) -
     assert checked(tmp_path / "set", images)["different"] == [f"{pieces.files[4]} (other pixels than its pieces give)"]
 
 
+def test_a_set_of_another_renderer_says_so_where_pixels_differ(images: Path, tmp_path: Path) -> None:
+    make(images, tmp_path / "set", "random", 2, take="crop", size=9)
+    record: Any = record_of(tmp_path / "set")
+    renderer = {**record["parameters"]["renderer"], "device": "cuda"}
+    parameters = {**record["parameters"], "renderer": renderer}
+    (tmp_path / "set" / SYNTHESIS).write_bytes(record_bytes({**record, "parameters": parameters}))
+    assert verdict_of(checked(tmp_path / "set", images)).endswith("made again from their pieces)")
+    change_a_pixel(tmp_path / "set/ant/00000.png")
+    found = verdict_of(checked(tmp_path / "set", images))
+    assert found.endswith("renderer.device is 'cuda' in the record, 'cpu' here")
+
+
 def test_other_images_are_refused_with_both_digests(images: Path, tmp_path: Path) -> None:
     make(images, tmp_path / "set", "random", 2)
     other = draw_images(tmp_path / "other", per_class=5)
@@ -194,14 +206,14 @@ def test_pieces_come_back(tmp_path: Path) -> None:
     assert same(join_pieces([pieces.take(order[:2]), pieces.take(order[2:])]), pieces)
 
 
-@given(st.data())
+@given(draw=st.data())
 @settings(max_examples=150, deadline=None)
-def test_damaged_pieces_are_refused_or_read(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_damaged_pieces_are_refused_or_read(draw: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     content = bytearray(some_pieces(2).to_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    for _ in range(draw.draw(st.integers(1, 4))):
+        content[draw.draw(st.integers(0, len(content) - 1))] = draw.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "damaged.npz"
-    path.write_bytes(bytes(content[: data.draw(st.integers(0, len(content)))]))
+    path.write_bytes(bytes(content[: draw.draw(st.integers(0, len(content)))]))
     with suppress(DamagedError):  # and no other error
         found = read_pieces(path)
         assert len(found) == len(found.digests)

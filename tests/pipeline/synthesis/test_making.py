@@ -15,13 +15,16 @@ from unittest import mock
 
 import pytest
 
-from labelstore.command.console import Stopped
+from labelstore.command.console import Console, Stopped
+from labelstore.command.flags import from_flags
 from labelstore.durable import disk
 from labelstore.durable.locking import hold
 from labelstore.errors import InputError, LeaseError, MismatchError
 from pipeline.images.manifest import scan
 from pipeline.images.provenance import record_of
+from pipeline.synthesis.config import SynthesizeConfig
 from pipeline.synthesis.making import Partial
+from pipeline.synthesis.synthesize import synthesize
 from tests.pipeline.synthesis import toys
 from tests.pipeline.synthesis.toys import config_of, draw_folder, make, own_files, tree
 
@@ -53,9 +56,10 @@ def test_a_finished_set_typed_again_is_there_and_stays(images: Path, tmp_path: P
     assert tree(tmp_path) == before
 
 
-def test_killed_at_any_step_and_continued_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", ["unnamed", "named"])
+def test_killed_at_any_step_and_continued_it_ends_with_the_same_bytes(tmp_path: Path, named: str) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.pipeline.synthesis.killing", str(tmp_path), "3"],
+        [sys.executable, "-m", "tests.pipeline.synthesis.killing", str(tmp_path), "7", named],
         capture_output=True,
         text=True,
         check=False,
@@ -189,9 +193,14 @@ def test_a_foreign_file_in_the_folder_of_a_stopped_command_stays(images: Path, t
     with pytest.raises(InputError, match=r"00001\.png"):
         make(images, tmp_path / "set")
     assert mine.read_bytes() == b"mine"
-    mine.unlink()
+    mine.rename(mine.with_name("mine.png"))
+    with pytest.raises(InputError, match=r"ant/mine\.png.*not written by this command"):
+        make(images, tmp_path / "set")
+    mine.with_name("mine.png").unlink()
     (partial.folder / "notes.txt").write_bytes(b"mine")
     make(images, tmp_path / "set")
+    assert tree(partial.folder) == {"notes.txt": b"mine"}
+    assert make(images, tmp_path / "set")["found"]
     assert tree(partial.folder) == {"notes.txt": b"mine"}
 
 
@@ -229,6 +238,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "quality beyond JPEG's": ({"quality": 101, "format": "jpeg"}, "--quality: expected 1 to 100"),
     "a sheet that is no PNG": ({"sheet": Path("sheet.jpg")}, "--sheet.*png"),
     "a check of a method": ({"check": Path("set")}, "--check set and method toy"),
+    "a check with a seed": ({"check": Path("set"), "method": None, "out": None, "ipc": None, "seed": 3}, "and --seed"),
     "a class that is not there": ({"drop_classes": ("elk",)}, "--drop-classes.*'elk'"),
     "no class": ({"drop_classes": ("ant", "bee")}, "--drop-classes.*all 2"),
     "a teacher without a size": ({"teacher": ("convnet-d2",), "weights": ("w",)}, "--size: missing"),
@@ -246,8 +256,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_flags_that_are_refused(images: Path, tmp_path: Path, case: str) -> None:
     flags, message = REFUSED[case]
+    every = {"method": "toy", "images": images, "out": tmp_path / "set", "ipc": 2, **flags}
     with pytest.raises(InputError, match=message):
-        make(images, tmp_path / "set", **flags)
+        synthesize(from_flags(SynthesizeConfig, **every), Console(silent=True))
     assert own_files(tmp_path) == set()
 
 

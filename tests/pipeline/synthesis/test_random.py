@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +18,23 @@ from PIL import Image
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from labelstore.command.console import Console
+from labelstore.command.console import Console, Stopped
 from labelstore.durable import disk
 from labelstore.errors import InputError
 from pipeline.images.manifest import Manifest, scan
-from pipeline.images.provenance import PIECES, Pieces, read_pieces
+from pipeline.images.provenance import PIECES, Pieces, read_pieces, record_of
 from pipeline.networks import build_network
 from pipeline.networks.weights import load_weights, read_weights
 from pipeline.ranks import Ranks
 from pipeline.render.normalise import normalise
+from pipeline.synthesis import random
 from pipeline.synthesis.making import WORKING
 from pipeline.synthesis.method import Setting, Working
 from pipeline.synthesis.random import FLIP, RATIO, SCALE, make_random
+from pipeline.teacher.engine import batches
 from tests.journeys.world import SIDE, TEACHER, draw_images, random_teacher
-from tests.pipeline.synthesis.toys import config_of, draw_folder, make
+from tests.pipeline.packing import as_zip
+from tests.pipeline.synthesis.toys import config_of, draw_folder, make, tree
 
 CLASSES = ("ant", "bee", "cat", "d\u00e9j\u00e0")
 WORKS = Working(Path("none"), WORKING, lambda _done, _total: None, lambda: False)
@@ -204,3 +209,54 @@ def test_dropped_classes_have_no_images_and_the_others_the_same(photographs: Pat
 def test_fewer_images_where_a_class_has_fewer(photographs: Path, tmp_path: Path) -> None:
     done = make(photographs, tmp_path / "set", "random", 25, allow_fewer=True)
     assert (done["images"], done["fewer"]) == (60, {"ant": 20, "bee": 20, "cat": 20})
+
+
+def test_a_stopped_command_continues_with_the_batch_that_it_began_with(photographs: Path, tmp_path: Path) -> None:
+    """Where no flag names the batch, it is found by the free memory, which may be another the next time."""
+    weights = random_teacher(tmp_path / "w.safetensors")
+    flags: dict[str, Any] = {"ce_decile": 2, "size": SIDE, "teacher": (TEACHER[1],), "weights": (str(weights),)}
+    flags["teacher_args"] = (TEACHER[3],)
+    with mock.patch.object(batches, "CPU_BATCH", 8):
+        make(photographs, tmp_path / "whole", "random", 2, **flags)
+        with mock.patch.object(random.Random, "make", stops(random.Random.make)), pytest.raises(Stopped):
+            make(photographs, tmp_path / "set", "random", 2, **flags)
+    with mock.patch.object(batches, "CPU_BATCH", 4):
+        assert make(photographs, tmp_path / "set", "random", 2, **flags)["made"] == 4
+        make(photographs, tmp_path / "other", "random", 2, **flags)
+    records: Any = [record_of(tmp_path / name) for name in ("set", "whole", "other")]
+    assert [record["teacher"]["engine"]["batch"] for record in records] == [8, 8, 4]
+    assert tree(tmp_path / "set") == tree(tmp_path / "whole")
+
+
+def stops(plain: Any) -> Any:
+    """A method's `make` that gets a signal in its first job."""
+
+    def make_and_stop(self: Any, job: Any, working: Any, /) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, job, working)
+
+    return make_and_stop
+
+
+@pytest.mark.parametrize("take", ["copy", "center"])
+def test_images_in_another_container_give_the_same_set(photographs: Path, tmp_path: Path, take: str) -> None:
+    files = {str(path.relative_to(photographs)): path.read_bytes() for path in photographs.glob("*/*")}
+    size = None if take == "copy" else 8
+    make(photographs, tmp_path / "of-folder", "random", 3, take=take, size=size)
+    make(as_zip(files, tmp_path / "set.zip"), tmp_path / "of-zip", "random", 3, take=take, size=size)
+    assert tree(tmp_path / "of-zip") == tree(tmp_path / "of-folder")
+    with pytest.raises(InputError, match="no file of its own; give --take copy"):
+        make(tmp_path / "set.zip", tmp_path / "linked", "random", 3, take="link")
+
+
+def test_arrays_are_copied_as_the_files_of_their_pixels(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "arrays.npz", images=pixels, labels=np.arange(6) % 2)
+    make(tmp_path / "arrays.npz", tmp_path / "set", "random", 2)
+    sources = pieces_of(tmp_path / "set").arrays["sources"][:, 0]
+    order = np.argsort(np.arange(6) % 2, kind="stable")  # of the listing: by class
+    for file, source in zip(pieces_of(tmp_path / "set").files, sources, strict=True):
+        assert file.endswith(".ppm")
+        with Image.open(tmp_path / "set" / file) as image:
+            assert (np.asarray(image) == pixels[order[source]]).all()
+    assert len(scan(tmp_path / "set")) == 4

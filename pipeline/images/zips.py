@@ -1,0 +1,175 @@
+"""A class folder in a ZIP archive: its directory is the index; each image is read by one call, and inflated."""
+
+from __future__ import annotations
+
+import errno
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from labelstore.command.names import printable
+from labelstore.errors import InputError, reason
+from pipeline.images.class_names import refuse_class_names
+from pipeline.images.containers import Containers
+from pipeline.images.kinds import HEAD_BYTES
+from pipeline.images.members import Members, named_as_image
+from pipeline.images.opening import Request, SourceKind
+from pipeline.images.places import split
+from pipeline.images.source import Listing, Stamp
+
+SUFFIX = ".zip"
+_LOCAL = struct.Struct("<4s22xHH")  # a member's own header: lengths of its name and of what is after it
+_LOCAL_MAGIC = b"PK\3\4"
+_SLACK = 128  # bytes that a member's own header may be longer than its entry in the directory
+_ENCRYPTED = 1
+_METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
+
+
+class ZipImages:
+    """The images of a ZIP archive: an `ImageSource`.
+
+    Attributes:
+        listing: the images, as of a class folder.
+    """
+
+    def __init__(self, path: Path, request: Request) -> None:
+        """List the archive by its directory.
+
+        Raises:
+            InputError: it is damaged, encrypted or compressed in another way, holds one name twice, or has no classes.
+        """
+        refuse_class_names(path, request.class_names)
+        place = split(path)
+        if place is None:
+            raise InputError(f"{printable(str(path))}: cannot be reached (No such file or directory); check the path")
+        self._containers = Containers([str(place.file.absolute())])
+        members = Members(printable(str(place.file)))
+        infos = _images(self._containers, members)
+        order = members.sort()
+        chosen = members.choose(place.inside, request.class_order, request.leave_out)
+        self._infos = [infos[place] for place in order[chosen.images].tolist()]
+        starts = np.array([info.header_offset for info in self._infos], np.int64)
+        self.listing = Listing(
+            location=str(path.absolute()),
+            classes=chosen.classes,
+            names=chosen.names,
+            targets=chosen.targets,
+            sizes=np.array([info.file_size for info in self._infos], np.int64),
+            stamps=np.repeat(self._containers.times, len(starts)),
+            layout=np.argsort(np.argsort(starts)).astype(np.int64),
+            left_out=members.left_out,
+        )
+
+    def place(self, image: int) -> str:
+        """The archive, and the path in it."""
+        return f"{self._containers.paths[0]}: {self._infos[image].filename}"
+
+    def stamp(self, image: int) -> Stamp:
+        """The image's size, and the modification time of the archive."""
+        return self._infos[image].file_size, self._containers.stamp(0)
+
+    def open(self, image: int) -> BytesIO:
+        """The image in memory."""
+        return BytesIO(self.read(image))
+
+    def read(self, image: int) -> bytes:
+        """The bytes of an image; OSError where they are not those of its checksum."""
+        return _member(self._containers, self._infos[image])
+
+    def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
+        """The bytes of some images, each read when its turn comes."""
+        return map(self.read, images)
+
+
+def recognises(path: Path) -> bool:
+    """Whether a path is a ZIP archive, or a folder in one."""
+    place = split(path)
+    return place is not None and place.file.name.lower().endswith(SUFFIX)
+
+
+KIND = SourceKind(recognises, ZipImages)
+
+
+def _images(containers: Containers, members: Members) -> list[zipfile.ZipInfo]:
+    """The entries of the images in an archive, in the order of ``members.paths``."""
+    try:
+        with zipfile.ZipFile(containers.paths[0]) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        raise InputError(
+            f"{members.location}: expected a whole ZIP archive, found it damaged or truncated ({reason(error)}); copy "
+            f"it again"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{members.location}: cannot be read ({error.strerror or reason(error)})") from error
+    found = []
+    for info in entries:
+        path = members.path(info.filename)
+        if not path:
+            continue
+        if info.is_dir():
+            members.add_folder(path)
+        elif members.is_image(path, None if named_as_image(path) else _head(containers, info)):
+            _require_usable(info, members)
+            members.paths.append(path)
+            found.append(info)
+    return found
+
+
+def _head(containers: Containers, info: zipfile.ZipInfo) -> bytes:
+    """The first bytes of an entry whose name does not decide what it is; nothing where it cannot be read."""
+    if info.flag_bits & _ENCRYPTED or info.compress_type not in _METHODS:
+        return b""
+    try:
+        return _member(containers, info, HEAD_BYTES)
+    except OSError:
+        return b""
+
+
+def _require_usable(info: zipfile.ZipInfo, members: Members) -> None:
+    """Refuse an image that cannot be read: a password, another compression, a link."""
+    place = f"{members.location}: {printable(info.filename)}"
+    if info.flag_bits & _ENCRYPTED:
+        raise InputError(f"{place}: is encrypted; make the archive again without a password")
+    if info.compress_type not in _METHODS:
+        raise InputError(
+            f"{place}: expected {' or '.join(_METHODS.values())} members, found compression {info.compress_type}; make "
+            f"the archive again with `zip -0`"
+        )
+    if info.external_attr >> 28 == 0xA:  # a symbolic link of Unix
+        raise InputError(f"{place}: expected a file, found a symbolic link; make the archive again without `zip -y`")
+
+
+def _member(containers: Containers, info: zipfile.ZipInfo, most: int | None = None) -> bytes:
+    """The content of an entry, or its first bytes.
+
+    Raises:
+        OSError: it cannot be read, or is not that of its checksum.
+    """
+    names = len(info.filename.encode()) + len(info.extra)
+    packed = info.compress_size if most is None else min(info.compress_size, 2 * most)
+    wanted = _LOCAL.size + names + _SLACK + packed
+    room = int(containers.sizes[0]) - info.header_offset
+    data = containers.read(0, info.header_offset, min(wanted, max(room, 0)))
+    if len(data) < _LOCAL.size or data[:4] != _LOCAL_MAGIC:
+        raise OSError(errno.EIO, "the archive has changed or is damaged: no member begins there")
+    _, name, extra = _LOCAL.unpack_from(data)
+    start = _LOCAL.size + name + extra
+    if start + packed > len(data):
+        data = containers.read(0, info.header_offset, start + packed)
+    content: bytes | memoryview = memoryview(data)[start : start + packed]
+    size = info.file_size if most is None else min(info.file_size, most)
+    if info.compress_type == zipfile.ZIP_DEFLATED:
+        try:
+            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, size or 1)
+        except zlib.error as error:
+            raise OSError(errno.EIO, f"the archive is damaged ({error})") from error
+    content = bytes(content[:size])
+    if most is None and (len(content) != size or zlib.crc32(content) != info.CRC):
+        raise OSError(errno.EIO, "the archive has changed or is damaged: its checksum is another")
+    return content
