@@ -180,7 +180,8 @@ class _Table:
         self.path, self.shown = path, printable(path)
         try:
             self.footer = _parquet().read_metadata(path)
-            self.schema = self.footer.schema.to_arrow_schema()
+            self.columns = _columns(self.shown, self.footer.schema.to_arrow_schema())
+            self._require_bytes()
         except InputError:
             raise
         except Exception as error:  # whatever pyarrow raises: ArrowInvalid, OSError, ...
@@ -188,8 +189,6 @@ class _Table:
                 f"{self.shown}: expected a whole Parquet file, found it damaged or truncated ({reason(error)}); copy "
                 f"it again"
             ) from error
-        self.columns = _columns(self.shown, self.schema)
-        self._require_bytes()
 
     def _require_bytes(self) -> None:
         """Refuse images that are paths alone."""
