@@ -185,7 +185,7 @@ class VerifyConfig:
     """Folder of the store, or its address: http://HOST/FOLDER."""
     images: Path
     """The images that the store was made of, as for build; in whatever container."""
-    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
+    source: ImageOptions = field(default_factory=ImageOptions)
     weights: tuple[str, ...] = ()
     """Weights of the store's teacher, of several one each; without them only the pixels are compared."""
     weights_key: tuple[str, ...] = ()
@@ -220,7 +220,7 @@ class ShowConfig:
     """Folder of the store, or its address: http://HOST/FOLDER."""
     images: Path = None  # type: ignore[assignment]  # there from __post_init__ on
     """The images that the store was made of, as for build; without a store, those that are drawn."""
-    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
+    source: ImageOptions = field(default_factory=ImageOptions)
     out: Path
     """The PNG to write."""
     view: int = 0

@@ -46,7 +46,7 @@ class ImageRunConfig(RunConfig):
     images: Path
     """The images that the store was made of, or that fresh crops are cut from: a class folder, tar shards or other
     containers, as for build."""
-    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
+    source: ImageOptions = field(default_factory=ImageOptions)
     crops: Annotated[CropOptions, Group("crops")] = field(default_factory=CropOptions)
     plan_seed: Annotated[int | None, Group("crops")] = None
     """Seed of the plan of fresh crops: orders, boxes, flips, mixes; the run's seed when left out."""
@@ -219,7 +219,7 @@ class EvaluateConfig:
     pattern such as 'run/epoch-*.safetensors', a row each, compared with the last."""
     images: Path | None = None
     """Test images, in a class folder or another container; those of the run when left out."""
-    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
+    source: ImageOptions = field(default_factory=ImageOptions)
     student: str | None = None
     """Network, by the names that `train --student` takes; the one that the weights say they are of when left out."""
     student_args: str | None = None

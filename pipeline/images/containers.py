@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +47,7 @@ class Containers:
             status = os.stat(path)  # noqa: PTH116  (thousands of them)
         except OSError as error:
             raise InputError(f"{printable(path)}: cannot be reached ({error.strerror}); check the path") from error
-        if not Path(path).is_file():
+        if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{printable(path)}: expected a file, found something else")
         return status
 

@@ -82,7 +82,8 @@ class ParquetImages:
         where: Int64Array = np.concatenate(located)
         classes, targets = _classes(tables, request)
         names = _names(tables, classes, targets)
-        order = [row for row in _order(names, targets) if names[row] not in frozenset(request.leave_out)]
+        gone = frozenset(request.leave_out)
+        order = [row for row in _order(names, targets) if names[row] not in gone]
         _require_full(tables[0].shown, classes, targets[order])
         self._where = where[order]
         files = self._where[:, 0]
@@ -179,7 +180,8 @@ class _Table:
         self.path, self.shown = path, printable(path)
         try:
             self.footer = _parquet().read_metadata(path)
-            self.schema = self.footer.schema.to_arrow_schema()
+            self.columns = _columns(self.shown, self.footer.schema.to_arrow_schema())
+            self._require_bytes()
         except InputError:
             raise
         except Exception as error:  # whatever pyarrow raises: ArrowInvalid, OSError, ...
@@ -187,8 +189,6 @@ class _Table:
                 f"{self.shown}: expected a whole Parquet file, found it damaged or truncated ({reason(error)}); copy "
                 f"it again"
             ) from error
-        self.columns = _columns(self.shown, self.schema)
-        self._require_bytes()
 
     def _require_bytes(self) -> None:
         """Refuse images that are paths alone."""
@@ -322,7 +322,8 @@ def _names(tables: Sequence[_Table], classes: Sequence[str], targets: Int64Array
     """A unique name of each row: its class and its path, or its number where paths are missing or not unique."""
     column = tables[0].columns.path
     paths = [path for table in tables for path in table.values(column)] if column else []
-    named_rows = [_name(classes[target], path) for target, path in zip(targets.tolist(), paths, strict=False) if path]
+    pairs = zip(targets.tolist(), paths, strict=False)
+    named_rows = [name for target, path in pairs if (name := _name(classes[target], path or ""))]
     if len(named_rows) == len(targets) == len(set(named_rows)):
         return named_rows
     digits = len(str(len(targets) - 1))
@@ -330,10 +331,12 @@ def _names(tables: Sequence[_Table], classes: Sequence[str], targets: Int64Array
 
 
 def _name(folder: str, path: str) -> str:
-    """The name of an image of a class, from the path in its row."""
+    """The name of an image of a class, from the path in its row; empty where that names nothing."""
     parts = [part for part in path.replace("\0", "").split("/") if part not in ("", ".")]
     if path.startswith("/") or ".." in parts:
         parts = parts[-1:]
+    if not parts:
+        return ""
     return "/".join(parts if parts[0] == folder and len(parts) > 1 else [folder, *parts])
 
 

@@ -9,8 +9,10 @@ import zlib
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from labelstore.command.names import printable
 from labelstore.errors import InputError, reason
@@ -28,6 +30,35 @@ _LOCAL_MAGIC = b"PK\3\4"
 _SLACK = 128  # bytes that a member's own header may be longer than its entry in the directory
 _ENCRYPTED = 1
 _METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
+
+
+class _Member(NamedTuple):
+    """Where a member is in the archive, by its directory.
+
+    Attributes:
+        start: of the member's own header.
+        names: bytes of its name and what is after it, about.
+        packed: bytes of its content in the archive.
+        size: bytes of its content.
+        checksum: CRC-32 of its content.
+        method: of its compression.
+    """
+
+    start: int
+    names: int
+    packed: int
+    size: int
+    checksum: int
+    method: int
+
+    @classmethod
+    def of(cls, info: zipfile.ZipInfo) -> _Member:
+        """An entry of the directory."""
+        names = len(info.filename.encode()) + len(info.extra)
+        return cls(info.header_offset, names, info.compress_size, info.file_size, info.CRC, info.compress_type)
+
+
+_SIZE = _Member._fields.index("size")
 
 
 class ZipImages:
@@ -49,29 +80,28 @@ class ZipImages:
             raise InputError(f"{printable(str(path))}: cannot be reached (No such file or directory); check the path")
         self._containers = Containers([str(place.file.absolute())])
         members = Members(printable(str(place.file)))
-        infos = _images(self._containers, members)
-        order = members.sort()
+        table = _images(self._containers, members)[members.sort()]
         chosen = members.choose(place.inside, request.class_order, request.leave_out)
-        self._infos = [infos[place] for place in order[chosen.images].tolist()]
-        starts = np.array([info.header_offset for info in self._infos], np.int64)
+        self._table, self._images, self._paths = table[chosen.images], chosen.images, members.paths
+        count = len(chosen.names)
         self.listing = Listing(
             location=str(path.absolute()),
             classes=chosen.classes,
             names=chosen.names,
             targets=chosen.targets,
-            sizes=np.array([info.file_size for info in self._infos], np.int64),
-            stamps=np.repeat(self._containers.times, len(starts)),
-            layout=np.argsort(np.argsort(starts)).astype(np.int64),
+            sizes=self._table[:, _SIZE].copy(),
+            stamps=np.repeat(self._containers.times, count),
+            layout=np.argsort(np.argsort(self._table[:, 0])).astype(np.int64),
             left_out=members.left_out,
         )
 
     def place(self, image: int) -> str:
         """The archive, and the path in it."""
-        return f"{self._containers.paths[0]}: {self._infos[image].filename}"
+        return f"{self._containers.paths[0]}: {self._paths[int(self._images[image])]}"
 
     def stamp(self, image: int) -> Stamp:
         """The image's size, and the modification time of the archive."""
-        return self._infos[image].file_size, self._containers.stamp(0)
+        return int(self.listing.sizes[image]), self._containers.stamp(0)
 
     def open(self, image: int) -> BytesIO:
         """The image in memory."""
@@ -79,7 +109,7 @@ class ZipImages:
 
     def read(self, image: int) -> bytes:
         """The bytes of an image; OSError where they are not those of its checksum."""
-        return _member(self._containers, self._infos[image])
+        return _content(self._containers, _Member(*self._table[image].tolist()))
 
     def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
         """The bytes of some images, each read when its turn comes."""
@@ -95,8 +125,8 @@ def recognises(path: Path) -> bool:
 KIND = SourceKind(recognises, ZipImages)
 
 
-def _images(containers: Containers, members: Members) -> list[zipfile.ZipInfo]:
-    """The entries of the images in an archive, in the order of ``members.paths``."""
+def _images(containers: Containers, members: Members) -> npt.NDArray[np.int64]:
+    """The `_Member` of each image in an archive, in the order of ``members.paths``, int64 ``[M, 6]``."""
     try:
         with zipfile.ZipFile(containers.paths[0]) as archive:
             entries = archive.infolist()
@@ -117,8 +147,8 @@ def _images(containers: Containers, members: Members) -> list[zipfile.ZipInfo]:
         elif members.is_image(path, None if named_as_image(path) else _head(containers, info)):
             _require_usable(info, members)
             members.paths.append(path)
-            found.append(info)
-    return found
+            found.append(_Member.of(info))
+    return np.array(found, np.int64).reshape(-1, len(_Member._fields))
 
 
 def _head(containers: Containers, info: zipfile.ZipInfo) -> bytes:
@@ -126,7 +156,7 @@ def _head(containers: Containers, info: zipfile.ZipInfo) -> bytes:
     if info.flag_bits & _ENCRYPTED or info.compress_type not in _METHODS:
         return b""
     try:
-        return _member(containers, info, HEAD_BYTES)
+        return _content(containers, _Member.of(info), HEAD_BYTES)
     except OSError:
         return b""
 
@@ -134,6 +164,8 @@ def _head(containers: Containers, info: zipfile.ZipInfo) -> bytes:
 def _require_usable(info: zipfile.ZipInfo, members: Members) -> None:
     """Refuse an image that cannot be read: a password, another compression, a link."""
     place = f"{members.location}: {printable(info.filename)}"
+    if max(info.header_offset, info.compress_size, info.file_size) >= 1 << 62:
+        raise InputError(f"{place}: expected sizes of a file, found impossible ones: the archive is damaged")
     if info.flag_bits & _ENCRYPTED:
         raise InputError(f"{place}: is encrypted; make the archive again without a password")
     if info.compress_type not in _METHODS:
@@ -145,31 +177,31 @@ def _require_usable(info: zipfile.ZipInfo, members: Members) -> None:
         raise InputError(f"{place}: expected a file, found a symbolic link; make the archive again without `zip -y`")
 
 
-def _member(containers: Containers, info: zipfile.ZipInfo, most: int | None = None) -> bytes:
-    """The content of an entry, or its first bytes.
+def _content(containers: Containers, member: _Member, most: int | None = None) -> bytes:
+    """The content of a member, or its first bytes.
 
     Raises:
         OSError: it cannot be read, or is not that of its checksum.
     """
-    names = len(info.filename.encode()) + len(info.extra)
-    packed = info.compress_size if most is None else min(info.compress_size, 2 * most)
-    wanted = _LOCAL.size + names + _SLACK + packed
-    room = int(containers.sizes[0]) - info.header_offset
-    data = containers.read(0, info.header_offset, min(wanted, max(room, 0)))
+    packed = member.packed if most is None else min(member.packed, 2 * most)
+    room = max(int(containers.sizes[0]) - member.start, 0)
+    data = containers.read(0, member.start, min(_LOCAL.size + member.names + _SLACK + packed, room))
     if len(data) < _LOCAL.size or data[:4] != _LOCAL_MAGIC:
         raise OSError(errno.EIO, "the archive has changed or is damaged: no member begins there")
     _, name, extra = _LOCAL.unpack_from(data)
     start = _LOCAL.size + name + extra
+    if start + packed > room:
+        raise OSError(errno.EIO, "the archive has changed or is damaged: it ends within a member")
     if start + packed > len(data):
-        data = containers.read(0, info.header_offset, start + packed)
+        data = containers.read(0, member.start, start + packed)
     content: bytes | memoryview = memoryview(data)[start : start + packed]
-    size = info.file_size if most is None else min(info.file_size, most)
-    if info.compress_type == zipfile.ZIP_DEFLATED:
+    size = member.size if most is None else min(member.size, most)
+    if member.method == zipfile.ZIP_DEFLATED:
         try:
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, size or 1)
         except zlib.error as error:
             raise OSError(errno.EIO, f"the archive is damaged ({error})") from error
     content = bytes(content[:size])
-    if most is None and (len(content) != size or zlib.crc32(content) != info.CRC):
+    if most is None and (len(content) != size or zlib.crc32(content) != member.checksum):
         raise OSError(errno.EIO, "the archive has changed or is damaged: its checksum is another")
     return content
