@@ -99,6 +99,7 @@ class Diffusion:
         self._chosen, self._candidates = options.select, options.candidates
         self.jobs: Sequence[Job] = tuple(self._by_class() if options.candidates > 1 else self._by_batch())
         self._began, self._seconds, self._images, self._ceiling = time.monotonic(), 0.0, 0, 0.0
+        self._decoding = 0.0
         self._drawn = lru_cache(max(KEPT_BYTES // (3 * self._batch * model.size**2), 1))(self._draw)
 
     def _by_batch(self) -> Iterator[Job]:
@@ -213,7 +214,9 @@ class Diffusion:
                 f"--model {self._setting.config.diffusion.model}: expected finite latents, found others; take another "
                 f"model, a smaller --guidance or --model-dtype float32"
             )
+        decoding = time.monotonic()
         images = self._model.images(latents)
+        self._decoding += time.monotonic() - decoding
         self._seconds, self._images = self._seconds + time.monotonic() - start, self._images + len(images)
         return images
 
@@ -240,8 +243,9 @@ class Diffusion:
         rate = self._images / self._seconds
         self._setting.console.line(
             f"generated: {rate:,.1f} images/s in full batches of {self._batch}, {rate / self._ceiling:.2f} of what "
-            f"{self._how.steps} calls of the backbone alone allow; {duration(time.monotonic() - self._began)} in all "
-            f"in this process; the challenge allowed {duration(CHALLENGE_SECONDS)}"
+            f"{self._how.steps} calls of the backbone alone allow; {100 * self._decoding / self._seconds:.0f} % of the "
+            f"time is decoding; {duration(time.monotonic() - self._began)} in all in this process, and the challenge "
+            f"allowed {duration(CHALLENGE_SECONDS)}"
         )
 
 

@@ -214,6 +214,7 @@ def test_the_rate_is_printed_beside_that_of_the_backbone(
     line = next(text for text in capsys.readouterr().out.splitlines() if text.startswith("generated: "))
     assert "images/s in full batches of 64, " in line
     assert "of what 2 calls of the backbone alone allow" in line
+    assert " % of the time is decoding; " in line
     assert line.endswith("the challenge allowed 10 min 00 s")
 
 
