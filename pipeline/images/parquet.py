@@ -255,8 +255,10 @@ def _columns(shown: str, schema: Any) -> Columns:
     if len(images) != 1:
         what = f"several, {named(images)}" if images else f"the columns {named(list(types))}"
         raise InputError(f"{shown}: expected one column of images (a struct of bytes and path), found {what}")
-    image, kind = images[0], str(types[images[0]])
-    content, path = (f"{image}.bytes", f"{image}.path") if kind.startswith("struct") else (image, None)
+    image, kind = images[0], types[images[0]]
+    parts = [part.name for part in kind] if str(kind).startswith("struct") else []
+    content = f"{image}.bytes" if parts else image
+    path = f"{image}.path" if "path" in parts else None
     labels = [name for name in types if features.get(name, {}).get("_type") == "ClassLabel"]
     labels = labels or [name for name in _LABELS if name in types]
     chosen = labels[0] if len(labels) == 1 else next((name for name in _LABELS if name in labels), None)
@@ -315,6 +317,8 @@ def _classes(tables: Sequence[_Table], request: Request) -> tuple[tuple[str, ...
         )
     require_named(f"{first.shown}: column {columns.label}", max(values), names)
     require_one_form(first.path, names)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{first.shown}: expected each class name once, found {named(twice)} again")
     return names, np.array(values, np.int64)
 
 

@@ -428,6 +428,19 @@ def test_what_is_wrong_with_a_table_is_named(tmp_path: Path) -> None:
         scan(splits / "train-*.parquet")
 
 
+def test_a_table_may_have_bytes_alone(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    tables = pytest.importorskip("pyarrow.parquet")
+    data = [FILES["ant/0.png"], FILES["ant/0.jpg"]]
+    for image in ([{"bytes": each} for each in data], data):
+        tables.write_table(pa.table({"image": image, "label": ["b", "a"]}), tmp_path / "a.parquet")
+        found = scan(tmp_path / "a.parquet")
+        assert (list(found.names), list(found.read_many([0, 1]))) == (["a/1", "b/0"], data[::-1])
+    as_parquet(FILES, tmp_path / "a.parquet", ("ant", "bee", "cat", "ant"))
+    with pytest.raises(InputError, match="each class name once, found 'ant' again"):
+        scan(tmp_path / "a.parquet")
+
+
 def test_rows_without_paths_are_named_by_their_number(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     tables = pytest.importorskip("pyarrow.parquet")
