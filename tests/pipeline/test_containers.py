@@ -171,7 +171,7 @@ def test_files_beyond_those_that_stay_open_are_read_too(
 
 def test_row_groups_are_kept_within_a_budget(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = as_parquet(FILES, tmp_path / "set.parquet", CLASSES, rows=1)
-    monkeypatch.setattr("pipeline.images.parquet.KEPT_BYTES", 4_000)
+    monkeypatch.setattr("pipeline.images.row_groups.KEPT_BYTES", 4_000)
     found = scan(path)
     require_same(found, scan(folder))
     groups = found.source._groups  # type: ignore[attr-defined]
@@ -182,7 +182,7 @@ def test_row_groups_are_kept_within_a_budget(folder: Path, tmp_path: Path, monke
 def test_a_scan_reads_each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of the file, though the images have another one and next to nothing is kept."""
     path = as_parquet(FILES, tmp_path / "set.parquet", CLASSES, rows=2)
-    monkeypatch.setattr("pipeline.images.parquet.KEPT_BYTES", 1)
+    monkeypatch.setattr("pipeline.images.row_groups.KEPT_BYTES", 1)
     read: list[tuple[object, ...]] = []
     real = parquet._Table.read
     monkeypatch.setattr(parquet._Table, "read", lambda *words: read.append(words[2:]) or real(*words))
