@@ -40,7 +40,9 @@ CLAIMS = (
     "loss",
     "step",
     "resume",
+    "generate",
     "kernels",
+    "synthesis",
 )
 STUDIES = ("rate-distortion", "crash")
 """The claims; each is a file: its claim is the first line of the docstring, and its measurement is ``run``. Those that

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms import functional
 from torchvision.transforms.v2 import functional as v2
 
@@ -49,15 +50,12 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
             by_dali(manifest, spec, rows, threads) as by,
             ThreadPoolExecutor(threads) as pool,
         ):
-            ours = memory.render(rows)
-            if not torch.equal(ours, torchvision_crops(manifest, rows, pool)):
-                raise RuntimeError("other crops than torchvision's")
             decoded = dict(
                 zip(rows.image.tolist(), pool.map(partial(decode, manifest), rows.image.tolist()), strict=True)
             )
-            apart = (ours.int() - tensor_crops(decoded, rows, pool).int()).abs()
-            if int(apart.max()) > MAX_LEVELS:
-                raise RuntimeError(f"other crops than torchvision v2's: {int(apart.max())} levels apart")
+            apart = require_alike(
+                memory.render(rows), torchvision_crops(manifest, rows, pool), tensor_crops(decoded, rows, pool)
+            )
             timing = interleave(
                 {
                     "memory": lambda: memory.render(rows),
@@ -70,7 +68,7 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
             )
     for name, seconds in timing.wall.items():
         report.add(name, "rate", [len(rows) / second for second in seconds], "crops/s")
-    report.add("torchvision v2 on tensors", "largest difference", int(apart.max()), "levels")
+    report.add("torchvision v2 on tensors", "largest difference", apart, "levels")
     times = {name: timing.speedup(name, "torchvision") for name in ("memory", "region")}
     rates = {name: timing.rate(name, len(rows)) for name in timing.wall}
     streamed: dict[str, Json] = {
@@ -93,6 +91,20 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
         "kept": times["memory"] >= PROMISED,
         "machine": machine(),
     }
+
+
+def require_alike(ours: Tensor, by_pillow: Tensor, by_tensors: Tensor) -> int:
+    """Compare our crops with torchvision's, of Pillow images and of tensors; levels that the latter are apart.
+
+    Raises:
+        RuntimeError: other crops.
+    """
+    if not torch.equal(ours, by_pillow):
+        raise RuntimeError("other crops than torchvision's")
+    apart = int((ours.int() - by_tensors.int()).abs().max())
+    if apart > MAX_LEVELS:
+        raise RuntimeError(f"other crops than torchvision v2's: {apart} levels apart")
+    return apart
 
 
 @contextmanager

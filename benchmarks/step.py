@@ -19,14 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import functional
 
+from benchmarks.fkd_files import Files
 from benchmarks.harness import Interval, Report, Timing, interleave, machine
 from labelstore.command.console import Console
 from labelstore.command.flags import changed, from_flags
-from labelstore.format.columns import CropRows
 from labelstore.spec import Json
 from pipeline.build.build import build
 from pipeline.config import BuildConfig
@@ -37,7 +34,6 @@ from trainer.batch import TrainBatch
 from trainer.config import TrainConfig
 from trainer.loader import Loader
 from trainer.material import open_material
-from trainer.replay import Replay
 from trainer.run import Run, make_run
 from trainer.step import step
 from trainer.stopping import StopSignals
@@ -296,7 +292,7 @@ def contenders(run: Run, online: Loader, fresh: Loader, folder: Path, size: Size
     """Every way, after its first batch was compared with the store's."""
     run.network.train()
     held = list(run.replay)
-    files = Files(run, folder / "fkd", size)
+    files = Files(run, folder / "fkd", batch=size.batch, side=size.side, workers=size.workers)
     ways = {
         "memory": Way(run, lambda: held),
         "store": Way(run, lambda: run.replay),
@@ -325,87 +321,3 @@ def require_alike(name: str, found: TrainBatch, wanted: TrainBatch) -> None:
         apart = (getattr(found, column).float() - getattr(wanted, column).float()).abs().max()
         if apart > limit:
             raise RuntimeError(f"{name}: other {column} than the store's, {float(apart):.3g} apart")
-
-
-class Files:
-    """The first view as FKD of SRe2L has it: a pickle a batch, crops by Pillow in workers, mixed in the loop."""
-
-    def __init__(self, run: Run, folder: Path, size: Size) -> None:
-        folder.mkdir()
-        self._run, replay = run, run.replay
-        assert isinstance(replay, Replay)  # noqa: S101  what a student's run plays
-        source, identity = replay.source, replay.store.identity
-        spans = [slice(start, start + size.batch) for start in range(0, identity.images, size.batch)]
-        batches = [replay.store.read(0, span) for span in spans]
-        for number, batch in enumerate(batches):
-            torch.save(record(batch.rows, batch.logits, size.side), folder / f"batch_{number}.tar")
-        teacher: Any = identity.require("teacher")
-        crops = Crops(
-            [[Path(source.manifest.place(image)) for image in batch.rows.image.tolist()] for batch in batches],
-            folder,
-            size.side,
-            (list(teacher["mean"]), list(teacher["std"])),
-        )
-        self._targets = [torch.from_numpy(batch.targets) for batch in batches]
-        self._loader: DataLoader[Any] = DataLoader(
-            crops,
-            batch_size=None,
-            num_workers=size.workers,
-            persistent_workers=bool(size.workers),
-            multiprocessing_context="forkserver" if size.workers else None,
-        )
-
-    def batches(self) -> Iterator[TrainBatch]:
-        """An epoch."""
-        device = torch.device(self._run.config.render.device)
-        for targets, (images, (_, _, partners, lam, (top, left, height, width), logits)) in zip(
-            self._targets, self._loader, strict=True
-        ):
-            pixels = images.to(device, memory_format=torch.channels_last)
-            rows, columns = slice(top, top + height), slice(left, left + width)
-            mixed = pixels.clone()
-            mixed[:, :, rows, columns] = pixels[partners.to(device)][:, :, rows, columns]
-            own = targets.to(device)
-            yield TrainBatch(
-                images=mixed,
-                logits=logits.to(device),
-                targets=own,
-                targets2=own[partners.to(device)],
-                lam=torch.full((len(own),), lam, device=device),
-                index=own,
-                view=own,
-                position=own,
-                total=len(own),
-            )
-
-
-def record(rows: CropRows, logits: Any, size: int) -> list[Any]:
-    """What FKD saves of a batch: boxes, flips, partners, weight, CutMix box, float16 logits."""
-    own = float(rows.weights(size)[0])
-    boxes = torch.from_numpy(rows.boxes())
-    mix_box = [int(edge) for edge in rows.mix_boxes()[0]]
-    partners = torch.from_numpy(rows.partners(len(rows)))
-    return [boxes, torch.from_numpy(rows.flip), partners, own, mix_box, torch.from_numpy(logits).half()]
-
-
-class Crops(Dataset[tuple[Tensor, list[Any]]]):
-    """Batches of crops from image files, by their records."""
-
-    def __init__(
-        self, files: list[list[Path]], folder: Path, side: int, normalisation: tuple[list[float], list[float]]
-    ) -> None:
-        self._files, self._folder, self._side, self._normalisation = files, folder, side, normalisation
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, number: int) -> tuple[Tensor, list[Any]]:
-        """Crops before mixing, float32 ``[n, 3, S, S]``, and the record."""
-        saved = torch.load(self._folder / f"batch_{number}.tar")
-        crops = []
-        for file, box, flip in zip(self._files[number], saved[0].tolist(), saved[1].tolist(), strict=True):
-            with Image.open(file) as picture:
-                crop = functional.resized_crop(picture.convert("RGB"), *box, [self._side, self._side])
-            pixels = functional.to_tensor(functional.hflip(crop) if flip else crop)
-            crops.append(functional.normalize(pixels, *self._normalisation))
-        return torch.stack(crops), saved

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class InfoConfig:
-    """What a store is made of, and how far it is."""
+    """What a store is made of, and how far it is; or what a projector takes, and its encoder."""
 
     store: Annotated[tyro.conf.Positional[Path], Addressable()]
-    """Folder of the store, or its address: http://HOST/FOLDER."""
+    """Folder of the store, or its address: http://HOST/FOLDER; or of a projector."""
     weights: Path | None = None
     """File of the teacher's weights: its size is given beside the labels'."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
@@ -113,10 +113,17 @@ class ExportConfig:
 
 
 def info_command(config: InfoConfig, console: Console) -> int:
-    """Print what a store is made of."""
+    """Print what a store is made of, or a projector."""
     from labelstore.operations.info import info, lines
+    from labelstore.operations.projector import is_projector, projector_info, projector_lines
     from labelstore.store import LabelStore
 
+    if is_projector(config.store):
+        if config.weights:
+            raise InputError(f"--weights: {config.store} is a projector, whose record has its encoder's; leave it out")
+        values = projector_info(config.store)
+        console.summary(values, "\n".join(projector_lines(values)))
+        return 0
     store = LabelStore.open(config.store)
     values = info(store, config.weights)
     warn_of_quality(store, console)

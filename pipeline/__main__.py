@@ -1,4 +1,4 @@
-"""`python -m pipeline build | verify | show | import`."""
+"""`python -m pipeline build | verify | show | import | synthesize | text-embeddings`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from labelstore.command.console import Console, duration
+from labelstore.command.console import Console, byte_count, duration
 from labelstore.command.program import Command, require_ours, run_program
 from labelstore.errors import InputError
 
@@ -19,7 +19,8 @@ require_ours("pipeline")
 
 from pipeline import ranks
 from pipeline.build import recipe
-from pipeline.config import BuildConfig, ImportConfig, ShowConfig, VerifyConfig, require_labels
+from pipeline.config import BuildConfig, ImportConfig, ShowConfig, TextConfig, VerifyConfig, require_labels
+from pipeline.synthesis.config import SynthesizeConfig
 
 
 def build_command(config: BuildConfig, console: Console) -> int:
@@ -139,11 +140,66 @@ def import_tensor_file(config: ImportConfig, console: Console) -> int:
 
 
 def show_command(config: ShowConfig, console: Console) -> int:
-    """Draw a contact sheet and print how many crops it shows."""
+    """Draw a contact sheet and print how many crops, or images, it shows."""
+    if config.store is None:
+        from pipeline.replay.folder import draw_folder
+
+        count = draw_folder(
+            config.images,
+            config.out,
+            start=config.start,
+            count=config.count,
+            columns=config.columns,
+            render=config.render,
+        )
+        console.summary({"out": str(config.out), "images": count}, f"{count} images drawn to {config.out}")
+        return 0
     from pipeline.replay.show import show
 
     count = show(config)
     console.summary({"out": str(config.out), "crops": count}, f"{count} crops drawn to {config.out}")
+    return 0
+
+
+def synthesize_command(config: SynthesizeConfig, console: Console) -> int:
+    """Make an image set, or check one, and print what it holds."""
+    if config.check:
+        from pipeline.synthesis.checking import check, verdict_of
+
+        found = check(config, console)
+        console.summary(found, verdict_of(found))
+        return 0 if found["ok"] else 1
+    from pipeline.synthesis.synthesize import synthesize
+
+    done = synthesize(config, console)
+    if done:
+        console.summary(done, synthesised(done))
+    return 0
+
+
+def synthesised(done: Mapping[str, Any]) -> str:
+    """The summary of a synthesis for people."""
+    from pipeline.synthesis.looking import in_words
+
+    fewer = f", fewer than asked for in {len(done['fewer']):,} of them" if done["fewer"] else ""
+    size = byte_count(done["bytes"])
+    if done["found"]:
+        return f"{done['out']}: is there already, {done['images']:,} images in {done['classes']:,} classes, {size}"
+    return (
+        f"{done['out']}: {done['images']:,} images in {done['classes']:,} classes{fewer}, {done['made']:,} made now "
+        f"in {duration(done['seconds'])}; {size}{'; ' + in_words(done['teacher']) if 'teacher' in done else ''}"
+    )
+
+
+def text_command(config: TextConfig, console: Console) -> int:
+    """Make text embeddings and print their shape."""
+    from pipeline.importing.text import text_embeddings
+
+    classes, width = text_embeddings(config)
+    console.summary(
+        {"out": str(config.out), "classes": classes, "width": width, "templates": len(config.template)},
+        f"text embeddings of {classes:,} classes, {width:,} numbers each, written to {config.out}",
+    )
     return 0
 
 
@@ -173,6 +229,7 @@ COMMANDS = {
         examples=(
             "--store labels --images train --out sheet.png",
             "--store labels --images train --out sheet.png --view 3 --count 64",
+            "set --out sheet.png",
         ),
     ),
     "import": Command(
@@ -182,6 +239,24 @@ COMMANDS = {
             "data.pt --out train",
             "data.pt --out train --mean 0.4914 0.4822 0.4465 --std 0.2023 0.1994 0.201",
             "train --out shards --shards 100",
+        ),
+    ),
+    "synthesize": Command(
+        SynthesizeConfig,
+        synthesize_command,
+        resumes=True,
+        examples=(
+            "random --images train --ipc 10 --out set",
+            "rded --images train --teacher resnet18 --weights w.safetensors --size 224 --ipc 10 --out set",
+            "--check set --images train",
+        ),
+    ),
+    "text-embeddings": Command(
+        TextConfig,
+        text_command,
+        examples=(
+            "--model open_clip:RN50/openai --classes train --out text.npy",
+            "--model open_clip:RN50/openai --classes names.txt --template 'a {}.' 'one {}.' --out text.safetensors",
         ),
     ),
 }

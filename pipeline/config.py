@@ -17,9 +17,10 @@ import tyro
 from labelstore.command.encoding_options import CodeOptions, EncodingName
 from labelstore.command.flags import Addressable, Group, Named, flags_of, values_of
 from labelstore.command.output import Output
-from labelstore.durable.places import require_apart, require_writable
+from labelstore.durable.places import is_store, require_apart, require_writable
 from labelstore.durable.removing import require_absent
 from labelstore.errors import InputError, reason
+from labelstore.storage_table import scheme_of
 from pipeline.images.opening import ImageOptions
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.spec import PlanSpec
@@ -38,7 +39,8 @@ class TeacherOptions:
     """torchvision:NAME, timm:NAME, module:attribute, or a network of giftwrap's own (docs/GUIDE.md lists them).
     Several label together: the weighted mean of their logits."""
     weights: tuple[str, ...] = ()
-    """Weights, one a teacher: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
+    """Weights, one a teacher, or several of one --teacher, an ensemble: a .safetensors or state-dict file,
+    torchvision:IMAGENET1K_V1 or timm:pretrained; of a projector, its folder."""
     weights_key: tuple[str, ...] = ()
     """Of several sets of weights in a file the one to take, such as model_ema or model.state_dict; one a teacher, or
     one for all. Left out, a running mean (EMA) where there is one; what is taken is printed."""
@@ -207,19 +209,24 @@ class VerifyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig:
-    """Draw a contact sheet (PNG): crops as the student sees them, with target, the teacher's top-3, confidence."""
+    """Draw a contact sheet (PNG): crops as the student sees them, with target, the teacher's top-3, confidence.
 
-    store: Annotated[Path, Addressable()]
+    Without a store, the images of a class folder, with their classes.
+    """
+
+    data: Annotated[tyro.conf.Positional[Path | None], Addressable()] = None
+    """An image set, or a store, instead of --images or --store."""
+    store: Annotated[Path | None, Addressable()] = None
     """Folder of the store, or its address: http://HOST/FOLDER."""
-    images: Path
-    """The images that the store was made of, as for build; in whatever container."""
+    images: Path = None  # type: ignore[assignment]  # there from __post_init__ on
+    """The images that the store was made of, as for build; without a store, those that are drawn."""
     source: ImageOptions = field(default_factory=ImageOptions)
     out: Path
     """The PNG to write."""
     view: int = 0
     """View to show."""
     start: int = 0
-    """First position to show."""
+    """First position to show; without a store, first image, where the first of each class come first."""
     count: int = 32
     """Crops to show."""
     columns: int = 8
@@ -229,6 +236,17 @@ class ShowConfig:
 
     def __post_init__(self) -> None:
         """Refuse, before anything is drawn, what could not be written."""
+        if self.data is not None:
+            name = "store" if scheme_of(self.data) or is_store(self.data) else "images"
+            if getattr(self, name) is not None:
+                raise InputError(f"{self.data} and --{name} {getattr(self, name)}: expected one of them, found both")
+            object.__setattr__(self, name, self.data)
+        if self.images is None:
+            raise InputError("--images: missing; give the class folder that the store was made of")
+        if self.store is None and self.view:
+            raise InputError(f"--view {self.view}: has an effect only with --store, found none")
+        if self.count < 1 or self.columns < 1 or self.start < 0:
+            raise InputError("--count and --columns: expected at least 1, and --start at least 0")
         if self.out.suffix != ".png":
             raise InputError(f"--out: expected a name that ends in .png, found {self.out}")
         require_apart({"--out": self.out}, {"--images": self.images, "--store": self.store})
@@ -280,6 +298,40 @@ class ImportConfig:
         """The flags that are given and that tensor files alone have."""
         names = ("mean", "std", "normalise", "labels", "argmax", "index")
         return tuple(f"--{name}" for name in names if getattr(self, name) not in (None, False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Make text embeddings of class names [C, d], which the head of a projector can start from; needs the extra `clip`.
+
+    Prompts of several templates are averaged: of each the embedding has length 1, and so has the mean.
+    """
+
+    model: str
+    """open_clip:MODEL/WEIGHTS, such as open_clip:RN50/openai; downloaded where it is not in the cache."""
+    classes: str
+    """Names of the classes, comma-separated, or a file with one a line, or a class folder, whose folders they are then
+    the names of; in the order of the labels' columns."""
+    template: tuple[str, ...] = ("a photo of a {}.",)
+    """Prompts, in which {} stands for the class."""
+    out: Path
+    """File to write, .npy or .safetensors; the latter holds the names of the classes too."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
+
+    def __post_init__(self) -> None:
+        """Refuse, before a model is loaded, what could not be made or written."""
+        library, _, name = self.model.partition(":")
+        model, slash, weights = name.rpartition("/")
+        if library != "open_clip" or not (model and slash and weights):
+            raise InputError(f"--model: expected open_clip:MODEL/WEIGHTS, found {self.model}")
+        for template in self.template:
+            if template.count("{}") != 1:
+                raise InputError(f"--template: expected a prompt with one {{}} for the class, found {template!r}")
+        if not self.template:
+            raise InputError("--template: expected at least one, found none")
+        if self.out.suffix not in (".npy", ".safetensors"):
+            raise InputError(f"--out: expected a name that ends in .npy or .safetensors, found {self.out}")
+        require_place("--out", self.out)
 
 
 def require_one_labeller(config: Any) -> None:

@@ -1,4 +1,4 @@
-"""`python -m trainer train | evaluate | compare | plot | sweep`."""
+"""`python -m trainer train | train-projector | evaluate | compare | plot | sweep`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from pipeline import ranks
 from trainer import recipes
 from trainer.compare import CompareConfig, compare
 from trainer.config import EvaluateConfig, PlotConfig, TrainConfig
+from trainer.generator_config import GeneratorConfig
+from trainer.projector_config import ProjectorConfig
 from trainer.sweep import SweepConfig, sweep
 
 
@@ -34,6 +36,24 @@ def train_command(config: TrainConfig, console: Console) -> int:
     from trainer.train import summarise, train
 
     if values := train(config, console):
+        console.summary(values, summarise(values))
+    return 0
+
+
+def train_generator_command(config: GeneratorConfig, console: Console) -> int:
+    """Train a model that generates images."""
+    from trainer.generator_run import summarise, train_generator
+
+    if values := train_generator(config, console):
+        console.summary(values, summarise(values))
+    return 0
+
+
+def projector_command(config: ProjectorConfig, console: Console) -> int:
+    """Train a projector and print how it does beside its teachers."""
+    from trainer.projecting import summarise, train_projector
+
+    if values := train_projector(config, console):
         console.summary(values, summarise(values))
     return 0
 
@@ -97,6 +117,29 @@ COMMANDS = {
             "--store labels --images train --student convnet-d3 --epochs 300 --test-images test --run-folder run",
             "--config run/config.toml --run-folder again --seed 1",
             "--config run/config.toml --run-folder three --seeds 0 1 2",
+        ),
+    ),
+    "train-generator": Command(
+        GeneratorConfig,
+        train_generator_command,
+        resumes=True,
+        short={"--run": "--run-folder"},
+        examples=(
+            "--images train --size 32 --backbone uvit-xs --minutes 8 --run-folder model",
+            "--images train --size 256 --vae diffusers:stabilityai/sd-vae-ft-ema --steps 300000 --run-folder model",
+        ),
+    ),
+    "train-projector": Command(
+        ProjectorConfig,
+        projector_command,
+        resumes=True,
+        short={"--run": "--run-folder"},
+        examples=(
+            (
+                "--images train --encoder timm:mobilenetv2_100 --encoder-weights timm:pretrained --teacher convnet-d3 "
+                "--weights a.safetensors b.safetensors --teacher-size 32 --epochs 20 --run-folder projector"
+            ),
+            "--config projector/config.toml --run-folder again --rank 32",
         ),
     ),
     "evaluate": Command(

@@ -216,7 +216,7 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
 
 def shown(value: Any) -> str:
     """A value in a table: digests are cut, and what is not set is a dash."""
-    if value is None:
+    if value is None or value == []:
         return "-"
     text = value if isinstance(value, str) else json.dumps(value)
     return text[:8] if DIGEST.fullmatch(text) else text

@@ -5,7 +5,6 @@ Nothing that takes long to import is imported here, so that help and the errors 
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from json import dumps
 from pathlib import Path
@@ -17,31 +16,58 @@ from labelstore.command.flags import Addressable, Group, Named, Words, flags_of,
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
+from labelstore.spec import Json
 from pipeline.config import EngineOptions, require_place
 from pipeline.images.opening import ImageOptions
 from pipeline.plan.spec import CropOptions, PlanSpec
 from pipeline.recipes import RecipeName
 from pipeline.render.options import RenderOptions
 from pipeline.teacher.engine.spec import DTypeName
-from trainer.choices import LossSpec, OptimiserOptions
+from trainer.choices import LossSpec
 from trainer.label_choices import LabelOptions, OnlineTeacher, require_together, unused_flags
 from trainer.relabel import known_words, require_loss
-from trainer.schedules import ScheduleSpec
+from trainer.run_config import SCHEDULE_NUMBERS, RunConfig
 
+LABELS = {
+    "stored": "raw logits of the teacher, made after mixing",
+    "online": "raw logits of the teacher, made after mixing, on the way",
+    "image": "raw logits of the teacher for each image; of mixed crops the logarithm of mean probabilities",
+    "none": "none: hard targets",
+}
 PICTURES = (".png", ".svg", ".pdf")
 # The flag of each number of a loss, by its field.
 LOSS_NUMBERS = {flag.path[-1]: flag.key for flag in flags_of(LossSpec).values() if flag.path != ("name",)}
 
-# The flag of each number of a schedule, by its field.
-SCHEDULE_NUMBERS = {
-    flag.path[-1]: flag.key
-    for flag in flags_of(ScheduleSpec).values()
-    if flag.path[-1] not in ("name", "per", "warmup")  # which all have
-}
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRunConfig(RunConfig):
+    """What a run on crops of images has besides: the images, how they are cut, who labels them, and the tests."""
+
+    images: Path
+    """The images that the store was made of, or that fresh crops are cut from: a class folder, tar shards or other
+    containers, as for build."""
+    source: ImageOptions = field(default_factory=ImageOptions)
+    crops: Annotated[CropOptions, Group("crops")] = field(default_factory=CropOptions)
+    plan_seed: Annotated[int | None, Group("crops")] = None
+    """Seed of the plan of fresh crops: orders, boxes, flips, mixes; the run's seed when left out."""
+    class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("crops")] = "auto"
+    """Order of the classes of fresh crops, where they have names alone; auto is byte order, and stops where numbers in
+    the names sort otherwise."""
+    teacher: Annotated[OnlineTeacher, Group("teacher")] = field(default_factory=OnlineTeacher)
+    engine: Annotated[EngineOptions, Group("teacher"), Named("teacher")] = field(default_factory=EngineOptions)
+    test_images: Annotated[Path | None, Group("evaluation")] = None
+    """Test images with the same classes, in a class folder or another container; without it nothing is evaluated."""
+    test_source: Annotated[ImageOptions, Group("evaluation"), Named("test")] = field(default_factory=ImageOptions)
+    test_resize: Annotated[int | None, Group("evaluation")] = None
+    """Short side of a test image before the central crop; the student's crop size when left out."""
+    eval_every: Annotated[int | None, Group("evaluation")] = None
+    """Epochs between evaluations; a tenth of the run when left out. The last epoch is always evaluated."""
+    eval_from: Annotated[float, Group("evaluation")] = 0.0
+    """Fraction of the run before the first evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(ImageRunConfig):
     """Train a network: a student from a label store, from fresh crops with labels made online, or a teacher.
 
     Typing the same command again resumes a stopped run exactly, and only reports a finished one.
@@ -50,14 +76,6 @@ class TrainConfig:
     store: Annotated[Path | None, Addressable()] = None
     """Folder of the store, or its address: http://HOST/FOLDER; without one, epoch e plays view e of fresh crops, and
     nothing is stored."""
-    images: Path
-    """The images that the store was made of, or that fresh crops are cut from: a class folder, tar shards or other
-    containers, as for build."""
-    source: ImageOptions = field(default_factory=ImageOptions)
-    epochs: int
-    """Epochs; each plays one view of the crops."""
-    run: Annotated[Path, Named("run-folder")]
-    """Folder of the run: config.json, log.jsonl, checkpoint.pt, last.safetensors, best.safetensors."""
     recipe: RecipeName | None = None
     """A published protocol in full; its values are printed, and flags override them."""
     student: Annotated[str, Group("student")]
@@ -70,28 +88,10 @@ class TrainConfig:
     """With --student-weights of other classes: the student keeps a new classifier of its own."""
     size: Annotated[int | None, Group("student")] = None
     """Side of the student's crops: from the boxes of the store, whose own it is when left out, or of fresh crops."""
-    crops: Annotated[CropOptions, Group("crops")] = field(default_factory=CropOptions)
-    plan_seed: Annotated[int | None, Group("crops")] = None
-    """Seed of the plan of fresh crops: orders, boxes, flips, mixes; the run's seed when left out."""
-    class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("crops")] = "auto"
-    """Order of the classes of fresh crops, where they have names alone; auto is byte order, and stops where numbers in
-    the names sort otherwise."""
     labels: Annotated[LabelOptions, Group("labels")] = field(default_factory=LabelOptions)
-    teacher: Annotated[OnlineTeacher, Group("teacher")] = field(default_factory=OnlineTeacher)
-    engine: Annotated[EngineOptions, Group("teacher"), Named("teacher")] = field(default_factory=EngineOptions)
     loss: Annotated[LossSpec, Group("loss")] = field(default_factory=LossSpec)
     relabel: Annotated[tuple[str, ...], Group("loss"), Words(known_words)] = ()
     """Operators on labels before the loss, in order:"""
-    optimiser: Annotated[OptimiserOptions, Group("optimiser")] = field(default_factory=OptimiserOptions)
-    batch_size: Annotated[int, Group("optimiser")] = 128
-    """Crops a step, over all processes; any number, the last batch of an epoch may be short."""
-    accumulate: Annotated[int, Group("optimiser")] = 1
-    """Pieces that a batch is taken in, one after the other, for its gradient."""
-    clip_norm: Annotated[float | None, Group("optimiser")] = None
-    """Largest norm of the gradient, over all parameters; it is scaled down to that."""
-    ema: Annotated[float | None, Group("optimiser")] = None
-    """Decay of a running mean of the weights, over steps; the mean is what is evaluated and saved."""
-    schedule: Annotated[ScheduleSpec, Group("schedule")] = field(default_factory=ScheduleSpec)
     views: Annotated[int | None, Group("schedule")] = None
     """Play the first V views alone; left out, all that the store has, and of fresh crops another one each epoch."""
     view_order: Annotated[Literal["shuffle", "cycle"] | None, Group("schedule")] = None
@@ -99,93 +99,36 @@ class TrainConfig:
     fresh crops without --views)."""
     follow: Annotated[bool, Group("schedule")] = False
     """Train from a store that is still being built: views in stored order, each waited for."""
-    test_images: Annotated[Path | None, Group("evaluation")] = None
-    """Test images with the same classes, in a class folder or another container; without it nothing is evaluated."""
-    test_source: Annotated[ImageOptions, Group("evaluation"), Named("test")] = field(default_factory=ImageOptions)
-    test_resize: Annotated[int | None, Group("evaluation")] = None
-    """Short side of a test image before the central crop; the student's crop size when left out."""
     skip_broken: Annotated[bool, Group("evaluation")] = False
     """Leave out test images, and images of fresh crops, that do not decode; they are listed, counted and recorded."""
-    eval_every: Annotated[int | None, Group("evaluation")] = None
-    """Epochs between evaluations; a tenth of the run when left out. The last epoch is always evaluated."""
-    eval_from: Annotated[float, Group("evaluation")] = 0.0
-    """Fraction of the run before the first evaluation."""
-    seed: Annotated[int, Group("running")] = 0
-    """The run's seed: the student's first weights, dropout, and which view each epoch plays."""
     seeds: Annotated[tuple[int, ...] | None, Group("running")] = None
     """Instead of --seed: a run for each of these seeds, one after the other, in seed-S of --run-folder."""
-    dtype: Annotated[Literal["float32", "bfloat16"], Group("running")] = "float32"
-    """bfloat16 runs the student under autocast; the loss stays in float32."""
-    compile: Annotated[bool, Group("running")] = False
-    """torch.compile the student."""
     sync_bn: Annotated[bool, Group("running")] = False
     """Batch norms take the whole batch of all processes; on GPUs."""
-    render: Annotated[RenderOptions, Group("running")] = field(default_factory=RenderOptions)
-    checkpoint_every: Annotated[int | None, Group("running")] = None
-    """Epochs between checkpoints; when left out, as many as keep saving at a twentieth of the time."""
-    checkpoint_steps: Annotated[int | None, Group("running")] = None
-    """Steps between further checkpoints, within epochs."""
-    keep_every: Annotated[int | None, Group("running")] = None
-    """Epochs between weights that are kept: epoch-0001.safetensors, ... beside last and best."""
-    keep: Annotated[str | None, Group("running")] = None
-    """Further epochs whose weights are kept, comma-separated, counted from 1: 1,2,4,8."""
-    log_every: Annotated[int | None, Group("running")] = None
-    """Steps between lines of steps.jsonl: loss, rate and the gradient's norm; no such file when left out."""
-    tensorboard: Annotated[bool, Group("running")] = False
-    """Write the numbers of each epoch as TensorBoard scalars too, into tensorboard/ of the run."""
-    anyway: Annotated[bool, Group("running")] = False
-    """Continue a run though code, test images, versions or the renderer have changed; config.json records it."""
-    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
         """Refuse numbers that no run can have."""
         keeps = {"--images": self.images, "--test-images": self.test_images, "--store": self.store}
         require_apart({"--run": self.run}, keeps)
-        for name in ("epochs", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag}: expected at least 1, found {getattr(self, name)}")
-        for name in (
-            "size",
-            "views",
-            "test_resize",
-            "eval_every",
-            "checkpoint_every",
-            "checkpoint_steps",
-            "keep_every",
-            "log_every",
-        ):
+        self.require_numbers()
+        for name in ("size", "views", "test_resize", "eval_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')}: expected at least 1, found {value}")
+        self.require_length()
         require_together(self)
         require_loss(self.relabel, self.loss)
         for number, flag in LOSS_NUMBERS.items():
             if number not in self.loss.numbers and getattr(self.loss, number) != getattr(LossSpec(), number):
                 raise InputError(f"--loss {self.loss.name} does not use --{flag.replace('_', '-')}; leave it out")
-        for number, flag in SCHEDULE_NUMBERS.items():
-            given = getattr(self.schedule, number) != getattr(ScheduleSpec(), number)
-            if given and number not in self.schedule.kind.numbers:
-                raise InputError(f"--schedule {self.schedule.name} does not use --{flag}; leave it out")
-        if not 0 <= self.schedule.warmup < self.epochs:
-            raise InputError(
-                f"--warmup-epochs: expected 0 to {self.epochs - 1}, fewer than --epochs, found {self.schedule.warmup}"
-            )
         if self.follow and self.view_order == "shuffle":
             raise InputError("--view-order shuffle: --follow plays views in stored order; leave one of them out")
         if self.new_head and not self.student_weights:
             raise InputError("--new-head: has an effect only with --student-weights; leave it out")
-        self.kept_epochs()
         if not 0 <= self.eval_from <= 1:
             raise InputError(f"--eval-from: expected a fraction between 0 and 1, found {self.eval_from}")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"--seed: expected 0 <= seed < 2**63, found {self.seed}")
         if self.seeds is not None:
             self._require_seeds(self.seeds)
-        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
-            raise InputError(f"--clip-norm: expected a number > 0, found {self.clip_norm}")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise InputError(f"--ema: expected a decay between 0 and 1, found {self.ema}")
 
     def _require_seeds(self, seeds: tuple[int, ...]) -> None:
         """Refuse seeds that no runs can have."""
@@ -213,7 +156,26 @@ class TrainConfig:
         unused += unused_flags(self)
         if not self.relabel:
             unused.append("relabel")
+        if self.schedule.warmup_steps is None:
+            unused.append("warmup_steps")
         return {name: used.get(name, value) for name, value in values_of(self).items() if name not in unused}
+
+    @property
+    def subject(self) -> str:
+        """The student, for messages."""
+        return f"student {self.student}"
+
+    @property
+    def made_with(self) -> dict[str, Json]:
+        """Where crops, labels and test images are, and what is reported."""
+        return {
+            "store": str(self.store) if self.store else None,
+            "images": str(self.images),
+            "test_images": str(self.test_images) if self.test_images else None,
+            **({} if self.test_source == ImageOptions() else {"test_source": asdict(self.test_source)}),
+            "reported": "top-1 and top-5 in percent, after the last epoch and at the best evaluated epoch",
+            "labels": LABELS[self.labels.source],
+        }
 
     @property
     def fresh(self) -> bool:
@@ -228,19 +190,6 @@ class TrainConfig:
         """
         seed = self.seed if self.plan_seed is None else self.plan_seed
         return PlanSpec(size=size, seed=seed, **asdict(self.crops))
-
-    def kept_epochs(self) -> frozenset[int]:
-        """The epochs whose weights are kept, counted from 1.
-
-        Raises:
-            InputError: when --keep is no list of epochs of this run.
-        """
-        listed = [text.strip() for text in self.keep.split(",")] if self.keep is not None else []
-        for text in listed:
-            if not (text.isdecimal() and 1 <= int(text) <= self.epochs):
-                raise InputError(f"--keep: expected epochs 1 to {self.epochs}, comma-separated, found {text!r}")
-        every = range(self.keep_every, self.epochs + 1, self.keep_every) if self.keep_every else ()
-        return frozenset([*map(int, listed), *every])
 
     @property
     def play_order(self) -> Literal["shuffle", "cycle"]:

@@ -76,7 +76,10 @@ class CropSource(Protocol):
         ...
 
     def pixels(self, rows: CropRows) -> Tensor:
-        """The crops of whole groups, after mixing, uint8 ``[n, S, S, 3]``."""
+        """The crops of whole groups, after mixing, uint8 ``[n, S, S, 3]``.
+
+        Or what a network gets as it is, in floating-point numbers of any shape ``[n, ...]``, such as latents.
+        """
         ...
 
     def stream(self, parts: Iterable[CropRows]) -> Iterator[Tensor]:

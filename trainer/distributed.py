@@ -18,6 +18,7 @@ from pipeline.ranks import WORK_TIMEOUT, Ranks
 from pipeline.teacher.engine.compiling import compilers
 from trainer.checkpoint import seed_all
 from trainer.config import TrainConfig
+from trainer.run_config import RunConfig
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -51,13 +52,11 @@ def _group(ranks: Ranks, backend: str) -> ProcessGroup:  # noqa: ARG001  of thes
     return cast("ProcessGroup", distributed.new_group(backend=backend, timeout=WORK_TIMEOUT))
 
 
-def spread(
-    student: nn.Module, config: TrainConfig, ranks: Ranks, *, some_unused: bool
-) -> DistributedDataParallel | None:
-    """The student with its gradients averaged over the processes; None when there is one.
+def spread(network: nn.Module, config: RunConfig, ranks: Ranks, *, some_unused: bool) -> DistributedDataParallel | None:
+    """The network with its gradients averaged over the processes; None when there is one.
 
     Args:
-        student: as a step calls it.
+        network: as a step calls it.
         config: of the run.
         ranks: the processes.
         some_unused: whether steps leave some parameters without a gradient, which is looked for then.
@@ -69,7 +68,7 @@ def spread(
     device = torch.device(config.render.device)
     try:
         spread = DistributedDataParallel(
-            student,
+            network,
             device_ids=[device.index] if device.type == "cuda" else None,
             process_group=connected(ranks, device),
             find_unused_parameters=some_unused,
@@ -78,15 +77,15 @@ def spread(
         if "Invalid scalar type" not in str(error):
             raise
         raise InputError(
-            f"student {config.student}: has parameters or buffers of a type that processes cannot send each other; "
+            f"{config.subject}: has parameters or buffers of a type that processes cannot send each other; "
             f"train it alone"
         ) from error
-    trained = trained_parameters(student)
+    trained = trained_parameters(network)
 
     def require_same(*_: object) -> None:
-        if trained_parameters(student) != trained:
+        if trained_parameters(network) != trained:
             raise InputError(
-                f"student {config.student}: its forward changed which parameters are trained (requires_grad); several "
+                f"{config.subject}: its forward changed which parameters are trained (requires_grad); several "
                 f"processes cannot train it: train it alone"
             )
 
@@ -108,7 +107,7 @@ def explain_missing_gradients(config: TrainConfig) -> Iterator[None]:
         ) from error
 
 
-def compiled(network: nn.Module, config: TrainConfig) -> nn.Module:
+def compiled(network: nn.Module, config: RunConfig) -> nn.Module:
     """The network as it is called in a step."""
     if not config.compile:
         return network
@@ -117,8 +116,8 @@ def compiled(network: nn.Module, config: TrainConfig) -> nn.Module:
     return cast("nn.Module", torch.compile(network, dynamic=False))
 
 
-def autocast(config: TrainConfig) -> AbstractContextManager[Any]:
-    """The student's precision."""
+def autocast(config: RunConfig) -> AbstractContextManager[Any]:
+    """The network's precision."""
     if config.dtype == "bfloat16":
         return torch.autocast(torch.device(config.render.device).type, torch.bfloat16)
     return nullcontext()

@@ -21,20 +21,23 @@ class Average:
     Args:
         network: another network of the student's class, which shares nothing with it.
         decay: of the mean.
+        rising: whether the decay begins small: ``(1 + n) / (10 + n)`` after n steps, where that is less.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float, *, rising: bool = False) -> None:
         self.network = network
         self.network.eval()  # what it returns is the user's
         for parameter in self.network.parameters():  # a scripted network has no requires_grad_
             parameter.requires_grad_(False)
         self._decay, self._begun = decay, False
+        self.rising, self._steps = rising, 0
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
         """Take in the student after a step: ``decay * average + (1 - decay) * student``."""
         ours, theirs = _tensors(self.network), _tensors(student)
-        weight = 1 - self._decay if self._begun else 1.0
+        decay = min(self._decay, (1 + self._steps) / (10 + self._steps)) if self.rising else self._decay
+        weight = 1 - decay if self._begun else 1.0
         floating = [number for number, value in enumerate(ours) if value.is_floating_point()]
         torch._foreach_lerp_([ours[number] for number in floating], [theirs[number] for number in floating], weight)
         for own, other in zip(ours, theirs, strict=True):
@@ -43,18 +46,19 @@ class Average:
         for mean, layer in zip(self.network.modules(), student.modules(), strict=True):
             if type(layer).get_extra_state is not nn.Module.get_extra_state:
                 mean.set_extra_state(copy.deepcopy(layer.get_extra_state()))
-        self._begun = True
+        self._begun, self._steps = True, self._steps + 1
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` takes."""
         buffers = unsaved_buffers(self.network)
-        return {"network": self.network.state_dict(), "buffers": buffers, "begun": self._begun}
+        state = {"network": self.network.state_dict(), "buffers": buffers, "begun": self._begun}
+        return {**state, "steps": self._steps} if self.rising else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state."""
         self.network.load_state_dict(state["network"])
         load_unsaved_buffers(self.network, state.get("buffers", {}))
-        self._begun = state["begun"]
+        self._begun, self._steps = state["begun"], state.get("steps", 0)
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:

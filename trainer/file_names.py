@@ -3,5 +3,6 @@
 LOCK, LOG, STEPS = ".lock", "log.jsonl", "steps.jsonl"
 CONFIG, FLAGS = "config.json", "config.toml"
 TEST_CACHE, TRAIN_CACHE = "test.images.npz", "train.images.npz"
+LATENT_CACHE = "latents.safetensors"
 CACHES = (TEST_CACHE, TRAIN_CACHE, "test.images.tar.npz", "train.images.tar.npz")
 """The caches of images, and the indexes of tars beside them."""

@@ -199,6 +199,8 @@ def _add(
     key = _key(values)
     if left := [word for word in (STORE, IMAGES) if word in key]:
         raise InputError(f"{place} [train]: {left[0]} is of the cell's build; expected flags in [build], found none")
+    if made and values.get("labels", "stored") in ("stored", "image") and "store" not in values:
+        raise InputError(f'{place} [train]: expected store = "{STORE}", the store of the cell\'s build, found no store')
     if key not in trains:
         task = _task("train", _Part(values, names), names, folder / "runs", trains, needs=needs)
         check(task, f"{place} [train] {task.name}")

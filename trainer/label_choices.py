@@ -39,8 +39,8 @@ class OnlineTeacher(TeacherOptions):
     """With --labels online: the networks that label, as build takes them; of several the weighted mean of their
     logits."""
     weights: tuple[str, ...] = ()
-    """Weights of the teacher, one a network: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or
-    timm:pretrained."""
+    """Weights of the teacher, one a network, or several of one --teacher, an ensemble: a .safetensors or state-dict
+    file, torchvision:IMAGENET1K_V1 or timm:pretrained; of a projector, its folder."""
     size: Annotated[int | None, Named("teacher-size")] = None
     """Side of the teacher's crops, from the same boxes; that of the crops when left out."""
 

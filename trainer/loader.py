@@ -299,6 +299,8 @@ class Loader(IterableDataset[TrainBatch]):
             stream.wait_event(made)
             batch.change(lambda column: _used_on(column, stream))
         how = (self.crops.mean, self.crops.std, self._dtype, self.channels_last)
+        if batch.images.is_floating_point():  # no pixels
+            return replace(batch, images=batch.images.to(self._dtype))
         if batch.rows is None:
             return replace(batch, images=normalise(batch.images, *how))
         return replace(batch, images=network_input(batch.images, batch.rows, *how, size=self.crops.drawn_size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -31,6 +31,9 @@ from trainer.labels import ImageLabels, LabelSource, NoLabels, logits_of_images
 from trainer.loader import Loader
 from trainer.online import Online, OnlineLabels, Shown, labels_of, load_online, probe
 from trainer.replay import Replay, open_crops
+
+Normal: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+"""Channel means and standard deviations."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -88,7 +91,11 @@ class Material:
 
 
 def open_material(
-    config: TrainConfig, ranks: Ranks, views: int | None, engine: Mapping[str, Any] | None = None
+    config: TrainConfig,
+    ranks: Ranks,
+    views: int | None,
+    engine: Mapping[str, Any] | None = None,
+    normal: Normal | None = None,
 ) -> Material:
     """Open what a run is trained on.
 
@@ -97,12 +104,13 @@ def open_material(
         ranks: its processes.
         views: how many views are played; all when None.
         engine: the one that the run's labels were begun with, where they are made on the way.
+        normal: normalisation of fresh crops, where it is not the teacher's.
 
     Raises:
         GiftwrapError: when images, store, teacher and flags do not fit together.
     """
     if config.fresh:
-        return open_fresh(config, ranks, views, engine)
+        return open_fresh(config, ranks, views, engine, normal)
     if config.labels.source == "stored":
         return open_stored(config, ranks, views)
     return open_replayed(config, ranks, views, engine)
@@ -199,7 +207,13 @@ def open_replayed(config: TrainConfig, ranks: Ranks, views: int | None, engine: 
     )
 
 
-def open_fresh(config: TrainConfig, ranks: Ranks, views: int | None, engine: Mapping[str, Any] | None) -> Material:
+def open_fresh(
+    config: TrainConfig,
+    ranks: Ranks,
+    views: int | None,
+    engine: Mapping[str, Any] | None,
+    normal: Normal | None = None,
+) -> Material:
     """Crops of a plan with labels of each image, made on the way, or none."""
     if config.labels.source == "image":
         store = store_of(config)
@@ -219,7 +233,7 @@ def open_fresh(config: TrainConfig, ranks: Ranks, views: int | None, engine: Map
         spec = config.plan(config.size or 0)
         found = Found.hard(manifest.classes, config.teacher.mean, config.teacher.std)
         if config.labels.source == "online":
-            shown = Shown(classes=manifest.classes, spec=spec)
+            shown = Shown(classes=manifest.classes, spec=spec, normalisation=normal)
             found = Found.by(load_online(config, shown, ranks.world, engine), exact=config.labels.exact)
     renderer = make_renderer(
         manifest,
@@ -230,12 +244,13 @@ def open_fresh(config: TrainConfig, ranks: Ranks, views: int | None, engine: Map
         threads=config.render.threads,
         cache_bytes=config.render.cache_bytes,
     )
+    mean, std = normal or (found.mean, found.std)
     crops = FreshCrops(
         manifest,
         spec,
         renderer,
-        mean=found.mean,
-        std=found.std,
+        mean=mean,
+        std=std,
         label_columns=found.label_columns,
         views=views,
     )

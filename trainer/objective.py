@@ -40,6 +40,7 @@ class Objective(Protocol):
             where nothing is evaluated.
         some_unused: whether steps leave some parameters without a gradient.
         channels_last: memory layout of the crops.
+        flags: dataclass of the command's flags, for config.toml; None: those of `train`.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Objective(Protocol):
     numbers: tuple[str, ...] = ()
     some_unused: bool = False
     channels_last: bool = False
+    flags: object | None = None
 
     def loss(self, called: nn.Module, batch: TrainBatch) -> Tensor:
         """The mean loss of a batch, a scalar with a gradient; ``called`` is `called`, wrapped."""

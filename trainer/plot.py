@@ -105,7 +105,7 @@ def draw(axes: Any, points: Mapping[int, Sequence[float]], drawn: Mapping[str, A
 def name_of(group: RunGroup, groups: Sequence[RunGroup]) -> str:
     """A group in the legend: what differs from the others, its folder where folders do, and the number of its runs."""
     named = len({each.name for each in groups}) > 1 or len(groups) == 1
-    options = [f"{name} {shown(value)}" for name, value in group.differences.items()]
+    options = [f"{name} {shown(value)}" for name, value in group.differences.items() if value not in (None, [])]
     name = ", ".join([*([group.name] if named else []), *options])
     return name if len(group.runs) == 1 else f"{name}: {len(group.runs)} runs"
 

@@ -16,8 +16,9 @@ from pipeline.recipes import recipe_of
 from pipeline.recipes.flags import describe, given, spelled, without_replaced, words
 from pipeline.recipes.setting import Flags, Setting, Value
 from pipeline.recipes.stores import NORMALISATION
-from trainer.config import LOSS_NUMBERS, SCHEDULE_NUMBERS, TrainConfig
+from trainer.config import LOSS_NUMBERS, TrainConfig
 from trainer.order import UNBOUNDED
+from trainer.run_config import SCHEDULE_NUMBERS
 
 BESIDE = (
     "--store",

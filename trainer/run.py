@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from trainer.checkpoint import packed, random_state, restore_random_state, save_
 from trainer.config import TrainConfig
 from trainer.ema import Average
 from trainer.loader import Loader
-from trainer.material import open_material
+from trainer.material import Material, Normal, open_material
 from trainer.objective import Objective, Score
+from trainer.run_config import RunConfig
 from trainer.run_folder import begun_with
 from trainer.stop_conditions import StopConditions
 from trainer.stopping import StopSignals
-from trainer.student import make_objective, open_test
+from trainer.student import Test, make_objective, open_test
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Run:
         save_seconds: how long that took.
     """
 
-    config: TrainConfig
+    config: RunConfig
     ranks: Ranks
     replay: Loader
     objective: Objective
@@ -179,24 +180,38 @@ class Run:
             distributed.seed_rank(self.config.seed, rank, self.step)
 
 
-def make_run(config: TrainConfig, ranks: Ranks, stops: StopSignals) -> Run:
-    """A student's run: open crops, labels and test images, make student, loss and optimiser."""
+def make_run(
+    config: TrainConfig,
+    ranks: Ranks,
+    stops: StopSignals,
+    make: Callable[[TrainConfig, Ranks, Material, Test | None], Objective] = make_objective,
+    normal: Normal | None = None,
+) -> Run:
+    """A run on crops and labels that flags choose: open these and test images, make what is trained and optimiser.
+
+    Args:
+        config: of the run.
+        ranks: the processes.
+        stops: records signals.
+        make: what is trained; a student when left out.
+        normal: normalisation of fresh crops, where it is not the teacher's.
+    """
     if ranks.first:  # and the others find what it has found out of the images
         begun = begun_with(config.run)
         views = config.views if config.fresh else config.views or begun.views
-        material = open_material(config, ranks, views, begun.engine)
+        material = open_material(config, ranks, views, begun.engine, normal)
         test = open_test(config, material) if config.test_images else None
         order, engine = material.loader.order, material.engine
         ranks.broadcast({"views": views if config.fresh else order.views, "engine": dict(engine) if engine else None})
     else:
         found: Any = ranks.broadcast()
-        material = open_material(config, ranks, found["views"], found["engine"])
+        material = open_material(config, ranks, found["views"], found["engine"], normal)
         test = open_test(config, material) if config.test_images else None
     ranks.barrier()  # a process that is refused removes the caches of images, which another one would write again
-    return start_run(config, ranks, stops, material.loader, make_objective(config, ranks, material, test))
+    return start_run(config, ranks, stops, material.loader, make(config, ranks, material, test))
 
 
-def start_run(config: TrainConfig, ranks: Ranks, stops: StopSignals, replay: Loader, objective: Objective) -> Run:
+def start_run(config: RunConfig, ranks: Ranks, stops: StopSignals, replay: Loader, objective: Objective) -> Run:
     """A run of any objective on any crops and labels, before its first step.
 
     Args:

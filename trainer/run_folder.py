@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from trainer.code_digests import code_of, layout_of
 from trainer.config import TrainConfig
 from trainer.file_names import CONFIG, FLAGS
 from trainer.label_choices import CROP_FLAGS, TEACHER_FLAGS
+from trainer.run_config import RunConfig
 from trainer.schedules import SCHEDULES
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 FORMAT = 2  # of a run: 1 knew neither digests of code and test images nor the random numbers of numpy and Python
 VERSIONS = ("torch", "torchvision", "numpy", "numcodecs")
-FLAG_AT = {f"run.{key}": f"--{flag.name}" for key, flag in flags_of(TrainConfig).items()}  # by place
 # Where and how fast a run is made does not change what it is; what is recorded of the store has views and renderer.
 NOT_THE_RUN = (
     "run_folder",
@@ -69,12 +69,6 @@ NOT_THE_RUN = (
     "exact",
     "label_view",
 )
-LABELS = {
-    "stored": "raw logits of the teacher, made after mixing",
-    "online": "raw logits of the teacher, made after mixing, on the way",
-    "image": "raw logits of the teacher for each image; of mixed crops the logarithm of mean probabilities",
-    "none": "none: hard targets",
-}
 # What may have changed since a run began, where --anyway is given: it decides what comes out, not whether that works.
 CHANGES = {
     "code": "the code of the student has changed since the run began",
@@ -289,8 +283,16 @@ def plan_of(made: Mapping[str, Any]) -> Mapping[str, Any]:
     return crops["plan"] or {}
 
 
-def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) -> list[Json]:
+def describe(
+    config: RunConfig, made: Mapping[str, Json], student: nn.Module, flags: object | None = None
+) -> list[Json]:
     """Write config.json of a new run; refuse to continue a run that was another one.
+
+    Args:
+        config: of the run.
+        made: what it is made of.
+        student: what it trains.
+        flags: dataclass of the command's flags, where they are not those of `train`.
 
     Returns:
         What has changed since the run began, and is taken: place, what it was, what it is.
@@ -302,20 +304,19 @@ def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) 
     stored = described_in(path)
     if stored is None:
         write_new(path, _document(made, _made_with(config, student), []))
-    write_flags(config)
+    write_flags(config, flags)
     if stored is None:
         return []
     same = accepted(stored, made, anyway=config.anyway)
     ours: Any = made.get("student", {})
-    if all(stored.get(key) == made.get(key) for key in ("store", "crops", "labels")) and same.get("student", {}).get(
-        "layout"
-    ) != ours.get("layout"):
+    alike = all(stored.get(key) == made.get(key) for key in ("store", "crops", "labels", "projector"))
+    if alike and same.get("student", {}).get("layout") != ours.get("layout"):
         raise MismatchError(
             f"the student has other weights than when the run began: names, shapes or types in its state dict differ; "
             f"give the code and the arguments of {path} again, or another --run"
         )
     advice = f"give the flags of {path}, or another --run"
-    require_same("run", same, dict(made), advice, holder="the folder", flags=FLAG_AT)
+    require_same("run", same, dict(made), advice, holder="the folder", flags=flags_at(config))
     theirs = elsewhere(stored, made)
     changes: list[Json] = []
     for key in (*CHANGES, "run"):
@@ -325,14 +326,19 @@ def describe(config: TrainConfig, made: Mapping[str, Json], student: nn.Module) 
     return changes
 
 
-def write_flags(config: TrainConfig) -> None:
-    """Write config.toml, the flags of the run as `train --config` reads them, unless it is there."""
+def flags_at(config: RunConfig) -> dict[str, str]:
+    """The flags of a command, by their places in the description of a run."""
+    return {f"run.{key}": f"--{flag.name}" for key, flag in flags_of(type(config)).items()}
+
+
+def write_flags(config: RunConfig, flags: object | None = None) -> None:
+    """Write config.toml, the flags of the run as --config of its command reads them, unless it is there."""
     path = config.run / FLAGS
     if not path.exists():
-        write_new(path, to_toml(config).encode())
+        write_new(path, to_toml(flags or config).encode())
 
 
-def record_changes(config: TrainConfig, made: Mapping[str, Json], changes: Sequence[Any], step: int) -> None:
+def record_changes(config: RunConfig, made: Mapping[str, Json], changes: Sequence[Any], step: int) -> None:
     """Write into config.json what a run is made of from ``step`` on, and what it was before."""
     path = config.run / CONFIG
     document = json.loads(path.read_text())
@@ -347,7 +353,7 @@ def _document(made: Mapping[str, Json], where: Mapping[str, Json], changed: list
     ).encode()
 
 
-def _made_with(config: TrainConfig, student: nn.Module) -> dict[str, Json]:
+def _made_with(config: RunConfig, student: nn.Module) -> dict[str, Json]:
     """What a reader of config.json wants to know, and nothing depends on."""
     kinds = {type(layer).__name__ for layer in student.modules()}
     norms: Json = [name for name in sorted(kinds) if "Norm" in name]
@@ -356,13 +362,8 @@ def _made_with(config: TrainConfig, student: nn.Module) -> dict[str, Json]:
             "giftwrap": __version__,
             "python": platform.python_version(),
         },
-        "store": str(config.store) if config.store else None,
-        "images": str(config.images),
-        "test_images": str(config.test_images) if config.test_images else None,
-        **({} if config.test_source == ImageOptions() else {"test_source": asdict(config.test_source)}),
+        **config.made_with,
         "norm_layers": norms,
-        "reported": "top-1 and top-5 in percent, after the last epoch and at the best evaluated epoch",
-        "labels": LABELS[config.labels.source],
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
     }
 

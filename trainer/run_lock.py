@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
-from labelstore.durable import removing
-from labelstore.errors import InputError, LeaseError
+from labelstore.durable import locking, removing
+from labelstore.errors import InputError
 from pipeline.images.manifest_cache import CACHE
-from trainer.file_names import CACHES, CONFIG, LOCK
+from trainer.file_names import CACHES, CONFIG, LATENT_CACHE, LOCK
+from trainer.latents import LATENTS
+
+CACHE_PROOFS = {**dict.fromkeys(CACHES, CACHE), LATENT_CACHE: LATENTS}
 
 
 @contextmanager
@@ -35,34 +35,19 @@ def hold(folder: Path) -> Iterator[None]:
     others = [
         path
         for path in folder.iterdir()
-        if path.name != LOCK and not (path.name in CACHES and removing.may_go(path, CACHE))
+        if path.name != LOCK and not (path.name in CACHE_PROOFS and removing.may_go(path, CACHE_PROOFS[path.name]))
     ]
     if others and not (folder / CONFIG).exists():
         raise InputError(f"{folder}: expected an empty folder or a run, found other files; give another --run")
-    with _open_lock(folder / LOCK) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
-                raise FileNotFoundError  # another call removed it when it was refused
-        except (BlockingIOError, FileNotFoundError) as error:
-            raise LeaseError(
-                f"{folder}: another process trains in this folder; wait for it, or give another --run"
-            ) from error
+    busy = f"{folder}: another process trains in this folder; wait for it, or give another --run"
+    with locking.hold(folder / LOCK, busy, "give another --run"):
         try:
             yield
         finally:
             if not (folder / CONFIG).exists():
-                caches = ((folder / name, CACHE) for name in CACHES)
+                caches = ((folder / name, proof) for name, proof in CACHE_PROOFS.items())
                 for path, proof in (*caches, (folder / LOCK, removing.EMPTY)):
                     if removing.may_go(path, proof):
                         removing.remove(path, proof)
                 if made:
                     removing.remove_folder(folder)
-
-
-def _open_lock(path: Path) -> IO[bytes]:
-    """The file that is locked; whatever is in it stays."""
-    try:
-        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "rb", buffering=0)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be locked ({error.strerror}); give another --run") from error

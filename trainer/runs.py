@@ -19,12 +19,12 @@ from trainer.file_names import CONFIG, LOG
 
 STORE_ROOT = "zarr.json"
 # Of what a run is made of: where and how fast it was made, which is no difference between runs.
-_PLACE = ("versions", "replay_renderer", "format", "test")
+_PLACE = ("versions", "replay_renderer", "format", "test", "engine")
 _PLACE_FLAGS = ("seed", "threads", "processes", "device", "compile")
 _PLACE_STORE = ("engine", "renderer", "block", "skipped")
 # What follows from flags, or from the parts of a store that were chosen; shown only where nothing else differs.
-_FOLLOWS = ("student.", "code.", "loss.", "optimizer.", "schedule.", "store.")
-_CHOSEN = ("store.teacher.", "store.plan.", "store.encoding.", "store.dtype", "store.views")
+_FOLLOWS = ("student.", "code.", "loss.", "optimizer.", "schedule.", "store.", "labels.")
+_CHOSEN = ("store.teacher.", "store.plan.", "store.encoding.", "store.dtype", "store.views", "labels.teacher.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,31 +81,42 @@ class RunRecord:
         if not rates:
             return None
         per_epoch = self.entries[-1]["step"] / self.epochs_done
-        crops = _identity(self).get("images") or per_epoch * self.flags.get("batch_size", 1)
+        images = (self.made_of.get("crops") or _identity(self)).get("images")
+        crops = images or per_epoch * self.flags.get("batch_size", 1)
         return float(per_epoch * len(rates) / sum(crops / rate for rate in rates))
 
+    @property
+    def plan_seed(self) -> int | None:
+        """Seed of the plan of fresh crops, which is the run's unless it was chosen; None of stored crops."""
+        seed: int | None = self.made_of.get("crops", {}).get("plan", {}).get("seed")
+        return seed
+
     def settings(self) -> dict[str, Any]:
-        """Everything in which two runs can differ but their seed, by a dotted name; a flag by its own name."""
-        seed = self.flags.get("seed")
-        own = {
-            key.replace("_", "-"): value
-            for key, value in self.flags.items()
-            if key not in _PLACE_FLAGS and not (key.endswith("seed") and value == seed)
-        }
+        """Everything in which two runs can differ but their seeds, by a dotted name; a flag by its own name."""
+        own = {key.replace("_", "-"): value for key, value in self.flags.items() if key not in _PLACE_FLAGS}
+        own.setdefault("relabel", [])  # which a run without operators leaves out
         rest = {key: value for key, value in self.made_of.items() if key not in (*_PLACE, "run", "store")}
-        identity = _identity(self)
+        labels = dict(rest.pop("labels", {}))
+        of_images = labels.pop("store", None)  # gives each image its label, and no crops
+        identity = _identity(self) or of_images or {}
         store = {key: value for key, value in identity.items() if key not in _PLACE_STORE}
-        store |= {
-            "dtype": (identity.get("engine") or {}).get("dtype"),
-            "views": self.made_of.get("store", {}).get("views"),
-        }
-        others = {name: value for name, value in _flat(rest) if not (name.endswith("seed") and value == seed)}
-        return own | dict(_flat({"store": store})) | others
+        if "engine" in identity:
+            store["dtype"] = identity["engine"].get("dtype")
+        if "store" in self.made_of:
+            store["views"] = self.made_of["store"].get("views")
+        found = own | dict(_flat({"store": store, **rest, "labels": labels}))
+        found.pop("crops.plan.seed", None)
+        return found
 
 
 def _identity(run: RunRecord) -> Mapping[str, Any]:
     """What the store of a run is; empty where it has none."""
     return (run.made_of.get("store") or {}).get("identity") or {}
+
+
+def _manifest(run: RunRecord) -> Any:
+    """Digest of the images that crops are made of."""
+    return (run.made_of.get("crops") or _identity(run)).get("manifest")
 
 
 def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -218,18 +229,42 @@ class RunGroup:
 
 def grouped(runs: Sequence[RunRecord]) -> list[RunGroup]:
     """Runs that differ in seed alone, together, in the order of the first of each group."""
-    members: dict[str, list[RunRecord]] = {}
+    alike: dict[str, list[RunRecord]] = {}
     for run in runs:
         settings = {**run.settings(), "test": run.test_digest}
         key = json.dumps(settings, sort_keys=True) if run.made_of else str(run.folder)
-        members.setdefault(key, []).append(run)
-    groups = list(members.values())
-    shown = [{**group[0].settings(), **_places(group[0], [other[0] for other in groups])} for group in groups]
+        alike.setdefault(key, []).append(run)
+    order = {id(run): place for place, run in enumerate(runs)}
+    parts = [part for group in alike.values() for part in _by_plan_seed(group)]
+    groups = sorted(parts, key=lambda group: order[id(group[0])])
+    firsts = [group[0] for group in groups]
+    shown = [
+        {**group[0].settings(), **_places(group[0], firsts), **({} if _plans_follow(group) else _plan_seed(group[0]))}
+        for group in groups
+    ]
     names = differing(shown)
     return [
         RunGroup(runs=group, differences={name: values.get(name) for name in names})
         for group, values in zip(groups, shown, strict=True)
     ]
+
+
+def _plans_follow(group: Sequence[RunRecord]) -> bool:
+    """Whether each run drew its crops by its own seed, or has none to draw."""
+    return all(run.plan_seed in (None, run.flags.get("seed")) for run in group)
+
+
+def _plan_seed(run: RunRecord) -> dict[str, Any]:
+    """The seed that was chosen for a run's plan, as a setting."""
+    return {"plan-seed": run.plan_seed}
+
+
+def _by_plan_seed(group: list[RunRecord]) -> list[list[RunRecord]]:
+    """Runs that differ in seeds alone: together where each plan has its run's seed, else by the seed of the plan."""
+    if _plans_follow(group):
+        return [group]
+    seeds = dict.fromkeys(run.plan_seed for run in group)
+    return [[run for run in group if run.plan_seed == seed] for seed in seeds]
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -261,7 +296,7 @@ def _is_chosen(name: str) -> bool:
 def _places(run: RunRecord, groups: Sequence[RunRecord]) -> dict[str, Any]:
     """The folders of a run's images, which are easier to read than digests; only where the images differ."""
     found: dict[str, Any] = {}
-    if len({_identity(each).get("manifest") for each in groups}) > 1:
+    if len({_manifest(each) for each in groups}) > 1:
         found["images"] = run.made_with.get("images")
     if len({each.test_digest for each in groups}) > 1:
         found["test-images"] = run.made_with.get("test_images")

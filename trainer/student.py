@@ -81,7 +81,8 @@ class Student(Objective):
         processes: int,
     ) -> None:
         self._config, self._material, self._loss, self._test = config, material, loss, test
-        self.network, self.called = student, Logits(student)
+        self.network: nn.Module = student
+        self.called: nn.Module = Logits(student)
         self.some_unused, self.channels_last = found.some_unused, found.channels_last
         self.made_of = made_of(config, material, student, test.images if test else None, processes)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from labelstore.command.names import same_form
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
+from labelstore.operations.projector import is_projector
 from pipeline.config import json_object
 from pipeline.images.manifest import Manifest, scan
 from pipeline.images.opening import ImageOptions, open_images
@@ -158,7 +159,7 @@ def _of_run(folder: Path) -> tuple[str, Trained, DTypeName]:
     if made is None:
         found = f"expected the folder of a run, found no {CONFIG}" if folder.exists() else "no such folder"
         raise InputError(f"--run {folder}: {found}; give a folder that `train --run` made, or --weights")
-    weights = folder / "last.safetensors"
+    weights = folder if is_projector(folder) else folder / "last.safetensors"
     if not weights.exists():
         raise InputError(
             f"{weights}: is there when a run has ended; continue it, or give --weights {folder / 'best.safetensors'}"

@@ -48,17 +48,29 @@ FREE = 0.1  # share of waiting that is no bottleneck: queues fill, epochs begin
 T = TypeVar("T")
 
 
-def train(config: TrainConfig, console: Console) -> Mapping[str, Json]:
+def train(
+    config: TrainConfig, console: Console, make: Callable[[TrainConfig, Ranks, StopSignals], Run] = make_run
+) -> Mapping[str, Json]:
     """Train, or continue, or report a finished run; returns the summary.
 
     Under torchrun, ranks take their slices of each batch; the summary is the first one's, others return nothing.
+
+    Args:
+        config: of the run.
+        console: where notes and progress go.
+        make: the run; a student's when left out.
     """
     with join("training") as ranks:
-        return train_on(config, console, ranks)
+        return train_on(config, console, ranks, make)
 
 
 @device_faults("the student is trained", MEMORY)
-def train_on(config: TrainConfig, console: Console, ranks: Ranks) -> Mapping[str, Json]:
+def train_on(
+    config: TrainConfig,
+    console: Console,
+    ranks: Ranks,
+    make: Callable[[TrainConfig, Ranks, StopSignals], Run] = make_run,
+) -> Mapping[str, Json]:
     """The same, on ranks that have met."""
     keep_freed_memory()
     config = with_its_interval(config) if ranks.first else config
@@ -68,7 +80,7 @@ def train_on(config: TrainConfig, console: Console, ranks: Ranks) -> Mapping[str
         torch.set_num_threads(config.render.threads)
     with (
         hold(config.run) if ranks.first else nullcontext(),
-        closing(make_run(config, ranks, StopSignals())) as run,
+        closing(make(config, ranks, StopSignals())) as run,
         one_precision(run.replay.labels),
     ):
         return complete(run, console)
@@ -105,7 +117,7 @@ def begin(run: Run, console: Console) -> None:
     run.objective.begin(console)
     changes: Any = []
     if ranks.first:
-        changes = describe(config, run.made_of, run.objective.network)
+        changes = describe(config, run.made_of, run.objective.network, run.objective.flags)
         own = run.objective.files()
         for name, proof in own.items():
             require(config.run / name, proof)
@@ -132,7 +144,7 @@ def begin(run: Run, console: Console) -> None:
     played = f"{config.epochs} views" if views == UNBOUNDED else recipes.plays(config.epochs, views)
     numbers = in_words(run.made_of)
     console.line(f"trains by {numbers}; plays {played}" if numbers else f"plays {played}")
-    if config.ema and (1 - config.ema) * run.total_steps < 1:
+    if config.ema and run.average and not run.average.rising and (1 - config.ema) * run.total_steps < 1:
         console.warn(
             f"--ema {config.ema}: a mean over some {1 / (1 - config.ema):,.0f} steps, of a run of {run.total_steps:,}"
         )
@@ -179,7 +191,7 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
                 assess(run, config.epochs - 1)  # a finished run, on other test images
                 save(run)
             while run.entry or run.replay.epoch < config.epochs:
-                one_view(run, console, progress, log, iter(run.replay) if config.follow else batches)
+                one_view(run, console, progress, log, iter(run.replay) if run.replay.crops.growing else batches)
         except StopRequested:
             save(run)
             raise

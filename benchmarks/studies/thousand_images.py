@@ -22,18 +22,19 @@ from __future__ import annotations
 
 import os
 import sys
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
-from benchmarks.harness import machine
+from benchmarks.studies.ledger import print_plan, run_cells
 from benchmarks.studies.thousand_cells import CIFAR, MEANINGS, TOY, Cell, cells, kept
 from benchmarks.studies.thousand_results import Results
 from benchmarks.studies.thousand_run import Lab, Pace
 from benchmarks.studies.thousand_table import report
-from labelstore.command.console import duration, run_command
+from labelstore.command.console import run_command
 from labelstore.errors import InputError
 
 RESULTS = Path("benchmarks/results/thousand-images.jsonl")
@@ -65,10 +66,11 @@ def main() -> int:
     lab = Lab(scale, folder, data_of(folder, quick=config.quick, needed=not config.dry_run))
     pace = Pace(scale)
     print(f"measured: {pace.crops_per_second:,.0f} crops/s of {scale.network} in steps of 100")
+    study = Study(lab, pace, results)
     if config.dry_run:
-        print_plan(lab, pace, results, config.minutes)
+        print_plan(study, config.minutes)
         return 0
-    run(lab, pace, results, config.minutes)
+    run_cells(study, results, config.minutes)
     print(f"\n{report(scale, results)}")
     return 0
 
@@ -92,60 +94,51 @@ def data_of(folder: Path, *, quick: bool, needed: bool) -> Path:
     return data
 
 
-def to_do(lab: Lab, results: Results) -> list[Cell]:
-    """The cells without a line, the most important ones first, after experts whose weights are needed and are gone."""
-    every = cells(lab.scale, results.best(lab.scale))
-    left = [cell for cell in every if cell not in results]
-    gone = [cell.expert for cell in left if cell.expert is not None and not lab.weights(cell.expert).exists()]
-    again = [
-        cell
-        for cell in every
-        if cell.kind == "expert" and cell.seed == 0 and cell in results and {*gone} & {*kept(lab.scale, cell)}
-    ]
-    return [*again, *left]
+class Study:
+    """The cells of the study, and what is done for each.
 
-
-def run(lab: Lab, pace: Pace, results: Results, minutes: float) -> None:
-    """Train cell after cell until all are finished or the time is used up.
-
-    What is still to come is estimated by the measured pace, corrected by how long finished cells of this call took.
+    Args:
+        lab: trains them.
+        pace: of this machine.
+        results: of finished cells.
     """
-    start, expected, taken = time.monotonic(), 0.0, 0.0
-    while left := to_do(lab, results):
-        cell, factor = left[0], taken / expected if expected else 1.0
-        used, estimate = time.monotonic() - start, pace.seconds(cell)
-        if used + factor * estimate > 60 * minutes:
-            needed = duration(factor * estimate)
-            print(f"{len(left)} cells are left; the next one takes {needed}, more than --minutes leaves")
-            return
-        values = lab.run(cell)
-        expected, taken = expected + estimate, taken + values["seconds"]
-        if cell not in results:
-            results.add(cell, {**values, "estimate": round(estimate, 1), "machine": machine()})
-        after = sum(map(pace.seconds, to_do(lab, results))) * taken / expected
-        print(f"{cell.name}: {found(values)} in {values['seconds']:.0f} s; about {duration(after)} left", flush=True)
 
+    def __init__(self, lab: Lab, pace: Pace, results: Results) -> None:
+        self._lab, self._pace, self._results = lab, pace, results
 
-def found(values: dict[str, object]) -> str:
-    """What a cell has found, for people."""
-    rows = values.get("epochs")
-    last = rows[-1] if isinstance(rows, list) else values
-    return f"top-1 {last['top1']:.2f} %"
+    def every(self) -> list[Cell]:
+        """All cells, the most important ones first."""
+        return cells(self._lab.scale, self._results.best(self._lab.scale))
 
+    def to_do(self) -> list[Cell]:
+        """The cells without a line, after experts whose weights are needed and are gone."""
+        lab, results, every = self._lab, self._results, self.every()
+        left = [cell for cell in every if cell not in results]
+        gone = [cell.expert for cell in left if cell.expert is not None and not lab.weights(cell.expert).exists()]
+        again = [
+            cell
+            for cell in every
+            if cell.kind == "expert" and cell.seed == 0 and cell in results and {*gone} & {*kept(lab.scale, cell)}
+        ]
+        return [*again, *left]
 
-def print_plan(lab: Lab, pace: Pace, results: Results, minutes: float) -> None:
-    """Print every cell, how long it takes, and where the time ends."""
-    left, used = to_do(lab, results), 0.0
-    print(f"{len(cells(lab.scale, results.best(lab.scale)))} cells, {len(left)} of them to train:")
-    fitting = 0
-    for cell in left:
-        seconds = pace.seconds(cell)
-        used += seconds
-        fits = used <= 60 * minutes
-        fitting += fits
-        note = "" if fits else f"  beyond {minutes:g} minutes"
-        print(f"  {cell.name:<42} {MEANINGS[cell.kind]:<40} {seconds:6.0f} s {duration(used):>12}{note}")
-    print(f"{duration(used)} for all; {fitting} of {len(left)} cells fit into {minutes:g} minutes")
+    def seconds(self, cell: Cell) -> float:
+        """How long a cell takes, about."""
+        return self._pace.seconds(cell)
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """Train a cell, or continue it."""
+        return self._lab.run(cell)
+
+    def meaning(self, cell: Cell) -> str:
+        """What is trained."""
+        return MEANINGS[cell.kind]
+
+    def found(self, values: Mapping[str, Any]) -> str:
+        """What a cell has found, for people."""
+        rows = values.get("epochs")
+        last = rows[-1] if isinstance(rows, list) else values
+        return f"top-1 {last['top1']:.2f} %"
 
 
 if __name__ == "__main__":

@@ -2,51 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.studies.ledger import Ledger
 from benchmarks.studies.thousand_cells import Cell, Scale, student
 
 
-class Results:
-    """Lines of finished cells, which are not trained again.
-
-    Args:
-        path: of the file; a last line that was cut off is passed over.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lines: dict[str, Mapping[str, Any]] = {}
-        for text in path.read_text().splitlines() if path.exists() else []:
-            try:
-                line = json.loads(text)
-                self._lines[_key(line["cell"])] = line
-            except (ValueError, LookupError, TypeError):
-                continue
-
-    def __contains__(self, cell: Cell) -> bool:
-        return _key(cell.to_json()) in self._lines
-
-    def of(self, cell: Cell) -> Mapping[str, Any] | None:
-        """The line of a cell."""
-        return self._lines.get(_key(cell.to_json()))
-
-    def add(self, cell: Cell, values: Mapping[str, Any]) -> None:
-        """Append a line, durably."""
-        line = {"cell": cell.to_json(), **values}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        before = self.path.read_bytes() if self.path.exists() else b"\n"
-        cut_off = not before.endswith(b"\n")
-        with self.path.open("a") as file:
-            file.write("\n" * cut_off + json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._lines[_key(line["cell"])] = line
+class Results(Ledger[Cell]):
+    """Lines of finished cells, which are not trained again."""
 
     def top1(self, scale: Scale, per_class: int, expert: int | None, **more: Any) -> list[float]:
         """Top-1 in percent of the finished students of all seeds."""
@@ -69,7 +34,3 @@ class Results:
             line = self.of(Cell(kind="expert", epochs=length))
             found |= {row["epoch"]: row for row in line["epochs"]} if line else {}
         return found
-
-
-def _key(cell: Mapping[str, Any]) -> str:
-    return json.dumps(cell, sort_keys=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from labelstore.errors import InputError
@@ -135,8 +135,17 @@ def _with_choices(kind: Any) -> Any:
     if get_origin(kind) in (Union, UnionType):
         each = tuple(map(_with_choices, get_args(kind)))
         return kind if each == get_args(kind) else Union[each]  # noqa: UP007  the types are in a tuple
-    marks = [mark for mark in getattr(kind, "__metadata__", ()) if isinstance(mark, Choices)]
-    return Literal[(*marks[0].others, *marks[0].table)] if marks else kind
+    every = getattr(kind, "__metadata__", ())
+    marks = [mark for mark in every if isinstance(mark, Choices)]
+    if not marks:
+        return kind
+    chosen: Any = Literal[(*marks[0].others, *marks[0].table)]
+    if NoneType in get_args(kind.__origin__):
+        chosen = chosen | None
+    for mark in every:
+        if not isinstance(mark, Choices):
+            chosen = Annotated[chosen, mark]
+    return chosen
 
 
 def _walk(owner: type[Any], path: tuple[str, ...], group: str, before: str = "") -> Iterator[Flag]:
@@ -152,13 +161,15 @@ def _walk(owner: type[Any], path: tuple[str, ...], group: str, before: str = "")
             inner = f"{before}{name}_" if name else before
             yield from _walk(bare, (*path, each.name), title, inner)  # type: ignore[arg-type]
             continue
+        if each.default is None and isinstance(bare, type):
+            bare = bare | None
         for mark in marks:
             if not isinstance(mark, Named | Group | Addressable):
                 bare = Annotated[bare, mark]
         yield Flag(
             key=f"{before}{name or each.name}".replace("-", "_"),
             path=(*path, each.name),
-            kind=bare | None if each.default is None and isinstance(bare, type) else bare,
+            kind=bare,
             default=_default(each),
             help=helps.get(each.name, ""),
             group=title,

@@ -106,15 +106,27 @@ def lines(values: Mapping[str, Any]) -> list[str]:
         "fidelity": in_words(values["fidelity"]),
         "converted from": _origin(values["converted_from"]) if values["converted_from"] else None,
     }
+    if isinstance(made := values["notes"].get("synthesis"), dict):
+        shown["image set"] = synthesised(made)
     rest = (
         "class_order", "skipped", "seed", "plan", "block", "manifest", "teacher", "engine", "renderer", "versions",
         "notes", "format",
     )  # fmt: skip
     shown |= {name.replace("_", " "): json.dumps(values[name]) for name in rest if values[name] not in (None, {})}
+    if "image set" in shown and len(values["notes"]) == 1:  # that is all of it
+        del shown["notes"]
     if len(values["versions"]) == 1:  # engine and renderer are all of it
         del shown["versions"]
     cut = {name: text if len(text) <= MAX_LINE else text[:MAX_LINE] + " ..." for name, text in shown.items() if text}
     return [f"{name:<16} {text}" for name, text in cut.items()]
+
+
+def synthesised(made: Mapping[str, Any]) -> str:
+    """What the images of a store were made by, from the record that their set has."""
+    flags, teacher = made.get("flags"), made.get("teacher")
+    seed = f", seed {flags['seed']}" if isinstance(flags, dict) and "seed" in flags else ""
+    by = f", teacher {teacher['name']}" if isinstance(teacher, dict) and "name" in teacher else ""
+    return f"{made.get('count', 'unknown')} images made by {made.get('method', 'an unknown method')}{seed}{by}"
 
 
 def in_words(fidelity: Json) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import torch
 
 from labelstore.command.console import Console
-from labelstore.command.names import printable
 from labelstore.command.stopping import StopSignals
-from labelstore.durable import removing
+from labelstore.durable.removing import EMPTY
 from labelstore.encodings.bands import missed
 from labelstore.encodings.transform import is_fitted
 from labelstore.errors import InputError
@@ -24,6 +22,7 @@ from pipeline.build.calibrate import Calibrator
 from pipeline.build.continuing import (
     FLAG_AT,
     open_for,
+    provenance,
     require_same_engine,
     require_same_images,
     require_same_pixels,
@@ -32,14 +31,15 @@ from pipeline.build.defaults import encoding_of, settled
 from pipeline.build.filling import Filling, Work
 from pipeline.build.probing import dry_run, engine_of, shortened
 from pipeline.build.recipe import describe_recipe
+from pipeline.build.refusing import nothing_left
 from pipeline.build.watching import Moment, Watch, watching
 from pipeline.config import BuildConfig, json_object
 from pipeline.device.current import make_current
 from pipeline.device.faults import DeviceMemoryError, device_faults
 from pipeline.device.memory import keep_freed_memory
-from pipeline.images import manifest_cache
-from pipeline.images.manifest import Manifest, UnusableFilesError, scan, with_classes, with_order
-from pipeline.images.remarks import say_left_out
+from pipeline.images.manifest import Manifest, scan, with_classes, with_order
+from pipeline.images.manifest_cache import CACHE
+from pipeline.images.remarks import say_foreign_cache, say_left_out, say_skipped
 from pipeline.networks.imported import imported
 from pipeline.networks.load import require_known
 from pipeline.plan.plan import Plan
@@ -47,6 +47,7 @@ from pipeline.ranks import Ranks, join
 from pipeline.render import augmenter_of, make_renderer
 from pipeline.replay.source import order_of
 from pipeline.teacher.engine.batches import Workload
+from pipeline.teacher.engine.spec import every_name
 from pipeline.teacher.labeller import Labeller, load_labeller, require_fit
 from pipeline.teacher.teacher import Teacher, TeacherSpec, make_teacher
 
@@ -81,7 +82,8 @@ def prepare(
     if own:
         imported("--labeller", own)  # a wrong name is found before images are read
     elif labeller is None:
-        for name, weights in zip(config.teacher.names, config.teacher.weights, strict=False):
+        names = every_name(config.teacher.names, config.teacher.weights)
+        for name, weights in zip(names, config.teacher.weights, strict=False):
             require_known(name, weights)
         config = settled(config, console)
     spec = config.crops
@@ -225,12 +227,9 @@ def read_images(config: BuildConfig, console: Console, store: LabelStore | None)
     digest = f", digest {manifest.digest[:16]}" if thorough else ""
     console.line(f"images: {len(manifest):,} in {len(manifest.classes):,} classes{digest}")
     say_left_out(manifest, console)
-    if not config.dry_run and manifest_cache.is_foreign(config.manifest_cache):
-        console.warn(
-            f"{config.manifest_cache}: is no cache of images and stays as it is; all images are read again each time"
-        )
-    for path in manifest.skipped:
-        console.warn(f"left out, does not decode: {printable(path)}")
+    if not config.dry_run:
+        say_foreign_cache(config.manifest_cache, console)
+    say_skipped(manifest, console)
     return manifest
 
 
@@ -259,11 +258,14 @@ def build(config: BuildConfig, console: Console, labeller: Labeller | None = Non
         if not ranks.first:
             return write_share(config, prepare(config, console, ranks, store, labeller), console, ranks)
         with (
-            nothing_left(config),
+            nothing_left(
+                {config.manifest_cache: CACHE, **({config.progress_log: EMPTY} if config.progress_log else {})},
+                lambda: LabelStore.exists(config.store),
+            ),
             watching(config.progress_log, config.metrics_port, config.metrics_host, console) as watch,
         ):
             work = prepare(config, console, ranks, store, labeller)
-            store = open_for(config, work, store)
+            store = open_for(config, work, store, None if store else provenance(work.manifest, console))
             try:
                 return write(config, work, store, console, ranks, watch)
             except Exception as error:
@@ -272,27 +274,6 @@ def build(config: BuildConfig, console: Console, labeller: Labeller | None = Non
                 if not (refused and store.discard()) and store.begun:
                     error.add_note(KEPT)
                 raise
-
-
-@contextmanager
-def nothing_left(config: BuildConfig) -> Iterator[None]:
-    """A build that is refused before it has a store leaves no cache of its images, no log and no folder either.
-
-    What was read is kept where single files are to be mended: reading all others again may take hours.
-    """
-    cache, log = config.manifest_cache, config.progress_log
-    made = {cache: manifest_cache.CACHE, **({log: removing.EMPTY} if log else {})}
-    made = {path: proof for path, proof in made.items() if not os.path.lexists(path)}
-    folders = [folder for folder in cache.parents if not folder.exists()]
-    try:
-        yield
-    except InputError as error:
-        if not (isinstance(error, UnusableFilesError) or LabelStore.exists(config.store)):
-            for path, proof in made.items():
-                removing.remove(path, proof)
-            for folder in folders:
-                removing.remove_folder(folder)
-        raise
 
 
 @device_faults(BUILDING, LESS)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from labelstore.command.console import Console
 from labelstore.command.flags import flags_of
-from labelstore.errors import MismatchError
+from labelstore.errors import GiftwrapError, MismatchError
 from labelstore.format.arrays import AUDIT_BLOCK
 from labelstore.format.blocks import BlockGrid
 from labelstore.spec import Identity, Json, first_difference, located, require_same
@@ -15,6 +16,7 @@ from labelstore.store import LabelStore, require_free_space, store_bytes
 from pipeline.build.filling import Work
 from pipeline.config import BuildConfig
 from pipeline.images.manifest import Manifest, explained
+from pipeline.images.provenance import record_of
 from pipeline.render import decoder_of
 from pipeline.replay.source import Source, check_pixels
 from pipeline.replay.verify import labels_come_out_again, require_same_labels
@@ -40,8 +42,10 @@ FLAG_AT: Mapping[str, str] = {
 }
 
 
-def open_for(config: BuildConfig, work: Work, store: LabelStore | None = None) -> LabelStore:
-    """The store to write: ``store`` when it is made of the same things, or a new one where there is none.
+def open_for(
+    config: BuildConfig, work: Work, store: LabelStore | None = None, notes: Mapping[str, Json] | None = None
+) -> LabelStore:
+    """The store to write: ``store`` when it is made of the same things; where there is none, a new one with ``notes``.
 
     Raises:
         MismatchError: names the first difference between the store and this build.
@@ -55,7 +59,18 @@ def open_for(config: BuildConfig, work: Work, store: LabelStore | None = None) -
         image_digests=work.manifest.digests,
         targets=work.manifest.targets,
         views=BlockGrid.of(work.identity).whole_views(config.views),
+        notes=notes,
     )
+
+
+def provenance(manifest: Manifest, console: Console) -> dict[str, Json]:
+    """Notes for a new store: the record of a synthesised image set, where the images have one."""
+    try:
+        found = record_of(Path(manifest.location))
+    except GiftwrapError as error:
+        console.warn(f"the store gets no note on how its images were made: {error}")
+        return {}
+    return {} if found is None else {"synthesis": found}
 
 
 def require_buildable(config: BuildConfig, work: Work, store: LabelStore | None) -> None:

@@ -16,6 +16,7 @@ from pipeline.images.file_formats import readable
 from pipeline.images.kinds import HEAD_BYTES, other_kind
 from pipeline.images.left_out import LeftOut, left_out_kind
 from pipeline.images.opening import ClassOrder, Request, SourceKind
+from pipeline.images.provenance import RECORD_FILES
 from pipeline.images.source import ImageFile, Listing, Stamp
 
 FORMER_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -199,6 +200,8 @@ class _Walk:
         """Names of the class folders, and the number of images next to them."""
         names, loose = [], 0
         for entry in self._entries(""):
+            if entry.name in RECORD_FILES:
+                continue
             if entry.is_symlink():
                 self._resolve(entry.path)
             if entry.is_dir():

@@ -12,6 +12,9 @@ import numpy.typing as npt
 JPEG_MAGIC = b"\xff\xd8\xff"
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
+SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WebP": ".webp", "PPM": ".ppm"}
+"""The usual suffix of a file of each format that `readable` names."""
+
 JPEG_TABLES, JPEG_QUANTISERS, JPEG_RESTARTS, JPEG_SCAN, JPEG_END = 0xC4, 0xDB, 0xDD, 0xDA, 0xD9
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {JPEG_TABLES, 0xC8, 0xCC}
 JPEG_METADATA = frozenset({*range(0xE0, 0xF0), 0xFE})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from pathlib import Path
 
 from labelstore.command.console import Console
 from labelstore.command.names import printable
 from pipeline.images.class_folder import named
 from pipeline.images.manifest import Manifest
+from pipeline.images.manifest_cache import is_foreign
 
 SPLITS = frozenset(
     {"train", "training", "trainset", "val", "valid", "validation", "dev", "test", "testing", "testset", "eval",
@@ -22,6 +24,18 @@ def say_left_out(manifest: Manifest, console: Console) -> None:
         console.warn(warning)
     if manifest.left_out.line:
         console.line(manifest.left_out.line)
+
+
+def say_foreign_cache(cache: Path, console: Console) -> None:
+    """Warn if something else has the name of a cache of images."""
+    if is_foreign(cache):
+        console.warn(f"{cache}: is no cache of images and stays as it is; all images are read again each time")
+
+
+def say_skipped(manifest: Manifest, console: Console) -> None:
+    """Warn of each image that was left out because it does not decode."""
+    for path in manifest.skipped:
+        console.warn(f"left out, does not decode: {printable(path)}")
 
 
 def is_split(name: str) -> bool:

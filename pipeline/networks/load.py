@@ -13,8 +13,10 @@ from torch.nn.parameter import is_lazy
 
 from labelstore.errors import InputError, reason
 from pipeline.networks.pretrained import construct, is_distributed, load_distributed
+from pipeline.networks.projector_file import load_projector
 from pipeline.networks.resnet_modified import RESNETS
 from pipeline.networks.table import UNNAMED, constructor_of
+from pipeline.networks.trained import PROJECTOR
 from pipeline.networks.weights import Weights, head_classes, load_weights, read_weights, require_file
 
 
@@ -48,7 +50,7 @@ def load_network(
     Args:
         name: as for ``build_network``.
         args: as for ``build_network``.
-        weights: a file, ``torchvision:ENUM`` (such as IMAGENET1K_V1) or ``timm:pretrained``.
+        weights: a file, ``torchvision:ENUM`` (such as IMAGENET1K_V1) or ``timm:pretrained``; of a projector its folder.
         classes: the classes of the images; the class count of the weights' own head wins over it.
         size: side of the square input in pixels.
         key: of several sets of weights in the file, the one to take; as for ``read_weights``.
@@ -61,6 +63,10 @@ def load_network(
             raise InputError(f"--weights-key {key}: chooses among the sets of weights in a file, found {weights}")
         return load_distributed(name, args, weights)
     require_file(Path(weights))  # before the network takes its time
+    if name == PROJECTOR:
+        if key:
+            raise InputError(f"--weights-key {key}: chooses among the sets of weights in a file, found a projector")
+        return load_projector(args, weights, load_network, build_network)
     network = build_network(name, args, classes, size=size)
     found = read_weights(Path(weights), key=key, own=network.state_dict())
     trained_for = head_classes(network, classes, found)

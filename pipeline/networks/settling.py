@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.networks.normalisation import exchanged
-from pipeline.networks.trained import Trained, close, numbers, same_network
+from pipeline.networks.trained import Trained, close, numbers, same_network, without_places
 
 Triple = tuple[float, float, float]
 
@@ -117,12 +117,12 @@ def require_network(
             f"{flags[0]} {name}: the weights {trained.source} are of {recorded}; give that, or other weights"
         )
     known = trained.args or {}
-    if args is not None and dict(args) != dict(known):
+    if args is not None and without_places(name, args) != dict(known):
         raise InputError(
             f"{flags[1]} {dict(args)}: the weights {trained.source} are of {recorded} with {dict(known)}; leave "
             f"{flags[1]} out, or give other weights"
         )
-    return name, known
+    return name, {**known, **(args or {})}
 
 
 def differences(trained: Trained, size: int, interpolation: str, resize: int | None = None) -> str | None:

@@ -22,6 +22,7 @@ FAMILIES = (
     "pipeline.networks.convnet",
     "pipeline.networks.cifar_resnet",
     "pipeline.networks.resnet_modified",
+    "pipeline.networks.projector",
 )
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
     name: network for family in FAMILIES for name, network in importlib.import_module(family).NETWORKS.items()

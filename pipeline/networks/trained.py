@@ -12,12 +12,15 @@ from typing import Any
 import torchvision
 
 from labelstore.errors import InputError
+from labelstore.operations.projector import RECORD
 from labelstore.spec import Json
 from pipeline.networks.file_kinds import LARGEST_HEADER
 
 RECORD_KEY = "giftwrap"  # of the metadata of a .safetensors file
 CLOSE = 1e-3  # numbers of a mean or a deviation that are one number, rounded differently
 TORCHVISION, TIMM = "torchvision:", "timm:"
+PROJECTOR = "projector"  # the name of the networks of `pipeline.networks.projector`
+ENCODER_WEIGHTS = "encoder_weights"  # their argument that says where the weights of the encoder are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +133,16 @@ def trained_with(name: str | None, args: Mapping[str, Json], weights: str) -> Tr
 
 
 def recorded_in(weights: str) -> Trained | None:
-    """The record in a .safetensors file, by its header alone; None where there is none, or no such file."""
+    """The record in a .safetensors file, by its header alone; None where there is none, or no such file.
+
+    Args:
+        weights: the file, or the folder of a projector.
+    """
+    path = Path(weights)
+    if path.is_dir():
+        return _of_projector(path)
     try:
-        with Path(weights).open("rb") as file:
+        with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if 2 <= length <= LARGEST_HEADER else None
         metadata = header.get("__metadata__") if isinstance(header, dict) else None
@@ -140,6 +150,15 @@ def recorded_in(weights: str) -> Trained | None:
     except (OSError, ValueError, RecursionError):
         return None  # reported where the weights are read
     return None if text is None else parsed(text, weights)
+
+
+def _of_projector(folder: Path) -> Trained | None:
+    """What the record of a projector says; None where there is none."""
+    try:
+        record = json.loads((folder / RECORD).read_text())["trained"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None  # reported where it is loaded
+    return Trained.of_json(record, str(folder))
 
 
 def parsed(text: Any, source: str) -> Trained:
@@ -215,6 +234,11 @@ def same_network(one: str, other: str) -> bool:
     libraries, attributes = zip(*((name.rpartition(":")[0], name.rpartition(":")[2]) for name in plain), strict=True)
     own = all(library not in ("", "timm", "torchvision") for library in libraries)
     return own and attributes[0] == attributes[1]
+
+
+def without_places(name: str, args: Mapping[str, Json]) -> dict[str, Json]:
+    """The arguments that make a network what it is: where the weights of a projector's encoder are does not."""
+    return {key: value for key, value in args.items() if name != PROJECTOR or key != ENCODER_WEIGHTS}
 
 
 def close(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -42,6 +42,8 @@ RECIPES: Table[Recipe] = Table(
         "rded": "pipeline.recipes.rded",
         "sre2l": "pipeline.recipes.sre2l",
         "no-distillation": "pipeline.recipes.no_distillation",
+        "eccv24": "pipeline.recipes.eccv24",
+        "hello": "pipeline.recipes.hello",
     }
 )
 RecipeName: TypeAlias = Annotated[str, Choices(RECIPES)]

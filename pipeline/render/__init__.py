@@ -14,6 +14,8 @@ from pipeline.device.choosing import choose_device
 from pipeline.render.identity import DECODERS, AugmenterName, DecoderName, augmenter_of, decoder_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
     from torch import Tensor
 
@@ -43,6 +45,14 @@ class StreamRenderer(Renderer, Protocol):
 
     def render_all(self, parts: Iterable[CropRows]) -> Iterator[Tensor]:
         """The crops of each of ``parts``, as by `render`; parts are taken ahead of their crops."""
+
+
+@runtime_checkable
+class KeepingRenderer(Renderer, Protocol):
+    """A renderer that keeps decoded images: the first that are needed, until its memory for them is full."""
+
+    def make_room(self, images: npt.NDArray[np.int64]) -> None:
+        """Release the decoded images that are kept, if these ``[n]`` do not fit beside them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,14 @@ class Room:
         kept: npt.NDArray[np.bool_] = self._kept[images]
         return kept
 
+    def cleared_for(self, images: Indexes) -> bool:
+        """Give the room of all kept images back if these ``[n]`` do not fit beside them; whether that was so."""
+        unknown = np.unique(images[~self._kept[images]])
+        if int(self._sizes[unknown].sum()) <= self._left:
+            return False
+        self._kept[:], self._left = False, self.bytes
+        return True
+
 
 def runs(costs: npt.NDArray[np.int64], most: int, count: int) -> Iterator[npt.NDArray[np.int64]]:
     """Indexes of ``costs``, int64 ``[b]`` a run: at most ``count`` that cost at most ``most``, or one alone."""

@@ -115,6 +115,12 @@ class DeviceRenderer:
             made.append(finish(crops, rows, spec, self._pool))
         return made[0]
 
+    def make_room(self, images: Indexes) -> None:
+        """Release the decoded images that are kept, if these ``[n]`` do not fit beside them."""
+        with self._lock:
+            if self._images.room.cleared_for(images):
+                self._kept.clear()
+
     def close(self) -> None:
         """Release threads and memory; the renderer cannot be used any more."""
         with self._lock:

@@ -72,9 +72,13 @@ class Kept:
         self.starts[images] = self._filled + starts
         self._filled += len(data)
 
+    def clear(self) -> None:
+        """Keep none of the images; their memory takes others."""
+        self.starts[:], self._filled = -1, 0
+
     def forget(self) -> None:
         """Release the memory."""
-        self.starts[:], self._filled = -1, 0
+        self.clear()
         self.data = self.data[:0].clone()
 
 

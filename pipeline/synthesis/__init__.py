@@ -5,17 +5,18 @@ A new method is one new file, and one line in `METHODS`. Numbers of its own are 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from labelstore.tables import Table
 
-if TYPE_CHECKING:
-    from pipeline.synthesis.method import MakeMethod
-
-METHODS: Table[MakeMethod] = Table(
+METHODS: Table[Any] = Table(
     {
         "random": "pipeline.synthesis.random:make_random",
         "rded": "pipeline.synthesis.rded:make_rded",
         "sre2l": "pipeline.synthesis.sre2l:make_sre2l",
+        "diffusion": "pipeline.synthesis.diffusion:make_diffusion",
     }
 )
+"""By name: each a `MakeMethod` of `pipeline.synthesis.method`, which reads the flags, whose choices are these names."""
+CLASSES: Table[Any] = Table({"diffusion": "pipeline.synthesis.diffusion:classes_of"})
+"""Of the methods that need no images: what gives the names of the classes, in target order, from the flags."""

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from labelstore.command.console import Console
+from labelstore.durable.removing import Proof
+from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.images.manifest import Manifest
 from pipeline.ranks import Ranks
@@ -18,8 +20,13 @@ from pipeline.ranks import Ranks
 if TYPE_CHECKING:
     from pipeline.synthesis.config import SynthesizeConfig
 
+SHOWN = 5  # classes that an error names
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 """An image, uint8 ``[H, W, 3]``."""
+
+
+class StopRequestedError(Exception):
+    """A method has saved what it has of a job, because a signal has asked to stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,15 +35,53 @@ class Setting:
 
     Attributes:
         config: the flags; a method reads those that all methods share and its own.
-        manifest: the images that the set is made of.
+        manifest: the images that the set is made of, those of dropped classes too: a teacher has columns for all. Of a
+            method in `pipeline.synthesis.CLASSES` it has the classes, and no images.
+        targets: the classes that the set has, in order: all of the manifest but those of --drop-classes, int64 ``[c]``.
         console: for notes, warnings and progress; silent on all ranks but the first.
         ranks: the processes that share the jobs.
+        engine: what ran the teacher of the command that is continued, or of the first rank: it is run likewise.
+        checking: `again` alone is called: the flags of the teacher are left out, and none is needed.
     """
 
     config: SynthesizeConfig
     manifest: Manifest
+    targets: npt.NDArray[np.int64]
     console: Console
     ranks: Ranks
+    engine: Mapping[str, Json] | None = None
+    checking: bool = False
+
+    def images_of(self, target: int) -> npt.NDArray[np.int64]:
+        """The images of a class, in order, as indexes of the manifest, int64 ``[n]``."""
+        return np.flatnonzero(self.manifest.targets == target)
+
+    def counts(
+        self, what: str, *, each: int = 1, found: npt.NDArray[np.integer] | None = None
+    ) -> npt.NDArray[np.int64]:
+        """How many images each class of the set gets, int64 ``[c]``: --ipc, or with --allow-fewer fewer.
+
+        Args:
+            what: they are made of, for the message: "images".
+            each: of these, how many make one image.
+            found: how many of these each class of the manifest has, ``[C]``; its images when None.
+
+        Raises:
+            InputError: names classes that have too few.
+        """
+        if found is None:
+            found = np.bincount(self.manifest.targets, minlength=len(self.manifest.classes))
+        have, fewer = found[self.targets], self.config.allow_fewer
+        needed = each if fewer else each * self.config.ipc
+        few = [f"{self.manifest.classes[target]} ({found[target]:,})" for target in self.targets[have < needed]]
+        if few:
+            raise InputError(
+                f"expected at least {needed:,} {what} in each class, found fewer in {', '.join(few[:SHOWN])}"
+                f"{f' and {len(few) - SHOWN:,} more' if len(few) > SHOWN else ''}; "
+                f"{'' if fewer else 'give a smaller --ipc, or --allow-fewer to make of them what they allow, or '}"
+                f"leave these classes out with --drop-classes"
+            )
+        return np.minimum(have // each, self.config.ipc).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,10 +108,12 @@ class Made:
         pieces: what each image was made of, by name: arrays whose first axis is the images. All jobs of a method give
             the same names, types and further axes. ``sources``, int64 ``[n, P]``: manifest indexes; ``boxes``, int64
             ``[n, P, 4]``: (top, left, height, width) in pixels of the source; ``scores``, float64 ``[n, P]``.
+        linked: unchanged files become hard links to those of the manifest, instead of copies.
     """
 
     images: Sequence[Pixels | int]
     pieces: Mapping[str, npt.NDArray[np.generic]]
+    linked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +121,15 @@ class Working:
     """Where a method keeps what it has of a job that takes long, so that a stopped command continues within it.
 
     Attributes:
-        file: a file of this job alone; write it by `labelstore.durable.newfile.new_version`, and read it when it is
-            there: a call with the same flags left it. It is removed when the job is made.
+        file: a file of this job alone; write it by `labelstore.durable.newfile.new_version(file, proof)`, and read it
+            when it is there: a call with the same flags left it. It is removed when the job is made.
+        proof: that what has its name is such a file.
         progress: called with (what is done of the job, what there is to do), in any unit.
         stopping: whether a signal has asked to stop: the method then saves and raises `StopRequestedError`.
     """
 
     file: Path
+    proof: Proof
     progress: Callable[[int, int], None]
     stopping: Callable[[], bool]
 

@@ -259,7 +259,7 @@ def agreement(logits: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]
         if rows >= MIN_ROWS and better > max(2 * hits, guessing):
             warnings.append(
                 f"in {order} order of the folder names it would agree on {100 * better / rows:.2f} %: "
-                f"stop, and start a new store with --class-order {order}"
+                f"stop, and start anew with --class-order {order}"
             )
     if not warnings and len(classes) > 1 and rows >= MIN_ROWS and hits <= max(guessing, poor):
         warnings.append(

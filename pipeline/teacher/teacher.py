@@ -17,6 +17,7 @@ from pipeline.device.faults import is_fault
 from pipeline.networks.layout import memory_format, takes_channels_last
 from pipeline.networks.load import load_network
 from pipeline.networks.outputs import Logits
+from pipeline.networks.trained import without_places
 from pipeline.networks.weights import Weights
 from pipeline.render.normalise import normalise
 from pipeline.teacher.class_order import (
@@ -32,6 +33,7 @@ from pipeline.teacher.engine.device import DTYPES, teacher_device
 from pipeline.teacher.engine.ensemble import Ensemble
 from pipeline.teacher.engine.folding import fold_batch_norms
 from pipeline.teacher.engine.neighbours import require_independent
+from pipeline.teacher.engine.padding import Padded
 from pipeline.teacher.engine.precision import precision
 from pipeline.teacher.engine.running import Engine, eager, enough_memory, make_engine
 from pipeline.teacher.engine.spec import Member, TeacherSpec, every_key, make_members
@@ -147,6 +149,7 @@ def make_teacher(
     classes: Sequence[str],
     flags: tuple[str, ...] = (TEACHER_CLASSES, CLASS_COLUMNS),
     work: Workload | None = None,
+    pad_to: int | None = None,
 ) -> Teacher:
     """Load a teacher, check its columns against the class folders, and make it ready to run.
 
@@ -156,6 +159,7 @@ def make_teacher(
         classes: folder names in target order.
         flags: the flag that selects columns, and the one that keeps the others too, for messages.
         work: what it will be given, by which its batch is chosen where the spec has none.
+        pad_to: side that normalised crops are padded to, for networks of that side; None: they are not padded.
 
     Raises:
         InputError: when there is no such teacher, or it cannot be run so.
@@ -165,7 +169,9 @@ def make_teacher(
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     require_weights_fit(spec, device)
-    network, weights = _load(spec, len(classes), size)
+    network, weights = _load(spec, len(classes), pad_to or size)
+    if pad_to is not None:
+        network = Padded(network, pad_to)
     warnings = [warning for found in weights for warning in found.warnings]
     with precision("ieee"):
         folded = spec.fold and bool(fold_batch_norms(network, _probe(spec, size)))
@@ -195,7 +201,7 @@ def make_teacher(
         columns=chosen.count,
         class_names=chosen.names,
         class_columns=chosen.folders,
-        identity=_identity(spec, weights, chosen.selected, size),
+        identity=_identity(spec, weights, chosen.selected, size, pad_to),
         warnings=(*warnings, *chosen.warnings, *run.warnings),
         notes=(*(note for found in weights for note in found.notes), *chosen.notes),
     )
@@ -330,11 +336,19 @@ def _choose_columns(
 
 
 def _identity(
-    spec: TeacherSpec, weights: Sequence[Weights], selected: tuple[int, ...] | None, size: int
+    spec: TeacherSpec,
+    weights: Sequence[Weights],
+    selected: tuple[int, ...] | None,
+    size: int,
+    pad_to: int | None,
 ) -> dict[str, Json]:
     """What the teacher is (P3), ensembles member by member."""
     members: list[dict[str, Json]] = [
-        {"name": member.name, "args": dict(sorted(member.args.items())), "weights": found.digest}
+        {
+            "name": member.name,
+            "args": dict(sorted(without_places(member.name, member.args).items())),
+            "weights": found.digest,
+        }
         for member, found in zip(spec.members, weights, strict=True)
     ]
     shares = [{**each, "share": member.share} for each, member in zip(members, spec.members, strict=True)]
@@ -344,4 +358,5 @@ def _identity(
         "std": list(spec.std),
         "columns": None if selected is None else list(selected),
         "size": size,
+        **({} if pad_to is None else {"padded_to": pad_to}),
     }

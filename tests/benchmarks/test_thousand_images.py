@@ -17,6 +17,7 @@ from PIL import Image
 from benchmarks.step import draw_set
 from benchmarks.studies import thousand_images as study
 from benchmarks.studies import thousand_table as table
+from benchmarks.studies.ledger import run_cells
 from benchmarks.studies.thousand_cells import CIFAR, TOY, Cell, Scale, cells, kept, student
 from benchmarks.studies.thousand_plain import Loop, conv_net, plain_top1, read_folder
 from benchmarks.studies.thousand_results import Results
@@ -186,7 +187,7 @@ def killed(folder: Path, after: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     results.add = add_and_die  # type: ignore[method-assign]
-    study.run(Quick(TOY, folder, folder), Pace(TOY), results, 60)
+    run_cells(study.Study(Quick(TOY, folder, folder), Pace(TOY), results), results, 60)
 
 
 def test_a_study_that_is_killed_between_cells_trains_each_once(tmp_path: Path) -> None:
@@ -196,13 +197,13 @@ def test_a_study_that_is_killed_between_cells_trains_each_once(tmp_path: Path) -
         process.join()
         assert process.exitcode == -signal.SIGKILL
     results = Results(tmp_path / "results.jsonl")
-    study.run(Quick(TOY, tmp_path, tmp_path), Pace(TOY), results, 60)
+    run_cells(study.Study(Quick(TOY, tmp_path, tmp_path), Pace(TOY), results), results, 60)
     trained = (tmp_path / "trained").read_text().splitlines()
     assert sorted(trained) == sorted(cell.name for cell in cells(TOY, results.best(TOY)))
     assert len(trained) == len(set(trained))
     again = Results(tmp_path / "results.jsonl")
     assert again.top1(TOY, 1, 2) == [12.0, 12.0]
-    study.run(Quick(TOY, tmp_path, tmp_path), Pace(TOY), again, 60)
+    run_cells(study.Study(Quick(TOY, tmp_path, tmp_path), Pace(TOY), again), again, 60)
     assert (tmp_path / "trained").read_text().splitlines() == trained
 
 
@@ -210,10 +211,10 @@ def test_experts_whose_weights_are_gone_are_trained_again_without_a_line(tmp_pat
     lab, results = Quick(TOY, tmp_path, tmp_path), Results(tmp_path / "results.jsonl")
     results.add(EXPERT, lab.run(EXPERT))
     lab.weights(1).unlink()
-    assert study.to_do(lab, results)[0] == EXPERT
+    assert study.Study(lab, Pace(TOY), results).to_do()[0] == EXPERT
     lines = results.path.read_text()
     lab.run(EXPERT)
-    assert EXPERT not in study.to_do(lab, results)
+    assert EXPERT not in study.Study(lab, Pace(TOY), results).to_do()
     assert results.path.read_text() == lines
 
 
@@ -225,7 +226,7 @@ def test_the_time_ends_before_the_first_cell_that_does_not_fit(
             return 500.0 if cell.kind == "student" else 1.0
 
     lab, results = Quick(TOY, tmp_path, tmp_path), Results(tmp_path / "results.jsonl")
-    study.run(lab, Slow(TOY), results, 5)
+    run_cells(study.Study(lab, Slow(TOY), results), results, 5)
     assert (tmp_path / "trained").read_text().splitlines() == [
         "expert-seed0-2-epochs", "plain-seed0-1-epochs", "expert-seed1-1-epochs", "plain-seed1-1-epochs",
     ]  # fmt: skip
@@ -240,7 +241,7 @@ def test_a_dry_run_needs_no_data_and_writes_nothing(
     monkeypatch.setattr(sys, "argv", ["study", "--quick", "--dry-run", "--minutes", "0.1"])
     assert study.main() == 0
     out = capsys.readouterr().out
-    assert "29 cells, 29 of them to train" in out
+    assert "29 cells, 29 of them to do" in out
     assert "ipc1-expert1-drop-seed0" in out
     assert "beyond 0.1 minutes" in out
     assert not [*tmp_path.iterdir()]

@@ -154,7 +154,11 @@ def test_addresses_are_no_paths(word: str, program: str) -> None:
     assert err.endswith("address; copy it here and give its path\n")
 
 
-@pytest.mark.parametrize("command", [PIPELINE["build"], TRAINER["train"]], ids=["build", "train"])
+@pytest.mark.parametrize(
+    "command",
+    [PIPELINE["build"], TRAINER["train"], TRAINER["train-projector"]],
+    ids=["build", "train", "train-projector"],
+)
 def test_torchrun_passes_every_flag_on(command: Command) -> None:
     parser = get_args_parser()
     theirs = {option for action in parser._actions for option in action.option_strings}

@@ -7,19 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.replay.show import CAPTION_LINES, LINE_HEIGHT, MARGIN, Caption, captions, draw_sheet
+from pipeline.replay.sheet import LINE_HEIGHT, MARGIN, Caption, draw_sheet
+from pipeline.replay.show import LEGEND, captions
 from pipeline.replay.source import open_source
 from tests.journeys.world import World, giftwrap
 
 
 def test_the_sheet_frames_the_crops_whose_first_choice_is_another_class() -> None:
-    right = Caption("target cat, image 52", ["cat: 69.9 %", "dog: 20.0 %", "ant: 10.1 %"], agrees=True)
-    wrong = replace(right, choices=["dog: 69.9 %", "cat: 20.0 %", "ant: 10.1 %"], agrees=False)
+    right = Caption(("target cat, image 52", "cat: 69.9 %", "dog: 20.0 %", "ant: 10.1 %"))
+    wrong = replace(right, lines=("target cat, image 52", "dog: 69.9 %", "cat: 20.0 %", "ant: 10.1 %"), agrees=False)
     crops = np.random.default_rng(0).integers(0, 200, (4, 8, 8, 3), np.uint8)
     crops[..., 1:] = 255  # no red in the crops
     red = np.array([255, 0, 0])
-    sheet = np.asarray(draw_sheet(crops, [right, wrong, right, right], 4))
-    body = sheet[-(128 + MARGIN + CAPTION_LINES * LINE_HEIGHT) :]
+    sheet = np.asarray(draw_sheet(crops, [right, wrong, right, right], 4, LEGEND))
+    body = sheet[-(128 + MARGIN + 4 * LINE_HEIGHT) :]
     marked = [(part == red).all(2).any() for part in np.split(body[:, MARGIN // 2 : -MARGIN // 2], 4, axis=1)]
     assert marked == [False, True, False, False]
     for number, crop in enumerate(crops):  # the frame covers no pixel of a crop
@@ -37,7 +38,7 @@ def test_the_sheet_of_mixed_crops_names_both_targets(world: World, tmp_path: Pat
     names = source.store.identity.classes
     for caption, own, mate, logits in zip(captions(source, labels), labels.targets, mates, labels.logits, strict=True):
         both = dict.fromkeys([names[own], names[mate]])
-        assert caption.target.startswith(f"target {' + '.join(both)}, image ")
+        assert caption.lines[0].startswith(f"target {' + '.join(both)}, image ")
         assert caption.agrees == (names[logits.argmax()] in both)
     source.renderer.close()
     words = ("--store", store, "--images", world.images, "--start", 5, "--count", 6, "--out", tmp_path / "sheet.png")

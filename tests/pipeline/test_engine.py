@@ -185,6 +185,7 @@ def test_the_identity_of_an_ensemble_names_each_member(weights: list[str]) -> No
     assert "members" not in single
     assert stored_members(together, weights[:2]) == members(weights[:2], (30, 10))
     assert stored_members(single, weights[:1]) == members(weights[:1])
+    assert make_members(["convnet-d2"], weights[:2], [{}]) == make_members(["convnet-d2"] * 2, weights[:2], [{}])
     with pytest.raises(InputError, match=r"one for each network of the store \(convnet-d2, convnet-d2\), found 1"):
         stored_members(together, weights[:1])
 

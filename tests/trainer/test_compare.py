@@ -42,10 +42,19 @@ MADE: dict[str, Any] = {
 
 
 def make_run(
-    folder: Path, top1: tuple[float, ...] = (10.0, 20.0), *, epochs: int = 2, test: str = "test", **changed: Any
+    folder: Path,
+    top1: tuple[float, ...] = (10.0, 20.0),
+    *,
+    epochs: int = 2,
+    test: str = "test",
+    made: dict[str, Any] | None = None,
+    **changed: Any,
 ) -> Path:
-    """The folder of a run of two epochs; ``changed`` are dotted settings, with double underscores for dots."""
-    made = deepcopy(MADE)
+    """The folder of a run of two epochs; ``changed`` are dotted settings, with double underscores for dots.
+
+    ``made`` takes the place of the store.
+    """
+    made = deepcopy(MADE if made is None else {**{key: MADE[key] for key in MADE if key != "store"}, **made})
     for name, value in changed.items():
         *path, last = name.split("__")
         place = made if path else made["run"]
@@ -103,14 +112,33 @@ def test_runs_that_differ_in_seed_alone_are_one_row(tmp_path: Path) -> None:
         {"device": "cuda"},
         {"versions__torch": "3"},
         {"store__identity__engine": {"device": "cuda", "dtype": "float32"}},
-        {"seed": 3, "plan_seed": 3},
     ],
 )
 def test_where_and_how_fast_a_run_was_made_is_no_difference(tmp_path: Path, changed: dict[str, Any]) -> None:
-    base: dict[str, Any] = {"plan_seed": 0} if "plan_seed" in changed else {}
-    make_run(tmp_path / "a", **base)
+    make_run(tmp_path / "a")
     make_run(tmp_path / "b", **changed)
     assert len(rows_of(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("seeds", "rows"),
+    [
+        ([(0, 0), (1, 1), (2, 2)], [3]),  # the plan takes the run's seed
+        ([(0, 0), (1, 0), (2, 0)], [3]),  # one plan for all
+        ([(0, 0), (1, 0), (0, 7), (1, 7)], [2, 2]),  # two plans, each for two seeds
+    ],
+)
+def test_seeds_of_fresh_crops(tmp_path: Path, seeds: list[tuple[int, int]], rows: list[int]) -> None:
+    store = MADE["store"]["identity"]  # whose own seed is 0 and no run's
+    labels = {"source": "image", "store": store | {"seed": 0, "plan": {"seed": 0}}, "columns": 4}
+    for run, (seed, plan) in enumerate(seeds):
+        crops = {"images": 100, "manifest": "a" * 64, "plan": {"size": 16, "seed": plan}}
+        make_run(
+            tmp_path / f"{run}", seed=seed, made={"crops": crops, "labels": labels, "engine": {"device": f"{run}"}}
+        )
+    found = rows_of(tmp_path)
+    assert [row.runs for row in found] == rows
+    assert [row.differences for row in found] == ([{}] if len(rows) == 1 else [{"plan-seed": 0}, {"plan-seed": 7}])
 
 
 @pytest.mark.parametrize(
@@ -120,6 +148,7 @@ def test_where_and_how_fast_a_run_was_made_is_no_difference(tmp_path: Path, chan
         ({"loss": "mse", "loss__name": "mse"}, {"loss": ("kl", "mse")}),
         ({"temperature": 4.0, "loss__temperature": 4.0}, {"temperature": (20.0, 4.0)}),
         ({"store__views": 8}, {"store.views": (4, 8)}),
+        ({"relabel": ["topk=2"], "lr": 0.2}, {"relabel": ([], ["topk=2"]), "lr": (0.1, 0.2)}),
         ({"store__identity__plan__flip": 0.0, "lr": 1.0}, {"lr": (0.1, 1.0), "store.plan.flip": (0.5, 0.0)}),
         ({"store__identity__engine__dtype": "bfloat16"}, {"store.dtype": ("float32", "bfloat16")}),
         ({"store__identity__manifest": "d" * 64}, {"store.manifest": ("a" * 64, "d" * 64)}),

@@ -127,6 +127,7 @@ def test_a_longer_list_keeps_the_names_that_were_there(tmp_path: Path) -> None:
         (BUILD + "batch = [8, 0]\n" + TRAIN, r"\[build\] batch=0: --batch: expected at least 1"),
         (TRAIN, r"\{store\} is of the cell's build; expected flags in \[build\], found none"),
         (BUILD + TRAIN.replace("{store}", "s"), r"expected \{store\} in a flag"),
+        (BUILD + TRAIN.replace("store = ", "# "), r'\[train\]: expected store = "\{store\}", .*found no store'),
         (BUILD + TRAIN.replace("student =", "student-weights ="), r"\[train\] run: expected a value for student"),
         (BUILD + TRAIN + "[[cell]]\ntrain.los = 'kl'\n", r"\[\[cell\]\] 1 \[train\]: no flag 'los'.*did you mean loss"),
         (BUILD + TRAIN + "[[cell]]\nbuilds = 1\n", r"\[\[cell\]\] 1: expected name, build and train, found builds"),
@@ -202,6 +203,7 @@ def test_a_run_without_a_store_is_made_once_and_needs_no_build(tmp_path: Path) -
         ("gift", 18, 18 * 4 * 3, "tiny-convnet,images=rded-ipc10,loss=gift,seed=2"),
         ("rded", 24, 24 * 3, "cifar10-resnet18,images=ipc50,seed=0"),
         ("thousand_images", 16, 16 * 5, "imagenet-ipc200,seed=4"),
+        ("deg", 4, 8 * 3 + 4 * 3, "tiny-hard,seed=2,images=generated-ipc50"),
     ],
 )
 def test_the_tables_of_the_papers_are_sweeps(

@@ -99,6 +99,13 @@ ONE_LABEL = {
     "schedule_per": "epoch", "milestones": (0.25, 0.5, 0.75), "drop": 0.3, "eval_every": 200, "eval_from": 0,
     "test_resize": 32,
 }  # fmt: skip
+# evaluate.py of the ECCV 2024 challenge; its optimiser is made anew after epoch 501 of 1001, counted from 0
+CHALLENGE = {
+    "labels": "none", "loss": "ce", "epochs": 1001, "batch_size": 256, "optimizer": "SGD", "lr": 0.01,
+    "optimizer_args": '{"momentum": 0.9}', "weight_decay": 5e-4, "decay": "all", "schedule": "step",
+    "schedule_per": "epoch", "milestones": (502 / 1001,), "drop": 0.1, "eval_every": 1001, "eval_from": 0,
+    "test_resize": 32,
+}  # fmt: skip
 ADAMW = {"optimizer": "AdamW", "lr": 1e-3}
 KL = {"loss": "kl", "temperature": 20.0, "t_squared": False, "epochs": 300}
 COSINE = {"schedule": "cosine", "schedule_per": "epoch", "final": 0.0}
@@ -120,6 +127,7 @@ BETAS = {"optimizer_args": '{"betas": [0.9, 0.999]}'}
         ("sre2l", 1000, {**KL, **ADAMW, **BY_WEIGHTS, **COSINE,
                          "horizon": 1, "batch_size": 1024, "eval_every": 10, "eval_from": 0, "test_resize": 32}),
         ("no-distillation", 10, ONE_LABEL), ("no-distillation", 1000, ONE_LABEL),
+        ("eccv24", 100, CHALLENGE), ("eccv24", 10, CHALLENGE),
     ],
 )  # fmt: skip
 def test_every_value(recipe: str, classes: int, values: dict[str, Any]) -> None:
@@ -362,12 +370,45 @@ def test_online_labels_take_the_crops_of_the_recipe(recipe: str, tmp_path: Path)
     assert fresh_config(root, recipe, *words, "--crop", "center").crops.crop == "center"
 
 
+def test_hello_has_the_crops_of_rdeds_images_and_the_loss_of_the_paper(tmp_path: Path) -> None:
+    words = ("--labels", "online", "--teacher", "projector", "--weights", "w", "--size", 128, "--hard-weight", 0.3)
+    config = fresh_config(draw_images(tmp_path / "images", per_class=7), "hello", *words)
+    rded = RECIPES["rded"].build(setting(3, 7, "convnet-d3", size=128))
+    plan = {name: value for name, value in rded.items() if name not in NORMALISATION}
+    assert config.plan(128).to_json() == PlanSpec(size=128, **plan).to_json()  # type: ignore[arg-type]
+    assert (config.teacher.mean, config.teacher.std) == (None, None)  # the projector's own
+    assert config.loss.to_json() == {"name": "mse+ce", "hard_weight": 0.3}
+    assert "ours" in RECIPES["hello"].train_differs
+
+
 def test_no_distillation_has_one_label_an_image_and_fresh_crops(monkeypatch: pytest.MonkeyPatch) -> None:
     config = typed_config(identity_of(100), monkeypatch, "no-distillation")
     assert config.labels.source == "image"
     plan = PlanSpec(size=32, crop="center", flip=0, augment=("dsa=one",), mix="none")
     assert config.plan(32) == plan
     assert [epoch + 1 for epoch in range(3000) if config.evaluates(epoch)] == [*range(200, 3001, 200)]
+
+
+def test_the_rate_of_the_challenge_is_that_of_its_code() -> None:
+    for epochs in (1000, 10, 3):  # their Epoch
+        flags: Any = RECIPES["eccv24"].train(replace(setting(100, 10), epochs=epochs + 1))
+        ours = ScheduleSpec(name="step", per="epoch", milestones=flags["milestones"], drop=flags["drop"])
+        rate = 1.0
+        for epoch in range(epochs + 1):
+            assert ours.factor(epoch, epochs + 1) == pytest.approx(rate), epoch
+            rate *= 0.1 if epoch == epochs // 2 + 1 else 1
+
+
+def test_the_challenge_is_trained_on_fresh_crops_with_hard_labels(tmp_path: Path) -> None:
+    classes = tuple(f"c{number:03d}" for number in range(100))
+    root = draw_images(tmp_path / "images", per_class=1, classes=classes)
+    config = fresh_config(root, "eccv24", "--labels", "none", "--size", 32)
+    assert config.plan(32) == PlanSpec(size=32, crop="center", flip=0, augment=("dsa=one",), mix="none")
+    assert (config.labels.source, config.loss.name, config.epochs) == ("none", "ce", 1001)
+    assert (config.teacher.mean, config.teacher.std) == ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
+    assert [epoch for epoch in range(1001) if config.evaluates(epoch)] == [1000]
+    other = fresh_config(draw_images(tmp_path / "three"), "eccv24", "--labels", "none", "--size", 32, "--epochs", 5)
+    assert (other.teacher.mean, other.epochs) == (None, 5)
 
 
 def test_rdeds_rate_ends_at_half() -> None:
@@ -426,6 +467,7 @@ FACTOR = {"crop": "factor", "augment": ("dsa",), "flip": 0.5, "mix": "none"}
         ("sre2l", setting(1000, 50, size=224), {**RESIZED, "scale": (0.08, 1.0), "group": 1024}),
         ("sre2l", setting(10, 10), {**RESIZED, "scale": (0.08, 1.0), "group": 100}),
         ("no-distillation", setting(10, 10), {"crop": "center", "flip": 0, "mix": "none"}),
+        ("eccv24", setting(100, 10), {"crop": "center", "flip": 0, "mix": "none", "augment": ("dsa=one",)}),
     ],
 )  # fmt: skip
 def test_what_a_store_contains(recipe: str, of: Setting, values: dict[str, Any]) -> None:

@@ -51,6 +51,8 @@ class ScheduleSpec:
     """Whether the rate changes once a step or once an epoch."""
     warmup: Annotated[int, Named("warmup-epochs")] = 0
     """Epochs in which the rate rises to --lr; the schedule has the rest of the run."""
+    warmup_steps: int | None = None
+    """Instead of --warmup-epochs: the steps of it."""
     final: float = 0.0
     """cosine: fraction of --lr that is reached at the end of its half wave."""
     horizon: float = 1.0
@@ -80,8 +82,18 @@ class ScheduleSpec:
             raise InputError(f"schedule horizon: expected at least 1 run, found {self.horizon}")
         if self.warmup < 0:
             raise InputError(f"schedule warm-up: expected 0 epochs or more, found {self.warmup}")
+        if self.warmup_steps is not None:
+            self._require_warmup_steps(self.warmup_steps)
         if not 0 <= self.final <= 1:
             raise InputError(f"schedule final: expected a fraction in [0, 1], found {self.final}")
+
+    def _require_warmup_steps(self, steps: int) -> None:
+        """Refuse a warm-up that does not go with the rest."""
+        if steps < 0:
+            raise InputError(f"--warmup-steps: expected 0 steps or more, found {steps}")
+        if self.warmup or self.per == "epoch":
+            other = f"--warmup-epochs {self.warmup}" if self.warmup else "--schedule-per epoch"
+            raise InputError(f"--warmup-steps {steps}: does not go with {other}; leave one of them out")
 
     @property
     def kind(self) -> Schedule:
@@ -94,6 +106,8 @@ class ScheduleSpec:
         names = ["name", *numbers]
         if self.warmup:
             names = ["name", "per", *(name for name in numbers if name != "per"), "warmup"]
+        if self.warmup_steps is not None:
+            names.append("warmup_steps")
         values = {name: getattr(self, name) for name in names if not (name == "horizon" and self.horizon == 1)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -111,6 +125,8 @@ class ScheduleSpec:
 def lr_factor(spec: ScheduleSpec, step: int, total: int, *, steps_per_epoch: int) -> float:
     """The factor of optimiser step ``step`` of ``total``, counted from 0 over the whole run."""
     done, length, rise = step, total, spec.warmup * steps_per_epoch
+    if spec.warmup_steps is not None:
+        rise = spec.warmup_steps
     if spec.per == "epoch":
         done, length, rise = step // steps_per_epoch, -(-total // steps_per_epoch), spec.warmup
     if done < rise:

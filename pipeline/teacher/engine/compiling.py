@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from labelstore.errors import InputError, reason
 from labelstore.spec import Json
@@ -73,6 +73,35 @@ def compiled(function: Callable[[Tensor], Tensor], example: Tensor, *, name: str
             raise
         raise CompileError(f"{name} does not compile: {_first_line(error)}") from error
     return fast
+
+
+def compiled_with_gradients(
+    network: nn.Module, example: Tensor, *, name: str
+) -> Callable[[Tensor], tuple[Tensor, Sequence[tuple[Tensor, Tensor]]]]:
+    """Compile a network with the backward pass to its input.
+
+    Args:
+        network: gives logits, and pairs of tensors beside them, with gradients.
+        example: an input, in its layout; another shape, or one that is not computed from others, compiles again.
+        name: of the network, for messages.
+
+    Raises:
+        CompileError: when it does not compile.
+    """
+    _keep_cache()
+    fast: Any = torch.compile(network, fullgraph=True, dynamic=False, options={"deterministic": True})
+    try:
+        with _quiet():
+            images = example.detach().clone().requires_grad_() * 1  # not a leaf, which would be another graph
+            logits, pairs = fast(images)
+            total = logits.float().sum() + sum(first.sum() + second.sum() for first, second in pairs)
+            total.backward()
+    except Exception as error:  # the compilers below it raise anything
+        if is_fault(error):
+            raise
+        raise CompileError(f"{name} does not compile with gradients: {_first_line(error)}") from error
+    run: Callable[[Tensor], tuple[Tensor, Sequence[tuple[Tensor, Tensor]]]] = fast
+    return run
 
 
 def _keep_cache() -> None:

@@ -128,12 +128,13 @@ def make_members(
     """The members that flags name.
 
     Args:
-        names: of the networks.
+        names: of the networks; one name is that of all weights.
         weights: of each network.
         args: of each network, or one for all.
         shares: of each network's logits, in any scale; none given is equal shares.
         keys: of each network's set of weights in its file, or one for all; an empty one chooses nothing.
     """
+    names = every_name(names, weights)
     count = len(names)
     for flag, given, allowed in (
         ("--weights", weights, {count}),
@@ -152,6 +153,11 @@ def make_members(
         Member(name=name, weights=file, args=keywords, share=part / total, key=key)
         for name, file, keywords, part, key in zip(names, weights, every, parts, every_key(keys, count), strict=True)
     )
+
+
+def every_name(names: Sequence[str], weights: Sequence[str]) -> Sequence[str]:
+    """The name of the network of each of some weights: one name is that of all."""
+    return [*names] * len(weights) if len(names) == 1 and weights else names
 
 
 def every_key(keys: Sequence[str], count: int) -> list[str | None]:

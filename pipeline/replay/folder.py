@@ -1,0 +1,81 @@
+"""A contact sheet of a class folder: its images, with their classes."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from labelstore.command.names import printable
+from labelstore.durable.newfile import new_file
+from labelstore.errors import InputError
+from pipeline.images.manifest import Manifest, scan
+from pipeline.plan.plan import Plan, PlanSpec
+from pipeline.render import make_renderer
+from pipeline.render.options import RenderOptions
+from pipeline.replay.sheet import Caption, draw_sheet
+
+MAX_SIDE = 224  # of an image on the sheet
+LEGEND = "Below each image, centre fit to a square: its class and its file."
+
+
+def draw_folder(
+    images: Path,
+    out: Path,
+    *,
+    start: int = 0,
+    count: int = 32,
+    columns: int = 8,
+    render: RenderOptions,
+) -> int:
+    """Write the sheet; returns the number of images on it. The first image of each class comes first, then the second.
+
+    Args:
+        images: the class folder.
+        out: the PNG to write.
+        start: the first image to show.
+        count: how many.
+        columns: images a row of the sheet.
+        render: how they are rendered.
+
+    Raises:
+        InputError: no such folder or image, or the file is there already.
+    """
+    manifest = scan(images, class_order="bytes", digests=False, decode=False)
+    order = in_turns(manifest)
+    if start >= len(order):
+        raise InputError(f"--start {start}: {manifest.location} has {len(order):,} images")
+    chosen = order[start : start + count]
+    sides = np.minimum(manifest.heights[chosen], manifest.widths[chosen])
+    spec = PlanSpec(size=min(int(sides.max()), MAX_SIDE), crop="center", flip=0.0)
+    renderer = make_renderer(
+        manifest,
+        spec,
+        device=render.device,
+        decoder=render.decoder,
+        augmenter=render.augmenter,
+        threads=render.threads,
+        cache_bytes=render.cache_bytes,
+    )
+    with closing(renderer):
+        crops = renderer.render(Plan(spec, manifest.heights, manifest.widths).unmixed(0, chosen)).cpu().numpy()
+    captions = [
+        Caption(
+            (printable(manifest.classes[manifest.targets[image]]), printable(manifest.names[image].split("/", 1)[-1]))
+        )
+        for image in chosen
+    ]
+    with new_file(out) as file:
+        draw_sheet(crops, captions, columns, LEGEND).save(file, format="PNG")
+    return len(chosen)
+
+
+def in_turns(manifest: Manifest) -> npt.NDArray[np.int64]:
+    """The images, the first of each class before the second of any, int64 ``[N]``."""
+    counts = np.bincount(manifest.targets, minlength=len(manifest.classes))
+    by_class = np.argsort(manifest.targets, kind="stable")
+    places = np.empty(len(manifest), np.int64)
+    places[by_class] = np.concatenate([np.arange(count) for count in counts])
+    return np.lexsort([manifest.targets, places])

@@ -1,0 +1,153 @@
+"""The flags of `train-generator`; read before torch is needed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from labelstore.command.flags import Choices, Group, Named, values_of
+from labelstore.durable.places import require_apart
+from labelstore.errors import InputError
+from labelstore.spec import Json
+from pipeline.config import json_object
+from pipeline.images.opening import ImageOptions
+from pipeline.networks.backbones import BACKBONES, Shape, shape_of
+from pipeline.networks.noise import DiffusionSpec
+from pipeline.plan.spec import Interpolation, PlanSpec
+from trainer.choices import OptimiserOptions
+from trainer.run_config import RunConfig
+from trainer.schedules import SCHEDULES, ScheduleSpec
+
+LENGTHS = ("epochs", "steps", "minutes")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeneratorOptimiser(OptimiserOptions):
+    """The optimiser with the numbers of U-ViT."""
+
+    lr: float | None = 2e-4
+    """First learning rate; the schedule multiplies it."""
+    weight_decay: float | None = 0.03
+    """Weight decay."""
+    args: Annotated[str, Named("optimizer-args")] = '{"betas": [0.99, 0.99]}'
+    """More keyword arguments of the optimiser, as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeneratorSchedule(ScheduleSpec):
+    """The schedule of U-ViT."""
+
+    name: Annotated[str, Choices(SCHEDULES), Named("schedule")] = "constant"
+    """How the learning rate changes over the run, after the warm-up."""
+    warmup_steps: int | None = None
+    """Steps in which the rate rises to --lr; left out, 5,000, and at most a twentieth of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig(RunConfig):
+    """Train a model that generates images of a class folder's classes: latent diffusion with a U-ViT (DEG).
+
+    Typing the same command again resumes a stopped run exactly. The folder of the run is what `synthesize diffusion`
+    takes as --model.
+    """
+
+    images: Annotated[Path, Group("images")]
+    """The images to learn: a class folder, tar shards or other containers, as for build."""
+    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
+    epochs: int = 0
+    """Epochs, each of which plays every image once; or give --steps or --minutes."""
+    steps: int | None = None
+    """Instead of --epochs: steps, rounded up to whole epochs."""
+    minutes: float | None = None
+    """Instead of --epochs: as many as take that long by a measurement before the first; a run that is continued keeps
+    the number that it began with."""
+    size: int
+    """Side of the square images in pixels; an image is cut from its centre."""
+    vae: Annotated[str, Group("model")] = "none"
+    """Autoencoder in whose latents images are generated: none (pixels), taef2 or taef2:FOLDER (FLUX.2's tiny one), or
+    diffusers:ID-OR-FOLDER (an AutoencoderKL or AutoencoderTiny; needs the extra diffusion)."""
+    backbone: Annotated[str, Choices(BACKBONES), Group("model")] = "uvit-s"
+    """The size of the U-ViT: S, S-deep, M, L and H as published, or xs, of a few million parameters."""
+    backbone_args: Annotated[str, Group("model")] = "{}"
+    """Other numbers of the backbone, as JSON: dim, depth, heads, conv."""
+    patch: Annotated[int | None, Group("model")] = None
+    """Side of the backbone's patches, in pixels or latents; 2 when left out."""
+    diffusion: Annotated[DiffusionSpec, Group("model")] = field(default_factory=DiffusionSpec)
+    drop_labels: Annotated[float, Group("model")] = 0.15
+    """Probability with which an image comes without its class, so that guidance works."""
+    flip: Annotated[float, Group("images")] = 0.5
+    """Probability of a horizontal flip; 0 for images whose mirror image is another thing, such as digits."""
+    interpolation: Annotated[Interpolation, Group("images")] = "bilinear"
+    """Antialiased filter of the resize."""
+    class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("images")] = "auto"
+    """Order of the class folders; auto is byte order, and stops where numbers in the names sort otherwise."""
+    skip_broken: Annotated[bool, Group("images")] = False
+    """Leave out images that do not decode; they are listed, counted and recorded."""
+    optimiser: Annotated[GeneratorOptimiser, Group("optimiser")] = field(default_factory=GeneratorOptimiser)
+    ema: Annotated[float | None, Group("optimiser")] = 0.9999
+    """Decay of the running mean of the weights, which is what is saved and samples; after n steps at most
+    (1 + n) / (10 + n), so that short runs have a mean too."""
+    schedule: Annotated[GeneratorSchedule, Group("schedule")] = field(default_factory=GeneratorSchedule)
+    sheet_every: Annotated[int | None, Group("running")] = None
+    """Epochs between sheets of samples, samples-STEP.png in the folder of the run, of the same noise each, and the loss
+    on fixed images and noise; a tenth of the run when left out."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no run can have."""
+        require_apart({"--run": self.run}, {"--images": self.images})
+        given = [name for name in LENGTHS if getattr(self, name)]
+        if len(given) != 1:
+            found = " and ".join(f"--{name}" for name in given) or "none"
+            raise InputError(f"--epochs, --steps, --minutes: expected one of them, found {found}")
+        for name in LENGTHS:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"--{name}: expected a number > 0, found {value}")
+        self.require_numbers()
+        for name in ("size", "sheet_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')}: expected at least 1, found {value}")
+        if not 0 <= self.drop_labels < 1:
+            raise InputError(
+                f"--drop-labels: expected a probability of at least 0 and below 1, found {self.drop_labels}"
+            )
+        self.shape()
+        self.plan()
+        if self.epochs:
+            self.require_length()
+
+    def shape(self) -> Shape:
+        """The numbers of the backbone.
+
+        Raises:
+            InputError: names what no backbone has.
+        """
+        args = json_object("--backbone-args", self.backbone_args)
+        return shape_of(self.backbone, {**args, **({} if self.patch is None else {"patch": self.patch})})
+
+    def plan(self) -> PlanSpec:
+        """The plan of the images: their centres, in another order each epoch."""
+        return PlanSpec(size=self.size, seed=self.seed, crop="center", flip=self.flip, interpolation=self.interpolation)
+
+    @property
+    def subject(self) -> str:
+        """The backbone, for messages."""
+        return f"backbone {self.backbone}"
+
+    @property
+    def made_with(self) -> dict[str, Json]:
+        """Where the images are, and what is reported."""
+        return {"images": str(self.images), "reported": "the loss of the running mean on fixed images and noise"}
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Epochs between sheets."""
+        return self.sheet_every or max(self.epochs // 10, 1)
+
+    def in_effect(self) -> dict[str, Any]:
+        """Every flag, by its key, with the value that is used."""
+        optimiser = self.optimiser.spec()
+        return {**values_of(self), "lr": optimiser.lr, "weight_decay": optimiser.weight_decay}

@@ -1,0 +1,158 @@
+"""`train-generator`: how long a run of a generator is, and the run."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from contextlib import closing, nullcontext
+from itertools import islice
+from typing import Any
+
+import torch
+
+from labelstore.command.console import Console, duration
+from labelstore.command.flags import changed
+from labelstore.spec import Json
+from pipeline.device.current import make_current
+from pipeline.device.faults import device_faults
+from pipeline.device.memory import keep_freed_memory
+from pipeline.networks.autoencoders import latent_side
+from pipeline.networks.uvit import UViT
+from pipeline.ranks import Ranks, join
+from trainer.checkpoint import seed_all
+from trainer.distributed import compiled, seed_rank
+from trainer.ema import Average
+from trainer.file_names import CONFIG
+from trainer.generator import GeneratorObjective
+from trainer.generator_config import GeneratorConfig
+from trainer.generator_subject import Denoising, Subject, open_subject
+from trainer.order import UNBOUNDED
+from trainer.run import Run, start_run
+from trainer.run_folder import described_in
+from trainer.run_lock import hold
+from trainer.stopping import StopSignals
+from trainer.train import MEMORY, complete
+from trainer.trial import undrawn
+
+WARMUP_STEPS, WARMUP_SHARE = 5_000, 0.05
+PROBED_STEPS, PROBED_SECONDS, UNTIMED_STEPS = 5, 5.0, 2
+
+
+def epochs_of(config: GeneratorConfig, subject: Subject, backbone: UViT, denoising: Denoising, ranks: Ranks) -> int:
+    """The epochs of a run, from its steps, its minutes or what it was begun with.
+
+    Raises:
+        InputError: when the folder has another run.
+    """
+    if config.epochs:
+        return config.epochs
+    if config.steps:
+        return -(-config.steps // len(subject.loader))
+    assert config.minutes is not None  # noqa: S101  one of the three is given
+    found: Any = None
+    if ranks.first:
+        begun = described_in(config.run / CONFIG)
+        found = begun["run"]["epochs"] if begun else None
+        if found is None:
+            seconds = seconds_of_a_step(config, subject, backbone, denoising)
+            found = max(int(60 * config.minutes / seconds / len(subject.loader)), 1)
+    epochs: Any = ranks.broadcast(found)
+    return int(epochs)
+
+
+def seconds_of_a_step(config: GeneratorConfig, subject: Subject, backbone: UViT, denoising: Denoising) -> float:
+    """Measured on a copy of the backbone; the loader is put back, and what was drawn is drawn again."""
+    device, loader = torch.device(config.render.device), subject.loader
+    state, taken, first = loader.state_dict(), 0, 0.0
+    with undrawn(device), closing(loader.play(UNBOUNDED)) as batches:
+        network = copy.deepcopy(backbone)
+        called, optimizer = compiled(network, config), config.optimiser.spec().make(network.named_parameters())
+        average = Average(copy.deepcopy(network), config.ema) if config.ema else None
+        for number, batch in enumerate(islice(batches, UNTIMED_STEPS + 1000 * PROBED_STEPS)):
+            if number == UNTIMED_STEPS:
+                first = _now(device)
+            optimizer.zero_grad(set_to_none=True)
+            for piece in batch.pieces(config.accumulate):
+                loss = denoising.loss(called, piece)
+                loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if average:
+                average.update(network)
+            taken = number + 1 - UNTIMED_STEPS
+            if taken >= PROBED_STEPS and _now(device) - first > PROBED_SECONDS:
+                break
+        seconds = (_now(device) - first) / taken
+    loader.load_state_dict(state)
+    return seconds
+
+
+def _now(device: torch.device) -> float:
+    """The time when a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()
+
+
+def settled(config: GeneratorConfig, epochs: int, steps_per_epoch: int) -> GeneratorConfig:
+    """The run with its length in epochs, and the steps of its warm-up."""
+    schedule = config.schedule
+    rise = schedule.warmup_steps
+    if rise is None and not schedule.warmup and schedule.per == "step":
+        rise = min(WARMUP_STEPS, int(WARMUP_SHARE * epochs * steps_per_epoch))
+    return changed(config, epochs=epochs, steps=None, minutes=None, warmup_steps=rise)
+
+
+def make_generator_run(config: GeneratorConfig, ranks: Ranks, stops: StopSignals, console: Console) -> Run:
+    """The run of a generator, before its first step."""
+    subject = open_subject(config, ranks, console)
+    try:
+        seed_all(config.seed)
+        backbone = UViT(
+            config.shape(),
+            channels=subject.vae.channels,
+            size=latent_side(subject.vae, config.size),
+            classes=len(subject.manifest.classes),
+        ).to(config.render.device)
+        if ranks.rank:
+            seed_rank(config.seed, ranks.rank, 0)
+        denoising = Denoising(config, subject)
+        epochs = epochs_of(config, subject, backbone, denoising, ranks)
+        asked, config = config, settled(config, epochs, len(subject.loader))
+        if asked.minutes:
+            console.line(f"--minutes {asked.minutes:g}: {epochs:,} epochs, which config.json keeps")
+        objective = GeneratorObjective(config, subject, backbone, denoising, ranks.world)
+        return start_run(config, ranks, stops, subject.loader, objective)
+    except BaseException:
+        subject.loader.close()
+        raise
+
+
+def train_generator(config: GeneratorConfig, console: Console) -> Mapping[str, Json]:
+    """Train, or continue, or report a finished run; returns the summary, on the first rank alone."""
+    with join("training") as ranks:
+        return _train_on(config, console, ranks)
+
+
+@device_faults("the generator is trained", MEMORY)
+def _train_on(config: GeneratorConfig, console: Console, ranks: Ranks) -> Mapping[str, Json]:
+    keep_freed_memory()
+    config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
+    make_current(config.render.device)
+    if config.render.threads is not None:
+        torch.set_num_threads(config.render.threads)
+    with (
+        hold(config.run) if ranks.first else nullcontext(),
+        closing(make_generator_run(config, ranks, StopSignals(), console)) as run,
+    ):
+        return complete(run, console)
+
+
+def summarise(values: Mapping[str, Any]) -> str:
+    """The summary for people."""
+    last, best = values["last"]["loss"], values["best"]
+    return (
+        f"generator {values['run']}: {values['steps']:,} steps, {values['steps_now']:,} of them now, in "
+        f"{duration(values['seconds'])}; loss {last:.4f} at the last epoch, {best['loss']:.4f} at the best (epoch "
+        f"{best['epoch'] + 1}); giftwrap synthesize diffusion --model {values['run']} makes images"
+    )

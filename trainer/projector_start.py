@@ -1,0 +1,111 @@
+"""What the head of a projector starts from: text embeddings in a file, or the mean features of the classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from labelstore.errors import InputError
+from pipeline.networks.encoder import Encoder
+from pipeline.networks.file_kinds import is_safetensors
+from pipeline.networks.torch_files import read_safetensors
+from pipeline.networks.weights import CLASSES_KEY
+from pipeline.plan.plan import Plan, PlanSpec
+from pipeline.render import augmenter_of, decoder_of, make_renderer
+from pipeline.render.normalise import normalise
+from trainer.config import TrainConfig
+from trainer.evaluate import BATCH
+from trainer.material import Material, Normal
+
+MEANS = 100  # images of each class whose features the head can start from
+
+
+def read_text(path: Path, material: Material) -> Tensor:
+    """Text embeddings, float ``[C, d]``, of a file.
+
+    Raises:
+        InputError: when it holds something else, or names other classes.
+    """
+    place = f"--text {path}"
+    if not path.is_file():
+        raise InputError(f"{place}: no such file; `giftwrap text-embeddings` makes one")
+    if is_safetensors(path):
+        tensors, metadata = read_safetensors(path, place)
+        if len(tensors) != 1:
+            raise InputError(f"{place}: expected one tensor [C, d], found {len(tensors)}")
+        names = json.loads(metadata.get(CLASSES_KEY, "null"))
+        if names is not None and {*names} & {*material.classes} and list(names) != list(material.classes):
+            if len(names) != len(material.classes):
+                raise InputError(
+                    f"{place}: expected the {len(material.classes)} classes of the images, found {len(names)}; give "
+                    f"text embeddings of these classes, in their order"
+                )
+            first = next(i for i, name in enumerate(names) if name != material.classes[i])
+            raise InputError(
+                f"{place}: expected the classes of the images, found {names[first]!r} in the place of "
+                f"{material.classes[first]!r}; give text embeddings of these classes, in their order"
+            )
+        return next(iter(tensors.values())).float()
+    try:
+        found = np.load(path, allow_pickle=False)
+        return torch.from_numpy(np.asarray(found, np.float32))
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{place}: expected a .npy or .safetensors file of numbers ({error})") from error
+
+
+def class_means(
+    encoder: Encoder, normal: Normal, config: TrainConfig, material: Material, channels_last: bool
+) -> Tensor:
+    """The mean feature of each column of the labels, float ``[C, d]``; of columns without images 0.
+
+    Of each class the first `MEANS` images in manifest order, cut from their centre.
+
+    Args:
+        encoder: on the device of the run, in its layout.
+        normal: its normalisation.
+        config: of the run.
+        material: has the images.
+        channels_last: memory layout of the encoder.
+
+    Raises:
+        InputError: when a feature is no number.
+    """
+    manifest = material.manifest
+    assert manifest is not None  # noqa: S101  of fresh crops
+    spec = PlanSpec(size=material.loader.size, crop="center", flip=0, interpolation=material.interpolation)
+    rows = Plan(spec, manifest.heights, manifest.widths).rows(0, 0, len(manifest))
+    rows = rows.take(np.argsort(rows.image))
+    chosen = np.concatenate([np.flatnonzero(manifest.targets == k)[:MEANS] for k in range(len(manifest.classes))])
+    device = torch.device(config.render.device)
+    sums = torch.zeros(material.columns, encoder.width, dtype=torch.float64)
+    counts = torch.zeros(material.columns, dtype=torch.float64)
+    columns = torch.tensor(material.label_columns)
+    renderer = make_renderer(
+        manifest,
+        spec,
+        device=config.render.device,
+        decoder=decoder_of(material.renderer),
+        augmenter=augmenter_of(material.renderer),
+        threads=config.render.threads,
+        cache_bytes=0,
+    )
+    try:
+        for first in range(0, len(chosen), BATCH):
+            part = chosen[first : first + BATCH]
+            pixels = renderer.render(rows.take(part)).to(device)
+            images = normalise(pixels, *normal, torch.float32, channels_last=channels_last)
+            with torch.no_grad():
+                features = encoder.network(images).double().cpu()
+            own = columns[torch.from_numpy(manifest.targets[part])]
+            sums.index_add_(0, own, features)
+            counts.index_add_(0, own, torch.ones(len(own), dtype=torch.float64))
+    finally:
+        renderer.close()
+    means = (sums / counts.clamp_min(1)[:, None]).float()
+    if not bool(torch.isfinite(means).all()):
+        raise InputError(f"{encoder.spec.words}: some features are no numbers; look at --encoder-mean and its weights")
+    return means

@@ -1,0 +1,132 @@
+"""The flags of a run of any objective: what the loop reads; a command that trains has them besides its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from labelstore.command.flags import Group, Named, flags_of
+from labelstore.command.output import Output
+from labelstore.errors import InputError
+from labelstore.spec import Json
+from pipeline.render.options import RenderOptions
+from trainer.choices import OptimiserOptions
+from trainer.schedules import ScheduleSpec
+
+# The flag of each number of a schedule, by its field.
+SCHEDULE_NUMBERS = {
+    flag.path[-1]: flag.key
+    for flag in flags_of(ScheduleSpec).values()
+    if flag.path[-1] not in ("name", "per", "warmup", "warmup_steps")  # which all have
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How long, how fast and where something is trained."""
+
+    epochs: int
+    """Epochs; each plays one view of the crops."""
+    run: Annotated[Path, Named("run-folder")]
+    """Folder of the run: config.json, log.jsonl, checkpoint.pt, last.safetensors, best.safetensors."""
+    optimiser: Annotated[OptimiserOptions, Group("optimiser")] = field(default_factory=OptimiserOptions)
+    batch_size: Annotated[int, Group("optimiser")] = 128
+    """Crops a step, over all processes; any number, the last batch of an epoch may be short."""
+    accumulate: Annotated[int, Group("optimiser")] = 1
+    """Pieces that a batch is taken in, one after the other, for its gradient."""
+    clip_norm: Annotated[float | None, Group("optimiser")] = None
+    """Largest norm of the gradient, over all parameters; it is scaled down to that."""
+    ema: Annotated[float | None, Group("optimiser")] = None
+    """Decay of a running mean of the weights, over steps; the mean is what is evaluated and saved."""
+    schedule: Annotated[ScheduleSpec, Group("schedule")] = field(default_factory=ScheduleSpec)
+    seed: Annotated[int, Group("running")] = 0
+    """The run's seed: first weights, what the network draws (dropout), and which view each epoch plays."""
+    dtype: Annotated[Literal["float32", "bfloat16"], Group("running")] = "float32"
+    """bfloat16 runs the network under autocast; the loss stays in float32."""
+    compile: Annotated[bool, Group("running")] = False
+    """torch.compile the network."""
+    render: Annotated[RenderOptions, Group("running")] = field(default_factory=RenderOptions)
+    checkpoint_every: Annotated[int | None, Group("running")] = None
+    """Epochs between checkpoints; when left out, as many as keep saving at a twentieth of the time."""
+    checkpoint_steps: Annotated[int | None, Group("running")] = None
+    """Steps between further checkpoints, within epochs."""
+    keep_every: Annotated[int | None, Group("running")] = None
+    """Epochs between weights that are kept: epoch-0001.safetensors, ... beside last and best."""
+    keep: Annotated[str | None, Group("running")] = None
+    """Further epochs whose weights are kept, comma-separated, counted from 1: 1,2,4,8."""
+    log_every: Annotated[int | None, Group("running")] = None
+    """Steps between lines of steps.jsonl: loss, rate and the gradient's norm; no such file when left out."""
+    tensorboard: Annotated[bool, Group("running")] = False
+    """Write the numbers of each epoch as TensorBoard scalars too, into tensorboard/ of the run."""
+    anyway: Annotated[bool, Group("running")] = False
+    """Continue a run though code, test images, versions or the renderer have changed; config.json records it."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
+
+    @property
+    def subject(self) -> str:
+        """What is trained, for messages."""
+        return "network"
+
+    @property
+    def made_with(self) -> dict[str, Json]:
+        """What a reader of config.json wants to know of a run, and nothing depends on."""
+        return {}
+
+    def require_numbers(self) -> None:
+        """Refuse numbers that no run can have, whatever its length.
+
+        Raises:
+            InputError: names the flag.
+        """
+        for name in ("batch_size", "accumulate", "checkpoint_every", "checkpoint_steps", "keep_every", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')}: expected at least 1, found {value}")
+        for number, flag in SCHEDULE_NUMBERS.items():
+            given = getattr(self.schedule, number) != getattr(ScheduleSpec(), number)
+            if given and number not in self.schedule.kind.numbers:
+                raise InputError(f"--schedule {self.schedule.name} does not use --{flag}; leave it out")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed: expected 0 <= seed < 2**63, found {self.seed}")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise InputError(f"--clip-norm: expected a number > 0, found {self.clip_norm}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InputError(f"--ema: expected a decay between 0 and 1, found {self.ema}")
+
+    def require_length(self) -> None:
+        """Refuse what does not fit the number of epochs.
+
+        Raises:
+            InputError: names the flag.
+        """
+        if self.epochs < 1:
+            raise InputError(f"--epochs: expected at least 1, found {self.epochs}")
+        if not 0 <= self.schedule.warmup < self.epochs:
+            raise InputError(
+                f"--warmup-epochs: expected 0 to {self.epochs - 1}, fewer than --epochs, found {self.schedule.warmup}"
+            )
+        self.kept_epochs()
+
+    def kept_epochs(self) -> frozenset[int]:
+        """The epochs whose weights are kept, counted from 1.
+
+        Raises:
+            InputError: when --keep is no list of epochs of this run.
+        """
+        listed = [text.strip() for text in self.keep.split(",")] if self.keep is not None else []
+        for text in listed:
+            if not (text.isdecimal() and 1 <= int(text) <= self.epochs):
+                raise InputError(f"--keep: expected epochs 1 to {self.epochs}, comma-separated, found {text!r}")
+        every = range(self.keep_every, self.epochs + 1, self.keep_every) if self.keep_every else ()
+        return frozenset([*map(int, listed), *every])
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Epochs between evaluations."""
+        return max(self.epochs // 10, 1)
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether there is an evaluation after ``epoch`` (counted from 0)."""
+        return (epoch + 1) % self.evaluation_interval == 0 or epoch + 1 == self.epochs
