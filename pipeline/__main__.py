@@ -84,7 +84,8 @@ def import_command(config: ImportConfig, console: Console) -> int:
     with console.progress("images", 1, "images") as progress:
         report = copy_images(config, progress.reach)
     console.report(report.notes)
-    where = f"{report.shards:,} shards in {config.out}" if report.shards else config.out
+    shards = "1 shard" if report.shards == 1 else f"{report.shards:,} shards"
+    where = f"{shards} in {config.out}" if report.shards else config.out
     console.summary(
         {"out": str(config.out), "images": report.images, "classes": report.classes, "shards": report.shards},
         f"{report.images:,} images in {report.classes:,} classes written to {where}, byte for byte",

@@ -9,10 +9,7 @@ import errno
 import glob
 import json
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib import import_module
 from io import BytesIO
@@ -28,11 +25,10 @@ from pipeline.images.class_folder import named, order_classes, require_one_form
 from pipeline.images.class_names import FLAG, read_class_names, refuse_class_names, require_named
 from pipeline.images.containers import Containers
 from pipeline.images.opening import Request, SourceKind
+from pipeline.images.row_groups import RowGroups
 from pipeline.images.source import Listing, Stamp
 
 SUFFIX = ".parquet"
-KEPT_BYTES = 512 << 20
-"""Memory of the row groups that are kept."""
 _LABELS = ("label", "fine_label")  # which of several columns of classes is meant
 _SPLIT = re.compile(r"(.+)-\d+-of-\d+(-[0-9a-f]+)?")
 Int64Array = npt.NDArray[np.int64]
@@ -77,7 +73,10 @@ class ParquetImages:
                     f"{table.shown}: expected the columns and classes of {tables[0].shown}, found others; give files "
                     f"of one set"
                 )
-        self._groups = _Groups(tables)
+        self._groups = RowGroups(
+            size=lambda file, group: int(tables[file].content_of(group).total_uncompressed_size),
+            read=lambda file, group: tables[file].read(columns.content, group),
+        )
         located = [table.located(number) for number, table in enumerate(tables)]
         where: Int64Array = np.concatenate(located)
         classes, targets = _classes(tables, request)
@@ -112,7 +111,10 @@ class ParquetImages:
     def read(self, image: int) -> bytes:
         """The bytes of an image; its row group is read with it."""
         file, group, row = self._where[image].tolist()
-        return self._groups.content(file, group, row)
+        found = self._groups.get(file, group)[row].as_py()
+        if not isinstance(found, bytes):
+            raise OSError(errno.EIO, "its row has no bytes")
+        return found
 
     def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
         """The bytes of some images, each read when its turn comes."""
@@ -255,8 +257,10 @@ def _columns(shown: str, schema: Any) -> Columns:
     if len(images) != 1:
         what = f"several, {named(images)}" if images else f"the columns {named(list(types))}"
         raise InputError(f"{shown}: expected one column of images (a struct of bytes and path), found {what}")
-    image, kind = images[0], str(types[images[0]])
-    content, path = (f"{image}.bytes", f"{image}.path") if kind.startswith("struct") else (image, None)
+    image, kind = images[0], types[images[0]]
+    parts = [part.name for part in kind] if str(kind).startswith("struct") else []
+    content = f"{image}.bytes" if parts else image
+    path = f"{image}.path" if "path" in parts else None
     labels = [name for name in types if features.get(name, {}).get("_type") == "ClassLabel"]
     labels = labels or [name for name in _LABELS if name in types]
     chosen = labels[0] if len(labels) == 1 else next((name for name in _LABELS if name in labels), None)
@@ -315,6 +319,8 @@ def _classes(tables: Sequence[_Table], request: Request) -> tuple[tuple[str, ...
         )
     require_named(f"{first.shown}: column {columns.label}", max(values), names)
     require_one_form(first.path, names)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{first.shown}: expected each class name once, found {named(twice)} again")
     return names, np.array(values, np.int64)
 
 
@@ -351,52 +357,3 @@ def _require_full(shown: str, classes: Sequence[str], targets: Int64Array) -> No
     counts = np.bincount(targets, minlength=len(classes))
     if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
         raise InputError(f"{shown}: expected images of every class, found none of {named(empty)}; give all files")
-
-
-class _Groups:
-    """Row groups that were read, the last used of them."""
-
-    def __init__(self, tables: Sequence[_Table]) -> None:
-        self._tables = tables
-        self._kept: OrderedDict[tuple[int, int], tuple[Future[Any], int]] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def content(self, file: int, group: int, row: int) -> bytes:
-        """The bytes in a row.
-
-        Raises:
-            OSError: they cannot be read.
-        """
-        found = self._group(file, group)[row].as_py()
-        if not isinstance(found, bytes):
-            raise OSError(errno.EIO, "its row has no bytes")
-        return found
-
-    def _group(self, file: int, group: int) -> Any:
-        """The images of a row group; one thread reads it, and others that need it wait."""
-        key = file, group
-        with self._lock:
-            if held := self._kept.get(key):
-                self._kept.move_to_end(key)
-                future = held[0]
-            else:
-                size = int(self._tables[file].content_of(group).total_uncompressed_size)
-                while self._kept and self._bytes + size > KEPT_BYTES:
-                    self._bytes -= self._kept.popitem(last=False)[1][1]
-                future = Future()
-                self._kept[key], self._bytes = (future, size), self._bytes + size
-        if not held:
-            self._read(key, future)
-        return future.result()
-
-    def _read(self, key: tuple[int, int], future: Future[Any]) -> None:
-        """Read a row group for all who wait for it; what fails is not kept."""
-        table = self._tables[key[0]]
-        try:
-            future.set_result(table.read(table.columns.content, key[1]))
-        except BaseException as error:
-            future.set_exception(error)
-            with self._lock:
-                if self._kept.get(key, (None, 0))[0] is future:
-                    self._bytes -= self._kept.pop(key)[1]

@@ -171,7 +171,7 @@ def test_files_beyond_those_that_stay_open_are_read_too(
 
 def test_row_groups_are_kept_within_a_budget(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = as_parquet(FILES, tmp_path / "set.parquet", CLASSES, rows=1)
-    monkeypatch.setattr("pipeline.images.parquet.KEPT_BYTES", 4_000)
+    monkeypatch.setattr("pipeline.images.row_groups.KEPT_BYTES", 4_000)
     found = scan(path)
     require_same(found, scan(folder))
     groups = found.source._groups  # type: ignore[attr-defined]
@@ -182,7 +182,7 @@ def test_row_groups_are_kept_within_a_budget(folder: Path, tmp_path: Path, monke
 def test_a_scan_reads_each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of the file, though the images have another one and next to nothing is kept."""
     path = as_parquet(FILES, tmp_path / "set.parquet", CLASSES, rows=2)
-    monkeypatch.setattr("pipeline.images.parquet.KEPT_BYTES", 1)
+    monkeypatch.setattr("pipeline.images.row_groups.KEPT_BYTES", 1)
     read: list[tuple[object, ...]] = []
     real = parquet._Table.read
     monkeypatch.setattr(parquet._Table, "read", lambda *words: read.append(words[2:]) or real(*words))
@@ -426,6 +426,19 @@ def test_what_is_wrong_with_a_table_is_named(tmp_path: Path) -> None:
     as_parquet(FILES, splits / "train-00001-of-00002.parquet", ("cat", "bee", "ant"))
     with pytest.raises(InputError, match="expected the columns and classes of"):
         scan(splits / "train-*.parquet")
+
+
+def test_a_table_may_have_bytes_alone(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    tables = pytest.importorskip("pyarrow.parquet")
+    data = [FILES["ant/0.png"], FILES["ant/0.jpg"]]
+    for image in ([{"bytes": each} for each in data], data):
+        tables.write_table(pa.table({"image": image, "label": ["b", "a"]}), tmp_path / "a.parquet")
+        found = scan(tmp_path / "a.parquet")
+        assert (list(found.names), list(found.read_many([0, 1]))) == (["a/1", "b/0"], data[::-1])
+    as_parquet(FILES, tmp_path / "a.parquet", ("ant", "bee", "cat", "ant"))
+    with pytest.raises(InputError, match="each class name once, found 'ant' again"):
+        scan(tmp_path / "a.parquet")
 
 
 def test_rows_without_paths_are_named_by_their_number(tmp_path: Path) -> None:
