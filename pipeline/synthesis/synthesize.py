@@ -18,7 +18,7 @@ from labelstore.command.console import Console, Progress
 from labelstore.command.flags import flags_of
 from labelstore.command.stopping import StopSignals
 from labelstore.errors import InputError, LeaseError
-from labelstore.spec import Json, require_same
+from labelstore.spec import Json, first_difference, require_same
 from labelstore.version import __version__
 from pipeline.build.refusing import nothing_left
 from pipeline.config import manifest_cache, require_labels
@@ -204,7 +204,10 @@ def make(setting: Setting, method: Method, start: float) -> Done:
                 making.sweep(partial)
         return Done(stored, 0, time.monotonic() - start, found=True)
     with making.held(config.out) as partial:
-        if (begun := partial.read_begun()) is None:
+        begun = partial.read_begun()
+        if begun is not None and first_difference(begun, given) and making.forget_begun(partial):
+            begun = None
+        if begun is None:
             making.begin(partial, given)
         else:
             require_same("set", begun, given, ADVICE, holder=str(partial.folder), flags=FLAG_AT)

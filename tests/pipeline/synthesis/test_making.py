@@ -22,6 +22,7 @@ from labelstore.durable.locking import hold
 from labelstore.errors import InputError, LeaseError, MismatchError
 from pipeline.images.manifest import scan
 from pipeline.images.provenance import record_of
+from pipeline.synthesis import files
 from pipeline.synthesis.config import SynthesizeConfig
 from pipeline.synthesis.making import Partial
 from pipeline.synthesis.synthesize import synthesize
@@ -204,12 +205,52 @@ def test_a_foreign_file_in_the_folder_of_a_stopped_command_stays(images: Path, t
     assert tree(partial.folder) == {"notes.txt": b"mine"}
 
 
-def test_a_changed_file_of_a_finished_job_is_named(images: Path, tmp_path: Path) -> None:
+def test_a_changed_file_of_a_finished_job_is_named_and_its_advice_works(images: Path, tmp_path: Path) -> None:
+    make(images, tmp_path / "whole")
     stopped_in(images, tmp_path / "set", 4)
     path = Partial.of(tmp_path / "set").images / "bee/00000.png"
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(InputError, match=r"bee/00000.png.*another one"):
+    changed = path.read_bytes()[:-1] + b"x"
+    path.write_bytes(changed)
+    with pytest.raises(InputError, match=r"bee/00000.png.*another one; move it away, then run the same again"):
         make(images, tmp_path / "set")
+    assert path.read_bytes() == changed
+    path.rename(tmp_path / "moved")
+    make(images, tmp_path / "set")
+    assert tree(tmp_path / "set") == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("begun", ["finished", "being written"])
+def test_a_damaged_record_of_a_job_is_named_and_its_advice_works(images: Path, tmp_path: Path, begun: str) -> None:
+    make(images, tmp_path / "whole")
+    stopped_in(images, tmp_path / "set", 4)
+    partial = Partial.of(tmp_path / "set")
+    record = partial.record(0)
+    if begun == "being written":
+        record = record.rename(partial.writing(0))
+    record.write_bytes(record.read_bytes()[:100])
+    with pytest.raises(InputError, match=rf"{record.name}.*remove it, then run the same again"):
+        make(images, tmp_path / "set")
+    record.unlink()
+    make(images, tmp_path / "set")
+    assert tree(tmp_path / "set") == tree(tmp_path / "whole")
+
+
+def test_a_set_of_which_no_image_is_made_may_begin_with_other_flags(images: Path, tmp_path: Path) -> None:
+    no_links = OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    with mock.patch.object(files.disk, "link", side_effect=no_links), pytest.raises(InputError, match="--take copy"):
+        make(images, tmp_path / "set", "random", take="link")
+    make(images, tmp_path / "set", "random", take="copy")
+    make(images, tmp_path / "whole", "random", take="copy")
+    assert tree(tmp_path / "set") == tree(tmp_path / "whole")
+    assert own_files(tmp_path) == {"set", "set.images.npz", "whole", "whole.images.npz"}
+
+
+def test_what_is_saved_of_a_job_is_not_begun_again_with_other_flags(images: Path, tmp_path: Path) -> None:
+    stopped_in(images, tmp_path / "set", 1)
+    before = tree(tmp_path)
+    with pytest.raises(MismatchError, match=r"--seed.*has 0, this run has 1"):
+        make(images, tmp_path / "set", seed=1)
+    assert tree(tmp_path) == before
 
 
 def test_a_second_process_is_kept_out(images: Path, tmp_path: Path) -> None:
