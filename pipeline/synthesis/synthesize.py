@@ -33,7 +33,7 @@ from pipeline.images.remarks import say_foreign_cache, say_left_out, say_skipped
 from pipeline.networks.load import require_known
 from pipeline.ranks import Ranks, join
 from pipeline.replay.folder import draw_folder
-from pipeline.synthesis import CLASSES, METHODS, making
+from pipeline.synthesis import CLASSES, METHODS, REFUSING, making
 from pipeline.synthesis.config import SynthesizeConfig, flags_in_effect, require_size
 from pipeline.synthesis.files import files_of
 from pipeline.synthesis.looking import look_at_set, look_first
@@ -81,6 +81,8 @@ def synthesize(config: SynthesizeConfig, console: Console) -> Mapping[str, Json]
         console: where progress, notes and warnings go.
     """
     start = time.monotonic()
+    if config.method in REFUSING:
+        REFUSING[config.method](config)
     if has_teacher(config.teacher):  # what is wrong with it is found before images are read
         require_labels(config.teacher)
         require_size(config, "the teacher")

@@ -22,7 +22,6 @@ from labelstore.durable.locking import hold
 from labelstore.errors import InputError, LeaseError, MismatchError
 from pipeline.images.manifest import scan
 from pipeline.images.provenance import record_of
-from pipeline.synthesis import files
 from pipeline.synthesis.config import SynthesizeConfig
 from pipeline.synthesis.making import Partial
 from pipeline.synthesis.synthesize import synthesize
@@ -237,7 +236,7 @@ def test_a_damaged_record_of_a_job_is_named_and_its_advice_works(images: Path, t
 
 def test_a_set_of_which_no_image_is_made_may_begin_with_other_flags(images: Path, tmp_path: Path) -> None:
     no_links = OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-    with mock.patch.object(files.disk, "link", side_effect=no_links), pytest.raises(InputError, match="--take copy"):
+    with mock.patch.object(disk, "link", side_effect=no_links), pytest.raises(InputError, match="--take copy"):
         make(images, tmp_path / "set", "random", take="link")
     make(images, tmp_path / "set", "random", take="copy")
     make(images, tmp_path / "whole", "random", take="copy")
@@ -301,6 +300,26 @@ def test_flags_that_are_refused(images: Path, tmp_path: Path, case: str) -> None
     with pytest.raises(InputError, match=message):
         synthesize(from_flags(SynthesizeConfig, **every), Console(silent=True))
     assert own_files(tmp_path) == set()
+
+
+UNREAD: dict[str, tuple[str, dict[str, Any], str]] = {
+    "random without a side": ("random", {"take": "center"}, "--size: missing; --take center"),
+    "a decile without a teacher": ("random", {"ce_decile": 1, "size": 8}, "--teacher and --weights: missing"),
+    "rded without a side": ("rded", {}, "--size: missing; rded"),
+    "rded without a teacher": ("rded", {"size": 8}, "--teacher and --weights: missing"),
+    "a factor that does not divide": ("rded", {"size": 32, "factor": 3}, "--factor 3: expected a divisor"),
+    "a small pool": ("rded", {"size": 32, "factor": 2, "pool": 7, "labeller": "m:f"}, "--pool 7.*at least 8 images"),
+    "sre2l without a side": ("sre2l", {}, "--size: missing; sre2l"),
+    "sre2l without a teacher": ("sre2l", {"size": 8}, "--teacher and --weights: missing"),
+    "sre2l of a labeller": ("sre2l", {"size": 8, "labeller": "m:f"}, "--labeller m:f: expected networks"),
+}
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_flags_are_refused_before_images_are_read(tmp_path: Path, case: str) -> None:
+    method, flags, message = UNREAD[case]
+    with pytest.raises(InputError, match=message):
+        make(tmp_path / "absent", tmp_path / "set", method, **flags)
 
 
 def test_a_set_in_its_images_is_refused(images: Path) -> None:
