@@ -53,7 +53,7 @@ class GeneratorConfig(RunConfig):
     takes as --model.
     """
 
-    images: Path
+    images: Annotated[Path, Group("images")]
     """The images to learn: a class folder, tar shards or other containers, as for build."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     epochs: int = 0
