@@ -183,7 +183,7 @@ class VerifyConfig:
 
     store: Annotated[Path, Addressable()]
     """Folder of the store, or its address: http://HOST/FOLDER."""
-    images: Path
+    images: Annotated[Path, Group("images")]
     """The images that the store was made of, as for build; in whatever container."""
     source: ImageOptions = field(default_factory=ImageOptions)
     weights: tuple[str, ...] = ()
@@ -218,7 +218,7 @@ class ShowConfig:
     """An image set, or a store, instead of --images or --store."""
     store: Annotated[Path | None, Addressable()] = None
     """Folder of the store, or its address: http://HOST/FOLDER."""
-    images: Path = None  # type: ignore[assignment]  # there from __post_init__ on
+    images: Annotated[Path, Group("images")] = None  # type: ignore[assignment]  # there from __post_init__ on
     """The images that the store was made of, as for build; without a store, those that are drawn."""
     source: ImageOptions = field(default_factory=ImageOptions)
     out: Path

@@ -43,7 +43,7 @@ LOSS_NUMBERS = {flag.path[-1]: flag.key for flag in flags_of(LossSpec).values() 
 class ImageRunConfig(RunConfig):
     """What a run on crops of images has besides: the images, how they are cut, who labels them, and the tests."""
 
-    images: Path
+    images: Annotated[Path, Group("images")]
     """The images that the store was made of, or that fresh crops are cut from: a class folder, tar shards or other
     containers, as for build."""
     source: ImageOptions = field(default_factory=ImageOptions)
@@ -217,7 +217,7 @@ class EvaluateConfig:
     weights: tuple[str, ...] = ()
     """Instead: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained; of several files, or a
     pattern such as 'run/epoch-*.safetensors', a row each, compared with the last."""
-    images: Path | None = None
+    images: Annotated[Path | None, Group("images")] = None
     """Test images, in a class folder or another container; those of the run when left out."""
     source: ImageOptions = field(default_factory=ImageOptions)
     student: str | None = None

@@ -85,7 +85,7 @@ def settle_encoder(config: ProjectorConfig) -> Setup:
     known = trained_with(given.encoder, args, given.encoder_weights)
     size = given.size or (known.size if known else None)
     if size is None:
-        raise InputError(f"--size: {given.encoder_weights} does not say which crops it was trained on; give --size")
+        raise InputError(f"--size: {given.encoder_weights} has no record of the crops it was trained on; give --size")
     mean, of_mean = _chosen(given.encoder_mean, "--encoder-mean", known, "mean", IMAGENET_MEAN)
     std, of_std = _chosen(given.encoder_std, "--encoder-std", known, "std", IMAGENET_STD)
     other = f"; {known.size} px in {known.source}" if known and known.size not in (None, size) else ""

@@ -112,7 +112,7 @@ def settle(config: EvaluateConfig) -> Subject:
     missing = [flag for flag, value in wanted.items() if value is None]
     if network is None or size is None or found.mean is None or found.std is None or images is None:
         unrecorded = [flag for flag in missing if flag != "--images"]
-        why = f"{weights} does not say what it was trained with, and nothing is guessed; " if unrecorded else ""
+        why = f"{weights} has no record of what it was trained with, and nothing is guessed; " if unrecorded else ""
         raise InputError(f"{', '.join(missing)}: {why}give {' and '.join(missing)}")
     if config.csv:
         require_apart({"--csv": config.csv}, {"--images": images})

@@ -330,7 +330,7 @@ def log_step(run: Run, epoch: int, loss: float) -> None:
 def binding(waited: float, seconds: float) -> str:
     """How much of the time steps waited for crops, and so which of the two is the bottleneck."""
     share = waited / max(seconds, 1e-9)
-    return f"waiting for crops {100 * share:.0f} %; {'the student' if share < FREE else 'rendering'} is the bottleneck"
+    return f"waiting for crops {100 * share:.0f} %; {'the network' if share < FREE else 'rendering'} is the bottleneck"
 
 
 def timed(batches: Iterator[TrainBatch]) -> Iterator[tuple[TrainBatch, float]]:

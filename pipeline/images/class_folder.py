@@ -15,7 +15,7 @@ from pipeline.images.class_names import refuse_class_names
 from pipeline.images.file_formats import readable
 from pipeline.images.kinds import HEAD_BYTES, other_kind
 from pipeline.images.left_out import LeftOut, left_out_kind
-from pipeline.images.opening import ClassOrder, Request, SourceKind
+from pipeline.images.opening import SOURCES, ClassOrder, Request, SourceKind
 from pipeline.images.provenance import RECORD_FILES
 from pipeline.images.source import ImageFile, Listing, Stamp
 
@@ -291,6 +291,12 @@ class _Walk:
                         self.left_out.add(kind, f"{folder}/{entry.name}" if folder else entry.name)
                     else:
                         entries.append(entry)
+        except NotADirectoryError as error:
+            raise InputError(
+                f"{_shown(path)}: expected a folder with a subfolder for each class, or a container of images, found a "
+                f"file of none of these kinds: {', '.join(list(SOURCES)[1:])}; give another path, or name the kind by "
+                f"--images-format"
+            ) from error
         except OSError as error:
             raise InputError(f"{_shown(path)}: expected a folder that can be listed ({error.strerror})") from error
         for entry in entries:

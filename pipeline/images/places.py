@@ -6,6 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from labelstore.command.names import printable
+from labelstore.errors import InputError
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -32,6 +35,15 @@ def split(path: Path) -> Place | None:
         return Place(path, "/".join(parts)) if path.is_file() else None
     except OSError:
         return None
+
+
+def not_there(path: Path) -> InputError:
+    """The error for a path at which, and on the way to which, there is no file."""
+    if path.is_dir():
+        return InputError(
+            f"{printable(str(path))}: expected a file, found a folder; give a file in it, or another --images-format"
+        )
+    return InputError(f"{printable(str(path))}: cannot be reached (No such file or directory); check the path")
 
 
 def is_there(path: Path) -> bool:

@@ -21,7 +21,7 @@ from pipeline.images.containers import Containers
 from pipeline.images.kinds import HEAD_BYTES
 from pipeline.images.members import Members, named_as_image
 from pipeline.images.opening import Request, SourceKind
-from pipeline.images.places import split
+from pipeline.images.places import not_there, split
 from pipeline.images.source import Listing, Stamp
 
 SUFFIX = ".zip"
@@ -77,7 +77,7 @@ class ZipImages:
         refuse_class_names(path, request.class_names)
         place = split(path)
         if place is None:
-            raise InputError(f"{printable(str(path))}: cannot be reached (No such file or directory); check the path")
+            raise not_there(path)
         self._containers = Containers([str(place.file.absolute())])
         members = Members(printable(str(place.file)))
         table = _images(self._containers, members)[members.sort()]

@@ -10,7 +10,7 @@ from labelstore.errors import InputError
 from pipeline.images.arrays import ArrayImages, Int64Array, named_classes
 from pipeline.images.containers import Containers
 from pipeline.images.opening import Request, SourceKind
-from pipeline.images.places import Place, split
+from pipeline.images.places import Place, not_there, split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ def open_tensors(path: Path, request: Request) -> ArrayImages:
     """
     place = split(path)
     if place is None:
-        raise InputError(f"{printable(str(path))}: cannot be reached (No such file or directory); check the path")
+        raise not_there(path)
     images, pair = _images(place)
     labels, targets = _labels(pair, place.file, request)
     containers = Containers([str(place.file.absolute())])
@@ -71,11 +71,11 @@ def _images(place: Place) -> tuple[Tensor, Pair]:
         if not flags:
             raise
         one = f"; or give one split: --images {printable(str(file))}/train" if file.suffix.lower() == ".npz" else ""
-        raise InputError(f"{error}; {_importing(file)} takes {flags[0]}{one}") from error
+        raise InputError(f"{error}; {_importing(file, flags[0])} reads it{one}") from error
     if images.dtype != torch.uint8:
         raise InputError(
             f"{file}: {pair.images_name}: expected uint8 images, found {images.dtype}, which can be read in several "
-            f"ways; {_importing(file)} --mean M --std S makes a class folder of them"
+            f"ways; {_importing(file, '--mean M --std S')} makes a class folder of them"
         )
     return images, pair
 
@@ -96,10 +96,10 @@ def _beside(file: Path) -> Path | None:
     if other == file or not other.is_file():
         raise InputError(
             f"{file}: holds one array; expected images in NAME_images.npy and their classes in NAME_labels.npy "
-            f"beside it; or {_importing(file)} --labels FILE"
+            f"beside it; or {_importing(file, '--labels FILE')}"
         )
     return other
 
 
-def _importing(file: Path) -> str:
-    return f"`giftwrap import {printable(str(file))} --out DIR`"
+def _importing(file: Path, flags: str) -> str:
+    return f"`giftwrap import {printable(str(file))} --out DIR {flags}`"

@@ -18,5 +18,13 @@ METHODS: Table[Any] = Table(
     }
 )
 """By name: each a `MakeMethod` of `pipeline.synthesis.method`, which reads the flags, whose choices are these names."""
+REFUSING: Table[Any] = Table(
+    {
+        "random": "pipeline.synthesis.random:require_flags",
+        "rded": "pipeline.synthesis.rded:require_flags",
+        "sre2l": "pipeline.synthesis.sre2l:require_flags",
+    }
+)
+"""Of methods with such a check: what refuses flags that do not go together, before images are read."""
 CLASSES: Table[Any] = Table({"diffusion": "pipeline.synthesis.diffusion:classes_of"})
 """Of the methods that need no images: what gives the names of the classes, in target order, from the flags."""

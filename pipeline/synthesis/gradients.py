@@ -118,7 +118,7 @@ def make_networks(setting: Setting, size: int, batch: int) -> Networks:
     Raises:
         InputError: when there are none such, they do not fit, have no batch norms, or cannot be run so.
     """
-    _require_gradients(setting.config.teacher, setting.config.engine)
+    require_gradients(setting.config.teacher, setting.config.engine)
     spec = replace(teacher_spec(setting, size), batch=batch)
     plain = replace(spec, dtype="tf32" if spec.dtype == "tf32" else "float32", compile="off")
     loaded = make_teacher(plain, size=size, classes=setting.manifest.classes)
@@ -139,7 +139,7 @@ def make_networks(setting: Setting, size: int, batch: int) -> Networks:
     return replace(networks, fast=fast, engine=found)
 
 
-def _require_gradients(teacher: TeacherOptions, engine: EngineOptions) -> None:
+def require_gradients(teacher: TeacherOptions, engine: EngineOptions) -> None:
     """Refuse flags with which no gradient reaches the images, or no statistics are left."""
     if teacher.labeller is not None:
         raise InputError(

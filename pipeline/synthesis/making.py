@@ -159,6 +159,18 @@ def begin(partial: Partial, given: Mapping[str, Json]) -> None:
     write_again(partial.begun, documents.encode({MARK: 1, **given}), BEGUN_BY_US)
 
 
+def forget_begun(partial: Partial) -> bool:
+    """Remove what was begun, if no image is made yet: nothing is lost with it. Whether it is removed."""
+    jobs = partial.folder / JOBS
+    if partial.made() or any(path.suffix == ".working" for path in jobs.glob("*")):
+        return False
+    for path in jobs.glob("*.writing"):
+        if path.stem.isdecimal():
+            forget_unfinished(partial, int(path.stem))
+    removing.remove(partial.begun, BEGUN_BY_US)
+    return True
+
+
 def make_folders(partial: Partial) -> None:
     """Make the folders of images and records where they are absent."""
     for folder in (partial.images, partial.folder / JOBS):
@@ -169,23 +181,42 @@ def make_folders(partial: Partial) -> None:
 def missing(partial: Partial, jobs: Sequence[Job]) -> list[int]:
     """The jobs that are to be made; the files of the others are as they were written.
 
+    A job of which a file was removed is made again.
+
     Raises:
         InputError: a record or a file has changed since.
     """
     made = partial.made()
     for job in sorted(made):
-        pieces = read_pieces(partial.record(job))
+        pieces = _pieces_of(partial.record(job))
         same = job < len(jobs) and len(pieces) == len(jobs[job].targets)
         if not (same and np.array_equal(pieces.numbers, jobs[job].numbers)):
             raise InputError(f"{partial.record(job)}: expected the record of {len(jobs)} jobs, found another one")
-        for file, digest in zip(pieces.files, pieces.digests, strict=True):
-            if not has_digest(partial.images / file, digest.tobytes()):
+        changed = [
+            path
+            for file, digest in zip(pieces.files, pieces.digests, strict=True)
+            if not has_digest(path := partial.images / file, digest.tobytes())
+        ]
+        for path in changed:
+            if path.exists() or path.is_symlink():
                 raise InputError(
-                    f"{partial.images / file}: expected the file that a stopped command wrote, found "
-                    f"{'another one' if (partial.images / file).exists() else 'none'}; remove {partial.record(job)} "
-                    f"{'and that file ' if (partial.images / file).exists() else ''}to have it made again"
+                    f"{path}: expected the file that a stopped command wrote, found another one; move it away, then "
+                    f"run the same again to have it made again"
                 )
+        if changed:
+            removing.give_name(partial.record(job), partial.writing(job))
+    made = partial.made()
     return [job for job in range(len(jobs)) if job not in made]
+
+
+def _pieces_of(path: Path) -> Pieces:
+    """The pieces of a job of this folder, whose files can be made again."""
+    try:
+        return read_pieces(path)
+    except DamagedError as error:
+        raise InputError(
+            f"{path}: {error.why}; remove it, then run the same again to have its images made again"
+        ) from error
 
 
 def make_job(
@@ -224,8 +255,10 @@ def make_job(
     for folder in {(partial.images / file.name).parent for file in files}:
         disk.make_folder(folder)
     disk.sync_folder(partial.images)
+    # files of a job whose record was lost are whole, and stay
+    absent = [file for file in files if not has_digest(partial.images / file.name, file.digest)]
     with ThreadPoolExecutor(WRITERS) as pool:
-        list(pool.map(lambda file: write(partial.images / file.name, file.content), files))
+        list(pool.map(lambda file: write(partial.images / file.name, file.content), absent))
     removing.give_name(partial.writing(number), partial.record(number))
     disk.sync_folder(partial.folder / JOBS)
     forget_working(partial, number)
@@ -257,7 +290,7 @@ def forget_unfinished(partial: Partial, number: int) -> None:
     listed = partial.writing(number)
     if not listed.exists():
         return
-    pieces = read_pieces(listed)
+    pieces = _pieces_of(listed)
     for file, digest in zip(pieces.files, pieces.digests, strict=True):
         path, own = partial.images / file, digest.tobytes()
         removing.remove(path.with_name(f".{path.name}.partial"), WORKING)

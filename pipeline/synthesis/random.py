@@ -16,11 +16,12 @@ from labelstore.command.names import same_form
 from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
+from pipeline.config import require_labels
 from pipeline.plan import draws
 from pipeline.plan.augment.crop import CROPS
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import Renderer, make_renderer
-from pipeline.synthesis.config import require_size
+from pipeline.synthesis.config import SynthesizeConfig, require_size
 from pipeline.synthesis.method import Job, Made, Method, Pixels, Setting, StopRequestedError, Working
 from pipeline.synthesis.scoring import cross_entropies
 from pipeline.synthesis.teaching import described, has_teacher, load_teacher
@@ -32,23 +33,37 @@ SCALE, RATIO, FLIP = (0.08, 1.0), (3 / 4, 4 / 3), 0.5  # of torchvision's Classi
 Indexes = npt.NDArray[np.int64]
 
 
-def make_random(setting: Setting) -> Method:
-    """The method ``random`` as the flags choose it.
+def require_flags(config: SynthesizeConfig) -> None:
+    """Refuse flags that do not go together.
 
     Raises:
-        InputError: flags or images that do not go together, or no teacher where images are drawn by its choice.
+        InputError: names them; also where images are drawn by the choice of a teacher, and none is named.
     """
-    config, options = setting.config, setting.config.random
+    options = config.random
     cut = options.take in ("center", "crop")
     decile = options.ce_decile
     if decile is not None and not 1 <= decile <= DECILES:
         raise InputError(f"--ce-decile: expected 1 (easiest) to {DECILES} (hardest), found {decile}")
     if cut or decile is not None:
         require_size(config, f"--take {options.take}" if cut else "--ce-decile")
-    elif config.size is not None and not (setting.checking or has_teacher(config.teacher)):
+    elif config.size is not None and not has_teacher(config.teacher):
         raise InputError(
             f"--size {config.size}: has an effect with --take center or crop, or a teacher; found --take {options.take}"
         )
+    if decile is not None:
+        require_labels(config.teacher)
+
+
+def make_random(setting: Setting) -> Method:
+    """The method ``random`` as the flags choose it.
+
+    Raises:
+        InputError: flags or images that do not go together, or no teacher where images are drawn by its choice.
+    """
+    config = setting.config
+    decile = config.random.ce_decile
+    if not setting.checking:
+        require_flags(config)
     found = np.bincount(setting.manifest.targets, minlength=len(setting.manifest.classes))
     if decile is not None:
         found = np.array([len(np.array_split(np.arange(count), DECILES)[decile - 1]) for count in found])

@@ -28,11 +28,12 @@ from labelstore.errors import InputError
 from labelstore.format.columns import CROP_COLUMNS, CropRows
 from labelstore.spec import Json
 from pipeline.build.stages import TEACHER, Busy
+from pipeline.config import require_labels
 from pipeline.plan import draws
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import Renderer, make_renderer
 from pipeline.render.passing import in_passing
-from pipeline.synthesis.config import RdedOptions, require_size
+from pipeline.synthesis.config import RdedOptions, SynthesizeConfig, require_size
 from pipeline.synthesis.method import Job, Made, Pixels, Setting, StopRequestedError, Working
 from pipeline.synthesis.scoring import cross_entropies
 from pipeline.synthesis.teaching import described, load_teacher
@@ -80,6 +81,22 @@ class Numbers:
         return self.side if self.pads else self.size
 
 
+def require_flags(config: SynthesizeConfig) -> None:
+    """Refuse flags that do not go together.
+
+    Raises:
+        InputError: names them.
+    """
+    numbers = numbers_of(require_size(config, "rded"), config.rded)
+    require_labels(config.teacher)
+    needed = numbers.cells * config.ipc
+    if numbers.pool < needed and not config.allow_fewer:
+        raise InputError(
+            f"--pool {numbers.pool:,}: expected at least {needed:,} images, one for each of the {numbers.cells} cells "
+            f"of --ipc {config.ipc:,}; give a larger --pool, a smaller --ipc or --factor 1"
+        )
+
+
 def make_rded(setting: Setting) -> Rded:
     """The method, from the flags.
 
@@ -92,6 +109,7 @@ def make_rded(setting: Setting) -> Rded:
     plan = Plan(spec, manifest.heights, manifest.widths)
     if setting.checking:
         return Rded(setting=setting, numbers=numbers, plan=plan, cut=_renderer(setting, spec.at_side(numbers.side)))
+    require_flags(config)
     pools = {int(target): draw_pool(setting, int(target), numbers.pool) for target in setting.targets}
     counts = _counts(setting, numbers, pools)
     _warn_of_small(setting, numbers, pools)
@@ -352,14 +370,8 @@ def _counts(setting: Setting, numbers: Numbers, pools: Mapping[int, Indexes]) ->
     """Images that each class gets.
 
     Raises:
-        InputError: for a pool, or a class, of which fewer can be made.
+        InputError: names classes of which fewer can be made.
     """
-    ipc, fewer = setting.config.ipc, setting.config.allow_fewer
-    if numbers.pool < numbers.cells * ipc and not fewer:
-        raise InputError(
-            f"--pool {numbers.pool:,}: expected at least {numbers.cells * ipc:,} images, one for each of the "
-            f"{numbers.cells} cells of {ipc:,} images; give a larger --pool, a smaller --ipc or --factor 1"
-        )
     found = np.zeros(len(setting.manifest.classes), np.int64)
     for target, pool in pools.items():
         found[target] = len(pool)

@@ -28,9 +28,9 @@ from labelstore.spec import Json
 from pipeline.device.faults import device_faults
 from pipeline.networks.normalisation import LEVELS
 from pipeline.plan import draws
-from pipeline.synthesis.config import Sre2lOptions, require_size
+from pipeline.synthesis.config import Sre2lOptions, SynthesizeConfig, require_size
 from pipeline.synthesis.fit import Fit
-from pipeline.synthesis.gradients import Networks, make_networks
+from pipeline.synthesis.gradients import Networks, make_networks, require_gradients
 from pipeline.synthesis.method import Job, Made, Method, Pixels, Setting, Working
 from pipeline.synthesis.real import RealImages
 from pipeline.synthesis.recovering import Steps, recover
@@ -39,6 +39,16 @@ from pipeline.synthesis.views import draw_views, show
 
 BATCH = 100  # images optimised together, as published
 JITTER = 7  # a shift is at most this part of the side
+
+
+def require_flags(config: SynthesizeConfig) -> None:
+    """Refuse flags that do not go together.
+
+    Raises:
+        InputError: names them.
+    """
+    require_size(config, "sre2l")
+    require_gradients(config.teacher, config.engine)
 
 
 def make_sre2l(setting: Setting) -> Method:

@@ -18,7 +18,7 @@ from labelstore.command.console import Console, Progress
 from labelstore.command.flags import flags_of
 from labelstore.command.stopping import StopSignals
 from labelstore.errors import InputError, LeaseError
-from labelstore.spec import Json, require_same
+from labelstore.spec import Json, first_difference, require_same
 from labelstore.version import __version__
 from pipeline.build.refusing import nothing_left
 from pipeline.config import manifest_cache, require_labels
@@ -33,7 +33,7 @@ from pipeline.images.remarks import say_foreign_cache, say_left_out, say_skipped
 from pipeline.networks.load import require_known
 from pipeline.ranks import Ranks, join
 from pipeline.replay.folder import draw_folder
-from pipeline.synthesis import CLASSES, METHODS, making
+from pipeline.synthesis import CLASSES, METHODS, REFUSING, making
 from pipeline.synthesis.config import SynthesizeConfig, flags_in_effect, require_size
 from pipeline.synthesis.files import files_of
 from pipeline.synthesis.looking import look_at_set, look_first
@@ -81,6 +81,8 @@ def synthesize(config: SynthesizeConfig, console: Console) -> Mapping[str, Json]
         console: where progress, notes and warnings go.
     """
     start = time.monotonic()
+    if config.method in REFUSING:
+        REFUSING[config.method](config)
     if has_teacher(config.teacher):  # what is wrong with it is found before images are read
         require_labels(config.teacher)
         require_size(config, "the teacher")
@@ -204,7 +206,10 @@ def make(setting: Setting, method: Method, start: float) -> Done:
                 making.sweep(partial)
         return Done(stored, 0, time.monotonic() - start, found=True)
     with making.held(config.out) as partial:
-        if (begun := partial.read_begun()) is None:
+        begun = partial.read_begun()
+        if begun is not None and first_difference(begun, given) and making.forget_begun(partial):
+            begun = None
+        if begun is None:
             making.begin(partial, given)
         else:
             require_same("set", begun, given, ADVICE, holder=str(partial.folder), flags=FLAG_AT)

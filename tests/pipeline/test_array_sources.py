@@ -298,7 +298,7 @@ def test_what_needs_a_choice_is_left_to_import(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected uint8 images, found torch\.float32.*`giftwrap import .* --mean M"):
         scan(tmp_path / "a.pt")
     torch.save({"images": torch.from_numpy(PIXELS), "labels": torch.rand(5, 3)}, tmp_path / "a.pt")
-    with pytest.raises(InputError, match=r"soft labels.*`giftwrap import .*` takes --argmax"):
+    with pytest.raises(InputError, match=r"soft labels.*`giftwrap import .* --argmax` reads it"):
         scan(tmp_path / "a.pt")
     np.save(tmp_path / "a.npy", PIXELS)
     with pytest.raises(InputError, match=r"NAME_labels\.npy beside it; or `giftwrap import"):

@@ -530,3 +530,15 @@ def test_a_path_is_recognised_by_what_is_there(folder: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match="expected a path on this machine, found an address"):
         open_images(Path("hf://datasets/uoft-cs/cifar10"))
     assert python2_names(["a"]).endswith(b".")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tensors"])
+def test_a_folder_that_is_named_as_a_file_is_called_a_folder(folder: Path, kind: str) -> None:
+    with pytest.raises(InputError, match="expected a file, found a folder"):
+        open_images(folder, options=ImageOptions(images_format=kind))
+
+
+def test_a_file_of_no_kind_is_refused_by_the_kinds_that_there_are(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"notes: .*found a file of none of these kinds: tar, zip, .*--images-format"):
+        open_images(tmp_path / "notes")

@@ -363,7 +363,7 @@ def test_numbers_that_are_none_stop_the_run_and_keep_the_last_good(flags: Mappin
         ({"text": "text.npy", "head": "zero"}, "--text, --head zero: expected one of them"),
         ({"text": Path("absent.npy")}, r"--text absent\.npy: no such file; `giftwrap text-embeddings` makes one"),
         ({"head": "zero", "head_scale": 2.0}, "--head-scale: has no effect with --head zero"),
-        ({"size": None}, "--size: .* does not say which crops it was trained on; give --size"),
+        ({"size": None}, "--size: .* has no record of the crops it was trained on; give --size"),
         ({"teacher": ()}, "train-projector: needs a teacher; give --teacher and --weights"),
         ({"encoder_args": "[]"}, "--encoder-args: expected a JSON object"),
         ({"encoder_args": '{"depth": 3}'}, "cannot be made with"),

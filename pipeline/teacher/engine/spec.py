@@ -90,7 +90,7 @@ class TeacherSpec:
         require_normalisation(self.mean, self.std)
         for name, number in (("batch", self.batch), ("threads", self.threads)):
             if number is not None and number < 1:
-                raise InputError(f"{name}: expected at least 1, found {number}")
+                raise InputError(f"--{name}: expected at least 1, found {number}")
         if self.cuda_graph and not self.device.startswith("cuda"):
             raise InputError(f"--cuda-graph: expected --device cuda, found {self.device}")
 

@@ -204,12 +204,52 @@ def test_a_foreign_file_in_the_folder_of_a_stopped_command_stays(images: Path, t
     assert tree(partial.folder) == {"notes.txt": b"mine"}
 
 
-def test_a_changed_file_of_a_finished_job_is_named(images: Path, tmp_path: Path) -> None:
+def test_a_changed_file_of_a_finished_job_is_named_and_its_advice_works(images: Path, tmp_path: Path) -> None:
+    make(images, tmp_path / "whole")
     stopped_in(images, tmp_path / "set", 4)
     path = Partial.of(tmp_path / "set").images / "bee/00000.png"
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(InputError, match=r"bee/00000.png.*another one"):
+    changed = path.read_bytes()[:-1] + b"x"
+    path.write_bytes(changed)
+    with pytest.raises(InputError, match=r"bee/00000.png.*another one; move it away, then run the same again"):
         make(images, tmp_path / "set")
+    assert path.read_bytes() == changed
+    path.rename(tmp_path / "moved")
+    make(images, tmp_path / "set")
+    assert tree(tmp_path / "set") == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("begun", ["finished", "being written"])
+def test_a_damaged_record_of_a_job_is_named_and_its_advice_works(images: Path, tmp_path: Path, begun: str) -> None:
+    make(images, tmp_path / "whole")
+    stopped_in(images, tmp_path / "set", 4)
+    partial = Partial.of(tmp_path / "set")
+    record = partial.record(0)
+    if begun == "being written":
+        record = record.rename(partial.writing(0))
+    record.write_bytes(record.read_bytes()[:100])
+    with pytest.raises(InputError, match=rf"{record.name}.*remove it, then run the same again"):
+        make(images, tmp_path / "set")
+    record.unlink()
+    make(images, tmp_path / "set")
+    assert tree(tmp_path / "set") == tree(tmp_path / "whole")
+
+
+def test_a_set_of_which_no_image_is_made_may_begin_with_other_flags(images: Path, tmp_path: Path) -> None:
+    no_links = OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    with mock.patch.object(disk, "link", side_effect=no_links), pytest.raises(InputError, match="--take copy"):
+        make(images, tmp_path / "set", "random", take="link")
+    make(images, tmp_path / "set", "random", take="copy")
+    make(images, tmp_path / "whole", "random", take="copy")
+    assert tree(tmp_path / "set") == tree(tmp_path / "whole")
+    assert own_files(tmp_path) == {"set", "set.images.npz", "whole", "whole.images.npz"}
+
+
+def test_what_is_saved_of_a_job_is_not_begun_again_with_other_flags(images: Path, tmp_path: Path) -> None:
+    stopped_in(images, tmp_path / "set", 1)
+    before = tree(tmp_path)
+    with pytest.raises(MismatchError, match=r"--seed.*has 0, this run has 1"):
+        make(images, tmp_path / "set", seed=1)
+    assert tree(tmp_path) == before
 
 
 def test_a_second_process_is_kept_out(images: Path, tmp_path: Path) -> None:
@@ -260,6 +300,26 @@ def test_flags_that_are_refused(images: Path, tmp_path: Path, case: str) -> None
     with pytest.raises(InputError, match=message):
         synthesize(from_flags(SynthesizeConfig, **every), Console(silent=True))
     assert own_files(tmp_path) == set()
+
+
+UNREAD: dict[str, tuple[str, dict[str, Any], str]] = {
+    "random without a side": ("random", {"take": "center"}, "--size: missing; --take center"),
+    "a decile without a teacher": ("random", {"ce_decile": 1, "size": 8}, "--teacher and --weights: missing"),
+    "rded without a side": ("rded", {}, "--size: missing; rded"),
+    "rded without a teacher": ("rded", {"size": 8}, "--teacher and --weights: missing"),
+    "a factor that does not divide": ("rded", {"size": 32, "factor": 3}, "--factor 3: expected a divisor"),
+    "a small pool": ("rded", {"size": 32, "factor": 2, "pool": 7, "labeller": "m:f"}, "--pool 7.*at least 8 images"),
+    "sre2l without a side": ("sre2l", {}, "--size: missing; sre2l"),
+    "sre2l without a teacher": ("sre2l", {"size": 8}, "--teacher and --weights: missing"),
+    "sre2l of a labeller": ("sre2l", {"size": 8, "labeller": "m:f"}, "--labeller m:f: expected networks"),
+}
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_flags_are_refused_before_images_are_read(tmp_path: Path, case: str) -> None:
+    method, flags, message = UNREAD[case]
+    with pytest.raises(InputError, match=message):
+        make(tmp_path / "absent", tmp_path / "set", method, **flags)
 
 
 def test_a_set_in_its_images_is_refused(images: Path) -> None:

@@ -221,7 +221,7 @@ def test_a_stopped_command_continues_with_the_batch_that_it_began_with(photograp
         with mock.patch.object(random.Random, "make", stops(random.Random.make)), pytest.raises(Stopped):
             make(photographs, tmp_path / "set", "random", 2, **flags)
     with mock.patch.object(batches, "CPU_BATCH", 4):
-        assert make(photographs, tmp_path / "set", "random", 2, **flags)["made"] == 4
+        assert make(photographs, tmp_path / "set", "random", 2, **flags)["made"] == 6  # the signal ended the first job
         make(photographs, tmp_path / "other", "random", 2, **flags)
     records: Any = [record_of(tmp_path / name) for name in ("set", "whole", "other")]
     assert [record["teacher"]["engine"]["batch"] for record in records] == [8, 8, 4]
