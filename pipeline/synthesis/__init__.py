@@ -15,8 +15,11 @@ METHODS: Table[Any] = Table(
         "rded": "pipeline.synthesis.rded:make_rded",
         "sre2l": "pipeline.synthesis.sre2l:make_sre2l",
         "diffusion": "pipeline.synthesis.diffusion:make_diffusion",
+        "hello-update": "pipeline.synthesis.hello_update:make_hello_update",
     }
 )
 """By name: each a `MakeMethod` of `pipeline.synthesis.method`, which reads the flags, whose choices are these names."""
 CLASSES: Table[Any] = Table({"diffusion": "pipeline.synthesis.diffusion:classes_of"})
 """Of the methods that need no images: what gives the names of the classes, in target order, from the flags."""
+WITHOUT_IPC = ("hello-update",)
+"""Methods that make one image of each of --images, unless --ipc is given."""
