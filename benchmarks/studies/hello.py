@@ -3,14 +3,14 @@
     python -m benchmarks.studies.hello --dry-run
     python -m benchmarks.studies.hello --minutes 60
 
-Nine checkpoints of one run of a ConvNet-D3 on the 10,000 bundled images are weak teachers. Projectors on ImageNet's
-MobileNetV2, CIFAR-10 rendered at 64 px for it, learn their mean logits, or those of a published ResNet-56. Students,
-ConvNet-D3, learn from 10 images a class, random ones (centre fit) and RDED's: by hard labels, by stored labels of the
-weak teachers and of ResNet-56, and by projectors online. The ablation is the paper's: a linear probe, + weak teachers,
-+ LoRA, + a head that starts from class means (where the paper has text), + the image update.
+Nine checkpoints of one run of a ConvNet-D3 of width 64, on the 10,000 bundled images, are weak teachers. Projectors on
+ImageNet's MobileNetV2, CIFAR-10 rendered at 64 px for it, learn their mean logits, or those of a published ResNet-56.
+Students, ConvNet-D3 too, learn from 10 images a class, random ones (centre fit) and RDED's: by hard labels, by stored
+labels of the weak teachers and of ResNet-56, and by projectors online. The ablation is the paper's: a linear probe,
++ weak teachers, + LoRA, + a head that starts from class means (where the paper has text), + the image update.
 
 It is sized for 60 minutes on 2 CPU cores, and so differs from the paper (arXiv 2408.08201), whose sets are ImageNet's,
-whose encoder is CLIP's RN50, and which states neither epochs nor rates: projectors of 3 epochs, students of 120. The
+whose encoder is CLIP's RN50, and which states neither epochs nor rates: projectors of 2 epochs, students of 100. The
 linear probe weighs its hard cross-entropy 10,000 times as much as the squared error. The last evaluation counts.
 
 A finished cell is a line of benchmarks/results/hello.jsonl, and is not done again. A stopped cell continues where it

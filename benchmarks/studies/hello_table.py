@@ -92,7 +92,7 @@ def ablation(scale: Scale, results: Ledger[Cell]) -> str:
     """What each part is worth to a student, beside what the paper has for it."""
     places = [*((name, ABLATION[name].adds, "rded", name) for name in ("probe", "taught", "lora", WHOLE))]
     places.append(("updated", "+ image update", "updated", WHOLE))
-    rows = []
+    rows: list[list[str]] = []
     for name, adds, images, labels in places:
         found = top1(scale, results, images, labels)
         before = rows[-1][1] if rows else ""
