@@ -93,7 +93,8 @@ class Study:
         """What a cell has found, for people."""
         if "top1" in values:
             return f"top-1 {values['top1']:.2f} %"
-        return f"made, the strong teacher agrees with {values['agreement']:.1f} % of the targets"
+        agreement = values["agreement"]
+        return "made" if agreement is None else f"made, the strong teacher agrees with {agreement:.1f} % of the targets"
 
 
 def main() -> int:

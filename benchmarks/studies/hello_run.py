@@ -110,7 +110,7 @@ class Lab:
         return self.folder / "sets" / name
 
     def make_set(self, name: str) -> dict[str, Any]:
-        """A set of images, and what the strong teacher makes of it."""
+        """A set of images, and what the strong teacher makes of it; Nones where a killed call has finished the set."""
         scale, encoder = self.scale, self.scale.encoder
         if name == "updated" and not self.images("rded").exists():
             self.make_set("rded")
@@ -127,8 +127,8 @@ class Lab:
         }  # fmt: skip
         words = ("synthesize", *own[name], "--size", scale.size, *self.teacher("strong"), "--out", self.images(name))
         config = read_command(PIPELINE["synthesize"], "synthesize", [str(word) for word in words]).config
-        done: Any = synthesize(config, Console(silent=True))
-        return {key: done["teacher"][key] for key in ("agreement", "agreement_on_crops", "cross_entropy")}
+        looked: Any = synthesize(config, Console(silent=True)).get("teacher", {})
+        return {key: looked.get(key) for key in ("agreement", "agreement_on_crops", "cross_entropy")}
 
     def train_student(self, cell: Cell) -> dict[str, Any]:
         """A student on the images of a cell, tested after the last epoch."""
