@@ -43,8 +43,9 @@ CLAIMS = (
     "generate",
     "kernels",
     "synthesis",
+    "label-cost",
 )
-STUDIES = ("rate-distortion", "crash")
+STUDIES = ("rate-distortion", "crash", "label-cost")
 """The claims; each is a file: its claim is the first line of the docstring, and its measurement is ``run``. Those that
 take long are in benchmarks/studies."""
 

@@ -15,6 +15,7 @@ METHODS: Table[Any] = Table(
         "rded": "pipeline.synthesis.rded:make_rded",
         "sre2l": "pipeline.synthesis.sre2l:make_sre2l",
         "diffusion": "pipeline.synthesis.diffusion:make_diffusion",
+        "hello-update": "pipeline.synthesis.hello_update:make_hello_update",
     }
 )
 """By name: each a `MakeMethod` of `pipeline.synthesis.method`, which reads the flags, whose choices are these names."""
@@ -28,3 +29,5 @@ REFUSING: Table[Any] = Table(
 """Of methods with such a check: what refuses flags that do not go together, before images are read."""
 CLASSES: Table[Any] = Table({"diffusion": "pipeline.synthesis.diffusion:classes_of"})
 """Of the methods that need no images: what gives the names of the classes, in target order, from the flags."""
+WITHOUT_IPC = ("hello-update",)
+"""Methods that make one image of each of --images, unless --ipc is given."""

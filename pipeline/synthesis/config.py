@@ -18,13 +18,14 @@ from pipeline.config import EngineOptions, TeacherOptions, manifest_cache, requi
 from pipeline.images.opening import ImageOptions
 from pipeline.networks.noise import Sampler
 from pipeline.render.options import RenderOptions
-from pipeline.synthesis import CLASSES, METHODS
+from pipeline.synthesis import CLASSES, METHODS, WITHOUT_IPC
 
 FileFormat = Literal["png", "jpeg"]
 Taking = Literal["copy", "link", "center", "crop"]
 Fit = Literal["pad", "resize"]
 Start = Literal["noise", "real"]
 Statistics = Literal["batch", "class"]
+Features = Literal["penultimate", "output"]
 WITH_CHECK = ("check", "images", "source", "rehash", "render", "output")  # fields whose flags a check has
 Selection = Literal["none", "ce", "kcenter"]
 
@@ -144,6 +145,50 @@ class DiffusionOptions:
             )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HelloUpdateOptions:
+    """The numbers of `hello-update` (arXiv 2408.08201, which publishes none): all defaults are ours."""
+
+    encoder: str | None = None
+    """hello-update: network whose features are to stay, as for train-projector: timm:NAME, torchvision:NAME,
+    module:attribute, or a network of giftwrap's own."""
+    encoder_weights: str | None = None
+    """hello-update: its weights: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
+    encoder_args: str = "{}"
+    """hello-update: keyword arguments of its constructor, as JSON."""
+    features: Features | None = None
+    """hello-update: penultimate: a classifier without its last linear layer; output: the network as it is. Left out, as
+    for train-projector."""
+    encoder_size: int | None = None
+    """hello-update: side of its crops in pixels; what its weights were trained with when left out."""
+    encoder_mean: tuple[float, float, float] | None = None
+    """hello-update: channel means of its normalisation, of pixels in [0, 1]; left out, what its weights were trained
+    with, or else ImageNet's."""
+    encoder_std: tuple[float, float, float] | None = None
+    """hello-update: channel standard deviations of its normalisation; likewise."""
+    update_steps: int = 100
+    """hello-update: steps of Adam on each batch of images."""
+    update_lr: float = 0.01
+    """hello-update: learning rate of the first step, of pixels in [0, 1]; it falls to 0 along half a cosine."""
+    update_scale: float = 0.5
+    """hello-update: side of a patch's small copy, as a share of the patch's."""
+    update_cells: int | None = None
+    """hello-update: patches a side of an image; left out, the cells of RDED's collages by the record of --images, or 1:
+    the whole image."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can be optimised with."""
+        for name, right, expected in (
+            ("encoder_size", self.encoder_size is None or 1 <= self.encoder_size <= 65_535, "1 to 65,535"),
+            ("update_steps", 1 <= self.update_steps < 2**31, "at least 1 step"),
+            ("update_lr", 0 < self.update_lr < math.inf, "a number above 0"),
+            ("update_scale", 0 < self.update_scale < 1, "a number above 0 and below 1"),
+            ("update_cells", self.update_cells is None or 1 <= self.update_cells <= 65_535, "1 to 65,535"),
+        ):
+            if not right:
+                raise InputError(f"--{name.replace('_', '-')}: expected {expected}, found {getattr(self, name)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SynthesizeConfig:
     """Make a small image set from a large one: a class folder with a record of what each image was made of.
@@ -159,7 +204,7 @@ class SynthesizeConfig:
     """Real images: a class folder, tar shards or other containers, as for build; diffusion needs none."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     ipc: int = None  # type: ignore[assignment]  # as `out` is
-    """Images a class."""
+    """Images a class; hello-update makes one of each image when it is left out, or of the first ones of each class."""
     size: int | None = None
     """Side of the square images in pixels."""
     seed: int = 0
@@ -187,6 +232,7 @@ class SynthesizeConfig:
     rded: Annotated[RdedOptions, Group("rded")] = field(default_factory=RdedOptions)
     sre2l: Annotated[Sre2lOptions, Group("sre2l")] = field(default_factory=Sre2lOptions)
     diffusion: Annotated[DiffusionOptions, Group("diffusion")] = field(default_factory=DiffusionOptions)
+    hello_update: Annotated[HelloUpdateOptions, Group("hello_update")] = field(default_factory=HelloUpdateOptions)
     teacher: Annotated[TeacherOptions, Group("teacher")] = field(default_factory=TeacherOptions)
     engine: Annotated[EngineOptions, Group("engine")] = field(default_factory=EngineOptions)
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
@@ -195,7 +241,9 @@ class SynthesizeConfig:
     def __post_init__(self) -> None:
         """Refuse flags that no set can be made with."""
         if self.check is None:
-            needed = ("method", "out", "ipc") if self.method in CLASSES else ("method", "out", "ipc", "images")
+            needed = ["method", "out"]
+            needed += ["ipc"] if self.method not in WITHOUT_IPC else []
+            needed += ["images"] if self.method not in CLASSES else []
             absent = [name for name in needed if getattr(self, name) is None]
             if absent:
                 names = {name: f"--{name}" for name in needed} | {"method": f"METHOD ({', '.join(METHODS)})"}
@@ -248,9 +296,14 @@ def require_own_flags(config: SynthesizeConfig) -> None:
     """
     values = values_of(config)
     for key, flag in flags_of(type(config)).items():
-        owner = flag.path[0]
+        owner = method_of(flag.path[0])
         if owner in METHODS and owner != config.method and values[key] != flag.default:
             raise InputError(f"--{flag.name}: is a flag of {owner}, found method {config.method}; leave it out")
+
+
+def method_of(field: str) -> str:
+    """The method whose numbers a field of the flags would hold."""
+    return field.replace("_", "-")
 
 
 def require_size(config: SynthesizeConfig, why: str) -> int:
@@ -275,7 +328,7 @@ def flags_in_effect(config: SynthesizeConfig) -> dict[str, Json]:
     found = {
         key: values[key]
         for key, flag in flags_of(type(config)).items()
-        if key in shared or flag.path[0] == config.method
+        if key in shared or method_of(flag.path[0]) == config.method
     }
     found["quality"] = config.jpeg_quality
     return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}

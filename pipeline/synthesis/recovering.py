@@ -32,6 +32,7 @@ class Steps:
         betas: of Adam.
         low: least value of each channel, ``[3, 1, 1]``: images are clipped after each step.
         high: largest value of each channel, ``[3, 1, 1]``.
+        advice: for the error when pixels are no longer numbers.
     """
 
     count: int
@@ -39,6 +40,7 @@ class Steps:
     betas: tuple[float, float]
     low: Tensor
     high: Tensor
+    advice: str = "give a smaller --lr, or --dtype float32"
 
 
 def recover(images: Tensor, loss: Callable[[Tensor, int], Tensor], steps: Steps, working: Working) -> Tensor:
@@ -74,8 +76,7 @@ def recover(images: Tensor, loss: Callable[[Tensor, int], Tensor], steps: Steps,
             saved = time.monotonic()
     if not images.isfinite().all():
         raise InputError(
-            f"{working.file.name}: expected numbers in the images after {steps.count} steps, found NaN; give a smaller "
-            f"--lr, or --dtype float32"
+            f"{working.file.name}: expected numbers in the images after {steps.count} steps, found NaN; {steps.advice}"
         )
     return images.detach()
 

@@ -346,7 +346,7 @@ def count(setting: Setting, jobs: Sequence[Job]) -> dict[str, Json]:
     fewer: dict[str, Json] = {
         setting.manifest.classes[target]: int(found[target])
         for target in setting.targets
-        if found[target] < setting.config.ipc
+        if found[target] < (setting.config.ipc or 0)
     }
     return {"count": int(found.sum()), "fewer": fewer}
 

@@ -204,6 +204,7 @@ def test_a_run_without_a_store_is_made_once_and_needs_no_build(tmp_path: Path) -
         ("rded", 24, 24 * 3, "cifar10-resnet18,images=ipc50,seed=0"),
         ("thousand_images", 16, 16 * 5, "imagenet-ipc200,seed=4"),
         ("deg", 4, 8 * 3 + 4 * 3, "tiny-hard,seed=2,images=generated-ipc50"),
+        ("hello", 6, (6 + 5 + 6) * 3, "imagenet-projector,images=ipc10,seed=2"),
     ],
 )
 def test_the_tables_of_the_papers_are_sweeps(
@@ -215,5 +216,5 @@ def test_the_tables_of_the_papers_are_sweeps(
     commands = [task["command"] for task in values["tasks"]]
     assert (commands.count("build"), commands.count("train")) == (builds, runs)
     assert name in {task["name"] for task in values["tasks"]}
-    assert "--test-images sets/tiny/test" in values["missing"]
+    assert f"--test-images sets/{'imagenet' if paper == 'hello' else 'tiny'}/test" in values["missing"]
     assert not (tmp_path / "out").exists()
