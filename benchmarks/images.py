@@ -107,7 +107,7 @@ def packed_tars(names: list[str], files: Mapping[str, bytes], folder: Path) -> P
     """Shards as WebDataset has them."""
     (folder / "shards").mkdir()
     for shard in range(SHARDS):
-        with tarfile.open(folder / f"shards/s-{shard:03d}.tar", "w") as tar:
+        with tarfile.open(folder / f"shards/s-{shard:03d}.tar", "x") as tar:
             for name in names[shard::SHARDS]:
                 for path, content in ((name, files[name]), (name.replace(".jpg", ".cls"), name[5:6].encode())):
                     info = tarfile.TarInfo(path)

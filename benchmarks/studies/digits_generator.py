@@ -13,7 +13,6 @@ benchmarks/results/digits-generator.jsonl, and is not run again; a stopped one c
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ from PIL import Image
 from benchmarks import demo
 from benchmarks.commands import command
 from benchmarks.harness import machine
+from benchmarks.studies.ledger import Ledger
 from labelstore.command.console import run_command
 from labelstore.errors import InputError
 
@@ -57,24 +57,21 @@ class StudyConfig:
     """File with a line for each finished cell."""
 
 
-class Lines:
-    """Lines of finished cells, by name."""
+@dataclass(frozen=True)
+class Step:
+    """A cell of the study, by its name."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        text = path.read_text().splitlines() if path.exists() else []
-        self.found: dict[str, Mapping[str, Any]] = {line["cell"]: line for line in map(json.loads, text)}
+    name: str
 
-    def add(self, cell: str, start: float, values: Mapping[str, Any]) -> None:
-        """Append a line, durably, and print it."""
-        line = {"cell": cell, **values, "seconds": round(time.monotonic() - start, 1), "machine": machine()}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.found[cell] = line
-        print(f"\n{cell}: {json.dumps(values)}", flush=True)
+    def to_json(self) -> dict[str, Any]:
+        """As a line of results has it."""
+        return {"name": self.name}
+
+
+def add(lines: Ledger[Step], name: str, start: float, values: Mapping[str, Any]) -> None:
+    """Keep what a cell has found, and print it."""
+    lines.add(Step(name), {**values, "seconds": round(time.monotonic() - start, 1), "machine": machine()})
+    print(f"\n{name}: {json.dumps(values)}", flush=True)
 
 
 def write_digits(root: Path) -> None:
@@ -97,7 +94,7 @@ def write_digits(root: Path) -> None:
 def main() -> int:
     """Run what is left of the study."""
     config = tyro.cli(StudyConfig, prog="python -m benchmarks.studies.digits_generator")
-    root, lines = config.folder, Lines(config.results)
+    root, lines = config.folder, Ledger[Step](config.results)
     try:
         demo.write_digits(demo.ROOT)
         write_digits(root)
@@ -109,30 +106,30 @@ def main() -> int:
         "--std", *demo.STD, "--size", demo.SIDE,
     )  # fmt: skip
     start = time.monotonic()
-    if "generator" not in lines.found:
+    if Step("generator") not in lines:
         length = ("--minutes", config.minutes) if config.steps is None else ("--steps", config.steps)
         made = command(
             "giftwrap", "train-generator", "--images", root / "real", "--size", SIDE, *BACKBONE, "--flip", 0,
             "--prediction", config.prediction, "--lr", 2e-3, *length, "--run-folder", root / "generator",
         )  # fmt: skip
         kept = ("steps", "epochs", "parameters", "last", "best")
-        lines.add("generator", start, {name: made[name] for name in kept})
+        add(lines, "generator", start, {name: made[name] for name in kept})
     start = time.monotonic()
-    if "recognised" not in lines.found:
+    if Step("recognised") not in lines:
         made = command(
             "giftwrap", "synthesize", "diffusion", "--model", root / "generator", "--ipc", SHOWN,
             *teacher, "--out", root / "shown", "--sheet", root / "shown.png",
         )  # fmt: skip
-        lines.add("recognised", start, {"images": made["images"], **made["teacher"]})
+        add(lines, "recognised", start, {"images": made["images"], **made["teacher"]})
     command(
         "giftwrap", "synthesize", "diffusion", "--model", root / "generator", "--ipc", LEARNT, "--out", root / "ten"
     )
     for name, images in (("generated", root / "ten"), ("real", root / "small")):
         for loss, label in (("ce", "hard"), ("gift", "gift")):
-            if f"{name} {label}" not in lines.found:
+            if Step(f"{name} {label}") not in lines:
                 start = time.monotonic()
-                lines.add(f"{name} {label}", start, student(config, images, name, loss, teacher))
-    report(lines.found)
+                add(lines, f"{name} {label}", start, student(config, images, name, loss, teacher))
+    report({line["cell"]["name"]: line for line in lines.lines})
     return 0
 
 

@@ -48,6 +48,11 @@ class Ledger(Generic[InT]):
     def __contains__(self, cell: InT) -> bool:
         return _key(cell.to_json()) in self._lines
 
+    @property
+    def lines(self) -> list[Mapping[str, Any]]:
+        """All lines, in the order in which their cells were finished."""
+        return [*self._lines.values()]
+
     def of(self, cell: InT) -> Mapping[str, Any] | None:
         """The line of a cell."""
         return self._lines.get(_key(cell.to_json()))

@@ -99,6 +99,12 @@ class Flag:
         return self.key.replace("_", "-")
 
 
+def choices_of(kind: Any) -> tuple[str, ...]:
+    """The words that a type allows; none where it allows others."""
+    every = [choice for each in get_args(kind) for choice in choices_of(each)]
+    return tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else tuple(every)
+
+
 def is_positional(flag: Flag) -> bool:
     """Whether the value is typed without the name of the flag."""
     return any(str(mark).rpartition(".")[2] == "Positional" for mark in getattr(flag.kind, "__metadata__", ()))

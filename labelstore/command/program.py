@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from labelstore.command.config_file import read_config, template, to_toml, words_of
 from labelstore.command.console import Console, run_command
-from labelstore.command.flags import OPTIONS, Flag, flags_of, from_flags, is_positional
+from labelstore.command.flags import OPTIONS, Flag, choices_of, flags_of, from_flags, is_positional
 from labelstore.command.mistakes import key_of, require_flags
 from labelstore.errors import InputError
 from labelstore.storage_table import STORAGES, as_typed, no_path, scheme_of, without_credentials
@@ -252,7 +252,10 @@ def parse(command: Command, program: str, words: Sequence[str], given: Mapping[s
 
     groups: dict[str, list[tuple[str, Any, Any]]] = {OPTIONS: []}
     for flag in [*flags_of(command.config).values(), *EVERYWHERE]:
-        kind: Any = Annotated[flag.kind, tyro.conf.arg(name=flag.name, help=flag.help)]
+        choices = choices_of(flag.kind) if is_positional(flag) else ()
+        text = f"{flag.help} {', '.join(choices)}." if choices else flag.help
+        metavar = flag.key.upper() if choices else None  # all choices would make the usage long
+        kind: Any = Annotated[flag.kind, tyro.conf.arg(name=flag.name, help=text, metavar=metavar)]
         default = field(default=given.get(flag.key, flag.default))
         groups.setdefault(flag.group, []).append((flag.key, kind, default))
     rows = groups.pop(OPTIONS)

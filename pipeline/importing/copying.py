@@ -181,7 +181,7 @@ def write_shard(file: BinaryIO, source: ImageSource, images: Sequence[int]) -> N
     """Write images as a tar: each under its name, and its class as a number in a ``.cls`` beside it."""
     listing = source.listing
     labelled: set[str] = set()
-    with tarfile.open(fileobj=file, mode="w") as tar:
+    with tarfile.TarFile(fileobj=file, mode="w") as tar:
         for image, data in zip(images, _read(source, images), strict=True):
             name = listing.names[image]
             label = f"{_stem(name)}.cls"

@@ -197,7 +197,7 @@ class SynthesizeConfig:
     """
 
     method: Annotated[tyro.conf.Positional[str], Choices(METHODS)] = None  # type: ignore[assignment]  # as `out` is
-    """What makes the images."""
+    """What makes the images:"""
     out: Path = None  # type: ignore[assignment]  # left out with --check alone, for which no method is called
     """Class folder to make; continued when a stopped command left it."""
     images: Annotated[Path, Group("images")] = None  # type: ignore[assignment]  # diffusion needs none

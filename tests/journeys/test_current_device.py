@@ -26,9 +26,11 @@ THREADS = {
     "pipeline/build/stages.py": "makes it the current one before each call",
     "trainer/prefetch.py": "runs `Loader._made`, which makes it the current one first",
     "pipeline/images/manifest.py": "decodes files, on the CPU",
+    "pipeline/importing/copying.py": "reads and writes files",
     "pipeline/importing/importing.py": "reads files",
     "pipeline/render/crops.py": "renders on the CPU",
     "pipeline/render/dali_crops.py": "reads files",
+    "pipeline/synthesis/making.py": "writes files",
     "pipeline/render/device.py": "reads and decodes files, on the CPU",
 }
 
