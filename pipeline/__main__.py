@@ -183,11 +183,13 @@ def synthesised(done: Mapping[str, Any]) -> str:
 
     fewer = f", fewer than asked for in {len(done['fewer']):,} of them" if done["fewer"] else ""
     size = byte_count(done["bytes"])
+    teacher = f"; {in_words(done['teacher'])}" if "teacher" in done else ""
     if done["found"]:
-        return f"{done['out']}: is there already, {done['images']:,} images in {done['classes']:,} classes, {size}"
+        there = f"{done['images']:,} images in {done['classes']:,} classes, {size}"
+        return f"{done['out']}: is there already, {there}{teacher}"
     return (
         f"{done['out']}: {done['images']:,} images in {done['classes']:,} classes{fewer}, {done['made']:,} made now "
-        f"in {duration(done['seconds'])}; {size}{'; ' + in_words(done['teacher']) if 'teacher' in done else ''}"
+        f"in {duration(done['seconds'])}; {size}{teacher}"
     )
 
 

@@ -316,7 +316,7 @@ def describe(
             f"give the code and the arguments of {path} again, or another --run"
         )
     advice = f"give the flags of {path}, or another --run"
-    require_same("run", same, dict(made), advice, holder="the folder", flags=flags_at(config))
+    require_same("run", same, dict(made), advice, holder="the folder", flags=flags_at(flags or config))
     theirs = elsewhere(stored, made)
     changes: list[Json] = []
     for key in (*CHANGES, "run"):
@@ -326,9 +326,11 @@ def describe(
     return changes
 
 
-def flags_at(config: RunConfig) -> dict[str, str]:
+def flags_at(config: object) -> dict[str, str]:
     """The flags of a command, by their places in the description of a run."""
-    return {f"run.{key}": f"--{flag.name}" for key, flag in flags_of(type(config)).items()}
+    every = flags_of(type(config)).items()
+    parts = {".".join(flag.path): f"--{flag.name}" for _, flag in every if len(flag.path) > 1}
+    return {f"run.{key}": f"--{flag.name}" for key, flag in every} | parts
 
 
 def write_flags(config: RunConfig, flags: object | None = None) -> None:

@@ -107,7 +107,7 @@ def synthesize(config: SynthesizeConfig, console: Console) -> Mapping[str, Json]
             with closing(METHODS[config.method](setting)) as method:
                 ranks.broadcast(engine_of(method))
                 done = make(setting, method, start)
-        looked = {} if done.found else look_at_set(setting)
+        looked = look_at_set(setting)
         if sheet and not sheet.exists():
             draw_folder(config.out, sheet, render=config.render)
         return {**summary(setting, done), **looked}

@@ -71,9 +71,10 @@ def test_a_killed_command_is_continued_to_the_same_bytes(small: World, tmp_path:
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert not out.exists()
-    other = giftwrap(*words(small, out, "--crops", 4))
-    assert other.code == 2, other.err
-    assert "crops" in other.err
+    if count > 4:  # something is made
+        other = giftwrap(*words(small, out, "--crops", 4))
+        assert other.code == 2, other.err
+        assert "crops" in other.err
     ended = giftwrap(*again)
     assert ended.code == 0, ended.err
     assert digests(out) == digests(small.store)
