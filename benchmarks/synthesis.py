@@ -199,6 +199,6 @@ def idle() -> Working:
     return Working(
         file=Path("none"),
         proof=Proof("nothing", lambda _path: False),
-        progress=lambda _done, _total: None,
+        progress=lambda *_args: None,
         stopping=lambda: False,
     )

@@ -57,6 +57,12 @@ class Busy:
         with self._lock:
             return dict(self._seconds)
 
+    def text(self) -> str:
+        """The stage that was most of the time at work, and its share of all work; empty before any."""
+        seconds = self.seconds()
+        most = max(seconds, key=seconds.__getitem__)
+        return f"{most} {seconds[most] / sum(seconds.values()):.0%} of the time" if seconds[most] else ""
+
 
 @contextmanager
 def hand_over(

@@ -35,7 +35,7 @@ from pipeline.images.provenance import (
     record_bytes,
 )
 from pipeline.synthesis.files import File, has_digest, write
-from pipeline.synthesis.method import Job, Made, Working
+from pipeline.synthesis.method import Job, Made, Progress, Working
 
 BEGUN, LOCK, IMAGES, JOBS = "begun.json", "lock", "set", "jobs"
 WRITERS = 8  # files that are flushed at once
@@ -225,7 +225,7 @@ def make_job(
     job: Job,
     make: Callable[[Job, Working], Made],
     files_of: Callable[[Job, Made], Sequence[File]],
-    progress: Callable[[int, int], None],
+    progress: Progress,
     stopping: Callable[[], bool],
 ) -> None:
     """Make one job: its files, then its record.

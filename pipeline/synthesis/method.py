@@ -116,6 +116,13 @@ class Made:
     linked: bool = False
 
 
+class Progress(Protocol):
+    """How far a job is."""
+
+    def __call__(self, done: int, total: int, binding: str = "", /) -> None:
+        """Report it; see `Working.progress`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Working:
     """Where a method keeps what it has of a job that takes long, so that a stopped command continues within it.
@@ -124,13 +131,14 @@ class Working:
         file: a file of this job alone; write it by `labelstore.durable.newfile.new_version(file, proof)`, and read it
             when it is there: a call with the same flags left it. It is removed when the job is made.
         proof: that what has its name is such a file.
-        progress: called with (what is done of the job, what there is to do), in any unit.
+        progress: called with what is done of the job, and what there is to do, in any unit; and which stage takes the
+            time, where that is known.
         stopping: whether a signal has asked to stop: the method then saves and raises `StopRequestedError`.
     """
 
     file: Path
     proof: Proof
-    progress: Callable[[int, int], None]
+    progress: Progress
     stopping: Callable[[], bool]
 
 

@@ -16,6 +16,7 @@ from labelstore.command.names import same_form
 from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
+from pipeline.build.stages import Busy
 from pipeline.config import require_labels
 from pipeline.plan import draws
 from pipeline.plan.augment.crop import CROPS
@@ -167,12 +168,12 @@ class Random:
         assert renderer is not None  # noqa: S101
 
         def done(count: int) -> None:
-            working.progress(count, len(images))
+            working.progress(count, len(images), busy.text())
             if count < len(images) and working.stopping():
                 raise StopRequestedError
 
-        rows, targets = self._plan.unmixed(0, images), self._setting.manifest.targets
-        return cross_entropies(teacher, renderer, [rows], targets, names=[job.name], done=done).losses
+        rows, targets, busy = self._plan.unmixed(0, images), self._setting.manifest.targets, Busy()
+        return cross_entropies(teacher, renderer, [rows], targets, names=[job.name], busy=busy, done=done).losses
 
     def close(self) -> None:
         """See `Method.close`."""

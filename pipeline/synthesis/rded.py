@@ -271,7 +271,7 @@ class Rded:
         assert self.scored is not None and self.scorer is not None  # noqa: S101, PT018  but for checking
 
         def done(count: int) -> None:
-            working.progress(count, len(rows))
+            working.progress(count, len(rows), self.pace.busy.text())
             if count < len(rows) and working.stopping():
                 raise StopRequestedError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -269,7 +270,7 @@ def make_jobs(setting: Setting, method: Method, partial: Partial, todo: Sequence
                     job,
                     method.make,
                     lambda job, made: files_of(job, made, setting.manifest, config.jpeg_quality),
-                    lambda done, total, job=job: line.within(job, done, total),  # type: ignore[misc]
+                    functools.partial(line.within, job),
                     lambda: bool(stops.number),
                 )
             except StopRequestedError:
@@ -310,10 +311,10 @@ class Line:
         if self._made() != self._done:
             self.show()
 
-    def within(self, job: Job, done: int, total: int) -> None:
-        """Print how far a job is."""
+    def within(self, job: Job, done: int, total: int, binding: str = "") -> None:
+        """Print how far a job is, and what takes the time."""
         if time.monotonic() - self._looked > WAITING_SECONDS:
-            self.show(f"{job.name} {100 * done / max(total, 1):.0f} %")
+            self.show(f"{job.name} {100 * done / max(total, 1):.0f} %{binding and f', {binding}'}")
 
 
 def engine_of(method: Method) -> Json:

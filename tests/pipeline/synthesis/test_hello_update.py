@@ -26,7 +26,7 @@ from pipeline.synthesis import recovering
 from pipeline.synthesis.checking import check
 from pipeline.synthesis.config import SynthesizeConfig
 from pipeline.synthesis.hello_update import HelloUpdate, make_hello_update
-from pipeline.synthesis.method import Made, Setting, StopRequestedError, Working
+from pipeline.synthesis.method import Made, Progress, Setting, StopRequestedError, Working
 from pipeline.synthesis.synthesize import synthesize
 from tests.journeys.world import draw_images
 from tests.pipeline.synthesis.test_sre2l import ANYTHING
@@ -81,7 +81,7 @@ def make(
     method: HelloUpdate,
     job: int = 0,
     file: Path = Path("/nowhere"),
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = lambda *_args: None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Made:
     return method.make(method.jobs[job], Working(file, ANYTHING, progress, stopping))
@@ -160,7 +160,7 @@ def test_a_stopped_batch_continues_to_the_same_images(
     else:
         monkeypatch.setattr(recovering, "SAVE_SECONDS", -1.0)
 
-        def killed(done: int, _total: int) -> None:
+        def killed(done: int, _total: int, _binding: str = "") -> None:
             if done == 4:
                 raise KeyboardInterrupt
 

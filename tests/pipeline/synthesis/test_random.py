@@ -37,7 +37,7 @@ from tests.pipeline.packing import as_zip
 from tests.pipeline.synthesis.toys import config_of, draw_folder, make, tree
 
 CLASSES = ("ant", "bee", "cat", "d\u00e9j\u00e0")
-WORKS = Working(Path("none"), WORKING, lambda _done, _total: None, lambda: False)
+WORKS = Working(Path("none"), WORKING, lambda *_args: None, lambda: False)
 
 
 @pytest.fixture(scope="module")

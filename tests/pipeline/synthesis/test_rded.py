@@ -91,7 +91,7 @@ def setting(config: SynthesizeConfig, **changes: Any) -> Setting:
 def working(stop_at: int | None = None) -> Working:
     reached = [0]
 
-    def progress(done: int, _total: int) -> None:
+    def progress(done: int, _total: int, _binding: str = "") -> None:
         reached[0] = done
 
     def stopping() -> bool:

@@ -25,7 +25,7 @@ from pipeline.networks.weights import save_weights
 from pipeline.ranks import Ranks
 from pipeline.synthesis import gradients, recovering
 from pipeline.synthesis.config import Sre2lOptions, SynthesizeConfig
-from pipeline.synthesis.method import Job, Made, Setting, StopRequestedError, Working
+from pipeline.synthesis.method import Job, Made, Progress, Setting, StopRequestedError, Working
 from pipeline.synthesis.random import make_random
 from pipeline.synthesis.sre2l import Sre2l, make_sre2l
 from pipeline.synthesis.statistics import Measured, distance, moments, pooled
@@ -100,7 +100,7 @@ def make(
     method: Sre2l,
     job: int = 0,
     file: Path = Path("/nowhere"),
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = lambda *_args: None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Made:
     """The images of a job."""
@@ -318,14 +318,14 @@ def test_continued_to_the_same_images(
     file = tmp_path / "job"
     reached = 0
 
-    def progress(done: int, _total: int) -> None:
+    def progress(done: int, _total: int, _binding: str = "") -> None:
         nonlocal reached
         reached = done
 
     class KilledError(Exception):
         pass
 
-    def killed(done: int, _total: int) -> None:
+    def killed(done: int, _total: int, _binding: str = "") -> None:
         if done == 9:
             raise KilledError
 
