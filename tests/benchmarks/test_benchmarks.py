@@ -14,6 +14,8 @@ from benchmarks import __main__ as command
 from benchmarks import harness, plan
 from pipeline.plan.plan import Plan, PlanSpec
 
+TRIED_ELSEWHERE = ("crash", "rate-distortion")  # in parts, by tests of their own
+
 
 def test_candidates_take_turns_and_the_first_round_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = {"wall": 0.0, "cpu": 0.0}
@@ -67,7 +69,9 @@ def test_processor_time_counts_the_processes_that_work_for_this_one() -> None:
     process.communicate(b"\n")
 
 
-@pytest.mark.parametrize("name", command.CLAIMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in TRIED_ELSEWHERE else name for name in command.CLAIMS]
+)
 def test_every_claim_runs_at_toy_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GIFTWRAP_DATA", raising=False)
     code = run(monkeypatch, "run", name, "--quick", "--out", str(tmp_path))

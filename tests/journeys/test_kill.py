@@ -108,6 +108,7 @@ def moments() -> Iterator[float]:
         yield generator.uniform(0, 1.0)
 
 
+@pytest.mark.long  # every step of publishing is killed below
 def test_killed_at_random_moments(small: World, whole: dict[str, str], tmp_path: Path) -> None:
     store = tmp_path / "store"
     stopped = 0

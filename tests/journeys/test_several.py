@@ -61,6 +61,7 @@ def weights(run: Path) -> bytes:
     return (run / "last.safetensors").read_bytes()
 
 
+@pytest.mark.long
 def test_a_sweep_that_is_killed_and_continued_gives_the_same_runs(
     world: World, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

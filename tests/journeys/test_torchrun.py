@@ -73,7 +73,7 @@ def wide(world: World) -> Path:
     return path
 
 
-@pytest.mark.parametrize("encoding", ["int8", "transform"])
+@pytest.mark.parametrize("encoding", [pytest.param("int8", marks=pytest.mark.long), "transform"])
 def test_three_processes_make_what_one_makes(encoding: str, world: World, wide: Path, tmp_path: Path) -> None:
     more = ("--encoding", encoding, "--weights", wide, "--class-columns", "0,1,2", "--mix", "cutmix", "--group", 8)
     for views in STAGES:
@@ -128,7 +128,8 @@ def test_bad_input_is_said_by_the_first_rank(world: World, tmp_path: Path) -> No
     assert "Traceback" not in first.err + second.err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_torchrun_itself_is_stopped_by_a_signal(number: int, world: World, tmp_path: Path) -> None:
     store = tmp_path / "store"
     words = world.build_words(store, "--views", 40_000)
