@@ -123,7 +123,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _require_end(file: BinaryIO, offset: int, shown: str) -> None:
-    """Refuse a tar that ends without its end marker, or goes on after it."""
+    """Refuse a tar that ends without its end marker, or has more after it."""
     file.seek(offset)
     marker = file.read(_BLOCK)
     if len(marker) < _BLOCK or any(marker):
