@@ -141,7 +141,7 @@ def draw(scale: Scale, results: Results) -> bytes:
                 axes.bar(places, means, 0.25, yerr=bars, label=NAMES[labels], color=f"C{number}", capsize=2)
             axes.set(title=f"{data.name}, {per_class} a class", ylabel="test top-1, %")
             axes.set_xticks(range(len(METHODS)), METHODS)
-    every[0, 0].legend()
+    figure.legend(*every[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(LABELS))
     file = io.BytesIO()
     figure.savefig(file, dpi=100, format="png", metadata={"Title": TITLE[2:]})
     return file.getvalue()
