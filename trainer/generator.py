@@ -133,15 +133,15 @@ class GeneratorObjective(Objective):
 
     def better(self, found: Score, best: Score) -> bool:
         """By a smaller loss."""
-        assert isinstance(found, Denoised)  # noqa: S101  what `evaluate` gives
-        assert isinstance(best, Denoised)  # noqa: S101
+        assert isinstance(found, Denoised)  # noqa: S101  for mypy: scores of this objective  what `evaluate` gives
+        assert isinstance(best, Denoised)  # noqa: S101  for mypy: scores of this objective
         return found.loss < best.loss
 
     def restored(self, fields: Mapping[str, Any]) -> Denoised:
         """The loss."""
         return Denoised(**fields)
 
-    def record(self, folder: Path, score: Score) -> None:  # noqa: ARG002
+    def record(self, folder: Path, score: Score) -> None:  # noqa: ARG002  of the protocol
         """Write the sheet of samples."""
         loader = self._subject.loader
         write_over(folder / f"samples-{loader.epoch * len(loader):06d}.png", self._sheet, SAMPLES)

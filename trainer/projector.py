@@ -215,7 +215,7 @@ class ProjectorObjective(Student):
 
     def evaluate(self, network: nn.Module) -> EvalResult:
         """Accuracy with these numbers in the projector's place."""
-        assert isinstance(self.called, Projector)  # noqa: S101
+        assert isinstance(self.called, Projector)  # noqa: S101  made so in __init__
         with having(self.network, network):
             return super().evaluate(self.called)
 

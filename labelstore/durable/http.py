@@ -61,7 +61,7 @@ class HttpStorage:
         data, there = self._get(name, 0, max(size, 1))
         return Mapped.of(data[:size], there)
 
-    def list(self, folder: str) -> list[str]:  # noqa: ARG002
+    def list(self, folder: str) -> list[str]:  # noqa: ARG002  of the protocol
         """Nothing: a web server has no listing."""
         return []
 

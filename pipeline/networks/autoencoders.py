@@ -65,7 +65,7 @@ class Pixels:
         """The pixels, cut to [0, 1]."""
         return latents.clamp(0, 1)
 
-    def to(self, device: torch.device) -> None:  # noqa: ARG002
+    def to(self, device: torch.device) -> None:  # noqa: ARG002  of the protocol
         """Nothing is moved."""
         return
 

@@ -67,7 +67,7 @@ def check(config: SynthesizeConfig, console: Console) -> Mapping[str, Json]:
         InputError: no set, or other images than it was made of.
         DamagedError: its record was changed.
     """
-    assert config.check is not None  # noqa: S101  the caller's condition
+    assert config.check is not None  # noqa: S101  called with --check alone  the caller's condition
     folder = config.check
     values = record_of(folder) if folder.is_dir() else None
     if values is None:
@@ -102,7 +102,7 @@ def _images(config: SynthesizeConfig, values: Mapping[str, Any]) -> Manifest:
     Raises:
         MismatchError: they are others; names both digests.
     """
-    assert config.check is not None  # noqa: S101
+    assert config.check is not None  # noqa: S101  called with --check alone
     recorded = values["images"]
     if values["method"] in CLASSES:
         return without_images(tuple(recorded["classes"]))
@@ -131,7 +131,7 @@ def _setting(config: SynthesizeConfig, values: Mapping[str, Any], manifest: Mani
         InputError: this version does not have one of them.
     """
     flags = {key: tuple(value) if isinstance(value, list) else value for key, value in values["flags"].items()}
-    assert config.check is not None  # noqa: S101
+    assert config.check is not None  # noqa: S101  called with --check alone
     kept = ("device", "decoder", "augmenter", "threads", "cache_gib")
     render: dict[str, Any] = {name: getattr(config.render, name) for name in kept}
     out = config.check.resolve()

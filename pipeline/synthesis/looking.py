@@ -119,7 +119,7 @@ def look_at_set(setting: Setting) -> dict[str, Json]:
 def in_words(teacher: Mapping[str, Json]) -> str:
     """What the teacher says of a set, for people."""
     worst = teacher["worst"]
-    assert isinstance(worst, dict)  # noqa: S101
+    assert isinstance(worst, dict)  # noqa: S101  for mypy: JSON
     named = ", ".join(f"{name} {value:.2g}" for name, value in worst.items())
     return (
         f"the teacher agrees with the targets on {teacher['agreement']:.2f} % of the whole images and "
