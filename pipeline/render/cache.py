@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -78,6 +79,12 @@ class Encoded:
     def plain(self) -> bool:
         """Whether DALI decodes the file to Pillow's pixels."""
         return self.bare is not None
+
+
+@lru_cache(4096)
+def _known(kind: int, height: int, width: int, orientation: int) -> Header:
+    """One of the headers that many files have."""
+    return Header(KINDS[kind], height, width, orientation)
 
 
 class Room:
@@ -190,31 +197,37 @@ class Images:
     ) -> list[Encoded]:
         """The files of some images, read by one thread, or by all of ``read_files``."""
         places, stamps = np.array(images, np.int64), list[Stamp]()
-        for image in images:  # before reading: an image that changes afterwards is compared again
-            with self._naming(image):
+        with self._naming(images) as named:
+            for image in named:  # before reading: an image that changes afterwards is compared again
                 stamps.append(self._manifest.stamp(image))
         together = read_files([self._manifest.place(image) for image in images]) if read_files else None
         contents = self._manifest.read_many(images) if together is None else iter(together)
         seen = (np.array(stamps, np.int64).reshape(-1, 2) == self._seen[places]).all(axis=1)
-        headers = self._known_headers(places)
-        files = list[Encoded]()
-        for image, stamp, same, header in zip(images, stamps, seen.tolist(), headers, strict=True):
-            with self._naming(image):
+        known = zip(stamps, seen.tolist(), self._known_headers(places), strict=True)
+        headers, files = list[Header](), list[Data]()
+        with self._naming(images) as named:
+            for image, (stamp, same, header) in zip(named, known, strict=True):
                 data = next(contents)
-                found = header if same else read_header(io.BytesIO(data))
-            if not same:
-                self._see(image, stamp, data, found)
-            stored = data if self._plain[image] else None
-            if stored is not None and self._stripped[image]:
-                stored = bare(found.kind, bytes(data))
-            files.append(Encoded(image, data, stored, found))
-        return files
+                if not same:
+                    header = read_header(io.BytesIO(data))
+                    self._see(image, stamp, data, header)
+                files.append(data)
+                headers.append(header)
+        plain, stripped = self._plain[places].tolist(), self._stripped[places].tolist()
+        return [
+            Encoded(image, data, self._stored(header, data, stripped=cut) if whole else None, header)
+            for image, data, header, whole, cut in zip(images, files, headers, plain, stripped, strict=True)
+        ]
+
+    def _stored(self, header: Header, data: Data, *, stripped: bool) -> Data | None:
+        """A plain file without its metadata; itself where it has none."""
+        return bare(header.kind, bytes(data)) if stripped else data
 
     def _known_headers(self, images: Indexes) -> list[Header]:
         """The headers of files that have not changed since they were seen; of no meaning for others."""
         sides = self._manifest.heights[images].tolist(), self._manifest.widths[images].tolist()
         kinds, orientations = self._headers[images].T.tolist()
-        return [Header(KINDS[kind], *rest) for kind, *rest in zip(kinds, *sides, orientations, strict=True)]
+        return list(map(_known, kinds, *sides, orientations))
 
     def _see(self, image: int, stamp: Stamp, data: Data, header: Header) -> None:
         """Compare a new file with the manifest, and note what is true of it until its stamp changes."""
@@ -227,14 +240,21 @@ class Images:
         self._seen[image] = stamp
 
     @contextmanager
-    def _naming(self, image: int) -> Iterator[None]:
-        """Errors of reading an image become one that names it."""
+    def _naming(self, images: Sequence[int]) -> Iterator[Iterator[int]]:
+        """Iterate over images; errors of reading one become one that names it."""
+        now: list[int] = []
+
+        def each() -> Iterator[int]:
+            for image in images:
+                now[:] = [image]
+                yield image
+
         try:
-            yield
+            yield each()
         except (OSError, InputError) as error:
-            now = error.strerror if isinstance(error, OSError) else error
+            found = error.strerror if isinstance(error, OSError) else error
             raise InputError(
-                f"{self._place(image)}: expected the image that was there when the folder was scanned; {now}"
+                f"{self._place(now[0])}: expected the image that was there when the folder was scanned; {found}"
             ) from error
 
     def _place(self, image: int) -> str:

@@ -34,8 +34,11 @@ class FileReader:
 
         They stay valid, and hold the memory of all files of the call.
         """
+        if not paths:
+            return []
         with self._lock:
-            names = [np.frombuffer(os.fsencode(path), np.uint8) for path in paths]
+            # One array, since each array of a list takes DALI as long as its file; zeros end a path.
+            names = np.array([*map(os.fsencode, paths)]).view(np.uint8).reshape(len(paths), -1)
             self._pipeline = self._pipeline or self._made()
             try:
                 (files,) = self._pipeline.run(files=names)
