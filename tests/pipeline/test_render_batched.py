@@ -142,6 +142,8 @@ def test_kernels_give_the_same(tmp_path: Path) -> None:
         "from tests.pipeline.test_render_batched import draw\n"
         "from dataclasses import replace\n"
         "_compare_kernels(torch.device('cpu'))\n"  # rows first and columns first, flipped or not
+        "from pipeline.render.normalise import _compare_kernel\n"
+        "_compare_kernel(torch.device('cpu'), (torch.float32, torch.float16))\n"  # the interpreter cuts bfloat16 off
         "from tests.pipeline.test_render_batched import shuffle\n"
         "for seed, size, name in ((0, 30, 'bilinear'), (1, 45, 'bicubic')):\n"
         "    boxes, _ = draw(seed, 4, 90)\n"

@@ -30,7 +30,7 @@ INTERPRETED = triton.knobs.runtime.interpret
 wrap_triton: Callable[[Any], Any] = itself if INTERPRETED else library.wrap_triton
 ONE_BY_ONE = tl.constexpr(INTERPRETED)
 SHORTEST, FURTHEST, BACK = tl.constexpr(TINY), tl.constexpr(REACH), tl.constexpr(SHRUNK)
-SCALED, SCALERS = 4096, 512  # elements that a program scales at once, and programs: most often there is nothing to do
+SCALED, SCALERS = 4096, 256  # elements that a program scales at once, and programs: most often there is nothing to do
 WIDEST, TILE = 8192, 2048  # columns that a program holds at most, and those that it reads at once of a longer row
 
 
@@ -320,6 +320,21 @@ def scale_kernel(
             tl.store(values + place, tl.load(values + place, mask=inside, other=0).to(tl.float32) * by, mask=inside)
 
 
+@triton.jit
+def mean_kernel(
+    values,  # float32 [n]
+    mean,  # float32, written
+    count,
+    BLOCK: tl.constexpr,
+):
+    """Their mean, added up in the same order every time."""
+    sums = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, count, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        sums += tl.load(values + place, mask=place < count, other=0)
+    tl.store(mean, tl.sum(sums, 0) / count)
+
+
 def registered(function: Callable[..., Any]) -> Any:
     """The function as an operator of torch: opaque under the interpreter, else open to the compiler."""
     name = f"giftwrap::{function.__name__}_rows"
@@ -404,6 +419,13 @@ def kl(x: Tensor, t: Tensor, *, temperature: float, t_squared: bool) -> tuple[Te
     kernel = kl_kernel if classes <= WIDEST else kl_tiles_kernel
     wrap_triton(kernel)[(x.shape[0],)](x, t, losses, gradient, *numbers, UNIT=unit, **sizes(classes))
     return losses, gradient
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean of float32 values ``[n]``; not for compiled code."""
+    found = values.new_empty(())
+    mean_kernel[(1,)](values, found, len(values), BLOCK=SCALED, num_warps=16)
+    return found
 
 
 def scale(values: Tensor, factor: Tensor) -> Tensor:
