@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.generate import PROMISED, drawn_again, share_of_backbone
+from benchmarks.generate import PROMISED, drawn_again, share_of_backbone, ways
 from benchmarks.gpu_inputs import folder_of, wait
-from benchmarks.harness import Report
+from benchmarks.harness import Report, interleave
 from benchmarks.step import draw_set
 from benchmarks.syncs import Waits
 from labelstore.command.console import Console
@@ -168,7 +168,7 @@ def samples(report: Report, device: torch.device, model: Generator, size: Size) 
     targets = np.arange(size.drawn) % len(model.classes)
     noise = model.noise(0, targets, np.arange(size.drawn) // len(model.classes)).to(device)
     latents = model.latents(noise, torch.from_numpy(targets).to(device), how)
-    found = share_of_backbone(report, model, how, device, size.drawn, size.rounds)
+    found = share_of_backbone(report, interleave(ways(model, how, device, size.drawn), size.rounds), size.drawn)
     found["finite"] = bool(latents.isfinite().all())
     found["same"] = drawn_again(model, how, device, size.drawn)
     if device.type == "cuda":
