@@ -26,7 +26,7 @@ from labelstore.spec import Json
 from pipeline.device.choosing import choose_device
 from pipeline.device.faults import device_faults
 from pipeline.plan.plan import PlanSpec
-from pipeline.synthesis.config import SynthesizeConfig
+from pipeline.synthesis.config import DiffusionOptions, SynthesizeConfig
 from pipeline.synthesis.generator import Generation, Generator, load_generator, read_description
 from pipeline.synthesis.method import Job, Made, Method, Pixels, Setting, StopRequestedError, Working
 from pipeline.synthesis.scoring import scores_of
@@ -92,7 +92,7 @@ class Diffusion:
         """Plan the jobs; nothing is drawn yet."""
         options = setting.config.diffusion
         self._setting, self._model, self._device, self._teacher = setting, model, device, teacher
-        self._batch, self._classes = options.image_batch, len(model.classes)
+        self._batch, self._classes = batch_of(setting.config.ipc, options), len(model.classes)
         self._how = Generation(
             steps=options.steps, guidance=options.guidance, sampler=options.sampler, dtype=options.model_dtype
         )
@@ -259,6 +259,14 @@ class Diffusion:
             f"{100 * self._decoding / seconds:.0f} % of the time is decoding; {duration(now - self._began)} in all in "
             f"this process, and the challenge allowed {duration(CHALLENGE_SECONDS)}"
         )
+
+
+def batch_of(ipc: int, options: DiffusionOptions) -> int:
+    """Images that are made at a time: with candidates no more than a class has, in batches of one size."""
+    if options.candidates == 1:
+        return options.image_batch
+    count = ipc * options.candidates
+    return -(-count // -(-count // options.image_batch))
 
 
 def save_images(working: Working, images: Sequence[Pixels]) -> None:

@@ -353,13 +353,12 @@ def test_flags_that_no_run_can_have_are_refused(changes: dict[str, Any], message
         ({"patch": 3}, "expected a side that patches of 3 divide, found 8"),
         ({"patch": 16}, "expected a side that patches of 16 divide, found 8"),
         ({"vae": "sd"}, "--vae: expected none"),
-        ({"vae": "diffusers:nowhere/nothing"}, "cannot be loaded|needs diffusers"),
+        ({"vae": "diffusers:nothing"}, "cannot be loaded|needs diffusers"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_leaves_nothing(
-    changes: dict[str, Any], message: str, config: GeneratorConfig, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], message: str, config: GeneratorConfig
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match=message):
         trained(replace(config, **changes))
     assert not config.run.exists()

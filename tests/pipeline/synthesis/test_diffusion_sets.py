@@ -30,7 +30,7 @@ from pipeline.networks.weights import save_weights
 from pipeline.render.normalise import normalise
 from pipeline.synthesis import diffusion, making
 from pipeline.synthesis.checking import check
-from pipeline.synthesis.config import SynthesizeConfig
+from pipeline.synthesis.config import DiffusionOptions, SynthesizeConfig
 from pipeline.synthesis.generator import description
 from pipeline.synthesis.synthesize import synthesize
 from tests.pipeline.synthesis.toys import tree
@@ -173,6 +173,18 @@ def test_candidates_that_are_drawn_are_kept_when_the_command_is_stopped(
     make(model, tmp_path / "b" / "set", **flags)
     assert calls[0] == 9  # of three classes three batches each: none is drawn twice
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("ipc", "candidates", "image_batch", "expected"),
+    [(10, 1, 64, 64), (10, 2, 64, 20), (50, 2, 64, 50), (1, 2, 1, 1), (10, 5, 49, 25), (7, 3, 5, 5)],
+)
+def test_no_more_candidates_are_drawn_than_are_chosen_from(
+    ipc: int, candidates: int, image_batch: int, expected: int
+) -> None:
+    select: Any = "ce" if candidates > 1 else "none"
+    options = DiffusionOptions(candidates=candidates, image_batch=image_batch, select=select)
+    assert diffusion.batch_of(ipc, options) == expected
 
 
 def farthest(points: np.ndarray[Any, Any], count: int) -> list[int]:
