@@ -16,6 +16,7 @@ from PIL import Image
 from benchmarks import loss, step
 from benchmarks.drawn import Drawn
 from benchmarks.gpu_augmenter import augmenter
+from benchmarks.gpu_generate import generate
 from benchmarks.gpu_inputs import SkippedError, ceiling, folder_of, images, rate, settings, timed
 from benchmarks.gpu_whole import against_fkd, precompute
 from benchmarks.harness import Report
@@ -262,5 +263,6 @@ PARTS: dict[str, Part] = {
     "codes": Part(30, with_memory(codes)),
     "input": Part(15, with_memory(network_input)),
     "decoder-cpu": Part(15, with_memory(partial(decoder, name="cpu"))),
+    "generate": Part(90, with_memory(generate)),
     "teacher-resnet50": Part(45, with_memory(partial(teacher, network="resnet50"))),
 }

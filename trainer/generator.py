@@ -36,6 +36,7 @@ from trainer.generator_subject import Denoising, Subject
 from trainer.objective import Objective, Score
 from trainer.run_folder import FORMAT, NOT_THE_RUN, VERSIONS, kept_weights
 
+GENERATOR = "generator"
 HELD = 64  # images whose loss is measured again and again
 SHOWN = 100  # classes on a sheet
 SHEET = Generation(steps=25)
@@ -67,7 +68,7 @@ class GeneratorObjective(Objective):
         processes: how many train together.
     """
 
-    name = "generator"
+    name = GENERATOR
     numbers = ("loss",)
     evaluates = True
 
@@ -231,7 +232,7 @@ def made_of(config: GeneratorConfig, subject: Subject, backbone: nn.Module, proc
     plain = {name: value for name, value in config.in_effect().items() if name not in NOT_MADE_OF}
     described: dict[str, Json] = {
         "format": FORMAT,
-        "objective": "generator",
+        "objective": GENERATOR,
         "crops": {
             "plan": config.plan().to_json(),
             "images": len(manifest),

@@ -145,7 +145,11 @@ class GeneratorConfig(RunConfig):
     @property
     def evaluation_interval(self) -> int:
         """Epochs between sheets."""
-        return self.sheet_every or max(self.epochs // 10, 1)
+        return self.interval(self.epochs)
+
+    def interval(self, epochs: int) -> int:
+        """The same of a run of so many epochs."""
+        return self.sheet_every or max(epochs // 10, 1)
 
     def in_effect(self) -> dict[str, Any]:
         """Every flag, by its key, with the value that is used."""

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from labelstore.command.console import Console, duration
 from labelstore.command.flags import changed
+from labelstore.errors import MismatchError
 from labelstore.spec import Json
 from pipeline.device.current import make_current
 from pipeline.device.faults import device_faults
@@ -24,7 +26,7 @@ from trainer.checkpoint import seed_all
 from trainer.distributed import compiled, seed_rank
 from trainer.ema import Average
 from trainer.file_names import CONFIG
-from trainer.generator import GeneratorObjective
+from trainer.generator import GENERATOR, GeneratorObjective
 from trainer.generator_config import GeneratorConfig
 from trainer.generator_subject import Denoising, Subject, open_subject
 from trainer.order import UNBOUNDED
@@ -39,37 +41,78 @@ WARMUP_STEPS, WARMUP_SHARE = 5_000, 0.05
 PROBED_STEPS, PROBED_SECONDS, UNTIMED_STEPS = 5, 5.0, 2
 
 
-def epochs_of(config: GeneratorConfig, subject: Subject, backbone: UViT, denoising: Denoising, ranks: Ranks) -> int:
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a generator is trained.
+
+    Attributes:
+        step: seconds of a step.
+        sheet: seconds of a sheet of samples and the loss beside it.
+    """
+
+    step: float
+    sheet: float
+
+    def epochs(self, config: GeneratorConfig, steps: int) -> int:
+        """The most epochs of so many steps each that --minutes has time for, with their sheets; at least 1."""
+        assert config.minutes is not None  # noqa: S101  it is what asks for a pace
+        seconds, epoch = 60 * config.minutes, steps * self.step
+        epochs = max(int(seconds / epoch), 1)
+        while epochs > 1 and epochs * epoch + -(-epochs // config.interval(epochs)) * self.sheet > seconds:
+            epochs -= 1
+        return epochs
+
+
+def epochs_of(
+    config: GeneratorConfig, subject: Subject, backbone: UViT, denoising: Denoising, ranks: Ranks, console: Console
+) -> int:
     """The epochs of a run, from its steps, its minutes or what it was begun with.
 
     Raises:
-        InputError: when the folder has another run.
+        MismatchError: when the folder has a run of another length.
     """
-    if config.epochs:
-        return config.epochs
-    if config.steps:
-        return -(-config.steps // len(subject.loader))
-    assert config.minutes is not None  # noqa: S101  one of the three is given
+    steps = len(subject.loader)
+    begun: Any = described_in(config.run / CONFIG) if ranks.first else None
+    kept = begun["run"]["epochs"] if begun and begun.get("objective") == GENERATOR else None
     found: Any = None
-    if ranks.first:
-        begun = described_in(config.run / CONFIG)
-        found = begun["run"]["epochs"] if begun else None
-        if found is None:
-            seconds = seconds_of_a_step(config, subject, backbone, denoising)
-            found = max(int(60 * config.minutes / seconds / len(subject.loader)), 1)
+    if ranks.first and config.minutes:
+        found = kept or pace_of(config, subject, backbone, denoising).epochs(config, steps)
+        console.line(f"--minutes {config.minutes:g}: {found:,} epochs, which config.json keeps")
+    elif ranks.first:
+        found = config.epochs or -(-(config.steps or 0) // steps)
+        if kept not in (None, found) and begun["run"]["batch_size"] == config.batch_size:
+            name = "epochs" if config.epochs else "steps"
+            raise MismatchError(
+                f"--{name} {getattr(config, name)}: {config.run} was begun with {kept:,} epochs of {steps:,} steps; "
+                f"continue it with --epochs {kept}, or begin another --run-folder"
+            )
     epochs: Any = ranks.broadcast(found)
     return int(epochs)
 
 
+def pace_of(config: GeneratorConfig, subject: Subject, backbone: UViT, denoising: Denoising) -> Pace:
+    """Measured on copies of the backbone; nothing that is drawn here changes the run."""
+    device = torch.device(config.render.device)
+    with undrawn(device):
+        step = seconds_of_a_step(config, subject, backbone, denoising)
+        objective = GeneratorObjective(config, subject, copy.deepcopy(backbone), denoising, 1)
+        for _ in range(2 if device.type == "cuda" else 1):  # a GPU prepares at the first call
+            start = _now(device)
+            objective.evaluate(objective.network)
+            sheet = _now(device) - start
+    return Pace(step, sheet)
+
+
 def seconds_of_a_step(config: GeneratorConfig, subject: Subject, backbone: UViT, denoising: Denoising) -> float:
-    """Measured on a copy of the backbone; the loader is put back, and what was drawn is drawn again."""
+    """Measured on a copy of the backbone, on whole batches; the loader is put back."""
     device, loader = torch.device(config.render.device), subject.loader
-    state, taken, first = loader.state_dict(), 0, 0.0
-    with undrawn(device), closing(loader.play(UNBOUNDED)) as batches:
+    state, taken, first, whole = loader.state_dict(), 0, 0.0, min(config.batch_size, loader.crops.images)
+    with closing(loader.play(UNBOUNDED)) as batches:
         network = copy.deepcopy(backbone)
         called, optimizer = compiled(network, config), config.optimiser.spec().make(network.named_parameters())
         average = Average(copy.deepcopy(network), config.ema) if config.ema else None
-        for number, batch in enumerate(islice(batches, UNTIMED_STEPS + 1000 * PROBED_STEPS)):
+        of_a_run = (batch for batch in batches if batch.total == whole)  # a short one is compiled anew
+        for number, batch in enumerate(islice(of_a_run, UNTIMED_STEPS + 1000 * PROBED_STEPS)):
             if number == UNTIMED_STEPS:
                 first = _now(device)
             optimizer.zero_grad(set_to_none=True)
@@ -80,7 +123,7 @@ def seconds_of_a_step(config: GeneratorConfig, subject: Subject, backbone: UViT,
             if average:
                 average.update(network)
             taken = number + 1 - UNTIMED_STEPS
-            if taken >= PROBED_STEPS and _now(device) - first > PROBED_SECONDS:
+            if taken >= PROBED_STEPS and time.monotonic() - first > PROBED_SECONDS:
                 break
         seconds = (_now(device) - first) / taken
     loader.load_state_dict(state)
@@ -117,10 +160,8 @@ def make_generator_run(config: GeneratorConfig, ranks: Ranks, stops: StopSignals
         if ranks.rank:
             seed_rank(config.seed, ranks.rank, 0)
         denoising = Denoising(config, subject)
-        epochs = epochs_of(config, subject, backbone, denoising, ranks)
-        asked, config = config, settled(config, epochs, len(subject.loader))
-        if asked.minutes:
-            console.line(f"--minutes {asked.minutes:g}: {epochs:,} epochs, which config.json keeps")
+        epochs = epochs_of(config, subject, backbone, denoising, ranks, console)
+        config = settled(config, epochs, len(subject.loader))
         objective = GeneratorObjective(config, subject, backbone, denoising, ranks.world)
         return start_run(config, ranks, stops, subject.loader, objective)
     except BaseException:

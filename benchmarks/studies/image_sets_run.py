@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from benchmarks.gpu_inputs import wait
 from benchmarks.studies.image_sets_cells import Cell, Data, Scale
 from labelstore.command.console import Console
 from labelstore.command.program import read_command
@@ -23,6 +24,7 @@ from trainer.__main__ import COMMANDS as TRAINER
 from trainer.train import train
 
 CLASSES, TEST_BATCH = 10, 128
+CPU = torch.device("cpu")
 AROUND_S = 2.0  # what a cell takes besides: first checks, images, files
 CROPS = 5  # of each image of RDED's pool
 
@@ -34,10 +36,12 @@ class Lab:
         scale: of the study.
         folder: for sets, stores and runs.
         data: folder of the data sets.
+        device: of all networks.
     """
 
-    def __init__(self, scale: Scale, folder: Path, data: Path) -> None:
+    def __init__(self, scale: Scale, folder: Path, data: Path, device: str = "cpu") -> None:
         self.scale, self.folder, self.data = scale, folder, data
+        self.on = () if device == "cpu" else ("--device", device, "--decoder", "cpu")
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """Do a cell, or continue it; what is found, for its line."""
@@ -53,7 +57,7 @@ class Lab:
             "--student-args", json.dumps(dict(data.teacher_args)), "--size", data.side, "--scale", 0.25, 1.0,
             "--optimizer", "AdamW", "--lr", 2e-3, "--weight-decay", 0.01, "--batch-size", 50,
             "--epochs", data.teacher_epochs, "--test-images", self.data / data.test,
-            "--eval-every", data.teacher_epochs, "--run-folder", self.weights(data).parent,
+            "--eval-every", data.teacher_epochs, "--run-folder", self.weights(data).parent, *self.on,
         )  # fmt: skip
         return {"top1": done["last"]["top1"]}
 
@@ -83,7 +87,7 @@ class Lab:
         words = (
             "synthesize", cell.method, "--images", self.data / data.train, "--ipc", cell.per_class,
             "--size", data.side, "--seed", cell.seed, *self.teacher(data), *own[cell.method],
-            "--out", self.images(cell),
+            "--out", self.images(cell), *self.on,
         )  # fmt: skip
         config = read_command(PIPELINE["synthesize"], "synthesize", [str(word) for word in words]).config
         teacher: Any = synthesize(config, Console(silent=True))["teacher"]
@@ -101,7 +105,7 @@ class Lab:
             "--recipe", "gift", "--images", self.images(cell), *labels, "--student", cell.student,
             "--student-args", student, "--epochs", epochs, "--batch-size", self.scale.batches[cell.per_class],
             "--seed", cell.seed, "--test-images", self.data / data.test, "--eval-every", epochs,
-            "--checkpoint-every", epochs, "--run-folder", self.folder / "students" / cell.name,
+            "--checkpoint-every", epochs, "--run-folder", self.folder / "students" / cell.name, *self.on,
         )  # fmt: skip
         return {"top1": done["last"]["top1"], "steps": done["steps"]}
 
@@ -111,7 +115,7 @@ class Lab:
         words = (
             "build", "--recipe", "gift", "--images", self.images(cell), *self.teacher(data), "--size", data.side,
             "--views", self.scale.epochs[cell.per_class], "--encoding", "float16", "--seed", cell.seed,
-            "--store", store,
+            "--store", store, *self.on,
         )  # fmt: skip
         build(read_command(PIPELINE["build"], "build", [str(word) for word in words]).config, Console(silent=True))
         return store
@@ -128,10 +132,11 @@ class Pace:
 
     Args:
         scale: of the study.
+        device: of all networks.
     """
 
-    def __init__(self, scale: Scale) -> None:
-        self._scale = scale
+    def __init__(self, scale: Scale, device: str = "cpu") -> None:
+        self._scale, self._device = scale, torch.device(device)
 
     @cached_property
     def _rates(self) -> Mapping[tuple[str, str], tuple[float, float]]:
@@ -139,7 +144,7 @@ class Pace:
         rates = {}
         for data in self._scale.data:
             for name, args in {**data.students, data.teacher: data.teacher_args}.items():
-                rates[data.name, name] = timed(name, args, data.side)
+                rates[data.name, name] = timed(name, args, data.side, self._device)
         return rates
 
     def seconds(self, cell: Cell) -> float:
@@ -161,10 +166,11 @@ class Pace:
         return crops * (step + (label if cell.labels == "kl" else 0.0)) + data.tests * forward + AROUND_S
 
 
-def timed(name: str, args: Mapping[str, Any], side: int) -> tuple[float, float]:
+def timed(name: str, args: Mapping[str, Any], side: int, device: torch.device = CPU) -> tuple[float, float]:
     """Seconds a crop of a training step, and of a forward."""
-    network = build_network(name, args, CLASSES, size=side)
-    crops, targets = torch.randn(TEST_BATCH, 3, side, side), torch.arange(TEST_BATCH) % CLASSES
+    network = build_network(name, args, CLASSES, size=side).to(device)
+    crops = torch.randn(TEST_BATCH, 3, side, side, device=device)
+    targets = torch.arange(TEST_BATCH, device=device) % CLASSES
 
     def step() -> None:
         torch.autograd.backward(cross_entropy(network(crops), targets))
@@ -173,11 +179,16 @@ def timed(name: str, args: Mapping[str, Any], side: int) -> tuple[float, float]:
         with torch.no_grad():
             network(crops)
 
-    found = []
-    for work in (step, forward):
+    step_seconds, forward_seconds = (seconds_of(work, device) / TEST_BATCH for work in (step, forward))
+    return step_seconds, forward_seconds
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that something takes, after a first time."""
+    work()
+    wait(device)
+    start = time.perf_counter()
+    for _ in range(3):
         work()
-        start = time.perf_counter()
-        for _ in range(3):
-            work()
-        found.append((time.perf_counter() - start) / 3 / TEST_BATCH)
-    return found[0], found[1]
+    wait(device)
+    return (time.perf_counter() - start) / 3

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +19,7 @@ from pipeline.networks.weights import read_weights, state_digest
 NONE, TAEF2, DIFFUSERS = "none", "taef2", "diffusers:"
 DATA = "GIFTWRAP_DATA"  # the environment variable of the data bundle's folder
 PROBED_SIDE = 64  # of the black image by which the factor of an autoencoder is found
+HUB_SECONDS = 10.0  # for the hub's answer whether it has an autoencoder
 LOG_VARIANCES = (-30.0, 20.0)  # beyond them diffusers cuts a posterior's logarithm of the variance
 
 
@@ -227,7 +230,7 @@ class OfDiffusers:
 
 
 def _load_diffusers(name: str) -> Any:
-    """The autoencoder, by the class that its config.json names."""
+    """The autoencoder, from a folder, or from the hub's cache or the hub."""
     try:
         import diffusers
     except ImportError as error:
@@ -236,12 +239,42 @@ def _load_diffusers(name: str) -> Any:
         ) from error
     kinds: tuple[Any, ...] = (diffusers.AutoencoderKL, diffusers.AutoencoderTiny)
     try:
-        kind = next((kind for kind in kinds if kind.__name__ == kind.load_config(name).get("_class_name")), None)
-        if kind is not None:
-            return kind.from_pretrained(name)
+        with warnings.catch_warnings(action="ignore"):  # of arguments that diffusers gives the hub's library
+            try:
+                found = _of_its_kind(kinds, name, here=True)
+            except OSError:
+                if Path(name).is_dir():
+                    raise
+                _ask_hub(name)
+                found = _of_its_kind(kinds, name, here=False)
     except Exception as error:  # no such folder, no network, other files
         raise InputError(f"--vae {DIFFUSERS}{name}: cannot be loaded ({reason(error)})") from error
-    raise InputError(f"--vae {DIFFUSERS}{name}: expected an AutoencoderKL or AutoencoderTiny, found another class")
+    if found is None:
+        raise InputError(f"--vae {DIFFUSERS}{name}: expected an AutoencoderKL or AutoencoderTiny, found another class")
+    return found
+
+
+def _of_its_kind(kinds: tuple[Any, ...], name: str, *, here: bool) -> Any:
+    """The autoencoder, by the class that its config.json names; None where that is another one."""
+    config = kinds[0].load_config(name, local_files_only=here)
+    kind = next((kind for kind in kinds if kind.__name__ == config.get("_class_name")), None)
+    return None if kind is None else kind.from_pretrained(name, local_files_only=here)
+
+
+def _ask_hub(name: str) -> None:
+    """Ask the hub once whether it has an autoencoder: what loads one tries again for half a minute.
+
+    Raises:
+        OSError: it has none, or cannot be reached.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise FileNotFoundError("no such folder, and no OWNER/NAME of the Hugging Face hub")
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(name, timeout=HUB_SECONDS)
+    except Exception as error:  # of whatever library connects
+        raise OSError(f"not on this machine, and not to be had from the Hugging Face hub: {reason(error)}") from error
 
 
 def open_autoencoder(place: str) -> Autoencoder:

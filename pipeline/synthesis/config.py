@@ -119,7 +119,8 @@ class DiffusionOptions:
     sampler: Sampler = "dpm"
     """diffusion: dpm: DPM-Solver++(2M); ddim: DDIM without added noise."""
     image_batch: int = 64
-    """diffusion: images made at a time, always as many, whatever is wanted of them; each pixel may depend on it."""
+    """diffusion: images made at a time, always as many, whatever is wanted of them; each pixel may depend on it. With
+    --candidates at most those of a class."""
     model_dtype: Literal["float32", "bfloat16"] = "float32"
     """diffusion: precision of the network; bfloat16 under autocast."""
     candidates: int = 1

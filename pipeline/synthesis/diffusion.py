@@ -26,7 +26,7 @@ from labelstore.spec import Json
 from pipeline.device.choosing import choose_device
 from pipeline.device.faults import device_faults
 from pipeline.plan.plan import PlanSpec
-from pipeline.synthesis.config import SynthesizeConfig
+from pipeline.synthesis.config import DiffusionOptions, SynthesizeConfig
 from pipeline.synthesis.generator import Generation, Generator, load_generator, read_description
 from pipeline.synthesis.method import Job, Made, Method, Pixels, Setting, StopRequestedError, Working
 from pipeline.synthesis.scoring import scores_of
@@ -92,14 +92,15 @@ class Diffusion:
         """Plan the jobs; nothing is drawn yet."""
         options = setting.config.diffusion
         self._setting, self._model, self._device, self._teacher = setting, model, device, teacher
-        self._batch, self._classes = options.image_batch, len(model.classes)
+        self._batch, self._classes = batch_of(setting.config.ipc, options), len(model.classes)
         self._how = Generation(
             steps=options.steps, guidance=options.guidance, sampler=options.sampler, dtype=options.model_dtype
         )
         self._chosen, self._candidates = options.select, options.candidates
         self.jobs: Sequence[Job] = tuple(self._by_class() if options.candidates > 1 else self._by_batch())
-        self._began, self._seconds, self._images, self._ceiling = time.monotonic(), 0.0, 0, 0.0
-        self._decoding = 0.0
+        self._began = self._first = time.monotonic()
+        self._images, self._ceiling, self._decoding = 0, 0.0, 0.0
+        self._noise = lru_cache(2)(self._first_noise)
         self._drawn = lru_cache(max(KEPT_BYTES // (3 * self._batch * model.size**2), 1))(self._draw)
 
     def _by_batch(self) -> Iterator[Job]:
@@ -200,15 +201,21 @@ class Diffusion:
             found[image] = self._drawn(batch)[slot]
         return [found[image] for image in range(len(places))]
 
+    def _first_noise(self, batch: Batch) -> torch.Tensor:
+        """The noise that a batch begins with, on the CPU, and so the same for every device."""
+        return self._model.noise(self._setting.config.seed, *self._members(batch))
+
     @device_faults("images are generated", "a smaller --image-batch")
     def _draw(self, batch: Batch) -> npt.NDArray[np.uint8]:
         """All images of a batch, uint8 ``[B, S, S, 3]``."""
         if not self._ceiling:
             self._ceiling = self._backbone_alone()
-        start = time.monotonic()
-        targets, numbers = self._members(batch)
-        noise = self._model.noise(self._setting.config.seed, targets, numbers).to(self._device)
+            self._first = time.monotonic()
+        targets, _ = self._members(batch)
+        noise = self._noise(batch).to(self._device)
         latents = self._model.latents(noise, torch.from_numpy(targets).to(self._device), self._how)
+        if self._device.type == "cuda":  # meanwhile
+            self._noise((batch[0], batch[1] + 1))
         if not bool(latents.isfinite().all()):
             raise InputError(
                 f"--model {self._setting.config.diffusion.model}: expected finite latents, found others; take another "
@@ -216,8 +223,7 @@ class Diffusion:
             )
         decoding = time.monotonic()
         images = self._model.images(latents)
-        self._decoding += time.monotonic() - decoding
-        self._seconds, self._images = self._seconds + time.monotonic() - start, self._images + len(images)
+        self._decoding, self._images = self._decoding + time.monotonic() - decoding, self._images + len(images)
         return images
 
     def _backbone_alone(self) -> float:
@@ -226,27 +232,41 @@ class Diffusion:
         side = self._model.size // self._model.vae.factor
         x = torch.zeros(rows, self._model.vae.channels, side, side, device=self._device)
         labels = torch.zeros(rows, dtype=torch.int64, device=self._device)
-        taken = []
+        start = 0.0
         with torch.no_grad(), self._model.precision(self._device, self._how.dtype):
-            for _ in range(TIMED_CALLS + 1):
-                start = time.monotonic()
+            for call in range(TIMED_CALLS + 1):
+                if call == 1:  # a device prepares in the first one, and is given all others at once
+                    start = self._now()
                 self._model.backbone(x, labels, labels)
-                if self._device.type == "cuda":
-                    torch.cuda.synchronize(self._device)
-                taken.append(time.monotonic() - start)
-        return self._batch / (self._how.steps * float(np.median(taken[1:])))
+        return self._batch * TIMED_CALLS / (self._how.steps * (self._now() - start))
+
+    def _now(self) -> float:
+        """The time when the device has done what it was given."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.monotonic()
 
     def close(self) -> None:
-        """Print how fast images were made, where some were."""
+        """Print how fast images were made and written, where some were."""
         if not self._images or self._setting.checking:
             return
-        rate = self._images / self._seconds
+        now = time.monotonic()
+        seconds = now - self._first
+        rate = self._images / seconds
         self._setting.console.line(
-            f"generated: {rate:,.1f} images/s in full batches of {self._batch}, {rate / self._ceiling:.2f} of what "
-            f"{self._how.steps} calls of the backbone alone allow; {100 * self._decoding / self._seconds:.0f} % of the "
-            f"time is decoding; {duration(time.monotonic() - self._began)} in all in this process, and the challenge "
-            f"allowed {duration(CHALLENGE_SECONDS)}"
+            f"generated: {rate:,.1f} images/s in full batches of {self._batch}, files included, "
+            f"{rate / self._ceiling:.2f} of what {self._how.steps} calls of the backbone alone allow; "
+            f"{100 * self._decoding / seconds:.0f} % of the time is decoding; {duration(now - self._began)} in all in "
+            f"this process, and the challenge allowed {duration(CHALLENGE_SECONDS)}"
         )
+
+
+def batch_of(ipc: int, options: DiffusionOptions) -> int:
+    """Images that are made at a time: with candidates no more than a class has, in batches of one size."""
+    if options.candidates == 1:
+        return options.image_batch
+    count = ipc * options.candidates
+    return -(-count // -(-count // options.image_batch))
 
 
 def save_images(working: Working, images: Sequence[Pixels]) -> None:

@@ -224,23 +224,27 @@ def make_job(
     number: int,
     job: Job,
     make: Callable[[Job, Working], Made],
-    files_of: Callable[[Job, Made], Sequence[File]],
     progress: Progress,
     stopping: Callable[[], bool],
-) -> None:
-    """Make one job: its files, then its record.
+) -> Made:
+    """Make the images of one job; nothing is written yet.
 
     Args:
         partial: where.
         number: of the job.
         job: what is made.
         make: makes it.
-        files_of: the files of what it made.
         progress: see `Working`.
         stopping: see `Working`.
     """
     forget_unfinished(partial, number)
-    made = make(job, Working(partial.working(number), WORKING, progress, stopping))
+    return make(job, Working(partial.working(number), WORKING, progress, stopping))
+
+
+def write_job(
+    partial: Partial, number: int, job: Job, made: Made, files_of: Callable[[Job, Made], Sequence[File]]
+) -> None:
+    """Write the files of a job that is made, then its record."""
     files = files_of(job, made)
     pieces = Pieces(
         files=tuple(file.name for file in files),

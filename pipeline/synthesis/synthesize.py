@@ -37,6 +37,7 @@ from pipeline.replay.folder import draw_folder
 from pipeline.synthesis import CLASSES, METHODS, REFUSING, making
 from pipeline.synthesis.config import SynthesizeConfig, flags_in_effect, require_size
 from pipeline.synthesis.files import files_of
+from pipeline.synthesis.job_writer import JobWriter
 from pipeline.synthesis.looking import look_at_set, look_first
 from pipeline.synthesis.making import Partial
 from pipeline.synthesis.method import Job, Method, Setting, StopRequestedError
@@ -259,23 +260,19 @@ def make_jobs(setting: Setting, method: Method, partial: Partial, todo: Sequence
         console.progress(config.method, sum(sizes), "images") as progress,
     ):
         line = Line(progress, partial, sizes)
-        for number in ranks.shard(todo):
-            if stops.number:
-                break
-            job = jobs[number]
-            try:
-                making.make_job(
-                    partial,
-                    number,
-                    job,
-                    method.make,
-                    lambda job, made: files_of(job, made, setting.manifest, config.jpeg_quality),
-                    functools.partial(line.within, job),
-                    lambda: bool(stops.number),
-                )
-            except StopRequestedError:
-                break
-            line.show()
+        with JobWriter(partial, lambda job, made: files_of(job, made, setting.manifest, config.jpeg_quality)) as writer:
+            for number in ranks.shard(todo):
+                if stops.number:
+                    break
+                within = functools.partial(line.within, jobs[number])
+                try:
+                    made = making.make_job(
+                        partial, number, jobs[number], method.make, within, lambda: bool(stops.number)
+                    )
+                except StopRequestedError:
+                    break
+                writer.write(number, jobs[number], made)
+                line.show()
         ranks.barrier(line.wait)
         stopped = [value for value in ranks.all_gather(stops.number) if value]
         if stopped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -86,6 +87,25 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(InputError, match=r"needs diffusers: pip install 'giftwrap\[diffusion\]'"):
         open_autoencoder("diffusers:somewhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "asked"),
+    [
+        ("nope", "no such folder, and no OWNER/NAME", 0),
+        ("nowhere/nothing", r"not on this machine, and not to be had from the Hugging Face hub: no network", 1),
+    ],
+)
+def test_a_hub_that_cannot_be_reached_is_asked_once(
+    name: str, message: str, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("diffusers")
+    hub = Mock(side_effect=OSError("no network"))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", hub)
+    monkeypatch.setattr("time.sleep", Mock(side_effect=AssertionError))
+    with pytest.raises(InputError, match=f"--vae diffusers:{name}: cannot be loaded .*{message}"):
+        open_autoencoder(f"diffusers:{name}")
+    assert hub.call_count == asked
 
 
 def test_none_are_pixels_and_others_are_refused() -> None:

@@ -30,7 +30,7 @@ from pipeline.networks.weights import save_weights
 from pipeline.render.normalise import normalise
 from pipeline.synthesis import diffusion, making
 from pipeline.synthesis.checking import check
-from pipeline.synthesis.config import SynthesizeConfig
+from pipeline.synthesis.config import DiffusionOptions, SynthesizeConfig
 from pipeline.synthesis.generator import description
 from pipeline.synthesis.synthesize import synthesize
 from tests.pipeline.synthesis.toys import tree
@@ -118,12 +118,12 @@ def test_a_killed_command_is_continued_to_the_same_bytes(
     make(model, tmp_path / "a" / "set", ipc=4)
     job, left = making.make_job, [1, 1]
 
-    def killed(*args: Any) -> None:
+    def killed(*args: Any) -> Any:
         if not left[-1]:
             left.pop()
             raise KeyboardInterrupt
         left[-1] -= 1
-        job(*args)
+        return job(*args)
 
     for _ in range(2):
         with monkeypatch.context() as patch:
@@ -175,6 +175,18 @@ def test_candidates_that_are_drawn_are_kept_when_the_command_is_stopped(
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
+@pytest.mark.parametrize(
+    ("ipc", "candidates", "image_batch", "expected"),
+    [(10, 1, 64, 64), (10, 2, 64, 20), (50, 2, 64, 50), (1, 2, 1, 1), (10, 5, 49, 25), (7, 3, 5, 5)],
+)
+def test_no_more_candidates_are_drawn_than_are_chosen_from(
+    ipc: int, candidates: int, image_batch: int, expected: int
+) -> None:
+    select: Any = "ce" if candidates > 1 else "none"
+    options = DiffusionOptions(candidates=candidates, image_batch=image_batch, select=select)
+    assert diffusion.batch_of(ipc, options) == expected
+
+
 def farthest(points: np.ndarray[Any, Any], count: int) -> list[int]:
     """k-centres, one comparison at a time."""
     centre = sum(points) / len(points)
@@ -212,7 +224,7 @@ def test_the_rate_is_printed_beside_that_of_the_backbone(
     )
     synthesize(config, Console())
     line = next(text for text in capsys.readouterr().out.splitlines() if text.startswith("generated: "))
-    assert "images/s in full batches of 64, " in line
+    assert "images/s in full batches of 64, files included, " in line
     assert "of what 2 calls of the backbone alone allow" in line
     assert " % of the time is decoding; " in line
     assert line.endswith("the challenge allowed 10 min 00 s")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +23,7 @@ from labelstore.durable.locking import hold
 from labelstore.errors import InputError, LeaseError, MismatchError
 from pipeline.images.manifest import scan
 from pipeline.images.provenance import record_of
+from pipeline.synthesis import job_writer, making
 from pipeline.synthesis.config import SynthesizeConfig
 from pipeline.synthesis.making import Partial
 from pipeline.synthesis.synthesize import synthesize
@@ -97,6 +99,41 @@ def test_a_signal_saves_the_job_and_the_next_command_continues_within_it(images:
         done = make(images, tmp_path / "set")
     assert steps == [2 * toys.STEPS - at]  # nothing is done twice
     assert done["made"] == 2 * (2 - at // toys.STEPS)
+    assert tree(tmp_path / "set") == tree(tmp_path / "whole")
+
+
+def test_a_job_is_written_while_the_next_one_is_made(images: Path, tmp_path: Path) -> None:
+    make(images, tmp_path / "whole")
+    plain, write, jobs, second = toys.Toy.make, making.write_job, [0], threading.Event()
+
+    def make_one(*args: Any) -> Any:
+        jobs[0] += 1
+        if jobs[0] == 2:
+            second.set()
+        return plain(*args)
+
+    def write_later(*args: Any) -> None:
+        assert second.wait(60)
+        write(*args)
+
+    with mock.patch.object(toys.Toy, "make", make_one), mock.patch.object(job_writer, "write_job", write_later):
+        make(images, tmp_path / "set")
+    assert tree(tmp_path / "set") == tree(tmp_path / "whole")
+
+
+def test_a_job_that_cannot_be_written_ends_the_command_and_the_others_stay(images: Path, tmp_path: Path) -> None:
+    make(images, tmp_path / "whole")
+    write = making.write_job
+
+    def fail(partial: Any, number: int, *args: Any) -> None:
+        if number == 1:
+            raise InputError("not this one")
+        write(partial, number, *args)
+
+    with mock.patch.object(job_writer, "write_job", fail), pytest.raises(InputError, match="not this one"):
+        make(images, tmp_path / "set")
+    assert Partial.of(tmp_path / "set").made() == {0}
+    make(images, tmp_path / "set")
     assert tree(tmp_path / "set") == tree(tmp_path / "whole")
 
 
