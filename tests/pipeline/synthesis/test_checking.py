@@ -20,8 +20,9 @@ from PIL import Image
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
 from labelstore.errors import DamagedError, GiftwrapError, InputError, MismatchError
+from labelstore.operations.synthesised import SYNTHESIS
 from labelstore.spec import Json
-from pipeline.images.provenance import PIECES, SYNTHESIS, Pieces, join_pieces, read_pieces, record_bytes, record_of
+from pipeline.images.provenance import PIECES, Pieces, join_pieces, read_pieces, record_bytes, record_of
 from pipeline.synthesis import METHODS
 from pipeline.synthesis.checking import check, verdict_of
 from pipeline.synthesis.config import SynthesizeConfig
