@@ -39,12 +39,15 @@ def set_info(folder: Path) -> dict[str, Json]:
 def set_lines(values: Mapping[str, Any]) -> list[str]:
     """What `set_info` found, one line a fact; `--json` has all of it."""
     source, teacher, versions = (_object(values, name) for name in ("images", "teacher", "versions"))
-    members = [each for each in teacher.get("members", [teacher]) if isinstance(each, dict) and "name" in each]
+    found = teacher.get("members")
+    members = [
+        each for each in (found if isinstance(found, list) else [teacher]) if isinstance(each, dict) and "name" in each
+    ]
     encoder = _object(teacher, "encoder")
     shown = {
         "images": made_by(values),
-        "classes": f"{len(values.get('classes', ())):,}",
-        "made of": f"{source['images']:,} images, digest {str(source.get('manifest'))[:SHOWN]}"
+        "classes": len(classes) if isinstance(classes := values.get("classes"), list) else None,
+        "made of": f"{source['images']} images, digest {str(source.get('manifest'))[:SHOWN]}"
         if source.get("images")
         else None,
         "teacher": "; ".join(f"{each['name']}, weights {str(each.get('weights'))[:SHOWN]}" for each in members),
