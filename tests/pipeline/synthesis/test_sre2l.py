@@ -51,9 +51,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_images(tmp_path_factory.mktemp("sre2l") / "images")
 
 
-@pytest.fixture(scope="module")
-def weights(images: Path) -> Path:
-    """A ConvNet that tells the classes apart."""
+def recognising(images: Path) -> Path:
+    """Weights of a ConvNet that tells the classes of a folder apart."""
     files = sorted(images.glob("*/*"))
     pictures = [np.asarray(Image.open(file).convert("RGB").resize((SIDE, SIDE))) for file in files]
     inputs = (torch.from_numpy(np.stack(pictures)) / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
@@ -67,6 +66,11 @@ def weights(images: Path) -> Path:
     path = images.parent / "weights.safetensors"
     save_weights(network.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def weights(images: Path) -> Path:
+    return recognising(images)
 
 
 def teacher_of(path: Path, /, **others: Any) -> TeacherOptions:
