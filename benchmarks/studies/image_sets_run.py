@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from benchmarks.harness import wait_for
 from benchmarks.studies.image_sets_cells import Cell, Data, Scale
 from benchmarks.studies.in_process import run_train
 from labelstore.command.console import Console
@@ -154,10 +155,11 @@ class Pace:
         return crops * (step + (label if cell.labels == "kl" else 0.0)) + data.tests * forward + AROUND_S
 
 
-def timed(name: str, args: Mapping[str, Any], side: int) -> tuple[float, float]:
+def timed(name: str, args: Mapping[str, Any], side: int, device: str = "cpu") -> tuple[float, float]:
     """Seconds a crop of a training step, and of a forward."""
-    network = build_network(name, args, CLASSES, size=side)
-    crops, targets = torch.randn(TEST_BATCH, 3, side, side), torch.arange(TEST_BATCH) % CLASSES
+    network = build_network(name, args, CLASSES, size=side).to(device)
+    crops = torch.randn(TEST_BATCH, 3, side, side, device=device)
+    targets = torch.arange(TEST_BATCH, device=device) % CLASSES
 
     def step() -> None:
         torch.autograd.backward(cross_entropy(network(crops), targets))
@@ -169,8 +171,10 @@ def timed(name: str, args: Mapping[str, Any], side: int) -> tuple[float, float]:
     found = []
     for work in (step, forward):
         work()
+        wait_for(crops.device)
         start = time.perf_counter()
         for _ in range(3):
             work()
+        wait_for(crops.device)
         found.append((time.perf_counter() - start) / 3 / TEST_BATCH)
     return found[0], found[1]
