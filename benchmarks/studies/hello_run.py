@@ -150,8 +150,8 @@ class Lab:
         done = run_train(
             *self._machine, "--recipe", "hello", "--images", self.images(cell.set), *self.labels(cell),
             "--student", scale.student, "--student-args", json.dumps(dict(scale.student_args)),
-            "--epochs", scale.epochs, "--batch-size", scale.batch, "--seed", cell.seed, "--test-images", self.data / scale.test,
-            "--eval-every", scale.epochs, "--checkpoint-every", scale.epochs,
+            "--epochs", scale.epochs, "--batch-size", scale.batch, "--seed", cell.seed,
+            "--test-images", self.data / scale.test, "--eval-every", scale.epochs, "--checkpoint-every", scale.epochs,
             "--run-folder", self.folder / "students" / cell.name,
         )  # fmt: skip
         return {"top1": done["last"]["top1"], "steps": done["steps"]}

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.studies import label_cost
 from benchmarks.studies.label_cost_cells import REAL, TOY, Cell, Scale, cells
 from benchmarks.studies.label_cost_run import Lab
+from benchmarks.studies.jobs import startable
 from benchmarks.studies.ledger import Ledger, run_cells
 from labelstore.errors import InputError
 
@@ -55,6 +56,17 @@ def test_finished_cells_are_not_done_again_and_points_are_means_of_all_seeds(tmp
     ledger.path.write_text("".join(f"{line}\n" for line in lines[1:]))
     left = Ledger[Cell](ledger.path)
     assert len(label_cost.points_of(REAL.frontiers[0], REAL, left)) == len(REAL.frontiers[0].ways) - 1
+
+
+def test_seconds_are_measured_while_nothing_else_runs(tmp_path: Path) -> None:
+    ledger, running = Ledger[Cell](tmp_path / "cells.jsonl"), list[Cell]()
+    work = label_cost.Work(Quick(REAL, tmp_path, tmp_path), ledger)
+    while left := work.to_do():
+        running += startable(work, left, running, 6)
+        assert len(running) == 1 or not any(cell.timed for cell in running)
+        assert all(needed in ledger for cell in running for needed in work.needs(cell))
+        ledger.add(running.pop(), {})
+    assert all(line["cell"]["timed"] for line in ledger.lines[-17:])
 
 
 def test_a_peer_lies_above_when_none_of_ours_has_so_few_bytes_and_so_much_accuracy() -> None:
