@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from benchmarks.studies.ledger import Recorded
@@ -217,25 +217,38 @@ class Cell(Recorded):
     Attributes:
         frontier: where it belongs.
         way: its name.
-        seed: of the student; None: the labels are made.
+        seed: of the student; None: the labels are made, or timed.
+        timed: whether their seconds are measured, while nothing else runs.
     """
 
     frontier: str
     way: str
     seed: int | None
+    timed: bool = False
 
     @property
     def name(self) -> str:
         """In words; unique in the claim."""
-        what = "labels" if self.seed is None else f"student, seed {self.seed}"
+        what = "seconds" if self.timed else "labels" if self.seed is None else f"student, seed {self.seed}"
         return f"{self.frontier}, {self.way}: {what}"
 
 
 def cells(scale: Scale) -> Iterator[Cell]:
-    """All cells: of each seed every way, labels before students."""
+    """All cells: of each seed every way, labels before students; at the end what is timed."""
     for place, seed in enumerate(scale.seeds):
         for frontier in scale.frontiers:
             for way in frontier.ways:
                 if not place:
                     yield Cell(frontier=frontier.name, way=way.name, seed=None)
                 yield Cell(frontier=frontier.name, way=way.name, seed=seed)
+    for frontier in scale.frontiers:
+        for way in frontier.ways:
+            yield Cell(frontier=frontier.name, way=way.name, seed=None, timed=True)
+
+
+def needs(cell: Cell) -> list[Cell]:
+    """What has to be finished before a cell begins: its labels, and before these the exact ones."""
+    labels = Cell(frontier=cell.frontier, way=cell.way, seed=None)
+    if cell != labels:
+        return [labels]
+    return [replace(labels, way=FLOAT16.name)] if cell.way != FLOAT16.name else []
