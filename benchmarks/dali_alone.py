@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,6 +17,7 @@ from pipeline.images.manifest import Manifest
 from pipeline.render import dali
 from pipeline.render.cache import Images
 from pipeline.render.dali import stored_box
+from pipeline.render.dali_pipelines import DEPTH, Making, Running, first_files, of_files
 from pipeline.render.identity import DECODERS
 
 BATCH = 128  # files that DALI decodes at a time
@@ -30,7 +32,7 @@ def stored(manifest: Manifest, rows: CropRows) -> tuple[list[bytes], npt.NDArray
     with ThreadPoolExecutor(1) as pool:
         files = Images(manifest, None, pool, 0).read(rows.image.tolist())
     both = [
-        (file.bare, stored_box(box, file.header))
+        (bytes(file.bare), stored_box(box, file.header))
         for file, box in zip(files, rows.boxes().astype(np.int32), strict=True)
         if file.bare is not None
     ]
@@ -91,6 +93,48 @@ def alone(
         pipeline.reset()  # nothing is decoded ahead between two calls
 
     return decode
+
+
+def all_steps(
+    files: Sequence[bytes], boxes: npt.NDArray[np.int32], device: torch.device, threads: int, *, size: int
+) -> Callable[[], None]:
+    """The pipeline of ``--augmenter dali``, from files in memory: what its operators leave of DALI's rate.
+
+    Args:
+        files: n image files.
+        boxes: of each what is cut, (top, left, height, width), int32 ``[n, 4]``.
+        device: as for `alone`.
+        threads: of the CPU.
+        size: side of the crops.
+    """
+    making = Making(device, size, "bilinear", threads, BATCH, device.type == "cuda", DECODERS["gpu"])
+    running = Running(of_files, first_files, making)
+    starts = range(0, len(files), BATCH)
+    batches: list[dict[str, Any]] = [
+        {
+            "files": [np.frombuffer(file, np.uint8) for file in files[at : at + BATCH]],
+            "anchor": np.ascontiguousarray(boxes[at : at + BATCH, :2]),
+            "shape": np.ascontiguousarray(boxes[at : at + BATCH, 2:]),
+            "flips": np.zeros(len(files[at : at + BATCH]), np.int32),
+        }
+        for at in starts
+    ]
+    crops = torch.empty((BATCH, size, size, 3), dtype=torch.uint8, device=device)
+
+    def take() -> None:
+        running.take(crops, np.arange(under_way.popleft()))
+
+    def make() -> None:
+        for batch in batches:
+            if len(under_way) == DEPTH:
+                take()
+            running.start(**batch)
+            under_way.append(len(batch["files"]))
+        while under_way:
+            take()
+
+    under_way: deque[int] = deque()
+    return make
 
 
 def regions_apart(

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from benchmarks.dali_alone import BATCH, alone, regions_apart, stored
+from benchmarks.dali_alone import BATCH, all_steps, alone, regions_apart, stored
 from benchmarks.gpu_inputs import SkippedError, folder_of, images, rate
 from benchmarks.harness import Report
 from benchmarks.read import exhaust
@@ -65,6 +65,8 @@ def augmenter(report: Report, device: torch.device) -> dict[str, Json]:
             ("boxes resized", boxes, spec.size),
         )
     }
+    steps = all_steps(files, boxes, device, threads, size=spec.size)
+    ceilings["all steps, from memory"] = rate(report, "DALI alone, all steps", steps, len(files), device)
     apart = (crops.cpu().short() - expected.short()).abs()
     mean, most = float(apart.float().mean()), int(apart.max())
     shares: dict[str, Json] = {name: streamed / ceiling for name, ceiling in ceilings.items()}

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.harness import Report, machine
 from labelstore.durable.newfile import write_new
 from labelstore.errors import GiftwrapError, reason
@@ -36,7 +38,7 @@ class Case:
 
     kernel: Any
     types: tuple[str, ...]
-    constants: Mapping[str, int]
+    constants: Mapping[str, float]
     options: Mapping[str, Any]
     aligned: tuple[int, ...]
     text: str
@@ -94,22 +96,41 @@ def cases() -> Iterator[Case]:
     except ImportError as error:
         raise GiftwrapError(f"kernels: expected triton, found none ({reason(error)}); pip install triton") from error
     yield from resizes()
+    yield from inputs()
     yield from losses()
 
 
 def resizes() -> Iterator[Case]:
     """The passes of the resize."""
+    from triton import next_power_of_2
+
     from pipeline.render import kernels
 
     inputs, options = ("*u8", "*i64", "*i32", "*i32"), {"enable_fp_fusion": False, "num_warps": kernels.WARPS}
     for size in SIDES:
         constants = {"SIZE": size, "ROWS": kernels.BLOCK_LINES, "BYTES": kernels.BLOCK_BYTES}
-        types: tuple[str, ...] = (*inputs, "*u8", "i32")
+        for cubic in (False, True):
+            types: tuple[str, ...] = ("*i64", "*i32", "*i32", "i32")
+            numbers = {"RADIUS": 2.0 if cubic else 1.0, "CUBIC": cubic, "SIZE": size, "BLOCK": next_power_of_2(size)}
+            text = f"{size} px, {'bicubic' if cubic else 'bilinear'}"
+            yield Case(kernels.weigh_axes, types, numbers, {"enable_fp_fusion": False}, pointers(types), text)
+        types = (*inputs, "*u8", "i32")
         yield Case(kernels.join_lines, types, constants, options, pointers(types), f"{size} px")
         for places in (False, True):  # of patches that change places; else the jobs stand for them
             types = (*inputs, *(["*i32"] * 2 if places else ["*i64"] * 2), "*u8", "i32")
             text = f"{size} px{', in other places' if places else ''}"
             yield Case(kernels.shorten_lines, types, {"PLACES": places, **constants}, options, pointers(types), text)
+
+
+def inputs() -> Iterator[Case]:
+    """What makes a network's input from bytes."""
+    from pipeline.render import kernels
+
+    for dtype in ("fp32", "bf16", "fp16"):
+        types = ("*u8", f"*{dtype}", "i32", *["fp32"] * 6)
+        yield Case(
+            kernels.input_of, types, {"BLOCK": kernels.INPUT_BYTES}, {"enable_fp_fusion": False}, (0, 1, 2), dtype
+        )
 
 
 def losses() -> Iterator[Case]:
@@ -118,6 +139,7 @@ def losses() -> Iterator[Case]:
 
     for classes in CLASSES:
         how = kernels.sizes(classes)
+        unit, _ = kernels.in_units(*[torch.empty(1, classes, device="meta")] * 2)
         block, options = {"BLOCK": how["BLOCK"]}, {"num_warps": how["num_warps"]}
         long = classes > kernels.WIDEST
         for x, t in LOGITS:
@@ -126,22 +148,24 @@ def losses() -> Iterator[Case]:
             targets = ("*i64", "*i64", "*fp32")
             for hard, mixed in ((False, False), (True, False), (True, True)):
                 types = (*logits, *targets, *ends, *["fp32"] * 4)
-                strides = (7, 8, 9) if classes % ALIGNED == 0 else ()
+                strides = (7, 8, 9) if classes // unit % ALIGNED == 0 else ()
                 yield Case(
                     kernels.gift_tiles_kernel if long else kernels.gift_kernel,
                     types,
-                    {"HARD": hard, "MIXED": mixed, **block},
+                    {"HARD": hard, "MIXED": mixed, "UNIT": unit, **block},
                     options,
                     (*pointers(types), *strides),
                     f"{text}{', hard labels' if hard else ''}{', mixed' if mixed else ''}",
                 )
             types = (*logits, *ends, "fp32", "fp32")
-            strides = (4, 5, 6) if classes % ALIGNED == 0 else ()
+            strides = (4, 5, 6) if classes // unit % ALIGNED == 0 else ()
             kernel = kernels.kl_tiles_kernel if long else kernels.kl_kernel
-            yield Case(kernel, types, block, options, (*pointers(types), *strides), text)
+            yield Case(kernel, types, {"UNIT": unit, **block}, options, (*pointers(types), *strides), text)
     for x in ("fp32", "bf16"):
         types = (f"*{x}", "*fp32", "i32")
         yield Case(kernels.scale_kernel, types, {"BLOCK": kernels.SCALED}, {}, (0, 1, 2), x)
+    types = ("*fp32", "*fp32", "i32")
+    yield Case(kernels.mean_kernel, types, {"BLOCK": kernels.SCALED}, {"num_warps": 16}, (0, 1, 2), "the mean")
 
 
 def pointers(types: tuple[str, ...]) -> tuple[int, ...]:

@@ -23,8 +23,8 @@ from trainer.train import train
 WORKS = ("build", "train", "online")
 SWITCH = "TORCH_CUDA_SANITIZER"  # torch looks for it when it is imported; its sanitizer needs a GPU
 RACE = "data race"  # how the sanitizer begins a report
-SECONDS = 40
-SIZE = step.Size("convnet-d3", 32, (32, 32), 256, 64, 1, 0)  # each operation is slow: its stack is noted
+SECONDS = 100
+SIZE = step.Size("convnet-d3", 32, (32, 32), 128, 64, 1, 0)  # each operation is slow: its stack is noted
 EPOCHS = 2
 
 

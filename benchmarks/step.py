@@ -78,7 +78,7 @@ SIZES: dict[str, tuple[Size, ...]] = {
         Size("torchvision:resnet18", 224, (375, 500), 128, 32, 9, 2),
     ),
     "cuda": (
-        Size("resnet18-modified", 32, (32, 32), 8_192, 256, 4, 8, seconds=14),  # one: time on a GPU is short
+        Size("resnet18-modified", 32, (32, 32), 4_096, 256, 4, 8, seconds=14),  # one: time on a GPU is short
     ),
 }
 

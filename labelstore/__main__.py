@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class InfoConfig:
-    """What a store is made of, and how far it is; or what a projector takes, and its encoder."""
+    """What a store is made of, and how far it is; or what a projector takes, and its encoder; or what made a set."""
 
     store: Annotated[tyro.conf.Positional[Path], Addressable()]
-    """Folder of the store, or its address: http://HOST/FOLDER; or of a projector."""
+    """Folder of the store, or its address: http://HOST/FOLDER; of a projector; or of an image set of synthesize."""
     weights: Path | None = None
     """File of the teacher's weights: its size is given beside the labels'."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
@@ -113,9 +113,10 @@ class ExportConfig:
 
 
 def info_command(config: InfoConfig, console: Console) -> int:
-    """Print what a store is made of, or a projector."""
+    """Print what a store is made of, or a projector or a synthesised set."""
     from labelstore.operations.info import info, lines
     from labelstore.operations.projector import is_projector, projector_info, projector_lines
+    from labelstore.operations.synthesised import is_synthesised, set_info, set_lines
     from labelstore.store import LabelStore
 
     if is_projector(config.store):
@@ -123,6 +124,12 @@ def info_command(config: InfoConfig, console: Console) -> int:
             raise InputError(f"--weights: {config.store} is a projector, whose record has its encoder's; leave it out")
         values = projector_info(config.store)
         console.summary(values, "\n".join(projector_lines(values)))
+        return 0
+    if is_synthesised(config.store):
+        if config.weights:
+            raise InputError(f"--weights: {config.store} is an image set, which has no labels; leave it out")
+        values = set_info(config.store)
+        console.summary(values, "\n".join(set_lines(values)))
         return 0
     store = LabelStore.open(config.store)
     values = info(store, config.weights)
@@ -286,7 +293,7 @@ def export_command(config: ExportConfig, console: Console) -> int:
 
 
 COMMANDS = {
-    "info": Command(InfoConfig, info_command, examples=("labels", "labels --weights w.safetensors --json")),
+    "info": Command(InfoConfig, info_command, examples=("labels", "labels --weights w.safetensors --json", "set")),
     "check": Command(CheckConfig, check_command, examples=("labels", "labels --repair")),
     "convert": Command(
         ConvertConfig,

@@ -185,11 +185,14 @@ class VerifyConfig:
     """Folder of the store, or its address: http://HOST/FOLDER."""
     images: Annotated[Path, Group("images")]
     """The images that the store was made of, as for build; in whatever container."""
-    source: ImageOptions = field(default_factory=ImageOptions)
+    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     weights: tuple[str, ...] = ()
     """Weights of the store's teacher, of several one each; without them only the pixels are compared."""
     weights_key: tuple[str, ...] = ()
     """Of several sets of weights in a file the one to take, as for build."""
+    teacher_args: tuple[str, ...] = ()
+    """Arguments of the networks that are not in the store, as JSON, one for each or one for all: of a projector whose
+    encoder has moved, '{"encoder_weights": "FILE"}'."""
     labeller: str | None = None
     """The store's labeller, where it was built with --labeller: module:attribute, as for build."""
     labeller_args: str | None = None
@@ -202,9 +205,12 @@ class VerifyConfig:
     def __post_init__(self) -> None:
         """Refuse flags that do not go together."""
         require_labeller_args(self.labeller, self.labeller_args)
-        if self.labeller and (self.weights or self.weights_key):
-            flag = "--weights" if self.weights else "--weights-key"
-            raise InputError(f"--labeller {self.labeller} and {flag}: expected one of them, found both")
+        flags = {"--weights": self.weights, "--weights-key": self.weights_key, "--teacher-args": self.teacher_args}
+        given = [flag for flag, value in flags.items() if value]
+        if self.labeller and given:
+            raise InputError(f"--labeller {self.labeller} and {given[0]}: expected one of them, found both")
+        if given and not self.weights:
+            raise InputError(f"{given[0]}: belongs to --weights; give both or neither")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +226,7 @@ class ShowConfig:
     """Folder of the store, or its address: http://HOST/FOLDER."""
     images: Annotated[Path, Group("images")] = None  # type: ignore[assignment]  # there from __post_init__ on
     """The images that the store was made of, as for build; without a store, those that are drawn."""
-    source: ImageOptions = field(default_factory=ImageOptions)
+    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     out: Path
     """The PNG to write."""
     view: int = 0
@@ -262,7 +268,7 @@ class ImportConfig:
     tar shards, a zip, Parquet, CIFAR, IDX, a class folder."""
     out: Path
     """Class folder to make; with --shards or --shard-mib, folder for the tar shards."""
-    source: ImageOptions = field(default_factory=ImageOptions)
+    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     class_order: Literal["auto", "bytes", "numeric"] = "auto"
     """Order of classes that have names alone, for the numbers in tar shards; auto is byte order, and stops where
     numbers in the names sort otherwise."""

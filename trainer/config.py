@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from labelstore.command.flags import Addressable, Group, Named, Words, flags_of, values_of
+from labelstore.command.flags import Addressable, First, Group, Named, Words, flags_of, values_of
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
@@ -43,10 +43,10 @@ LOSS_NUMBERS = {flag.path[-1]: flag.key for flag in flags_of(LossSpec).values() 
 class ImageRunConfig(RunConfig):
     """What a run on crops of images has besides: the images, how they are cut, who labels them, and the tests."""
 
-    images: Annotated[Path, Group("images")]
+    images: Annotated[Path, Group("images"), First()]
     """The images that the store was made of, or that fresh crops are cut from: a class folder, tar shards or other
     containers, as for build."""
-    source: ImageOptions = field(default_factory=ImageOptions)
+    source: Annotated[ImageOptions, Group("images"), First()] = field(default_factory=ImageOptions)
     crops: Annotated[CropOptions, Group("crops")] = field(default_factory=CropOptions)
     plan_seed: Annotated[int | None, Group("crops")] = None
     """Seed of the plan of fresh crops: orders, boxes, flips, mixes; the run's seed when left out."""
@@ -73,12 +73,12 @@ class TrainConfig(ImageRunConfig):
     Typing the same command again resumes a stopped run exactly, and only reports a finished one.
     """
 
-    store: Annotated[Path | None, Addressable()] = None
+    store: Annotated[Path | None, Addressable(), First()] = None
     """Folder of the store, or its address: http://HOST/FOLDER; without one, epoch e plays view e of fresh crops, and
     nothing is stored."""
     recipe: RecipeName | None = None
     """A published protocol in full; its values are printed, and flags override them."""
-    student: Annotated[str, Group("student")]
+    student: Annotated[str, Group("student"), First()]
     """torchvision:NAME, timm:NAME, module:attribute, or a network of giftwrap's own (docs/GUIDE.md lists them)."""
     student_args: Annotated[str, Group("student")] = "{}"
     """Keyword arguments of the student's constructor, as JSON."""
@@ -219,7 +219,7 @@ class EvaluateConfig:
     pattern such as 'run/epoch-*.safetensors', a row each, compared with the last."""
     images: Annotated[Path | None, Group("images")] = None
     """Test images, in a class folder or another container; those of the run when left out."""
-    source: ImageOptions = field(default_factory=ImageOptions)
+    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     student: str | None = None
     """Network, by the names that `train --student` takes; the one that the weights say they are of when left out."""
     student_args: str | None = None

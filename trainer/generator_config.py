@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from labelstore.command.flags import Choices, Group, Named, values_of
+from labelstore.command.flags import Choices, First, Group, Named, values_of
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
@@ -53,9 +53,9 @@ class GeneratorConfig(RunConfig):
     takes as --model.
     """
 
-    images: Annotated[Path, Group("images")]
+    images: Annotated[Path, Group("images"), First()]
     """The images to learn: a class folder, tar shards or other containers, as for build."""
-    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
+    source: Annotated[ImageOptions, Group("images"), First()] = field(default_factory=ImageOptions)
     epochs: int = 0
     """Epochs, each of which plays every image once; or give --steps or --minutes."""
     steps: int | None = None

@@ -46,7 +46,9 @@ def summarise(values: Mapping[str, Any]) -> str:
     """The summary for people."""
     found = values["projector"]
     count = found["parameters"]
-    parts = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in count.items() if number)
+    parts = ", ".join(
+        f"{name} {number:,}, {byte_count(found['bytes'][name])}" for name, number in count.items() if number
+    )
     bytes_ = f"{byte_count(found['total_bytes'])}; its encoder, not copied, has {byte_count(found['encoder']['bytes'])}"
     lines = [
         loop.summarise(values),

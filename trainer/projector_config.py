@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from labelstore.command.flags import Group
+from labelstore.command.flags import First, Group
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
@@ -84,7 +84,7 @@ class ProjectorConfig(ImageRunConfig):
     crops. Typing the same command again resumes a stopped run exactly, and only reports a finished one.
     """
 
-    encoder: Annotated[EncoderOptions, Group("encoder")]
+    encoder: Annotated[EncoderOptions, Group("encoder"), First()]
     projector: Annotated[ProjectorOptions, Group("projector")] = field(default_factory=ProjectorOptions)
 
     def __post_init__(self) -> None:

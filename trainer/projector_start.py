@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from labelstore.errors import InputError
+from labelstore.errors import InputError, reason
 from pipeline.networks.encoder import Encoder
-from pipeline.networks.file_kinds import is_safetensors
+from pipeline.networks.file_kinds import TORCH, is_safetensors, kind_of
 from pipeline.networks.torch_files import read_safetensors
 from pipeline.networks.weights import CLASSES_KEY
 from pipeline.plan.plan import Plan, PlanSpec
@@ -21,6 +23,7 @@ from trainer.config import TrainConfig
 from trainer.evaluate import BATCH
 from trainer.material import Material, Normal
 
+NPY = b"\x93NUMPY"  # the first bytes of such a file
 MEANS = 100  # images of each class whose features the head can start from
 
 
@@ -37,24 +40,54 @@ def read_text(path: Path, material: Material) -> Tensor:
         tensors, metadata = read_safetensors(path, place)
         if len(tensors) != 1:
             raise InputError(f"{place}: expected one tensor [C, d], found {len(tensors)}")
-        names = json.loads(metadata.get(CLASSES_KEY, "null"))
-        if names is not None and {*names} & {*material.classes} and list(names) != list(material.classes):
-            if len(names) != len(material.classes):
-                raise InputError(
-                    f"{place}: expected the {len(material.classes)} classes of the images, found {len(names)}; give "
-                    f"text embeddings of these classes, in their order"
-                )
-            first = next(i for i, name in enumerate(names) if name != material.classes[i])
-            raise InputError(
-                f"{place}: expected the classes of the images, found {names[first]!r} in the place of "
-                f"{material.classes[first]!r}; give text embeddings of these classes, in their order"
-            )
+        _require_classes(metadata.get(CLASSES_KEY), material.classes, place)
         return next(iter(tensors.values())).float()
+    return torch.from_numpy(_read_array(path, place))
+
+
+def _read_array(path: Path, place: str) -> npt.NDArray[np.float32]:
+    """The numbers of a ``.npy`` file."""
+    expected = f"{place}: expected text embeddings [C, d] in a .npy or .safetensors file"
     try:
-        found = np.load(path, allow_pickle=False)
-        return torch.from_numpy(np.asarray(found, np.float32))
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{place}: expected a .npy or .safetensors file of numbers ({error})") from error
+        with path.open("rb") as file:
+            begin = file.read(len(NPY))
+        kind = kind_of(path)[0]
+        array = np.load(path, allow_pickle=False) if begin == NPY else None
+    except OSError as error:
+        raise InputError(f"{place}: cannot be read ({error.strerror or reason(error)})") from error
+    except (ValueError, EOFError) as error:  # numpy's own advice is to execute what is in the file
+        raise InputError(f"{expected}, found one that ends early, or holds Python objects; make it again") from error
+    if array is None:
+        found = "one saved by torch, or something else" if kind == TORCH else kind
+        raise InputError(f"{expected}, found {found}; `giftwrap text-embeddings` makes one")
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{expected} of numbers, found {array.dtype}; give floats")
+    return np.asarray(array, np.float32)
+
+
+def _require_classes(names: str | None, classes: Sequence[str], place: str) -> None:
+    """Refuse text embeddings of other classes than the images'.
+
+    Args:
+        names: of their classes, as JSON; None where the file has none.
+        classes: of the images.
+        place: for messages.
+    """
+    if names is None:
+        return
+    try:
+        found = [str(name) for name in json.loads(names)]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{place}: metadata {CLASSES_KEY!r} is not a JSON list: {reason(error)}") from error
+    if found == list(classes) or not {*found} & {*classes}:  # none in common: perhaps other words for the same
+        return
+    advice = "give text embeddings of these classes, in their order"
+    if len(found) != len(classes):
+        raise InputError(f"{place}: expected the {len(classes)} classes of the images, found {len(found)}; {advice}")
+    theirs, ours = next((one, own) for one, own in zip(found, classes, strict=True) if one != own)
+    raise InputError(
+        f"{place}: expected the classes of the images, found {theirs!r} in the place of {ours!r}; {advice}"
+    )
 
 
 def class_means(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trainer.batch import TrainBatch
+from trainer.losses.fused import backward
 from trainer.run import Run
 from trainer.schedules import lr_factor
 
@@ -44,7 +45,7 @@ def gradients(run: Run, batch: TrainBatch) -> Tensor:
             loss = run.objective.loss(run.network, piece)
             if piece.share != 1:
                 loss = loss * piece.share
-            loss.backward()  # type: ignore[no-untyped-call]
+            backward(loss)
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None  # noqa: S101  a batch has a crop at least
     return total

@@ -11,7 +11,7 @@ from benchmarks.studies.cifar_generator_cells import GENERATED, METHODS, Cell, S
 from benchmarks.studies.image_sets_cells import LABELS
 from benchmarks.studies.image_sets_table import NAMES
 from benchmarks.studies.ledger import Ledger
-from benchmarks.studies.thousand_table import markdown, spread
+from benchmarks.studies.tables import markdown, spread
 from labelstore.durable.newfile import write_over
 from labelstore.durable.removing import Proof
 

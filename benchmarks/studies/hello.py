@@ -19,42 +19,21 @@ was stopped. GIFTWRAP_DATA names the folder with cifar10/ and models/.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from benchmarks.step import draw_set
 from benchmarks.studies.hello_cells import MEANINGS, REAL, TOY, Cell, cells
 from benchmarks.studies.hello_run import Lab, Pace
 from benchmarks.studies.hello_table import report
-from benchmarks.studies.ledger import Ledger, print_plan, run_cells
+from benchmarks.studies.ledger import Ledger, StudyConfig, drawn_data, real_data, run_study
 from labelstore.command.console import run_command
-from labelstore.errors import InputError
 from pipeline.networks import build_network, save_weights
 
-RESULTS = Path("benchmarks/results/hello.jsonl")
-FOLDER = Path("runs/hello")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyConfig:
-    """Do the cells of the study that have no line yet, the most important ones first, and print its tables."""
-
-    dry_run: bool = False
-    """Print all cells and how long they take, by the pace that is measured now, and do nothing."""
-    minutes: float = 60.0
-    """Time for this call: a cell that would take longer than what is left of it is not started."""
-    results: Path | None = None
-    """File with a line for each finished cell; the tables are written beside it."""
-    folder: Path | None = None
-    """Folder for sets, stores and runs, runs/hello when left out."""
-    quick: bool = False
-    """The same at toy size, on drawn images, in a folder and a file of its own."""
+NAME, MINUTES = "hello", 60.0
 
 
 class Study:
@@ -101,15 +80,11 @@ def main() -> int:
     """Run what is left of the study."""
     config = tyro.cli(StudyConfig, prog="python -m benchmarks.studies.hello")
     scale = TOY if config.quick else REAL
-    folder = config.folder or FOLDER.with_name(f"{FOLDER.name}{'-quick' * config.quick}")
-    results: Ledger[Cell] = Ledger(config.results or (folder / RESULTS.name if config.quick else RESULTS))
+    folder, path = config.places(NAME)
+    results = Ledger[Cell](path)
     lab = Lab(scale, folder, data_of(folder, quick=config.quick, needed=not config.dry_run))
     study = Study(lab, Pace(scale), results)
-    if config.dry_run:
-        print_plan(study, config.minutes)
-        return 0
-    run_cells(study, results, config.minutes)
-    print(f"\n{report(scale, results)}")
+    run_study(config, study, results, MINUTES, lambda: report(scale, results))
     return 0
 
 
@@ -119,20 +94,19 @@ def data_of(folder: Path, *, quick: bool, needed: bool) -> Path:
     Raises:
         InputError: when images are needed and GIFTWRAP_DATA does not name them.
     """
-    if quick:
-        if needed and not (folder / "data").exists():
-            draw_data(folder / "data")
-        return folder / "data"
-    data = Path(os.environ.get("GIFTWRAP_DATA", ""))
-    if needed and not all((data / each).exists() for each in (REAL.train, REAL.encoder.weights, REAL.strong.weights)):
-        raise InputError("set GIFTWRAP_DATA to the folder with cifar10/ and models/")
-    return data
+    if not quick:
+        wanted = (REAL.train, REAL.encoder.weights, REAL.strong.weights)
+        return real_data(wanted, "cifar10/ and models/", needed=needed)
+    if needed:
+        draw_data(folder / "data")
+    return folder / "data"
 
 
 def draw_data(data: Path) -> None:
-    """Images and weights of a toy."""
-    for split in (TOY.train, TOY.test):
-        draw_set(data / split, TOY.images, (TOY.size, TOY.size))
+    """Images and weights of a toy, where they are absent."""
+    drawn_data(data, TOY.images, TOY.size)
+    if (data / TOY.encoder.weights).exists():
+        return
     network = build_network(TOY.encoder.name, TOY.encoder.args, 10, size=TOY.size)
     save_weights(network.state_dict(), data / TOY.encoder.weights)
 

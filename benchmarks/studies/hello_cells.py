@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from benchmarks.studies.label_cost_cells import MEAN, MOBILE, SMALL, STD, Network
+from benchmarks.studies.ledger import Recorded
 
 Kind = Literal["teacher", "projector", "set", "student"]
 MEANINGS: Mapping[Kind, str] = {
@@ -150,7 +150,7 @@ TOY = Scale(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Cell(Recorded):
     """One piece of work.
 
     Attributes:
@@ -164,11 +164,6 @@ class Cell:
     set: str = ""
     labels: str = ""
     seed: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Its fields, as a line of results has them."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return values
 
     @property
     def name(self) -> str:

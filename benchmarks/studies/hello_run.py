@@ -10,16 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.studies.hello_cells import ABLATION, STORED, Cell, Scale
-from benchmarks.studies.image_sets_run import AROUND_S, CLASSES, CROPS, timed, train_words
-from benchmarks.studies.label_cost_run import projector_words
-from labelstore.command.console import Console
-from labelstore.command.program import read_command
+from benchmarks.studies.image_sets_run import AROUND_S, CLASSES, CROPS, timed
+from benchmarks.studies.in_process import run_build, run_synthesize, run_train, run_train_projector
+from benchmarks.studies.label_cost_run import encoder_flags
 from labelstore.operations.projector import projector_info
-from pipeline.__main__ import COMMANDS as PIPELINE
-from pipeline.build.build import build
-from pipeline.synthesis.synthesize import synthesize
-from trainer.__main__ import COMMANDS as TRAINER
-from trainer.projecting import train_projector
 
 HARD_WEIGHT = 0.1  # of students' cross-entropy beside the squared error
 
@@ -52,7 +46,7 @@ class Lab:
     def train_weak(self) -> dict[str, Any]:
         """The weak teachers: checkpoints of one run on hard labels of all real images."""
         scale = self.scale
-        done = train_words(
+        done = run_train(
             "--images", self.data / scale.train, "--labels", "none", "--loss", "ce", "--student", scale.student,
             "--student-args", json.dumps(dict(scale.student_args)), "--size", scale.size, "--scale", 0.25, 1.0,
             "--optimizer", "AdamW", "--lr", 1e-3, "--weight-decay", 0.01, "--batch-size", scale.batch,
@@ -65,15 +59,13 @@ class Lab:
     def train_projector(self, name: str) -> dict[str, Any]:
         """A projector, beside its teachers on the test images."""
         scale, step = self.scale, ABLATION[name]
-        words = projector_words(
-            scale.encoder, self.data / scale.encoder.weights, "--images", self.data / scale.train,
+        done: Any = run_train_projector(
+            *encoder_flags(scale.encoder, self.data / scale.encoder.weights), "--images", self.data / scale.train,
             *self.teacher(step.teacher), "--teacher-size", scale.size, "--rank", step.rank, "--head", step.head,
             "--hard-weight", step.hard_weight, "--scale", 0.25, 1.0, "--batch-size", scale.batch,
             "--epochs", scale.projector_epochs, "--test-images", self.data / scale.test,
             "--eval-every", scale.projector_epochs, "--run-folder", self.projector(name),
         )  # fmt: skip
-        config = read_command(TRAINER["train-projector"], "train-projector", words).config
-        done: Any = train_projector(config, Console(silent=True))
         info: Any = projector_info(self.projector(name))
         return {
             "top1": done["top1"],
@@ -125,9 +117,8 @@ class Lab:
                 "--update-steps", scale.update_steps,
             ),
         }  # fmt: skip
-        words = ("synthesize", *own[name], "--size", scale.size, *self.teacher("strong"), "--out", self.images(name))
-        config = read_command(PIPELINE["synthesize"], "synthesize", [str(word) for word in words]).config
-        looked: Any = synthesize(config, Console(silent=True)).get("teacher", {})
+        made = run_synthesize(*own[name], "--size", scale.size, *self.teacher("strong"), "--out", self.images(name))
+        looked: Any = made.get("teacher", {})
         return {key: looked.get(key) for key in ("agreement", "agreement_on_crops", "cross_entropy")}
 
     def train_student(self, cell: Cell) -> dict[str, Any]:
@@ -135,7 +126,7 @@ class Lab:
         scale = self.scale
         if not self.images(cell.set).exists():
             self.make_set(cell.set)
-        done = train_words(
+        done = run_train(
             "--recipe", "hello", "--images", self.images(cell.set), *self.labels(cell), "--student", scale.student,
             "--student-args", json.dumps(dict(scale.student_args)), "--epochs", scale.epochs,
             "--batch-size", scale.batch, "--seed", cell.seed, "--test-images", self.data / scale.test,
@@ -162,11 +153,10 @@ class Lab:
     def store(self, images: str, teacher: str) -> Path:
         """The store of a teacher's labels, a view for each epoch."""
         store = self.folder / "stores" / f"{images}-{teacher}"
-        words = (
-            "build", "--recipe", "hello", "--images", self.images(images), *self.teacher(teacher),
+        run_build(
+            "--recipe", "hello", "--images", self.images(images), *self.teacher(teacher),
             "--size", self.scale.size, "--views", self.scale.epochs, "--encoding", "float16", "--store", store,
         )  # fmt: skip
-        build(read_command(PIPELINE["build"], "build", [str(word) for word in words]).config, Console(silent=True))
         return store
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import fmean
 
 from benchmarks.studies.hello_cells import ABLATION, SETS, STORED, WHOLE, Cell, Scale
 from benchmarks.studies.ledger import Ledger
-from benchmarks.studies.thousand_table import markdown, spread
+from benchmarks.studies.tables import markdown, spread, write_tables
 from labelstore.command.console import byte_count
-from labelstore.durable.newfile import write_over
-from labelstore.durable.removing import Proof
 
 TITLE = "# HeLlO on CIFAR-10"
 # The paper's ablation: ImageNet-1K, IPC 10, ResNet-18, CLIP's RN50, text in the place of means; top-1 in percent.
@@ -27,13 +24,7 @@ def top1(scale: Scale, results: Ledger[Cell], images: str, labels: str) -> list[
 
 def report(scale: Scale, results: Ledger[Cell]) -> str:
     """Write the tables beside the results; their text."""
-    text = "\n\n".join([TITLE, *sections(scale, results)]) + "\n"
-    write_over(results.path.with_suffix(".md"), text.encode(), Proof("the tables of this study", _is_table))
-    return text
-
-
-def _is_table(path: Path) -> bool:
-    return path.read_bytes().startswith(TITLE.encode())
+    return write_tables(results.path, TITLE, sections(scale, results))
 
 
 def sections(scale: Scale, results: Ledger[Cell]) -> Iterator[str]:

@@ -19,10 +19,8 @@ it was stopped. GIFTWRAP_DATA names the folder with cifar10/, imagenette/ and mo
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,28 +29,11 @@ import tyro
 from benchmarks.studies.image_sets_cells import MEANINGS, REAL, TOY, Cell, cells
 from benchmarks.studies.image_sets_run import Lab, Pace
 from benchmarks.studies.image_sets_table import Results, report
-from benchmarks.studies.ledger import print_plan, run_cells
+from benchmarks.studies.ledger import StudyConfig, drawn_data, real_data, run_study
 from labelstore.command.console import run_command
-from labelstore.errors import InputError
 
-RESULTS = Path("benchmarks/results/image-sets.jsonl")
-FOLDER = Path("runs/image-sets")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyConfig:
-    """Do the cells of the study that have no line yet, the most important ones first, and print its tables."""
-
-    dry_run: bool = False
-    """Print all cells and how long they take, by the pace that is measured now, and do nothing."""
-    minutes: float = 60.0
-    """Time for this call: a cell that would take longer than what is left of it is not started."""
-    results: Path | None = None
-    """File with a line for each finished cell; tables and picture are written beside it."""
-    folder: Path | None = None
-    """Folder for sets, stores and runs, runs/image-sets when left out."""
-    quick: bool = False
-    """The same at toy size, on drawn images, in a folder and a file of its own."""
+NAME, MINUTES = "image-sets", 60.0
+RESULTS = Path("benchmarks/results/image-sets.jsonl")  # which other studies read too
 
 
 class Study:
@@ -115,15 +96,11 @@ def main() -> int:
     """Run what is left of the study."""
     config = tyro.cli(StudyConfig, prog="python -m benchmarks.studies.image_sets")
     scale = TOY if config.quick else REAL
-    folder = config.folder or FOLDER.with_name(f"{FOLDER.name}{'-quick' * config.quick}")
-    results = Results(config.results or (folder / RESULTS.name if config.quick else RESULTS))
+    folder, path = config.places(NAME)
+    results = Results(path)
     lab = Lab(scale, folder, data_of(folder, quick=config.quick, needed=not config.dry_run))
     study = Study(lab, Pace(scale), results)
-    if config.dry_run:
-        print_plan(study, config.minutes)
-        return 0
-    run_cells(study, results, config.minutes)
-    print(f"\n{report(scale, results)}")
+    run_study(config, study, results, MINUTES, lambda: report(scale, results))
     return 0
 
 
@@ -133,17 +110,10 @@ def data_of(folder: Path, *, quick: bool, needed: bool) -> Path:
     Raises:
         InputError: when images are needed and GIFTWRAP_DATA does not name them.
     """
-    if quick:
-        from benchmarks.step import draw_set
-
-        for split in ("train", "test"):
-            if needed and not (folder / "data" / split).exists():
-                draw_set(folder / "data" / split, 40, (TOY.data[0].side, TOY.data[0].side))
-        return folder / "data"
-    data = Path(os.environ.get("GIFTWRAP_DATA", ""))
-    if needed and not all((data / each.train).is_dir() for each in REAL.data):
-        raise InputError("set GIFTWRAP_DATA to the folder with cifar10/, imagenette/ and models/")
-    return data
+    if not quick:
+        wanted = [each.train for each in REAL.data]
+        return real_data(wanted, "cifar10/, imagenette/ and models/", needed=needed)
+    return drawn_data(folder / "data", 40, TOY.data[0].side) if needed else folder / "data"
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
+
+from benchmarks.studies.ledger import Recorded
 
 Kind = Literal["teacher", "set", "student"]
 MEANINGS: Mapping[Kind, str] = {
@@ -135,7 +136,7 @@ TOY = Scale(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Cell(Recorded):
     """One piece of work.
 
     Attributes:
@@ -155,11 +156,6 @@ class Cell:
     seed: int = 0
     labels: str = ""
     student: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Its fields, as a line of results has them."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return values
 
     @property
     def set_name(self) -> str:

@@ -14,14 +14,13 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.gpu_inputs import wait
 from benchmarks.studies.image_sets_cells import Cell, Data, Scale
+from benchmarks.studies.in_process import run_train
 from labelstore.command.console import Console
 from labelstore.command.program import read_command
 from pipeline.__main__ import COMMANDS as PIPELINE
 from pipeline.build.build import build
 from pipeline.networks import build_network
 from pipeline.synthesis.synthesize import synthesize
-from trainer.__main__ import COMMANDS as TRAINER
-from trainer.train import train
 
 CLASSES, TEST_BATCH = 10, 128
 CPU = torch.device("cpu")
@@ -52,7 +51,7 @@ class Lab:
     def train_teacher(self, cell: Cell) -> dict[str, Any]:
         """A teacher on hard labels of all real images."""
         data = self.scale.named(cell.data)
-        done = train_words(
+        done = run_train(
             "--images", self.data / data.train, "--labels", "none", "--loss", "ce", "--student", data.teacher,
             "--student-args", json.dumps(dict(data.teacher_args)), "--size", data.side, "--scale", 0.25, 1.0,
             "--optimizer", "AdamW", "--lr", 2e-3, "--weight-decay", 0.01, "--batch-size", 50,
@@ -101,7 +100,7 @@ class Lab:
         labels: tuple[object, ...] = ("--labels", "none", "--loss", "ce", "--size", data.side)
         if cell.labels != "hard":
             labels = ("--store", self.labelled(cell), "--loss", cell.labels)
-        done = train_words(
+        done = run_train(
             "--recipe", "gift", "--images", self.images(cell), *labels, "--student", cell.student,
             "--student-args", student, "--epochs", epochs, "--batch-size", self.scale.batches[cell.per_class],
             "--seed", cell.seed, "--test-images", self.data / data.test, "--eval-every", epochs,
@@ -119,12 +118,6 @@ class Lab:
         )  # fmt: skip
         build(read_command(PIPELINE["build"], "build", [str(word) for word in words]).config, Console(silent=True))
         return store
-
-
-def train_words(*words: object) -> Mapping[str, Any]:
-    """Run `giftwrap train` with these flags in this process; its summary."""
-    config = read_command(TRAINER["train"], "train", ["train", *(str(word) for word in words)]).config
-    return train(config, Console(silent=True))
 
 
 class Pace:

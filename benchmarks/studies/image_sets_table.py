@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.studies.image_sets_cells import LABELS, METHODS, Cell, Data, Scale, student_cell
 from benchmarks.studies.ledger import Ledger
-from benchmarks.studies.thousand_table import markdown, spread
-from labelstore.durable.newfile import write_over
-from labelstore.durable.removing import Proof
+from benchmarks.studies.tables import markdown, spread, write_picture, write_tables
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TITLE = "# Image sets by labels"
 NAMES = {"hard": "hard labels", "kl": "KL (T = 20)", "gift": "GIFT"}
@@ -47,21 +45,8 @@ class Results(Ledger[Cell]):
 
 def report(scale: Scale, results: Results) -> str:
     """Write the tables and the picture beside the results; the text of the tables."""
-    text = "\n\n".join([TITLE, *sections(scale, results)]) + "\n"
-    write_over(results.path.with_suffix(".md"), text.encode(), Proof("the tables of this study", _is_table))
-    if importlib.util.find_spec("matplotlib") is None:
-        return f"{text}\nno picture: matplotlib is missing: pip install 'giftwrap[plot]'"
-    picture = Proof("the picture of this study", _is_picture)
-    write_over(results.path.with_suffix(".png"), draw(scale, results), picture)
-    return text
-
-
-def _is_table(path: Path) -> bool:
-    return path.read_bytes().startswith(TITLE.encode())
-
-
-def _is_picture(path: Path) -> bool:
-    return TITLE[2:].encode() in path.read_bytes()[:1000]
+    text = write_tables(results.path, TITLE, sections(scale, results))
+    return text + write_picture(results.path, TITLE, lambda: draw(scale, results))
 
 
 def sections(scale: Scale, results: Results) -> Iterator[str]:
@@ -124,11 +109,11 @@ def _spread(values: list[Any]) -> str:
     return spread([value for value in values if value is not None])
 
 
-def draw(scale: Scale, results: Results) -> bytes:
-    """A PNG: for each data set and number of images a group of bars for each method, one for each kind of label."""
-    from matplotlib.figure import Figure  # takes a second to import, and need not be there
+def draw(scale: Scale, results: Results) -> Figure:
+    """For each data set and number of images a group of bars for each method, one for each kind of label."""
+    import matplotlib.figure  # takes a second to import, and need not be there
 
-    figure = Figure(figsize=(5 * len(scale.data), 4 * len(scale.epochs)), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(5 * len(scale.data), 4 * len(scale.epochs)), layout="constrained")
     every = figure.subplots(len(scale.epochs), len(scale.data), squeeze=False)
     for row, per_class in zip(every, scale.epochs, strict=True):
         for axes, data in zip(row, scale.data, strict=True):
@@ -142,6 +127,4 @@ def draw(scale: Scale, results: Results) -> bytes:
             axes.set(title=f"{data.name}, {per_class} a class", ylabel="test top-1, %")
             axes.set_xticks(range(len(METHODS)), METHODS)
     figure.legend(*every[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(LABELS))
-    file = io.BytesIO()
-    figure.savefig(file, dpi=100, format="png", metadata={"Title": TITLE[2:]})
-    return file.getvalue()
+    return figure

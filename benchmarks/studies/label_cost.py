@@ -36,7 +36,7 @@ from benchmarks.step import draw_set
 from benchmarks.studies.label_cost_cells import PEERS, REAL, TOY, Cell, Frontier, Scale, Way, cells
 from benchmarks.studies.label_cost_run import GUESSED_S, Lab, projector_sizes
 from benchmarks.studies.ledger import Ledger, run_cells
-from benchmarks.studies.thousand_table import markdown, spread
+from benchmarks.studies.tables import markdown, spread
 from labelstore.command.console import byte_count
 from labelstore.durable.newfile import new_file, write_new
 from labelstore.durable.removing import require_absent

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from benchmarks.studies.ledger import Recorded
 
 Kind = Literal["float16", "convert", "topk", "online", "projector"]
 PEERS: tuple[Kind, ...] = ("topk", "online", "projector")
@@ -210,7 +211,7 @@ TOY = Scale(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Cell(Recorded):
     """One piece of work.
 
     Attributes:
@@ -222,11 +223,6 @@ class Cell:
     frontier: str
     way: str
     seed: int | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Its fields, as a line of results has them."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return values
 
     @property
     def name(self) -> str:

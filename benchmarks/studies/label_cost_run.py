@@ -11,21 +11,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.studies.image_sets_run import train_words
+from benchmarks.studies.in_process import run_build, run_train, run_train_projector
 from benchmarks.studies.label_cost_cells import Cell, Frontier, Network, Scale, Way
 from benchmarks.studies.study import choose_images
 from labelstore import LabelStore
-from labelstore.command.console import Console
-from labelstore.command.program import read_command
 from labelstore.operations.convert import convert
 from labelstore.operations.projector import projector_info
-from pipeline.__main__ import COMMANDS as PIPELINE
-from pipeline.build.build import build
 from pipeline.networks import load_network
 from pipeline.networks.encoder import EncoderSpec, features_of, load_encoder
 from pipeline.networks.projector import Design, Projector, default_head_rank, make_head, saved
-from trainer.__main__ import COMMANDS as TRAINER
-from trainer.projecting import train_projector
 
 TIMED, ROUNDS = 64, 3  # crops of a batch that is timed, and how often
 KEPT_BYTES = 4  # of a column of top-k: float16 and its index, int16
@@ -83,7 +77,7 @@ class Lab:
 
     def train_student(self, frontier: Frontier, way: Way, seed: int) -> dict[str, Any]:
         """A student of a way, tested after its last epoch."""
-        done = train_words(
+        done = run_train(
             "--recipe", "gift", "--images", self.images(frontier), *self.labels(frontier, way),
             "--student", frontier.student, "--student-args", json.dumps(dict(frontier.student_args)),
             "--epochs", frontier.epochs, "--batch-size", frontier.batch, "--seed", seed,
@@ -112,11 +106,10 @@ class Lab:
     def store(self, frontier: Frontier, way: Way) -> Path:
         """The store of a way, made where it is absent; top-k's is the exact one, of whose labels it takes a part."""
         exact, teacher = self.folder / "stores" / f"{frontier.name}-float16", frontier.teacher
-        words = (
-            "build", "--recipe", "gift", "--images", self.images(frontier), *self.teacher(teacher),
+        run_build(
+            "--recipe", "gift", "--images", self.images(frontier), *self.teacher(teacher),
             "--size", teacher.size, "--views", frontier.epochs, "--encoding", "float16", "--store", exact,
         )  # fmt: skip
-        build(read_command(PIPELINE["build"], "build", [str(word) for word in words]).config, Console(silent=True))
         if way.encoding is None:
             return exact
         path = self.folder / "stores" / _key(frontier, way)
@@ -135,12 +128,11 @@ class Lab:
         encoder, teacher = frontier.encoder, frontier.teacher
         assert encoder is not None  # noqa: S101  of a frontier with projectors
         folder = self.folder / "projectors" / _key(frontier, way)
-        words = projector_words(
-            encoder, self.weights(encoder), "--images", self.data / frontier.train, *self.teacher(teacher),
-            "--teacher-size", teacher.size, "--rank", way.rank, "--epochs", frontier.projector_epochs,
-            "--run-folder", folder,
+        run_train_projector(
+            *encoder_flags(encoder, self.weights(encoder)), "--images", self.data / frontier.train,
+            *self.teacher(teacher), "--teacher-size", teacher.size, "--rank", way.rank,
+            "--epochs", frontier.projector_epochs, "--run-folder", folder,
         )  # fmt: skip
-        train_projector(read_command(TRAINER["train-projector"], "train-projector", words).config, Console(silent=True))
         return folder
 
     def teacher(self, teacher: Network) -> tuple[object, ...]:
@@ -167,14 +159,12 @@ class Lab:
         return sum(path.is_file() for path in self.images(frontier).glob("*/*"))
 
 
-def projector_words(encoder: Network, weights: Path, *more: object) -> list[str]:
-    """A command line of `train-projector`."""
-    words = (
-        "train-projector", "--encoder", encoder.name, "--encoder-args", json.dumps(dict(encoder.args)),
-        "--encoder-weights", weights, "--size", encoder.size, "--encoder-mean", *encoder.mean,
-        "--encoder-std", *encoder.std, *more,
+def encoder_flags(encoder: Network, weights: Path) -> tuple[object, ...]:
+    """The flags of `train-projector` that state the encoder."""
+    return (
+        "--encoder", encoder.name, "--encoder-args", json.dumps(dict(encoder.args)), "--encoder-weights", weights,
+        "--size", encoder.size, "--encoder-mean", *encoder.mean, "--encoder-std", *encoder.std,
     )  # fmt: skip
-    return [str(word) for word in words]
 
 
 def seconds_a_crop(name: str, args: Mapping[str, Any], weights: Path, size: int) -> float:

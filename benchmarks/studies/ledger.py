@@ -1,16 +1,42 @@
-"""What studies of many cells have in common: lines of finished cells, their order, time and progress."""
+"""What studies of many cells have in common: their flags, lines of finished cells, their order, time and progress."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from benchmarks.harness import machine
 from labelstore.command.console import duration
+from labelstore.errors import InputError
+
+RESULTS, RUNS = Path("benchmarks/results"), Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Do the cells of the study that have no line yet, the most important ones first, and print its tables."""
+
+    dry_run: bool = False
+    """Print all cells and how long they take, by the pace that is measured now, and do nothing."""
+    minutes: float | None = None
+    """Time for this call, when left out what the study is sized for: a cell that would take longer than what is left of
+    it is not started."""
+    results: Path | None = None
+    """File with a line for each finished cell; tables and picture are written beside it."""
+    folder: Path | None = None
+    """Folder for sets, stores and runs; one of the study's name in runs/ when left out."""
+    quick: bool = False
+    """The same at toy size, on drawn images, in a folder and a file of its own."""
+
+    def places(self, name: str) -> tuple[Path, Path]:
+        """The folder of a study of that name, and the file of its results."""
+        folder, file = self.folder or RUNS / f"{name}{'-quick' * self.quick}", f"{name}.jsonl"
+        return folder, self.results or (folder if self.quick else RESULTS) / file
 
 
 class Cell(Protocol):
@@ -22,6 +48,16 @@ class Cell(Protocol):
 
     def to_json(self) -> dict[str, Any]:
         """Its fields, as a line of results has them."""
+
+
+class Recorded:
+    """A cell that is a dataclass, whose line has its fields."""
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Cell`."""
+        cell: Any = self
+        values: dict[str, Any] = json.loads(json.dumps(asdict(cell)))
+        return values
 
 
 CellT = TypeVar("CellT", bound=Cell)
@@ -131,3 +167,50 @@ def print_plan(work: Work[CellT], minutes: float) -> None:
         note = "" if fits else f"  beyond {minutes:g} minutes"
         print(f"  {cell.name:<42} {work.meaning(cell):<40} {seconds:6.0f} s {duration(used):>12}{note}")
     print(f"{duration(used)} for all; {fitting} of {len(left)} cells fit into {minutes:g} minutes")
+
+
+def run_study(
+    config: StudyConfig, work: Work[CellT], ledger: Ledger[CellT], minutes: float, report: Callable[[], str]
+) -> None:
+    """Do what is left of a study and print its tables, or with --dry-run print its plan.
+
+    Args:
+        config: the flags.
+        work: the study.
+        ledger: of its finished cells.
+        minutes: that it is sized for.
+        report: writes the tables; their text.
+    """
+    minutes = minutes if config.minutes is None else config.minutes
+    if config.dry_run:
+        print_plan(work, minutes)
+        return
+    run_cells(work, ledger, minutes)
+    print(f"\n{report()}")
+
+
+def real_data(wanted: Iterable[str], contents: str, *, needed: bool) -> Path:
+    """The folder of all data sets.
+
+    Args:
+        wanted: folders and files in it.
+        contents: the same in words.
+        needed: whether they have to be there.
+
+    Raises:
+        InputError: GIFTWRAP_DATA does not name such a folder.
+    """
+    data = Path(os.environ.get("GIFTWRAP_DATA", ""))
+    if needed and not all((data / each).exists() for each in wanted):
+        raise InputError(f"set GIFTWRAP_DATA to the folder with {contents}")
+    return data
+
+
+def drawn_data(data: Path, images: int, side: int) -> Path:
+    """The folder itself, with ``train`` and ``test`` of so many drawn images, where they are absent."""
+    from benchmarks.step import draw_set
+
+    for split in ("train", "test"):
+        if not (data / split).exists():
+            draw_set(data / split, images, (side, side))
+    return data

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
+
+from benchmarks.studies.ledger import Recorded
 
 EXPERT_BATCH = 256
 Kind = Literal["expert", "plain", "student"]
@@ -104,7 +105,7 @@ TOY = Scale(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Cell(Recorded):
     """One training.
 
     Attributes:
@@ -128,11 +129,6 @@ class Cell:
     relabel: tuple[str, ...] = ()
     missing: bool = False
     optimizer: Literal["SGD", "AdamW"] = "SGD"
-
-    def to_json(self) -> dict[str, Any]:
-        """Its fields, as a line of results has them."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return values
 
     @property
     def name(self) -> str:

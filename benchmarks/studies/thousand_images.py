@@ -20,58 +20,33 @@ GIFTWRAP_DATA names the folder with cifar10/.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from benchmarks.studies.ledger import print_plan, run_cells
+from benchmarks.studies.ledger import StudyConfig, drawn_data, real_data, run_study
 from benchmarks.studies.thousand_cells import CIFAR, MEANINGS, TOY, Cell, cells, kept
 from benchmarks.studies.thousand_results import Results
 from benchmarks.studies.thousand_run import Lab, Pace
 from benchmarks.studies.thousand_table import report
 from labelstore.command.console import run_command
-from labelstore.errors import InputError
 
-RESULTS = Path("benchmarks/results/thousand-images.jsonl")
-FOLDER = Path("runs/thousand-images")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyConfig:
-    """Train the cells of the study that have no line yet, the most important ones first, and print its table."""
-
-    dry_run: bool = False
-    """Print all cells and how long they take, by the pace that is measured now, and train nothing."""
-    minutes: float = 40.0
-    """Time for this call: a cell that would take longer than what is left of it is not started."""
-    results: Path | None = None
-    """File with a line for each finished cell; table and picture are written beside it."""
-    folder: Path | None = None
-    """Folder for images, stores and runs, runs/thousand-images when left out."""
-    quick: bool = False
-    """The same at toy size, on drawn images, in a folder and a file of its own."""
+NAME, MINUTES = "thousand-images", 40.0
 
 
 def main() -> int:
     """Run what is left of the study."""
     config = tyro.cli(StudyConfig, prog="python -m benchmarks.studies.thousand_images")
     scale = TOY if config.quick else CIFAR
-    folder = config.folder or FOLDER.with_name(f"{FOLDER.name}{'-quick' * config.quick}")
-    results = Results(config.results or (folder / RESULTS.name if config.quick else RESULTS))
+    folder, path = config.places(NAME)
+    results = Results(path)
     lab = Lab(scale, folder, data_of(folder, quick=config.quick, needed=not config.dry_run))
     pace = Pace(scale)
     print(f"measured: {pace.crops_per_second:,.0f} crops/s of {scale.network} in steps of 100")
-    study = Study(lab, pace, results)
-    if config.dry_run:
-        print_plan(study, config.minutes)
-        return 0
-    run_cells(study, results, config.minutes)
-    print(f"\n{report(scale, results)}")
+    run_study(config, Study(lab, pace, results), results, MINUTES, lambda: report(scale, results))
     return 0
 
 
@@ -81,17 +56,9 @@ def data_of(folder: Path, *, quick: bool, needed: bool) -> Path:
     Raises:
         InputError: when images are needed and GIFTWRAP_DATA does not name them.
     """
-    if quick:
-        from benchmarks.step import draw_set
-
-        for split in ("train", "test"):
-            if needed and not (folder / "data" / split).exists():
-                draw_set(folder / "data" / split, TOY.images, (TOY.side, TOY.side))
-        return folder / "data"
-    data = Path(os.environ.get("GIFTWRAP_DATA", "")) / "cifar10"
-    if needed and not (data / "train").is_dir():
-        raise InputError("set GIFTWRAP_DATA to the folder with cifar10/train and cifar10/test")
-    return data
+    if not quick:
+        return real_data(["cifar10/train"], "cifar10/train and cifar10/test", needed=needed) / "cifar10"
+    return drawn_data(folder / "data", TOY.images, TOY.side) if needed else folder / "data"
 
 
 class Study:

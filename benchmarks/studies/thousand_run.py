@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -16,24 +15,20 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
+from benchmarks.studies.in_process import run_build, run_train
 from benchmarks.studies.thousand_cells import Cell, Scale, kept
 from benchmarks.studies.thousand_plain import Loop, plain_top1
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
-from labelstore.command.program import read_command
 from labelstore.durable.newfile import write_new
 from labelstore.errors import InputError
-from pipeline.__main__ import COMMANDS as PIPELINE
-from pipeline.build.build import build
 from pipeline.images.manifest import scan
 from pipeline.networks import build_network
 from pipeline.plan.plan import PlanSpec
 from pipeline.render import make_renderer
-from trainer.__main__ import COMMANDS as TRAINER
 from trainer.checkpoints import compare_checkpoints
 from trainer.config import EvaluateConfig
 from trainer.evaluate import EvalResult, evaluate
-from trainer.train import train
 
 RATE, MOMENTUM = 0.01, 0.9
 CLASSES, TEST_BATCH = 10, 128
@@ -90,7 +85,7 @@ class Lab:
             "--keep", ",".join(map(str, kept(self.scale, cell))), "--seed", cell.seed,
             "--run-folder", self.weights(1, cell.seed).parent,
         )  # fmt: skip
-        train_words(*words)
+        run_train(*words)
 
     def weights(self, epoch: int, seed: int = 0) -> Path:
         """The weights of an expert after an epoch."""
@@ -118,7 +113,7 @@ class Lab:
                 labels = (*labels, "--relabel", *(self.relabel(word) for word in cell.relabel))
         if cell.optimizer == "AdamW":
             labels = (*labels, "--optimizer", "AdamW", "--lr", 1e-3, "--weight-decay", 0.01, "--schedule", "cosine")
-        done = train_words(
+        done = run_train(
             "--recipe", "no-distillation", "--images", images, *labels, *self._student, "--epochs", cell.epochs,
             "--batch-size", cell.batch, "--seed", cell.seed, "--checkpoint-every", cell.epochs, "--run-folder", run,
         )  # fmt: skip
@@ -154,12 +149,11 @@ class Lab:
         store = self.folder / "labels" / f"{images.name}-expert{cell.expert}"
         shown = [name for name in self.classes if (images / name).is_dir()]
         columns = ("--class-columns", ",".join(shown)) if len(shown) < len(self.classes) else ()
-        words = (
-            "build", "--recipe", "no-distillation", "--images", images, "--teacher", self.scale.network,
+        run_build(
+            "--recipe", "no-distillation", "--images", images, "--teacher", self.scale.network,
             "--weights", self.weights(cell.expert), "--size", self.scale.side, "--views", 1, "--encoding", "float16",
             *columns, "--store", store,
         )  # fmt: skip
-        build(read_command(PIPELINE["build"], "build", [str(word) for word in words]).config, Console(silent=True))
         return store
 
     # --- test ---
@@ -179,12 +173,6 @@ class Lab:
             raise InputError(f"{self.data}: expected the same classes in train and test, found others")
         spec = PlanSpec(size=self.scale.side, crop="center", flip=0)
         return images, spec, make_renderer(images, spec)
-
-
-def train_words(*words: object) -> Mapping[str, Any]:
-    """Run `giftwrap train` with these flags in this process; its summary."""
-    config = read_command(TRAINER["train"], "train", ["train", *(str(word) for word in words)]).config
-    return train(config, Console(silent=True))
 
 
 def copy_some(source: Path, target: Path, count: int, key: tuple[int, int]) -> None:

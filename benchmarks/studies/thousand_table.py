@@ -2,47 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
-from pathlib import Path
 from statistics import fmean, stdev, variance
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.studies.tables import markdown, spread, write_picture, write_tables
 from benchmarks.studies.thousand_cells import Cell, Scale, student
 from benchmarks.studies.thousand_results import Results
-from labelstore.durable.newfile import write_over
-from labelstore.durable.removing import Proof
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "# Early teachers on random real images"
 # Of the paper, CIFAR-10: top-1 in percent and the epoch of the expert, by images a class.
 PUBLISHED = {1: (21.1, 20), 10: (46.3, 44), 50: (62.1, 128)}
 MARGIN = 0.5  # points, besides two standard errors, by which experts may differ from those of the plain loop
 
-Rows = Iterable[Sequence[str]]
-
 
 def report(scale: Scale, results: Results) -> str:
-    """Write the table and the picture beside the results; the text of the table."""
-    text = "\n\n".join([TITLE, *sections(scale, results)]) + "\n"
-    write_over(results.path.with_suffix(".md"), text.encode(), Proof("the table of this study", _is_table))
-    if importlib.util.find_spec("matplotlib") is None:
-        return f"{text}\nno picture: matplotlib is missing: pip install 'giftwrap[plot]'"
-    picture = Proof("the picture of this study", _is_picture)
-    write_over(results.path.with_suffix(".png"), draw(scale, results), picture)
-    return text
-
-
-def _is_table(path: Path) -> bool:
-    return path.read_bytes().startswith(TITLE.encode())
-
-
-def _is_picture(path: Path) -> bool:
-    return TITLE[2:].encode() in path.read_bytes()[:1000]
+    """Write the tables and the picture beside the results; the text of the tables."""
+    text = write_tables(results.path, TITLE, sections(scale, results))
+    return text + write_picture(results.path, TITLE, lambda: draw(scale, results))
 
 
 def sections(scale: Scale, results: Results) -> list[str]:
@@ -60,21 +42,6 @@ def sections(scale: Scale, results: Results) -> list[str]:
         "AdamW (1e-3, cosine), the best expert by SGD": adamw(scale, results),
     }
     return [f"## {title}\n\n{table}" for title, table in parts.items() if table]
-
-
-def markdown(header: Sequence[str], rows: Rows) -> str:
-    """A table; empty where no row has a figure."""
-    lines = [row for row in rows if any(row[1:])]
-    if not lines:
-        return ""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *lines])
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean, and with several seeds the standard deviation (n - 1) and their number."""
-    if len(values) < 2:
-        return f"{values[0]:.2f}" if values else ""
-    return f"{fmean(values):.2f} ± {stdev(values):.2f} ({len(values)})"
 
 
 def experts(scale: Scale, results: Results) -> str:
@@ -210,17 +177,15 @@ def adamw(scale: Scale, results: Results) -> str:
     return markdown(["images a class", "SGD", "AdamW"], rows) if any(row[2] for row in rows) else ""
 
 
-def draw(scale: Scale, results: Results) -> bytes:
-    """A PNG: accuracy against the epoch of the expert, and against images a class for each number of probabilities."""
-    from matplotlib.figure import Figure  # takes a second to import, and need not be there
+def draw(scale: Scale, results: Results) -> Figure:
+    """Accuracy against the epoch of the expert, and against images a class for each number of probabilities."""
+    import matplotlib.figure  # takes a second to import, and need not be there
 
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(12, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     draw_experts(left, scale, results)
     draw_plane(right, scale, results)
-    file = io.BytesIO()
-    figure.savefig(file, dpi=100, format="png", metadata={"Title": TITLE[2:]})
-    return file.getvalue()
+    return figure
 
 
 def draw_experts(axes: Axes, scale: Scale, results: Results) -> None:

@@ -1,7 +1,7 @@
 """The flags of a command: the fields of its dataclass and of the dataclasses nested in it, as one flat list.
 
 A flag is spelled as its field, with dashes; `Named` spells it otherwise, or begins all flags of a nested dataclass with
-a word, and `Group` puts them under a title of the help.
+a word, `Group` puts them under a title of the help, and `First` before the others.
 """
 
 from __future__ import annotations
@@ -67,6 +67,14 @@ class Words:
 
 
 @dataclass(frozen=True, slots=True)
+class First:
+    """Marks a field whose flag, or whose fields' flags, come before those of its dataclass, and of what that inherits.
+
+    Fields that are inherited would come first otherwise, whatever a reader of the help has to know first.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Addressable:
     """Marks a field whose flag also takes the address of a store, of a scheme of `labelstore.storage_table`."""
 
@@ -111,7 +119,7 @@ def is_positional(flag: Flag) -> bool:
 
 
 def flags_of(config: type[Any]) -> dict[str, Flag]:
-    """The flags of a command's dataclass, by key, in the order of the fields."""
+    """The flags of a command's dataclass, by key, in the order of the fields but for those that come first."""
     flags = _flags_of(cast("Hashable", config))
     return {key: _of_today(flag) for key, flag in flags.items()}
 
@@ -157,7 +165,7 @@ def _with_choices(kind: Any) -> Any:
 def _walk(owner: type[Any], path: tuple[str, ...], group: str, before: str = "") -> Iterator[Flag]:
     """The flags of a dataclass and of those nested in it."""
     kinds, helps = get_type_hints(owner, include_extras=True), _docstrings(owner)
-    for each in fields(owner):
+    for each in sorted(fields(owner), key=lambda field: not _is_first(kinds[field.name])):
         kind = kinds[each.name]
         marks = getattr(kind, "__metadata__", ())
         bare = kind.__origin__ if marks else kind
@@ -170,7 +178,7 @@ def _walk(owner: type[Any], path: tuple[str, ...], group: str, before: str = "")
         if each.default is None and isinstance(bare, type):
             bare = bare | None
         for mark in marks:
-            if not isinstance(mark, Named | Group | Addressable):
+            if not isinstance(mark, Named | Group | First | Addressable):
                 bare = Annotated[bare, mark]
         yield Flag(
             key=f"{before}{name or each.name}".replace("-", "_"),
@@ -181,6 +189,10 @@ def _walk(owner: type[Any], path: tuple[str, ...], group: str, before: str = "")
             group=title,
             addressable=any(isinstance(mark, Addressable) for mark in marks),
         )
+
+
+def _is_first(kind: Any) -> bool:
+    return any(isinstance(mark, First) for mark in getattr(kind, "__metadata__", ()))
 
 
 def _default(field: Field[Any]) -> Any:

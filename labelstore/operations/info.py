@@ -11,6 +11,7 @@ from labelstore.command.console import byte_count
 from labelstore.encodings.bands import missed
 from labelstore.encodings.fidelity import beside
 from labelstore.errors import InputError
+from labelstore.operations.synthesised import made_by
 from labelstore.spec import Json
 from labelstore.store import LabelStore
 
@@ -107,7 +108,7 @@ def lines(values: Mapping[str, Any]) -> list[str]:
         "converted from": _origin(values["converted_from"]) if values["converted_from"] else None,
     }
     if isinstance(made := values["notes"].get("synthesis"), dict):
-        shown["image set"] = synthesised(made)
+        shown["image set"] = made_by(made)
     rest = (
         "class_order", "skipped", "seed", "plan", "block", "manifest", "teacher", "engine", "renderer", "versions",
         "notes", "format",
@@ -119,14 +120,6 @@ def lines(values: Mapping[str, Any]) -> list[str]:
         del shown["versions"]
     cut = {name: text if len(text) <= MAX_LINE else text[:MAX_LINE] + " ..." for name, text in shown.items() if text}
     return [f"{name:<16} {text}" for name, text in cut.items()]
-
-
-def synthesised(made: Mapping[str, Any]) -> str:
-    """What the images of a store were made by, from the record that their set has."""
-    flags, teacher = made.get("flags"), made.get("teacher")
-    seed = f", seed {flags['seed']}" if isinstance(flags, dict) and "seed" in flags else ""
-    by = f", teacher {teacher['name']}" if isinstance(teacher, dict) and "name" in teacher else ""
-    return f"{made.get('count', 'unknown')} images made by {made.get('method', 'an unknown method')}{seed}{by}"
 
 
 def in_words(fidelity: Json) -> str:

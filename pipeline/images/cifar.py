@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from labelstore.command.names import printable
 from labelstore.errors import InputError, reason
-from pipeline.images.arrays import ArrayImages
-from pipeline.images.class_names import read_class_names, refuse_class_names, require_named
+from pipeline.images.arrays import ArrayImages, named_classes
+from pipeline.images.class_names import refuse_class_names, require_named
 from pipeline.images.containers import Containers
 from pipeline.images.opening import Request, SourceKind
 
@@ -30,6 +30,7 @@ _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
 _MOST_BYTES = 256 << 20  # of a file
 _BATCH = re.compile(r"(data_batch_\d+|test_batch|train|test)(\.bin)?")
+_OWN_NAME = re.compile(r"(data_batch_\d+|test_batch)(\.bin)?")  # which no other image set has
 _META = ("batches.meta", "meta", "batches.meta.txt", "fine_label_names.txt")
 _ARCHIVE = re.compile(r"cifar-100?-(python|binary)\.(tar\.gz|tgz|tar)", re.IGNORECASE)
 _SPLITS = ("train", "test")
@@ -53,18 +54,22 @@ def _place(path: Path) -> Place | None:
     """Where a path leads; None where there is no CIFAR."""
     if _is_whole(path):
         return Place(path, None)
+    if _OWN_NAME.fullmatch(path.name) and path.is_file():  # perhaps alone, without names of its classes
+        return Place(path.parent, path.name)
     known = _BATCH.fullmatch(path.name)
     return Place(path.parent, path.name) if known and _is_whole(path.parent) else None
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a path is the archive, or a folder with names of classes and a file of images."""
+    """Whether a path is the archive, or a folder with files of images, and names of their classes or nothing else."""
     if _ARCHIVE.fullmatch(path.name):
         return path.is_file()
-    if not any((path / name).is_file() for name in _META):
+    if not path.is_dir():
         return False
-    names = {entry.name for entry in path.iterdir() if entry.is_file()}
-    return not names.isdisjoint(_META) and any(map(_BATCH.fullmatch, names))
+    entries = list(os.scandir(path))
+    names = {entry.name for entry in entries if entry.is_file()}
+    alone = any(map(_OWN_NAME.fullmatch, names)) and len(names) == len(entries)
+    return alone or (not names.isdisjoint(_META) and any(map(_BATCH.fullmatch, names)))
 
 
 def recognises(path: Path) -> bool:
@@ -88,7 +93,7 @@ def open_cifar(path: Path, request: Request) -> ArrayImages:
     if place is None:
         raise InputError(
             f"{printable(str(path))}: expected a folder of CIFAR's files with {', '.join(_META[:2])} or names of "
-            f"classes as text, or an archive such as cifar-10-python.tar.gz, found neither"
+            f"classes as text, one of its files, or an archive such as cifar-10-python.tar.gz, found none of them"
         )
     files = _files(place)
     batches = sorted(name for name in files if _BATCH.fullmatch(name))
@@ -101,11 +106,7 @@ def open_cifar(path: Path, request: Request) -> ArrayImages:
         )
     parts = [_batch(name, files[name], f"{place.whole}/{name}") for name in batches]
     pixels, labels = np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
-    names = _names(place, files, request)
-    shown = printable(str(path))
-    if not len(labels):
-        raise InputError(f"{shown}: expected images, found none")
-    require_named(shown, int(labels.max()), names)
+    names, labels = _classes(place, files, labels, printable(str(path)), request)
     planes = pixels.reshape(-1, 3, _SIDE, _SIDE)
     sources = [str(place.whole)] if place.whole.is_file() else [str(place.whole / name) for name in batches]
     stamp = int(Containers(sources).times.max())  # what is in memory does not change
@@ -182,15 +183,18 @@ def _batch(name: str, data: bytes, shown: str) -> tuple[npt.NDArray[np.uint8], I
     return pixels, np.array(found, np.int64)
 
 
-def _names(place: Place, files: Mapping[str, bytes], request: Request) -> tuple[str, ...]:
-    """Class names, from the files beside the images."""
+def _classes(
+    place: Place, files: Mapping[str, bytes], labels: Int64Array, shown: str, request: Request
+) -> tuple[tuple[str, ...], Int64Array]:
+    """Class names and targets, from the file of names beside the images, the flag, or else the indexes themselves."""
     for name in _META:
         if name in files and (found := _names_in(name, files[name], f"{place.whole}/{name}")):
             refuse_class_names(place.whole, request.class_names)
-            return found
-    if request.class_names is not None:
-        return read_class_names(request.class_names)
-    raise InputError(f"{printable(str(place.whole))}: expected names of classes in {' or '.join(_META)}, found none")
+            if not len(labels):
+                raise InputError(f"{shown}: expected images, found none")
+            require_named(shown, int(labels.max()), found)
+            return found, labels
+    return named_classes(shown, labels, request.class_names)
 
 
 def _names_in(name: str, data: bytes, shown: str) -> tuple[str, ...]:

@@ -21,13 +21,12 @@ import numpy.typing as npt
 from labelstore.durable import disk, documents
 from labelstore.durable.removing import Proof
 from labelstore.errors import DamagedError, GiftwrapError, InputError
+from labelstore.operations.synthesised import MARK, MAX_JSON, SYNTHESIS
 from labelstore.spec import Json
 
-SYNTHESIS, PIECES = "synthesis.json", "pieces.npz"
+PIECES = "pieces.npz"
 RECORD_FILES = (SYNTHESIS, PIECES)
-MARK = "giftwrap_synthesis"
 FORMAT = 1
-MAX_JSON = 64 << 20
 MAX_PIECES = 4 << 30
 ADVICE = "get the set again from where it came, or make it again"
 

@@ -138,7 +138,7 @@ def load_projector(args: Mapping[str, Any], weights: str, load: Load, build: Bui
     if any(name.startswith("encoder.") for name in found.tensors):
         return _merged(record, found, build)
     place = str(args.get(ENCODER_WEIGHTS) or found_at(record.spec.weights, file.parent))
-    advice = f'give them by the network\'s arguments, \'{{"{ENCODER_WEIGHTS}": "FILE"}}\''
+    advice = f'give them by --teacher-args (or --student-args) \'{{"{ENCODER_WEIGHTS}": "FILE"}}\''
     if not place.startswith((TORCHVISION, TIMM)) and not Path(place).is_file():
         raise InputError(f"encoder weights {place}: no such file; {advice}, or put them beside {RECORD}")
     encoder = load_encoder(replace(record.spec, weights=place), record.size, load)

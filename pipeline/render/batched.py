@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.device.kernels import kernels_agree
 from pipeline.device.moving import to_device
-from pipeline.render.jobs import BITS, FILTER_RADIUS, HALF, JOB, Boxes, Task, prepare
+from pipeline.render.jobs import BITS, FILTER_RADIUS, HALF, JOB, Boxes, Task, prepare, weights_of
 
 
 def resize_all(boxes: Boxes, size: int, interpolation: str) -> Tensor:
@@ -35,6 +35,7 @@ def resize_all(boxes: Boxes, size: int, interpolation: str) -> Tensor:
 def resize_plainly(task: Task) -> Tensor:
     """Both passes in plain torch, on any device."""
     data, size, count = task.data, task.size, len(task.jobs)
+    firsts, weights_by_tap = weights_of(task)
     job = dict(zip(JOB, task.jobs.T, strict=True))
     channel = torch.arange(3, device=data.device)
     crop = torch.repeat_interleave(torch.arange(count, device=data.device), job["lines"], output_size=task.lines)
@@ -42,10 +43,10 @@ def resize_plainly(task: Task) -> Tensor:
     missing = (line < 0) | (line >= job["limit"][crop, None])
     row = line if task.places is None else task.places[0][:, None]
     start = job["start"][crop, None] + row * job["stride"][crop, None]
-    first = task.first[1][crop]
+    first = firsts[1][crop]
     along = job["place along"][crop, None] + first
     sums = torch.full((task.lines, size, 3), HALF, dtype=torch.int32, device=data.device)
-    for tap, (_, of_pixels) in enumerate(task.weights):
+    for tap, (_, of_pixels) in enumerate(weights_by_tap):
         black = missing | (along + tap < 0) | (along + tap >= job["limit along"][crop, None])
         column = along + tap
         if task.places is not None:
@@ -56,8 +57,8 @@ def resize_plainly(task: Task) -> Tensor:
         sums += data[index[..., None] + channel].int() * weights[..., None]
     between = (sums >> BITS).clamp_(0, 255).byte()
     sums = torch.full((count, size, size, 3), HALF, dtype=torch.int32, device=data.device)
-    for tap, (of_lines, _) in enumerate(task.weights):
-        inside = (task.first[0] + tap).minimum(job["lines"][:, None] - 1)  # weights beyond are 0
+    for tap, (of_lines, _) in enumerate(weights_by_tap):
+        inside = (firsts[0] + tap).minimum(job["lines"][:, None] - 1)  # weights beyond are 0
         sums += between[job["between"][:, None] + inside].int() * of_lines[:, :, None, None]
     pixel = torch.arange(size, device=data.device)
     across, along = pixel * job["target"][:, None], pixel * job["target along"][:, None]
@@ -77,13 +78,14 @@ def _compare_kernels(device: torch.device) -> None:
     from pipeline.render.kernels import resize_task
 
     rng = np.random.default_rng(0)
-    sides = np.array([[37, 61], [224, 100]])
-    boxes = np.array([[3, 4, 30, 50], [-4, -4, 230, 100]])
+    sides = np.array([[37, 61], [224, 100]] * 2)
+    boxes = np.array([[3, 4, 30, 50], [-4, -4, 230, 100]] * 2)  # by rows first, and by columns
+    flips = np.array([True, False, False, True])
     data = to_device(torch.from_numpy(rng.integers(0, 256, 3 * (37 * 61 + 224 * 100), np.uint8)), device)
-    begins = np.array([[[0, 17], [0, 30]], [[0, 100], [0, 40]]])
-    moves = np.array([[[20, -17], [31, -30]], [[124, -100], [60, -40]]])  # two strips a side change places
+    begins = np.array([[[0, 17], [0, 30]], [[0, 100], [0, 40]]] * 2)
+    moves = np.array([[[20, -17], [31, -30]], [[124, -100], [60, -40]]] * 2)  # two strips a side change places
     for interpolation, strips in itertools.product(FILTER_RADIUS, (None, (begins, moves))):
-        given = Boxes(data, np.array([0, 3 * 37 * 61]), sides, boxes, np.array([True, False]), strips)
+        given = Boxes(data, np.array([0, 3 * 37 * 61] * 2), sides, boxes, flips, strips)
         task = prepare(given, 32, interpolation)
         if not torch.equal(resize_task(task), resize_plainly(task)):
             raise RuntimeError("other pixels than plain torch's")

@@ -73,10 +73,9 @@ class Task:
         jobs: int64 ``[n, 17]``: the columns named in `JOB`.
         lines: of all boxes, which lie one after the other between the passes.
         longest: lines of the box that has most.
-        first: first pixel of the box that has a part in each pixel of the crop, int32 ``[2, n, S]``: across the lines
-            and along them.
-        weights: of that pixel and those after it, int32 ``[taps, 2, n, S]``.
+        taps: pixels of a box that have a part in one of the crop, at most.
         size: side S of the crops.
+        interpolation: ``bilinear`` or ``bicubic``.
         places: of images whose strips change places: where in its image each line of all boxes is, and each pixel along
             the lines, int32 ``[lines]`` and ``[pixels]``; None where nothing changes places.
     """
@@ -85,14 +84,14 @@ class Task:
     jobs: Tensor
     lines: int
     longest: int
-    first: Tensor
-    weights: Tensor
+    taps: int
     size: int
+    interpolation: str
     places: tuple[Tensor, Tensor] | None = None
 
 
 def prepare(boxes: Boxes, size: int, interpolation: str) -> Task:
-    """Where everything lies, and the weights of both passes."""
+    """Where everything lies."""
     count, device = len(boxes.starts), boxes.data.device
     places, lengths = boxes.boxes[:, :2], boxes.boxes[:, 2:]
     # What follows has two columns: of the lines, and along them. Pillow takes columns for lines where a box gets lower
@@ -112,7 +111,6 @@ def prepare(boxes: Boxes, size: int, interpolation: str) -> Task:
     pairs = (part for pair in (places, limits, strides, taps, targets) for part in pair.T)
     jobs = np.stack([boxes.starts, lengths[:, 0], begins[:, 0], *pairs, base, begins[:, 1]], axis=1)
     moved = to_device(torch.from_numpy(np.concatenate([jobs, lengths], axis=1)), device)
-    first, weights = weigh(moved[:, -2:].T.contiguous(), size, interpolation, int(taps.max()))
     found = None
     if boxes.strips:
         strips = np.stack([np.take_along_axis(part, order[:, :, None], axis=1) for part in boxes.strips], axis=-1)
@@ -120,7 +118,18 @@ def prepare(boxes: Boxes, size: int, interpolation: str) -> Task:
         tables = to_device(torch.from_numpy(strips), device)
         across, along = (find_places(there[:, :, axis], tables[:, axis], int(ends[-1, axis])) for axis in (0, 1))
         found = across, along
-    return Task(boxes.data, moved, int(ends[-1, 0]), int(lengths[:, 0].max()), first, weights, size, found)
+    most = int(taps.max())
+    return Task(boxes.data, moved, int(ends[-1, 0]), int(lengths[:, 0].max()), most, size, interpolation, found)
+
+
+def weights_of(task: Task) -> tuple[Tensor, Tensor]:
+    """The first pixel of the box that has a part in each pixel of the crop, and the weights from there on.
+
+    Returns:
+        int32 ``[2, n, S]``, across the lines and along them, and int32 ``[taps, 2, n, S]``.
+    """
+    lengths = task.jobs[:, -2:].T.contiguous()
+    return weigh(lengths, task.size, task.interpolation, task.taps)
 
 
 def find_places(boxes: Tensor, strips: Tensor, total: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from labelstore.format.columns import CropRows
+from pipeline.device.kernels import kernels_agree
 from pipeline.plan.augment import inputs_of
 
 Normalisation: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
@@ -33,6 +34,10 @@ def normalise(
     """
     scale, shift = _factors(tuple(mean), tuple(std), pixels.device)
     if pixels.is_cuda:
+        if channels_last and _kernel_works(pixels.device):
+            from pipeline.render.kernels import normalise_bytes  # Triton is there
+
+            return normalise_bytes(pixels, *_numbers(tuple(mean), tuple(std)), dtype)
         return at_once(pixels, scale, shift, dtype, channels_last)
     images = pixels.float().mul_(scale).add_(shift).to(dtype).permute(0, 3, 1, 2)
     return images if channels_last else images.contiguous()
@@ -97,9 +102,33 @@ def at_once(pixels: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype, ch
 def _factors(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Scale and shift, made once: a GPU would be waited for at every batch."""
     with torch.inference_mode(False):
-        scale = torch.tensor([1 / (255 * s) for s in std], device=device)
-        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+        scale, shift = (torch.tensor(values, device=device) for values in _numbers(mean, std))
     return scale, shift
+
+
+def _numbers(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Scale and shift of bytes, by channel."""
+    return tuple(1 / (255 * s) for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True))
+
+
+@cache
+def _kernel_works(device: torch.device) -> bool:
+    """Whether Triton's kernel runs on a GPU and gives the bits of one operation after the other; warns if not."""
+    return kernels_agree(lambda: _compare_kernel(device), "the input of networks is the same and takes longer")
+
+
+def _compare_kernel(
+    device: torch.device, dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16, torch.float16)
+) -> None:
+    from pipeline.render.kernels import normalise_bytes
+
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(9).view(1, 16, 48, 3).to(device)
+    scale, shift = (0.0171, 0.0175, 0.0174), (-2.118, -2.036, -1.804)
+    for dtype in dtypes:
+        expected = pixels.float().mul_(pixels.new_tensor(scale, dtype=torch.float32))
+        expected = expected.add_(expected.new_tensor(shift)).to(dtype).permute(0, 3, 1, 2)
+        if not torch.equal(normalise_bytes(pixels, scale, shift, dtype), expected):
+            raise RuntimeError(f"another input in {dtype} than plain torch's")
 
 
 @cache

@@ -129,7 +129,12 @@ def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Tea
     stored: Any = store.identity.require("teacher")
     engine: Any = store.identity.require("engine")
     spec = TeacherSpec(
-        members=stored_members(stored, config.weights, config.weights_key),
+        members=stored_members(
+            stored,
+            config.weights,
+            config.weights_key,
+            [json_object("--teacher-args", text) for text in config.teacher_args],
+        ),
         classes=",".join(map(str, stored["columns"])) if stored["columns"] else None,
         class_columns=",".join(map(str, store.identity.class_columns)) or FOLDERS,
         mean=tuple(stored["mean"]),

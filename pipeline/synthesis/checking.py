@@ -15,11 +15,12 @@ from PIL import Image
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
 from labelstore.errors import DamagedError, InputError, MismatchError, reason
+from labelstore.operations.synthesised import SYNTHESIS
 from labelstore.spec import Json, first_difference, shorten
 from pipeline.config import manifest_cache
 from pipeline.images.manifest import Manifest
 from pipeline.images.no_images import without_images
-from pipeline.images.provenance import PIECES, RECORD_FILES, SYNTHESIS, Pieces, read_pieces, record_of
+from pipeline.images.provenance import PIECES, RECORD_FILES, Pieces, read_pieces, record_of
 from pipeline.ranks import Ranks
 from pipeline.replay.source import scan_as
 from pipeline.synthesis import CLASSES, METHODS

@@ -35,13 +35,14 @@ from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD, LEVELS,
 from pipeline.networks.trained import numbers, trained_with
 from pipeline.synthesis.method import Job, Made, Method, Pixels, Setting, Working
 from pipeline.synthesis.real import RealImages
-from pipeline.synthesis.recovering import Steps, recover
+from pipeline.synthesis.recovering import Steps, not_fallen, recover
 from pipeline.synthesis.views import show
 from pipeline.teacher.engine.precision import precision
 
 BATCH = 25  # images moved together
 BETAS = (0.9, 0.999)  # of Adam
 ADVICE = "give a smaller --update-lr"
+OTHER_RATE = "give another --update-lr, or more --update-steps"
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +114,7 @@ class HelloUpdate:
         self._real, self._eye = real, eye
         self._batch = setting.config.engine.batch or BATCH
         self.jobs: Sequence[Job] = divide(setting, self._batch)
+        self._warned = False
 
     @property
     def parameters(self) -> Mapping[str, Json]:
@@ -173,6 +175,10 @@ class HelloUpdate:
             pixels = (images * LEVELS).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
             with torch.no_grad():
                 before, after = losses(begin), losses(in_unit(pixels))
+        warning = not_fallen(job.name, float(before.mean()), float(after.mean()), OTHER_RATE)
+        if warning and not self._warned:
+            self._setting.console.warn(warning)
+            self._warned = True
         pieces: dict[str, npt.NDArray[np.generic]] = {
             "sources": sources[:, None],
             "boxes": boxes[:, None],

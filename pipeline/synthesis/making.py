@@ -21,14 +21,13 @@ import numpy as np
 from labelstore.durable import disk, documents, locking, newfile, removing
 from labelstore.durable.removing import Proof
 from labelstore.errors import DamagedError, InputError
+from labelstore.operations.synthesised import MARK, SYNTHESIS
 from labelstore.spec import Json
 from pipeline.images.provenance import (
-    MARK,
     PIECES,
     PIECES_OF_SET,
     RECORD,
     RECORD_FILES,
-    SYNTHESIS,
     Pieces,
     join_pieces,
     read_pieces,

@@ -20,6 +20,7 @@ from pipeline.synthesis.method import StopRequestedError, Working
 EPSILON = 1e-8  # of Adam
 SAVE_SECONDS = 30.0  # lost at most by a command that is killed
 KEPT = ("step", "images", "exp_avg", "exp_avg_sq")
+MOST_CLIPPED = 0.99  # of an image's values: steps of 400 times the published rate clip a sixth of them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,10 +54,12 @@ def recover(images: Tensor, loss: Callable[[Tensor, int], Tensor], steps: Steps,
         working: where they are kept meanwhile.
 
     Raises:
-        InputError: when a pixel is no longer a number, or the working file is not one of these images.
+        InputError: when a pixel is no longer a number, all of them are black or white, or the working file is not one
+            of these images.
         StopRequestedError: after a signal; what there is is saved.
     """
-    images = images.detach().clone().requires_grad_()
+    begun = images.detach()
+    images = begun.clone().requires_grad_()
     adam = torch.optim.Adam([images], lr=steps.lr, betas=steps.betas, eps=EPSILON)
     begin = _restore(images, adam, working, steps.count)
     saved = time.monotonic()
@@ -74,11 +77,35 @@ def recover(images: Tensor, loss: Callable[[Tensor, int], Tensor], steps: Steps,
         if time.monotonic() - saved > SAVE_SECONDS:
             _save(step + 1, images, adam, working)
             saved = time.monotonic()
+    images = images.detach()
+    _require_sound(images, begun, steps, working.file.name)
+    return images
+
+
+def _require_sound(images: Tensor, begun: Tensor, steps: Steps, name: str) -> None:
+    """Refuse images that steps have made noise, which a teacher may yet recognise by chance.
+
+    Raises:
+        InputError: says what their values are.
+    """
+    expected = f"{name}: expected numbers between black and white in the images after {steps.count} steps"
     if not images.isfinite().all():
-        raise InputError(
-            f"{working.file.name}: expected numbers in the images after {steps.count} steps, found NaN; {steps.advice}"
-        )
-    return images.detach()
+        raise InputError(f"{expected}, found NaN; {steps.advice}")
+    clipped = _clipped(images, steps)
+    if clipped > MOST_CLIPPED > _clipped(begun, steps):
+        raise InputError(f"{expected}, found {100 * clipped:.0f} % of them at these limits; {steps.advice}")
+
+
+def _clipped(images: Tensor, steps: Steps) -> float:
+    """The share of values that are the least or the largest there are."""
+    return float(((images <= steps.low) | (images >= steps.high)).double().mean())
+
+
+def not_fallen(job: str, before: float, after: float, advice: str) -> str | None:
+    """A warning, where the loss of a job's images after the last step is not below that before the first."""
+    if after < before or before == 0:
+        return None
+    return f"{job}: the loss has not fallen: {before:.4g} before the first step, {after:.4g} after the last; {advice}"
 
 
 def _save(step: int, images: Tensor, adam: torch.optim.Adam, working: Working) -> None:

@@ -33,11 +33,12 @@ from pipeline.synthesis.fit import Fit
 from pipeline.synthesis.gradients import Networks, make_networks, require_gradients
 from pipeline.synthesis.method import Job, Made, Method, Pixels, Setting, Working
 from pipeline.synthesis.real import RealImages
-from pipeline.synthesis.recovering import Steps, recover
+from pipeline.synthesis.recovering import Steps, not_fallen, recover
 from pipeline.synthesis.statistics import Statistics, pooled
 from pipeline.synthesis.views import draw_views, show
 
 BATCH = 100  # images optimised together, as published
+OTHER_RATE = "give another --lr, or more --iterations"
 JITTER = 7  # a shift is at most this part of the side
 
 
@@ -88,6 +89,7 @@ class Sre2l:
         self._jitter = min(size // JITTER if self._options.jitter is None else self._options.jitter, size - 1)
         self._networks, self._real = networks, real
         self._measured: tuple[int, list[Statistics]] | None = None
+        self._warned = False
 
     @property
     def parameters(self) -> Mapping[str, Json]:
@@ -121,8 +123,16 @@ class Sre2l:
                 return fit.loss(show(images, torch.from_numpy(views.matrices(step)).to(images.device)))
 
             images = recover(begin, loss, self._steps(networks), working)
-            pixels = _pixels(images, networks)
+            self._warn(job, loss(begin.requires_grad_(), 0), loss(images.requires_grad_(), 0))  # as they were compiled
+            pixels = _pixels(images.detach(), networks)
             return Made(images=list(pixels), pieces={**pieces, **fit.report(pixels)})
+
+    def _warn(self, job: Job, before: Tensor, after: Tensor) -> None:
+        """Warn, once, when the loss has not fallen; both are of the views of the first step."""
+        warning = not_fallen(job.name, float(before.detach()), float(after.detach()), OTHER_RATE)
+        if warning and not self._warned:
+            self._setting.console.warn(warning)
+            self._warned = True
 
     def again(self, pieces: Mapping[str, npt.NDArray[np.generic]], /) -> Sequence[Pixels | int] | None:
         """None: an image depends on the teacher's weights and on all images of its batch, at each of many steps."""

@@ -19,6 +19,7 @@ from labelstore.command.console import Console, Progress
 from labelstore.command.flags import flags_of
 from labelstore.command.stopping import StopSignals
 from labelstore.errors import InputError, LeaseError
+from labelstore.operations.synthesised import SYNTHESIS
 from labelstore.spec import Json, first_difference, require_same
 from labelstore.version import __version__
 from pipeline.build.refusing import nothing_left
@@ -29,7 +30,7 @@ from pipeline.device.faults import device_faults
 from pipeline.images.manifest import Manifest, scan
 from pipeline.images.manifest_cache import CACHE
 from pipeline.images.no_images import without_images
-from pipeline.images.provenance import SYNTHESIS, record_of
+from pipeline.images.provenance import record_of
 from pipeline.images.remarks import say_foreign_cache, say_left_out, say_skipped
 from pipeline.networks.load import require_known
 from pipeline.ranks import Ranks, join

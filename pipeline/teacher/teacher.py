@@ -207,23 +207,32 @@ def make_teacher(
     )
 
 
-def stored_members(teacher: Mapping[str, Any], weights: Sequence[str], keys: Sequence[str] = ()) -> tuple[Member, ...]:
+def stored_members(
+    teacher: Mapping[str, Any],
+    weights: Sequence[str],
+    keys: Sequence[str] = (),
+    args: Sequence[Mapping[str, Json]] = (),
+) -> tuple[Member, ...]:
     """The members of a teacher by its identity in a store.
 
     Args:
         teacher: its identity.
         weights: of each member.
         keys: of each member's set of weights in its file, or one for all.
+        args: of each member, or one for all, besides those in the identity.
     """
     members = teacher.get("members", [{**teacher, "share": 1.0}])
-    if len(weights) != len(members):
+    count = len(members)
+    if len(weights) != count:
         names = ", ".join(member["name"] for member in members)
         raise InputError(f"--weights: expected one for each network of the store ({names}), found {len(weights)}")
-    if len(keys) not in {0, 1, len(members)}:
-        raise InputError(f"--weights-key: expected one for each of {len(members)} networks, found {len(keys)}")
+    for flag, given in (("--weights-key", keys), ("--teacher-args", args)):
+        if len(given) not in {0, 1, count}:
+            raise InputError(f"{flag}: expected one for each of {count} networks, found {len(given)}")
+    more = list(args) * count if len(args) == 1 else args or [{}] * count
     return tuple(
-        Member(name=member["name"], args=member["args"], weights=file, share=member["share"], key=key)
-        for member, file, key in zip(members, weights, every_key(keys, len(members)), strict=True)
+        Member(name=member["name"], args={**member["args"], **own}, weights=file, share=member["share"], key=key)
+        for member, file, key, own in zip(members, weights, every_key(keys, count), more, strict=True)
     )
 
 

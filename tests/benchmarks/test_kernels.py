@@ -50,5 +50,7 @@ def test_no_kernel_spills() -> None:
 
 def test_a_kernel_that_spills_is_found() -> None:
     wide = next(case for case in kernels.cases() if case.name == "kl_kernel")
-    case = kernels.Case(wide.kernel, wide.types, {"BLOCK": 32_768}, {"num_warps": 32}, wide.aligned, "too long")
+    case = kernels.Case(
+        wide.kernel, wide.types, {"UNIT": 1, "BLOCK": 32_768}, {"num_warps": 32}, wide.aligned, "too long"
+    )
     assert kernels.compiled(case, 90).spilled > 0

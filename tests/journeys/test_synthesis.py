@@ -54,6 +54,11 @@ def test_synthesize_build_train(world: World, images: Path, tmp_path: Path) -> N
     assert LabelStore.open(labels).notes == {"synthesis": record}
     info = giftwrap("labelstore", "info", labels)
     assert "image set        12 images made by random, seed 0" in info.out.splitlines()
+    about = giftwrap("labelstore", "info", out, "--json")
+    assert about.summary == {"set": str(out), **record}
+    shown = dict(line.split(maxsplit=1) for line in giftwrap("labelstore", "info", out).out.splitlines()[:2])
+    assert shown == {"images": "12 images made by random, seed 0", "classes": "3"}
+    assert giftwrap("labelstore", "info", out, "--weights", world.weights).code == 2
 
     trained = giftwrap(
         "trainer", "train", "--store", labels, "--images", out, "--student", "convnet-d2", "--student-args",

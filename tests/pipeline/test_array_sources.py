@@ -177,6 +177,20 @@ def test_cifar_100_has_its_fine_classes(tmp_path: Path) -> None:
     require_set(scan(folder / "train"))
 
 
+@pytest.mark.parametrize("name", ["data_batch_1", "test_batch", "data_batch_7.bin"])
+def test_a_file_of_cifar_alone_is_recognised(tmp_path: Path, name: str) -> None:
+    rows = b"".join(bytes([y]) + row.tobytes() for y, row in zip(LABELS, planes(PIXELS), strict=True))
+    (tmp_path / "set").mkdir()
+    file = tmp_path / "set" / name
+    file.write_bytes(rows if name.endswith(".bin") else python2_pickle(planes(PIXELS), LABELS))
+    for path in (file, file.parent):
+        assert recognised(path) == "cifar"
+        require_set(scan(path), ("00", "01", "02"))
+        require_set(scan(path, options=ImageOptions(class_names=",".join(CLASSES))))
+    (tmp_path / "set" / "a").mkdir()  # a class folder with a file of that name in it is one
+    assert (recognised(file), recognised(file.parent)) == ("cifar", "class-folder")
+
+
 EXECUTED: list[int] = []
 
 

@@ -21,7 +21,7 @@ from pipeline.images.headers import Header, read_header
 from pipeline.images.manifest import Manifest, scan
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import dali, make_renderer
-from pipeline.render.cache import Images
+from pipeline.render.cache import Data, Images
 from pipeline.render.dali import DEPTH, DaliDecoder
 from pipeline.render.dali_errors import RefusedFileError, explained
 from pipeline.render.device import DeviceRenderer
@@ -205,7 +205,7 @@ def test_a_decoder_whose_pixels_depend_on_their_company_is_refused(manifest: Man
         decode = renderer._images._decode
         assert decode is not None
 
-        def unsteady(files: Sequence[bytes], headers: Sequence[Header]) -> list[Tensor | None]:
+        def unsteady(files: Sequence[Data], headers: Sequence[Header]) -> list[Tensor | None]:
             return [None if image is None else image ^ int(len(files) > 1) for image in decode(files, headers)]
 
         renderer._images._decode = unsteady

@@ -12,6 +12,7 @@ from torch import nn
 from labelstore.errors import InputError
 from pipeline.networks import build_network, load_network, lora, save_weights
 from pipeline.networks.encoder import EncoderSpec, Features, features_of, load_encoder
+from pipeline.networks.projector import Design, Projector, make_head, require_used, start_from_text
 
 SIZE = 32
 IMAGES = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
@@ -81,6 +82,29 @@ def test_what_a_tower_of_clip_gives_are_its_features() -> None:
     assert features_of("timm:resnet50_clip.openai", "penultimate") == "penultimate"
     assert features_of("mine:Encoder", None) == "output"
     assert features_of("convnet-d3", None) == features_of("torchvision:resnet18", None) == "penultimate"
+
+
+@pytest.mark.long
+def test_a_tower_of_clip_begins_as_the_zero_shot_classifier_of_a_text_matrix(tmp_path: Path) -> None:
+    """The real architecture, of random weights, for smaller crops than its own."""
+    pytest.importorskip("timm")
+    name, side, classes = "timm:resnet50_clip.openai", 64, 5
+    saved(name, tmp_path / "clip.safetensors", None, img_size=side)
+    encoder = load_encoder(spec_of(name, tmp_path / "clip.safetensors", img_size=side), side, load_network)
+    assert encoder.width == 1024  # of the text's space
+    text = torch.randn(classes, encoder.width)
+    design = Design(rank=4, alpha=4.0, lora_on=None, head="text", head_rank=3, adapt_norms=False)
+    head = make_head(design, classes, encoder.width, start_from_text(text, classes, encoder.width, "--text"))
+    images = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        features = encoder.network(images)
+    projector = Projector(encoder.network, design, head)
+    assert {"head.q", "head.k", "head.v", "head.proj"} < {place.name for place in projector.places}
+    require_used(projector, side)
+    projector.eval()
+    with torch.no_grad():
+        wanted = features @ nn.functional.normalize(text).T
+        torch.testing.assert_close(projector(images), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_classifier_without_a_linear_layer_at_its_end_is_refused(tmp_path: Path) -> None:

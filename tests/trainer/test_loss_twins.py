@@ -208,6 +208,24 @@ def test_backward_again_and_twice(name: str) -> None:
     assert not loss(x.detach(), *rest).requires_grad
 
 
+def test_the_gradient_of_a_step_is_not_scaled() -> None:
+    loss, (x, t, y, *_) = make_loss(LossSpec()), batch(3, 10)
+    found, expected = (x.clone().requires_grad_() for _ in range(2))
+    loss(expected, t, y).backward()
+    value = loss(found, t, y)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "item", None)  # a CPU looks at the factor by it
+        if fused.INTERPRETED:
+            patch.setattr("trainer.losses.kernels.scale", None)
+        fused.backward(value)
+    assert found.grad is not None
+    assert expected.grad is not None
+    assert torch.equal(found.grad, expected.grad)
+    again = x.clone().requires_grad_()
+    fused.backward(3 * loss(again, t, y))
+    torch.testing.assert_close(again.grad, 3 * expected.grad)
+
+
 def test_labels_that_want_a_gradient_get_one() -> None:
     x, t, y, *_ = batch(5, 10)
     t.requires_grad_()
@@ -277,7 +295,7 @@ def interpreted() -> None:
 
     for name, spec in SPECS.items():
         loss = make_loss(spec)
-        for classes in {"convex": (2, 37), "gift": (21_841,), "kl hot": (21_841,)}.get(name, (1271,)):
+        for classes in {"convex": (2, 37, 24), "gift": (21_841, 48), "kl hot": (21_841, 8)}.get(name, (1271,)):
             tensors = batch(7, classes)
             if name.startswith("kl"):
                 tensors[:2] = [values.clamp(-1e3, 1e3) for values in tensors[:2]]
@@ -302,6 +320,14 @@ def interpreted() -> None:
         y[1] = classes  # no class
         assert loss(x, t, y).isnan()
         assert loss(x, t, y2, y, lam).isnan()
+    values = torch.randn(23)
+    with pytest.MonkeyPatch.context() as patch:  # several rounds of few programs
+        patch.setattr(kernels, "SCALED", 4)
+        patch.setattr(kernels, "SCALERS", 2)
+        torch.testing.assert_close(kernels.mean(values), values.mean())
+        torch.testing.assert_close(kernels.scale(values.clone(), torch.tensor(3.0)), 3 * values)
+        assert torch.equal(kernels.scale(values.clone(), torch.tensor(1.0)), values)
+    test_the_gradient_of_a_step_is_not_scaled()
     loss, (x, t, y, *_) = make_loss(LossSpec()), batch(3, 10)
     whole = torch.compile(lambda *tensors: SCALE * loss(*tensors), fullgraph=True, backend="aot_eager")
     eager = value_and_gradient(lambda *tensors: SCALE * loss(*tensors), x, t, y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import closing
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from labelstore import LabelStore
@@ -405,12 +407,49 @@ def test_text_of_other_classes_or_another_width_is_refused(flags: Mapping[str, A
     )
     with pytest.raises(InputError, match="expected the classes of the images, found 'cat' in the place of 'bee'"):
         quiet(config_of(flags, tmp_path / "run", text=tmp_path / "text.safetensors"))
-    (tmp_path / "text.npy").write_bytes(b"no array")
-    with pytest.raises(InputError, match=r"expected a \.npy or \.safetensors file of numbers"):
-        quiet(config_of(flags, tmp_path / "run", text=tmp_path / "text.npy"))
     np.save(tmp_path / "zeros.npy", np.zeros((len(CLASSES), WIDTH)))
     with pytest.raises(InputError, match="expected rows of finite numbers that are not all 0"):
         quiet(config_of(flags, tmp_path / "run", text=tmp_path / "zeros.npy"))
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("text", "found a text file (a photo of a cat)"),
+        ("empty", "found an empty file"),
+        ("torch", "found one saved by torch, or something else"),
+        ("npz", "found a NumPy archive (.npz)"),
+        ("objects", "found one that ends early, or holds Python objects"),
+        ("short", "found one that ends early"),
+        ("words", "of numbers, found <U1"),
+        ("names", "metadata 'classes' is not a JSON list"),
+    ],
+)
+def test_files_that_hold_no_text_embeddings_are_named_for_what_they_are(
+    content: str, found: str, flags: Mapping[str, Any], tmp_path: Path
+) -> None:
+    rows = np.ones((len(CLASSES), WIDTH), np.float32)
+    np.save(tmp_path / "whole.npy", rows)
+    path = tmp_path / "text.npy"
+    with path.open("wb") as file:
+        if content == "text":
+            file.write(b"a photo of a cat\na photo of a dog\n")
+        elif content == "torch":
+            torch.save({"text": torch.from_numpy(rows)}, file)
+        elif content == "npz":
+            np.savez(file, text=rows)
+        elif content == "objects":
+            np.save(file, np.array([{}, []], object), allow_pickle=True)
+        elif content == "short":
+            file.write((tmp_path / "whole.npy").read_bytes()[:-1])
+        elif content == "words":
+            np.save(file, np.array([["a"]]))
+        elif content == "names":
+            file.write(save({"text": torch.from_numpy(rows)}, {"classes": "{"}))
+    with pytest.raises(InputError, match=re.escape(found)) as caught:
+        quiet(config_of(flags, tmp_path / "run", text=path))
+    assert str(caught.value).startswith(f"--text {path}: ")
+    assert "pickle" not in str(caught.value)
 
 
 def test_where_the_encoder_is_does_not_decide_what_a_store_is(
@@ -428,7 +467,7 @@ def test_where_the_encoder_is_does_not_decide_what_a_store_is(
              "--size", 8, "--views", 2, "--batch", 8, "--threads", 1, "--store", tmp_path / "store"]  # fmt: skip
     ended = giftwrap(*words)
     assert ended.code == 2
-    assert "encoder.safetensors: no such file; give them by the network's arguments" in ended.err
+    assert "encoder.safetensors: no such file; give them by --teacher-args" in ended.err
     ended = giftwrap(*words, "--teacher-args", place)
     assert ended.code == 0, ended.err
     assert LabelStore.open(tmp_path / "store").identity.require("teacher")["args"] == {}
@@ -437,6 +476,15 @@ def test_where_the_encoder_is_does_not_decide_what_a_store_is(
     assert ended.code == 0, ended.err
     assert ended.summary["crops"] == 0
     encoder.rename(moved)
+    verify = ("giftwrap", "verify", "--store", tmp_path / "store", "--images", world.images, "--threads", 1)
+    ended = giftwrap(*verify, "--weights", config.run)
+    assert (ended.code, "no such file; give them by --teacher-args" in ended.err) == (2, True)
+    ended = giftwrap(*verify, "--weights", config.run, "--teacher-args", place, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.summary["labels_compared"]
+    ended = giftwrap(*verify, "--teacher-args", place)
+    assert ended.code == 2
+    assert "--teacher-args: belongs to --weights" in ended.err
     test = ("--images", flags["test_images"], "--threads", 1)
     ended = giftwrap("giftwrap", "evaluate", "--weights", config.run, "--student-args", place, *test)
     assert ended.code == 0, ended.err

@@ -35,7 +35,7 @@ class Handed(torch.autograd.Function):
         """The mean."""
         ctx.save_for_backward(gradient)
         ctx.dtype = x.dtype
-        return losses.mean()
+        return mean_of(losses)
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor, None, None]:
@@ -49,8 +49,30 @@ class Handed(torch.autograd.Function):
         return scaled(gradient, incoming[0]).to(ctx.dtype), None, None
 
 
+def backward(loss: Tensor) -> None:
+    """``loss.backward()``, whose first gradient is a 1 that a fused loss knows: a GPU does not look whether it is."""
+    loss.backward(gradient=_one(loss.device, loss.dtype))  # type: ignore[no-untyped-call]
+
+
+@cache
+def _one(device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.ones((), device=device, dtype=dtype)
+
+
+def mean_of(losses: Tensor) -> Tensor:
+    """The mean of losses ``[B]``."""
+    if torch.compiler.is_compiling() or losses.dtype != torch.float32 or not runs_kernels(losses):
+        return losses.mean()
+    from trainer.losses.kernels import mean
+
+    return mean(losses)
+
+
 def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
     """The gradient times a scalar, which is no work where that is 1."""
+    if not torch.compiler.is_compiling() and factor is _one(factor.device, factor.dtype):
+        return gradient
     if torch.compiler.is_compiling():
         return gradient * factor
     if runs_kernels(gradient):

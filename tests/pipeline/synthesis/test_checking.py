@@ -20,8 +20,9 @@ from PIL import Image
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
 from labelstore.errors import DamagedError, GiftwrapError, InputError, MismatchError
+from labelstore.operations.synthesised import SYNTHESIS, set_info, set_lines
 from labelstore.spec import Json
-from pipeline.images.provenance import PIECES, SYNTHESIS, Pieces, join_pieces, read_pieces, record_bytes, record_of
+from pipeline.images.provenance import PIECES, Pieces, join_pieces, read_pieces, record_bytes, record_of
 from pipeline.synthesis import METHODS
 from pipeline.synthesis.checking import check, verdict_of
 from pipeline.synthesis.config import SynthesizeConfig
@@ -243,6 +244,16 @@ def test_another_file_of_the_records_name_is_no_record(tmp_path: Path, content: 
     (tmp_path / SYNTHESIS).write_bytes(content)
     with pytest.raises(GiftwrapError, match=r"synthesis\.json"):
         record_of(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["classes", "images", "teacher", "flags", "versions", "count", "method"])
+@pytest.mark.parametrize("other", [None, 1, "text", [1], {"images": [], "members": [3, {"name": {}}], "name": {}}])
+def test_any_record_is_printed(tmp_path: Path, part: str, other: Json) -> None:
+    record: dict[str, Json] = {"method": "random", "count": 4, "classes": ["a"], "teacher": None}
+    (tmp_path / SYNTHESIS).write_bytes(record_bytes({**record, part: other}))
+    found = set_info(tmp_path)
+    assert found[part] == other
+    assert set_lines(found)
 
 
 def test_a_record_of_a_later_format_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,16 @@ def test_pixels_that_are_no_numbers_are_named(images: Path, weights: Path, monke
         parameter.data.fill_(float("nan"))
     with pytest.raises(InputError, match=r"found NaN; give a smaller --update-lr"):
         make(method)
+
+
+def test_steps_that_are_too_large_are_refused_or_warned_of(
+    images: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"found 100 % of them at these limits; give a smaller --update-lr"):
+        make(opened(images, weights, update_lr=1e30))
+    monkeypatch.setattr(recovering, "MOST_CLIPPED", 1.0)
+    method = opened(images, weights, update_lr=1e30, batch=1)
+    method._setting = replace(method._setting, console=Console())
+    for job in range(2):
+        make(method, job)
+    assert capsys.readouterr().err.count("the loss has not fallen") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -50,9 +51,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_images(tmp_path_factory.mktemp("sre2l") / "images")
 
 
-@pytest.fixture(scope="module")
-def weights(images: Path) -> Path:
-    """A ConvNet that tells the classes apart."""
+def recognising(images: Path) -> Path:
+    """Weights of a ConvNet that tells the classes of a folder apart."""
     files = sorted(images.glob("*/*"))
     pictures = [np.asarray(Image.open(file).convert("RGB").resize((SIDE, SIDE))) for file in files]
     inputs = (torch.from_numpy(np.stack(pictures)) / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
@@ -66,6 +66,11 @@ def weights(images: Path) -> Path:
     path = images.parent / "weights.safetensors"
     save_weights(network.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def weights(images: Path) -> Path:
+    return recognising(images)
 
 
 def teacher_of(path: Path, /, **others: Any) -> TeacherOptions:
@@ -363,6 +368,30 @@ def test_another_file_is_no_work_of_this_job(images: Path, weights: Path, tmp_pa
 def test_pixels_that_are_no_numbers_are_refused(images: Path, weights: Path) -> None:
     with pytest.raises(InputError, match="found NaN"):
         make(sre2l(images, teacher_of(weights), bn_weight=1e38, first_bn=1e38))
+
+
+@pytest.mark.parametrize("start", ["noise", "real"])
+def test_images_that_are_black_and_white_alone_are_refused(start: str, images: Path, weights: Path) -> None:
+    with pytest.raises(InputError, match="after 30 steps, found 100 % of them at these limits; give a smaller --lr"):
+        make(sre2l(images, teacher_of(weights), iterations=30, lr=1e30, start=start))
+
+
+def test_a_loss_that_does_not_fall_is_warned_of_once(
+    images: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warned(**flags: Any) -> str:
+        setting = setting_of(images, teacher_of(weights), batch=3, ipc=2, iterations=3, **flags)
+        method = make_sre2l(replace(setting, console=Console()))
+        assert isinstance(method, Sre2l)
+        capsys.readouterr()
+        for job in range(len(method.jobs)):
+            make(method, job)
+        return capsys.readouterr().err
+
+    assert not warned(lr=0.1)
+    found = warned(lr=500.0)
+    assert found.count("the loss has not fallen") == 1
+    assert re.fullmatch(r"warning: batch [12] of 2: .*; give another --lr, or more --iterations\n", found)
 
 
 def test_too_little_memory_names_the_flag(images: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

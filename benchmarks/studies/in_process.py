@@ -1,0 +1,41 @@
+"""Commands of giftwrap by their flags, in this process and without their prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from labelstore.command.console import Console
+from labelstore.command.program import read_command
+from pipeline.__main__ import COMMANDS as PIPELINE
+from pipeline.build.build import build
+from pipeline.synthesis.synthesize import synthesize
+from trainer.__main__ import COMMANDS as TRAINER
+from trainer.projecting import train_projector
+from trainer.train import train
+
+
+def run_train(*words: object) -> Mapping[str, Any]:
+    """Run `giftwrap train`; its summary."""
+    return train(read_command(TRAINER["train"], "train", _typed("train", words)).config, Console(silent=True))
+
+
+def run_train_projector(*words: object) -> Mapping[str, Any]:
+    """Run `giftwrap train-projector`; its summary."""
+    name = "train-projector"
+    return train_projector(read_command(TRAINER[name], name, _typed(name, words)).config, Console(silent=True))
+
+
+def run_build(*words: object) -> Mapping[str, Any]:
+    """Run `giftwrap build`; its summary."""
+    return build(read_command(PIPELINE["build"], "build", _typed("build", words)).config, Console(silent=True))
+
+
+def run_synthesize(*words: object) -> Mapping[str, Any]:
+    """Run `giftwrap synthesize`; its summary."""
+    name = "synthesize"
+    return synthesize(read_command(PIPELINE[name], name, _typed(name, words)).config, Console(silent=True))
+
+
+def _typed(name: str, words: tuple[object, ...]) -> list[str]:
+    return [name, *map(str, words)]
