@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-long study check format golden clean
+.PHONY: demo demo-generate test test-long study check format golden clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.installed: pyproject.toml
@@ -15,6 +15,10 @@ $(VENV)/.installed: pyproject.toml
 
 demo: $(VENV)/.installed
 	$(PY) -m benchmarks.demo
+
+# Its last row, some fifteen minutes more: a generator learns the digits, and students learn from its images.
+demo-generate: $(VENV)/.installed
+	$(PY) -m benchmarks.studies.digits_generator --folder runs/demo/generated --results runs/demo/generated.jsonl
 
 test: $(VENV)/.installed
 	$(PY) -m pytest -n auto --dist worksteal

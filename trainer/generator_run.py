@@ -83,7 +83,8 @@ def epochs_of(
         if kept not in (None, found) and begun["run"]["batch_size"] == config.batch_size:
             name = "epochs" if config.epochs else "steps"
             raise MismatchError(
-                f"--{name} {getattr(config, name)}: {config.run} was begun with {kept:,} epochs of {steps:,} steps; "
+                f"--{name} {getattr(config, name)}: {config.run} was begun with {kept:,} epoch"
+                f"{'s' * (kept > 1)} of {steps:,} steps; "
                 f"continue it with --epochs {kept}, or begin another --run-folder"
             )
     epochs: Any = ranks.broadcast(found)

@@ -90,7 +90,7 @@ def open_latents(
         InputError: when the name is taken by another file, or a latent is not finite.
     """
     key = key_of(manifest, spec, vae, renderer.id)
-    if _key_in(path) != key:
+    if _key_in(path, whole=True) != key:
         flips = 2 if spec.flip > 0 else 1
         channels = vae.channels * (2 if vae.moments else 1)
         side = latent_side(vae, spec.size)
@@ -172,10 +172,12 @@ def _header_of(path: Path) -> tuple[Any, int]:
         return json.loads(file.read(min(length, LONGEST_HEADER))), 8 + length
 
 
-def _key_in(path: Path) -> str | None:
-    """The key of the latents in a file; None where there are none."""
+def _key_in(path: Path, *, whole: bool = False) -> str | None:
+    """The key of the latents in a file; None where there are none, or, if ``whole``, where the file is cut off."""
     try:
-        return str(_header_of(path)[0]["__metadata__"][KEY])
+        header, start = _header_of(path)
+        size = start + int(header["std"]["data_offsets"][1])
+        return None if whole and path.stat().st_size != size else str(header["__metadata__"][KEY])
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

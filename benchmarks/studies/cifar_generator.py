@@ -114,7 +114,7 @@ class Study:
         if "distance" in values:
             return (
                 f"the judge agrees with {values['agreement']:.1f} % of the classes; distance "
-                f"{values['distance']:.2f}, floor {values['floor_of_as_many']:.2f}"
+                f"{values['distance']:.3f}, floor {values['floor_of_as_many']:.3f}"
             )
         return f"{values['steps']:,} steps, loss {values['loss']:.4f}" if "loss" in values else "made"
 

@@ -75,7 +75,7 @@ class GeneratorLab:
         words = (
             "--images", self.data / data.train, "--size", model.side, "--vae", model.vae, "--backbone", model.backbone,
             "--backbone-args", model.backbone_args, "--patch", model.patch, "--prediction", model.prediction,
-            "--lr", model.lr, "--batch-size", model.batch_size, "--dtype", model.dtype, "--checkpoint-every", 1,
+            "--lr", model.lr, "--batch-size", model.batch_size, "--dtype", model.dtype,
             *(self.scale.flags or ("--minutes", model.training)), "--run-folder", self.run_folder, *self.sets.on,
         )  # fmt: skip
         read = read_command(TRAINER["train-generator"], "train-generator", ["train-generator", *map(str, words)])

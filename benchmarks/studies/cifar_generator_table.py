@@ -104,7 +104,7 @@ def judged(results: Results) -> str:
             numbers = [line[name] for name in ("agreement", "agreement_on_real")]
             distances = [line[name] for name in ("distance", "floor_of_as_many", "floor")]
             rows.append(
-                [model, f"{line['images']:,}", *(f"{value:.1f}" for value in numbers), *map("{:.2f}".format, distances)]
+                [model, f"{line['images']:,}", *(f"{value:.1f}" for value in numbers), *map("{:.3f}".format, distances)]
             )
     header = ["generator", "images", "agreement, %", "on test images, %", "distance", "floor, as many", "floor, all"]
     return markdown(header, rows)

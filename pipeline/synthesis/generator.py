@@ -198,6 +198,8 @@ def load_generator(folder: Path, *, vae: str | None = None, weights: str = WEIGH
         spec = DiffusionSpec(**made["diffusion"])
         classes, size = tuple(map(str, made["classes"])), int(made["size"])
         mean, std = (torch.tensor(made["latents"][name], dtype=torch.float32) for name in ("mean", "std"))
+        if not len(mean) == len(std) == opened.channels:
+            raise ValueError(f"expected mean and std of {opened.channels} channels, found {len(mean)} and {len(std)}")
         backbone = UViT(shape, channels=opened.channels, size=latent_side(opened, size), classes=len(classes))
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({reason(error)}); train the model again") from error

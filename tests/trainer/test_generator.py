@@ -147,6 +147,13 @@ def test_a_model_is_loaded_as_it_was_trained(config: GeneratorConfig, halved: Ha
         load_generator(config.run, vae="halved")
     with pytest.raises(InputError, match=r"expected a folder of train-generator, found no generator.json"):
         load_generator(config.images)
+    description = config.run / "generator.json"
+    made = json.loads(description.read_text())
+    made["vae"] = {"place": "halved", **halved.identity}
+    made["latents"]["mean"] += [0.0]
+    description.write_text(json.dumps(made))
+    with pytest.raises(InputError, match=r"cannot be read \(expected mean and std of 3 channels, found 4 and 3\)"):
+        load_generator(config.run)
 
 
 def test_the_classes_of_a_toy_are_learnt(config: GeneratorConfig) -> None:
@@ -190,6 +197,9 @@ def test_latents_are_made_once_for_these_images_and_this_autoencoder(config: Gen
     assert vae.encoded == len(expected) * 2
     opened(vae)
     assert vae.encoded == len(expected) * 2
+    path.write_bytes(before[:-9])  # cut off
+    opened(vae)
+    assert (vae.encoded, path.read_bytes()) == (len(expected) * 4, before)
     opened(Halved(1))
     assert path.read_bytes() != before  # of another autoencoder
     again = Halved(1)
