@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ def run_together(work: Parallel[CellT], ledger: Ledger[CellT], minutes: float, j
                 if error := future.exception():
                     failed[cell.name] = error
                     print(f"{cell.name}: failed: {error}", flush=True)
+                    traceback.print_exception(error, file=sys.stderr)
                     continue
                 values, estimate = future.result(), work.seconds(cell)
                 expected, taken = expected + estimate, taken + values["seconds"]

@@ -16,7 +16,7 @@ bytes.
 
 It computes on a GPU where there is one, a few cells at the same time. At full size, some two hours on 2 cores without
 one, it needs the images and weights that GIFTWRAP_DATA names. A finished cell is a line of
-runs/label-cost/cells.jsonl, and is not done again: the same command continues.
+benchmarks/results/label-cost.jsonl, and is not done again: the same command continues.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.networks import build_network, save_weights
 
-FOLDER = Path("runs/label-cost")
+FOLDER, LINES = Path("runs/label-cost"), Path("benchmarks/results/label-cost.jsonl")
 GPU_JOBS = 6  # cells at the same time on a GPU, which networks this small leave idle
 PICTURE, TABLE = "label-cost.png", "label-cost.md"
 PUBLISHED: dict[str, Json] = {
@@ -122,7 +122,7 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
         require_absent(report.folder / TABLE)
     scale = TOY if quick else REAL
     with places(quick=quick) as (folder, data), contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng():
-        ledger: Ledger[Cell] = Ledger(folder / "cells.jsonl")
+        ledger: Ledger[Cell] = Ledger(folder / "cells.jsonl" if quick else LINES)
         on_gpu = torch.cuda.is_available()
         lab = Lab(scale, folder, data, "cuda" if on_gpu else "cpu", GPU_JOBS if on_gpu else 1)
         if on_gpu:

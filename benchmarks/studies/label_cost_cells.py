@@ -112,6 +112,8 @@ class Scale:
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # with which the bundled CIFAR-10 teachers were trained
 HALF = (0.5, 0.5, 0.5)
 RANKS = (2, 8, 32)
+STEM = 27  # width of MobileNetV2's first convolution
+WITHOUT_STEM = "conv_(pw|pwl|head)$"
 MOBILE = Network(
     name="timm:mobilenetv2_100",
     args={"pad_type": "same"},
@@ -138,6 +140,12 @@ def top(largest: int, part: int = 1) -> Way:
     """The largest columns of some views, after LPQLD."""
     name = f"top {largest}" + (f", one of {part} views" if part > 1 else "")
     return Way(name=name, kind="topk", largest=largest, part=part)
+
+
+def adapted_at(rank: int) -> str | None:
+    """The layers that a projector of that rank adapts, as ``--lora-on`` takes it: the first one is left out above its
+    width."""
+    return WITHOUT_STEM if rank > STEM else None
 
 
 def projector(rank: int) -> Way:

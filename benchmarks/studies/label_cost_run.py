@@ -14,7 +14,7 @@ import torch
 from benchmarks.harness import wait_for
 from benchmarks.studies.in_process import is_whole, machine_flags, run_build, run_train, run_train_projector
 from benchmarks.studies.jobs import held
-from benchmarks.studies.label_cost_cells import Cell, Frontier, Network, Scale, Way
+from benchmarks.studies.label_cost_cells import Cell, Frontier, Network, Scale, Way, adapted_at
 from benchmarks.studies.study import choose_images
 from labelstore import LabelStore
 from labelstore.operations.convert import convert
@@ -167,10 +167,11 @@ class Lab:
         """Train the projector of a way on some images, or continue it."""
         encoder, teacher = frontier.encoder, frontier.teacher
         assert encoder is not None  # noqa: S101  of a frontier with projectors
+        layers = adapted_at(way.rank)
         run_train_projector(
             *self._machine, *encoder_flags(encoder, self.weights(encoder)), "--images", images,
             *self.teacher(teacher), "--teacher-size", teacher.size, "--rank", way.rank,
-            "--epochs", epochs, "--run-folder", folder,
+            *(("--lora-on", layers) if layers else ()), "--epochs", epochs, "--run-folder", folder,
         )  # fmt: skip
 
     def teacher(self, teacher: Network) -> tuple[object, ...]:
@@ -230,7 +231,8 @@ def projector_sizes(encoder: Network, weights: Path, rank: int, columns: int) ->
     )
     loaded = load_encoder(spec, encoder.size, load_network)
     head_rank = default_head_rank(columns, loaded.width)
-    design = Design(rank=rank, alpha=float(rank), lora_on=None, head="zero", head_rank=head_rank, adapt_norms=False)
+    layers = adapted_at(rank)
+    design = Design(rank=rank, alpha=float(rank), lora_on=layers, head="zero", head_rank=head_rank, adapt_norms=False)
     projector = Projector(loaded.network, design, make_head(design, columns, loaded.width, None, kept=False))
     size = sum(FLOAT32 * tensor.numel() for tensor in saved(projector.trained.state_dict()).values())
     return {"rank": rank, "columns": columns, "bytes": size, "bytes_with_encoder": size + loaded.bytes}
