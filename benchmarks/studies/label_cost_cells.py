@@ -143,8 +143,7 @@ def top(largest: int, part: int = 1) -> Way:
 
 
 def adapted_at(rank: int) -> str | None:
-    """The layers that a projector of that rank adapts, as ``--lora-on`` takes it: the first one is left out above its
-    width."""
+    """The layers that a projector of that rank adapts, for ``--lora-on``: none whose width is below the rank."""
     return WITHOUT_STEM if rank > STEM else None
 
 
