@@ -45,7 +45,7 @@ class Size:
         args: other numbers of it, as JSON.
         dtype: its precision.
         lr: learning rate.
-        batch: images a step.
+        batch: images a step, a divisor of all: a short batch would be compiled anew.
         warm: steps that are not timed; the first ones compile.
         timed: steps after them.
         counted: steps after those, whose waits for the GPU are counted.
@@ -69,8 +69,8 @@ class Size:
 
 
 REAL = Size(
-    images=10_240, backbone="uvit-s", args="{}", dtype="bfloat16", lr=5e-4, batch=256, warm=20, timed=60, counted=70,
-    drawn=256, steps=50, rounds=3,
+    images=10_000, backbone="uvit-s", args="{}", dtype="bfloat16", lr=5e-4, batch=125, warm=20, timed=50, counted=40,
+    drawn=256, steps=25, rounds=3,
 )  # fmt: skip
 TOY = Size(
     images=40, backbone="uvit-xs", args='{"dim": 16, "depth": 2, "heads": 2}', dtype="bfloat16", lr=1e-2, batch=20,
