@@ -7,13 +7,19 @@ epochs are cut, so that all blocks take seconds; names, flags and the form of wh
 from __future__ import annotations
 
 import gc
+import os
 import re
+import runpy
 import shlex
-from collections.abc import Iterable, Iterator
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +38,8 @@ from pipeline.networks.table import NETWORKS
 from pipeline.plan.augment import INPUTS, MIXES, PIXELS, REARRANGEMENTS
 from pipeline.recipes import RECIPES
 from pipeline.synthesis import METHODS
-from tests.journeys.world import draw_images, giftwrap
+from tests.journeys.world import SERVER, Ended, Running, draw_images, giftwrap, run_as_command
+from trainer import processes
 from trainer.loss_table import LOSSES
 from trainer.relabel import OPERATORS
 from trainer.schedules import SCHEDULES
@@ -105,6 +112,57 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Forked:
+    """In the place of the `Popen` of a sweep: its command as a fork, which has imported everything."""
+
+    def __init__(self, words: list[str], *, stdout: IO[bytes], preexec_fn: Callable[[], None], **_others: Any) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        try:
+            preexec_fn()
+            for number in (1, 2):
+                os.dup2(stdout.fileno(), number)
+            for stop in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(stop, signal.SIG_DFL)
+            sys.argv = words[2:]
+            sys.modules.pop("giftwrap.__main__", None)
+            runpy.run_module("giftwrap", run_name="__main__", alter_sys=True)
+        except SystemExit as ended:
+            self.returncode = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1 if self.returncode is None else self.returncode)
+
+    def poll(self, how: int = os.WNOHANG) -> int | None:
+        if self.returncode is None and any(found := os.waitpid(self.pid, how)):
+            self.returncode = os.waitstatus_to_exitcode(found[1])
+        return self.returncode
+
+    def wait(self) -> int | None:
+        return self.poll(0)
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+
+def sweep_of_forks(words: list[str], out: Path, err: Path, cwd: Path) -> None:
+    """A sweep as `run_as_command` runs it; test_several.py has one of programs."""
+    processes.subprocess = SimpleNamespace(Popen=Forked, DEVNULL=None, STDOUT=None)  # type: ignore[assignment]
+    run_as_command(words, out, err, cwd)
+
+
+def run_sweep(words: list[str], cwd: Path) -> Ended:
+    """Run a sweep and wait for it."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = SERVER.Process(target=sweep_of_forks, args=(words, out, err, cwd), daemon=True)
+        process.start()
+        return Running(process, out, err).end()
+
+
 def run_shell(code: str, folder: Path) -> str:
     """What the commands of a block print; those of this project run, and all others must be marked."""
     printed = ""
@@ -114,7 +172,7 @@ def run_shell(code: str, folder: Path) -> str:
             continue  # test_examples.py runs it
         module = words[2:] if words[:2] == ["python", "-m"] else words
         assert module[0] == "giftwrap" or module[0].startswith("examples."), f"not a command of ours: {line}"
-        ended = giftwrap(*module, cwd=folder)
+        ended = run_sweep(module, folder) if module[1:2] == ["sweep"] else giftwrap(*module, cwd=folder)
         assert ended.code == 0, (line, ended)
         printed += ended.out + ended.err
     return printed
