@@ -161,6 +161,17 @@ class ObjectStorage:
         """Nothing is prepared."""
         return False
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every object below the root, by its path."""
+        with _naming(self.root):
+            return {each["path"]: each["size"] for some in _obstore().list(self.store) for each in some}
+
+    def put(self, name: str, data: bytes) -> None:
+        """Put an object, in place of one that is there; it is there whole or not at all."""
+        with _naming(self.root / name):
+            # In one part: one of several that is stopped would leave parts that are paid for and seen nowhere.
+            _obstore().put(self.store, name, data, use_multipart=False)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.root,)  # another process has credentials of its own
 
@@ -233,7 +244,7 @@ def _as_ours(place: Address, text: str) -> AddressError:
     fault = next((word for mark, word in _FAULTS.items() if mark in text), "no answer that can be used")
     why = f"the server answers {status[1]}{f' ({code[1]})' if code else ''}" if status else fault
     return AddressError(
-        f"{place}: cannot be read after retries ({why}); look at the address and the network, then type the same "
+        f"{place}: cannot be reached after retries ({why}); look at the address and the network, then type the same "
         f"command again"
     )
 

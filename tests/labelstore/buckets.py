@@ -78,7 +78,8 @@ class _Passing(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.send_header("Content-Length", length)
         self.end_headers()
-        self.wfile.write(data[: len(data) // 2] if cut else data)
+        if self.command != "HEAD":
+            self.wfile.write(data[: len(data) // 2] if cut else data)
         if cut:
             self.wfile.flush()
             self.close_connection = True

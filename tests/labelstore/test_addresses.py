@@ -316,4 +316,11 @@ def test_flags_that_take_addresses_are_those_that_only_read() -> None:
         name: [key for key, flag in flags_of(each.config).items() if flag.addressable]
         for name, each in COMMANDS.items()
     }
-    assert found == {"info": ["store"], "check": ["store"], "convert": ["source"], "export": ["store"]}
+    assert found == {
+        "info": ["store"],
+        "check": ["store"],
+        "convert": ["source"],
+        "export": ["store"],
+        "push": ["address"],
+        "pull": ["address"],
+    }

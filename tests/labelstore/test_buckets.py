@@ -133,7 +133,7 @@ def test_what_does_not_pass_is_one_line(
     proxy.always = fault
     out, err, code = run("info", f"s3://{BUCKET}/int8")
     assert (out, code, err.count("\n"), len(proxy.requests)) == ("", 1, 1, 3)
-    assert re.match(rf"error: s3://{BUCKET}/int8/zarr.json: cannot be read after retries \({why}\); look at", err)
+    assert re.match(rf"error: s3://{BUCKET}/int8/zarr.json: cannot be reached after retries \({why}\); look at", err)
 
 
 def test_bad_addresses_are_one_line(

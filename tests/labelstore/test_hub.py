@@ -40,7 +40,8 @@ class _Answers(Answers):
 
     def do_GET(self) -> None:  # noqa: N802  of the base class
         prefix = "/datasets/me/labels/resolve/main/"
-        self.server.tokens.add(self.headers["Authorization"])
+        if self.path.startswith(prefix):
+            self.server.tokens.add(self.headers["Authorization"])
         path = self.server.folder / self.path.removeprefix(prefix)
         if self.server.busy:
             self.server.busy -= 1
