@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from labelstore.command.cache_options import StoreCacheOptions
 from labelstore.command.flags import Addressable, Group, Named, Words, flags_of, values_of
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from labelstore.storage_table import scheme_of
 from pipeline.config import EngineOptions, require_place
 from pipeline.images.opening import ImageOptions
 from pipeline.plan.spec import CropOptions, PlanSpec
@@ -76,6 +78,7 @@ class TrainConfig(ImageRunConfig):
     store: Annotated[Path | None, Addressable()] = None
     """Folder of the store, or its address: http://HOST/FOLDER; without one, epoch e plays view e of fresh crops, and
     nothing is stored."""
+    store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
     recipe: RecipeName | None = None
     """A published protocol in full; its values are printed, and flags override them."""
     student: Annotated[str, Group("student")]
@@ -109,7 +112,9 @@ class TrainConfig(ImageRunConfig):
     def __post_init__(self) -> None:
         """Refuse numbers that no run can have."""
         keeps = {"--images": self.images, "--test-images": self.test_images, "--store": self.store}
-        require_apart({"--run": self.run}, keeps)
+        require_apart({"--run": self.run, "--cache-dir": self.store_cache.cache_dir}, keeps)
+        if self.store_cache.cache_dir and (self.store is None or scheme_of(self.store) is None):
+            raise InputError("--cache-dir: keeps parts of a --store at an address, found none; leave it out")
         self.require_numbers()
         for name in ("size", "views", "test_resize", "eval_every"):
             value = getattr(self, name)

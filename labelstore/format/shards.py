@@ -100,7 +100,7 @@ class Shard:
         file: str,
         entry: FileEntry | None = None,
     ) -> None:
-        self.layout, self.extent, self._path = layout, extent, storage.root / file
+        self.layout, self.extent, self._path, self._published = layout, extent, storage.root / file, entry
         self._mapped = self._map(storage, file, entry)
         self._data = self._mapped.data
         self._present = _present(layout, extent)
@@ -184,7 +184,11 @@ class Shard:
         """Size and digests of the file, all of which is read."""
         self.load()
         self._require_size()
-        return describe([self._data])
+        found = describe([self._data])
+        if self._published and self._published.xxh3 != found.xxh3 and self._mapped.fetch:
+            self._fetch((0, len(self._data)), again=True)
+            found = describe([self._data])
+        return found
 
     def _map(self, storage: ReadStorage, file: str, entry: FileEntry | None) -> Mapped:
         size = largest_shard(self.layout, self.extent) if entry is None else entry.bytes
