@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.harness import Report, machine
 from labelstore.durable.newfile import write_new
 from labelstore.errors import GiftwrapError, reason
@@ -118,6 +120,7 @@ def losses() -> Iterator[Case]:
 
     for classes in CLASSES:
         how = kernels.sizes(classes)
+        unit, _ = kernels.in_units(*[torch.empty(1, classes, device="meta")] * 2)
         block, options = {"BLOCK": how["BLOCK"]}, {"num_warps": how["num_warps"]}
         long = classes > kernels.WIDEST
         for x, t in LOGITS:
@@ -126,19 +129,19 @@ def losses() -> Iterator[Case]:
             targets = ("*i64", "*i64", "*fp32")
             for hard, mixed in ((False, False), (True, False), (True, True)):
                 types = (*logits, *targets, *ends, *["fp32"] * 4)
-                strides = (7, 8, 9) if classes % ALIGNED == 0 else ()
+                strides = (7, 8, 9) if classes // unit % ALIGNED == 0 else ()
                 yield Case(
                     kernels.gift_tiles_kernel if long else kernels.gift_kernel,
                     types,
-                    {"HARD": hard, "MIXED": mixed, **block},
+                    {"HARD": hard, "MIXED": mixed, "UNIT": unit, **block},
                     options,
                     (*pointers(types), *strides),
                     f"{text}{', hard labels' if hard else ''}{', mixed' if mixed else ''}",
                 )
             types = (*logits, *ends, "fp32", "fp32")
-            strides = (4, 5, 6) if classes % ALIGNED == 0 else ()
+            strides = (4, 5, 6) if classes // unit % ALIGNED == 0 else ()
             kernel = kernels.kl_tiles_kernel if long else kernels.kl_kernel
-            yield Case(kernel, types, block, options, (*pointers(types), *strides), text)
+            yield Case(kernel, types, {"UNIT": unit, **block}, options, (*pointers(types), *strides), text)
     for x in ("fp32", "bf16"):
         types = (f"*{x}", "*fp32", "i32")
         yield Case(kernels.scale_kernel, types, {"BLOCK": kernels.SCALED}, {}, (0, 1, 2), x)

@@ -121,6 +121,7 @@ def list_images(root: Path, class_order: ClassOrder = "auto", leave_out: Collect
         sizes=np.array(walk.sizes, np.int64),
         stamps=np.array(walk.mtimes, np.int64),
         left_out=walk.left_out,
+        own_files=True,
         former_suffixes=FORMER_SUFFIXES,
     )
 

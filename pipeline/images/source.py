@@ -36,6 +36,7 @@ class Listing:
         layout: numbers by which images follow each other where they are stored, int64 ``[N]``: in their order all
             images are read fastest. None where any order is as good.
         left_out: what of the source is not read, counted by kind.
+        own_files: whether each image is a file of its own, whose path is its place.
         former_suffixes: in lower case, of the files that versions before 0.2 read; empty where they read no such
             source.
     """
@@ -48,6 +49,7 @@ class Listing:
     stamps: npt.NDArray[np.int64]
     layout: npt.NDArray[np.int64] | None = None
     left_out: LeftOut = field(default_factory=LeftOut)
+    own_files: bool = False
     former_suffixes: tuple[str, ...] = ()
 
 

@@ -77,13 +77,14 @@ def _compare_kernels(device: torch.device) -> None:
     from pipeline.render.kernels import resize_task
 
     rng = np.random.default_rng(0)
-    sides = np.array([[37, 61], [224, 100]])
-    boxes = np.array([[3, 4, 30, 50], [-4, -4, 230, 100]])
+    sides = np.array([[37, 61], [224, 100]] * 2)
+    boxes = np.array([[3, 4, 30, 50], [-4, -4, 230, 100]] * 2)  # by rows first, and by columns
+    flips = np.array([True, False, False, True])
     data = to_device(torch.from_numpy(rng.integers(0, 256, 3 * (37 * 61 + 224 * 100), np.uint8)), device)
-    begins = np.array([[[0, 17], [0, 30]], [[0, 100], [0, 40]]])
-    moves = np.array([[[20, -17], [31, -30]], [[124, -100], [60, -40]]])  # two strips a side change places
+    begins = np.array([[[0, 17], [0, 30]], [[0, 100], [0, 40]]] * 2)
+    moves = np.array([[[20, -17], [31, -30]], [[124, -100], [60, -40]]] * 2)  # two strips a side change places
     for interpolation, strips in itertools.product(FILTER_RADIUS, (None, (begins, moves))):
-        given = Boxes(data, np.array([0, 3 * 37 * 61]), sides, boxes, np.array([True, False]), strips)
+        given = Boxes(data, np.array([0, 3 * 37 * 61] * 2), sides, boxes, flips, strips)
         task = prepare(given, 32, interpolation)
         if not torch.equal(resize_task(task), resize_plainly(task)):
             raise RuntimeError("other pixels than plain torch's")

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +54,11 @@ class DamagedImageWarning(UserWarning):
     """A file decodes although its data are damaged."""
 
 
+Data: TypeAlias = bytes | memoryview
+"""The bytes of a file."""
+Indexes = npt.NDArray[np.int64]
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """The bytes of an image file.
@@ -65,8 +71,8 @@ class Encoded:
     """
 
     image: int
-    data: bytes
-    bare: bytes | None
+    data: Data
+    bare: Data | None
     header: Header
 
     @property
@@ -75,7 +81,10 @@ class Encoded:
         return self.bare is not None
 
 
-Indexes = npt.NDArray[np.int64]
+@lru_cache(4096)
+def _known(kind: int, height: int, width: int, orientation: int) -> Header:
+    """One of the headers that many files have."""
+    return Header(KINDS[kind], height, width, orientation)
 
 
 class Room:
@@ -139,9 +148,10 @@ class Images:
     def __init__(
         self,
         manifest: Manifest,
-        decode: Callable[[Sequence[bytes], Sequence[Header]], Sequence[Tensor | None]] | None,
+        decode: Callable[[Sequence[Data], Sequence[Header]], Sequence[Tensor | None]] | None,
         pool: Executor,
         cache_bytes: int,
+        read_files: Callable[[Sequence[str]], Sequence[Data] | None] | None = None,
     ) -> None:
         """Nothing is read yet.
 
@@ -151,8 +161,11 @@ class Images:
                 file that it refuses or finds damaged. None where DALI is absent.
             pool: where files are read, and where Pillow decodes what ``decode`` does not.
             cache_bytes: memory for decoded images: as many are kept as fit.
+            read_files: reads files by their paths, faster together than one by one; None where it fails. Left out, or
+                where images are not files of their own, the source reads them.
         """
         self._manifest, self._decode, self._pool = manifest, decode, pool
+        self._read_files = read_files if manifest.source.listing.own_files else None
         self.sizes: Indexes = 3 * manifest.heights.astype(np.int64) * manifest.widths
         self.room = Room(self.sizes, cache_bytes)
         self._kept: dict[int, Tensor] = {}
@@ -173,51 +186,75 @@ class Images:
 
     def begin(self, images: Sequence[int]) -> Callable[[], list[Encoded]]:
         """Begin to read the files of some images; the function returned waits for what `read` returns."""
+        if self._read_files:
+            return self._pool.submit(self._read, images, self._read_files).result
         spans = (images[start : start + READ_SPAN] for start in range(0, len(images), READ_SPAN))
         reading = [self._pool.submit(self._read, span) for span in spans]
         return lambda: [file for span in reading for file in span.result()]
 
-    def _read(self, images: Sequence[int]) -> list[Encoded]:
-        """The files of some images, read by one thread."""
-        files, stamps, contents = list[Encoded](), list[Stamp](), self._manifest.read_many(images)
-        for image in images:  # before reading: an image that changes afterwards is compared again
-            with self._naming(image):
+    def _read(
+        self, images: Sequence[int], read_files: Callable[[Sequence[str]], Sequence[Data] | None] | None = None
+    ) -> list[Encoded]:
+        """The files of some images, read by one thread, or by all of ``read_files``."""
+        places, stamps = np.array(images, np.int64), list[Stamp]()
+        with self._naming(images) as named:
+            for image in named:  # before reading: an image that changes afterwards is compared again
                 stamps.append(self._manifest.stamp(image))
-        for image, stamp in zip(images, stamps, strict=True):
-            with self._naming(image):
+        together = read_files([self._manifest.place(image) for image in images]) if read_files else None
+        contents = self._manifest.read_many(images) if together is None else iter(together)
+        seen = (np.array(stamps, np.int64).reshape(-1, 2) == self._seen[places]).all(axis=1)
+        known = zip(stamps, seen.tolist(), self._known_headers(places), strict=True)
+        headers, files = list[Header](), list[Data]()
+        with self._naming(images) as named:
+            for image, (stamp, same, header) in zip(named, known, strict=True):
                 data = next(contents)
-                seen = stamp == (self._seen[image, 0], self._seen[image, 1])
-                header = self._known_header(image) if seen else read_header(io.BytesIO(data))
-            if not seen:
-                self._see(image, stamp, data, header)
-            plain, stripped = self._plain[image], self._stripped[image]
-            stored = data if plain and not stripped else bare(header.kind, data) if plain else None
-            files.append(Encoded(image, data, stored, header))
-        return files
+                if not same:
+                    header = read_header(io.BytesIO(data))
+                    self._see(image, stamp, data, header)
+                files.append(data)
+                headers.append(header)
+        plain, stripped = self._plain[places].tolist(), self._stripped[places].tolist()
+        return [
+            Encoded(image, data, self._stored(header, data, stripped=cut) if whole else None, header)
+            for image, data, header, whole, cut in zip(images, files, headers, plain, stripped, strict=True)
+        ]
 
-    def _known_header(self, image: int) -> Header:
-        """The header of a file that has not changed since it was seen."""
-        kind, orientation = self._headers[image].tolist()
-        return Header(KINDS[kind], int(self._manifest.heights[image]), int(self._manifest.widths[image]), orientation)
+    def _stored(self, header: Header, data: Data, *, stripped: bool) -> Data | None:
+        """A plain file without its metadata; itself where it has none."""
+        return bare(header.kind, bytes(data)) if stripped else data
 
-    def _see(self, image: int, stamp: Stamp, data: bytes, header: Header) -> None:
+    def _known_headers(self, images: Indexes) -> list[Header]:
+        """The headers of files that have not changed since they were seen; of no meaning for others."""
+        sides = self._manifest.heights[images].tolist(), self._manifest.widths[images].tolist()
+        kinds, orientations = self._headers[images].T.tolist()
+        return list(map(_known, kinds, *sides, orientations))
+
+    def _see(self, image: int, stamp: Stamp, data: Data, header: Header) -> None:
         """Compare a new file with the manifest, and note what is true of it until its stamp changes."""
         self._require_sides(image, (header.height, header.width))
         self._require_digest(image, data)
-        stored = bare(header.kind, data) if is_plain(header.kind, data) else None
-        self._plain[image], self._stripped[image] = stored is not None, stored is not data
+        whole = bytes(data)
+        stored = bare(header.kind, whole) if is_plain(header.kind, whole) else None
+        self._plain[image], self._stripped[image] = stored is not None, stored is not whole
         self._headers[image] = KINDS.index(header.kind), header.orientation
         self._seen[image] = stamp
 
     @contextmanager
-    def _naming(self, image: int) -> Iterator[None]:
-        """Errors of reading an image become one that names it."""
+    def _naming(self, images: Sequence[int]) -> Iterator[Iterator[int]]:
+        """Iterate over images; errors of reading one become one that names it."""
+        now: list[int] = []
+
+        def each() -> Iterator[int]:
+            for image in images:
+                now[:] = [image]
+                yield image
+
         try:
-            yield
+            yield each()
         except (OSError, InputError) as error:
-            now = error.strerror if isinstance(error, OSError) else error
+            found = error.strerror if isinstance(error, OSError) else error
             raise InputError(
-                f"{self._place(image)}: expected the image that was there when the folder was scanned; {now}"
+                f"{self._place(now[0])}: expected the image that was there when the folder was scanned; {found}"
             ) from error
 
     def _place(self, image: int) -> str:
@@ -239,7 +276,7 @@ class Images:
     def decode(self, files: Sequence[Encoded]) -> list[Tensor]:
         """The images of files, each once; nothing is kept."""
         plain = [file for file in files if file.bare is not None] if self._decode else []
-        data, headers = [file.bare or b"" for file in plain], [file.header for file in plain]
+        data, headers = [stored for file in plain if (stored := file.bare) is not None], [file.header for file in plain]
         by_dali = self._decode(data, headers) if self._decode and plain else []
         return self.complete(files, plain, by_dali)
 
@@ -290,8 +327,9 @@ class Images:
     def name_damaged(self, files: Sequence[Encoded]) -> None:
         """Warn once of each JPEG with damaged data that libjpeg filled in; ``files`` are those that Pillow decoded."""
         for file in files:
-            damaged = file.plain or scans_of(file.data) is Scans.DAMAGED
-            if not damaged or file.image in self._damaged or not file.data.startswith(JPEG_MAGIC):
+            data = bytes(file.data)
+            damaged = file.plain or scans_of(data) is Scans.DAMAGED
+            if not damaged or file.image in self._damaged or not data.startswith(JPEG_MAGIC):
                 continue
             self._damaged.add(file.image)
             if len(self._damaged) <= _NAMED:
@@ -324,7 +362,7 @@ class Images:
                 f"scanned, found {found[0]} x {found[1]}; put the old file back, or scan again with --rehash"
             )
 
-    def _require_digest(self, image: int, data: bytes) -> None:
+    def _require_digest(self, image: int, data: Data) -> None:
         """Raise InputError if the bytes are not those of the manifest's digest, if it has one."""
         expected = self._manifest.digests[image]
         if not expected.any():

@@ -114,7 +114,10 @@ class CropRenderer:
             regions, others = at[by_region], at[~by_region]
             if len(regions):
                 chosen = [file for file, region in zip(files, by_region.tolist(), strict=True) if region]
-                data, headers = [file.bare or b"" for file in chosen], [file.header for file in chosen]
+                data, headers = (
+                    [stored for file in chosen if (stored := file.bare) is not None],
+                    [file.header for file in chosen],
+                )
                 self._decoder.start_regions(data, work.boxes[regions], headers)
                 if not self._decoder.finish_regions(partial(self._resize, work, regions)):
                     others = at  # whole and one by one, the file that does not decode gets its name

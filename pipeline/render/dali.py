@@ -23,6 +23,7 @@ from torch.utils.dlpack import from_dlpack
 from labelstore.errors import GiftwrapError, InputError, reason
 from labelstore.spec import Json
 from pipeline.images.headers import Header
+from pipeline.render.cache import Data
 from pipeline.render.complaints import DamagedDataError, Listener
 from pipeline.render.dali_errors import RefusedFileError, explained
 
@@ -88,12 +89,12 @@ class DaliDecoder:
         box = {name: np.array([value], np.int32) for name, value in (("anchor", [0, 0]), ("shape", [8, 8]))}
         self._whole, self._single = (_Runner(lambda: _whole(settings, where), device, first) for _ in range(2))
         self._region = _Runner(lambda: _region(settings), device, first | box)
-        self._begun: deque[tuple[Sequence[bytes], list[int]]] = deque()  # files, and the orientations of their images
+        self._begun: deque[tuple[Sequence[Data], list[int]]] = deque()  # files, and the orientations of their images
         self._regions_begun: deque[list[int]] = deque()  # orientations
         if device.type != "cpu":
             self._whole.make()
 
-    def whole(self, files: Sequence[bytes], headers: Sequence[Header]) -> list[Tensor | None]:
+    def whole(self, files: Sequence[Data], headers: Sequence[Header]) -> list[Tensor | None]:
         """Decoded images, uint8 ``[H, W, 3]`` on the device; None for a file that DALI refuses or finds damaged.
 
         Args:
@@ -108,7 +109,7 @@ class DaliDecoder:
         self.finish(lambda decoded: images.extend(None if image is None else image.clone() for image in decoded))
         return images
 
-    def start(self, files: Sequence[bytes], headers: Sequence[Header]) -> None:
+    def start(self, files: Sequence[Data], headers: Sequence[Header]) -> None:
         """Begin what `whole` does; `finish` waits for it."""
         self._begun.append((files, [header.orientation for header in headers]))
         if files:
@@ -127,7 +128,7 @@ class DaliDecoder:
         else:
             self._whole.take(lambda decoded: take(list(map(upright, decoded, turns))))
 
-    def _alone(self, file: bytes, turn: int) -> Tensor | None:
+    def _alone(self, file: Data, turn: int) -> Tensor | None:
         """The image of one file; None where DALI refuses it or finds it damaged."""
         images: list[Tensor] = []
         self._single.start(files=[np.frombuffer(file, np.uint8)])
@@ -138,7 +139,7 @@ class DaliDecoder:
         self._single.take(lambda decoded: images.extend(image.clone() for image in decoded))
         return upright(images[0], turn)
 
-    def start_regions(self, files: Sequence[bytes], boxes: npt.NDArray[np.int32], headers: Sequence[Header]) -> None:
+    def start_regions(self, files: Sequence[Data], boxes: npt.NDArray[np.int32], headers: Sequence[Header]) -> None:
         """Begin to decode the box (top, left, height, width) of each file; CPU only.
 
         Args:

@@ -37,6 +37,7 @@ from pipeline.render.dali_pipelines import (
     of_files,
     of_pixels,
 )
+from pipeline.render.dali_reading import FileReader
 from pipeline.render.identity import DECODERS, renderer_id
 from pipeline.render.resize import cut
 
@@ -91,7 +92,8 @@ class DaliRenderer:
             device, spec.size, spec.interpolation, threads, self._chunk, decoder != "cpu", DECODERS[decoder]
         )
         self._sound = DaliDecoder(torch.device("cpu"), threads, self._chunk)
-        self._images = Images(manifest, None, self._pool, 0)
+        self._reader = FileReader(threads, self._chunk)
+        self._images = Images(manifest, None, self._pool, 0, self._reader.read)
         self._pixels = Running(of_pixels, first_pixels, self._making, self._stream)
         self._left: set[int] = set()  # images that DALI refuses, or finds damaged
         self._lock = threading.Lock()  # of what is decoded whole
@@ -135,6 +137,7 @@ class DaliRenderer:
         for each in (*self._idle, self._pixels):
             each.drop()
         self._sound.drop()
+        self._reader.close()
         self._idle.clear()
 
     def _stream_parts(self, files: Running, parts: Iterable[CropRows]) -> Iterator[Tensor]:
@@ -191,10 +194,12 @@ class DaliRenderer:
     def _start_regions(self, files: Running, chunk: _Chunk, places: Sequence[int]) -> None:
         """Begin to make the crops at ``places`` of a chunk."""
         chosen = [chunk.files[place] for place in places]
-        boxes, headers = chunk.part.boxes[chunk.rows[places]], [file.header for file in chosen]
-        inside = np.array([stored_box(box, header) for box, header in zip(boxes, headers, strict=True)], np.int32)
+        inside = chunk.part.boxes[chunk.rows[places]]
+        for place, file in enumerate(chosen):
+            if file.header.orientation != 1:
+                inside[place] = stored_box(inside[place], file.header)
         files.start(
-            files=[np.frombuffer(file.bare or b"", np.uint8) for file in chosen],
+            files=[np.frombuffer(file.bare, np.uint8) for file in chosen if file.bare is not None],
             anchor=np.ascontiguousarray(inside[:, :2]),
             shape=np.ascontiguousarray(inside[:, 2:]),
             flips=chunk.flips(places),
@@ -234,8 +239,8 @@ class DaliRenderer:
         """Raise GiftwrapError if a GPU fails on a file that a CPU decodes: pixels would depend on the GPU's state."""
         if self._making.on_gpu:
             with self._lock:
-                decoded = self._sound.whole([file.bare or b""], [file.header])[0]
-            if decoded is not None:
+                sound = file.bare is not None and self._sound.whole([file.bare], [file.header])[0] is not None
+            if sound:
                 raise GiftwrapError(
                     f"--augmenter dali: the GPU fails to decode a sound image (index {file.image}): "
                     f"{error.__cause__ or error}; free memory of the GPU, or add --decoder cpu"

@@ -212,7 +212,9 @@ class DeviceRenderer:
     def _start(self, files: Sequence[Encoded]) -> list[Encoded]:
         """Begin to decode those that DALI decodes; which they are."""
         plain = [file for file in files if file.bare is not None] if self._decoder.there else []
-        self._decoder.start([file.bare or b"" for file in plain], [file.header for file in plain])
+        self._decoder.start(
+            [stored for file in plain if (stored := file.bare) is not None], [file.header for file in plain]
+        )
         return plain
 
     def _finish(self, files: Sequence[Encoded], plain: Sequence[Encoded]) -> tuple[Tensor, Indexes]:

@@ -79,6 +79,8 @@ def shorten_lines(
         byte = tl.program_id(2) * BYTES + tl.arange(0, BYTES)
         there, wanted = line < lines, byte < 3 * SIZE
         pixel = byte // 3
+        # What is flipped along the lines is so here: the second pass then writes bytes side by side.
+        pixel = tl.where(tl.load(job + TARGET_ALONG) < 0, SIZE - 1 - pixel, pixel)
         place = tl.load(job + PLACE) + line
         inside = there & (place >= 0) & (place < tl.load(job + LIMIT))
         if PLACES:
@@ -137,6 +139,11 @@ def join_lines(
         address += 3 * SIZE
         weight += apart
     done = tl.minimum(tl.maximum(sums >> SHIFT, 0), 255).to(tl.uint8)
-    across = tl.load(job + BASE) + line * tl.load(job + TARGET)
-    target = crops + across[:, None] + ((byte // 3) * tl.load(job + TARGET_ALONG) + byte % 3)[None, :]
-    tl.store(target, done, mask=kept[:, None] & wanted[None, :])
+    along = tl.load(job + TARGET_ALONG)
+    if (along == 3) | (along == -3):
+        target = crops + crop.to(tl.int64) * (3 * SIZE * SIZE) + line[:, None] * (3 * SIZE) + byte[None, :]
+        tl.store(target, done, mask=kept[:, None] & wanted[None, :])
+    else:  # the lines are columns of the crop
+        across = tl.load(job + BASE) + line * tl.load(job + TARGET)
+        target = crops + across[:, None] + ((byte // 3) * along + byte % 3)[None, :]
+        tl.store(target, done, mask=kept[:, None] & wanted[None, :])

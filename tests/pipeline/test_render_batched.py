@@ -136,11 +136,12 @@ def test_kernels_give_the_same(tmp_path: Path) -> None:
     """Triton's interpreter, in a process of its own: it changes Triton for good."""
     program = (
         "import numpy as np, torch\n"
-        "from pipeline.render.batched import resize_plainly\n"
-        "from pipeline.render.jobs import Boxes, prepare\n"
+        "from pipeline.render.batched import _compare_kernels, resize_plainly\n"
+        "from pipeline.render.jobs import prepare\n"
         "from pipeline.render.kernels import resize_task\n"
         "from tests.pipeline.test_render_batched import draw\n"
         "from dataclasses import replace\n"
+        "_compare_kernels(torch.device('cpu'))\n"  # rows first and columns first, flipped or not
         "from tests.pipeline.test_render_batched import shuffle\n"
         "for seed, size, name in ((0, 30, 'bilinear'), (1, 45, 'bicubic')):\n"
         "    boxes, _ = draw(seed, 4, 90)\n"

@@ -27,6 +27,7 @@ from pipeline.render.cache import DamagedImageWarning
 from pipeline.render.dali_crops import DaliRenderer
 from pipeline.render.dali_errors import RefusedFileError
 from pipeline.render.dali_pipelines import Running
+from pipeline.render.dali_reading import FileReader
 
 pytestmark = pytest.mark.skipif(dali.load() is None, reason="no DALI here")
 
@@ -216,6 +217,48 @@ def test_crops_stream_in_order_and_a_stream_may_be_left(manifest: Manifest, monk
         assert torch.equal(renderer.render(parts[2]), expected[2])
         batches = [crops for crops, _ in render_batches(renderer, parts, 5, 1)]
     assert torch.equal(torch.cat(batches), torch.cat(expected))
+
+
+def test_files_are_read_together(tmp_path: Path) -> None:
+    contents = {tmp_path / f"{number} ü": bytes(range(number)) * 999 for number in range(1, 8)}
+    for path, data in contents.items():
+        path.write_bytes(data)
+    paths, reader = [str(path) for path in contents], FileReader(2, 16)
+    found = [reader.read(paths), reader.read(paths[::-1]), reader.read(paths[:2])]
+    assert [list(map(bytes, files or [])) for files in found] == [
+        [*contents.values()], [*contents.values()][::-1], [*contents.values()][:2],
+    ]  # fmt: skip
+    assert reader.read([*paths, str(tmp_path / "none")]) is None
+    assert [*map(bytes, reader.read(paths) or [])] == [*contents.values()]
+    assert bytes((found[0] or [])[3]) == contents[Path(paths[3])]  # not overwritten
+
+
+def test_files_that_cannot_be_read_together_are_read_one_by_one(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = SPECS["resized"]
+    rows = rows_of(manifest, spec)
+    with closing(by_dali(manifest, spec)) as renderer:
+        expected = renderer.render(rows)
+    monkeypatch.setattr(FileReader, "read", lambda *_: None)
+    with closing(by_dali(manifest, spec)) as renderer:
+        assert torch.equal(renderer.render(rows), expected)
+
+
+@pytest.mark.parametrize("change", ["gone", "other pixels", "other sides"])
+def test_an_image_that_is_not_the_one_of_before_is_named(tmp_path: Path, change: str) -> None:
+    draw(tmp_path)
+    changed, manifest, spec = next((tmp_path / "a").glob("04.*")), scan(tmp_path), SPECS["resized"]
+    with closing(by_dali(manifest, spec)) as renderer:
+        rows = rows_of(manifest, spec)
+        renderer.render(rows)
+        with Image.open(changed) as image:
+            width, height = image.size
+        changed.unlink()
+        if change != "gone":
+            picture(height + (change == "other sides"), width, 99).save(changed)
+        with pytest.raises(InputError, match=rf"{changed.name}: expected"):
+            renderer.render(rows)
 
 
 def test_the_id_names_the_augmenter(manifest: Manifest) -> None:

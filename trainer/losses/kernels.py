@@ -30,7 +30,7 @@ INTERPRETED = triton.knobs.runtime.interpret
 wrap_triton: Callable[[Any], Any] = itself if INTERPRETED else library.wrap_triton
 ONE_BY_ONE = tl.constexpr(INTERPRETED)
 SHORTEST, FURTHEST, BACK = tl.constexpr(TINY), tl.constexpr(REACH), tl.constexpr(SHRUNK)
-SCALED = 4096  # elements a program
+SCALED, SCALERS = 4096, 512  # elements that a program scales at once, and programs: most often there is nothing to do
 WIDEST, TILE = 8192, 2048  # columns that a program holds at most, and those that it reads at once of a longer row
 
 
@@ -49,9 +49,9 @@ def gift_kernel(
     lam,  # [B]
     losses,  # float32 [B], written
     gradient,  # [B, C], written
-    x_stride,
-    t_stride,
-    classes,
+    x_stride,  # in units of UNIT elements
+    t_stride,  # likewise
+    classes,  # likewise
     rows,
     soft,
     hard,
@@ -59,6 +59,7 @@ def gift_kernel(
     top,  # how much higher it is at its targets together
     HARD: tl.constexpr,
     MIXED: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """``1 - cos(x, soft t/|t| + hard s/|s|)`` of a row, and its gradient; NaN for a target that is no class.
@@ -66,7 +67,8 @@ def gift_kernel(
     What the closed form adds up comes from one reduction; where squares may overflow, from another one of scaled rows.
     """
     row = tl.program_id(0).to(tl.int64)
-    x, t, gradient = x + row * x_stride, t + row * t_stride, gradient + row * classes
+    classes *= UNIT
+    x, t, gradient = x + row * x_stride * UNIT, t + row * t_stride * UNIT, gradient + row * classes
     column = tl.arange(0, BLOCK)
     there = column < classes
     a, u = tile(x, column, classes), tile(t, column, classes)
@@ -96,9 +98,9 @@ def gift_tiles_kernel(
     lam,  # [B]
     losses,  # float32 [B], written
     gradient,  # [B, C], written
-    x_stride,
-    t_stride,
-    classes,
+    x_stride,  # in units of UNIT elements
+    t_stride,  # likewise
+    classes,  # likewise
     rows,
     soft,
     hard,
@@ -106,11 +108,13 @@ def gift_tiles_kernel(
     top,  # how much higher it is at its targets together
     HARD: tl.constexpr,
     MIXED: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """As `gift_kernel`, of rows that are longer than a block."""
     row = tl.program_id(0).to(tl.int64)
-    x, t, gradient = x + row * x_stride, t + row * t_stride, gradient + row * classes
+    classes *= UNIT
+    x, t, gradient = x + row * x_stride * UNIT, t + row * t_stride * UNIT, gradient + row * classes
     aa, uu, au, a_sum, u_sum, a_top, u_top = sums(x, t, classes, 1.0, 1.0, BLOCK)
     a_shrunk, u_shrunk = magnitude(a_top), magnitude(u_top)
     if (a_top > FURTHEST) | (u_top > FURTHEST):
@@ -227,20 +231,22 @@ def kl_kernel(
     t,  # [B, C], logits of the teacher
     losses,  # float32 [B], written
     gradient,  # [B, C], written
-    x_stride,
-    t_stride,
-    classes,
+    x_stride,  # in units of UNIT elements
+    t_stride,  # likewise
+    classes,  # likewise
     rows,
     cold,  # 1 / temperature
     factor,  # of the loss
+    UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """``KL(softmax(t / T) || softmax(x / T))`` of a row, and its gradient."""
     row = tl.program_id(0).to(tl.int64)
+    classes *= UNIT
+    x, t, gradient = x + row * x_stride * UNIT, t + row * t_stride * UNIT, gradient + row * classes
     column = tl.arange(0, BLOCK)
     there = column < classes
-    a = tl.load(x + row * x_stride + column, mask=there, other=0).to(tl.float32) * cold
-    b = tl.load(t + row * t_stride + column, mask=there, other=0).to(tl.float32) * cold
+    a, b = tile(x, column, classes) * cold, tile(t, column, classes) * cold
     a -= tl.max(tl.where(there, a, float("-inf")), 0)
     b -= tl.max(tl.where(there, b, float("-inf")), 0)
     q, p = tl.where(there, tl.exp(a), 0.0), tl.where(there, tl.exp(b), 0.0)
@@ -249,7 +255,7 @@ def kl_kernel(
     p /= p_sum
     difference = tl.where(there, (b - tl.log(p_sum)) - (a - tl.log(q_sum)), 0.0)
     tl.store(losses + row, tl.sum(p * difference, 0) * factor)
-    tl.store(gradient + row * classes + column, (q - p) * (factor * cold / rows), mask=there)
+    tl.store(gradient + column, (q - p) * (factor * cold / rows), mask=there)
 
 
 @triton.jit
@@ -258,17 +264,19 @@ def kl_tiles_kernel(
     t,  # [B, C], logits of the teacher
     losses,  # float32 [B], written
     gradient,  # [B, C], written
-    x_stride,
-    t_stride,
-    classes,
+    x_stride,  # in units of UNIT elements
+    t_stride,  # likewise
+    classes,  # likewise
     rows,
     cold,  # 1 / temperature
     factor,  # of the loss
+    UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """As `kl_kernel`, of rows that are longer than a block."""
     row = tl.program_id(0).to(tl.int64)
-    x, t, gradient = x + row * x_stride, t + row * t_stride, gradient + row * classes
+    classes *= UNIT
+    x, t, gradient = x + row * x_stride * UNIT, t + row * t_stride * UNIT, gradient + row * classes
     zeros = tl.zeros((BLOCK,), tl.float32)
     a_top, b_top = zeros + float("-inf"), zeros + float("-inf")
     for start in range(0, classes, BLOCK):
@@ -306,9 +314,10 @@ def scale_kernel(
     """Multiply in place; nothing is read or written where the factor is 1."""
     by = tl.load(factor).to(tl.float32)
     if by != 1:
-        place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        inside = place < count
-        tl.store(values + place, tl.load(values + place, mask=inside, other=0).to(tl.float32) * by, mask=inside)
+        for start in range(tl.program_id(0).to(tl.int64) * BLOCK, count, tl.num_programs(0) * BLOCK):
+            place = start + tl.arange(0, BLOCK)
+            inside = place < count
+            tl.store(values + place, tl.load(values + place, mask=inside, other=0).to(tl.float32) * by, mask=inside)
 
 
 def registered(function: Callable[..., Any]) -> Any:
@@ -334,6 +343,16 @@ def sizes(classes: int) -> dict[str, int]:
     return {"BLOCK": block, "num_warps": min(max(block // 512, 1), 32)}  # 2 of 1, 2, 4 and 8 at 1,000 classes (H200)
 
 
+def in_units(x: Tensor, t: Tensor) -> tuple[int, tuple[int, int, int]]:
+    """The largest unit that both strides and the number of classes are multiples of, and the three counted in it.
+
+    Triton then knows that rows begin, and end, where several elements are read and written at once.
+    """
+    lengths = (x.stride(0), t.stride(0), x.shape[1])
+    unit = next(unit for unit in (8, 4, 2, 1) if all(length % unit == 0 for length in lengths))
+    return unit, (lengths[0] // unit, lengths[1] // unit, lengths[2] // unit)
+
+
 def lines(values: Tensor) -> Tensor:
     """The values with each row's elements side by side."""
     return values if values.stride(1) == 1 else values.contiguous()
@@ -356,10 +375,20 @@ def gift(
     x, t, classes = lines(x), lines(t), int(x.shape[1])
     rest = smoothing / (classes - 1)
     targets = [losses if values is None else values.contiguous() for values in (y, y2, lam)]
-    numbers = (x.stride(0), t.stride(0), classes, x.shape[0], soft, hard, rest, 1 - smoothing - rest)
+    unit, lengths = in_units(x, t)
+    numbers = (*lengths, x.shape[0], soft, hard, rest, 1 - smoothing - rest)
     kernel = gift_kernel if classes <= WIDEST else gift_tiles_kernel
     wrap_triton(kernel)[(x.shape[0],)](
-        x, t, *targets, losses, gradient, *numbers, HARD=y is not None, MIXED=y2 is not None, **sizes(classes)
+        x,
+        t,
+        *targets,
+        losses,
+        gradient,
+        *numbers,
+        HARD=y is not None,
+        MIXED=y2 is not None,
+        UNIT=unit,
+        **sizes(classes),
     )
     return losses, gradient
 
@@ -370,14 +399,15 @@ def kl(x: Tensor, t: Tensor, *, temperature: float, t_squared: bool) -> tuple[Te
     losses, gradient = results(x)
     x, t, classes = lines(x), lines(t), int(x.shape[1])
     factor = temperature**2 if t_squared else 1.0
-    numbers = (x.stride(0), t.stride(0), classes, x.shape[0], 1 / temperature, factor)
+    unit, lengths = in_units(x, t)
+    numbers = (*lengths, x.shape[0], 1 / temperature, factor)
     kernel = kl_kernel if classes <= WIDEST else kl_tiles_kernel
-    wrap_triton(kernel)[(x.shape[0],)](x, t, losses, gradient, *numbers, **sizes(classes))
+    wrap_triton(kernel)[(x.shape[0],)](x, t, losses, gradient, *numbers, UNIT=unit, **sizes(classes))
     return losses, gradient
 
 
 def scale(values: Tensor, factor: Tensor) -> Tensor:
     """The values times a scalar, in place; not for compiled code."""
     count = values.numel()
-    scale_kernel[(triton.cdiv(count, SCALED),)](values, factor, count, BLOCK=SCALED)
+    scale_kernel[(min(triton.cdiv(count, SCALED), SCALERS),)](values, factor, count, BLOCK=SCALED)
     return values
