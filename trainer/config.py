@@ -45,7 +45,7 @@ LOSS_NUMBERS = {flag.path[-1]: flag.key for flag in flags_of(LossSpec).values() 
 class ImageRunConfig(RunConfig):
     """What a run on crops of images has besides: the images, how they are cut, who labels them, and the tests."""
 
-    images: Annotated[Path, Group("images")]
+    images: Annotated[Path, Group("images"), Addressable()]
     """The images that the store was made of, or that fresh crops are cut from: a class folder, tar shards or other
     containers, as for build."""
     source: ImageOptions = field(default_factory=ImageOptions)
@@ -57,7 +57,7 @@ class ImageRunConfig(RunConfig):
     the names sort otherwise."""
     teacher: Annotated[OnlineTeacher, Group("teacher")] = field(default_factory=OnlineTeacher)
     engine: Annotated[EngineOptions, Group("teacher"), Named("teacher")] = field(default_factory=EngineOptions)
-    test_images: Annotated[Path | None, Group("evaluation")] = None
+    test_images: Annotated[Path | None, Group("evaluation"), Addressable()] = None
     """Test images with the same classes, in a class folder or another container; without it nothing is evaluated."""
     test_source: Annotated[ImageOptions, Group("evaluation"), Named("test")] = field(default_factory=ImageOptions)
     test_resize: Annotated[int | None, Group("evaluation")] = None
@@ -222,7 +222,7 @@ class EvaluateConfig:
     weights: tuple[str, ...] = ()
     """Instead: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained; of several files, or a
     pattern such as 'run/epoch-*.safetensors', a row each, compared with the last."""
-    images: Annotated[Path | None, Group("images")] = None
+    images: Annotated[Path | None, Group("images"), Addressable()] = None
     """Test images, in a class folder or another container; those of the run when left out."""
     source: ImageOptions = field(default_factory=ImageOptions)
     student: str | None = None

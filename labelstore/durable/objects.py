@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from importlib import import_module
+from itertools import islice
 from typing import Any, NamedTuple
 
 from labelstore.durable.at_once import at_once
@@ -126,21 +127,25 @@ class ObjectStorage:
 
     def read(self, name: str, start: int, stop: int) -> bytes:
         """As of :class:`ReadStorage`, by one request."""
+        return self.tagged(name, start, stop)[0]
+
+    def tagged(self, name: str, start: int, stop: int) -> tuple[bytes, str]:
+        """What :meth:`read` gives, and the ETag of the object, which changes when its bytes do."""
         if stop <= start:
-            self.size(name)
-            return b""
+            with _naming(self.root / name):
+                return b"", str(_obstore().head(self.store, name)["e_tag"])
         with _naming(self.root / name):
             try:
                 answer = _obstore().get(self.store, name, options={"range": (start, stop)})
                 data = answer.bytes().to_bytes()
             except _obstore().exceptions.GenericError as error:
                 if NOT_SATISFIABLE in str(error):
-                    return b""
+                    return b"", ""
                 raise
         expected = min(stop, answer.meta["size"]) - start
         if len(data) != expected:
             raise AddressError(f"{self.root / name}: expected {expected} bytes from {start} on, found {len(data)}")
-        return bytes(data)
+        return bytes(data), str(answer.meta["e_tag"])
 
     def read_many(self, name: str, ranges: Sequence[Range]) -> list[bytes]:
         """As of :class:`ReadStorage`, by one request a range, many at a time."""
@@ -161,10 +166,11 @@ class ObjectStorage:
         """Nothing is prepared."""
         return False
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes of every object below the root, by its path."""
+    def tags(self, most: int | None = None) -> dict[str, tuple[int, str]]:
+        """Bytes and ETag of every object below the root, by its path; the first ``most`` of them."""
         with _naming(self.root):
-            return {each["path"]: each["size"] for some in _obstore().list(self.store) for each in some}
+            listed = (each for some in _obstore().list(self.store) for each in some)
+            return {each["path"]: (each["size"], str(each["e_tag"])) for each in islice(listed, most)}
 
     def put(self, name: str, data: bytes) -> None:
         """Put an object, in place of one that is there; it is there whole or not at all."""

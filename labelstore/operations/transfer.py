@@ -282,10 +282,10 @@ class _Bucket:
 
     def __init__(self, storage: ObjectStorage) -> None:
         self.storage = storage
-        self._sizes = storage.sizes()
+        self._there = storage.tags()
 
     def size(self, name: str) -> int | None:
-        return self._sizes.get(name)
+        return self._there[name][0] if name in self._there else None
 
     def proves(self, file: File) -> bool:
         """By its table of chunks, which is all that is read: objects are there whole or not at all."""

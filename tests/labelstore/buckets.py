@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,12 @@ class _Passing(BaseHTTPRequestHandler):
         if fault.isdecimal():
             self.reply(int(fault), {}, b"<Error><Code>SlowDown</Code></Error>")
             return
-        upstream = http.client.HTTPConnection("127.0.0.1", self.server.port)
-        headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
-        upstream.request(self.command, self.path, body, headers)
-        answer = upstream.getresponse()
-        data = answer.read()
+        with closing(http.client.HTTPConnection("127.0.0.1", self.server.port)) as upstream:
+            headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
+            upstream.request(self.command, self.path, body, headers)
+            answer = upstream.getresponse()
+            data = answer.read()
         self.reply(answer.status, dict(answer.getheaders()), data, cut=fault == "truncate")
-        upstream.close()
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = act  # noqa: N815  of the base class
 
@@ -122,14 +122,13 @@ def environment(proxy: Proxy) -> dict[str, str]:
 
 def put(key: str, data: bytes) -> None:
     """An object, or with an empty key the bucket."""
-    import os
-
     host = os.environ["AWS_ENDPOINT_URL"].partition("//")[2]
-    connection = http.client.HTTPConnection(host)
-    connection.request("PUT", f"/{BUCKET}/{key}".rstrip("/"), data)
-    answer = connection.getresponse()
-    assert answer.status == 200, answer.read()
-    connection.close()
+    with closing(http.client.HTTPConnection(host)) as connection:
+        # Signatures are not looked at, but whether there is one is.
+        headers = {"Authorization": "AWS4-HMAC-SHA256 Credential=tests/20260101/us-east-1/s3/aws4_request"}
+        connection.request("PUT", f"/{BUCKET}/{key}".rstrip("/"), data, headers)
+        answer = connection.getresponse()
+        assert answer.status == 200, answer.read()
 
 
 def put_folder(folder: Path, prefix: str) -> str:
