@@ -117,7 +117,7 @@ class BuildConfig:
     """Crops per image; rounded up to whole blocks."""
     recipe: RecipeName | None = None
     """What a published protocol augments its images with; its values are printed, and flags override them."""
-    images: Annotated[Path, Group("images")]
+    images: Annotated[Path, Group("images"), Addressable()]
     """Class folder, one subfolder a class, with JPEG, PNG, WebP or PPM files; or tar shards such as
     'shards-{000..099}.tar', a zip, Parquet files, CIFAR, IDX or tensor files: docs/GUIDE.md lists them."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
@@ -183,7 +183,7 @@ class VerifyConfig:
 
     store: Annotated[Path, Addressable()]
     """Folder of the store, or its address: http://HOST/FOLDER."""
-    images: Annotated[Path, Group("images")]
+    images: Annotated[Path, Group("images"), Addressable()]
     """The images that the store was made of, as for build; in whatever container."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     weights: tuple[str, ...] = ()
@@ -224,7 +224,7 @@ class ShowConfig:
     """An image set, or a store, instead of --images or --store."""
     store: Annotated[Path | None, Addressable()] = None
     """Folder of the store, or its address: http://HOST/FOLDER."""
-    images: Annotated[Path, Group("images")] = None  # type: ignore[assignment]  # there from __post_init__ on
+    images: Annotated[Path, Group("images"), Addressable()] = None  # type: ignore[assignment]  # there from __post_init__ on
     """The images that the store was made of, as for build; without a store, those that are drawn."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     out: Path

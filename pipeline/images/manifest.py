@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from labelstore.command.names import printable, same_form, told_apart
+from labelstore.durable.at_once import AT_ONCE
 from labelstore.errors import InputError, MismatchError
 from labelstore.format.images import manifest_digest
 from labelstore.spec import Identity
@@ -180,6 +181,7 @@ class _Reader:
 
     def read(self, images: list[int], progress: Callable[[int, int], None] | None, threads: int | None) -> None:
         """Read these images; stops early when many are refused."""
+        threads = AT_ONCE if self.source.listing.remote else threads
         with quiet(), ThreadPoolExecutor(threads) as pool:
             for start in range(0, len(images), _FILES_IN_FLIGHT):
                 part = images[start : start + _FILES_IN_FLIGHT]

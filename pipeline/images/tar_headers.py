@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple, Self
 
 from labelstore.command.names import printable
@@ -34,15 +34,19 @@ class Entry(NamedTuple):
     target: str = ""
 
 
-def entries(tar: str) -> Iterator[Entry]:
+def entries(tar: str, open_tar: Callable[[], BinaryIO] | None = None) -> Iterator[Entry]:
     """Every entry of a tar file, in order; its end is checked.
+
+    Args:
+        tar: its path, or its address where ``open_tar`` is given.
+        open_tar: opens it where it is no file of this machine.
 
     Raises:
         InputError: the file is no tar, damaged, or truncated, or has something after its end.
     """
     shown = printable(tar)
     try:
-        with open(tar, "rb") as file:  # noqa: PTH123
+        with open_tar() if open_tar else open(tar, "rb") as file:  # noqa: PTH123
             yield from _entries(file, shown)
     except tarfile.TarError as error:
         raise InputError(
@@ -54,11 +58,12 @@ def entries(tar: str) -> Iterator[Entry]:
 
 def _entries(file: BinaryIO, shown: str) -> Iterator[Entry]:
     """As `entries`."""
-    descriptor, position, plain = file.fileno(), 0, True
+    position, plain = 0, True
+    read_at = _reading(file)
     with tarfile.TarFile(fileobj=file, mode="r", tarinfo=_Header) as tar:
         vars(tar)["firstmember"] = None  # it is read again
         while True:
-            found = _plain(os.pread(descriptor, _BLOCK, position), position) if plain else None
+            found = _plain(read_at(position), position) if plain else None
             if found is not None:
                 position = found.start + -(-found.size // _BLOCK) * _BLOCK
                 yield found
@@ -75,6 +80,15 @@ def _entries(file: BinaryIO, shown: str) -> Iterator[Entry]:
             plain = plain and not tar.pax_headers  # which hold for all entries that follow
             yield Entry(info.name, _kind(info), info.offset_data, info.size, info.linkname)
     _require_end(file, position, shown)
+
+
+def _reading(file: BinaryIO) -> Callable[[int], bytes]:
+    """What reads a block at an offset: of a file of this machine, one call of the system."""
+    try:
+        descriptor = file.fileno()
+    except OSError:
+        return lambda position: (file.seek(position), file.read(_BLOCK))[1]
+    return lambda position: os.pread(descriptor, _BLOCK, position)
 
 
 def _kind(info: tarfile.TarInfo) -> str:
