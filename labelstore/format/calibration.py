@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from labelstore.durable import documents, removing
 from labelstore.durable import publish as publishing
+from labelstore.durable.nameless import zeros
 from labelstore.durable.publish import Described, FileEntry
 from labelstore.durable.removing import Proof
 from labelstore.durable.storage import LocalStorage, ReadStorage, read_whole
@@ -21,6 +23,8 @@ from labelstore.format.shards import Shard, described
 from labelstore.spec import Json
 
 FILE = "markers/calibration.json"
+MEANS_BYTES = 256 << 20
+"""Memory of the codes of mean labels of a store that is read; more of them lie in a file without a name."""
 SMALLEST, LARGEST = 1e-30, 1e30  # of steps and lengths
 KL_AND_TOP1 = ("kl_1", "kl_20", "top1")  # not in format 1
 
@@ -158,7 +162,7 @@ def read(storage: ReadStorage, layout: StoreLayout, published: Published) -> Cal
         shard = Shard(array, extent, storage, array.file(), entry)
         if shard.describe().xxh3 != entry.xxh3:
             raise DamagedError.of(storage.root / array.file(), f"is not the shard that {FILE} names")
-        values[_name(array)] = shard.read()
+        values[_name(array)] = _means(shard) if _name(array) == "means" else shard.read()
     numbers, step = published.numbers, float(published.numbers["step"])
     center = values["center"]
     return Calibration(
@@ -169,7 +173,17 @@ def read(storage: ReadStorage, layout: StoreLayout, published: Published) -> Cal
         center=center if center.dtype == np.float64 else center * unit_of(step),
         basis=values["basis"],
         cells=values["cells"],
-        means=np.ascontiguousarray(values["means"].T),
+        means=values["means"],
         offset_apart=bool(numbers.get("offset", False)),
         **{name: float(numbers[name]) for name in KL_AND_TOP1 if name in numbers},
     )
+
+
+def _means(shard: Shard) -> npt.NDArray[np.int16]:
+    """The codes of the means as labels are decoded with them: image by image, int16 ``[N, r]``."""
+    components, images = shard.extent
+    table = zeros((images, components), np.int16, MEANS_BYTES)
+    run = shard.layout.chunk[1]
+    for start in range(0, images, run):
+        table[start : start + run] = shard.column(start // run)
+    return table

@@ -149,6 +149,16 @@ class Shard:
             part[...] = self._chunk((head, group, run))[:, : part.shape[2]].swapaxes(1, 2)
         return rows
 
+    def column(self, run: int) -> Array:
+        """Of an array with axes (component, image) the images of one inner chunk, ``[images, components]``."""
+        width, images = self.layout.chunk
+        count = min(images, self.extent[1] - run * images)
+        rows = np.empty((count, self.extent[0]), self.layout.dtype)
+        for group in range(self._present[0]):
+            part = rows[:, group * width : (group + 1) * width]
+            part[...] = self._chunk((group, run))[: part.shape[1], :count].T
+        return rows
+
     def read(self, *heads: int) -> Array:
         """All that the shard holds, or what its inner chunk(s) at grid place ``heads`` hold along the first axes.
 
