@@ -91,7 +91,7 @@ def train(store: str, images: str) -> Figures:
         TrainConfig,
         store=Path(store),
         images=Path(images),
-        student="convnet-d3",
+        student=f"{__package__}.scale_student:Pooled",
         batch_size=BATCH,
         epochs=8,
         lr=0.001,

@@ -32,6 +32,7 @@ CHANGES = {0: 1.0, 1: 0.81, 3: 0.71, 10: 0.54, 30: 0.42, 100: 0.29, 200: 0.19, 4
 MEANS = {0: 1.0, 1: 0.83, 3: 0.70, 10: 0.51, 30: 0.34, 100: 0.20, 200: 0.11, 400: 0.032, 700: 0.009, 999: 0.001}
 SPREAD = 0.86  # length of a change over that of a mean
 MEAN_RANK = 128  # components of means that are drawn
+STEP = 0.9  # of the transform: what a fidelity of 0.98 takes for those labels
 AUDIT_CROPS = 64
 FIT_IMAGES = 20_000
 AT_ONCE = 4_096  # images whose means are coded together
@@ -82,9 +83,11 @@ class DrawnLabels:
 
     def _coded(self, found: Fit) -> npt.NDArray[np.int16]:
         """Codes of the means of all images, int16 ``[N, r]``."""
-        every = np.arange(len(self._targets))
-        parts = (every[start : start + AT_ONCE] for start in range(0, len(every), AT_ONCE))
-        return np.concatenate([found.code(self.means(part)) for part in parts])
+        codes = np.empty((len(self._targets), found.calibration.components), np.int16)
+        for start in range(0, len(codes), AT_ONCE):
+            part = np.arange(start, min(start + AT_ONCE, len(codes)))
+            codes[part] = found.code(self.means(part))
+        return codes
 
 
 def _scaled(rotation: npt.NDArray[np.float64], deviations: Mapping[int, float]) -> Float32Array:
@@ -148,7 +151,7 @@ def write_store(path: Path, manifest: Manifest, size: int, views: int) -> LabelS
     """A finished store of resized crops of all images, labelled by no teacher; its encoding is ``transform``."""
     plan = Plan(PlanSpec(size=size), manifest.heights, manifest.widths)
     columns = len(manifest.classes)
-    labels, encoding = DrawnLabels(manifest.targets, columns), Transform(columns)
+    labels, encoding = DrawnLabels(manifest.targets, columns), Transform(columns, step=STEP)
     labeller: Any = SimpleNamespace(
         columns=columns,
         class_columns=(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,17 +42,20 @@ def test_where_a_file_has_no_room_the_array_is_in_memory(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("group", [1, 16])
+@pytest.mark.parametrize(("chosen", "kind"), [({"fidelity": 0.95}, np.int8), ({"step": 0.02}, np.int16)])
 def test_labels_are_the_same_with_their_means_in_a_file(
-    tmp_path: Path, group: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, group: int, chosen: dict[str, Any], kind: type[np.integer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Images of several chunks, the last one short: 320 of 128."""
     monkeypatch.setattr("labelstore.format.arrays.CODE_CHUNK", (16, 128))
     plain = build(tmp_path / "float16", low_rank(group, 6), 6)
-    own = refit(plain, Transform(COLUMNS, fidelity=0.95), 6)
-    store = convert(plain, tmp_path / "transform", {"name": "transform", "fidelity": 0.95})
+    own = refit(plain, Transform(COLUMNS, **chosen), 6)
+    store = convert(plain, tmp_path / "transform", {"name": "transform", **chosen})
     expected = store.read(1, slice(None)).logits
     monkeypatch.setattr(calibration, "MEANS_BYTES", 0)
     found = LabelStore.open(store.path)
     assert np.array_equal(found.read(1, slice(None)).logits, expected)
-    assert isinstance(found.encoding.calibration.means, np.memmap)  # type: ignore[attr-defined]
-    assert np.array_equal(found.encoding.calibration.means, own.means)  # type: ignore[attr-defined]
+    means = found.encoding.calibration.means  # type: ignore[attr-defined]
+    assert isinstance(means, np.memmap)
+    assert means.dtype == kind
+    assert np.array_equal(means, own.means)
