@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 
 BATCH = 256
 PLACES = 7  # at which a run is continued
-RENDERED = 12  # batches of whole crops
+RENDERED = 8  # batches of whole crops
 CACHE_GIB = 0.25
 SAMPLED = 0.02  # seconds between looks at the memory
 
@@ -83,6 +84,7 @@ def train(store: str, images: str) -> Figures:
     from pipeline.ranks import Ranks
     from trainer.config import TrainConfig
     from trainer.run import make_run
+    from trainer.run_lock import hold
     from trainer.stopping import StopSignals
     from trainer.train import begin
 
@@ -99,7 +101,7 @@ def train(store: str, images: str) -> Figures:
         run_folder=Path(store).with_name("run"),
         cache_gib=CACHE_GIB,
     )
-    with closing(make_run(config, Ranks(), StopSignals())) as run:
+    with hold(config.run), closing(make_run(config, Ranks(), StopSignals())) as run:
         begin(run, Console(silent=True))
         batches = run.replay.play(config.epochs)
         next(batches)
@@ -119,7 +121,7 @@ def continued(replay: Any) -> Figures:
         epoch = int(rng.integers(replay.order.views)) + replay.order.views * (place % 2)
         state = {**replay.state_dict(), "epoch": epoch, "position": int(rng.integers(images) // BATCH * BATCH)}
         replay.load_state_dict(state)
-        seconds.append(timed(lambda: exhaust(replay.play(epoch + 1), 1)))
+        seconds.append(timed(partial(exhaust, replay.play(epoch + 1), 1)))
     replay.load_state_dict({**replay.state_dict(), "epoch": 0, "position": 0})
     return {"continued_s": median(seconds), "continued_most_s": max(seconds)}
 

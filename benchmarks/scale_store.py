@@ -160,9 +160,7 @@ def write_store(path: Path, manifest: Manifest, size: int, views: int) -> LabelS
     with closing(make_renderer(manifest, plan.spec, cache_bytes=0)) as renderer:
         engine = {"name": "drawn", "dtype": "float32"}
         identity = make_identity(manifest, plan, labeller, engine, encoding.to_json(), renderer.id, views)
-        store = LabelStore.create(
-            path, identity, image_digests=manifest.digests, targets=manifest.targets, views=views
-        )
+        store = LabelStore.create(path, identity, image_digests=manifest.digests, targets=manifest.targets, views=views)
         writing = Writing(store, plan, renderer, labels)
         with store.lease() as writer:
             writer.calibrate(labels.calibration(encoding))

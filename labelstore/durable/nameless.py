@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-def zeros(
-    shape: tuple[int, ...], dtype: npt.DTypeLike, budget: int, *, folder: Path | None = None
-) -> npt.NDArray[Any]:
+
+def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike, budget: int, *, folder: Path | None = None) -> npt.NDArray[Any]:
     """Zeros in memory, or in a mapped file that is gone when they are.
 
     The pages of a file are the system's to write out and to drop. Its room is taken when it is made, since a process

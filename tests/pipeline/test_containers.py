@@ -343,7 +343,8 @@ entry_names = st.one_of(
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(
-        st.tuples(entry_names, st.integers(0, 1200), st.sampled_from(["file", "folder", "link"]), entry_names), max_size=6
+        st.tuples(entry_names, st.integers(0, 1200), st.sampled_from(["file", "folder", "link"]), entry_names),
+        max_size=6,
     ),
     st.sampled_from(FORMATS),
     st.booleans(),
