@@ -18,8 +18,7 @@ from benchmarks.harness import Report
 from benchmarks.precompute import compare
 from labelstore.command.console import Console
 from labelstore.command.flags import changed
-from labelstore.spec import BlockShape
-from labelstore.spec import Json
+from labelstore.spec import BlockShape, Json
 from labelstore.store import LabelStore
 from pipeline.build import build as builds
 from pipeline.config import BuildConfig

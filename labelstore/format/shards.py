@@ -29,6 +29,7 @@ from labelstore.format.arrays import ArrayLayout
 
 CRC_BYTES = 4
 ABSENT = np.uint64(2**64 - 1)
+TRANSPOSED_PADDING = 32
 
 Array = npt.NDArray[Any]
 
@@ -161,6 +162,15 @@ class Shard:
             part = rows[:, :, group * width : (group + 1) * width]
             part[...] = self._chunk((head, group, run))[:, : part.shape[2]].swapaxes(1, 2)
         return rows
+
+    def column(self, run: int) -> Array:
+        """Of an array with axes (component, image) the images of one inner chunk, a view ``[images, components]``."""
+        width, images = self.layout.chunk
+        # Rows a whole number of pages long would share few places of the processor's cache when they are transposed.
+        padded = np.empty((self._present[0] * width, images + TRANSPOSED_PADDING), self.layout.dtype)
+        for group in range(self._present[0]):
+            padded[group * width : (group + 1) * width, :images] = self._chunk((group, run))
+        return padded[: self.extent[0], : min(images, self.extent[1] - run * images)].T
 
     def read(self, *heads: int) -> Array:
         """All that the shard holds, or what its inner chunk(s) at grid place ``heads`` hold along the first axes.

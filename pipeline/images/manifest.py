@@ -142,16 +142,18 @@ def scan(
         images = open_images(images, class_order, leave_out, options=options, cache=cache if decode else None)
     source = images
     listing = source.listing
-    known, decoded = ImageRows.empty(len(listing.names)), set[bytes]()
+    known = ImageRows.empty(len(listing.names))
+    hashed = known.digests[:0]
     if not decode:
         cache = None
     if cache is not None and not rehash:
-        known, decoded = manifest_cache.load(cache, listing)
+        known, hashed = manifest_cache.load(cache, listing)
     todo = ~known.decoded
     if digests:
         todo |= ~known.digests.any(axis=1)
     if leave_out:
         todo[_named_among(listing, leave_out)] = False
+    decoded = set(map(bytes, hashed)) if todo.any() else set[bytes]()  # 100 bytes an image
     reader = _Reader(source, known, digests, decoded, decode)
     try:
         reader.read(_as_stored(listing, np.flatnonzero(todo)).tolist(), progress, threads)

@@ -13,7 +13,7 @@ from labelstore.errors import InputError, reason
 _BLOCK = 512
 _PIECE = 1 << 20
 _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-_FILE, _FOLDER = ord("0"), ord("5")
+_FILE, _LINK, _FOLDER = ord("0"), ord("1"), ord("5")
 
 
 class Entry(NamedTuple):
@@ -103,9 +103,9 @@ def _kind(info: tarfile.TarInfo) -> str:
 
 
 def _plain(head: bytes, position: int) -> Entry | None:
-    """What an ordinary header of a file or folder declares; None where tarfile is to read it."""
+    """What an ordinary header of a file, folder or hard link declares; None where tarfile is to read it."""
     kind = head[156] if len(head) == _BLOCK else None
-    if kind not in (_FILE, _FOLDER) or head[257:262] != b"ustar" or head[124] >= 0x80:
+    if kind not in (_FILE, _LINK, _FOLDER) or head[257:262] != b"ustar" or head[124] >= 0x80:
         return None
     prefix = head[345:500].split(b"\0", 1)[0]
     if prefix and head[257:263] != b"ustar\0":
@@ -114,13 +114,18 @@ def _plain(head: bytes, position: int) -> Entry | None:
         size = int(head[124:136].strip(b"\0 ") or b"0", 8)
         checksum = int(head[148:156].strip(b"\0 "), 8)
         name = head[:100].split(b"\0", 1)[0].decode()
+        target = head[157:257].split(b"\0", 1)[0].decode()
         whole = f"{prefix.decode()}/{name}" if prefix else name
     except ValueError:
         return None
     if checksum != sum(head) - sum(head[148:156]) + 8 * 32 or size < 0:
         return None
+    if kind != _FILE and size:
+        return None
     if kind == _FOLDER:
-        return Entry(whole.rstrip("/"), "folder", position + _BLOCK, 0) if not size else None
+        return Entry(whole.rstrip("/"), "folder", position + _BLOCK, 0)
+    if kind == _LINK:
+        return Entry(whole, "link", position + _BLOCK, 0, target)
     return Entry(whole, "file", position + _BLOCK, size)
 
 
