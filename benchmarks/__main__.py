@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 CLAIMS = (
     "plan",
     "images",
+    "scale",
     "render",
     "precompute",
     "teacher",

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from benchmarks.generate import PROMISED, drawn_again, share_of_backbone, ways
-from benchmarks.gpu_inputs import folder_of, wait
-from benchmarks.harness import Report, interleave
+from benchmarks.gpu_inputs import folder_of
+from benchmarks.harness import Report, interleave, wait_for
 from benchmarks.step import draw_set
 from benchmarks.syncs import Waits
 from labelstore.command.console import Console
@@ -153,7 +153,7 @@ def steps_of(run: Run, size: Size, device: torch.device) -> tuple[list[float], f
             run.stop_conditions.between_steps()
             waits.batch()
             if number in (size.warm, timed):
-                wait(device)
+                wait_for(device)
                 start, seconds = time.perf_counter(), time.perf_counter() - start
             if waits.ended:
                 break

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import Report
+from benchmarks.harness import Report, wait_for
 from benchmarks.render import draw, photographs
 from labelstore.command.flags import from_flags
 from pipeline.config import BuildConfig
@@ -93,14 +93,8 @@ def rate(report: Report, name: str, act: Callable[[], object], count: int, devic
 
 def timed(act: Callable[[], object], device: torch.device) -> float:
     """Seconds of an act, with all that it leaves the device to do."""
-    wait(device)
+    wait_for(device)
     start = time.perf_counter()
     act()
-    wait(device)
+    wait_for(device)
     return time.perf_counter() - start
-
-
-def wait(device: torch.device) -> None:
-    """Wait for a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

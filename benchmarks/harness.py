@@ -114,6 +114,12 @@ def interleave(
     return timing
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done what was begun; on a CPU that is so at once."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def cpu_seconds() -> float:
     """Processor time of this process, and of those that it has started, such as the workers of a loader."""
     ended = os.times().children_user + os.times().children_system

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from labelstore.version import __version__
 
 if TYPE_CHECKING:
+    from labelstore.durable.keeping import PieceCache
     from labelstore.durable.storage import LocalStorage, Mapped, ReadStorage
     from labelstore.format.blocks import BlockIndex
     from labelstore.format.columns import CropRows
@@ -34,6 +35,7 @@ __all__ = [
     "LabelStore",
     "LocalStorage",
     "Mapped",
+    "PieceCache",
     "ReadStorage",
     "State",
     "StoreWriter",
@@ -58,6 +60,7 @@ _MODULES = {
     "LabelStore": "labelstore.store",
     "LocalStorage": "labelstore.durable.storage",
     "Mapped": "labelstore.durable.storage",
+    "PieceCache": "labelstore.durable.keeping",
     "ReadStorage": "labelstore.durable.storage",
     "State": "labelstore.spec",
     "StoreWriter": "labelstore.writer",

@@ -1,4 +1,4 @@
-"""`python -m labelstore info | check | convert | export`; what a command needs is imported when it runs."""
+"""`python -m labelstore info | check | push | ...`; what a command needs is imported when it runs."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from labelstore.spec import Json
 
 if TYPE_CHECKING:
     from labelstore.operations.repair import RepairReport
+    from labelstore.operations.transfer import Transfer
     from labelstore.store import LabelStore
 
 
@@ -110,6 +111,34 @@ class ExportConfig:
             raise InputError(f"--views: expected at least 1, found {self.views}")
         if self.temperature is not None and not self.probabilities:
             raise InputError("--temperature: belongs to --probabilities; logits have none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushConfig:
+    """Copy what is sealed of a store to a bucket.
+
+    Typing the same command again continues a stopped copy, or adds the views sealed since. Nothing is deleted.
+    """
+
+    store: tyro.conf.Positional[Path]
+    """Folder of the store."""
+    address: Annotated[tyro.conf.Positional[Path], Addressable()]
+    """Its folder in a bucket: s3://BUCKET/FOLDER, gs://... or az://...."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullConfig:
+    """Copy what is sealed of a store at an address to a folder.
+
+    Typing the same command again continues a stopped copy, or adds the views sealed since. Nothing is deleted.
+    """
+
+    address: Annotated[tyro.conf.Positional[Path], Addressable()]
+    """Of the store: s3://BUCKET/FOLDER, hf://datasets/OWNER/NAME/FOLDER, https://HOST/FOLDER, ...."""
+    store: tyro.conf.Positional[Path]
+    """Folder to make, to complete or to bring up to date."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
 
 def info_command(config: InfoConfig, console: Console) -> int:
@@ -292,6 +321,44 @@ def export_command(config: ExportConfig, console: Console) -> int:
     return 0
 
 
+def push_command(config: PushConfig, console: Console) -> int:
+    """Copy a store to a bucket."""
+    from labelstore.operations.transfer import push
+
+    with console.progress("files", 1, "files") as progress:
+        found = push(config.store, config.address, progress.reach)
+    tell_copied(found, config.address, console)
+    return 0
+
+
+def pull_command(config: PullConfig, console: Console) -> int:
+    """Copy a store from an address."""
+    from labelstore.operations.transfer import pull
+
+    with console.progress("files", 1, "files") as progress:
+        found = pull(config.address, config.store, progress.reach)
+    tell_copied(found, config.store, console)
+    return 0
+
+
+def tell_copied(found: Transfer, place: Path, console: Console) -> None:
+    """Print what was copied to a place."""
+    state = found.store.state
+    values: dict[str, Json] = {
+        "to": str(place),
+        "views": state.views_sealed,
+        "files": found.files,
+        "copied": found.copied,
+        "bytes": found.bytes,
+    }
+    already = f"; {found.files - found.copied:,} were there" if found.copied < found.files else ""
+    console.summary(
+        values,
+        f"{place}: {state.views_sealed:,} sealed views; {found.copied:,} of {found.files:,} files copied, "
+        f"{byte_count(found.bytes)}{already}",
+    )
+
+
 COMMANDS = {
     "info": Command(InfoConfig, info_command, examples=("labels", "labels --weights w.safetensors --json", "set")),
     "check": Command(CheckConfig, check_command, examples=("labels", "labels --repair")),
@@ -301,6 +368,8 @@ COMMANDS = {
         resumes=True,
         examples=("labels small --encoding transform", "labels small --encoding transform --fidelity 0.99"),
     ),
+    "push": Command(PushConfig, push_command, resumes=True, examples=("labels s3://bucket/labels",)),
+    "pull": Command(PullConfig, pull_command, resumes=True, examples=("s3://bucket/labels labels",)),
     "export": Command(
         ExportConfig,
         export_command,

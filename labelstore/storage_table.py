@@ -17,12 +17,17 @@ STORAGES: Table[Any] = Table(
     {
         "http": "labelstore.durable.http:HttpStorage",
         "https": "labelstore.durable.http:HttpStorage",
+        "s3": "labelstore.durable.objects:ObjectStorage",
+        "gs": "labelstore.durable.objects:ObjectStorage",
+        "az": "labelstore.durable.objects:ObjectStorage",
+        "hf": "labelstore.durable.hub:HubStorage",
     }
 )
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")  # as a Path has it, with one of its slashes
 _PATH = "a path on this machine"
-_CREDENTIALS = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*:/{1,2})[^/\s]*@")
+# With a password that has a slash too; a port is none.
+_CREDENTIALS = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*:/{1,2})(?:[^/\s]*@|[^/\s:@]+:(?!\d+(?:/|$))[^\s@]*@)")
 
 
 class Address(PosixPath):
@@ -62,8 +67,8 @@ def as_typed(path: Path) -> Path:
 
 def no_path(word: str, schemes: Iterable[str] = ()) -> str:
     """The message about an address where a path is expected, or an address of some schemes."""
-    known = " or ".join(f"{scheme}://" for scheme in schemes)
-    expected, found = (f"{_PATH} or {known}", "another address") if known else (_PATH, "an address")
+    known = ", ".join(f"{scheme}://" for scheme in schemes)
+    expected, found = (f"{_PATH}, or an address with {known}", "another one") if known else (_PATH, "an address")
     return f"{without_credentials(word)}: expected {expected}, found {found}; copy it here and give its path"
 
 

@@ -15,6 +15,7 @@ from labelstore.access.contents import Contents
 from labelstore.access.reading import Int64Array, Reader, require_indexes
 from labelstore.access.records import AuditRows, BlockData, LabelBatch
 from labelstore.access.streaming import STREAM_BYTES, Request, stream
+from labelstore.durable.keeping import Cached, PieceCache
 from labelstore.durable.storage import LocalStorage, ReadStorage, storage_at
 from labelstore.encodings import Codes, Pairs
 from labelstore.errors import InputError, NotStoredError
@@ -52,12 +53,15 @@ class LabelStore(Contents):
         return (Path(path) / ROOT).exists()
 
     @classmethod
-    def open(cls, path: Path | str | ReadStorage, *, follow: bool = False) -> LabelStore:
+    def open(
+        cls, path: Path | str | ReadStorage, *, follow: bool = False, cache: PieceCache | None = None
+    ) -> LabelStore:
         """Open a store for reading, or for writing once its lease is held.
 
         Args:
             path: its folder; or its address, or what else it is read from, and then it cannot be written.
             follow: as of the class.
+            cache: keeps on this machine what is read of a store that is elsewhere.
 
         Raises:
             FormatError: when it is not a store, or one of another format.
@@ -65,6 +69,8 @@ class LabelStore(Contents):
             AddressError: when what is at the address cannot be read.
         """
         storage = storage_at(path) if isinstance(path, Path | str) else path
+        if cache and not isinstance(storage, LocalStorage):
+            storage = Cached(storage, cache)
         store = cls(storage, read_root(storage), follow=follow)
         if isinstance(storage, LocalStorage):
             require_folders(storage.root, store.layout)

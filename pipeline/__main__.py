@@ -19,7 +19,8 @@ require_ours("pipeline")
 
 from pipeline import ranks
 from pipeline.build import recipe
-from pipeline.config import BuildConfig, ImportConfig, ShowConfig, TextConfig, VerifyConfig, require_labels
+from pipeline.config import BuildConfig, ShowConfig, VerifyConfig, require_labels
+from pipeline.importing.config import ImportConfig, TextConfig
 from pipeline.synthesis.config import SynthesizeConfig
 
 

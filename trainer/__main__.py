@@ -33,7 +33,8 @@ def train_command(config: TrainConfig, console: Console) -> int:
         if values := train_seeds(config, console):
             console.summary(values, say_seeds(values))
         return 0
-    from trainer.train import summarise, train
+    from trainer.summary import summarise
+    from trainer.train import train
 
     if values := train(config, console):
         console.summary(values, summarise(values))

@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from labelstore.command.cache_options import StoreCacheOptions
 from labelstore.command.flags import Addressable, First, Group, Named, Words, flags_of, values_of
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from labelstore.storage_table import scheme_of
 from pipeline.config import EngineOptions, require_place
 from pipeline.images.opening import ImageOptions
 from pipeline.plan.spec import CropOptions, PlanSpec
@@ -43,7 +45,7 @@ LOSS_NUMBERS = {flag.path[-1]: flag.key for flag in flags_of(LossSpec).values() 
 class ImageRunConfig(RunConfig):
     """What a run on crops of images has besides: the images, how they are cut, who labels them, and the tests."""
 
-    images: Annotated[Path, Group("images"), First()]
+    images: Annotated[Path, Group("images"), Addressable(), First()]
     """The images that the store was made of, or that fresh crops are cut from: a class folder, tar shards or other
     containers, as for build."""
     source: Annotated[ImageOptions, Group("images"), First()] = field(default_factory=ImageOptions)
@@ -55,7 +57,7 @@ class ImageRunConfig(RunConfig):
     the names sort otherwise."""
     teacher: Annotated[OnlineTeacher, Group("teacher")] = field(default_factory=OnlineTeacher)
     engine: Annotated[EngineOptions, Group("teacher"), Named("teacher")] = field(default_factory=EngineOptions)
-    test_images: Annotated[Path | None, Group("evaluation")] = None
+    test_images: Annotated[Path | None, Group("evaluation"), Addressable()] = None
     """Test images with the same classes, in a class folder or another container; without it nothing is evaluated."""
     test_source: Annotated[ImageOptions, Group("evaluation"), Named("test")] = field(default_factory=ImageOptions)
     test_resize: Annotated[int | None, Group("evaluation")] = None
@@ -76,6 +78,7 @@ class TrainConfig(ImageRunConfig):
     store: Annotated[Path | None, Addressable(), First()] = None
     """Folder of the store, or its address: http://HOST/FOLDER; without one, epoch e plays view e of fresh crops, and
     nothing is stored."""
+    store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
     recipe: RecipeName | None = None
     """A published protocol in full; its values are printed, and flags override them."""
     student: Annotated[str, Group("student"), First()]
@@ -109,7 +112,9 @@ class TrainConfig(ImageRunConfig):
     def __post_init__(self) -> None:
         """Refuse numbers that no run can have."""
         keeps = {"--images": self.images, "--test-images": self.test_images, "--store": self.store}
-        require_apart({"--run": self.run}, keeps)
+        require_apart({"--run": self.run, "--cache-dir": self.store_cache.cache_dir}, keeps)
+        if self.store_cache.cache_dir and (self.store is None or scheme_of(self.store) is None):
+            raise InputError("--cache-dir: keeps parts of a --store at an address, found none; leave it out")
         self.require_numbers()
         for name in ("size", "views", "test_resize", "eval_every"):
             value = getattr(self, name)
@@ -217,7 +222,7 @@ class EvaluateConfig:
     weights: tuple[str, ...] = ()
     """Instead: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained; of several files, or a
     pattern such as 'run/epoch-*.safetensors', a row each, compared with the last."""
-    images: Annotated[Path | None, Group("images")] = None
+    images: Annotated[Path | None, Group("images"), Addressable()] = None
     """Test images, in a class folder or another container; those of the run when left out."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     student: str | None = None

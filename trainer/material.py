@@ -11,6 +11,7 @@ from torch import Tensor
 
 from labelstore.command.console import Console
 from labelstore.command.names import printable
+from labelstore.durable.keeping import PieceCache
 from labelstore.spec import Identity, Json
 from labelstore.store import LabelStore
 from pipeline.images.manifest import Manifest, scan
@@ -150,7 +151,9 @@ def order_of(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
 def store_of(config: TrainConfig) -> LabelStore:
     """The store of a run that has one."""
     assert config.store is not None  # noqa: S101  its flags were checked
-    return LabelStore.open(config.store, follow=config.follow)
+    kept = config.store_cache
+    cache = PieceCache(kept.cache_dir, kept.bytes) if kept.cache_dir else None
+    return LabelStore.open(config.store, follow=config.follow, cache=cache)
 
 
 def open_stored(config: TrainConfig, ranks: Ranks, views: int | None) -> Material:
@@ -215,26 +218,7 @@ def open_fresh(
     normal: Normal | None = None,
 ) -> Material:
     """Crops of a plan with labels of each image, made on the way, or none."""
-    if config.labels.source == "image":
-        store = store_of(config)
-        manifest = open_images(store, config.images, options=config.source)
-        config.loss.require_content(store.identity.content)
-        if config.recipe and hasattr(recipe_of(config.recipe), "fresh"):  # whose `build` makes image labels
-            require_store(config.recipe, store.identity, config.student)
-        spec, found = config.plan(config.size or store.identity.size), Found.of_images(store, config.labels.view)
-    else:
-        manifest = scan(
-            config.images,
-            class_order=config.class_order,
-            options=config.source,
-            cache=config.run / TRAIN_CACHE,
-            skip_broken=config.skip_broken,
-        )
-        spec = config.plan(config.size or 0)
-        found = Found.hard(manifest.classes, config.teacher.mean, config.teacher.std)
-        if config.labels.source == "online":
-            shown = Shown(classes=manifest.classes, spec=spec, normalisation=normal)
-            found = Found.by(load_online(config, shown, ranks.world, engine), exact=config.labels.exact)
+    manifest, spec, found = labelled(config, ranks, engine, normal)
     renderer = make_renderer(
         manifest,
         spec,
@@ -268,6 +252,33 @@ def open_fresh(
         online=found.online,
         labels=labels,
     )
+
+
+def labelled(
+    config: TrainConfig, ranks: Ranks, engine: Mapping[str, Any] | None, normal: Normal | None
+) -> tuple[Manifest, PlanSpec, Found]:
+    """The images of fresh crops, how these are cut, and their labels."""
+    if config.labels.source == "image":
+        store = store_of(config)
+        manifest = open_images(store, config.images, options=config.source)
+        config.loss.require_content(store.identity.content)
+        if config.recipe and hasattr(recipe_of(config.recipe), "fresh"):  # whose `build` makes image labels
+            require_store(config.recipe, store.identity, config.student)
+        spec, found = config.plan(config.size or store.identity.size), Found.of_images(store, config.labels.view)
+    else:
+        manifest = scan(
+            config.images,
+            class_order=config.class_order,
+            options=config.source,
+            cache=config.run / TRAIN_CACHE,
+            skip_broken=config.skip_broken,
+        )
+        spec = config.plan(config.size or 0)
+        found = Found.hard(manifest.classes, config.teacher.mean, config.teacher.std)
+        if config.labels.source == "online":
+            shown = Shown(classes=manifest.classes, spec=spec, normalisation=normal)
+            found = Found.by(load_online(config, shown, ranks.world, engine), exact=config.labels.exact)
+    return manifest, spec, found
 
 
 def setting_of(config: TrainConfig, manifest: Manifest, spec: PlanSpec) -> Setting:

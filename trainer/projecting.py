@@ -24,6 +24,7 @@ from trainer.evaluate import EvalResult, measure
 from trainer.projector import make_projector_run, settle_encoder
 from trainer.projector_config import ProjectorConfig
 from trainer.subject import settle
+from trainer.summary import summarise as of_run
 
 MERGED = "merged.safetensors"
 
@@ -51,7 +52,7 @@ def summarise(values: Mapping[str, Any]) -> str:
     )
     bytes_ = f"{byte_count(found['total_bytes'])}; its encoder, not copied, has {byte_count(found['encoder']['bytes'])}"
     lines = [
-        loop.summarise(values),
+        of_run(values),
         f"projector: {sum(count.values()):,} parameters ({parts}), {bytes_} more",
     ]
     if "teachers" in values:

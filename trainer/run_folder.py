@@ -44,6 +44,8 @@ NOT_THE_RUN = (
     "seeds",
     "json",
     "store",
+    "cache_dir",
+    "store_cache_gib",
     "images",
     "images_format",
     "class_names",

@@ -14,7 +14,8 @@ from trainer.compare import Statistic
 from trainer.config import TrainConfig
 from trainer.file_names import CONFIG
 from trainer.runs import read_run
-from trainer.train import summarise, train_on
+from trainer.summary import summarise
+from trainer.train import train_on
 
 
 def train_seeds(config: TrainConfig, console: Console) -> Mapping[str, Json]:

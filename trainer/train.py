@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from labelstore.command.console import Console, Progress, duration
+from labelstore.command.console import Console, Progress
 from labelstore.durable.removing import require
 from labelstore.errors import GiftwrapError
 from labelstore.spec import Json
@@ -377,27 +377,3 @@ def summary(run: Run, before: int, seconds: float) -> dict[str, Json]:
         "evaluations": run.evaluations,
         **run.objective.report(),
     }
-
-
-def summarise(values: Mapping[str, Any]) -> str:
-    """The summary for people, which counts epochs from 1."""
-    steps, now = values["steps"], values["steps_now"]
-    text = f"run {values['run']}: {steps:,} steps{'' if now == steps else f', {now:,} of them now,'} in "
-    text += duration(values["seconds"])
-    last, best = values["last"], values["best"]
-    name = next(iter(last), None)  # of the objective's numbers, the first one
-    if name is None:
-        return f"{text}; nothing was to be evaluated"
-    if not values["evaluations"]:
-        return f"{text}; no test images were given"
-    return (
-        f"{text}; test {shown(name, last[name])} at the last epoch, {shown(name, best[name], named=False)} at the best "
-        f"(epoch {best['epoch'] + 1}) of {values['evaluations']} evaluated"
-    )
-
-
-def shown(name: str, value: float | None, *, named: bool = True) -> str:
-    """A number of an evaluation for people, with its name: top-k in percent, others as they are."""
-    share = name.startswith("top") and name[3:].isdecimal()
-    text = "no number" if value is None else f"{value:.2f} %" if share else f"{value:.4g}"
-    return f"{f'top-{name[3:]}' if share else name} {text}" if named else text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from benchmarks.studies.label_cost_cells import MEAN, MOBILE, SMALL, STD, Network
@@ -179,6 +179,24 @@ def cells(scale: Scale) -> list[Cell]:
         found += compared(seed)
         found += ablated(seed)
     return list(dict.fromkeys(found))
+
+
+def needs(scale: Scale, cell: Cell) -> list[Cell]:
+    """What has to be finished before a cell begins; stores of labels are made by students of the first seed."""
+    if cell.kind == "projector":
+        return [Cell(kind="teacher")] if ABLATION[cell.labels].teacher == "weak" else []
+    if cell.kind == "set":
+        return [Cell(kind="set", set="rded")] if cell.set == "updated" else []
+    if cell.kind == "teacher":
+        return []
+    found = [Cell(kind="set", set=cell.set)]
+    if cell.labels == "weak":
+        found.append(Cell(kind="teacher"))
+    if cell.labels in ABLATION:
+        found.append(Cell(kind="projector", labels=cell.labels))
+    elif cell.labels != "hard" and cell.seed != scale.seeds[0]:
+        found.append(replace(cell, seed=scale.seeds[0]))
+    return found
 
 
 def compared(seed: int) -> Iterator[Cell]:

@@ -9,9 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.studies.hello_cells import ABLATION, STORED, Cell, Scale
 from benchmarks.studies.image_sets_run import AROUND_S, CLASSES, CROPS, timed
-from benchmarks.studies.in_process import run_build, run_synthesize, run_train, run_train_projector
+from benchmarks.studies.in_process import (
+    is_whole,
+    machine_flags,
+    run_build,
+    run_synthesize,
+    run_train,
+    run_train_projector,
+)
+from benchmarks.studies.jobs import held
 from benchmarks.studies.label_cost_run import encoder_flags
 from labelstore.operations.projector import projector_info
 
@@ -19,16 +29,19 @@ HARD_WEIGHT = 0.1  # of students' cross-entropy beside the squared error
 
 
 class Lab:
-    """Does the cells. What a cell needs and is not there is made first.
+    """Does the cells. What a cell needs and is not there is made first, by one process.
 
     Args:
         scale: of the study.
         folder: for sets, stores and runs.
         data: folder of the data sets.
+        device: of all commands.
+        jobs: cells at the same time.
     """
 
-    def __init__(self, scale: Scale, folder: Path, data: Path) -> None:
-        self.scale, self.folder, self.data = scale, folder, data
+    def __init__(self, scale: Scale, folder: Path, data: Path, device: str = "cpu", jobs: int = 1) -> None:
+        self.scale, self.folder, self.data, self.device = scale, folder, data, device
+        self._machine = machine_flags(device, jobs)
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """Do a cell, or continue it; what is found, for its line."""
@@ -41,14 +54,15 @@ class Lab:
             found = self.make_set(cell.set)
         else:
             found = self.train_student(cell)
-        return {**found, "seconds": round(time.monotonic() - start, 1)}
+        return {**found, "device": self.device, "seconds": round(time.monotonic() - start, 1)}
 
     def train_weak(self) -> dict[str, Any]:
         """The weak teachers: checkpoints of one run on hard labels of all real images."""
         scale = self.scale
         done = run_train(
-            "--images", self.data / scale.train, "--labels", "none", "--loss", "ce", "--student", scale.student,
-            "--student-args", json.dumps(dict(scale.student_args)), "--size", scale.size, "--scale", 0.25, 1.0,
+            *self._machine, "--images", self.data / scale.train, "--labels", "none", "--loss", "ce",
+            "--student", scale.student, "--student-args", json.dumps(dict(scale.student_args)),
+            "--size", scale.size, "--scale", 0.25, 1.0,
             "--optimizer", "AdamW", "--lr", 1e-3, "--weight-decay", 0.01, "--batch-size", scale.batch,
             "--epochs", scale.teacher_epochs, "--keep-every", scale.keep_every,
             "--test-images", self.data / scale.test, "--eval-every", scale.teacher_epochs,
@@ -60,7 +74,8 @@ class Lab:
         """A projector, beside its teachers on the test images."""
         scale, step = self.scale, ABLATION[name]
         done: Any = run_train_projector(
-            *encoder_flags(scale.encoder, self.data / scale.encoder.weights), "--images", self.data / scale.train,
+            *self._machine, *encoder_flags(scale.encoder, self.data / scale.encoder.weights),
+            "--images", self.data / scale.train,
             *self.teacher(step.teacher), "--teacher-size", scale.size, "--rank", step.rank, "--head", step.head,
             "--hard-weight", step.hard_weight, "--scale", 0.25, 1.0, "--batch-size", scale.batch,
             "--epochs", scale.projector_epochs, "--test-images", self.data / scale.test,
@@ -87,8 +102,9 @@ class Lab:
         if which == "weak":
             kept = range(scale.keep_every, scale.teacher_epochs + 1, scale.keep_every)
             files = [self.folder / "weak" / f"epoch-{epoch:04d}.safetensors" for epoch in kept]
-            if not all(file.exists() for file in files):
-                self.train_weak()
+            with held(self.folder / "weak"):
+                if not all(file.exists() for file in files):
+                    self.train_weak()
             args = json.dumps(dict(scale.student_args))
             return ("--teacher", scale.student, "--teacher-args", args, "--weights", *files)
         strong = scale.strong
@@ -104,8 +120,8 @@ class Lab:
     def make_set(self, name: str) -> dict[str, Any]:
         """A set of images, and what the strong teacher makes of it; Nones where a killed call has finished the set."""
         scale, encoder = self.scale, self.scale.encoder
-        if name == "updated" and not self.images("rded").exists():
-            self.make_set("rded")
+        if name == "updated":
+            self.require_set("rded")
         real = ("--images", self.data / scale.train, "--ipc", scale.per_class)
         own: Mapping[str, tuple[object, ...]] = {
             "random": ("random", *real, "--take", "center"),
@@ -117,20 +133,27 @@ class Lab:
                 "--update-steps", scale.update_steps,
             ),
         }  # fmt: skip
-        made = run_synthesize(*own[name], "--size", scale.size, *self.teacher("strong"), "--out", self.images(name))
+        made = run_synthesize(
+            *own[name], *self._machine, "--size", scale.size, *self.teacher("strong"), "--out", self.images(name)
+        )
         looked: Any = made.get("teacher", {})
         return {key: looked.get(key) for key in ("agreement", "agreement_on_crops", "cross_entropy")}
+
+    def require_set(self, name: str) -> None:
+        """Make a set where it is absent."""
+        with held(self.images(name)):
+            if not self.images(name).exists():
+                self.make_set(name)
 
     def train_student(self, cell: Cell) -> dict[str, Any]:
         """A student on the images of a cell, tested after the last epoch."""
         scale = self.scale
-        if not self.images(cell.set).exists():
-            self.make_set(cell.set)
+        self.require_set(cell.set)
         done = run_train(
-            "--recipe", "hello", "--images", self.images(cell.set), *self.labels(cell), "--student", scale.student,
-            "--student-args", json.dumps(dict(scale.student_args)), "--epochs", scale.epochs,
-            "--batch-size", scale.batch, "--seed", cell.seed, "--test-images", self.data / scale.test,
-            "--eval-every", scale.epochs, "--checkpoint-every", scale.epochs,
+            *self._machine, "--recipe", "hello", "--images", self.images(cell.set), *self.labels(cell),
+            "--student", scale.student, "--student-args", json.dumps(dict(scale.student_args)),
+            "--epochs", scale.epochs, "--batch-size", scale.batch, "--seed", cell.seed,
+            "--test-images", self.data / scale.test, "--eval-every", scale.epochs, "--checkpoint-every", scale.epochs,
             "--run-folder", self.folder / "students" / cell.name,
         )  # fmt: skip
         return {"top1": done["last"]["top1"], "steps": done["steps"]}
@@ -143,8 +166,9 @@ class Lab:
         if cell.labels in STORED:
             return ("--store", self.store(cell.set, cell.labels), *squared)
         folder = self.projector(cell.labels)
-        if not (folder / "projector.safetensors").exists():
-            self.train_projector(cell.labels)
+        with held(folder):
+            if not (folder / "projector.safetensors").exists():
+                self.train_projector(cell.labels)
         return (
             "--labels", "online", "--size", self.scale.size, "--teacher", "projector", "--weights", folder,
             "--teacher-size", self.scale.encoder.size, *squared,
@@ -153,10 +177,13 @@ class Lab:
     def store(self, images: str, teacher: str) -> Path:
         """The store of a teacher's labels, a view for each epoch."""
         store = self.folder / "stores" / f"{images}-{teacher}"
-        run_build(
-            "--recipe", "hello", "--images", self.images(images), *self.teacher(teacher),
-            "--size", self.scale.size, "--views", self.scale.epochs, "--encoding", "float16", "--store", store,
-        )  # fmt: skip
+        with held(store):
+            if is_whole(store, self.scale.epochs):
+                return store
+            run_build(
+                *self._machine, "--recipe", "hello", "--images", self.images(images), *self.teacher(teacher),
+                "--size", self.scale.size, "--views", self.scale.epochs, "--encoding", "float16", "--store", store,
+            )  # fmt: skip
         return store
 
 
@@ -165,19 +192,20 @@ class Pace:
 
     Args:
         scale: of the study.
+        device: of all commands.
     """
 
-    def __init__(self, scale: Scale) -> None:
-        self._scale = scale
+    def __init__(self, scale: Scale, device: str = "cpu") -> None:
+        self._scale, self._device = scale, torch.device(device)
 
     @cached_property
     def _rates(self) -> tuple[tuple[float, float], tuple[float, float], tuple[float, float]]:
         """Seconds a crop of a step and of a forward: of the student, the strong teacher and the encoder."""
         scale = self._scale
         return (
-            timed(scale.student, scale.student_args, scale.size),
-            timed(scale.strong.name, scale.strong.args, scale.strong.size),
-            timed(scale.encoder.name, scale.encoder.args, scale.encoder.size),
+            timed(scale.student, scale.student_args, scale.size, self._device),
+            timed(scale.strong.name, scale.strong.args, scale.strong.size, self._device),
+            timed(scale.encoder.name, scale.encoder.args, scale.encoder.size, self._device),
         )
 
     def seconds(self, cell: Cell) -> float:

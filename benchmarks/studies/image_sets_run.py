@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.gpu_inputs import wait
+from benchmarks.harness import wait_for
 from benchmarks.studies.image_sets_cells import Cell, Data, Scale
 from benchmarks.studies.in_process import run_train
 from labelstore.command.console import Console
@@ -179,9 +179,9 @@ def timed(name: str, args: Mapping[str, Any], side: int, device: torch.device = 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     """Seconds that something takes, after a first time."""
     work()
-    wait(device)
+    wait_for(device)
     start = time.perf_counter()
     for _ in range(3):
         work()
-    wait(device)
+    wait_for(device)
     return (time.perf_counter() - start) / 3

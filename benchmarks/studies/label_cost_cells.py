@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from benchmarks.studies.ledger import Recorded
@@ -112,6 +112,8 @@ class Scale:
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # with which the bundled CIFAR-10 teachers were trained
 HALF = (0.5, 0.5, 0.5)
 RANKS = (2, 8, 32)
+STEM = 27  # width of MobileNetV2's first convolution
+WITHOUT_STEM = "conv_(pw|pwl|head)$"
 MOBILE = Network(
     name="timm:mobilenetv2_100",
     args={"pad_type": "same"},
@@ -138,6 +140,11 @@ def top(largest: int, part: int = 1) -> Way:
     """The largest columns of some views, after LPQLD."""
     name = f"top {largest}" + (f", one of {part} views" if part > 1 else "")
     return Way(name=name, kind="topk", largest=largest, part=part)
+
+
+def adapted_at(rank: int) -> str | None:
+    """The layers that a projector of that rank adapts, for ``--lora-on``: none whose width is below the rank."""
+    return WITHOUT_STEM if rank > STEM else None
 
 
 def projector(rank: int) -> Way:
@@ -217,25 +224,38 @@ class Cell(Recorded):
     Attributes:
         frontier: where it belongs.
         way: its name.
-        seed: of the student; None: the labels are made.
+        seed: of the student; None: the labels are made, or timed.
+        timed: whether their seconds are measured, while nothing else runs.
     """
 
     frontier: str
     way: str
     seed: int | None
+    timed: bool = False
 
     @property
     def name(self) -> str:
         """In words; unique in the claim."""
-        what = "labels" if self.seed is None else f"student, seed {self.seed}"
+        what = "seconds" if self.timed else "labels" if self.seed is None else f"student, seed {self.seed}"
         return f"{self.frontier}, {self.way}: {what}"
 
 
 def cells(scale: Scale) -> Iterator[Cell]:
-    """All cells: of each seed every way, labels before students."""
+    """All cells: of each seed every way, labels before students; at the end what is timed."""
     for place, seed in enumerate(scale.seeds):
         for frontier in scale.frontiers:
             for way in frontier.ways:
                 if not place:
                     yield Cell(frontier=frontier.name, way=way.name, seed=None)
                 yield Cell(frontier=frontier.name, way=way.name, seed=seed)
+    for frontier in scale.frontiers:
+        for way in frontier.ways:
+            yield Cell(frontier=frontier.name, way=way.name, seed=None, timed=True)
+
+
+def needs(cell: Cell) -> list[Cell]:
+    """What has to be finished before a cell begins: its labels, and before these the exact ones."""
+    labels = Cell(frontier=cell.frontier, way=cell.way, seed=None)
+    if cell != labels:
+        return [labels]
+    return [replace(labels, way=FLOAT16.name)] if cell.way != FLOAT16.name else []

@@ -170,7 +170,12 @@ def print_plan(work: Work[CellT], minutes: float) -> None:
 
 
 def run_study(
-    config: StudyConfig, work: Work[CellT], ledger: Ledger[CellT], minutes: float, report: Callable[[], str]
+    config: StudyConfig,
+    work: Work[CellT],
+    ledger: Ledger[CellT],
+    minutes: float,
+    report: Callable[[], str],
+    run: Callable[[float], None] | None = None,
 ) -> None:
     """Do what is left of a study and print its tables, or with --dry-run print its plan.
 
@@ -180,12 +185,16 @@ def run_study(
         ledger: of its finished cells.
         minutes: that it is sized for.
         report: writes the tables; their text.
+        run: does cells for that many minutes; one after the other when left out.
     """
     minutes = minutes if config.minutes is None else config.minutes
     if config.dry_run:
         print_plan(work, minutes)
         return
-    run_cells(work, ledger, minutes)
+    if run:
+        run(minutes)
+    else:
+        run_cells(work, ledger, minutes)
     print(f"\n{report()}")
 
 

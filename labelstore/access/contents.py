@@ -55,26 +55,27 @@ class Contents:
         self.table = BlockTable(storage, identity)
         self._encoding: Encoding = make_encoding(identity.encoding, identity.columns, identity.format)
         self._calibration: calibrations.Published | None = None
+        self._fitted = False  # whether the arrays of the calibration have been read
 
     @property
     def encoding(self) -> Encoding:
         """Turns logits into codes and back; calibrated as soon as the store is."""
-        if self._calibration is None and is_fitted(self._encoding):
-            published = calibrations.find(self.storage, self.layout)
-            if published is not None:
-                self._encoding = self._encoding.calibrated(calibrations.read(self.storage, self.layout, published))
-                self._calibration = published
+        if not self._fitted and is_fitted(self._encoding) and (published := self.calibration):
+            self._encoding = self._encoding.calibrated(calibrations.read(self.storage, self.layout, published))
+            self._fitted = True
         return self._encoding
 
     @property
     def calibrated(self) -> bool:
         """Whether labels can be encoded: at once, or since the encoding was calibrated."""
-        return not self.encoding.needs_calibration or self._calibration is not None
+        return not self._encoding.needs_calibration or self.calibration is not None
 
     @property
     def calibration(self) -> calibrations.Published | None:
-        """What is known of the published calibration; None where there is none."""
-        return self._calibration if self.calibrated else None
+        """What is known of the published calibration, by its marker alone; None where there is none."""
+        if self._calibration is None and self._encoding.needs_calibration:
+            self._calibration = calibrations.find(self.storage, self.layout)
+        return self._calibration
 
     def refresh(self) -> None:
         """Read the state again."""

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from labelstore.durable.storage import ReadStorage
+from labelstore.durable.storage import LocalStorage, ReadStorage
 from labelstore.encodings import Pairs
 from labelstore.errors import DamagedError, InputError
 from labelstore.format.arrays import ArrayLayout, StoreLayout
@@ -32,10 +32,13 @@ MAX_MAPS = 1024
 MAP_BYTES = 64 << 10
 # Compressed codes of 65,536 positions, in which a view is played again, fit up to 4 KiB of codes a row.
 MAX_CODE_BYTES = 512 << 20
+MAX_HELD_BYTES = 512 << 20  # of shards that are elsewhere, and so copied
 MAX_ROW_BYTES = 64 << 20
 MAX_ORDER_BYTES = 64 << 20
 MAX_SIZES = 4096  # blocks whose markers need not be parsed for every request
 
+LOCAL_THREADS = 2  # one reads from the disk while the other waits for Python's lock to report its result
+REMOTE_THREADS = 16  # so many answers are waited for at a time
 NOWHERE = 2**32 - 1  # no position: a view has at most 2^32, of which the last is never alone
 Int64Array = npt.NDArray[np.int64]
 # The blocks that positions lie in: (block, which of the positions, their places in the block).
@@ -121,7 +124,8 @@ class Reader:
         self._storage, self._identity, self._marker, self._components = storage, identity, marker, components
         self._grid, self._layout = BlockGrid.of(identity), StoreLayout.of(identity)
         if map_bytes is None:
-            self._maps: Cache[Shard] = Cache(MAX_MAPS, lambda _: 1)
+            least = MAX_HELD_BYTES // MAX_MAPS
+            self._maps: Cache[Shard] = Cache(MAX_HELD_BYTES, lambda shard: max(shard.held, least))
         else:
             self._maps = Cache(map_bytes, lambda shard: max(shard.nbytes, MAP_BYTES))
         self._units: Cache[npt.NDArray[Any]] = Cache(MAX_CODE_BYTES, lambda unit: unit.nbytes)
@@ -147,9 +151,20 @@ class Reader:
         return out
 
     def read_ahead(self, block: BlockIndex) -> None:
-        """Read the shards of a block into the system's cache; nothing is checked, and nothing kept here."""
-        for layout in self._layout.blocks:
-            self._storage.read_ahead(layout.file(block))
+        """Read the shards of a block into the system's cache, where no code is checked and nothing is kept here.
+
+        Of a block that is elsewhere, the rows are read, and the codes kept as they come.
+        """
+        ahead = [self._storage.read_ahead(layout.file(block)) for layout in self._layout.blocks]
+        if not all(ahead):
+            self._rows.get(block, partial(self._read_rows, block))
+            for layout in self._layout.codes:
+                self._map(layout, block).load()
+
+    @property
+    def threads(self) -> int:
+        """How many blocks are worth reading ahead at a time."""
+        return LOCAL_THREADS if isinstance(self._storage, LocalStorage) else REMOTE_THREADS
 
     def drop(self, block: BlockIndex) -> None:
         """Drop the maps of a block."""

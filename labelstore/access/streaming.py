@@ -21,7 +21,6 @@ from labelstore.format.blocks import BlockIndex
 
 STREAM_BYTES = 256 << 20
 MAX_WAITING = 4096  # requests
-THREADS = 2  # one reads from the disk while the other waits for Python's lock to report its result
 
 Positions = slice | npt.ArrayLike
 Request = tuple[int, Positions]
@@ -45,7 +44,7 @@ def stream(
         budget: the most bytes of encoded blocks, and of positions, that are ahead or in use. Of a request for more,
             and of a block that is larger, the rest is read when its turn comes.
     """
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="giftwrap-stream") as pool:
+    with ThreadPoolExecutor(reader.threads, thread_name_prefix="giftwrap-stream") as pool:
         prefetcher = _Prefetcher(requests, reader, index, budget, pool)
         try:
             while entry := prefetcher.first():

@@ -12,6 +12,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import Request, urlopen
 
+from labelstore.durable.pieces import fetched
 from labelstore.durable.storage import Mapped, Range
 from labelstore.errors import AddressError, InputError, reason
 from labelstore.storage_table import Address
@@ -56,17 +57,17 @@ class HttpStorage:
         """As of :class:`ReadStorage`, by one request a range."""
         return [self.read(name, *each) for each in ranges]
 
-    def map(self, name: str, size: int) -> Mapped:
-        """As of :class:`ReadStorage`: a copy in memory."""
-        data, there = self._get(name, 0, max(size, 1))
-        return Mapped.of(data[:size], there)
+    def map(self, name: str, size: int, digest: str | None = None) -> Mapped:  # noqa: ARG002  of the protocol
+        """As of :class:`ReadStorage`: a copy in memory, filled as it is needed."""
+        return fetched(self, name, size)
 
     def list(self, folder: str) -> list[str]:  # noqa: ARG002  of the protocol
         """Nothing: a web server has no listing."""
         return []
 
-    def read_ahead(self, name: str) -> None:
-        """Nothing is prepared: what is read ahead would be kept nowhere."""
+    def read_ahead(self, name: str) -> bool:  # noqa: ARG002  of the protocol
+        """Nothing is prepared."""
+        return False
 
     def _get(self, name: str, start: int, stop: int) -> tuple[bytes, int]:
         """Bytes ``start`` to ``stop`` of a file, fewer where it ends before, and how many it has."""

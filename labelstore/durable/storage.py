@@ -33,15 +33,20 @@ class Mapped:
         data: uint8 ``[n]``, read-only; a map of the file, or a copy of its bytes.
         size: bytes that the file has now, FileNotFoundError if it is gone. A local file that was cut must not be read
             through its map: the system ends a process that does. Of a copy, the size that the file had.
+        held: bytes of memory that it takes; 0 of a map.
+        fetch: where ``data`` is filled as it is needed, what fills some ranges of it, once more if its second argument
+            is true; AddressError or FileNotFoundError when they cannot be read. None where all of it is there.
     """
 
     data: npt.NDArray[np.uint8]
     size: Callable[[], int]
+    held: int = 0
+    fetch: Callable[[Sequence[Range], bool], None] | None = None
 
     @classmethod
     def of(cls, data: bytes, size: int) -> Mapped:
         """A copy of the first bytes of a file of ``size`` bytes."""
-        return cls(np.frombuffer(data, np.uint8), lambda: size)
+        return cls(np.frombuffer(data, np.uint8), lambda: size, held=len(data))
 
 
 class ReadStorage(Protocol):
@@ -67,16 +72,22 @@ class ReadStorage(Protocol):
         """Several ranges of a file, as :meth:`read` gives each."""
         ...
 
-    def map(self, name: str, size: int) -> Mapped:
-        """The first ``size`` bytes of a file, fewer where it ends before; a map, or a copy in memory."""
+    def map(self, name: str, size: int, digest: str | None = None) -> Mapped:
+        """The first ``size`` bytes of a file, fewer where it ends before; a map, or a copy in memory.
+
+        ``digest`` is its XXH3-64 (hex), where that is known: bytes may be kept by it.
+        """
         ...
 
     def list(self, folder: str) -> list[str]:
         """Names of the files and folders in a folder, in any order."""
         ...
 
-    def read_ahead(self, name: str) -> None:
-        """Prepare for :meth:`map`, in a thread of its own; may do nothing."""
+    def read_ahead(self, name: str) -> bool:
+        """Prepare for :meth:`map`, in a thread of its own; whether that was done.
+
+        Where it was not, a reader that will need a file maps it ahead.
+        """
         ...
 
 
@@ -113,7 +124,7 @@ class LocalStorage:
                 found.append(file.read(max(min(stop, size) - start, 0)))
         return found
 
-    def map(self, name: str, size: int) -> Mapped:
+    def map(self, name: str, size: int, digest: str | None = None) -> Mapped:  # noqa: ARG002  of the protocol
         """As of :class:`ReadStorage`: a map of the file, without a descriptor."""
         path = self.root / name
         descriptor = disk.open_file(path)
@@ -128,9 +139,10 @@ class LocalStorage:
         """As of :class:`ReadStorage`."""
         return os.listdir(self.root / folder)  # noqa: PTH208  names, not paths
 
-    def read_ahead(self, name: str) -> None:
+    def read_ahead(self, name: str) -> bool:
         """As of :class:`ReadStorage`: the system reads the file into its cache."""
         disk.read_ahead(self.root / name)
+        return True
 
 
 def storage_at(place: Path | str) -> ReadStorage:

@@ -59,7 +59,7 @@ class Calibration:
         basis: components, in 1 / 2**15, int16 ``[r, C]``; a multiple of 16 of them.
         cells: where codes begin, in steps, float32 ``[r, 2]``: the smallest magnitude that becomes 1, and by how much
             cells above are moved outwards.
-        means: codes of the mean labels of all images, int16 ``[N, r]``.
+        means: codes of the mean labels of all images, int16 ``[N, r]``, or int8 where that holds them.
         fidelity: mean fidelity of the labels that the step was chosen by.
         kl_1: their mean KL divergence at temperature 1; None where it was not measured, in format 1.
         kl_20: the same at temperature 20.
@@ -73,7 +73,7 @@ class Calibration:
     center: Float64Array
     basis: Int16Array
     cells: Float32Array
-    means: Int16Array
+    means: Int16Array | npt.NDArray[np.int8]
     fidelity: float
     kl_1: float | None = None
     kl_20: float | None = None

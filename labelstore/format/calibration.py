@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from labelstore.durable import documents, removing
 from labelstore.durable import publish as publishing
+from labelstore.durable.nameless import zeros
 from labelstore.durable.publish import Described, FileEntry
 from labelstore.durable.removing import Proof
 from labelstore.durable.storage import LocalStorage, ReadStorage, read_whole
@@ -21,6 +24,9 @@ from labelstore.format.shards import Shard, described
 from labelstore.spec import Json
 
 FILE = "markers/calibration.json"
+UNPACKING_THREADS = 4
+MEANS_BYTES = 256 << 20
+"""Memory of the codes of mean labels of a store that is read; more of them lie in a file without a name."""
 SMALLEST, LARGEST = 1e-30, 1e30  # of steps and lengths
 KL_AND_TOP1 = ("kl_1", "kl_20", "top1")  # not in format 1
 
@@ -71,7 +77,8 @@ def publish(root: Path, layout: StoreLayout, calibration: Calibration, wanted: s
         values = getattr(calibration, _name(array))
         values = values.T if _name(array) == "means" else values
         shape = array.extent({"component": components})
-        if values.dtype != array.dtype or values.shape != shape:
+        narrow = values.dtype == np.int8 and _name(array) == "means"
+        if (values.dtype != array.dtype and not narrow) or values.shape != shape:
             raise InputError(
                 f"{array.name}: expected {array.dtype} {list(shape)}, found {values.dtype} {list(values.shape)}"
             )
@@ -158,7 +165,7 @@ def read(storage: ReadStorage, layout: StoreLayout, published: Published) -> Cal
         shard = Shard(array, extent, storage, array.file(), entry)
         if shard.describe().xxh3 != entry.xxh3:
             raise DamagedError.of(storage.root / array.file(), f"is not the shard that {FILE} names")
-        values[_name(array)] = shard.read()
+        values[_name(array)] = _means(shard) if _name(array) == "means" else shard.read()
     numbers, step = published.numbers, float(published.numbers["step"])
     center = values["center"]
     return Calibration(
@@ -169,7 +176,35 @@ def read(storage: ReadStorage, layout: StoreLayout, published: Published) -> Cal
         center=center if center.dtype == np.float64 else center * unit_of(step),
         basis=values["basis"],
         cells=values["cells"],
-        means=np.ascontiguousarray(values["means"].T),
+        means=values["means"],
         offset_apart=bool(numbers.get("offset", False)),
         **{name: float(numbers[name]) for name in KL_AND_TOP1 if name in numbers},
     )
+
+
+def _means(shard: Shard) -> npt.NDArray[Any]:
+    """The codes of the means as labels are decoded with them: image by image ``[N, r]``, int8 where that holds all."""
+    components, images = shard.extent
+    table = zeros((images, components), np.int8, MEANS_BYTES)
+    if not _filled(table, shard):
+        table = zeros((images, components), np.int16, MEANS_BYTES)
+        _filled(table, shard)
+    return table
+
+
+def _filled(table: npt.NDArray[Any], shard: Shard) -> bool:
+    """Unpack a shard into a table of its values, as far as its type holds them; whether it holds all."""
+    limits, step = np.iinfo(table.dtype), shard.layout.chunk[1]
+
+    def fill(run: int) -> bool:
+        codes = shard.column(run)
+        if not limits.min <= codes.min() <= codes.max() <= limits.max:
+            return False
+        table[run * step : (run + 1) * step] = codes
+        return True
+
+    with ThreadPoolExecutor(UNPACKING_THREADS, thread_name_prefix="giftwrap-unpack") as pool:
+        held = pool.map(fill, range(-(-len(table) // step)))
+        whole = all(held)
+        pool.shutdown(cancel_futures=True)
+    return whole

@@ -13,6 +13,7 @@ arithmetic.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,14 @@ import xxhash
 
 from labelstore.durable import disk
 from labelstore.durable.publish import Described, FileEntry, describe
-from labelstore.durable.storage import Mapped, ReadStorage
+from labelstore.durable.storage import Mapped, Range, ReadStorage
 from labelstore.errors import DamagedError
 from labelstore.format import codecs
 from labelstore.format.arrays import ArrayLayout
 
 CRC_BYTES = 4
 ABSENT = np.uint64(2**64 - 1)
+TRANSPOSED_PADDING = 32
 
 Array = npt.NDArray[Any]
 
@@ -99,8 +101,8 @@ class Shard:
         file: str,
         entry: FileEntry | None = None,
     ) -> None:
-        self.layout, self.extent, self._path = layout, extent, storage.root / file
-        self._mapped = self._map(storage, file, largest_shard(layout, extent) if entry is None else entry.bytes)
+        self.layout, self.extent, self._path, self._published = layout, extent, storage.root / file, entry
+        self._mapped = self._map(storage, file, entry)
         self._data = self._mapped.data
         self._present = _present(layout, extent)
         self._index, self._crcs = self._read_table(entry.chunks if entry else None)
@@ -118,13 +120,24 @@ class Shard:
         """Bytes of the file."""
         return len(self._data)
 
+    @property
+    def held(self) -> int:
+        """Bytes of memory that it takes; 0 where the file is mapped."""
+        return self._mapped.held
+
+    def load(self) -> None:
+        """Fetch all of a file that is elsewhere; nothing is checked."""
+        self._fetch((0, len(self._data)))
+
     def take(self, view: int, positions: npt.NDArray[np.int64]) -> Array:
         """Rows of one view of a raw shard with axes (view, position, ...): ``[n, ...]``, copied."""
         views, run = self.layout.chunk[:2]
         head, inside = divmod(view, views)
         of_run = positions // run
         if not self._whole:
-            for place in np.unique(of_run).tolist():
+            runs = np.unique(of_run).tolist()
+            self._prepare([(head, place) for place in runs])
+            for place in runs:
                 self._check(head, place)
         # A chunk and its CRC are longer than its rows: from one run to the next that much is added.
         step = self._step
@@ -143,11 +156,21 @@ class Shard:
         if not self.layout.planar:
             return self._chunk((head, run, *(0 for _ in self._present[2:])))
         views, width, positions = self.layout.chunk
+        self._prepare([(head, group, run) for group in range(self._present[1])])
         rows = np.empty((views, positions, self.extent[1]), self.layout.dtype)
         for group in range(self._present[1]):
             part = rows[:, :, group * width : (group + 1) * width]
             part[...] = self._chunk((head, group, run))[:, : part.shape[2]].swapaxes(1, 2)
         return rows
+
+    def column(self, run: int) -> Array:
+        """Of an array with axes (component, image) the images of one inner chunk, a view ``[images, components]``."""
+        width, images = self.layout.chunk
+        # Rows a whole number of pages long would share few places of the processor's cache when they are transposed.
+        padded = np.empty((self._present[0] * width, images + TRANSPOSED_PADDING), self.layout.dtype)
+        for group in range(self._present[0]):
+            padded[group * width : (group + 1) * width, :images] = self._chunk((group, run))
+        return padded[: self.extent[0], : min(images, self.extent[1] - run * images)].T
 
     def read(self, *heads: int) -> Array:
         """All that the shard holds, or what its inner chunk(s) at grid place ``heads`` hold along the first axes.
@@ -160,6 +183,7 @@ class Shard:
         )
         shape = tuple(s.stop - s.start for s in lead) + self.extent[len(heads) :]
         out = np.empty(shape, self.layout.dtype)
+        self._prepare(places)
         for place in places:
             start = [0 if axis < len(heads) else p * self.layout.chunk[axis] for axis, p in enumerate(place)]
             target = out[tuple(slice(s, s + c) for s, c in zip(start, self.layout.chunk, strict=True))]
@@ -168,12 +192,18 @@ class Shard:
 
     def describe(self) -> FileEntry:
         """Size and digests of the file, all of which is read."""
+        self.load()
         self._require_size()
-        return describe([self._data])
+        found = describe([self._data])
+        if self._published and self._published.xxh3 != found.xxh3 and self._mapped.fetch:
+            self._fetch((0, len(self._data)), again=True)
+            found = describe([self._data])
+        return found
 
-    def _map(self, storage: ReadStorage, file: str, size: int) -> Mapped:
+    def _map(self, storage: ReadStorage, file: str, entry: FileEntry | None) -> Mapped:
+        size = largest_shard(self.layout, self.extent) if entry is None else entry.bytes
         try:
-            mapped = storage.map(file, size)
+            mapped = storage.map(file, size, entry.xxh3 if entry else None)
             found = mapped.size()
             found = len(mapped.data) if found == size else found
         except FileNotFoundError as error:
@@ -201,6 +231,9 @@ class Shard:
         if end < 0:
             raise self._damaged(f"expected a table of chunks of {size} bytes, found a file of {len(self._data)}")
         table = self._data[end:]
+        self._fetch((end, len(self._data)))
+        if wanted is not None and table_digest(table) != wanted:
+            self._fetch((end, len(self._data)), again=True)
         if wanted is not None and (found := table_digest(table)) != wanted:
             raise self._damaged(f"is not the shard that was published: its chunks have digest {found}, not {wanted}")
         index, crc = table[-places:-CRC_BYTES], table[-CRC_BYTES:]
@@ -227,12 +260,40 @@ class Shard:
         offset, length = (int(number) for number in self._index[place])
         body = self._data[offset : offset + length - CRC_BYTES]
         if not self._checked[place]:
-            own = int.from_bytes(self._data[offset + length - CRC_BYTES : offset + length].tobytes(), "little")
-            published = own if self._crcs is None else int(self._crcs[place])
-            if not own == published == disk.crc32c(body):
+            self._fetch((offset, offset + length))
+            if not self._is_published(place):
+                self._fetch((offset, offset + length), again=True)
+            if not self._is_published(place):
                 raise self._damaged(f"the CRC-32C of inner chunk {list(place)} (bytes {offset} on) does not match")
             self._checked[place] = True
         return body
+
+    def _is_published(self, place: tuple[int, ...]) -> bool:
+        """Whether the bytes of an inner chunk are those that were published, by its CRC."""
+        offset, length = (int(number) for number in self._index[place])
+        end = offset + length - CRC_BYTES
+        own = int.from_bytes(self._data[end : offset + length].tobytes(), "little")
+        published = own if self._crcs is None else int(self._crcs[place])
+        return own == published == disk.crc32c(self._data[offset:end])
+
+    def _prepare(self, heads: Sequence[tuple[int, ...]]) -> None:
+        """Fetch the inner chunks that begin with these grid places, all at once, where they are elsewhere."""
+        if self._mapped.fetch:
+            places = [(*head, *(0 for _ in range(len(self._present) - len(head)))) for head in heads]
+            found = [self._index[place].tolist() for place in places if not self._checked[place]]
+            self._fetch(*((offset, offset + length) for offset, length in found))
+
+    def _fetch(self, *ranges: Range, again: bool = False) -> None:
+        """Have some ranges here, of a file that is elsewhere.
+
+        Raises:
+            DamagedError: it is gone, or ends before them.
+        """
+        if self._mapped.fetch:
+            try:
+                self._mapped.fetch(ranges, again)
+            except FileNotFoundError as error:
+                raise self._damaged(f"expected {self._data.size} bytes, found no file any more") from error
 
     def _check(self, *head: int) -> None:
         place = (*head, *(0 for _ in range(len(self._present) - len(head))))

@@ -7,7 +7,6 @@ row an image, two entries a crop. Unmixed crops alone make them diagonal, and th
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from labelstore.durable.nameless import zeros
 from labelstore.encodings import Logits, Pairs
 from labelstore.errors import InputError
 
@@ -70,7 +70,7 @@ def least_squares_means(
     Raises:
         InputError: when there is no crop.
     """
-    sums = _zeros((images, columns), budget, folder)
+    sums = zeros((images, columns), np.float32, budget, folder=folder)
     total, count = np.zeros(columns), 0
     kept: list[_Shown] = []
     for pairs, logits in blocks:
@@ -91,14 +91,6 @@ def least_squares_means(
         residual = sums[:, part] - weight[:, None] * center[part]
         sums[:, part] = center[part] + _solve(kept, diagonal, residual)
     return sums
-
-
-def _zeros(shape: tuple[int, int], budget: int, folder: Path | None) -> Float32Array:
-    """Zeros in memory, or in a file that is gone when they are."""
-    if 4 * shape[0] * shape[1] <= budget:
-        return np.zeros(shape, np.float32)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return np.memmap(file, np.float32, "w+", shape=shape)
 
 
 def _solve(kept: list[_Shown], diagonal: Float32Array, residual: Float32Array) -> Float32Array:

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from labelstore.durable.nameless import zeros
 from labelstore.encodings import Logits, Pairs
 from labelstore.encodings.components import Calibration
 from labelstore.encodings.fitting import Sample, fit
 from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError
+from labelstore.format.calibration import MEANS_BYTES
 from labelstore.operations.means import least_squares_means
 from labelstore.store import LabelStore
 
@@ -58,8 +60,10 @@ def refit(source: LabelStore, encoding: Transform, views: int, folder: Path | No
     fitted, search = (Sample(sample.logits[p], sample.pairs.take(p)) for p in (slice(edge), slice(edge, None)))
     found = fit(encoding, means[shown], fitted, search, source.target_columns[shown])
     step = max(READ_BYTES // (4 * columns), 1)
-    codes = [found.code(means[start : start + step]) for start in range(0, images, step)]
-    return found.with_means(np.concatenate(codes))
+    codes = zeros((images, found.calibration.components), np.int16, MEANS_BYTES, folder=folder)
+    for start in range(0, images, step):
+        codes[start : start + step] = found.code(means[start : start + step])
+    return found.with_means(codes)
 
 
 def rows_to_fit(rows: int) -> int:

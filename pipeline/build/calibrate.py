@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from labelstore.command.console import Console, Progress
+from labelstore.durable.nameless import zeros
 from labelstore.encodings import Pairs
 from labelstore.encodings.bands import missed
 from labelstore.encodings.components import Calibration
 from labelstore.encodings.fidelity import beside
 from labelstore.encodings.fitting import Fit, Sample, fit
 from labelstore.encodings.transform import Transform
+from labelstore.format.calibration import MEANS_BYTES
 from labelstore.format.columns import CropRows
 from labelstore.spec import Identity, Json
 from labelstore.writing.encoding import pairs_of
@@ -126,7 +128,8 @@ class Calibrator:
         self, found: Fit, shown: npt.NDArray[np.int64], means: Float32Array, progress: Progress
     ) -> npt.NDArray[np.int16]:
         """Codes of the mean labels of all images, int16 ``[N, r]``; those of ``shown`` are known."""
-        codes = np.empty((self._identity.images, found.calibration.components), np.int16)
+        shape = self._identity.images, found.calibration.components
+        codes: npt.NDArray[np.int16] = zeros(shape, np.int16, MEANS_BYTES)
         codes[shown] = found.code(means)
         others = np.setdiff1d(np.arange(len(codes)), shown)
         for start in range(0, len(others), IMAGES_AT_ONCE):

@@ -8,6 +8,7 @@ import stat
 import threading
 import weakref
 from collections.abc import Sequence
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +75,12 @@ class Containers:
             if file not in self._open and len(self._open) < _KEPT_OPEN:
                 self._open[file] = os.open(self.paths[file], os.O_RDONLY | os.O_CLOEXEC)
             return self._open.get(file)
+
+    near = read
+
+    def opened(self, file: int) -> BinaryIO:
+        """A file, which the caller closes."""
+        return open(self.paths[file], "rb")  # noqa: PTH123
 
     def stamp(self, file: int) -> int:
         """The modification time in ns of a file as it is now; -1 where its size is another than when it was opened."""

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from labelstore.command.names import printable, same_form, told_apart
+from labelstore.durable.at_once import AT_ONCE
 from labelstore.errors import InputError, MismatchError
 from labelstore.format.images import manifest_digest
 from labelstore.spec import Identity
@@ -141,16 +142,18 @@ def scan(
         images = open_images(images, class_order, leave_out, options=options, cache=cache if decode else None)
     source = images
     listing = source.listing
-    known, decoded = ImageRows.empty(len(listing.names)), set[bytes]()
+    known = ImageRows.empty(len(listing.names))
+    hashed = known.digests[:0]
     if not decode:
         cache = None
     if cache is not None and not rehash:
-        known, decoded = manifest_cache.load(cache, listing)
+        known, hashed = manifest_cache.load(cache, listing)
     todo = ~known.decoded
     if digests:
         todo |= ~known.digests.any(axis=1)
     if leave_out:
         todo[_named_among(listing, leave_out)] = False
+    decoded = set(map(bytes, hashed)) if todo.any() else set[bytes]()  # 100 bytes an image
     reader = _Reader(source, known, digests, decoded, decode)
     try:
         reader.read(_as_stored(listing, np.flatnonzero(todo)).tolist(), progress, threads)
@@ -180,6 +183,7 @@ class _Reader:
 
     def read(self, images: list[int], progress: Callable[[int, int], None] | None, threads: int | None) -> None:
         """Read these images; stops early when many are refused."""
+        threads = AT_ONCE if self.source.listing.remote else threads
         with quiet(), ThreadPoolExecutor(threads) as pool:
             for start in range(0, len(images), _FILES_IN_FLIGHT):
                 part = images[start : start + _FILES_IN_FLIGHT]

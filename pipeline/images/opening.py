@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeAlias
 from labelstore.command.flags import Choices
 from labelstore.command.names import printable
 from labelstore.errors import InputError
-from labelstore.storage_table import scheme_of, without_credentials
+from labelstore.storage_table import as_typed, scheme_of
 from labelstore.tables import Table
 
 if TYPE_CHECKING:
@@ -71,6 +71,9 @@ SOURCES: Table[SourceKind] = Table(
 """By name. What none of them recognises is taken for a class folder. A line names the `SourceKind` in the file of a
 source."""
 
+IN_BUCKETS = (CLASS_FOLDER, "tar")
+"""Those of them that can also be at the address of a bucket."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageOptions:
@@ -99,7 +102,7 @@ def open_images(
     """The image source at a path.
 
     Args:
-        path: of a folder, a file, a pattern of files, or a folder within an archive.
+        path: of a folder, a file, a pattern of files, or a folder within an archive; or an address in a bucket.
         class_order: order of classes that have names alone.
         leave_out: names of images that are not listed.
         options: what the images are, where it is not to be recognised, and what their classes are called.
@@ -109,14 +112,14 @@ def open_images(
         InputError: there is none, or it holds no classes of images; or it is of several kinds.
     """
     options = options or ImageOptions()
-    if scheme_of(path):
-        raise InputError(
-            f"--images {without_credentials(str(path))}: expected a path on this machine, found an address; download "
-            f"the files and give their folder"
-        )
     name = options.images_format or recognised(path)
     if name not in SOURCES:
         raise InputError(f"--images-format {name}: expected one of {', '.join(SOURCES)}")
+    if scheme_of(path) and name not in IN_BUCKETS:
+        raise InputError(
+            f"--images {printable(str(as_typed(path)))}: expected {' or '.join(IN_BUCKETS)} at an address, found "
+            f"{name}; download it, and give its path"
+        )
     request = Request(class_order=class_order, leave_out=leave_out, class_names=options.class_names, cache=cache)
     return SOURCES[name].open(path, request)
 
@@ -127,6 +130,8 @@ def recognised(path: Path) -> str:
     Raises:
         InputError: they could be of several kinds.
     """
+    if scheme_of(path):
+        return "tar" if "{" in path.name or path.name.lower().endswith(".tar") else CLASS_FOLDER
     found = [name for name, kind in SOURCES.items() if kind.recognises(path)]
     if len(found) > 1:
         raise InputError(

@@ -37,6 +37,7 @@ class Listing:
             images are read fastest. None where any order is as good.
         left_out: what of the source is not read, counted by kind.
         own_files: whether each image is a file of its own, whose path is its place.
+        remote: whether images are elsewhere, so that many should be asked for at a time.
         former_suffixes: in lower case, of the files that versions before 0.2 read; empty where they read no such
             source.
     """
@@ -50,6 +51,7 @@ class Listing:
     layout: npt.NDArray[np.int64] | None = None
     left_out: LeftOut = field(default_factory=LeftOut)
     own_files: bool = False
+    remote: bool = False
     former_suffixes: tuple[str, ...] = ()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple, Self
 
 from labelstore.command.names import printable
@@ -13,7 +13,7 @@ from labelstore.errors import InputError, reason
 _BLOCK = 512
 _PIECE = 1 << 20
 _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-_FILE, _FOLDER = ord("0"), ord("5")
+_FILE, _LINK, _FOLDER = ord("0"), ord("1"), ord("5")
 
 
 class Entry(NamedTuple):
@@ -34,15 +34,19 @@ class Entry(NamedTuple):
     target: str = ""
 
 
-def entries(tar: str) -> Iterator[Entry]:
+def entries(tar: str, open_tar: Callable[[], BinaryIO] | None = None) -> Iterator[Entry]:
     """Every entry of a tar file, in order; its end is checked.
+
+    Args:
+        tar: its path, or its address where ``open_tar`` is given.
+        open_tar: opens it where it is no file of this machine.
 
     Raises:
         InputError: the file is no tar, damaged, or truncated, or has something after its end.
     """
     shown = printable(tar)
     try:
-        with open(tar, "rb") as file:  # noqa: PTH123
+        with open_tar() if open_tar else open(tar, "rb") as file:  # noqa: PTH123
             yield from _entries(file, shown)
     except tarfile.TarError as error:
         raise InputError(
@@ -54,11 +58,12 @@ def entries(tar: str) -> Iterator[Entry]:
 
 def _entries(file: BinaryIO, shown: str) -> Iterator[Entry]:
     """As `entries`."""
-    descriptor, position, plain = file.fileno(), 0, True
+    position, plain = 0, True
+    read_at = _reading(file)
     with tarfile.TarFile(fileobj=file, mode="r", tarinfo=_Header) as tar:
         vars(tar)["firstmember"] = None  # it is read again
         while True:
-            found = _plain(os.pread(descriptor, _BLOCK, position), position) if plain else None
+            found = _plain(read_at(position), position) if plain else None
             if found is not None:
                 position = found.start + -(-found.size // _BLOCK) * _BLOCK
                 yield found
@@ -77,6 +82,15 @@ def _entries(file: BinaryIO, shown: str) -> Iterator[Entry]:
     _require_end(file, position, shown)
 
 
+def _reading(file: BinaryIO) -> Callable[[int], bytes]:
+    """What reads a block at an offset: of a file of this machine, one call of the system."""
+    try:
+        descriptor = file.fileno()
+    except OSError:
+        return lambda position: (file.seek(position), file.read(_BLOCK))[1]
+    return lambda position: os.pread(descriptor, _BLOCK, position)
+
+
 def _kind(info: tarfile.TarInfo) -> str:
     """What an entry is."""
     if info.isdir():
@@ -89,9 +103,9 @@ def _kind(info: tarfile.TarInfo) -> str:
 
 
 def _plain(head: bytes, position: int) -> Entry | None:
-    """What an ordinary header of a file or folder declares; None where tarfile is to read it."""
+    """What an ordinary header of a file, folder or hard link declares; None where tarfile is to read it."""
     kind = head[156] if len(head) == _BLOCK else None
-    if kind not in (_FILE, _FOLDER) or head[257:262] != b"ustar" or head[124] >= 0x80:
+    if kind not in (_FILE, _LINK, _FOLDER) or head[257:262] != b"ustar" or head[124] >= 0x80:
         return None
     prefix = head[345:500].split(b"\0", 1)[0]
     if prefix and head[257:263] != b"ustar\0":
@@ -100,13 +114,18 @@ def _plain(head: bytes, position: int) -> Entry | None:
         size = int(head[124:136].strip(b"\0 ") or b"0", 8)
         checksum = int(head[148:156].strip(b"\0 "), 8)
         name = head[:100].split(b"\0", 1)[0].decode()
+        target = head[157:257].split(b"\0", 1)[0].decode()
         whole = f"{prefix.decode()}/{name}" if prefix else name
     except ValueError:
         return None
     if checksum != sum(head) - sum(head[148:156]) + 8 * 32 or size < 0:
         return None
+    if kind != _FILE and size:
+        return None
     if kind == _FOLDER:
-        return Entry(whole.rstrip("/"), "folder", position + _BLOCK, 0) if not size else None
+        return Entry(whole.rstrip("/"), "folder", position + _BLOCK, 0)
+    if kind == _LINK:
+        return Entry(whole, "link", position + _BLOCK, 0, target)
     return Entry(whole, "file", position + _BLOCK, size)
 
 

@@ -19,7 +19,9 @@ import numpy.typing as npt
 
 from labelstore.command.names import natural_key, printable
 from labelstore.errors import InputError
+from labelstore.storage_table import as_typed, scheme_of
 from pipeline.images import tar_index
+from pipeline.images.buckets import BucketFiles, read_together, tars_of
 from pipeline.images.class_folder import order_classes
 from pipeline.images.class_names import FLAG, read_class_names, refuse_class_names, require_named
 from pipeline.images.containers import Containers
@@ -49,14 +51,18 @@ class TarImages:
         Raises:
             InputError: a tar is compressed, truncated or damaged, holds one name twice, or has no classes.
         """
-        paths, inside = shards(path)
-        self._containers = Containers(paths)
+        self._containers: Containers | BucketFiles
+        if scheme_of(path):
+            self._containers, inside = tars_of(path, expanded), ""
+        else:
+            paths, inside = shards(path)
+            self._containers = Containers(paths)
         index = tar_index.load_or_make(self._containers, str(path), request.kept("tar"))
         chosen = _by_class_files(index, inside, request) if len(index.labels) else _by_folders(index, inside, request)
         images = chosen.images
         self._files, self._offsets = index.files[images], index.offsets[images]
         self.listing = Listing(
-            location=str(path.absolute()),
+            location=str(as_typed(path) if scheme_of(path) else path.absolute()),
             classes=chosen.classes,
             names=chosen.names,
             targets=chosen.targets,
@@ -64,6 +70,7 @@ class TarImages:
             stamps=self._containers.times[self._files],
             layout=layout_of(self._files, self._offsets),
             left_out=index.members.left_out,
+            remote=bool(scheme_of(path)),
         )
         self._images, self._paths = images, index.members.paths
 
@@ -84,8 +91,8 @@ class TarImages:
         return self._containers.read(int(self._files[image]), int(self._offsets[image]), int(self.listing.sizes[image]))
 
     def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
-        """The bytes of some images, each read when its turn comes."""
-        return map(self.read, images)
+        """The bytes of some images, each read when its turn comes; in a bucket many at a time."""
+        return read_together(self, images) if self.listing.remote else map(self.read, images)
 
 
 def recognises(path: Path) -> bool:

@@ -19,12 +19,12 @@ from labelstore.durable import removing
 from labelstore.durable.newfile import new_file
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
-from pipeline.config import ImportConfig
 from pipeline.images import tar_index
 from pipeline.images.containers import Containers
 from pipeline.images.left_out import left_out_kind
 from pipeline.images.opening import open_images
 from pipeline.images.source import ImageSource
+from pipeline.importing.config import ImportConfig
 from pipeline.importing.importing import MAX_NAME, make_aside, remove_aside, require_empty
 from pipeline.networks.file_kinds import shown
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from labelstore.durable.newfile import write_new
 from labelstore.errors import InputError, reason
-from pipeline.config import TextConfig
 from pipeline.images.class_names import entries
 from pipeline.images.opening import open_images
+from pipeline.importing.config import TextConfig
 from pipeline.networks.weights import packed
 
 AT_ONCE = 256  # prompts

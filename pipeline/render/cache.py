@@ -188,6 +188,8 @@ class Images:
         """Begin to read the files of some images; the function returned waits for what `read` returns."""
         if self._read_files:
             return self._pool.submit(self._read, images, self._read_files).result
+        if self._manifest.source.listing.remote:
+            return self._pool.submit(self._read, images).result
         spans = (images[start : start + READ_SPAN] for start in range(0, len(images), READ_SPAN))
         reading = [self._pool.submit(self._read, span) for span in spans]
         return lambda: [file for span in reading for file in span.result()]

@@ -41,7 +41,7 @@ class Source:
         """Stored crops ``start`` to ``stop`` of a view, after mixing, uint8 ``[stop - start, S, S, 3]``."""
         group, images = self.store.identity.group, self.store.identity.images
         first, last = start // group * group, min(-(-stop // group) * group, images)
-        pixels = self.renderer.render(self.store.read(view, slice(first, last)).rows)
+        pixels = self.renderer.render(self.store.rows(view, slice(first, last)))
         return pixels[start - first : stop - first]
 
     def at_size(self, size: int, *, device: str, threads: int | None, cache_bytes: int | None) -> Source:

@@ -42,6 +42,7 @@ from pipeline.teacher.labeller import Pending
 __all__ = ["Member", "Teacher", "TeacherSpec", "make_members", "make_teacher", "stored_members"]
 
 FOLDING_CROPS = PROBE_CROPS = 2
+NOTHING_FOLDED = "--fold: no batch norm of the teacher follows a convolution alone, nothing is folded"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -169,14 +170,7 @@ def make_teacher(
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     require_weights_fit(spec, device)
-    network, weights = _load(spec, len(classes), pad_to or size)
-    if pad_to is not None:
-        network = Padded(network, pad_to)
-    warnings = [warning for found in weights for warning in found.warnings]
-    with precision("ieee"):
-        folded = spec.fold and bool(fold_batch_norms(network, _probe(spec, size)))
-    if spec.fold and not folded:
-        warnings.append("--fold: no batch norm of the teacher follows a convolution alone, nothing is folded")
+    network, weights, folded = _load_folded(spec, len(classes), size, pad_to)
     with enough_memory(1):
         network = network.to(device, DTYPES[spec.dtype])
         spec, total = _lay_out(network, spec, device, size)
@@ -202,7 +196,12 @@ def make_teacher(
         class_names=chosen.names,
         class_columns=chosen.folders,
         identity=_identity(spec, weights, chosen.selected, size, pad_to),
-        warnings=(*warnings, *chosen.warnings, *run.warnings),
+        warnings=(
+            *(warning for found in weights for warning in found.warnings),
+            *([NOTHING_FOLDED] if spec.fold and not folded else []),
+            *chosen.warnings,
+            *run.warnings,
+        ),
         notes=(*(note for found in weights for note in found.notes), *chosen.notes),
     )
 
@@ -247,6 +246,18 @@ def _load(spec: TeacherSpec, classes: int, size: int) -> tuple[nn.Module, list[W
         networks[0] if len(networks) == 1 else Ensemble(networks, [each.share for each in spec.members], spec.products)
     )
     return network.eval(), [weights for _, weights in loaded]
+
+
+def _load_folded(
+    spec: TeacherSpec, classes: int, size: int, pad_to: int | None
+) -> tuple[nn.Module, list[Weights], bool]:
+    """The network, for crops of a side that are padded or not; its weights; whether batch norms were folded."""
+    network, weights = _load(spec, classes, pad_to or size)
+    if pad_to is not None:
+        network = Padded(network, pad_to)
+    with precision("ieee"):
+        folded = spec.fold and bool(fold_batch_norms(network, _probe(spec, size)))
+    return network, weights, folded
 
 
 def _probe(spec: TeacherSpec, size: int) -> Tensor:

@@ -13,6 +13,7 @@ from benchmarks.studies import hello as study
 from benchmarks.studies.hello_cells import ABLATION, REAL, STORED, TOY, WHOLE, Cell, Scale, cells
 from benchmarks.studies.hello_run import Lab, Pace
 from benchmarks.studies.hello_table import report, sections
+from benchmarks.studies.jobs import run_together, startable
 from benchmarks.studies.ledger import Ledger, run_cells
 from labelstore.errors import InputError
 
@@ -90,6 +91,63 @@ def test_what_is_done_is_not_done_again_and_tables_stand_beside_the_papers(tmp_p
     assert "| + image update | 60.00 | +0.00 | 43.7 |" in text
     assert "| stored, strong teacher | 20.00 | 20.00 |  |" in text
     assert "lies +30.00 points from the linear probe (goal: +10, reached)" in text
+
+
+class Few(study.Study):
+    """Some cells of the study, one of which other cells need."""
+
+    def every(self) -> list[Cell]:
+        hard, weak = (Cell(kind="student", set="random", labels=labels) for labels in ("hard", "weak"))
+        return [Cell(kind="teacher"), Cell(kind="set", set="random"), weak, hard]
+
+
+def test_two_jobs_give_the_same_lines_as_one(tmp_path: Path) -> None:
+    study.draw_data(tmp_path / "data")
+    found = []
+    for name in ("one", "two"):
+        results = Ledger[Cell](tmp_path / name / "hello.jsonl")
+        work = Few(Lab(TOY, tmp_path / name, tmp_path / "data"), Still(TOY), results)
+        if name == "one":
+            run_cells(work, results, 60)
+        else:
+            run_together(work, results, 60, jobs=2)
+        lines = {json.dumps(line["cell"]): dict(line) for line in Ledger[Cell](results.path).lines}
+        assert all(line.pop("seconds") >= 0 and line.pop("device") == "cpu" for line in lines.values())
+        found.append(lines)
+    one, two = found
+    assert len(one) == 4
+    assert {name: {**line, "jobs": 2} for name, line in one.items()} == two
+
+
+class Failing(Quick):
+    """A lab without weak teachers."""
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        if cell.kind == "teacher":
+            raise InputError("no teacher")
+        return super().run(cell)
+
+
+def test_what_a_failed_cell_does_not_hold_up_is_done_nevertheless(tmp_path: Path) -> None:
+    results = Ledger[Cell](tmp_path / "hello.jsonl")
+    work = Few(Failing(TOY, tmp_path, tmp_path), Still(TOY), results)
+    with pytest.raises(InputError, match="no teacher"):
+        run_together(work, results, 60, jobs=2)
+    assert sorted(line["cell"]["labels"] for line in results.lines) == ["", "hard"]
+
+
+@pytest.mark.parametrize("scale", [REAL, TOY])
+def test_a_cell_begins_after_what_it_needs(tmp_path: Path, scale: Scale) -> None:
+    results = Ledger[Cell](tmp_path / "hello.jsonl")
+    work = study.Study(Quick(scale, tmp_path, tmp_path), Still(scale), results)
+    every, running = cells(scale), list[Cell]()
+    assert all(needed in every[: every.index(cell)] for cell in every for needed in work.needs(cell))
+    while left := work.to_do():
+        running += startable(work, left, running, 6)
+        assert 0 < len(running) == len({*running}) <= 6
+        assert all(needed in results for cell in running for needed in work.needs(cell))
+        cell = running.pop(len(left) % len(running))  # any may be the first to end
+        results.add(cell, {})
 
 
 def test_a_dry_run_needs_no_data_and_writes_nothing(

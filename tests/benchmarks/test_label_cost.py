@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.studies import label_cost
+from benchmarks.studies.jobs import startable
 from benchmarks.studies.label_cost_cells import REAL, TOY, Cell, Scale, cells
 from benchmarks.studies.label_cost_run import Lab
 from benchmarks.studies.ledger import Ledger, run_cells
@@ -23,7 +24,8 @@ def test_labels_are_made_before_students_need_them_and_all_ways_have_all_seeds(s
             made.add((cell.frontier, cell.way))
         assert (cell.frontier, cell.way) in made
     ways = sum(len(frontier.ways) for frontier in scale.frontiers)
-    assert len(every) == ways * (1 + len(scale.seeds))
+    assert len(every) == ways * (2 + len(scale.seeds))
+    assert all(cell.timed for cell in every[-ways:])
 
 
 class Quick(Lab):
@@ -34,7 +36,9 @@ class Quick(Lab):
             file.write(f"{cell.name}\n")
         if cell.seed is not None:
             return {"top1": 40.0 + cell.seed, "seconds": 0.1}
-        return {"bytes": 10, "bytes_with_encoder": 20, "labelling": 1.0, "training": 0.0, "seconds": 0.1}
+        if cell.timed:
+            return {"labelling": 1.0, "training": 0.0, "seconds": 0.1}
+        return {"bytes": 10, "bytes_with_encoder": 20, "seconds": 0.1}
 
 
 def test_finished_cells_are_not_done_again_and_points_are_means_of_all_seeds(tmp_path: Path) -> None:
@@ -52,6 +56,17 @@ def test_finished_cells_are_not_done_again_and_points_are_means_of_all_seeds(tmp
     ledger.path.write_text("".join(f"{line}\n" for line in lines[1:]))
     left = Ledger[Cell](ledger.path)
     assert len(label_cost.points_of(REAL.frontiers[0], REAL, left)) == len(REAL.frontiers[0].ways) - 1
+
+
+def test_seconds_are_measured_while_nothing_else_runs(tmp_path: Path) -> None:
+    ledger, running = Ledger[Cell](tmp_path / "cells.jsonl"), list[Cell]()
+    work = label_cost.Work(Quick(REAL, tmp_path, tmp_path), ledger)
+    while left := work.to_do():
+        running += startable(work, left, running, 6)
+        assert len(running) == 1 or not any(cell.timed for cell in running)
+        assert all(needed in ledger for cell in running for needed in work.needs(cell))
+        ledger.add(running.pop(), {})
+    assert all(line["cell"]["timed"] for line in ledger.lines[-17:])
 
 
 def test_a_peer_lies_above_when_none_of_ours_has_so_few_bytes_and_so_much_accuracy() -> None:

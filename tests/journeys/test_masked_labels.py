@@ -10,7 +10,7 @@ import safetensors.torch
 
 from labelstore import LabelStore
 from labelstore.encodings.fidelity import agreement
-from tests.journeys.world import World, giftwrap, random_teacher
+from tests.journeys.world import VIEWS, World, giftwrap, random_teacher
 
 COLUMNS, MASKED = 70, -1e4
 
@@ -47,7 +47,7 @@ def test_masked_columns_and_offsets_cost_no_first_choice(masked: World, tmp_path
         ours, theirs = (of.read(view, slice(None)).logits for of in (store, exact))
         assert np.array_equal(ours[:, 40:], theirs[:, 40:])
         assert agreement(theirs, ours).mean() >= (0.9 if encoding == "int8" else 0.7)
-    longer, _ = build(masked, store.path, "--encoding", encoding, "--views", 400)
+    longer, _ = build(masked, store.path, "--encoding", encoding, "--views", 2 * VIEWS)
     assert longer.identity == store.identity
     assert longer.state.views_sealed > store.state.views_sealed
     ended = giftwrap("labelstore", "info", store.path)

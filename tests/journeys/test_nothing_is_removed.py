@@ -17,7 +17,7 @@ from labelstore import LabelStore, check
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.writing.lease import hold
-from tests.journeys.world import SIDE, TEACHER, World, draw_images, giftwrap
+from tests.journeys.world import SIDE, TEACHER, VIEWS, World, draw_images, giftwrap
 
 MINE = b"precious"
 
@@ -220,7 +220,7 @@ def test_the_users_files_outlive_a_build_a_run_and_their_outputs(world: World, t
     assert "store.images.npz: is no cache of images and stays as it is" in built.err
     names = ("notes", "checkpoint.pt.partial", "config.json.partial", "log.jsonl.partial", "x/y", ".lock2")
     mine |= {put(folder / name): MINE for folder in (store, store / "labels", store / "markers") for name in names}
-    more = giftwrap(*world.build_words(store, "--views", 400, "--progress-log", tmp_path / "log"))
+    more = giftwrap(*world.build_words(store, "--views", 2 * VIEWS, "--progress-log", tmp_path / "log"))
     assert more.code == 0, more.err
     words = train(replace(world, store=store), run, "--test-images", world.images)
     assert giftwrap(*words).code == 0

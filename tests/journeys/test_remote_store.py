@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.journeys.world import World, giftwrap
+from labelstore.operations.transfer import push
+from tests.journeys.world import SERVER, Ended, Running, World, giftwrap, run_as_command
+from tests.labelstore.buckets import BUCKET, SECRET, bucket, environment, put_folder
 from tests.labelstore.test_addresses import Server
 from trainer.replay import Replay
 
@@ -51,6 +54,47 @@ def test_it_is_verified_shown_and_trained_from(world: World, tmp_path: Path, add
     assert (built.code, built.out) == (2, "")
     assert built.err.startswith(f"error: {shown}: expected a path on this machine, found an address")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "sheet.png"]
+
+
+def with_environment(variables: dict[str, str], words: list[str], folder: Path) -> Ended:
+    """Run a command with further variables of the environment, which the server of processes does not have."""
+    out, err = folder / "out", folder / "err"
+    process = SERVER.Process(target=_run, args=(variables, words, out, err), daemon=True)
+    process.start()
+    return Running(process, out, err).end()
+
+
+def _run(variables: dict[str, str], words: list[str], out: Path, err: Path) -> None:
+    os.environ.update(variables)
+    run_as_command(words, out, err, None)
+
+
+def test_training_from_a_bucket_gives_the_bytes_of_training_from_a_folder(world: World, tmp_path: Path) -> None:
+    def train(store: Path | str, images: Path | str, run: Path, *more: object) -> list[str]:
+        words = (
+            "trainer", "train", "--store", store, "--images", images, "--test-images", images,
+            "--student", "convnet-d1", "--epochs", 2,
+            "--views", 2, "--threads", 1, "--run-folder", run, *more,
+        )  # fmt: skip
+        return [str(word) for word in words]
+
+    local = giftwrap(*train(world.store, world.images, tmp_path / "local"))
+    assert local.code == 0, local.err
+    with bucket() as proxy:
+        push(world.store, address := f"s3://{BUCKET}/labels")
+        words = train(
+            address, put_folder(world.images, "images"), tmp_path / "remote", "--cache-dir", tmp_path / "cache"
+        )
+        proxy.faults = ["500", "", "truncate", "503", "", "drop"] * 3
+        remote = with_environment(environment(proxy), words, tmp_path)
+        assert remote.code == 0, remote.err
+        assert SECRET not in remote.out + remote.err
+    assert any((tmp_path / "cache").iterdir())
+    weights, theirs = ((tmp_path / name / "last.safetensors").read_bytes() for name in ("local", "remote"))
+    assert weights == theirs
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "remote").rglob("*") if path.is_file())
+    assert SECRET.encode() not in kept
+    assert address.encode() in kept
 
 
 def test_it_is_replayed_as_its_folder_is(world: World, address: str) -> None:

@@ -16,7 +16,7 @@ from pipeline.networks import build_network
 from pipeline.networks.weights import save_weights
 from tests.journeys.world import SERVER, SIDE, Ended, World, giftwrap, run_as_command
 
-STAGES = (600, 1100)
+STAGES = (24, 120)  # views: two blocks, then eight more
 
 
 def torchrun(world: int, words: list[object], folder: Path, *, hosts: int = 1) -> list[Ended]:
@@ -89,7 +89,10 @@ def test_three_processes_make_what_one_makes(encoding: str, world: World, wide: 
 
 
 def test_a_rank_that_is_killed_ends_the_others_and_the_next_build_fills_the_gap(world: World, tmp_path: Path) -> None:
-    store, words = tmp_path / "store", world.build_words(tmp_path / "store", "--views", 1500, "--json")
+    store, few = tmp_path / "store", 10  # by which a block has few views, and an extension many blocks
+    for path in (store, tmp_path / "one"):
+        assert giftwrap(*world.build_words(path, "--views", few)).code == 0
+    words = world.build_words(store, "--views", 600, "--json")
     for victim in (1, 0):
         ranks = launch(2, words, tmp_path / "said")
         before = len(list(store.glob("markers/*.json")))
@@ -104,9 +107,9 @@ def test_a_rank_that_is_killed_ends_the_others_and_the_next_build_fills_the_gap(
         assert "run the build again" in said
         assert "Traceback" not in said
         assert check(store).ok
-        assert LabelStore.open(store).state.views_sealed == 0
+        assert LabelStore.open(store).state.views_sealed == few
     assert all(rank.code == 0 for rank in torchrun(2, words, tmp_path / "said"))
-    alone = giftwrap(*world.build_words(tmp_path / "one", "--views", 1500))
+    alone = giftwrap(*world.build_words(tmp_path / "one", "--views", 600))
     assert alone.code == 0, alone.err
     assert files(store) == files(tmp_path / "one")
 

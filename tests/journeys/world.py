@@ -24,6 +24,7 @@ from pipeline.networks.weights import save_weights
 
 CLASSES = ("ant", "bee", "cat")
 SIDE = 16
+VIEWS = 40  # of a store where nothing else is stated: two blocks
 
 
 @dataclass(frozen=True)
@@ -174,5 +175,5 @@ class World:
         """The words of a build of these images into ``store``."""
         return [
             "pipeline", "build", "--images", self.images, *TEACHER, "--weights", self.weights,
-            "--size", SIDE, "--views", 200, "--batch", 32, "--threads", 1, "--store", store, *more,
+            "--size", SIDE, "--views", VIEWS, "--batch", 32, "--threads", 1, "--store", store, *more,
         ]  # fmt: skip

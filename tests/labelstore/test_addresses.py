@@ -28,7 +28,10 @@ from labelstore.operations.repair import repair
 from labelstore.storage_table import STORAGES, Address, as_typed, without_credentials
 from tests.labelstore.making import GOLDEN
 
-OTHER = "expected a path on this machine or http:// or https://, found another address; copy it here and give its path"
+OTHER = (
+    f"expected a path on this machine, or an address with {', '.join(f'{scheme}://' for scheme in STORAGES)}, found "
+    f"another one; copy it here and give its path"
+)
 
 
 class Server(ThreadingHTTPServer):
@@ -313,4 +316,11 @@ def test_flags_that_take_addresses_are_those_that_only_read() -> None:
         name: [key for key, flag in flags_of(each.config).items() if flag.addressable]
         for name, each in COMMANDS.items()
     }
-    assert found == {"info": ["store"], "check": ["store"], "convert": ["source"], "export": ["store"]}
+    assert found == {
+        "info": ["store"],
+        "check": ["store"],
+        "convert": ["source"],
+        "export": ["store"],
+        "push": ["address"],
+        "pull": ["address"],
+    }

@@ -44,7 +44,7 @@ class ZipStorage:
     def read_many(self, name: str, ranges: Sequence[Range]) -> list[bytes]:
         return [self.read(name, *each) for each in ranges]
 
-    def map(self, name: str, size: int) -> Mapped:
+    def map(self, name: str, size: int, digest: str | None = None) -> Mapped:  # noqa: ARG002
         self.requests[name] += 1
         content = self._content(name)
         return Mapped.of(content[:size], len(content))
@@ -57,8 +57,8 @@ class ZipStorage:
                 raise FileNotFoundError(inside)
             return [name.removeprefix(inside) for name in archive.namelist() if name.startswith(inside)]
 
-    def read_ahead(self, name: str) -> None:
-        pass
+    def read_ahead(self, name: str) -> bool:  # noqa: ARG002
+        return False
 
     def _content(self, name: str) -> bytes:
         with zipfile.ZipFile(self.archive) as archive:

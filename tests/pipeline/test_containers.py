@@ -342,28 +342,37 @@ entry_names = st.one_of(
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.lists(st.tuples(entry_names, st.integers(0, 1200), st.sampled_from(["file", "folder", "link"])), max_size=6),
+    st.lists(
+        st.tuples(entry_names, st.integers(0, 1200), st.sampled_from(["file", "folder", "link"]), entry_names),
+        max_size=6,
+    ),
     st.sampled_from(FORMATS),
     st.booleans(),
 )
 def test_headers_are_those_that_tarfile_reads(
-    tmp_path_factory: pytest.TempPathFactory, found: list[tuple[str, int, str]], form: int, odd_times: bool
+    tmp_path_factory: pytest.TempPathFactory, found: list[tuple[str, int, str, str]], form: int, odd_times: bool
 ) -> None:
     path = tmp_path_factory.mktemp("headers") / "a.tar"
     with tarfile.open(path, "w", format=form) as tar:
-        for name, size, kind in found:
+        for name, size, kind, target in found:
             info = tarfile.TarInfo(name)
             info.type = {"file": tarfile.REGTYPE, "folder": tarfile.DIRTYPE, "link": tarfile.LNKTYPE}[kind]
-            info.size, info.linkname = size if kind == "file" else 0, "a" if kind == "link" else ""
+            info.size, info.linkname = size if kind == "file" else 0, target if kind == "link" else ""
             info.mtime = 1.5 if odd_times else 1
             with suppress(ValueError):  # too long for USTAR
                 tar.addfile(info, io.BytesIO(b"x" * info.size))
     with tarfile.open(path) as tar:
         expected = [
-            (info.name, "folder" if info.isdir() else "link" if info.islnk() else "file", info.offset_data, info.size)
+            (
+                info.name,
+                "folder" if info.isdir() else "link" if info.islnk() else "file",
+                info.offset_data,
+                info.size,
+                info.linkname,
+            )
             for info in tar
         ]
-    assert [entry[:4] for entry in entries(str(path))] == expected
+    assert [*entries(str(path))] == expected
 
 
 def test_a_hard_link_is_the_file_that_it_links_to(tmp_path: Path) -> None:
@@ -527,7 +536,7 @@ def test_a_path_is_recognised_by_what_is_there(folder: Path, tmp_path: Path) -> 
     assert open_images(odd, options=ImageOptions(images_format="parquet")).listing.names
     with pytest.raises(InputError, match="expected one of class-folder, tar"):
         open_images(odd, options=ImageOptions(images_format="rar"))
-    with pytest.raises(InputError, match="expected a path on this machine, found an address"):
+    with pytest.raises(InputError, match="expected a path on this machine, or images in a bucket"):
         open_images(Path("hf://datasets/uoft-cs/cifar10"))
     assert python2_names(["a"]).endswith(b".")
 

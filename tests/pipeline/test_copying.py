@@ -12,9 +12,9 @@ import pytest
 
 from labelstore.command.flags import from_flags
 from labelstore.errors import InputError
-from pipeline.config import ImportConfig
 from pipeline.images.manifest import scan
 from pipeline.importing import copying
+from pipeline.importing.config import ImportConfig
 from pipeline.importing.copying import CopyReport, copy_images
 from tests.pipeline.packing import as_parquet, as_zip, files_in
 from tests.pipeline.test_array_sources import cifar10

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from labelstore.command.flags import from_flags
 from labelstore.errors import InputError
-from pipeline.config import TextConfig
+from pipeline.importing.config import TextConfig
 from pipeline.importing.text import text_embeddings
 from pipeline.networks.torch_files import read_safetensors
 from tests.journeys.world import draw_images

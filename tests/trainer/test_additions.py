@@ -15,7 +15,7 @@ from labelstore.command.console import Console
 from labelstore.command.flags import changed, from_flags
 from labelstore.errors import InputError, MismatchError
 from pipeline.networks import build_network, save_weights
-from tests.journeys.world import SIDE, World, draw_images
+from tests.journeys.world import SIDE, VIEWS, World, draw_images
 from tests.trainer.interrupting import interrupted_after
 from trainer import train as loop
 from trainer.config import TrainConfig
@@ -158,7 +158,7 @@ def test_each_optimiser_has_defaults_of_its_own(
         loop.train(changed(config, optimizer=name), Console())
         said = capsys.readouterr().out
         assert all(part in said for part in ("trains by gift", "momentum 0.9", "lr 0.01", "weight_decay 0.0005"))
-        assert "2 epochs over 200 views: 198 never, 2 once" in said
+        assert f"2 epochs over {VIEWS} views: {VIEWS - 2} never, 2 once" in said
 
 
 @pytest.mark.parametrize(

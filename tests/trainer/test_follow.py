@@ -16,11 +16,13 @@ from labelstore import LabelStore
 from labelstore.command.console import Console
 from labelstore.command.flags import changed, from_flags
 from labelstore.errors import InputError, NotStoredError
-from tests.journeys.world import World, giftwrap, start
+from tests.journeys.world import VIEWS, World, giftwrap, start
 from trainer import Replay, following
 from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.step import step
+
+MORE = 2 * VIEWS
 
 
 @pytest.fixture
@@ -32,16 +34,16 @@ def config(world: World, tmp_path: Path) -> TrainConfig:
     )  # fmt: skip
 
 
-def begun(world: World, path: Path, views: int = 600) -> LabelStore:
+def begun(world: World, path: Path) -> LabelStore:
     """A copy of the world's store that was asked for more views, and not built further."""
     store = LabelStore.open(shutil.copytree(world.store, path))
     with store.lease() as writer:
-        writer.raise_target(views)
+        writer.raise_target(MORE)
     return store
 
 
 def test_a_build_is_followed_to_its_end(config: TrainConfig, world: World, tmp_path: Path) -> None:
-    store, views = tmp_path / "store", 171 * 2
+    store, views = tmp_path / "store", 120
     words = world.build_words(store, "--views", views)
     (tmp_path / "said").mkdir()
     build = start(tmp_path / "said", *words)
@@ -68,7 +70,7 @@ def test_a_build_that_ends_short_is_said_and_the_run_goes_on_when_it_is_continue
     monkeypatch.setattr(following, "POLL_SECONDS", 0)
     with pytest.raises(NotStoredError, match=rf"view {sealed} is not there, and no build holds the store"):
         loop.train(run, Console(as_json=True))
-    assert giftwrap(*world.build_words(store.path, "--views", 600)).code == 0
+    assert giftwrap(*world.build_words(store.path, "--views", MORE)).code == 0
     steps: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "step", lambda run, batch: (steps.append(run.step), step(run, batch))[1])

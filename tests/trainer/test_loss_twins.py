@@ -299,13 +299,14 @@ def interpreted() -> None:
             tensors = batch(7, classes)
             if name.startswith("kl"):
                 tensors[:2] = [values.clamp(-1e3, 1e3) for values in tensors[:2]]
-            require_parity(loss, spec, *tensors)
-            require_parity(loss, spec, *tensors[:3])
+            given = [tensors, tensors[:3]][: 1 if classes > 1271 else 2]  # long rows take a second each here
+            for some in given:
+                require_parity(loss, spec, *some)
             with pytest.MonkeyPatch.context() as patch:  # in tiles, of which the last one is not whole
                 patch.setattr(kernels, "WIDEST", 1)
                 patch.setattr(kernels, "TILE", 1 << max(classes.bit_length() - 2, 0))
-                require_parity(loss, spec, *tensors)
-                require_parity(loss, spec, *tensors[:3])
+                for some in given:
+                    require_parity(loss, spec, *some)
         x, t, *targets = batch(7, 100, torch.float16)
         for dtype, label in ((torch.bfloat16, torch.float16), (torch.float16, torch.int8), (torch.float32, torch.int8)):
             require_parity(loss, spec, x.to(dtype), (8 * t).to(label), *targets)

@@ -40,6 +40,7 @@ from trainer.run import start_run
 from trainer.run_folder import FORMAT
 from trainer.run_lock import hold
 from trainer.stopping import StopSignals
+from trainer.summary import summarise
 
 IMAGES, SIDE, SIZE, COLUMNS_OF_LABELS = 21, 12, 8, 5
 
@@ -318,13 +319,13 @@ def test_another_objective_is_trained_and_resumed_by_the_same_loop(
 def test_a_summary_states_the_objectives_first_number() -> None:
     values: dict[str, Any] = {"run": "r", "steps": 6, "steps_now": 6, "seconds": 1.0, "evaluations": 2}
     error = {"last": {"error": 0.25}, "best": {"error": 0.125, "epoch": 1}}
-    assert loop.summarise({**values, **error}).endswith(
+    assert summarise({**values, **error}).endswith(
         "; test error 0.25 at the last epoch, 0.125 at the best (epoch 2) of 2 evaluated"
     )
     top1 = {"last": {"top1": 50.0, "top5": 99.0}, "best": {"top1": 60.0, "epoch": 1}}
-    assert loop.summarise({**values, **top1}).endswith(
+    assert summarise({**values, **top1}).endswith(
         "; test top-1 50.00 % at the last epoch, 60.00 % at the best (epoch 2) of 2 evaluated"
     )
     none = {"last": {"top1": None}, "best": {"top1": None, "epoch": None}, "evaluations": 0}
-    assert loop.summarise({**values, **none}).endswith("; no test images were given")
-    assert loop.summarise({**values, "last": {}, "best": {"epoch": None}}).endswith("; nothing was to be evaluated")
+    assert summarise({**values, **none}).endswith("; no test images were given")
+    assert summarise({**values, "last": {}, "best": {"epoch": None}}).endswith("; nothing was to be evaluated")

@@ -19,6 +19,7 @@ from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.loss_table import LOSSES
 from trainer.run import Run
+from trainer.summary import summarise
 
 TIMES = ("seconds", "crops_per_second", "waiting_share")
 
@@ -152,7 +153,7 @@ def test_a_run_that_begins_again_says_so(
     loop.train(run, Console())
     again = loop.train(run, Console())
     assert (again["steps"], again["steps_now"]) == (16, 0)
-    assert "16 steps, 0 of them now, in" in loop.summarise(again)
+    assert "16 steps, 0 of them now, in" in summarise(again)
     assert "begins again" not in capsys.readouterr().err
     (run.run / "checkpoint.pt").unlink()
     assert loop.train(run, Console())["steps_now"] == 16

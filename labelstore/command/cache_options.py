@@ -1,0 +1,32 @@
+"""Flags of what is kept of a store at an address."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from labelstore.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreCacheOptions:
+    """Where parts of a store at an address are kept on this machine, and how much of it."""
+
+    cache_dir: Path | None = None
+    """Folder that keeps what is read of a store at an address, for later epochs and other runs; nothing is kept without
+    it."""
+    store_cache_gib: float = 50.0
+    """GiB that --cache-dir may take; what was used least recently makes room."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no folder can have."""
+        if not (math.isfinite(self.store_cache_gib) and self.store_cache_gib > 0):
+            raise InputError(f"--store-cache-gib: expected a number of GiB > 0, found {self.store_cache_gib}")
+        if self.cache_dir is None and self.store_cache_gib != StoreCacheOptions.store_cache_gib:
+            raise InputError("--store-cache-gib: has an effect only with --cache-dir; leave it out")
+
+    @property
+    def bytes(self) -> int:
+        """That the folder may take."""
+        return int(self.store_cache_gib * 2**30)

@@ -1,0 +1,104 @@
+"""Images in a bucket are those of the folder that was copied there."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from labelstore.errors import AddressError, InputError
+from pipeline.images import buckets
+from pipeline.images.manifest import scan
+from pipeline.images.opening import ImageOptions, open_images
+from tests.labelstore.buckets import BUCKET, Proxy, bucket, patience, put, put_folder
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Proxy, Path]]:
+    """A class folder in a bucket, its tars beside it, and the folder on this machine."""
+    folder = tmp_path_factory.mktemp("set")
+    rng = np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        (folder / name).mkdir()
+        for image in range(3):
+            pixels = rng.integers(0, 255, (20 + image, 30, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{image}.png")
+    (folder / ".DS_Store").touch()
+    with bucket() as proxy:
+        put_folder(folder, "set")
+        for shard, name in enumerate(("ant", "bee")):
+            data = io.BytesIO()
+            with tarfile.open(fileobj=data, mode="w") as tar:
+                tar.add(folder / name, name)
+            put(f"tars/s-{shard}.tar", data.getvalue())
+        yield proxy, folder
+
+
+@pytest.fixture
+def proxy(shelf: tuple[Proxy, Path], monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    found, _ = shelf
+    found.faults, found.always = [], ""
+    found.requests.clear()
+    patience(monkeypatch, FIRST_WAIT=timedelta(milliseconds=1), LONGEST_WAIT=timedelta(milliseconds=2))
+    return found
+
+
+@pytest.mark.parametrize("address", [f"s3://{BUCKET}/set", f"s3://{BUCKET}/tars/s-{{0..1}}.tar"])
+def test_they_are_the_images_of_the_folder(
+    proxy: Proxy, shelf: tuple[Proxy, Path], address: str, tmp_path: Path
+) -> None:
+    proxy.faults = ["", "500", "", "truncate", "", "drop"]
+    ours, theirs = scan(Path(address), cache=tmp_path / "images.npz"), scan(shelf[1])
+    assert (ours.digest, ours.names, ours.classes) == (theirs.digest, theirs.names, theirs.classes)
+    assert [*ours.read_many([3, 0, 5])] == [*theirs.read_many([3, 0, 5])]
+    assert ours.place(0).startswith(f"s3://{BUCKET}/")
+    assert str(ours.location) == address
+    proxy.requests.clear()
+    again = scan(Path(address), cache=tmp_path / "images.npz")
+    assert again.digest == theirs.digest
+    assert len(proxy.requests) == 1  # the listing
+
+
+def test_one_tar_and_its_headers_are_read_by_megabytes(proxy: Proxy) -> None:
+    source = open_images(Path(f"s3://{BUCKET}/tars/s-0.tar"))
+    assert source.listing.classes == ("ant",)
+    assert len(proxy.requests) <= 3
+
+
+def test_an_image_that_changes_is_an_error(proxy: Proxy, shelf: tuple[Proxy, Path]) -> None:
+    put_folder(shelf[1], "changing")
+    source = open_images(Path(f"s3://{BUCKET}/changing"))
+    put("changing/bee/1.png", (shelf[1] / "bee/2.png").read_bytes())
+    found = source.read_many(range(6))
+    assert [len(next(found)) > 0 for _ in range(4)] == [True] * 4
+    with pytest.raises(OSError, match="the object has changed since it was listed"):
+        next(found)
+
+
+def test_what_cannot_be_read_there_is_named(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    for address, options, said in (
+        ("hf://datasets/me/set", None, "expected a path on this machine, or images in a bucket"),
+        (
+            f"s3://{BUCKET}/set",
+            ImageOptions(images_format="zip"),
+            "expected class-folder or tar at an address, found zip",
+        ),
+        (f"s3://{BUCKET}/set/ant", None, "expected a folder for each class, found none and 3 images"),
+        (f"s3://{BUCKET}/tars/s-{{0..4}}.tar", None, "expected 5 objects, 3 of them are not there: s-2.tar"),
+    ):
+        with pytest.raises(InputError, match=said):
+            open_images(Path(address), options=options)
+    with pytest.raises(AddressError, match="there is no bucket nowhere"):
+        open_images(Path("s3://nowhere/set"))
+    put("bad/s.tar", b"no tar" * 1000)
+    with pytest.raises(InputError, match=rf"s3://{BUCKET}/bad/s\.tar: expected a whole tar file"):
+        open_images(Path(f"s3://{BUCKET}/bad/s.tar"))
+    monkeypatch.setattr(buckets, "MOST_OBJECTS", 5)
+    with pytest.raises(InputError, match=r"expected at most 5 objects, found more: .*giftwrap import"):
+        open_images(Path(f"s3://{BUCKET}/set"))

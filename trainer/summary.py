@@ -1,0 +1,32 @@
+"""The summary of a run for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from labelstore.command.console import duration
+
+
+def summarise(values: Mapping[str, Any]) -> str:
+    """The summary for people, which counts epochs from 1."""
+    steps, now = values["steps"], values["steps_now"]
+    text = f"run {values['run']}: {steps:,} steps{'' if now == steps else f', {now:,} of them now,'} in "
+    text += duration(values["seconds"])
+    last, best = values["last"], values["best"]
+    name = next(iter(last), None)  # of the objective's numbers, the first one
+    if name is None:
+        return f"{text}; nothing was to be evaluated"
+    if not values["evaluations"]:
+        return f"{text}; no test images were given"
+    return (
+        f"{text}; test {shown(name, last[name])} at the last epoch, {shown(name, best[name], named=False)} at the best "
+        f"(epoch {best['epoch'] + 1}) of {values['evaluations']} evaluated"
+    )
+
+
+def shown(name: str, value: float | None, *, named: bool = True) -> str:
+    """A number of an evaluation for people, with its name: top-k in percent, others as they are."""
+    share = name.startswith("top") and name[3:].isdecimal()
+    text = "no number" if value is None else f"{value:.2f} %" if share else f"{value:.4g}"
+    return f"{f'top-{name[3:]}' if share else name} {text}" if named else text
