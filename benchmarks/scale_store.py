@@ -77,8 +77,8 @@ class DrawnLabels:
         shown, means = np.arange(fitted + searched) % len(images), self.means(images)
         logits = means[shown] + self.changes(len(shown))
         head, tail = slice(0, fitted), slice(fitted, None)
-        samples = (Sample(logits[part], Pairs.unmixed(shown[part])) for part in (head, tail))
-        found = fit(encoding, means, *samples, self._targets[images])
+        learnt, search = (Sample(logits[part], Pairs.unmixed(shown[part])) for part in (head, tail))
+        found = fit(encoding, means, learnt, search, self._targets[images])
         return found.with_means(self._coded(found))
 
     def _coded(self, found: Fit) -> npt.NDArray[np.int16]:

@@ -110,8 +110,8 @@ def pack_sets(files: Files, sets: Path) -> None:
     """The containers of IMAGES.md: of the files of a class folder, and of a few arrays."""
     (sets / "data").mkdir(parents=True)
     as_zip(files, sets / "small.zip")
-    for number, tar in enumerate(sorted(as_shards(files, sets / "shards").iterdir())):
-        tar.rename(sets / f"small-{number:02d}.tar")
+    for number, shard in enumerate(sorted(as_shards(files, sets / "shards").iterdir())):
+        shard.rename(sets / f"small-{number:02d}.tar")
     as_parquet(files, sets / "data/train-00000-of-00001.parquet", sorted({name.split("/")[0] for name in files}))
     pixels, labels = np.zeros((6, 32, 32, 3), np.uint8), np.arange(6) % 3
     np.savez(sets / "arrays.npz", images=pixels, labels=labels)
