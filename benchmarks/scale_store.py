@@ -76,10 +76,9 @@ class DrawnLabels:
         fitted, searched = rows_to_fit(len(images), self.columns)
         shown, means = np.arange(fitted + searched) % len(images), self.means(images)
         logits = means[shown] + self.changes(len(shown))
-        head, tail = (
-            Sample(logits[part], Pairs.unmixed(shown[part])) for part in (slice(0, fitted), slice(fitted, None))
-        )
-        found = fit(encoding, means, head, tail, self._targets[images])
+        head, tail = slice(0, fitted), slice(fitted, None)
+        learnt, search = (Sample(logits[part], Pairs.unmixed(shown[part])) for part in (head, tail))
+        found = fit(encoding, means, learnt, search, self._targets[images])
         return found.with_means(self._coded(found))
 
     def _coded(self, found: Fit) -> npt.NDArray[np.int16]:
