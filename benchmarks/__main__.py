@@ -35,6 +35,7 @@ CLAIMS = (
     "teacher",
     "rate-distortion",
     "read",
+    "remote",
     "write",
     "crash",
     "loss",
