@@ -36,6 +36,7 @@ CLAIMS = (
     "teacher",
     "rate-distortion",
     "read",
+    "remote",
     "write",
     "crash",
     "loss",

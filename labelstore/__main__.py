@@ -33,7 +33,8 @@ class InfoConfig:
     """What a store is made of, and how far it is; or what a projector takes, and its encoder; or what made a set."""
 
     store: Annotated[tyro.conf.Positional[Path], Addressable()]
-    """Folder of the store, or its address: http://HOST/FOLDER; of a projector; or of an image set of synthesize."""
+    """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...; of a projector; or of an image
+    set of synthesize."""
     weights: Path | None = None
     """File of the teacher's weights: its size is given beside the labels'."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
@@ -44,7 +45,7 @@ class CheckConfig:
     """Read every byte of a store and compare it with its checksum."""
 
     store: Annotated[tyro.conf.Positional[Path], Addressable()]
-    """Folder of the store, or its address: http://HOST/FOLDER."""
+    """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
     repair: bool = False
     """Make again what follows from the rest of the store, and remove damaged blocks, for a build to fill just those."""
     take_over: bool = False
@@ -65,7 +66,7 @@ class ConvertConfig:
     """
 
     source: Annotated[tyro.conf.Positional[Path], Addressable()]
-    """Folder of the store to read, or its address: http://HOST/FOLDER."""
+    """Folder of the store to read, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
     destination: tyro.conf.Positional[Path]
     """Folder of the store to make, resume or extend."""
     encoding: EncodingName
@@ -88,7 +89,7 @@ class ExportConfig:
     """Write labels as float16 logits or probabilities in one .npy file, [V, N, C], or [N, C] with --view."""
 
     store: Annotated[tyro.conf.Positional[Path], Addressable()]
-    """Folder of the store, or its address: http://HOST/FOLDER."""
+    """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
     out: tyro.conf.Positional[Path]
     """File to write; must not exist."""
     view: int | None = None

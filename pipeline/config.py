@@ -182,7 +182,7 @@ class VerifyConfig:
     """Render stored crops again, run the teacher on them, and compare with what the store holds."""
 
     store: Annotated[Path, Addressable()]
-    """Folder of the store, or its address: http://HOST/FOLDER."""
+    """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
     images: Annotated[Path, Group("images"), Addressable()]
     """The images that the store was made of, as for build; in whatever container."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
@@ -223,7 +223,7 @@ class ShowConfig:
     data: Annotated[tyro.conf.Positional[Path | None], Addressable()] = None
     """An image set, or a store, instead of --images or --store."""
     store: Annotated[Path | None, Addressable()] = None
-    """Folder of the store, or its address: http://HOST/FOLDER."""
+    """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
     images: Annotated[Path, Group("images"), Addressable()] = None  # type: ignore[assignment]  # there from __post_init__ on
     """The images that the store was made of, as for build; without a store, those that are drawn."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)

@@ -76,8 +76,8 @@ class TrainConfig(ImageRunConfig):
     """
 
     store: Annotated[Path | None, Addressable(), First()] = None
-    """Folder of the store, or its address: http://HOST/FOLDER; without one, epoch e plays view e of fresh crops, and
-    nothing is stored."""
+    """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...; without one, epoch e plays
+    view e of fresh crops, and nothing is stored."""
     store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
     recipe: RecipeName | None = None
     """A published protocol in full; its values are printed, and flags override them."""

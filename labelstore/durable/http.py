@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import time
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from labelstore.storage_table import Address
 from labelstore.version import __version__
 
 TIMEOUT_S = 30.0  # of a connection, and of each wait for bytes
+WAITS_S = (0.1, 0.5, 2.0, 5.0)  # before further attempts
 ABSENT = (404, 410)
+BUSY = (429, 500, 502, 503, 504)
 NOT_SATISFIABLE = 416  # the range begins after the end
 _RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
 
@@ -70,7 +73,21 @@ class HttpStorage:
         return False
 
     def _get(self, name: str, start: int, stop: int) -> tuple[bytes, int]:
-        """Bytes ``start`` to ``stop`` of a file, fewer where it ends before, and how many it has."""
+        """Bytes ``start`` to ``stop`` of a file, fewer where it ends before, and how many it has.
+
+        What may pass is tried again: a busy server, an answer that does not come or is cut.
+        """
+        for wait in WAITS_S:
+            try:
+                return self._get_once(name, start, stop)
+            except AddressError as error:
+                if not _may_pass(error):
+                    raise
+            time.sleep(wait)
+        return self._get_once(name, start, stop)
+
+    def _get_once(self, name: str, start: int, stop: int) -> tuple[bytes, int]:
+        """As :meth:`_get`, by one request."""
         place = self.root / name
         try:
             with urlopen(self._request(name, start, stop), timeout=TIMEOUT_S) as answer:  # noqa: S310  http or https
@@ -121,11 +138,25 @@ def _content(answer: HTTPResponse, place: Address, start: int, stop: int) -> tup
     first, there = int(found[1]), int(found[2])
     data = answer.read(stop - start)
     if (first, len(data)) != (start, min(stop, there) - start):
-        raise AddressError(
+        raise _CutError(
             f"{place}: expected bytes {start} to {min(stop, there)}, found {len(data)} bytes from {first} on; type "
             f"the same command again"
         )
     return data, there
+
+
+class _CutError(AddressError):
+    """Another range came than was asked for."""
+
+
+def _may_pass(error: AddressError) -> bool:
+    """Whether another attempt may succeed."""
+    cause = error.__cause__
+    if isinstance(cause, HTTPError):
+        return cause.code in BUSY
+    reasons = (cause, cause.reason) if isinstance(cause, URLError) else (cause,)
+    passing = (TimeoutError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError, HTTPException)
+    return isinstance(error, _CutError) or any(isinstance(each, passing) for each in reasons)
 
 
 def _advice(error: HTTPError) -> str:

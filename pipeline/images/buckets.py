@@ -24,7 +24,7 @@ from labelstore.errors import AddressError, InputError
 from labelstore.storage_table import Address, as_typed
 from pipeline.images.class_names import refuse_class_names
 from pipeline.images.members import Members
-from pipeline.images.opening import Request
+from pipeline.images.opening import Request, SourceKind
 from pipeline.images.source import ImageSource, Listing, Stamp
 
 MOST_OBJECTS = 1_000_000  # of a class folder
@@ -176,6 +176,9 @@ class BucketFolder:
     def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
         """The bytes of some images, many requests at a time."""
         return read_together(self, images)
+
+
+FOLDER_KIND = SourceKind(lambda _path: False, BucketFolder)  # any address may be one
 
 
 def read_together(source: ImageSource, images: Sequence[int]) -> Iterator[bytes]:

@@ -11,14 +11,13 @@ import numpy as np
 
 from labelstore.command.names import natural_key, printable, same_form, told_apart
 from labelstore.errors import InputError
-from labelstore.storage_table import scheme_of
 from pipeline.images.class_names import refuse_class_names
 from pipeline.images.file_formats import readable
 from pipeline.images.kinds import HEAD_BYTES, other_kind
 from pipeline.images.left_out import LeftOut, left_out_kind
 from pipeline.images.opening import SOURCES, ClassOrder, Request, SourceKind
 from pipeline.images.provenance import RECORD_FILES
-from pipeline.images.source import ImageFile, ImageSource, Listing, Stamp
+from pipeline.images.source import ImageFile, Listing, Stamp
 
 FORMER_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """The suffixes by which versions before 0.2 knew images."""
@@ -68,12 +67,8 @@ class ClassFolder:
         return map(self.read, images)
 
 
-def open_folder(path: Path, request: Request) -> ImageSource:
-    """A class folder, as `--images` gives it: on this machine, or in a bucket."""
-    if scheme_of(path):
-        from pipeline.images.buckets import BucketFolder
-
-        return BucketFolder(path, request)
+def open_folder(path: Path, request: Request) -> ClassFolder:
+    """A class folder, as `--images` gives it."""
     refuse_class_names(path, request.class_names)
     return ClassFolder(path, request.class_order, request.leave_out)
 

@@ -71,8 +71,10 @@ SOURCES: Table[SourceKind] = Table(
 """By name. What none of them recognises is taken for a class folder. A line names the `SourceKind` in the file of a
 source."""
 
-IN_BUCKETS = (CLASS_FOLDER, "tar")
-"""Those of them that can also be at the address of a bucket."""
+IN_BUCKETS: Table[SourceKind] = Table(
+    {CLASS_FOLDER: "pipeline.images.buckets:FOLDER_KIND", "tar": "pipeline.images.tars:KIND"}
+)
+"""What opens those of them that can also be at the address of a bucket."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,7 +123,7 @@ def open_images(
             f"{name}; download it, and give its path"
         )
     request = Request(class_order=class_order, leave_out=leave_out, class_names=options.class_names, cache=cache)
-    return SOURCES[name].open(path, request)
+    return (IN_BUCKETS if scheme_of(path) else SOURCES)[name].open(path, request)
 
 
 def recognised(path: Path) -> str:

@@ -61,6 +61,10 @@ class Answers(BaseHTTPRequestHandler):
             self.server.mode = "ranges"
         elif not path.is_file():
             self.reply(404)
+        elif mode in ("503", "drop"):
+            self.server.mode = "ranges"
+            if mode == "503":
+                self.reply(503)
         elif mode == "whole":
             self.reply(200, {}, path.read_bytes())
         else:
@@ -90,6 +94,7 @@ class Answers(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(http, "WAITS_S", (0.0, 0.0))
     folder = tmp_path / "served"
     for name in ("int8", "transform-mixed"):
         zipfile.ZipFile(GOLDEN / "format-2" / f"{name}.zip").extractall(folder)
@@ -205,6 +210,13 @@ def test_what_a_server_does_wrong_is_one_line(server: Server, run: Callable[...,
     assert (out, code) == ("", 1)
     assert re.match(rf"error: {server.address}/int8/zarr.json: .*{said}", err)
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode", ["503", "drop"])
+def test_what_passes_is_tried_again(server: Server, mode: str) -> None:
+    server.mode = mode
+    assert LabelStore.open(f"{server.address}/int8").complete
+    assert len(server.requests) == 2
 
 
 def test_no_store_and_no_server_are_one_line(
