@@ -43,7 +43,7 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     shape = Shape(32, 2, 2) if quick else BACKBONES["uvit-s" if on_gpu else "uvit-xs"]
-    batch, steps, rounds = (16, 3, 2) if quick else (256, 50, 5) if on_gpu else (16, 5, 7)
+    batch, steps, rounds = (16, 3, 2) if quick else (256, 50, 5) if on_gpu else (16, 5, 4)
     how = Generation(steps=steps, dtype="bfloat16" if on_gpu else "float32")
     with tempfile.TemporaryDirectory(prefix="generate-") as place:
         folder, sets = Path(place) / "model", (Path(place) / str(number) for number in count())
