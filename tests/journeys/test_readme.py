@@ -150,7 +150,7 @@ class Forked:
 
 def sweep_of_forks(words: list[str], out: Path, err: Path, cwd: Path) -> None:
     """A sweep as `run_as_command` runs it; test_several.py has one of programs."""
-    processes.subprocess = SimpleNamespace(Popen=Forked, DEVNULL=None, STDOUT=None)  # type: ignore[assignment]
+    vars(processes)["subprocess"] = SimpleNamespace(Popen=Forked, DEVNULL=None, STDOUT=None)
     run_as_command(words, out, err, cwd)
 
 
