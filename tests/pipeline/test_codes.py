@@ -29,7 +29,7 @@ from pipeline.build.labelling import label
 from pipeline.config import BuildConfig
 from pipeline.device.codes import ROWS_AT_ONCE, DeviceCodes
 from pipeline.ranks import Ranks
-from tests.journeys.world import SIDE, TEACHER, World
+from tests.journeys.world import SIDE, TEACHER, VIEWS, World
 from trainer import Replay
 from trainer.labels import StoredLabels
 
@@ -193,7 +193,7 @@ def test_a_block_that_a_gpu_encodes_is_the_same(world: World, tmp_path: Path, mo
         teacher_args=(TEACHER[3],),
         weights=(str(world.weights),),
         size=SIDE,
-        views=200,
+        views=VIEWS,
         batch=32,
         store=tmp_path / "store",
     )
