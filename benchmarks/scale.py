@@ -148,7 +148,7 @@ def summary(found: Mapping[str, Figures]) -> dict[str, float]:
         "continued_most_s": train["continued_most_s"],
         "epoch_s": labels["epoch_s"],
         "epoch_gib": labels["epoch_bytes"] / GIB,
-        "epoch_growth_mib": (labels["epoch_end_bytes"] - labels["epoch_tenth_bytes"]) / 2**20,
+        "second_half_growth_mib": (labels["epoch_end_bytes"] - labels["epoch_half_bytes"]) / 2**20,
         "labels_rows_per_s": rates["labels_rows_per_s"],
         "codes_rows_per_s": rates["codes_rows_per_s"],
         "disk_rows_per_s": rates["disk_rows_per_s"],

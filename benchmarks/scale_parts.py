@@ -127,7 +127,7 @@ def continued(replay: Any) -> Figures:
 
 
 def labels(store: str, _images: str) -> Figures:
-    """All labels of an epoch through the loader of a training, without pixels; memory at its start and end."""
+    """All labels of an epoch through the loader of a training, without pixels; memory at its middle and end."""
     import torch
 
     from labelstore import LabelStore
@@ -159,8 +159,8 @@ def labels(store: str, _images: str) -> Figures:
     loader = Loader(NoPixels(opened), StoredLabels(opened, torch.device("cpu"), any_scale=False), batch_size=BATCH)
     with watched(figures, "epoch"):
         for number, _ in enumerate(loader):
-            if number == len(loader) // 10:
-                figures["epoch_tenth_bytes"] = own_bytes()
+            if number == len(loader) // 2:  # when the codes that a reader keeps unpacked have reached their limit
+                figures["epoch_half_bytes"] = own_bytes()
         figures["epoch_end_bytes"] = own_bytes()
     return figures
 
