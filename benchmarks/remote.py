@@ -162,9 +162,10 @@ def address(name: str) -> str:
 
 def write_rival(local: LabelStore, folder: Path) -> str:
     """Write the same codes, a row a sample, as mosaicml-streaming or litdata does; its name, or nothing."""
-    if find_spec("streaming") is None:
+    try:
+        writer = import_module("streaming").MDSWriter
+    except ImportError:  # of it, or of the many packages that it imports
         return ""
-    writer = import_module("streaming").MDSWriter
     with writer(out=str(folder / "mds"), columns={"codes": "bytes"}, size_limit=16 << 20) as out:
         for row in rows_of(local):
             out.write({"codes": row})
