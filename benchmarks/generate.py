@@ -18,6 +18,7 @@ import torch
 from benchmarks.harness import Report, Timing, interleave, machine
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
+from labelstore.durable.newfile import write_new
 from labelstore.spec import Json
 from pipeline.networks.autoencoders import Pixels
 from pipeline.networks.backbones import BACKBONES, Shape
@@ -89,7 +90,7 @@ def write_model(folder: Path, shape: Shape) -> None:
         spec=DiffusionSpec(),
         latents=latents,
     )
-    (folder / DESCRIPTION).write_text(json.dumps(made))
+    write_new(folder / DESCRIPTION, json.dumps(made).encode())
 
 
 def ways(model: Generator, how: Generation, device: torch.device, batch: int) -> dict[str, Callable[[], object]]:

@@ -9,7 +9,6 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from shutil import rmtree
 from statistics import median
 from typing import Any
 
@@ -130,12 +129,11 @@ def measure_streams(report: Report, local: LabelStore, folder: Path, rival: str,
         for maker, metric, unit in zip(makers, ("all labels", "random rows"), (size / 1e6, None), strict=True):
             seconds: dict[str, list[float]] = {"cold": [], "warm": []}
             for _ in range(rounds):
-                kept = folder / "kept"
-                rmtree(kept, ignore_errors=True)
-                for state in seconds:
-                    start = time.perf_counter()
-                    maker(kept)()
-                    seconds[state].append(time.perf_counter() - start)
+                with tempfile.TemporaryDirectory(prefix="kept-", dir=folder) as kept:
+                    for state in seconds:
+                        start = time.perf_counter()
+                        maker(Path(kept))()
+                        seconds[state].append(time.perf_counter() - start)
             for state, values in seconds.items():
                 shown = [unit / value for value in values] if unit else [1e3 * value for value in values]
                 report.add(f"{name}, {state}", metric, shown, "MB/s" if unit else "ms")

@@ -369,8 +369,15 @@ COMMANDS = {
         resumes=True,
         examples=("labels small --encoding transform", "labels small --encoding transform --fidelity 0.99"),
     ),
-    "push": Command(PushConfig, push_command, resumes=True, examples=("labels s3://bucket/labels",)),
-    "pull": Command(PullConfig, pull_command, resumes=True, examples=("s3://bucket/labels labels",)),
+    "push": Command(
+        PushConfig, push_command, resumes=True, examples=("labels s3://bucket/labels", "labels gs://bucket/labels")
+    ),
+    "pull": Command(
+        PullConfig,
+        pull_command,
+        resumes=True,
+        examples=("s3://bucket/labels labels", "hf://datasets/owner/name/labels labels"),
+    ),
     "export": Command(
         ExportConfig,
         export_command,

@@ -31,6 +31,7 @@ THREADS = {
     "pipeline/render/crops.py": "renders on the CPU",
     "pipeline/render/dali_crops.py": "reads files",
     "pipeline/synthesis/making.py": "writes files",
+    "pipeline/synthesis/job_writer.py": "writes files",
     "pipeline/render/device.py": "reads and decodes files, on the CPU",
 }
 

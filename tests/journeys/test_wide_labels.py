@@ -47,7 +47,7 @@ def test_the_fidelity_asked_for_is_that_of_the_labels(wide: tuple[World, str], t
     )
     assert exact.code == 0, exact.err
     plain = LabelStore.open(tmp_path / "f")
-    for view in (1, store.state.views_sealed - 1):
+    for view in (1, plain.state.views_sealed - 1):
         ours, theirs, pairs = (
             store.read(view, slice(None)),
             plain.read(view, slice(None)),

@@ -85,7 +85,7 @@ def test_processes_train_on_fresh_crops_what_one_trains(labels: str, world: Worl
 def test_a_run_goes_on_on_other_processes(world: World, tmp_path: Path) -> None:
     """Two processes, of which one is told to stop; then three, then one."""
     run, whole = tmp_path / "run", tmp_path / "whole"
-    more = ("--epochs", 40, "--checkpoint-every", 40, "--lr", 0.005)  # a rate that makes nothing of rounding
+    more = ("--epochs", 40, "--checkpoint-every", 40, "--lr", 0.0002)  # a rate that makes nothing of rounding
     assert giftwrap(*train_words(world, whole, *more)).code == 0
     ranks = launch(2, train_words(world, run, *more), tmp_path / "said")
     while not (run / "log.jsonl").exists() and all(rank.is_alive() for rank in ranks):

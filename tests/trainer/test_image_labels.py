@@ -18,7 +18,7 @@ from labelstore.errors import GiftwrapError, InputError, MismatchError, NotStore
 from pipeline.build.build import build
 from pipeline.config import BuildConfig
 from pipeline.ranks import Ranks
-from tests.journeys.world import SIDE, TEACHER, World, draw_images, giftwrap
+from tests.journeys.world import SIDE, TEACHER, VIEWS, World, draw_images, giftwrap
 from trainer import train as loop
 from trainer.batch import TrainBatch
 from trainer.config import TrainConfig
@@ -108,7 +108,7 @@ def test_what_has_not_one_label_an_image_is_refused(store: Path, world: World, t
             loop.train(run, Console(as_json=True))
         assert not run.run.exists()
 
-    refused(InputError, "expected a store of one view, found 200.*--label-view 0", world.store)
+    refused(InputError, f"expected a store of one view, found {VIEWS}.*--label-view 0", world.store)
     refused(NotStoredError, "has 1 sealed views, none of number 1", label_view=1)
     refused(MismatchError, "images", images=draw_images(tmp_path / "others", per_class=3))
     build_into(world, tmp_path / "mixed", views=1, mix="cutmix", group=8)
