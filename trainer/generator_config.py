@@ -97,13 +97,13 @@ class GeneratorConfig(RunConfig):
     def __post_init__(self) -> None:
         """Refuse numbers that no run can have."""
         require_apart({"--run": self.run}, {"--images": self.images})
-        given = [name for name in LENGTHS if getattr(self, name)]
+        given = [name for name in LENGTHS if getattr(self, name) is not None and (name != "epochs" or self.epochs)]
         if len(given) != 1:
             found = " and ".join(f"--{name}" for name in given) or "none"
             raise InputError(f"--epochs, --steps, --minutes: expected one of them, found {found}")
         for name in LENGTHS:
             value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
+            if value is not None and not (0 < value < math.inf or (name == "epochs" and value == 0)):
                 raise InputError(f"--{name}: expected a number > 0, found {value}")
         self.require_numbers()
         for name in ("size", "sheet_every"):

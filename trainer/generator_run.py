@@ -77,7 +77,12 @@ def epochs_of(
     found: Any = None
     if ranks.first and config.minutes:
         found = kept or pace_of(config, subject, backbone, denoising).epochs(config, steps)
-        console.line(f"--minutes {config.minutes:g}: {found:,} epochs, which config.json keeps")
+        console.line(
+            f"--minutes {config.minutes:g}: the run keeps the {kept:,} epochs that it was begun with; a longer one "
+            f"needs another --run-folder"
+            if kept
+            else f"--minutes {config.minutes:g}: {found:,} epochs, which config.json keeps"
+        )
     elif ranks.first:
         found = config.epochs or -(-(config.steps or 0) // steps)
         if kept not in (None, found) and begun["run"]["batch_size"] == config.batch_size:

@@ -136,12 +136,12 @@ def described_in(path: Path) -> Any:
         form = made.get("format", 1)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path}: expected the config.json of a run, found another file; give another --run"
+            f"{path}: expected the config.json of a run, found another file; give another --run-folder"
         ) from error
     if form != FORMAT:
         raise InputError(
             f"{path}: expected a run of format {FORMAT}, found format {form}; continue it with the version of giftwrap "
-            f"that began it, or give another --run"
+            f"that began it, or give another --run-folder"
         )
     return made
 
@@ -183,7 +183,7 @@ def accepted(stored: Any, made: Mapping[str, Json], *, anyway: bool) -> Any:
                 place, theirs, ours = difference
                 raise MismatchError(
                     f"{what}: {place} was {shorten(theirs)} and is {shorten(ours)}; put back what there was, give "
-                    f"another --run, or continue with what there is now by --anyway, which {CONFIG} records"
+                    f"another --run-folder, or continue with what there is now by --anyway, which {CONFIG} records"
                 )
     return {**kept, **{key: made[key] for key in CHANGES if key in made}}
 
@@ -208,7 +208,7 @@ def lengthened(stored: Any, made: Mapping[str, Json]) -> Any:
         if forbids:
             raise InputError(
                 f"--epochs {now}: the run began with {before}, and {flag} depends on the length of the whole run; "
-                f"keep --epochs {before}, or give another --run (a run of --schedule "
+                f"keep --epochs {before}, or give another --run-folder (a run of --schedule "
                 f"{' or '.join(lengthened_schedules)} can be lengthened)"
             )
     return {**stored, "run": {**theirs, "epochs": now}}
@@ -315,9 +315,9 @@ def describe(
     if alike and same.get("student", {}).get("layout") != ours.get("layout"):
         raise MismatchError(
             f"the student has other weights than when the run began: names, shapes or types in its state dict differ; "
-            f"give the code and the arguments of {path} again, or another --run"
+            f"give the code and the arguments of {path} again, or another --run-folder"
         )
-    advice = f"give the flags of {path}, or another --run"
+    advice = f"give the flags of {path}, or another --run-folder"
     require_same("run", same, dict(made), advice, holder="the folder", flags=flags_at(flags or config))
     theirs = elsewhere(stored, made)
     changes: list[Json] = []

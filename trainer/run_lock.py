@@ -29,18 +29,20 @@ def hold(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{folder}: expected a folder, found a file in its place; give another --run") from error
+        raise InputError(
+            f"{folder}: expected a folder, found a file in its place; give another --run-folder"
+        ) from error
     except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror}); give another --run") from error
+        raise InputError(f"{folder}: cannot be made ({error.strerror}); give another --run-folder") from error
     others = [
         path
         for path in folder.iterdir()
         if path.name != LOCK and not (path.name in CACHE_PROOFS and removing.may_go(path, CACHE_PROOFS[path.name]))
     ]
     if others and not (folder / CONFIG).exists():
-        raise InputError(f"{folder}: expected an empty folder or a run, found other files; give another --run")
-    busy = f"{folder}: another process trains in this folder; wait for it, or give another --run"
-    with locking.hold(folder / LOCK, busy, "give another --run"):
+        raise InputError(f"{folder}: expected an empty folder or a run, found other files; give another --run-folder")
+    busy = f"{folder}: another process trains in this folder; wait for it, or give another --run-folder"
+    with locking.hold(folder / LOCK, busy, "give another --run-folder"):
         try:
             yield
         finally:

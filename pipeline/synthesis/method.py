@@ -75,10 +75,11 @@ class Setting:
         needed = each if fewer else each * self.config.ipc
         few = [f"{self.manifest.classes[target]} ({found[target]:,})" for target in self.targets[have < needed]]
         if few:
+            smaller = " or ".join(["--ipc"] * (self.config.ipc > 1) + ["--factor"] * (each > 1)) or "--ipc"
             raise InputError(
                 f"expected at least {needed:,} {what} in each class, found fewer in {', '.join(few[:SHOWN])}"
                 f"{f' and {len(few) - SHOWN:,} more' if len(few) > SHOWN else ''}; "
-                f"{'' if fewer else 'give a smaller --ipc, or --allow-fewer to make of them what they allow, or '}"
+                f"{'' if fewer else f'give a smaller {smaller}, or --allow-fewer to make of them what they allow, or '}"
                 f"leave these classes out with --drop-classes"
             )
         return np.minimum(have // each, self.config.ipc).astype(np.int64)

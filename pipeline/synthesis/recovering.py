@@ -88,7 +88,8 @@ def _require_sound(images: Tensor, begun: Tensor, steps: Steps, name: str) -> No
     Raises:
         InputError: says what their values are.
     """
-    expected = f"{name}: expected numbers between black and white in the images after {steps.count} steps"
+    job = name.partition(".")[0]
+    expected = f"images of job {job}: expected numbers between black and white after {steps.count} steps"
     if not images.isfinite().all():
         raise InputError(f"{expected}, found NaN; {steps.advice}")
     clipped = _clipped(images, steps)
