@@ -101,6 +101,7 @@ class Few(study.Study):
         return [Cell(kind="teacher"), Cell(kind="set", set="random"), weak, hard]
 
 
+@pytest.mark.long
 def test_two_jobs_give_the_same_lines_as_one(tmp_path: Path) -> None:
     study.draw_data(tmp_path / "data")
     found = []
