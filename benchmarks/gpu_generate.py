@@ -45,7 +45,7 @@ class Size:
         args: other numbers of it, as JSON.
         dtype: its precision.
         lr: learning rate.
-        batch: images a step, a divisor of all: a short batch would be compiled anew.
+        batch: images a step; divides their number, since a short batch would be compiled again.
         warm: steps that are not timed; the first ones compile.
         timed: steps after them.
         counted: steps after those, whose waits for the GPU are counted.

@@ -108,7 +108,7 @@ class Student:
             logits, targets = torch.from_numpy(batch.logits), torch.from_numpy(batch.targets)
             loss = self._loss(self._network(self._images[: len(logits)]), logits, targets)
             self._optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
             self._optimiser.step()
             batch = next(batches)
         return first - start, time.perf_counter() - first

@@ -101,7 +101,7 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
 
 
 def apart(name: str, store: Path, images: Path) -> Figures:
-    """What a part measures, in a process of its own; if it has a first batch, after how many seconds."""
+    """What a part measures in a separate process, and the seconds to its first batch if it has one."""
     start = time.time()
     ended = subprocess.run(  # noqa: S603  the words are this package's own
         [sys.executable, "-m", "benchmarks.scale_parts", name, str(store), str(images)],

@@ -87,7 +87,7 @@ class _Answers(BaseHTTPRequestHandler):
 
 @contextmanager
 def slow_bucket(folder: Path, latency: float, rate: float) -> Iterator[None]:
-    """Serve a folder as the bucket `BUCKET`, from a process of its own; the environment names it.
+    """Serve a folder as the bucket `BUCKET` from a separate process; the environment names it.
 
     Args:
         folder: what the bucket holds.

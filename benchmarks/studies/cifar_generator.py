@@ -54,7 +54,7 @@ class StudyConfig:
     """cpu, cuda or cuda:N."""
     model: Annotated[Model, tyro.conf.arg(name="")] = field(default_factory=Model)
     quick: bool = False
-    """The same at toy size, on drawn images, in a folder and a file of its own; flags of the generator are left out."""
+    """The same at toy size, on drawn images, in a separate folder and file; flags of the generator are left out."""
 
 
 class Study:

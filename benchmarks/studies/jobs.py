@@ -96,7 +96,7 @@ def startable(work: Parallel[CellT], left: Sequence[CellT], running: Sequence[Ce
 
 @contextmanager
 def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that are started anew, as a GPU needs it; they end with this one, however it ends."""
+    """Spawned processes, since a GPU cannot be used after a fork; they end with this one, even if it is killed."""
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin)
     try:

@@ -31,7 +31,7 @@ class StudyConfig:
     folder: Path | None = None
     """Folder for sets, stores and runs; one of the study's name in runs/ when left out."""
     quick: bool = False
-    """The same at toy size, on drawn images, in a folder and a file of its own."""
+    """The same at toy size, on drawn images, in a separate folder and file."""
 
     def places(self, name: str) -> tuple[Path, Path]:
         """The folder of a study of that name, and the file of its results."""

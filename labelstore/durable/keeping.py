@@ -1,7 +1,7 @@
 """Pieces of files that are elsewhere, kept in a folder of this machine within a limit, by the digests of their files.
 
-A piece is a file of its own, written aside and renamed. What is kept is never trusted: whoever reads a piece compares
-it with the checksums of the store, and has it fetched again where it differs.
+Each piece is a separate file, written under another name and renamed. What is kept is never trusted: whoever reads a
+piece compares it with the checksums of the store, and has it fetched again where it differs.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class ObjectStorage:
         """
         cloud = CLOUDS[self.root.scheme]
         if not any(map(os.environ.get, cloud.variables)):
-            # The machine may have an identity of its own. Where it has none, that is not worth many attempts.
+            # The machine itself may have an identity. Where it has none, a few attempts are enough.
             with suppress(FileNotFoundError), _naming(self.root):
                 _obstore().head(self._opened(retries=1), "zarr.json")
         return self._opened(RETRIES)
