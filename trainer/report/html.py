@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import get_args
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from labelstore.command.names import printable
+from labelstore.durable import removing
+from labelstore.durable.newfile import write_new, write_over
+from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
 from labelstore.version import __version__
 from trainer.report import svg
@@ -30,6 +35,7 @@ from trainer.report.pictures import LEVELS, Level, Shown, encoded, kept
 
 HERE = Path(__file__).parent
 LIMIT = 3_000_000
+HEAD_BYTES = 2_048  # of a page, which name what made it
 GENERATOR = "giftwrap report"
 VERDICTS: dict[str, str] = {"holds": "holds", "does not hold": "not", "not measured here": "unmeasured"}
 
@@ -109,7 +115,12 @@ def _document(page: Page, level: Level, notes: Sequence[str]) -> bytes:
 def _environment() -> Environment:
     """The environment of the template: all that is not drawn here is escaped."""
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        finalize=visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
     environment.filters |= {
         "kind": lambda each: type(each).__name__,
@@ -123,6 +134,11 @@ def _environment() -> Environment:
         "verdict_class": VERDICTS.__getitem__,
     }
     return environment
+
+
+def visible(value: object) -> object:
+    """A text with the characters that do not print escaped, as everywhere; other values, and markup, as they are."""
+    return printable(value, keep="\n") if type(value) is str else value
 
 
 def draw(plot: LinePlot | Histogram) -> Markup:
@@ -155,3 +171,47 @@ def share(value: float, end: float) -> str:
 def shown_tiles(sheet: Sheet, level: Level) -> list[Shown]:
     """The tiles of a sheet as a level draws them."""
     return [encoded(tile, level) for tile in kept(sheet.tiles, level)]
+
+
+def require_page(path: Path, *, replace: bool = False) -> None:
+    """Refuse a place where `write_page` would write nothing.
+
+    Raises:
+        InputError: a file is there, and is not to be replaced, or is no page of this software.
+    """
+    if not replace:
+        removing.require_absent(path)
+    elif os.path.lexists(path):
+        removing.require(path, PAGE)
+
+
+def write_page(page: Page, path: Path, *, replace: bool = False, limit: int = LIMIT) -> Rendered:
+    """Write the file of a page, whole or not at all; what was rendered.
+
+    Args:
+        page: what it holds.
+        path: where.
+        replace: whether a page that was made so before is replaced.
+        limit: as of `render`.
+
+    Raises:
+        InputError: as `require_page` and `render` do.
+    """
+    rendered = render(page, limit)
+    if replace and os.path.lexists(path):
+        write_over(path, rendered.html, PAGE)
+    else:
+        write_new(path, rendered.html)
+    return rendered
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that was made here."""
+    try:
+        with path.open("rb") as file:
+            return f'<meta name="generator" content="{GENERATOR}'.encode() in file.read(HEAD_BYTES)
+    except OSError:
+        return False
+
+
+PAGE = Proof("a page that `giftwrap report` made", is_page)

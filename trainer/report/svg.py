@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from labelstore.command.names import printable
 from trainer.report.page import Curve, Histogram, LinePlot
 
 WIDTH, HEIGHT = 420.0, 250.0  # of the drawing; it is as wide as its place
@@ -162,7 +163,7 @@ def _drawable(curve: Curve, plot: LinePlot) -> Curve:
 def _drawing(title: str, parts: Sequence[Markup]) -> Markup:
     """The SVG element."""
     return Markup('<svg viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, HEIGHT, title, Markup("").join(parts)
+        WIDTH, HEIGHT, printable(title), Markup("").join(parts)
     )
 
 
@@ -181,9 +182,15 @@ def _frame(x: Axis, y: Axis, x_label: str, y_label: str) -> Markup:
         )
     parts.append(Markup('<path class="k" d="M{:.1f} {:.1f}H{:.1f}"/>').format(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT))
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(Markup('<text x="{:.1f}" y="{:.1f}" class="m l">{}</text>').format(middle, HEIGHT - 6, x_label))
+    parts.append(
+        Markup('<text x="{:.1f}" y="{:.1f}" class="m l">{}</text>').format(middle, HEIGHT - 6, printable(x_label))
+    )
     up = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(Markup('<text transform="translate(11 {:.1f}) rotate(-90)" class="m l">{}</text>').format(up, y_label))
+    parts.append(
+        Markup('<text transform="translate(11 {:.1f}) rotate(-90)" class="m l">{}</text>').format(
+            up, printable(y_label)
+        )
+    )
     return Markup("").join(parts)
 
 
