@@ -127,7 +127,6 @@ def _environment() -> Environment:
         "parts": lambda each: each.items,  # in a template `.items` of some types is a method
         "draw": draw,
         "colour": svg.colour,
-        "swatch": svg.swatch,
         "legend": legend,
         "share": share,
         "bar_end": bar_end,
@@ -146,15 +145,15 @@ def draw(plot: LinePlot | Histogram) -> Markup:
     return svg.line_plot(plot) if isinstance(plot, LinePlot) else svg.histogram(plot)
 
 
-def legend(plots: Sequence[Plot]) -> list[tuple[str, int]]:
-    """The names of all curves and counts with their styles, each once."""
-    found: dict[tuple[str, int], None] = {}
+def legend(plots: Sequence[Plot]) -> list[tuple[str, Markup]]:
+    """The names of all curves and counts with their swatches, each once."""
+    found: dict[tuple[str, int, bool], None] = {}
     for plot in plots:
         if isinstance(plot, LinePlot):
-            found |= dict.fromkeys((curve.name, curve.style) for curve in plot.curves if curve.points)
+            found |= dict.fromkeys((curve.name, curve.style, True) for curve in plot.curves if curve.points)
         elif isinstance(plot, Histogram):
-            found |= dict.fromkeys((part.name, part.style) for part in plot.parts if part.name)
-    return list(found)
+            found |= dict.fromkeys((part.name, part.style, False) for part in plot.parts)
+    return [(name, svg.swatch(style, line=line)) for name, style, line in found if name]
 
 
 def bar_end(plot: BarPlot) -> float:

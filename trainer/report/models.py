@@ -31,7 +31,9 @@ FEW_EPOCHS = 2
 def projector_card(folder: Path) -> Card:
     """The card of a projector: what `giftwrap info` prints of it, and its training."""
     values: Mapping[str, Any] = projector_info(folder)
-    pairs = [(line[:16].strip(), printable(line[17:])) for line in projector_lines(values)]
+    weights = str(values["encoder"]["weights"])
+    lines = [line.replace(weights, Path(weights).name) for line in projector_lines(values)]
+    pairs = [(line[:16].strip(), printable(line[17:])) for line in lines]
     parts = [(name, float(size), byte_count(size)) for name, size in values["bytes"].items()]
     encoder = values["encoder"]["name"]
     items: list[Item] = [Facts(pairs), Shares("Bytes of the projector", parts), *training(folder)]

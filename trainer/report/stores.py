@@ -30,6 +30,7 @@ from trainer.report.page import (
     Histogram,
     Item,
     Matrix,
+    Plot,
     Plots,
     Shares,
     Sheet,
@@ -45,6 +46,7 @@ PAIRS = 12  # of classes that are confused
 DIGEST = 12  # characters of a digest
 RIGHT, WRONG = 2, 1  # styles
 CHOICES = 3
+LEAST_SHOWN = 0.005  # probability of a choice that is named
 
 
 def store_card(path: Path, tiles: int) -> Card:
@@ -128,18 +130,17 @@ def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         + (f", {len(values['skipped']):,} broken ones left out" if values["skipped"] else ""),
         "converted from": values["converted_from"]["encoding"]["name"] if values["converted_from"] else "",
         "seed": str(values["seed"]),
-        "format": f"{values['format']}, labels {values['origin']}",
+        "format": f"{values['format']}" + (", labels made elsewhere" if values["origin"] == "adopted" else ""),
     }
     return [(name, text) for name, text in found.items() if text]
 
 
 def crops_in_words(plan: Mapping[str, Any]) -> str:
     """How crops are drawn."""
-    parts = [str(plan.get("crop", "random"))]
+    kind = str(plan.get("crop", "random"))
+    parts = [f"factor {plan['factor']}" if kind == "factor" and "factor" in plan else kind]
     if plan.get("scale"):
         parts.append("{:g} to {:g} of the area".format(*plan["scale"]))
-    if plan.get("factor"):
-        parts.append(f"factor {plan['factor']}")
     if plan.get("flip"):
         parts.append(f"flipped with probability {plan['flip']:g}")
     if plan.get("mix") not in (None, "none"):
@@ -253,6 +254,7 @@ def _choices(names: dict[int, str], logits: np.ndarray[Any, np.dtype[np.float32]
     shifted = np.exp(logits.astype(np.float64) - logits.max())
     shares = shifted / shifted.sum()
     best = np.argsort(-shares, kind="stable")[:CHOICES].tolist()
+    best = [column for column in best if shares[column] >= LEAST_SHOWN] or best[:1]
     return [f"{title_of(names, column)} {100 * shares[column]:.0f} %" for column in best]
 
 
@@ -276,9 +278,16 @@ def of_labels(store: LabelStore, looked: Looked, values: Mapping[str, Any]) -> l
         Plots([_confidences(looked), _entropies(looked, values["columns"])]),
     ]
     counts, right = by_class(looked, columns)
-    found += agreement_by_class(titles, counts.tolist(), right.tolist(), chance=100 / max(len(columns), 1))
-    found += _confusions(store, looked, titles, dict(zip(columns, counts.tolist(), strict=True)))
-    return found
+    plots, table = agreement_by_class(titles, counts.tolist(), right.tolist(), chance=100 / max(len(columns), 1))
+    pairs = confusions(looked)
+    if pairs and 1 < len(titles) <= FEW:
+        plots.append(_matrix(looked, columns, titles))
+    found.append(Plots(plots))
+    if not pairs:
+        found.append(Text("No first choice is another class than the target."))
+    elif len(titles) > FEW:
+        found.append(_confused(pairs, column_titles(store.identity), dict(zip(columns, counts.tolist(), strict=True))))
+    return [*found, table]
 
 
 def _confidences(looked: Looked) -> Histogram:
@@ -312,8 +321,10 @@ def _right_and_wrong(
     ]
 
 
-def agreement_by_class(titles: Sequence[str], counts: Sequence[int], right: Sequence[int], chance: float) -> list[Item]:
-    """How often the first choice is the target, by class: bars, where there are few classes; else the lowest ones."""
+def agreement_by_class(
+    titles: Sequence[str], counts: Sequence[int], right: Sequence[int], chance: float
+) -> tuple[list[Plot], Folded]:
+    """How often the first choice is the target, by class: bars of the lowest, or of all that are few; and a table."""
     shares = [
         (100 * ok / count, name, ok, count) for name, ok, count in zip(titles, right, counts, strict=True) if count
     ]
@@ -321,7 +332,7 @@ def agreement_by_class(titles: Sequence[str], counts: Sequence[int], right: Sequ
     lowest = shares if few else sorted(shares)[:BARS]
     title = "Agreement with the target, by class" + ("" if few else f": the {BARS} lowest")
     bars = [Bar(name, share, f"{share:.1f} %") for share, name, _, _ in lowest]
-    plots: list[Any] = [BarPlot(title, bars, 100.0, chance, f"chance, {chance:.3g} %")]
+    plots: list[Plot] = [BarPlot(title, bars, 100.0, chance, f"chance, {chance:.3g} %")]
     if not few:
         edges = np.linspace(0, 100, BINS + 1)
         found = np.histogram([share for share, *_ in shares], edges)[0].tolist()
@@ -331,28 +342,19 @@ def agreement_by_class(titles: Sequence[str], counts: Sequence[int], right: Sequ
         [Cell(name), Cell(f"{count:,}", count), Cell(f"{ok:,}", ok), Cell.number(share)]
         for share, name, ok, count in shares
     ]
-    return [Plots(plots), Folded(f"All {len(shares):,} classes", [Table(columns, rows)])]
+    return plots, Folded(f"Agreement of all {len(shares):,} classes", [Table(columns, rows)])
 
 
-def _confusions(store: LabelStore, looked: Looked, titles: Sequence[str], counts: Mapping[int, int]) -> list[Item]:
-    """Which classes are taken for which others."""
-    pairs = confusions(looked)
-    if not pairs:
-        return [Text("No first choice is another class than the target.")]
-    if len(titles) <= FEW and len(titles) > 1:
-        shares = choices_by_class(looked, store.identity.label_columns)
-        texts = [[f"{100 * share:.0f}" if share >= 0.005 else "" for share in row] for row in shares.tolist()]
-        return [
-            Matrix(
-                "What the teacher takes each class for, % of its crops",
-                "target",
-                "first choice",
-                titles,
-                shares.tolist(),
-                texts,
-            )
-        ]
-    names = column_titles(store.identity)
+def _matrix(looked: Looked, columns: Sequence[int], titles: Sequence[str]) -> Matrix:
+    """What the classes are taken for, where they are few."""
+    shares = choices_by_class(looked, columns)
+    texts = [[f"{100 * share:.0f}" if share >= LEAST_SHOWN else "" for share in row] for row in shares.tolist()]
+    title = "What the teacher takes each class for, % of its crops"
+    return Matrix(title, "target", "first choice", titles, shares.tolist(), texts)
+
+
+def _confused(pairs: Sequence[tuple[int, int, int]], names: dict[int, str], counts: Mapping[int, int]) -> Table:
+    """Which classes are most often taken for which others."""
     rows = [
         [
             Cell(title_of(names, target)),
@@ -363,4 +365,4 @@ def _confusions(store: LabelStore, looked: Looked, titles: Sequence[str], counts
         for target, choice, count in pairs[:PAIRS]
     ]
     columns = [Column("class"), Column("taken for"), Column("crops", True), Column("% of the class", True)]
-    return [Table(columns, rows, f"The {len(rows)} most frequent confusions of {len(pairs):,}")]
+    return Table(columns, rows, f"The {len(rows)} most frequent confusions of {len(pairs):,}")

@@ -12,7 +12,7 @@ from labelstore.command.names import printable
 from trainer.report.page import Curve, Histogram, LinePlot
 
 WIDTH, HEIGHT = 420.0, 250.0  # of the drawing; it is as wide as its place
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 10.0, 10.0, 42.0
+LEFT, RIGHT, TOP, BOTTOM = 56.0, 10.0, 10.0, 42.0
 COLOURS = 8  # the page's colours, --c0 to --c7
 DASHES = ("", "5 3", "1.5 2.5", "7 2.5 1.5 2.5")
 TICKS = 5
@@ -238,8 +238,10 @@ def _column(
     ).format(left, top, max(right - left - 1, 0.5), bottom - top, colour(style), f"{name}, {hint}" if name else hint)
 
 
-def swatch(style: int) -> Markup:
-    """A short line for the legend."""
+def swatch(style: int, *, line: bool) -> Markup:
+    """A short line for the legend, or a square."""
+    if not line:
+        return Markup('<i style="background:{}"></i>').format(colour(style))
     dashes = Markup(' stroke-dasharray="{}"').format(dash(style)) if dash(style) else Markup("")
     return Markup(
         '<svg viewBox="0 0 26 10" aria-hidden="true"><path d="M1 5H25" style="stroke:{};stroke-width:3"{}/></svg>'
