@@ -109,7 +109,8 @@ def _document(page: Page, level: Level, notes: Sequence[str]) -> bytes:
         style=Markup((HERE / "page.css").read_text()),  # noqa: S704  files of this package
         script=Markup((HERE / "page.js").read_text()),  # noqa: S704
     )
-    return (text.strip() + "\n").encode()
+    # What does not print, in a name from elsewhere, is shown escaped, as in a terminal; few lines have any.
+    return ("\n".join(map(printable, text.strip().split("\n"))) + "\n").encode()
 
 
 def _environment() -> Environment:
@@ -117,7 +118,6 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
-        finalize=visible,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
@@ -133,11 +133,6 @@ def _environment() -> Environment:
         "verdict_class": VERDICTS.__getitem__,
     }
     return environment
-
-
-def visible(value: object) -> object:
-    """A text with the characters that do not print escaped, as everywhere; other values, and markup, as they are."""
-    return printable(value, keep="\n") if type(value) is str else value
 
 
 def draw(plot: LinePlot | Histogram) -> Markup:
@@ -178,10 +173,14 @@ def require_page(path: Path, *, replace: bool = False) -> None:
     Raises:
         InputError: a file is there, and is not to be replaced, or is no page of this software.
     """
+    if not os.path.lexists(path):
+        return
     if not replace:
-        removing.require_absent(path)
-    elif os.path.lexists(path):
-        removing.require(path, PAGE)
+        raise InputError(
+            f"{path}: exists already, and nothing is overwritten; give another name, or --replace where it is a page "
+            f"that `report` made"
+        )
+    removing.require(path, PAGE)
 
 
 def write_page(page: Page, path: Path, *, replace: bool = False, limit: int = LIMIT) -> Rendered:
@@ -196,6 +195,7 @@ def write_page(page: Page, path: Path, *, replace: bool = False, limit: int = LI
     Raises:
         InputError: as `require_page` and `render` do.
     """
+    require_page(path, replace=replace)
     rendered = render(page, limit)
     if replace and os.path.lexists(path):
         write_over(path, rendered.html, PAGE)

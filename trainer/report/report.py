@@ -49,9 +49,10 @@ def report(config: ReportConfig, console: Console) -> Path:
                     progress.advance()
             if cards:
                 sections.append(Section(title, "", cards))
+    what = f"{counted(found)}. " if config.title else ""
     page = Page(
         title=config.title or title_of(found),
-        lead=f"{counted(found)}. Made by giftwrap {__version__}; everything on this page is in this one file.",
+        lead=f"{what}Made by giftwrap {__version__}. This page is one file, which loads nothing.",
         sections=sections,
         made=made(config),
     )
@@ -79,9 +80,8 @@ def counted(found: Sequence[Found]) -> str:
 
 
 def title_of(found: Sequence[Found]) -> str:
-    """The names of some things; of many their number."""
-    names = list(dict.fromkeys(Path(each.path).name for each in found))
-    return ", ".join(names) if len(names) <= 3 else counted(found)
+    """The number of things of each kind; of a single one its name."""
+    return Path(found[0].path).name if len(found) == 1 else counted(found)
 
 
 def made(config: ReportConfig) -> list[tuple[str, str]]:

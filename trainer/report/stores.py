@@ -11,7 +11,7 @@ import numpy as np
 
 from labelstore.command.console import byte_count
 from labelstore.encodings.bands import missed
-from labelstore.errors import GiftwrapError
+from labelstore.errors import NotStoredError
 from labelstore.operations.info import info
 from labelstore.operations.synthesised import made_by
 from labelstore.storage_table import without_credentials
@@ -209,10 +209,11 @@ def _sheet(store: LabelStore, tiles: int) -> Iterator[Item]:
         whole = store.rows(0, slice(0, min(-(-len(audit.crops) // group) * group, store.identity.images)))
         targets = store.target_columns[whole.image]
         mates = targets[whole.partners(group)] if whole.mixed else targets
-    except GiftwrapError as error:
-        if store.begun and store.identity.origin == "built":
-            raise
-        yield Text(f"No contact sheet: the store keeps no crops of its own ({error}).", "note")
+    except NotStoredError:
+        yield Text("No contact sheet: the store's first crops are not written yet, or were removed.", "note")
+        return
+    if not len(audit.crops):
+        yield Text("No contact sheet: the store keeps no crops.", "note")
         return
     count = len(audit.crops)
     looked = look(batch.logits, batch.targets, mates[:count], whole.weights(store.identity.size)[:count])
