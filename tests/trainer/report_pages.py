@@ -1,14 +1,20 @@
-"""Pages with everything that a page can hold, and what their HTML has."""
+"""Pages with everything that a page can hold, what their HTML has, and things to make pages of."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from labelstore.spec import Identity
+from labelstore.store import LabelStore
+from tests.labelstore.making import Content
+from trainer.generator import sheet
 from trainer.report.page import (
     Bar,
     BarPlot,
@@ -134,3 +140,47 @@ class Elements(HTMLParser):
     def values(self, name: str) -> Iterator[str]:
         """The values of an attribute, in order."""
         return (value for key, value in self.attributes if key == name)
+
+
+def fill(path: Path, identity: Identity, views: int, written: int | None = None) -> Content:
+    """A store of random labels, all sealed, or of which so many views have blocks, none is sealed."""
+    content = Content(identity, views)
+    store = LabelStore.create(path, identity, image_digests=content.digests, targets=content.targets, views=views)
+    with store.lease() as writer:
+        for block in store.missing():
+            if written is None or store.views(block)[0] < written:
+                writer.write(block, content.block(store, block))
+        if written is None:
+            writer.seal()
+    return content
+
+
+def make_projector(folder: Path) -> Path:
+    """The files of a projector, without a network that they fit."""
+    folder.mkdir(parents=True)
+    encoder = {
+        "name": "timm:tiny",
+        "args": {},
+        "weights": "/models/tiny.safetensors",
+        "sha256": "0" * 64,
+        "bytes": 1000,
+    }
+    record = {"format": 1, "encoder": encoder, "rank": 2, "head": "zero", "head_rank": 2, "lora_on": None,
+              "trained": {"columns": 3, "size": 16}}  # fmt: skip
+    (folder / "projector.json").write_text(json.dumps(record))
+    tensors = {"head.weight": {"dtype": "F32", "shape": [10], "data_offsets": [0, 40]}}
+    header = json.dumps(tensors).encode()
+    (folder / "projector.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(40))
+    return folder
+
+
+def make_generator(folder: Path, classes: tuple[str, ...], size: int = 4) -> Path:
+    """The files of a generator, without weights, with a sheet of samples: class k is of the colour k, k, k."""
+    folder.mkdir(parents=True)
+    described = {"format": 1, "version": "0.2.0", "classes": [*classes], "size": size,
+                 "backbone": {"name": "uvit-xs", "dim": 8}, "vae": {"place": "none", "name": "none"},
+                 "diffusion": {"noise_steps": 10}, "latents": {"mean": [0.5], "std": [0.5]}}  # fmt: skip
+    (folder / "generator.json").write_text(json.dumps(described))
+    colours = np.arange(len(classes), dtype=np.uint8)[:, None, None, None]
+    (folder / "samples-000012.png").write_bytes(sheet(np.broadcast_to(colours, (len(classes), size, size, 3))))
+    return folder

@@ -11,24 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labelstore.spec import Identity
 from labelstore.store import LabelStore
-from tests.labelstore.making import Content, make_identity
+from tests.labelstore.making import make_identity
+from tests.trainer.report_pages import fill
 from trainer.report.labels import Looked, by_class, choices_by_class, confusions, joined, look, look_at_store
 from trainer.report.stores import spread
-
-
-def fill(path: Path, identity: Identity, views: int, written: int | None = None) -> Content:
-    """A store of random labels, all sealed, or of which so many views have blocks, none is sealed."""
-    content = Content(identity, views)
-    store = LabelStore.create(path, identity, image_digests=content.digests, targets=content.targets, views=views)
-    with store.lease() as writer:
-        for block in store.missing():
-            if written is None or store.views(block)[0] < written:
-                writer.write(block, content.block(store, block))
-        if written is None:
-            writer.seal()
-    return content
 
 
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1.0, 30.0, 2000.0]))

@@ -150,7 +150,7 @@ def test_a_page_replaces_a_page_alone_and_only_when_told(tmp_path: Path) -> None
     write_page(page, place)
     first = place.read_bytes()
     for refuse in (lambda: require_page(place), lambda: write_page(page, place)):
-        with pytest.raises(InputError, match="exists already.*--replace"):
+        with pytest.raises(InputError, match=r"exists already.*--replace"):
             refuse()
     assert place.read_bytes() == first
     require_page(place, replace=True)

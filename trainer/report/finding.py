@@ -125,4 +125,4 @@ def _holds_images(place: Path) -> bool:
         return False
     if recognised(place) != CLASS_FOLDER:
         return True
-    return place.is_dir() and any(entry.is_dir() for entry in os.scandir(place))
+    return place.is_dir() and any(entry.is_dir() for entry in place.iterdir())

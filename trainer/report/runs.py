@@ -98,7 +98,10 @@ def names_of(rows: Sequence[Row], home: str) -> list[str]:
     texts = [
         ", ".join(f"{key} {shown(value)}" for key, value in each.items() if value not in (None, [])) for each in options
     ]
-    return [printable(text or folder) for text, folder in zip(texts, folders, strict=True)]
+    whole = Path(home).name or "all runs"
+    return [
+        printable(text or (whole if folder == "." else folder)) for text, folder in zip(texts, folders, strict=True)
+    ]
 
 
 def without_their_folder(rows: Sequence[Row]) -> list[dict[str, Any]]:
