@@ -92,11 +92,11 @@ def test_what_is_nothing_of_these_is_named_and_leaves_no_page(tmp_path: Path) ->
 
 def test_a_page_is_not_written_into_a_store_or_a_set(tmp_path: Path) -> None:
     fill(tmp_path / "store", identity(), 2)
-    images = draw_images(tmp_path / "images", per_class=1)
+    images, more = (draw_images(tmp_path / name, per_class=1) for name in ("images", "more"))
     before = sorted(tmp_path.rglob("*"))
     for folder in (tmp_path / "store", images):
         with pytest.raises(InputError, match="--out"):
-            page_of(folder, out=folder / "page.html")
+            page_of(tmp_path / "store", images, more, out=folder / "page.html")
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from labelstore.command.console import Console, byte_count
 from labelstore.durable.places import require_apart
 from labelstore.spec import Json
-from labelstore.storage_table import without_credentials
+from labelstore.storage_table import scheme_of, without_credentials
 from labelstore.version import __version__
 from trainer.report.config import ReportConfig
 from trainer.report.finding import Found, find
@@ -33,9 +33,9 @@ def report(config: ReportConfig, console: Console) -> Path:
     """
     require_page(config.out, replace=config.replace)
     found = find(config.things)
-    keeps = {f"the {NAMES[each.kind]}": each.path for each in found if each.kind in ("store", "set")}
-    for name, place in keeps.items():
-        require_apart({"--out": config.out}, {name: place})
+    for each in found:
+        if each.kind in ("store", "set") and not scheme_of(each.path):
+            require_apart({"--out": config.out}, {f"the {NAMES[each.kind]}": each.path})
     with console.progress("cards", len(found), "cards") as progress:
         sections = []
         if runs := [each.path for each in found if each.kind == "run"]:

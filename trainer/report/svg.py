@@ -12,7 +12,7 @@ from trainer.report.page import Curve, Histogram, LinePlot
 
 WIDTH, HEIGHT = 420.0, 250.0  # of the drawing; it is as wide as its place
 RIGHT, TOP, BOTTOM = 10.0, 10.0, 42.0
-CHARACTER = 6.9  # width of a digit of a tick
+CHARACTER = 7.4  # width of a digit of a tick
 LABEL = 18.0  # what the label of the upright axis takes
 COLOURS = 8  # the page's colours, --c0 to --c7
 DASHES = ("", "5 3", "1.5 2.5", "7 2.5 1.5 2.5")
