@@ -68,7 +68,7 @@ def test_small_pictures_are_kept_exactly() -> None:
 
 
 def test_a_page_over_its_size_shrinks_its_pictures_and_states_it() -> None:
-    page = full_page([noise(128, seed) for seed in range(8)])
+    page = full_page([noise(96, seed) for seed in range(4)])
     whole = render(page)
     assert not whole.notes
     bare = len(render(full_page()).html)
@@ -77,7 +77,7 @@ def test_a_page_over_its_size_shrinks_its_pictures_and_states_it() -> None:
         assert len(smaller.html) < limit
         (note,) = smaller.notes
         assert note in Elements(smaller.html).text
-        assert len(pictures(smaller.html)) <= 10
+        assert len(pictures(smaller.html)) <= 6
     with pytest.raises(InputError, match=r"expected fewer than 2,000 bytes, found .* without its pictures"):
         render(page, 2_000)
     with pytest.raises(InputError, match="name fewer things"):
