@@ -204,18 +204,14 @@ def _sheet(store: LabelStore, tiles: int) -> Iterator[Item]:
     """Crops that the store keeps whole, with what their labels choose; or why there are none."""
     try:
         audit = store.audit()
-        batch = store.read(0, slice(0, len(audit.crops)))
-        group = store.identity.group
-        whole = store.rows(0, slice(0, min(-(-len(audit.crops) // group) * group, store.identity.images)))
+        count, group = len(audit.crops), store.identity.group
+        batch = store.read(0, slice(0, count))
+        whole = store.rows(0, slice(0, min(-(-count // group) * group, store.identity.images)))
         targets = store.target_columns[whole.image]
         mates = targets[whole.partners(group)] if whole.mixed else targets
     except NotStoredError:
         yield Text("No contact sheet: the store's first crops are not written yet, or were removed.", "note")
         return
-    if not len(audit.crops):
-        yield Text("No contact sheet: the store keeps no crops.", "note")
-        return
-    count = len(audit.crops)
     looked = look(batch.logits, batch.targets, mates[:count], whole.weights(store.identity.size)[:count])
     chosen = spread(batch.targets, tiles)
     names = column_titles(store.identity)
