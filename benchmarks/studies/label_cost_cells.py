@@ -100,6 +100,7 @@ class Scale:
         columns: of the wide labels.
         ranks: of these projectors.
         seeds: of students.
+        enough: students of a way that suffice; those of further seeds are counted where they were trained.
     """
 
     frontiers: tuple[Frontier, ...]
@@ -107,6 +108,7 @@ class Scale:
     columns: int
     ranks: tuple[int, ...]
     seeds: tuple[int, ...]
+    enough: int
 
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # with which the bundled CIFAR-10 teachers were trained
@@ -193,6 +195,7 @@ REAL = Scale(
     columns=1_000,
     ranks=RANKS,
     seeds=(0, 1, 2),
+    enough=2,
 )  # fmt: skip
 SMALL = Network(
     name="convnet-d1",
@@ -214,6 +217,7 @@ TOY = Scale(
     columns=20,
     ranks=(2,),
     seeds=(0,),
+    enough=1,
 )  # fmt: skip
 
 
@@ -232,6 +236,11 @@ class Cell(Recorded):
     way: str
     seed: int | None
     timed: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether a student is trained."""
+        return self.seed is not None
 
     @property
     def name(self) -> str:

@@ -41,16 +41,20 @@ class Quick(Lab):
         return {"bytes": 10, "bytes_with_encoder": 20, "seconds": 0.1}
 
 
-def test_finished_cells_are_not_done_again_and_points_are_means_of_all_seeds(tmp_path: Path) -> None:
+def test_finished_cells_are_not_done_again_and_points_are_means_of_their_seeds(tmp_path: Path) -> None:
     lab, ledger = Quick(REAL, tmp_path, tmp_path), Ledger[Cell](tmp_path / "cells.jsonl")
     run_cells(label_cost.Work(lab, ledger), ledger, float("inf"))
     done = (tmp_path / "done").read_text().splitlines()
-    assert len(done) == len({*done}) == len([*cells(REAL)])
+    ways = sum(len(frontier.ways) for frontier in REAL.frontiers)
+    assert len(done) == len({*done}) == ways * (2 + REAL.enough) == len([*cells(REAL)]) - ways
     again = Ledger[Cell](ledger.path)
     assert label_cost.Work(lab, again).to_do() == []
     (point, *_), narrow = (label_cost.points_of(each, REAL, again) for each in REAL.frontiers)
     assert (point["way"], point["bytes"], point["bytes_with_encoder"]) == ("float16", 10, 20)
-    assert (point["seconds"], point["top1"], point["seeds"]) == (1.0, 41.0, 3)
+    assert (point["seconds"], point["top1"], point["seeds"]) == (1.0, 40.5, 2)
+    ledger.add(Cell(frontier="wide", way="float16", seed=2), {"top1": 42.0})
+    (point, *_) = label_cost.points_of(REAL.frontiers[0], REAL, ledger)
+    assert (point["top1"], point["seeds"]) == (41.0, 3)
     assert {"projector of rank 2", "projector of rank 32"} <= {each["way"] for each in narrow}
     lines = ledger.path.read_text().splitlines()
     ledger.path.write_text("".join(f"{line}\n" for line in lines[1:]))
