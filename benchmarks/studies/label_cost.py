@@ -1,11 +1,11 @@
 """Test accuracy against bytes of labels: stored, pruned, by the teacher online, and by HeLlO's projector.
 
-On the same images, teacher, student and epochs, at least two seeds each. *Wide*: 1,000 Imagenette photographs at 64 px,
-all 1,000 columns of MobileNetV2: float16, int8, transform, transform with fewer views that are played several times, top-k
-with fewer views as LPQLD stores labels (a stand-in of ours: its probabilities are not renormalised, its loss is soft
-cross-entropy, and a kept column counts 4 bytes), and the teacher online, counted by its weights. *Narrow*: 50 CIFAR-10
-images a class, the ten columns of ResNet-56: float16, int8, top-k, the teacher online, and projectors of rank 2, 8 and
-32 on MobileNetV2, trained on all real images for few epochs.
+On the same images, teacher, student and epochs, at least two seeds each. *Wide*: 1,000 Imagenette photographs at 64
+px, all 1,000 columns of MobileNetV2: float16, int8, transform, transform with fewer views that are played several
+times, top-k with fewer views as LPQLD stores labels (a stand-in of ours: its probabilities are not renormalised, its
+loss is soft cross-entropy, and a kept column counts 4 bytes), and the teacher online, counted by its weights.
+*Narrow*: 50 CIFAR-10 images a class, the ten columns of ResNet-56: float16, int8, top-k, the teacher online, and
+projectors of rank 2, 8 and 32 on MobileNetV2, trained on all real images for few epochs.
 
 The narrow one cannot decide HeLlO's claim, for an encoder outweighs ten columns. So what its authors state is printed
 beside the wide one, marked as theirs, with what projectors would take there. Bytes are counted without and with the
