@@ -114,8 +114,6 @@ class Scale:
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # with which the bundled CIFAR-10 teachers were trained
 HALF = (0.5, 0.5, 0.5)
 RANKS = (2, 8, 32)
-STEM = 27  # width of MobileNetV2's first convolution
-WITHOUT_STEM = "conv_(pw|pwl|head)$"
 MOBILE = Network(
     name="timm:mobilenetv2_100",
     args={"pad_type": "same"},
@@ -142,11 +140,6 @@ def top(largest: int, part: int = 1) -> Way:
     """The largest columns of some views, after LPQLD."""
     name = f"top {largest}" + (f", one of {part} views" if part > 1 else "")
     return Way(name=name, kind="topk", largest=largest, part=part)
-
-
-def adapted_at(rank: int) -> str | None:
-    """The layers that a projector of that rank adapts, for ``--lora-on``: none whose width is below the rank."""
-    return WITHOUT_STEM if rank > STEM else None
 
 
 def projector(rank: int) -> Way:

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from benchmarks.studies import label_cost
 from benchmarks.studies.jobs import startable
 from benchmarks.studies.label_cost_cells import REAL, TOY, Cell, Scale, cells
-from benchmarks.studies.label_cost_run import Lab
+from benchmarks.studies.label_cost_run import Lab, adapted_at
 from benchmarks.studies.ledger import Ledger, run_cells
 from labelstore.errors import InputError
+from pipeline.networks.lora import choose
 
 
 @pytest.mark.parametrize("scale", [REAL, TOY])
@@ -87,3 +89,9 @@ def test_full_size_needs_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GIFTWRAP_DATA", raising=False)
     with pytest.raises(InputError, match="GIFTWRAP_DATA"), label_cost.places(quick=False):
         pass
+
+
+def test_projectors_adapt_the_layers_that_their_rank_fits() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 40, 1), nn.Linear(40, 10))
+    assert adapted_at(network, 8) is None
+    assert [place.module for place in choose(network, adapted_at(network, 9), 9)] == ["3"]
