@@ -1,4 +1,4 @@
-"""`python -m trainer train | train-projector | evaluate | compare | plot | sweep`."""
+"""`python -m trainer train | train-projector | evaluate | compare | plot | report | sweep`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from trainer.compare import CompareConfig, compare
 from trainer.config import EvaluateConfig, PlotConfig, TrainConfig
 from trainer.generator_config import GeneratorConfig
 from trainer.projector_config import ProjectorConfig
+from trainer.report.config import ReportConfig
 from trainer.sweep import SweepConfig, sweep
 
 
@@ -99,6 +100,14 @@ def sweep_command(config: SweepConfig, console: Console) -> int:
     return sweep(config, console)
 
 
+def report_command(config: ReportConfig, console: Console) -> int:
+    """Make a page of runs, stores, sets and models."""
+    from trainer.report.report import report
+
+    report(config, console)
+    return 0
+
+
 def plot_command(config: PlotConfig, console: Console) -> int:
     """Draw curves of runs."""
     from trainer.plot import plot
@@ -155,6 +164,11 @@ COMMANDS = {
     ),
     "compare": Command(CompareConfig, compare_command, examples=("three", "'runs/*' --markdown table.md")),
     "plot": Command(PlotConfig, plot_command, examples=("run", "run again --out curves.pdf")),
+    "report": Command(
+        ReportConfig,
+        report_command,
+        examples=("runs --out page.html", "labels small 'runs/*' --out page.html --title 'Ten images a class'"),
+    ),
     "sweep": Command(
         SweepConfig,
         sweep_command,

@@ -78,6 +78,7 @@ COMMANDS = (
     "evaluate",
     "compare",
     "plot",
+    "report",
     "sweep",
     "info",
     "check",
