@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from tests.trainer.report_pages import make_generator, make_projector
 from tests.trainer.test_compare import make_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# Appended to a copy of the page: what a reader does, and what the page then is, in an element that --dump-dom prints.
+# Appended to a copy of the page: what a reader does, and what the page then is, for the frame around it.
 PROBE = """<script>
 const texts = (selector) => [...document.querySelectorAll(selector)].map((each) => each.textContent);
 const table = document.querySelector("table.data");
@@ -24,37 +25,40 @@ const column = [...table.tHead.rows[0].cells].findIndex((cell) => cell.textConte
 const sorted = () => [...table.tBodies[0].rows].map((row) => row.cells[column].textContent);
 const click = () => { table.tHead.rows[0].cells[column].querySelector("button").click(); return sorted(); };
 document.querySelectorAll("details").forEach((each) => { each.open = true; });
-const loaded = (image) => image.decode().then(() => image.naturalWidth > 0, () => false);
-Promise.all([...document.images].map((each) => { each.loading = "eager"; return loaded(each); })).then((decoded) => {
-  const found = document.createElement("pre");
-  found.id = "probe";
-  found.textContent = JSON.stringify({
-    cards: texts(".card h3"), plots: document.querySelectorAll("svg[role=img]").length, images: decoded,
+for (const image of document.images) image.loading = "eager";
+addEventListener("load", () => {  // which comes before that of the frame around the page, which --dump-dom waits for
+  parent.postMessage(JSON.stringify({
+    cards: texts(".card h3"), plots: document.querySelectorAll("svg[role=img]").length,
+    images: [...document.images].map((each) => each.complete && each.naturalWidth > 0),
     before: sorted(), rising: click(), falling: click(),
     inner: innerWidth, scroll: document.documentElement.scrollWidth,
     colour: getComputedStyle(document.body).backgroundColor,
-  });
-  document.body.append(found);
+  }), "*");
 });
 </script>"""
+# No window is as narrow as a phone, but a frame can be; --dump-dom prints what comes out of it.
+FRAME = """<!DOCTYPE html><meta name="color-scheme" content="light dark"><pre></pre>
+<script>addEventListener("message", (event) => { document.querySelector("pre").textContent = event.data; });</script>
+<iframe src="ADDRESS" width="WIDTH" height="2000" style="border: 0"></iframe>"""
 
 
 def browse(page: Path, folder: Path, *, width: int, dark: bool = False) -> dict[str, Any]:
-    """What a browser of so many pixels makes of a page; nothing was logged to its console."""
-    probed = folder / f"probed-{width}-{dark}.html"
+    """What a browser makes of a page in so many pixels; nothing was logged to its console."""
+    probed, frame = folder / "probed.html", folder / "frame.html"
     probed.write_text(page.read_text().replace("</body>", f"{PROBE}</body>"))
+    frame.write_text(FRAME.replace("ADDRESS", probed.as_uri()).replace("WIDTH", str(width)))
     words = [
         str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
-        f"--user-data-dir={folder / 'profile'}", f"--window-size={width},2000", "--virtual-time-budget=20000",
+        f"--user-data-dir={folder / 'profile'}", "--window-size=1400,2100", "--virtual-time-budget=20000",
         *(["--blink-settings=preferredColorScheme=0"] if dark else []),
-        "--enable-logging=stderr", "--dump-dom", probed.as_uri(),
+        "--enable-logging=stderr", "--dump-dom", frame.as_uri(),
     ]  # fmt: skip
     ended = subprocess.run(words, capture_output=True, text=True, timeout=180, check=True)
     logged = [line for line in ended.stderr.splitlines() if ":CONSOLE" in line]
     assert not logged, logged
-    found = re.search(r'<pre id="probe">(.*?)</pre>', ended.stdout, re.DOTALL)
+    found = re.search(r"<pre>(.+?)</pre>", ended.stdout, re.DOTALL)
     assert found, ended.stdout[-2_000:]
-    values: dict[str, Any] = json.loads(found[1])
+    values: dict[str, Any] = json.loads(html.unescape(found[1]))
     return values
 
 
