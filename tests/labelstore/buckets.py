@@ -22,7 +22,8 @@ class Proxy(ThreadingHTTPServer):
 
     Attributes:
         faults: what to do, by the order of requests: a status to answer, ``drop`` to close the connection, ``truncate``
-            to close it within the answer, ``""`` to pass the request on.
+            to close it within the answer, ``hold`` to send nothing until the client gives up, ``""`` to pass the
+            request on.
         always: what to do to all requests after them.
         requests: method and path of each.
     """
@@ -55,7 +56,9 @@ class _Passing(BaseHTTPRequestHandler):
     def act(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = self.server.fault(self.command, self.path)
-        if fault == "drop":
+        if fault in ("drop", "hold"):
+            if fault == "hold":
+                self.rfile.read(1)  # ends when the client closes the connection
             self.close_connection = True
             return
         if fault.isdecimal():

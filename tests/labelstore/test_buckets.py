@@ -118,6 +118,35 @@ def test_what_passes_is_tried_again(proxy: Proxy, folder: Path, fault: str) -> N
     assert_same(LabelStore.open(f"s3://{BUCKET}/int8"), LabelStore.open(folder / "int8"))
 
 
+def test_an_answer_that_is_late_is_asked_for_again(proxy: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patience(monkeypatch, TIMEOUT=timedelta(milliseconds=300))
+    proxy.faults = ["hold", "", "hold", "", "", ""]
+    assert_same(LabelStore.open(f"s3://{BUCKET}/int8"), LabelStore.open(folder / "int8"))
+    assert not proxy.faults
+
+
+def test_commands_keep_what_they_read(
+    proxy: Proxy, folder: Path, run: Callable[..., tuple[str, str, int]], tmp_path: Path
+) -> None:
+    address, kept = f"s3://{BUCKET}/int8", ("--cache-dir", str(tmp_path / "cache"), "--store-cache-gib", "1")
+    for name, store, more in (("local", str(folder / "int8"), ()), ("cold", address, kept), ("warm", address, kept)):
+        proxy.requests.clear()
+        _, err, code = run("export", store, str(tmp_path / f"{name}.npy"), *more)
+        assert code == 0, err
+    assert not [path for _, path in proxy.requests if "/c." in path]
+    files = [(tmp_path / f"{name}.npy").read_bytes() for name in ("local", "cold", "warm")]
+    assert files[0] == files[1] == files[2]
+    for store, out in ((address, "converted"), (str(folder / "int8"), "of-folder")):
+        _, err, code = run(
+            "convert", store, str(tmp_path / out), "--encoding", "float16", *(kept if "://" in store else ())
+        )
+        assert code == 0, err
+    assert_same(LabelStore.open(tmp_path / "converted"), LabelStore.open(tmp_path / "of-folder"))
+    out, err, code = run("export", str(folder / "int8"), str(tmp_path / "more.npy"), *kept)
+    assert (out, code) == ("", 2)
+    assert err.startswith(f"error: --cache-dir: keeps parts of a store at an address, found {folder}/int8; leave")
+
+
 @pytest.mark.parametrize(
     ("fault", "why"),
     [
