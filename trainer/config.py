@@ -18,7 +18,6 @@ from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
-from labelstore.storage_table import scheme_of
 from pipeline.config import EngineOptions, require_place
 from pipeline.images.opening import ImageOptions
 from pipeline.plan.spec import CropOptions, PlanSpec
@@ -113,8 +112,7 @@ class TrainConfig(ImageRunConfig):
         """Refuse numbers that no run can have."""
         keeps = {"--images": self.images, "--test-images": self.test_images, "--store": self.store}
         require_apart({"--run": self.run, "--cache-dir": self.store_cache.cache_dir}, keeps)
-        if self.store_cache.cache_dir and (self.store is None or scheme_of(self.store) is None):
-            raise InputError("--cache-dir: keeps parts of a --store at an address, found none; leave it out")
+        self.store_cache.require_address(self.store)
         self.require_numbers()
         for name in ("size", "views", "test_resize", "eval_every"):
             value = getattr(self, name)
@@ -225,6 +223,8 @@ class EvaluateConfig:
     images: Annotated[Path | None, Group("images"), Addressable()] = None
     """Test images, in a class folder or another container; those of the run when left out."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
+    cache_dir: Annotated[Path | None, Group("images")] = None
+    """Folder that keeps, of test images at an address, the index of tars and what decodes, for later commands."""
     student: str | None = None
     """Network, by the names that `train --student` takes; the one that the weights say they are of when left out."""
     student_args: str | None = None
@@ -264,6 +264,7 @@ class EvaluateConfig:
         for name, value in (("size", self.size), ("resize", self.resize), ("batch", self.batch)):
             if value is not None and value < 1:
                 raise InputError(f"--{name}: expected at least 1, found {value}")
+        require_apart({"--cache-dir": self.cache_dir}, {"--images": self.images})
         if self.csv:
             require_apart({"--csv": self.csv}, {"--images": self.images} if self.images else {})
             require_place("--csv", self.csv)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from labelstore.command.console import Console
 from labelstore.command.names import printable
-from labelstore.durable.keeping import PieceCache
+from labelstore.operations.opening import open_store
 from labelstore.spec import Identity, Json
 from labelstore.store import LabelStore
 from pipeline.images.manifest import Manifest, scan
@@ -151,9 +151,7 @@ def order_of(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
 def store_of(config: TrainConfig) -> LabelStore:
     """The store of a run that has one."""
     assert config.store is not None  # noqa: S101  its flags were checked
-    kept = config.store_cache
-    cache = PieceCache(kept.cache_dir, kept.bytes) if kept.cache_dir else None
-    return LabelStore.open(config.store, follow=config.follow, cache=cache)
+    return open_store(config.store, config.store_cache, follow=config.follow)
 
 
 def open_stored(config: TrainConfig, ranks: Ranks, views: int | None) -> Material:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -94,22 +95,24 @@ class Replay(Loader):
         require_slice(batch_size, epoch, rank, world)  # before anything is opened
         if follow and view_order != "cycle":
             raise InputError("follow: views come in stored order; give view_order 'cycle'")
-        if follow:
-            store = followed(store)
-        crops, self.pixels = open_crops(
-            store,
-            images,
-            views=views,
-            size=size,
-            mean=mean,
-            std=std,
-            device=device,
-            decoder=decoder,
-            augmenter=augmenter,
-            threads=threads,
-            cache_bytes=cache_bytes,
-            options=options,
-        )
+        opened = followed(store) if follow else store if isinstance(store, LabelStore) else LabelStore.open(store)
+        # A calibration holds codes of all images; to unpack them takes as long as to look these up, by other cores.
+        with ThreadPoolExecutor(1, thread_name_prefix="giftwrap-unpack") as unpacking:
+            unpacking.submit(lambda: opened.encoding)  # an error of it is raised again where it is used
+            crops, self.pixels = open_crops(
+                opened,
+                images,
+                views=views,
+                size=size,
+                mean=mean,
+                std=std,
+                device=device,
+                decoder=decoder,
+                augmenter=augmenter,
+                threads=threads,
+                cache_bytes=cache_bytes,
+                options=options,
+            )
         self.source: Source = crops.source
         self.store = self.source.store
         super().__init__(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from labelstore.durable.keeping import Cached
 from labelstore.durable.places import require_apart
 from labelstore.durable.storage import LocalStorage
 from labelstore.errors import MismatchError
@@ -17,6 +18,7 @@ from labelstore.format.arrays import AUDIT_BLOCK
 from labelstore.store import LabelStore
 from pipeline.config import manifest_cache
 from pipeline.images.manifest import Manifest, require_same_images, scan, with_classes, with_order
+from pipeline.images.manifest_cache import cache_in
 from pipeline.images.opening import ClassOrder, ImageOptions
 from pipeline.plan.plan import PlanSpec
 from pipeline.render import Renderer, augmenter_of, decoder_of, make_renderer
@@ -90,8 +92,9 @@ def open_images(
 ) -> Manifest:
     """The manifest of ``images``, proven to be the set that ``store`` was made of.
 
-    What is read of the images is kept beside a store in a folder. Of a store that is read from elsewhere it is kept
-    nowhere; `scan(images, cache=FILE)` keeps it where it is wanted, and its manifest is taken instead of a path.
+    What is read of the images is kept beside a store in a folder, and of a store that is read from elsewhere in the
+    folder of its pieces. Where there is none, it is kept nowhere; `scan(images, cache=FILE)` keeps it where it is
+    wanted, and its manifest is taken instead of a path.
 
     Raises:
         MismatchError: when it is another set; names the first difference.
@@ -101,6 +104,8 @@ def open_images(
     if isinstance(store.storage, LocalStorage):
         cache = manifest_cache(store.path)
         require_apart({"--store": store.path, "the cache of --store": cache}, {"--images": images})
+    elif isinstance(store.storage, Cached):
+        cache = cache_in(store.storage.cache.folder, images)
     manifest = scan_as(
         images,
         identity.classes,

@@ -15,6 +15,7 @@ from torch import Tensor
 from labelstore.command.console import Console
 from labelstore.encodings.fidelity import gift_fidelity
 from labelstore.errors import InputError, MismatchError
+from labelstore.operations.opening import open_store
 from labelstore.spec import Json, first_difference, require_same
 from labelstore.store import LabelStore
 from pipeline.config import VerifyConfig, json_object
@@ -41,7 +42,7 @@ def verify(config: VerifyConfig, console: Console, labeller: Labeller | None = N
     Raises:
         MismatchError: when it is another labeller than the store's.
     """
-    store = LabelStore.open(config.store)
+    store = open_store(config.store, config.store_cache)
     source = open_source(
         store,
         config.images,

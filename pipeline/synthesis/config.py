@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from labelstore.command.flags import Choices, Group, Named, flags_of, values_of
+from labelstore.command.flags import Addressable, Choices, Group, Named, flags_of, values_of
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
@@ -201,7 +201,7 @@ class SynthesizeConfig:
     """What makes the images:"""
     out: Path = None  # type: ignore[assignment]  # left out with --check alone, for which no method is called
     """Class folder to make; continued when a stopped command left it."""
-    images: Annotated[Path, Group("images")] = None  # type: ignore[assignment]  # diffusion needs none
+    images: Annotated[Path, Group("images"), Addressable()] = None  # type: ignore[assignment]  # diffusion needs none
     """Real images: a class folder, tar shards or other containers, as for build; diffusion needs none."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     ipc: int = None  # type: ignore[assignment]  # as `out` is
