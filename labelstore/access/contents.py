@@ -90,6 +90,8 @@ class Contents:
     def maker(self) -> str:
         """The command that makes missing blocks."""
         converted = "converted_from" in self.state.versions[0]
+        if self.identity.origin == "adopted" and not converted:
+            return "giftwrap adopt"
         return "python -m labelstore convert" if converted else "python -m pipeline build"
 
     @property
