@@ -210,7 +210,7 @@ class _Labels:
 
     def block(self, store: LabelStore, block: BlockIndex) -> BlockData:
         """A block as a writer takes it."""
-        (first, last), (start, stop) = store.views(block), store.positions(block)
+        (first, last), (start, stop) = store.block_views(block), store.positions(block)
         parts = [self._part(view, start, stop) for view in range(first, last)]
         logits = np.stack([part.logits.astype(np.float32) for part in parts])
         return BlockData(
@@ -319,7 +319,7 @@ def _require_same_labels(store: LabelStore, labels: _Labels) -> None:
         files = encode_block(store.identity, store.encoding, block, labels.block(store, block))
         marker = store.marker(block)
         if any(file.entry != marker.shards[name] for name, file in files.items()):
-            first, stop = store.views(block)
+            first, stop = store.block_views(block)
             raise MismatchError(
                 f"{store.path}: was begun with other labels or crops (those of views {first} to {stop - 1} differ); "
                 f"give another folder to write to"

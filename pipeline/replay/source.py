@@ -219,7 +219,7 @@ def _check_digests(source: Source, blocks: int) -> int:
     for block in (sealed[int(index)] for index in chosen):
         start = store.positions(block)[0]
         stop = min(start + DIGEST_POSITIONS, store.positions(block)[1])
-        view = store.views(block)[0]
+        view = store.block_views(block)[0]
         found = pixels_digest(source.crops(view, start, stop))
         if found != store.pixels_digest(block):
             raise MismatchError(
