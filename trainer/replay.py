@@ -188,6 +188,8 @@ def followed(store: LabelStore | Path | str) -> LabelStore:
 def remark_on(pixels: PixelReport, source: Source) -> str:
     """What the check of a store's pixels found, and at which side they are replayed."""
     drawn, size = source.store.identity.size, source.spec.size
+    if not pixels.crops:
+        return "replay: not checked, since the labels were made elsewhere and no crops are stored with them"
     how = "bit for bit" if pixels.equal else f"within {pixels.max_difference} levels, on another renderer"
     other = "" if size == drawn else f"; the student gets the same boxes at {size} px"
     return f"replay: {pixels.crops} stored crops came out again at {drawn} px, {how}{other}"

@@ -87,7 +87,10 @@ def verify_source(
         "fidelity": None,
     }
     how = "bit for bit" if pixels.equal else "within the band of another renderer"
-    console.line(f"pixels: {pixels.crops} stored crops rendered again, {how}")
+    found = (
+        f"{pixels.crops} stored crops rendered again, {how}" if pixels.crops else "no crops are stored: not compared"
+    )
+    console.line(f"pixels: {found}")
     if labeller is None and config.weights:
         labeller = teacher_of(source.store, config, console)
     if labeller is None and config.labeller:
