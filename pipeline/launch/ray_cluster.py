@@ -8,8 +8,9 @@ import platform
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,15 +54,16 @@ def connected(options: LaunchOptions, gpus: int) -> Iterator[Cluster]:
     if options.address not in (LOCAL, AUTO):
         require_reachable(options.address)
     before = signal.getsignal(signal.SIGTERM)
-    try:
-        context = connect(ray, options.address, workers)
-        signal.signal(signal.SIGTERM, before)  # Ray puts a handler of its own there
-        require_room(ray.cluster_resources(), options.address, workers, gpus)
-        logs = Path(context.address_info["session_dir"]) / "logs"
-        yield Cluster(ray, options.address, workers, gpus, logs)
-    finally:
-        ray.shutdown()
-        signal.signal(signal.SIGTERM, before)
+    with redirect_stdout(StringIO()):  # where Ray prints its events, with terminal codes; they are in its logs too
+        try:
+            context = connect(ray, options.address, workers)
+            signal.signal(signal.SIGTERM, before)  # Ray puts a handler of its own there
+            require_room(ray.cluster_resources(), options.address, workers, gpus)
+            logs = Path(context.address_info["session_dir"]) / "logs"
+            yield Cluster(ray, options.address, workers, gpus, logs)
+        finally:
+            ray.shutdown()
+            signal.signal(signal.SIGTERM, before)
 
 
 def imported() -> ModuleType:

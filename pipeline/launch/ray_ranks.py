@@ -10,11 +10,12 @@ import json
 import os
 import secrets
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from labelstore.command.console import Console
 from labelstore.command.stopping import StopSignals
@@ -28,6 +29,7 @@ from pipeline.launch.relay import Relay
 RESTARTS = 3  # of all ranks, after one was lost
 POLL_SECONDS = 0.2
 WAIT_SECONDS = 10.0  # before a line says that there is no room yet
+START_SECONDS = 2.0  # before an actor is asked again
 GRACE_SECONDS = 2.0  # in which the ranks beside one that has ended find that out by themselves
 PATIENCE_SECONDS = 30.0  # in which ranks end their current block, as torchrun has it
 KEPT = "what was finished is kept"
@@ -81,6 +83,15 @@ def verdict_of(ended: Mapping[int, Ended], order: Sequence[int], stopped: int) -
     return Verdict(ended[failed[0]].code, failed[0]) if failed else Verdict(0)
 
 
+def why_lost(error: BaseException) -> str:
+    """Why Ray has lost a rank, in a few words."""
+    if "memory" in str(error) or "Memory" in type(error).__name__:
+        return "its host ran out of memory"
+    if "node" in str(error).lower() and "died" in str(error).lower():
+        return "its process or its node has ended"
+    return "its process has ended"
+
+
 def environments(
     hosts: Sequence[Host], port: int, job: str, attempt: int, start: Sequence[str]
 ) -> list[dict[str, str]]:
@@ -132,7 +143,7 @@ def run_ranks(cluster: Cluster, words: Sequence[str], start: Sequence[str], cons
                 names = ", ".join(dict.fromkeys(host.name for host in hosts))
                 logs = cluster.logs / f"giftwrap-{job}-*"
                 console.line(f"ray {cluster.ray.__version__}: {len(hosts)} ranks on {names}; logs of ranks: {logs}")
-            found = Attempt(cluster, actors, hosts, stops).run(words, start, job, attempt)
+            found = Attempt(cluster, actors, hosts, stops, console.standard_output).run(words, start, job, attempt)
             if found.code is not None:
                 return found.code
             again = f"; starting all ranks again ({attempt + 1} of {RESTARTS})" if attempt < RESTARTS else ""
@@ -209,21 +220,27 @@ def hosts_of(cluster: Cluster, actors: list[Any], console: Console, stops: StopS
         InputError: giftwrap is another version somewhere, or the working folder is absent.
     """
     ray = cluster.ray
-    asked = [actor.host.remote() for actor in actors]
-    wait_for(
-        lambda: len(ray.wait(asked, num_returns=len(asked), timeout=POLL_SECONDS)[0]) == len(asked),
-        "all ranks to start",
-        console,
-        stops,
-    )
+    found: dict[int, Host] = {}
+
+    def answered() -> bool:
+        """Ask those that have not answered; an actor that Ray is restarting is not available for a while."""
+        asked = {actor.host.remote(): index for index, actor in enumerate(actors) if index not in found}
+        for reference in ray.wait([*asked], num_returns=len(asked), timeout=START_SECONDS)[0]:
+            try:
+                found[asked[reference]] = ray.get(reference)
+            except ray.exceptions.ActorUnavailableError:
+                time.sleep(POLL_SECONDS)
+        return len(found) == len(actors)
+
     try:
-        hosts: list[Host] = ray.get(asked)
-    except ray.exceptions.RayError as error:
-        last = str(error).strip().splitlines()[-1:] or [reason(error)]
+        wait_for(answered, "all ranks to start", console, stops)
+    except ray.exceptions.ActorDiedError as error:
+        last = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
         raise InputError(
-            f"--ray: a rank cannot start on the cluster ({reason(InputError(last[0]))}); giftwrap {__version__} has to "
+            f"--ray: a rank cannot start on the cluster ({reason(InputError(*last))}); giftwrap {__version__} has to "
             f"be installed on all of its hosts"
         ) from error
+    hosts = [found[index] for index in range(len(actors))]
     order = grouped(hosts)
     actors[:], hosts = [actors[index] for index in order], [hosts[index] for index in order]
     for host in hosts:
@@ -246,10 +263,13 @@ class Attempt:
         actors: of the ranks.
         hosts: of the ranks.
         stops: signals to pass on.
+        out: where standard output of the first rank goes.
     """
 
-    def __init__(self, cluster: Cluster, actors: Sequence[Any], hosts: Sequence[Host], stops: StopSignals) -> None:
-        self._cluster, self._actors, self._hosts, self._stops = cluster, actors, hosts, stops
+    def __init__(
+        self, cluster: Cluster, actors: Sequence[Any], hosts: Sequence[Host], stops: StopSignals, out: TextIO
+    ) -> None:
+        self._cluster, self._actors, self._hosts, self._stops, self._out = cluster, actors, hosts, stops, out
         self._ended: dict[int, Ended] = {}
         self._order: list[int] = []
         self._sent: list[int] = []  # signals, to all ranks that ran
@@ -265,7 +285,7 @@ class Attempt:
             actor.run.remote(list(words), environment, name): rank
             for rank, (actor, environment, name) in enumerate(zip(self._actors, each, names, strict=True))
         }
-        relay = Relay(ray, self._actors[0])
+        relay = Relay(ray, self._actors[0], self._out)
         while running:
             done, _ = ray.wait([*running], timeout=POLL_SECONDS)
             for reference in done:
@@ -273,12 +293,13 @@ class Attempt:
                 self._ended[rank] = self._how(reference)
                 self._order.append(rank)
             relay.poll()
-            self._stop_when_due([*running.values()])
+            if self._stop_when_due([*running.values()]):
+                relay.hold()  # what a rank prints of being stopped, when nobody stopped the command
         found = verdict_of(self._ended, self._order, self._stops.number)
         if found.code is not None:
             relay.finish()
             if found.rank:
-                Relay(ray, self._actors[found.rank], rank=found.rank).finish()
+                Relay(ray, self._actors[found.rank], sys.stderr, f"rank {found.rank}: ").finish()
         return found
 
     def _how(self, reference: Any) -> Ended:
@@ -286,18 +307,22 @@ class Attempt:
         try:
             code: int = self._cluster.ray.get(reference)
         except self._cluster.ray.exceptions.RayError as error:
-            return Ended(lost=reason(error))
+            return Ended(lost=why_lost(error))
         if code < 0 and -code not in self._sent:
             return Ended(lost=f"ended by {signal.Signals(-code).name}")
         return Ended(code if code >= 0 else 128 - code)
 
-    def _stop_when_due(self, ranks: Sequence[int]) -> None:
-        """Pass a signal on; stop ranks beside one that has ended badly; kill those that do not end in time."""
+    def _stop_when_due(self, ranks: Sequence[int]) -> bool:
+        """Pass a signal on; stop ranks beside one that has ended badly; kill those that do not end in time.
+
+        Returns:
+            Whether ranks are stopped that no signal has stopped.
+        """
         now, bad = time.monotonic(), any(each.code or each.lost for each in self._ended.values())
         if self._alone_since is None and (bad or self._stops.number):
             self._alone_since = now
         if self._alone_since is None:
-            return
+            return False
         waited = now - self._alone_since
         if self._stops.number and self._stops.number not in self._sent:
             self._send(self._stops.number, ranks)
@@ -305,6 +330,7 @@ class Attempt:
             self._send(signal.SIGTERM, ranks)
         elif waited > PATIENCE_SECONDS and signal.SIGKILL not in self._sent:
             self._send(signal.SIGKILL, ranks)
+        return bad and not self._stops.number and bool(self._sent)
 
     def _send(self, number: int, ranks: Sequence[int]) -> None:
         self._sent.append(number)

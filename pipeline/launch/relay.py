@@ -8,16 +8,20 @@ from typing import Any, TextIO
 
 
 class Held:
-    """Lines of a stream; those from an error on are held back until it is known whether it is the command's.
+    """Lines of a stream; those from an error on are held back until it is known whether they are the command's.
 
     Args:
         out: where they are written.
         prefix: before each line.
         holds: whether errors are held back.
+
+    Attributes:
+        holds_all: whether all lines are held back from now on.
     """
 
     def __init__(self, out: TextIO, prefix: str = "", *, holds: bool = False) -> None:
         self._out, self._prefix, self._holds = out, prefix, holds
+        self.holds_all = False
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._begun, self._held = "", ""
 
@@ -25,7 +29,7 @@ class Held:
         """Write the lines that are whole; hold back the rest."""
         *lines, self._begun = (self._begun + self._decoder.decode(data)).split("\n")
         for line in lines:
-            if self._held or (self._holds and line.startswith("error: ")):
+            if self.holds_all or self._held or (self._holds and line.startswith("error: ")):
                 self._held += self._prefix + line + "\n"
             else:
                 self._out.write(self._prefix + line + "\n")
@@ -45,13 +49,13 @@ class Relay:
     Args:
         ray: the module.
         actor: of the rank.
-        rank: its number, which begins its lines, on standard error all of them; 0 prints as if it were this process.
+        out: where its standard output goes; its standard error goes to this process's.
+        prefix: before each of its lines.
     """
 
-    def __init__(self, ray: Any, actor: Any, rank: int = 0) -> None:
+    def __init__(self, ray: Any, actor: Any, out: TextIO, prefix: str = "") -> None:
         self._ray, self._actor = ray, actor
-        prefix = f"rank {rank}: " if rank else ""
-        self._streams = (Held(sys.stderr if rank else sys.stdout, prefix), Held(sys.stderr, prefix, holds=True))
+        self._streams = (Held(out, prefix), Held(sys.stderr, prefix, holds=True))
         self._offsets = [0, 0]
         self._asked: Any = None
 
@@ -61,6 +65,11 @@ class Relay:
             self._asked = self._actor.printed.remote(self._offsets)
         if self._ray.wait([self._asked], timeout=0)[0]:
             self._take()
+
+    def hold(self) -> None:
+        """Hold back all that comes from now on, until `finish`."""
+        for stream in self._streams:
+            stream.holds_all = True
 
     def finish(self) -> None:
         """Print all that is left, errors included."""
