@@ -153,20 +153,21 @@ class LabelStore(Contents):
             )
 
     @contextmanager
-    def lease(self, *, take_over: bool = False) -> Iterator[StoreWriter]:
+    def lease(self, *, take_over: bool = False, job: tuple[str, int] = ("", 0)) -> Iterator[StoreWriter]:
         """Hold the store for writing; what a stopped build left is removed first.
 
         This object sees what the writer changes.
 
         Args:
             take_over: take the lease of a build that is known to be dead, on another host or another boot of this one.
+            job: id of a cluster's job, and which start of it this is; the lease of an earlier start is taken over too.
 
         Raises:
             LeaseError: when another build holds the store; names its host and process.
         """
         self.require_local()
         require_writable(self.path, self.identity)
-        with leases.hold(self.path, take_over=take_over) as held, closing(StoreWriter(self, held)) as writer:
+        with leases.hold(self.path, take_over=take_over, job=job) as held, closing(StoreWriter(self, held)) as writer:
             require_folders(self.path, self.layout)
             self.refresh()
             writer.sweep()

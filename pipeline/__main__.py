@@ -21,6 +21,7 @@ from pipeline import ranks
 from pipeline.build import recipe
 from pipeline.config import BuildConfig, ShowConfig, VerifyConfig, require_labels
 from pipeline.importing.config import ImportConfig, TextConfig
+from pipeline.launch.launching import launched
 from pipeline.synthesis.config import SynthesizeConfig
 
 
@@ -209,7 +210,7 @@ def text_command(config: TextConfig, console: Console) -> int:
 COMMANDS = {
     "build": Command(
         BuildConfig,
-        build_command,
+        launched(build_command),
         resumes=True,
         typed=recipe.typed,
         short={"--log": "--progress-log"},
@@ -246,7 +247,7 @@ COMMANDS = {
     ),
     "synthesize": Command(
         SynthesizeConfig,
-        synthesize_command,
+        launched(synthesize_command),
         resumes=True,
         examples=(
             "random --images train --ipc 10 --out set",

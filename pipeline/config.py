@@ -23,6 +23,7 @@ from labelstore.durable.removing import require_absent
 from labelstore.errors import InputError, reason
 from labelstore.storage_table import scheme_of
 from pipeline.images.opening import ImageOptions
+from pipeline.launch.options import LaunchOptions
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.spec import PlanSpec
 from pipeline.recipes import RecipeName
@@ -149,6 +150,7 @@ class BuildConfig:
     """Serve the same as Prometheus metrics on this port."""
     metrics_host: Annotated[str, Group("running")] = "127.0.0.1"
     """Address on which metrics are served: others can read them when it is not this machine's own."""
+    launch: Annotated[LaunchOptions, Group("running")] = field(default_factory=LaunchOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:

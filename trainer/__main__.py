@@ -17,6 +17,7 @@ from labelstore.errors import InputError
 require_ours("trainer", "pipeline")
 
 from pipeline import ranks
+from pipeline.launch.launching import launched
 from trainer import recipes
 from trainer.compare import CompareConfig, compare
 from trainer.config import EvaluateConfig, PlotConfig, TrainConfig
@@ -119,7 +120,7 @@ def plot_command(config: PlotConfig, console: Console) -> int:
 COMMANDS = {
     "train": Command(
         TrainConfig,
-        train_command,
+        launched(train_command),
         resumes=True,
         typed=typed_train,
         short={"--run": "--run-folder"},
@@ -131,7 +132,7 @@ COMMANDS = {
     ),
     "train-generator": Command(
         GeneratorConfig,
-        train_generator_command,
+        launched(train_generator_command),
         resumes=True,
         short={"--run": "--run-folder"},
         examples=(
@@ -141,7 +142,7 @@ COMMANDS = {
     ),
     "train-projector": Command(
         ProjectorConfig,
-        projector_command,
+        launched(projector_command),
         resumes=True,
         short={"--run": "--run-folder"},
         examples=(

@@ -42,6 +42,9 @@ VERSIONS = ("torch", "torchvision", "numpy", "numcodecs")
 NOT_THE_RUN = (
     "run_folder",
     "seeds",
+    "ray",
+    "workers",
+    "gpus_per_worker",
     "json",
     "store",
     "cache_dir",

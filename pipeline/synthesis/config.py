@@ -16,6 +16,7 @@ from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.config import EngineOptions, TeacherOptions, manifest_cache, require_one_labeller
 from pipeline.images.opening import ImageOptions
+from pipeline.launch.options import LaunchOptions
 from pipeline.networks.noise import Sampler
 from pipeline.render.options import RenderOptions
 from pipeline.synthesis import CLASSES, METHODS, WITHOUT_IPC
@@ -237,6 +238,7 @@ class SynthesizeConfig:
     teacher: Annotated[TeacherOptions, Group("teacher")] = field(default_factory=TeacherOptions)
     engine: Annotated[EngineOptions, Group("engine")] = field(default_factory=EngineOptions)
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
+    launch: Annotated[LaunchOptions, Group("running")] = field(default_factory=LaunchOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
