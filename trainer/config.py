@@ -27,7 +27,7 @@ from pipeline.render.options import RenderOptions
 from pipeline.teacher.engine.spec import DTypeName
 from trainer.choices import LossSpec
 from trainer.label_choices import LabelOptions, OnlineTeacher, require_together, unused_flags
-from trainer.phases import Phase, phases_of
+from trainer.phases import Phase, phases_of, plays_fresh
 from trainer.relabel import known_words, require_loss
 from trainer.run_config import SCHEDULE_NUMBERS, RunConfig
 from trainer.temperatures import TemperatureOptions
@@ -233,7 +233,7 @@ class TrainConfig(ImageRunConfig):
     @property
     def hard_phases(self) -> bool:
         """Whether some phases, and not all, read no labels."""
-        return self.phase is not None and len({loss.reads_labels for loss in self.losses}) > 1
+        return plays_fresh(self.phases)
 
     @property
     def draws_crops(self) -> bool:

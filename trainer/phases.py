@@ -55,6 +55,11 @@ def phases_of(text: str, numbers: LossSpec) -> tuple[Phase, ...]:
     return tuple(phases)
 
 
+def plays_fresh(phases: Sequence[Phase]) -> bool:
+    """Whether some phases read no labels, and play fresh crops, beside others that do."""
+    return len({phase.loss.reads_labels for phase in phases}) > 1
+
+
 def phase_at(phases: Sequence[Phase], epoch: int) -> int:
     """Number of the phase that an epoch (from 0) belongs to; of epochs after the last one, the last phase's."""
     end = 0
