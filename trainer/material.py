@@ -119,14 +119,14 @@ def open_material(
 
 def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
     """This process's part of what a store holds: crops and their labels."""
-    config.loss.require_content(store_of(config).identity.content)
+    config.require_content(store_of(config).identity.content)
     return Replay(
         store_of(config),
         config.images,
         views=views,
         size=config.size,
         follow=config.follow,
-        any_scale=config.loss.any_scale and not config.relabel,
+        any_scale=config.any_scale,
         decoder=config.render.decoder,
         augmenter=config.render.augmenter,
         threads=config.render.threads,
@@ -259,7 +259,7 @@ def labelled(
     if config.labels.source == "image":
         store = store_of(config)
         manifest = open_images(store, config.images, options=config.source)
-        config.loss.require_content(store.identity.content)
+        config.require_content(store.identity.content)
         if config.recipe and hasattr(recipe_of(config.recipe), "fresh"):  # whose `build` makes image labels
             require_store(config.recipe, store.identity, config.student)
         spec, found = config.plan(config.size or store.identity.size), Found.of_images(store, config.labels.view)
