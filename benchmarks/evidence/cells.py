@@ -118,7 +118,7 @@ def cells_of(part: Part, top1: Mapping[Cell, float], seeds: int | None = None) -
     """
     found: dict[Cell, None] = {}
     for grid in part.grids:
-        for seed in part.seeds[:seeds]:
+        for seed in (grid.seeds or part.seeds)[:seeds]:
             for choices in _combinations(part, grid, top1):
                 found[cell_of(part, choices, seed)] = None
     return list(found)

@@ -33,7 +33,10 @@ RUNS: Mapping[str, Callable[..., Mapping[str, Any]]] = {
     "build": run_build,
     "train": run_train,
 }
-OWN: Mapping[str, str] = {}
+OWN: Mapping[str, str] = {
+    name: f"benchmarks.evidence.canaries:{name.replace('-', '_')}"
+    for name in ("copy", "shift-labels", "shift-classes", "choose-classes", "untrained", "refused")
+}
 """Programs of this folder that cells may run besides: name -> module:function, called with words; its values."""
 
 

@@ -52,10 +52,7 @@ class Line:
 
     def fits(self, selection: Selection) -> bool:
         """Whether it has all values of a selection; a list stands for any of its values."""
-        return all(
-            self.get(name) in wanted if isinstance(wanted, list) else self.get(name) == wanted
-            for name, wanted in selection.items()
-        )
+        return all(_fits(self.get(name), wanted) for name, wanted in selection.items())
 
     @property
     def machine(self) -> str:
@@ -120,14 +117,20 @@ def commit() -> str:
 
 def labels_of(line: Line, names: str) -> str:
     """The values of fields, ``a + b``, as a row or column is named; empty where the line has none of them."""
-    values = [line.get(name) for name in names.split(" + ")] if names else []
-    return ", ".join(_words(value) for value in values if value is not None)
+    return ", ".join(_words(line.get(name)) for name in names.split(" + ")) if names else ""
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a value is the wanted one, or one of them; "none" stands for null and for an empty list."""
+    if isinstance(wanted, list):
+        return any(_fits(value, each) for each in wanted)
+    return bool(value == wanted or (wanted == "none" and value in (None, [])))
 
 
 def _words(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(_words, value)) or "none"
-    return str(value)
+    return "none" if value is None else str(value)
 
 
 def selected(lines: Sequence[Line], selection: Selection, metric: str) -> list[Line]:

@@ -49,11 +49,13 @@ class Grid:
         choose: names of choices, by axis; ``*`` for all.
         pick: take instead of ``loss`` and others the axes `of` the cells with the highest and the lowest mean.
         of: the axes that are picked.
+        seeds: in place of the part's.
     """
 
     choose: Mapping[str, tuple[str, ...]]
     pick: tuple[str, ...] = ()
     of: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,10 +228,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _grid(values: Mapping[str, Any], path: Path) -> Grid:
-    chosen = {key: tuple(each) for key, each in values.items() if key not in ("pick", "of")}
-    return _made(
-        Grid, {"choose": chosen, **{key: values[key] for key in ("pick", "of") if key in values}}, path, "grid"
-    )
+    own = {key: each for key, each in values.items() if key in ("pick", "of", "seeds")}
+    chosen = {key: tuple(each) for key, each in values.items() if key not in own}
+    return _made(Grid, {"choose": chosen, **own}, path, "grid")
 
 
 def _require_whole(part: Part, path: Path) -> None:

@@ -90,13 +90,14 @@ def conditions(claim: Claim, condition: Comparison, lines: Sequence[Line]) -> It
     if not condition.each:
         yield compare(claim, condition, {}, lines)
         return
-    values = {
-        json.dumps(line.get(condition.each)): line.get(condition.each) for line in lines if line.fits(condition.of)
-    }
+    names = condition.each.split(" + ")
+    values = {json.dumps([line.get(name) for name in names]): line for line in lines if line.fits(condition.of)}
     if not values:
         yield Found(condition=in_words(claim, condition, {}), of=(), minus=None, difference=None, kept=None)
-    for value in values.values():
-        yield compare(claim, condition, {condition.each: value}, lines)
+    for line in values.values():
+        # A value that is null, or an empty list, is named none in selections.
+        each = {name: line.get(name) if line.get(name) not in (None, []) else "none" for name in names}
+        yield compare(claim, condition, each, lines)
 
 
 def compare(claim: Claim, condition: Comparison, each: Selection, lines: Sequence[Line]) -> Found:
@@ -138,7 +139,8 @@ def doubts(
     if deviation is None:
         return "one run alone: its deviation is not known" if len(of) < 2 else ""
     if margin < deviation:
-        return f"only {margin:.2f} {claim.unit} inside the rule, less than one standard deviation of runs ({deviation:.2f})"
+        inside = f"only {margin:.2f} {claim.unit.replace('%', 'points')} inside the rule"
+        return f"{inside}, less than one standard deviation of runs ({deviation:.2f})"
     return ""
 
 
