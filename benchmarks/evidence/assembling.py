@@ -180,9 +180,11 @@ def judge_all(suite: Suite, places: Places) -> dict[str, Judged]:
     judged = {}
     for part in suite.parts:
         for claim in part.claims:
-            if claim.file not in files:
-                files[claim.file] = read_lines(places.studies / f"{claim.file}.jsonl")
-            judged[f"{part.name} {claim.id}"] = judge(claim, files[claim.file])
+            names = claim.file.split(" + ")
+            for name in names:
+                if name not in files:
+                    files[name] = read_lines(places.studies / f"{name}.jsonl")
+            judged[f"{part.name} {claim.id}"] = judge(claim, [line for name in names for line in files[name]])
     return judged
 
 

@@ -33,13 +33,16 @@ class Line:
     place: str
 
     def get(self, path: str) -> Any:
-        """The value at a dotted path; None where there is none."""
+        """The value at a dotted path; ``epoch=2`` in it is the entry of a list with that value; None: there is none."""
         value: Any = self.fields
         for name in path.split("."):
             if isinstance(value, Mapping) and name in value:
                 value = value[name]
             elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
                 value = value[int(name)]
+            elif isinstance(value, list) and "=" in name:
+                key, _, wanted = name.partition("=")
+                value = next((each for each in value if str(each.get(key)) == wanted), None)
             else:
                 return None
         return value
@@ -84,7 +87,7 @@ def read_lines(path: Path) -> list[Line]:
             continue
         if isinstance(values, dict):
             cell = values.get("cell", {})
-            fields = {**values, **cell}
+            fields = {**cell, **values}
             own = fields.get("commit") or fields.get("code")
             where = f"{path.name}:{number}"
             found.append(Line(fields=fields, cell=tuple(cell), commit=str(own or commit), place=where))

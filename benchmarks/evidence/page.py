@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 from benchmarks.evidence.lines import UNKNOWN, Line, commit, labels_of
 from benchmarks.evidence.suite import Claim, Part, Suite
-from benchmarks.evidence.verdicts import Found, Judged
+from benchmarks.evidence.verdicts import Found, Judged, shown
 from benchmarks.harness import machine
 from labelstore.version import __version__
 from trainer.report import page as report
@@ -81,7 +81,7 @@ def outcome(found: Found, claim: Claim) -> str:
         )
     result = "kept" if found.kept else "broken"
     unit = claim.unit if found.minus is None else claim.unit.replace("%", "points")
-    return f"{found.condition}: {found.difference:+.2f} {unit}, {result}"
+    return f"{found.condition}: {shown(found.difference)} {unit}, {result}"
 
 
 def contradictions(judged: Judged) -> list[str]:
@@ -136,7 +136,7 @@ def plot_of(claim: Claim, lines: Sequence[Line]) -> report.BarPlot:
                 mean, deviation = fmean(values), stdev(values) if len(values) > 1 else 0.0
                 ends = (mean - deviation, mean + deviation) if deviation else (None, None)
                 name = ", ".join(each for each in (row, column) if each) or claim.metric
-                bars.append(report.Bar(name, mean, f"{mean:.2f} ({len(values)})", *ends))
+                bars.append(report.Bar(name, mean, f"{shown(mean)} ({len(values)})", *ends))
     return report.BarPlot(title=f"{claim.metric}, {claim.unit}, {claim.reported}", bars=bars)
 
 

@@ -87,7 +87,7 @@ class Claim:
         id: short name, the page's anchor.
         sentence: what is claimed.
         rule: conditions; the claim holds when all hold.
-        file: of the results, without its ending.
+        file: of the results, without its ending; several as "a + b".
         where: which lines of it.
         metric: dotted path in a line.
         unit: of the metric.

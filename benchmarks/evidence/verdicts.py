@@ -76,7 +76,7 @@ def require_one_test(claim: Claim, lines: Sequence[Line]) -> None:
     """Refuse runs of different test sets in one table, unless its rows or columns tell them apart."""
     told = {name for names in (claim.rows, claim.columns) for name in names.split(" + ")}
     for name in {"tests", "data", "task"} - told:
-        values = {json.dumps(line.get(name)): line.place for line in lines}
+        values = {json.dumps(line.get(name)): line.place for line in lines if line.get(name) is not None}
         if len(values) > 1:
             places = "; ".join(f"{value} in {place}" for value, place in list(values.items())[:2])
             raise InputError(
@@ -149,9 +149,9 @@ def in_words(claim: Claim, condition: Comparison, each: Selection) -> str:
     of = _selection({**condition.of, **each})
     bounds = []
     if condition.at_least is not None:
-        bounds.append(f"at least {condition.at_least:g}")
+        bounds.append(f"at least {shown(condition.at_least)}")
     if condition.at_most is not None:
-        bounds.append(f"at most {condition.at_most:g}")
+        bounds.append(f"at most {shown(condition.at_most)}")
     unit = f" {claim.unit}".replace(" %", " points") if isinstance(condition.minus, Mapping) else f" {claim.unit}"
     for_each = f" for each {condition.each}" if condition.each and not each else ""
     minus = ""
@@ -159,9 +159,14 @@ def in_words(claim: Claim, condition: Comparison, each: Selection) -> str:
         paired = ", of the same other choices" if condition.paired else ""
         minus = f" minus mean({_selection({**condition.minus, **each})}{paired})"
     elif condition.minus:
-        minus = f" minus {condition.minus:g}"
+        minus = f" minus {shown(condition.minus)}"
     return f"mean({of}){minus} is {' and '.join(bounds)}{unit.rstrip()}{for_each}"
 
 
 def _selection(selection: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in selection.items()) or "all"
+
+
+def shown(value: float) -> str:
+    """A number as it is read: large ones without digits after the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
