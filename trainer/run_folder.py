@@ -44,6 +44,8 @@ NOT_THE_RUN = (
     "seeds",
     "json",
     "store",
+    "more_stores",
+    "more_images",
     "cache_dir",
     "store_cache_gib",
     "images",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ import torch
 from labelstore import LabelStore
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
+from labelstore.command.program import read_command
 from labelstore.errors import GiftwrapError
 from pipeline.build.build import build
 from pipeline.config import BuildConfig
-from tests.journeys.world import SIDE, draw_images, giftwrap, random_teacher
-from trainer.__main__ import without_more
+from tests.journeys.world import SIDE, draw_images, random_teacher
+from trainer.__main__ import COMMANDS, without_more
 from trainer.joint import JointCrops, JointLabels, joined
 from trainer.labels import StoredLabels
 from trainer.loader import Loader
 from trainer.replay import open_crops
+from trainer.train import train
 
 VIEWS = 3
 
@@ -101,20 +104,21 @@ def test_a_student_of_several_stores_is_trained_resumed_and_tested_on_all_classe
     two, two_images = made(tmp_path, "two", ("ant", "bee"), "0,1", "none")
     one, one_images = made(tmp_path, "one", ("cat",), "2", "none")
     tests = draw_images(tmp_path / "tests", per_class=2)
-    words: list[object] = [
-        "giftwrap", "train", "--student", "convnet-d1", "--epochs", 2, "--batch-size", 8, "--threads", 1,
-        "--test-images", tests, "--json",
-    ]  # fmt: skip
-    several = ["--store", two, one, "--images", two_images, one_images, "--run-folder", tmp_path / "run"]
-    ended = giftwrap(*words, *several)
-    assert ended.code == 0, ended.err
-    assert ended.summary["steps"] == 6
-    assert giftwrap(*words, *several).summary["steps_now"] in (0, 6)
+    words = ["train", "--student", "convnet-d1", "--epochs", "2", "--batch-size", "8", "--threads", "1"]
+    words += ["--test-images", str(tests), "--run-folder"]
+    several = [str(tmp_path / "run"), "--store", str(two), str(one), "--images", str(two_images), str(one_images)]
+
+    def run(*more: str) -> Mapping[str, Any]:
+        return train(read_command(COMMANDS["train"], "train", [*words, *more]).config, Console(silent=True))
+
+    ended, again = run(*several), run(*several)
+    assert (ended["steps"], again["steps_now"], again["last"]) == (6, 0, ended["last"])
     for wrong in (
-        ["--store", two, one, "--images", two_images],
-        ["--store", two, one, "--images", one_images, two_images],
-        ["--store", two, one, "--images", two_images, one_images, "--labels", "none", "--loss", "ce"],
+        [*several[:-1]],
+        [*several[:-2], str(one_images), str(two_images)],
+        [*several, "--labels", "none", "--loss", "ce"],
+        [*several, "--recipe", "gift"],
     ):
-        refused = giftwrap(*words, *wrong, "--run-folder", tmp_path / "other")
-        assert (refused.code, "Traceback" in refused.err) == (2, False), refused.err
+        with pytest.raises(GiftwrapError):
+            run(str(tmp_path / "other"), *wrong[1:])
         assert not (tmp_path / "other" / "config.json").exists()
