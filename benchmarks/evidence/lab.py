@@ -25,6 +25,7 @@ from pipeline.__main__ import COMMANDS as PIPELINE
 from pipeline.config import json_object
 from pipeline.networks import build_network
 from trainer.__main__ import COMMANDS as TRAINER
+from trainer.__main__ import without_more
 from trainer.config import TrainConfig
 
 CLASSES = 10
@@ -167,8 +168,9 @@ def parsed(command: str) -> Any:
         InputError: when it is none, or its flags do not go together.
     """
     words = shlex.split(command)
-    # A recipe becomes flags by the images and the store, which are not there yet.
-    tables = {name: replace(each, typed=tuple) for name, each in {**PIPELINE, **TRAINER}.items() if name in RUNS}
+    # A recipe becomes flags by the images and the store, which are not there yet; so words stay as they are typed.
+    known = {**PIPELINE, "train": replace(TRAINER["train"], typed=without_more)}
+    tables = {name: known[name] if name == "train" else replace(known[name], typed=tuple) for name in RUNS}
     if words[0] not in tables:
         program(words[0])
         return None

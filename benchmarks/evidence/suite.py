@@ -94,6 +94,7 @@ class Claim:
         rows: field that the table has a row for each value of; several as "a + b".
         columns: likewise columns; one column when empty.
         runs: values that each compared mean needs; with fewer the claim is not measured.
+        tests_by: field by which the test images differ; all are of one test set when empty.
         reported: which evaluation of a run the number is.
         command: that makes the lines.
         against: what contradicts it, known before the run.
@@ -110,6 +111,7 @@ class Claim:
     rows: str = ""
     columns: str = ""
     runs: int = 3
+    tests_by: str = ""
     reported: str = "last epoch"
     command: str = ""
     against: str = ""

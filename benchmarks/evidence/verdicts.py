@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from benchmarks.evidence.lines import Line, selected
+from benchmarks.evidence.lines import Line, labels_of, selected
 from benchmarks.evidence.suite import Claim, Comparison, Selection
 from labelstore.errors import InputError
 
@@ -73,16 +73,24 @@ def judge(claim: Claim, lines: Sequence[Line]) -> Judged:
 
 
 def require_one_test(claim: Claim, lines: Sequence[Line]) -> None:
-    """Refuse runs of different test sets in one table, unless its rows or columns tell them apart."""
-    told = {name for names in (claim.rows, claim.columns) for name in names.split(" + ")}
-    for name in {"tests", "data", "task"} - told:
-        values = {json.dumps(line.get(name)): line.place for line in lines if line.get(name) is not None}
-        if len(values) > 1:
-            places = "; ".join(f"{value} in {place}" for value, place in list(values.items())[:2])
-            raise InputError(
-                f"claim {claim.id}: expected runs of one test set in a table, found {name} {places}; "
-                f"name {name} in where, rows or columns"
-            )
+    """Refuse runs of different test sets in one table, unless a claim states by which field they differ.
+
+    Raises:
+        InputError: names two lines.
+    """
+    told = [name for names in (claim.rows, claim.columns) for name in names.split(" + ")]
+    for name, by in (("tests", claim.tests_by), ("data", "data" if "data" in told else "")):
+        found: dict[str, dict[str, str]] = {}
+        for line in lines:
+            if line.get(name) is not None:
+                found.setdefault(labels_of(line, by), {})[json.dumps(line.get(name))] = line.place
+        for values in found.values():
+            if len(values) > 1:
+                places = " and ".join(f"{value} in {place}" for value, place in list(values.items())[:2])
+                raise InputError(
+                    f"claim {claim.id}: expected runs of one test set in a table, found {name} {places}; choose one in "
+                    f"where, or state in tests_by which field they differ by"
+                )
 
 
 def conditions(claim: Claim, condition: Comparison, lines: Sequence[Line]) -> Iterator[Found]:
