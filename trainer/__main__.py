@@ -26,6 +26,8 @@ from trainer.projector_config import ProjectorConfig
 from trainer.report.config import ReportConfig
 from trainer.sweep import SweepConfig, sweep
 
+MORE = {"--store": "--more-stores", "--images": "--more-images"}
+
 
 def train_command(config: TrainConfig, console: Console) -> int:
     """Train a student, or one for each of --seeds, and print how it does."""
@@ -69,7 +71,21 @@ def typed_train(words: Sequence[str]) -> Sequence[str]:
     """
     if "--seed" in words and any(word.partition("=")[0] == "--seeds" for word in words):
         raise InputError("--seed, --seeds: expected one of them, found both; leave one of them out")
-    return recipes.typed(words)
+    return recipes.typed(without_more(words))
+
+
+def without_more(words: Sequence[str]) -> list[str]:
+    """The words with all but the first path of --store and --images under the flags of their own: `--store A B`."""
+    found, flag, paths = list[str](), "", 0
+    for word in words:
+        if word.startswith("--"):
+            flag, paths = word, 0
+        elif flag in MORE:
+            paths += 1
+            if paths == 2:
+                found.append(MORE[flag])
+        found.append(word)
+    return found
 
 
 def evaluate_command(config: EvaluateConfig, console: Console) -> int:

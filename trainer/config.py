@@ -79,6 +79,11 @@ class TrainConfig(ImageRunConfig):
     store: Annotated[Path | None, Addressable(), First()] = None
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...; without one, epoch e plays
     view e of fresh crops, and nothing is stored."""
+    more_stores: tuple[Path, ...] = ()
+    """Further stores, of other images and the same columns of one teacher, played as one with --store; `--store A B`
+    is the same."""
+    more_images: Annotated[tuple[Path, ...], Group("images")] = ()
+    """The images of those stores, in their order; `--images A B` is the same."""
     store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
     recipe: RecipeName | None = None
     """A published protocol in full; its values are printed, and flags override them."""
@@ -127,6 +132,7 @@ class TrainConfig(ImageRunConfig):
         self.require_length()
         self._require_losses()
         require_together(self)
+        self._require_joint()
         if self.follow and self.view_order == "shuffle":
             raise InputError("--view-order shuffle: --follow plays views in stored order; leave one of them out")
         if self.new_head and not self.student_weights:
@@ -164,6 +170,28 @@ class TrainConfig(ImageRunConfig):
                 f"--follow: waits for views, and --phase {self.phase} plays fresh crops in between; leave it out"
             )
 
+    def _require_joint(self) -> None:
+        """Refuse what several stores cannot be played with."""
+        if len(self.more_stores) != len(self.more_images):
+            raise InputError(
+                f"--store, --images: expected the images of each store, in the same order, found "
+                f"{1 + len(self.more_stores)} stores and {1 + len(self.more_images)} of images"
+            )
+        for flag, given in (
+            ("--recipe", self.recipe),
+            ("--follow", self.follow),
+            ("--phase", self.phase),
+            ("--store", self.store is None),
+        ):
+            if self.more_stores and given:
+                reason = "needs the first one" if flag == "--store" else f"does not take {flag}; leave it out"
+                raise InputError(f"--more-stores: a training from several stores {reason}")
+        if self.more_stores and self.labels.source != "stored":
+            raise InputError(
+                f"--more-stores: plays stored labels, found --labels {self.labels.source}; leave it out (--loss ce "
+                "trains on hard labels)"
+            )
+
     def _require_seeds(self, seeds: tuple[int, ...]) -> None:
         """Refuse seeds that no runs can have."""
         if self.seed != 0:
@@ -192,6 +220,8 @@ class TrainConfig(ImageRunConfig):
         unused += unused_flags(self)
         if not self.relabel:
             unused.append("relabel")
+        if not self.more_stores:
+            unused += ["more_stores", "more_images"]
         if self.schedule.warmup_steps is None:
             unused.append("warmup_steps")
         return {name: used.get(name, value) for name, value in values_of(self).items() if name not in unused}
@@ -207,6 +237,7 @@ class TrainConfig(ImageRunConfig):
         return {
             "store": str(self.store) if self.store else None,
             "images": str(self.images),
+            **({"more_stores": [*map(str, self.more_stores)]} if self.more_stores else {}),
             "test_images": str(self.test_images) if self.test_images else None,
             **({} if self.test_source == ImageOptions() else {"test_source": asdict(self.test_source)}),
             "reported": "top-1 and top-5 in percent, after the last epoch and at the best evaluated epoch",

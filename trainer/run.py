@@ -19,8 +19,9 @@ from trainer import distributed
 from trainer.checkpoint import packed, random_state, restore_random_state, save_checkpoint, unpacked
 from trainer.config import TrainConfig
 from trainer.ema import Average
+from trainer.joint import open_any
 from trainer.loader import Loader
-from trainer.material import Material, Normal, open_material
+from trainer.material import Material, Normal
 from trainer.objective import Objective, Score
 from trainer.phased import with_phases
 from trainer.run_config import RunConfig
@@ -202,13 +203,13 @@ def make_run(
     if ranks.first:  # and the others find what it has found out of the images
         begun = begun_with(config.run)
         views = config.views if config.fresh else config.views or begun.views
-        material = with_phases(open_material(config, ranks, views, begun.engine, normal), config, ranks)
+        material = with_phases(open_any(config, ranks, views, begun.engine, normal), config, ranks)
         test = open_test(config, material) if config.test_images else None
         order, engine = material.loader.order, material.engine
         ranks.broadcast({"views": views if config.fresh else order.views, "engine": dict(engine) if engine else None})
     else:
         found: Any = ranks.broadcast()
-        material = with_phases(open_material(config, ranks, found["views"], found["engine"], normal), config, ranks)
+        material = with_phases(open_any(config, ranks, found["views"], found["engine"], normal), config, ranks)
         test = open_test(config, material) if config.test_images else None
     ranks.barrier()  # a process that is refused removes the caches of images, which another one would write again
     return start_run(config, ranks, stops, material.loader, make(config, ranks, material, test))

@@ -47,6 +47,8 @@ NOT_THE_RUN = (
     "gpus_per_worker",
     "json",
     "store",
+    "more_stores",
+    "more_images",
     "cache_dir",
     "store_cache_gib",
     "images",
