@@ -67,6 +67,7 @@ NUMBER = r"\d[\d,.]*(?:e[-+]\d+)?"
 TIME = r"(?:\d+ min )?\d+ s"
 COMMANDS = (
     "build",
+    "adopt",
     "verify",
     "show",
     "import",

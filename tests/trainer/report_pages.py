@@ -28,6 +28,7 @@ from trainer.report.page import (
     Facts,
     Folded,
     Histogram,
+    Item,
     LinePlot,
     Matrix,
     Page,
@@ -62,7 +63,7 @@ BARS = BarPlot(
 def full_page(tiles: Sequence[Tile] = ()) -> Page:
     """A page with every kind of item, one claim of each verdict, and a card."""
     pixels = np.zeros((4, 4, 3), np.uint8)
-    items = [
+    items: list[Item] = [
         Text("plain"),
         Text("careful", "warning"),
         Facts([("name", "value")]),
