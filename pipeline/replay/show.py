@@ -10,6 +10,7 @@ import numpy.typing as npt
 from labelstore.command.names import printable
 from labelstore.durable.newfile import new_file
 from labelstore.errors import InputError
+from labelstore.operations.opening import open_store
 from labelstore.store import LabelBatch
 from pipeline.config import ShowConfig
 from pipeline.device.faults import device_faults
@@ -28,7 +29,7 @@ def show(config: ShowConfig) -> int:
     """Write the sheet; returns the number of crops on it."""
     assert config.store is not None  # noqa: S101  the caller's condition
     source = open_source(
-        config.store,
+        open_store(config.store, config.store_cache),
         config.images,
         device=config.render.device,
         decoder=config.render.decoder,

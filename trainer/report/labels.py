@@ -81,7 +81,7 @@ def look_at_store(store: LabelStore, rows: int = ROWS) -> Looked | None:
     """
     identity = store.identity
     rows = min(rows, max(NUMBERS // identity.columns, LEAST))
-    gone = {view for block in store.missing() for view in range(*store.views(block))}
+    gone = {view for block in store.missing() for view in range(*store.block_views(block))}
     there = [view for view in range(store.state.views_sealed) if view not in gone]
     if not there:
         return None

@@ -267,15 +267,15 @@ def of_labels(store: LabelStore, looked: Looked, values: Mapping[str, Any]) -> l
     )
     found: list[Item] = [
         Text(
-            f"{which} {every:,} labels were looked at: the first choice is the target for "
-            f"{100 * looked.right.mean():.2f} % of them (chance {100 / max(len(columns), 1):.2f} %), with a mean "
+            f"{which} {every:,} labels were looked at: the first choice of {values['columns']:,} columns is the target "
+            f"for {100 * looked.right.mean():.2f} % of them (chance {100 / values['columns']:.2f} %), with a mean "
             f"confidence of {looked.confidences.mean():.3f} and a mean entropy of {looked.entropies.mean():.3f} nats "
             f"(at most {math.log(values['columns']):.3f}).{mixed}"
         ),
         Plots([_confidences(looked), _entropies(looked, values["columns"])]),
     ]
     counts, right = by_class(looked, columns)
-    plots, table = agreement_by_class(titles, counts.tolist(), right.tolist(), chance=100 / max(len(columns), 1))
+    plots, table = agreement_by_class(titles, counts.tolist(), right.tolist(), chance=100 / values["columns"])
     pairs = confusions(looked)
     if pairs and 1 < len(titles) <= FEW:
         plots.append(_matrix(looked, columns, titles))
