@@ -149,7 +149,7 @@ def fill(path: Path, identity: Identity, views: int, written: int | None = None)
     store = LabelStore.create(path, identity, image_digests=content.digests, targets=content.targets, views=views)
     with store.lease() as writer:
         for block in store.missing():
-            if written is None or store.views(block)[0] < written:
+            if written is None or store.grid.views(block)[0] < written:
                 writer.write(block, content.block(store, block))
         if written is None:
             writer.seal()
