@@ -201,6 +201,11 @@ class Loader(IterableDataset[TrainBatch]):
         self._epoch, self._position = int(state["epoch"]), int(state["position"])
         self._turn += 1
 
+    @property
+    def remark(self) -> str:
+        """Lines about the crops for the start of a run; may be empty."""
+        return self.crops.remark
+
     def of_store(self, epochs: int) -> int:
         """How many of the first ``epochs`` epochs play the views of :attr:`order`."""
         return epochs

@@ -39,6 +39,12 @@ class PhasedLoader(Loader):
                 f"phases: expected fresh crops of {labelled.crops.images} images, found {fresh.crops.images}"
             )
 
+    @property
+    def remark(self) -> str:
+        """Lines about the crops of both for the start of a run."""
+        own, fresh = self.crops.remark, self._fresh.crops.remark
+        return own if own == fresh else f"{own}\n{fresh}"
+
     def of_store(self, epochs: int) -> int:
         """How many of the first ``epochs`` epochs are labelled."""
         return self._hard[:epochs].count(False)

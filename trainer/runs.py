@@ -60,8 +60,11 @@ class RunRecord:
 
     @property
     def flags(self) -> Mapping[str, Any]:
-        """The flags in effect, by key."""
-        return self.made_of.get("run") or {}
+        """The flags in effect, by key; phases as the loss that they are given in place of."""
+        flags = dict(self.made_of.get("run") or {})
+        if "phase" in flags:
+            flags["loss"] = flags.pop("phase")
+        return flags
 
     @property
     def top1(self) -> list[float]:

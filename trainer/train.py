@@ -148,8 +148,8 @@ def begin(run: Run, console: Console) -> None:
         console.warn(
             f"--ema {config.ema}: a mean over some {1 / (1 - config.ema):,.0f} steps, of a run of {run.total_steps:,}"
         )
-    if run.replay.crops.remark:
-        console.line(run.replay.crops.remark)
+    if run.replay.remark:
+        console.line(run.replay.remark)
     if ranks.world > 1:
         console.line(f"processes: {ranks.world}, each with its slice of every batch of {config.batch_size}")
 
@@ -158,7 +158,9 @@ def views_played(replay: Loader, epochs: int) -> str:
     """How often each view is played, and in how many epochs crops are fresh instead."""
     views, stored = replay.order.views, replay.of_store(epochs)
     played = f"{stored} views" if views == UNBOUNDED else recipes.plays(stored, views)
-    return played if stored == epochs else f"{played}; {epochs - stored:,} epochs of fresh crops with hard labels"
+    fresh = epochs - stored
+    more = f"; {fresh:,} {'epoch' if fresh == 1 else 'epochs'} of fresh crops with hard labels"
+    return f"{played}{more if fresh else ''}"
 
 
 def in_words(made: Mapping[str, Json]) -> str:

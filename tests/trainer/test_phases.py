@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from trainer.order import Order
 from trainer.phased import with_phases
 from trainer.phases import Phase, phases_of
 from trainer.relabel import LabelColumns
+from trainer.runs import read_run
 from trainer.temperatures import TemperatureOptions
 
 PHASES = "kl:2,ce:3,kl:2"
@@ -139,14 +141,13 @@ def by_logits(x: Tensor, t: Tensor, teacher: float) -> list[float]:
     return [abs(number - place) for number in range(100)]
 
 
-@pytest.mark.parametrize("more", [{}, STEPS], ids=["phases", "temperatures"])
 def test_a_run_that_is_killed_within_each_phase_comes_to_the_same_student(
-    more: dict[str, Any], config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loss_plan, "divergences", by_logits)
-    whole = changed(config, run_folder=tmp_path / "whole", **more)
+    whole = changed(config, run_folder=tmp_path / "whole", **STEPS)
     loop.train(whole, Console(as_json=True))
-    run = changed(config, run_folder=tmp_path / "run", checkpoint_steps=1, **more)
+    run = changed(config, run_folder=tmp_path / "run", checkpoint_steps=1, **STEPS)
     for steps in (3, 6, 16):  # within the first, the second and the third phase
         with interrupted_after(steps):
             loop.train(run, Console(as_json=True))
@@ -157,12 +158,11 @@ def test_a_run_that_is_killed_within_each_phase_comes_to_the_same_student(
     assert entries == log_of(whole.run)
     assert [entry["phase"] for entry in entries] == [1, 1, 2, 2, 2, 3, 3]
     assert len({entry["view"] for entry in entries if entry["phase"] != 2}) == 4
-    if more:
-        soft = [entry for entry in entries if entry["phase"] != 2]
-        assert [entry["temperature"] for entry in soft] == pytest.approx([4, 4 * 0.7, 4 * 0.7**3, 4 * 0.7**3])
-        assert soft[0]["student_temperature"] == 1
-        assert len({entry["student_temperature"] for entry in soft}) > 2
-        assert not any("temperature" in entry for entry in entries if entry["phase"] == 2)
+    soft = [entry for entry in entries if entry["phase"] != 2]
+    assert [entry["temperature"] for entry in soft] == pytest.approx([4, 4 * 0.7, 4 * 0.7**3, 4 * 0.7**3])
+    assert soft[0]["student_temperature"] == 1
+    assert len({entry["student_temperature"] for entry in soft}) > 2
+    assert not any("temperature" in entry for entry in entries if entry["phase"] == 2)
 
 
 def test_other_phases_are_another_run(config: TrainConfig, tmp_path: Path) -> None:
@@ -172,6 +172,7 @@ def test_other_phases_are_another_run(config: TrainConfig, tmp_path: Path) -> No
     made = json.loads((run.run / "config.json").read_text())["made_of"]
     assert made["loss"] == {"name": "kl:1,ce:1", "temperature": 4.0, "t_squared": False, "hard_smoothing": 0.3}
     assert made["crops"]["plan"]["mix"] == "cutmix"
+    assert read_run(run.run).flags["loss"] == "kl:1,ce:1"  # in the column of --loss of a table
     for other in ({"phase": "ce:1,kl:1"}, {"group": 6}, {"hard_smoothing": 0.2}):
         with pytest.raises(MismatchError):
             loop.train(changed(run, **other), Console(as_json=True))
@@ -267,6 +268,40 @@ def test_temperatures_are_those_of_lpqlds_code(t_squared: bool) -> None:
         grid = np.linspace(0.01, 1, 100)
         student = float(grid[np.argmin([divergence(float(t)).item() for t in grid])])
         assert plan.state() == {"student_temperature": pytest.approx(student)}
+
+
+@dataclass(frozen=True)
+class Gathering(Ranks):
+    """Ranks of which the others have given these values."""
+
+    others: tuple[list[float], ...] = ()
+
+    def all_gather(self, value: Any) -> list[Any]:
+        return [value, *self.others]
+
+
+def test_processes_calibrate_by_all_of_the_last_batch() -> None:
+    options = TemperatureOptions(calibrate=True)
+    phases = [Phase(LossSpec(name="kl", temperature=4.0), 3)]
+    found = []
+    for own, shares in (((0, 6), (1.0,)), ((0, 4), (1.0, 1.0)), ((0, 6), (1.0, 0.0))):
+        noise, batch = batch_of(seed=2)
+        x = batch.logits / 10 + noise.detach() / 100  # nearly the labels at T = 4 / 10
+        plan = LossPlan(phases, (), options, COLUMNS)
+        plan(x[slice(*own)], replace(batch[slice(*own)], share=1.0))
+        rest = slice(own[1], None)
+        others = [
+            loss_plan.divergences(x[rest], batch.logits[rest], 4.0) if share and own[1] < 6 else [0.0] * 100
+            for share in shares[1:]
+        ]
+        plan.end_epoch(Gathering(others=tuple(others)))
+        found.append(plan.state()["student_temperature"])
+    assert found[0] == pytest.approx(0.4, abs=0.1)
+    assert found == [found[0]] * 3
+    plan = LossPlan(phases, (), options, COLUMNS)
+    plan(x, replace(batch, share=0.0))  # a crop that only fills a slice counts nothing
+    plan.end_epoch(Gathering(others=([float(number) for number in range(100, 0, -1)],)))
+    assert plan.state()["student_temperature"] == 1
 
 
 def test_a_temperature_that_stays_is_the_plain_loss() -> None:
