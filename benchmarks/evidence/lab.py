@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.evidence.cells import DATA, FOLDER, Cell, Work, cells_of, commands_of
 from benchmarks.evidence.lines import commit
+from benchmarks.evidence.peers import PEERS
 from benchmarks.evidence.suite import Part
 from benchmarks.studies.in_process import run_build, run_synthesize, run_train
 from labelstore.command.program import read_command
@@ -37,7 +38,7 @@ RUNS: Mapping[str, Callable[..., Mapping[str, Any]]] = {
 OWN: Mapping[str, str] = {
     name: f"benchmarks.evidence.canaries:{name.replace('-', '_')}"
     for name in ("copy", "shift-labels", "shift-classes", "choose-classes", "untrained", "refused")
-}
+} | {name: f"benchmarks.evidence.peers:{name}" for name in ("plain", "ddranking")}
 """Programs of this folder that cells may run besides: name -> module:function, called with words; its values."""
 
 
@@ -199,8 +200,10 @@ def left_out(part: Part, data: Path | None, *, drawn: bool) -> str:
             return "GIFTWRAP_DATA is not set"
         if kind == "data" and data is not None and not (data / name).exists():
             return f"{data / name} is missing"
-        if kind not in ("module", "data"):
-            raise InputError(f"part {part.name}: needs: expected module:NAME or data:PATH, found {need!r}")
+        if kind == "peer" and not (Path(os.environ.get(PEERS, "")) / name).is_dir():
+            return f"{PEERS} does not name a folder with {name}/, its own environment"
+        if kind not in ("module", "data", "peer"):
+            raise InputError(f"part {part.name}: needs: expected module:NAME, data:PATH or peer:NAME, found {need!r}")
     return ""
 
 

@@ -110,7 +110,7 @@ def test_a_folder_is_named_by_all_that_makes_it_and_made_once_a_choice(tmp_path:
     assert made == again
     assert made.out != other.out
     assert made.out in own.command
-    longer = replace(part, numbers={"epochs": 4})
+    longer = replace(part, numbers={**part.numbers, "epochs": 4})
     assert commands_of(longer, gift, 0)[0] == made
     assert commands_of(longer, gift, 0)[1].out != own.out
 
