@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from labelstore.command.cache_options import StoreCacheOptions
 from labelstore.command.console import Console, byte_count
 from labelstore.command.encoding_options import CodeOptions, EncodingName
 from labelstore.command.flags import Addressable, Group
 from labelstore.command.output import Output
 from labelstore.command.program import Command, run_program
+from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
 
@@ -76,10 +78,13 @@ class ConvertConfig:
     """Convert the first views, rounded up to whole blocks; all that are sealed when left out."""
     take_over: bool = False
     """Take the lease of a conversion on another host that is known to be dead."""
+    store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no conversion can have."""
+        """Refuse numbers that no conversion can have, and a cache of a folder."""
+        self.store_cache.require_address(self.source)
+        require_apart({"--cache-dir": self.store_cache.cache_dir}, {})
         if self.views is not None and self.views < 1:
             raise InputError(f"--views: expected at least 1, found {self.views}")
 
@@ -102,6 +107,7 @@ class ExportConfig:
     """Write softmax(logits / temperature) instead of logits."""
     temperature: float | None = None
     """Temperature of --probabilities (1)."""
+    store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
@@ -112,6 +118,8 @@ class ExportConfig:
             raise InputError(f"--views: expected at least 1, found {self.views}")
         if self.temperature is not None and not self.probabilities:
             raise InputError("--temperature: belongs to --probabilities; logits have none")
+        self.store_cache.require_address(self.store)
+        require_apart({"--cache-dir": self.store_cache.cache_dir}, {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,9 +264,9 @@ def convert_command(config: ConvertConfig, console: Console) -> int:
     from labelstore.encodings.bands import missed
     from labelstore.operations.convert import convert
     from labelstore.operations.info import in_words
-    from labelstore.store import LabelStore
+    from labelstore.operations.opening import open_store
 
-    source = LabelStore.open(config.source)
+    source = open_store(config.source, config.store_cache)
     with console.progress("blocks", 1, "blocks") as progress:
         store = convert(
             source,
@@ -292,14 +300,14 @@ def convert_command(config: ConvertConfig, console: Console) -> int:
 def export_command(config: ExportConfig, console: Console) -> int:
     """Export labels and print what was written."""
     from labelstore.operations.export import export
-    from labelstore.store import LabelStore
+    from labelstore.operations.opening import open_store
 
     views = config.view if config.views is None else range(config.views)
     softmax = 1.0 if config.temperature is None else config.temperature
     temperature = softmax if config.probabilities else None
     with console.progress("views", 1, "views") as progress:
         shape = export(
-            LabelStore.open(config.store),
+            open_store(config.store, config.store_cache),
             config.out,
             views=views,
             order=config.order,

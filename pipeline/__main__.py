@@ -1,4 +1,4 @@
-"""`python -m pipeline build | verify | show | import | synthesize | text-embeddings`."""
+"""`python -m pipeline build | adopt | verify | show | import | synthesize | text-embeddings`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from labelstore.errors import InputError
 require_ours("pipeline")
 
 from pipeline import ranks
+from pipeline.adopt.config import AdoptConfig
 from pipeline.build import recipe
 from pipeline.config import BuildConfig, ShowConfig, VerifyConfig, require_labels
 from pipeline.importing.config import ImportConfig, TextConfig
+from pipeline.launch.launching import launched
 from pipeline.synthesis.config import SynthesizeConfig
 
 
@@ -50,6 +52,27 @@ def summarise(done: Mapping[str, Any]) -> str:
         f"store {done['store']}: {done['images']:,} images x {done['views']:,} views sealed; {done['crops']:,} crops "
         f"labelled in {duration(done['seconds'])}; {sum(sizes.values()):.1f} B a label ({sizes['labels']:.1f} labels, "
         f"{sizes['columns']:.1f} columns, {sizes['side']:.1f} side); fidelity {fidelity}"
+    )
+
+
+def adopt_command(config: AdoptConfig, console: Console) -> int:
+    """Adopt labels and print what the store holds."""
+    from pipeline.adopt.adopting import adopt
+
+    done = adopt(config, console)
+    if config.dry_run:
+        return 0
+    console.summary(done, adopted(done))
+    return 0
+
+
+def adopted(done: Mapping[str, Any]) -> str:
+    """The summary of adopted labels for people."""
+    sizes, views = done["bytes_per_label"], done["views"]
+    return (
+        f"store {done['store']}: {done['images']:,} images x {views:,} views sealed, adopted; "
+        f"{done['labels']:,} labels written, {sum(sizes.values()):.1f} B a label ({sizes['labels']:.1f} labels, "
+        f"{sizes['columns']:.1f} columns)"
     )
 
 
@@ -209,13 +232,22 @@ def text_command(config: TextConfig, console: Console) -> int:
 COMMANDS = {
     "build": Command(
         BuildConfig,
-        build_command,
+        launched(build_command),
         resumes=True,
         typed=recipe.typed,
         short={"--log": "--progress-log"},
         examples=(
             "--images train --teacher convnet-d3 --weights w.safetensors --size 32 --views 300 --store labels",
             "--config build.toml --store labels --views 600",
+        ),
+    ),
+    "adopt": Command(
+        AdoptConfig,
+        adopt_command,
+        resumes=True,
+        examples=(
+            "FKD_soft_label --images train --size 224 --store labels",
+            "FKD_soft_label --images train --size 224 --views 100 --store labels",
         ),
     ),
     "verify": Command(
@@ -246,7 +278,7 @@ COMMANDS = {
     ),
     "synthesize": Command(
         SynthesizeConfig,
-        synthesize_command,
+        launched(synthesize_command),
         resumes=True,
         examples=(
             "random --images train --ipc 10 --out set",

@@ -1,21 +1,21 @@
-"""The ranks of one build or run: processes that torchrun started. Rank 0 prints, and all stop together (P8)."""
+"""The ranks of one build or run, which torchrun, srun or Ray started. Rank 0 prints, and all stop together (P8)."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from labelstore.command.flags import changed
 from labelstore.errors import GiftwrapError, InputError, reason
 from labelstore.spec import Json
+from pipeline.launch import place as places
+from pipeline.launch.place import own_gpu, place_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those of its build or run; alone unless torchrun started several.
+    """This process among those of its build or run; alone unless a launcher started several.
 
     Attributes:
         rank: 0 prints, and writes what is not divided among the ranks.
@@ -40,6 +40,8 @@ class Ranks:
         local_world: how many there are on this host.
         group: what connects them; None when alone.
         work: what they do together, for messages.
+        gpu: index of this rank's GPU among those that it sees; its place on the host where that is None.
+        job: id of the job and which start of it this is, as `labelstore.writing.lease.hold` takes them.
     """
 
     rank: int = 0
@@ -48,6 +50,8 @@ class Ranks:
     local_world: int = 1
     group: ProcessGroup | None = None
     work: str = "build"
+    gpu: int | None = None
+    job: tuple[str, int] = ("", 0)
 
     @property
     def first(self) -> bool:
@@ -71,7 +75,7 @@ class Ranks:
             "threads": flags.render.threads or max(len(os.sched_getaffinity(0)) // self.local_world, 1)
         }
         if flags.render.device == "cuda":
-            changes["device"] = f"cuda:{self.local_rank}"
+            changes["device"] = f"cuda:{self.local_rank if self.gpu is None else self.gpu}"
         else:
             cache = SHARED_CACHE_GIB if flags.render.cache_gib is None else flags.render.cache_gib
             changes["cache_gib"] = cache / self.local_world
@@ -202,46 +206,33 @@ def join(work: str = "build") -> Iterator[Ranks]:
         InputError: when the environment names no place among them.
         GiftwrapError: when they do not come.
     """
-    rank, world, local_rank, local_world = _place()
-    if world == 1:
-        yield Ranks(work=work)
+    place = place_of(os.environ)
+    known: dict[str, Any] = {"work": work, "gpu": own_gpu(place, os.environ), "job": (place.job, place.attempt)}
+    if place.world == 1:
+        yield Ranks(**known)
         return
     from torch import distributed
 
-    if local_world == world:
+    if place.local_world == place.world:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host may not resolve its own name
+    if place.master:
+        os.environ.setdefault("MASTER_ADDR", place.master)
+        os.environ.setdefault("MASTER_PORT", str(place.port))
+    rank, world = place.rank, place.world
     try:
-        distributed.init_process_group("gloo", timeout=MEETING_TIMEOUT)
+        distributed.init_process_group("gloo", rank=rank, world_size=world, timeout=MEETING_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise GiftwrapError(f"rank {rank}: the {world} ranks of this {work} did not meet ({reason(error)})") from error
     try:
         group = cast("ProcessGroup", distributed.new_group(timeout=WORK_TIMEOUT))
-        yield Ranks(rank, world, local_rank, local_world, group, work)
+        yield Ranks(rank, world, place.local_rank, place.local_world, group, **known)
     finally:
         distributed.destroy_process_group()
 
 
 def started(package: str) -> list[str]:
     """The words that start a package's program as this one was; none on ranks that do not print how to resume."""
-    if os.environ.get("RANK", "0") != "0":
-        return []
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    if world == 1:
-        typed = Path(sys.argv[0]).name == package  # the installed script
-        return [package] if typed else [sys.executable, "-m", package]
-    nodes = [] if local == world else [f"--nnodes={world // local}", "..."]  # the rest is the cluster's
-    return ["torchrun", *nodes, f"--nproc-per-node={local}", "-m", package]
-
-
-def _place() -> tuple[int, int, int, int]:
-    """This process's rank and how many there are, among all and on this host."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    found = {name: os.environ.get(name) for name in names}
-    if not (found["RANK"] and found["WORLD_SIZE"]):
-        return 0, 1, 0, 1
     try:
-        rank, world = int(found["RANK"]), int(found["WORLD_SIZE"])
-        return rank, world, int(found["LOCAL_RANK"] or rank), int(found["LOCAL_WORLD_SIZE"] or world)
-    except ValueError as error:
-        raise InputError(f"environment: expected numbers, as torchrun sets them, found {found}") from error
+        return places.started(package, place_of(os.environ), os.environ)
+    except InputError:  # the command refuses that environment
+        return []

@@ -23,6 +23,7 @@ from trainer.batch import TrainBatch
 from trainer.checkpoint import CHECKPOINT, load_checkpoint, remove_left
 from trainer.config import TrainConfig
 from trainer.file_names import CONFIG, LOG, STEPS
+from trainer.loader import Loader
 from trainer.objective import Score
 from trainer.online import one_precision
 from trainer.order import UNBOUNDED
@@ -140,8 +141,7 @@ def begin(run: Run, console: Console) -> None:
         console.warn(f"{change['at']} has changed since the run began; {config.run / CONFIG} records it")
     if changes and ranks.first:
         record_changes(config, run.made_of, changes, run.step)
-    views = run.replay.order.views
-    played = f"{config.epochs} views" if views == UNBOUNDED else recipes.plays(config.epochs, views)
+    played = views_played(run.replay, config.epochs)
     numbers = in_words(run.made_of)
     console.line(f"trains by {numbers}; plays {played}" if numbers else f"plays {played}")
     if config.ema and run.average and not run.average.rising and (1 - config.ema) * run.total_steps < 1:
@@ -152,6 +152,13 @@ def begin(run: Run, console: Console) -> None:
         console.line(run.replay.crops.remark)
     if ranks.world > 1:
         console.line(f"processes: {ranks.world}, each with its slice of every batch of {config.batch_size}")
+
+
+def views_played(replay: Loader, epochs: int) -> str:
+    """How often each view is played, and in how many epochs crops are fresh instead."""
+    views, stored = replay.order.views, replay.of_store(epochs)
+    played = f"{stored} views" if views == UNBOUNDED else recipes.plays(stored, views)
+    return played if stored == epochs else f"{played}; {epochs - stored:,} epochs of fresh crops with hard labels"
 
 
 def in_words(made: Mapping[str, Json]) -> str:
@@ -290,6 +297,7 @@ def one_epoch(run: Run, progress: Progress, batches: Iterator[TrainBatch]) -> di
     epoch, view, start = run.replay.epoch, run.replay.view, time.monotonic()
     every = run.config.checkpoint_steps
     run.network.train()
+    run.objective.begin_epoch(epoch)
     crops, waited = 0, 0.0
     for batch, wait in timed(batches):
         logged = run.logs_step
@@ -317,6 +325,7 @@ def one_epoch(run: Run, progress: Progress, batches: Iterator[TrainBatch]) -> di
         "seconds": round(seconds, 3),
         "crops_per_second": round(crops / seconds, 1),
         "waiting_share": round(waited / seconds, 3),
+        **run.objective.end_epoch(run.ranks),
     }
 
 

@@ -22,6 +22,7 @@ from pipeline.networks import build_network
 
 MEAN, STD = 0.5, 0.25
 MOMENTUM, DECAY = 0.9, 5e-4
+TESTED = 256  # test images at a time
 PEERS = "GIFTWRAP_PEERS"
 
 
@@ -43,7 +44,8 @@ def plain(
     student = build_network(network, json_object("arguments", arguments), 10, size=x.shape[-1])
     optimiser = torch.optim.SGD(student.parameters(), lr=float(rate), momentum=MOMENTUM, weight_decay=DECAY)
     for _ in range(int(epochs)):
-        for part in torch.randperm(len(x)).split(int(batch)):
+        order = torch.randperm(len(x))
+        for part in (order[start : start + int(batch)] for start in range(0, len(x), int(batch))):
             loss = cross_entropy(student(x[part]), y[part])
             optimiser.zero_grad()
             torch.autograd.backward(loss)
@@ -51,8 +53,9 @@ def plain(
     student.eval()
     x, y = class_folder(tests)
     with torch.no_grad():
-        hits = sum(int((student(x[part]).argmax(1) == y[part]).sum()) for part in torch.arange(len(x)).split(256))
-    return scored(100 * hits / len(x), out)
+        parts = [slice(start, start + TESTED) for start in range(0, len(x), TESTED)]
+        hits = [float((student(x[part]).argmax(1) == y[part]).sum()) for part in parts]
+    return scored(100 * sum(hits) / len(x), out)
 
 
 def ddranking(

@@ -160,7 +160,8 @@ def require_paths(words: Sequence[str], flags: Mapping[str, Flag]) -> None:
         scheme = scheme_of(value) if "://" in value else None
         flag = flags.get(key_of(name, flags)) if name else None
         readable = flag.addressable if flag else positional
-        if scheme and not (readable and scheme in STORAGES):
+        own = flag is not None and flag.own_address
+        if scheme and not own and not (readable and scheme in STORAGES):
             raise InputError(no_path(word, STORAGES if readable else ()))
         before = word if word.startswith("--") and not equals else ""
 

@@ -281,7 +281,7 @@ def write(
     config: BuildConfig, work: Work, store: LabelStore, console: Console, ranks: Ranks, watch: Watch
 ) -> Mapping[str, Json]:
     """Write and seal what is missing, under the store's lease."""
-    with closing(work.renderer), store.lease(take_over=config.take_over) as writer:
+    with closing(work.renderer), store.lease(take_over=config.take_over, job=ranks.job) as writer:
         require_same_engine(config, store, work, console)
         require_same_pixels(config, store, work)
         views = writer.raise_target(config.views, engine=work.labeller.engine, renderer=work.renderer.id)

@@ -134,7 +134,7 @@ class BucketFolder:
         if len(found) > MOST_OBJECTS:
             raise InputError(
                 f"--images {storage.root}: expected at most {MOST_OBJECTS:,} objects, found more: listing them takes "
-                f"longer than reading them from tar shards; make some with `giftwrap import --to tar`"
+                f"longer than reading them from tar shards; make these with `giftwrap import` and --shards"
             )
         members = Members(printable(str(storage.root)))
         whole = {}

@@ -16,6 +16,7 @@ from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import make_renderer
 from pipeline.render.options import RenderOptions
 from pipeline.replay.sheet import Caption, draw_sheet
+from pipeline.teacher.column_names import class_title
 
 MAX_SIDE = 224  # of an image on the sheet
 LEGEND = "Below each image, centre fit to a square: its class and its file."
@@ -48,6 +49,20 @@ def draw_folder(
     if start >= len(order):
         raise InputError(f"--start {start}: {manifest.location} has {len(order):,} images")
     chosen = order[start : start + count]
+    crops = centres(manifest, chosen, render)
+    captions = [
+        Caption(
+            (class_title(manifest.classes[manifest.targets[image]]), printable(manifest.names[image].split("/", 1)[-1]))
+        )
+        for image in chosen
+    ]
+    with new_file(out) as file:
+        draw_sheet(crops, captions, columns, LEGEND).save(file, format="PNG")
+    return len(chosen)
+
+
+def centres(manifest: Manifest, chosen: npt.NDArray[np.int64], render: RenderOptions) -> npt.NDArray[np.uint8]:
+    """Some images, centre fit to one square of at most 224 pixels a side, uint8 ``[n, S, S, 3]``."""
     sides = np.minimum(manifest.heights[chosen], manifest.widths[chosen])
     spec = PlanSpec(size=min(int(sides.max()), MAX_SIDE), crop="center", flip=0.0)
     renderer = make_renderer(
@@ -60,16 +75,9 @@ def draw_folder(
         cache_bytes=render.cache_bytes,
     )
     with closing(renderer):
-        crops = renderer.render(Plan(spec, manifest.heights, manifest.widths).unmixed(0, chosen)).cpu().numpy()
-    captions = [
-        Caption(
-            (printable(manifest.classes[manifest.targets[image]]), printable(manifest.names[image].split("/", 1)[-1]))
-        )
-        for image in chosen
-    ]
-    with new_file(out) as file:
-        draw_sheet(crops, captions, columns, LEGEND).save(file, format="PNG")
-    return len(chosen)
+        rows = Plan(spec, manifest.heights, manifest.widths).unmixed(0, chosen)
+        crops: npt.NDArray[np.uint8] = renderer.render(rows).cpu().numpy()
+    return crops
 
 
 def in_turns(manifest: Manifest) -> npt.NDArray[np.int64]:

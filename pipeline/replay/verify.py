@@ -15,6 +15,7 @@ from torch import Tensor
 from labelstore.command.console import Console
 from labelstore.encodings.fidelity import gift_fidelity
 from labelstore.errors import InputError, MismatchError
+from labelstore.operations.opening import open_store
 from labelstore.spec import Json, first_difference, require_same
 from labelstore.store import LabelStore
 from pipeline.config import VerifyConfig, json_object
@@ -41,7 +42,7 @@ def verify(config: VerifyConfig, console: Console, labeller: Labeller | None = N
     Raises:
         MismatchError: when it is another labeller than the store's.
     """
-    store = LabelStore.open(config.store)
+    store = open_store(config.store, config.store_cache)
     source = open_source(
         store,
         config.images,
@@ -86,7 +87,10 @@ def verify_source(
         "fidelity": None,
     }
     how = "bit for bit" if pixels.equal else "within the band of another renderer"
-    console.line(f"pixels: {pixels.crops} stored crops rendered again, {how}")
+    found = (
+        f"{pixels.crops} stored crops rendered again, {how}" if pixels.crops else "no crops are stored: not compared"
+    )
+    console.line(f"pixels: {found}")
     if labeller is None and config.weights:
         labeller = teacher_of(source.store, config, console)
     if labeller is None and config.labeller:

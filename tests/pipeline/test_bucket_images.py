@@ -7,11 +7,13 @@ import tarfile
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from labelstore.durable import objects
 from labelstore.errors import AddressError, InputError
 from pipeline.images import buckets
 from pipeline.images.manifest import scan
@@ -63,6 +65,23 @@ def test_they_are_the_images_of_the_folder(
     again = scan(Path(address), cache=tmp_path / "images.npz")
     assert again.digest == theirs.digest
     assert len(proxy.requests) == 1  # the listing
+
+
+def test_etags_without_quotes_are_those_with_them(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = objects._obstore()
+
+    class Azure:
+        """Lists ETags without quotes, and answers with them."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(library, name)
+
+        def list(self, *words: Any) -> Iterator[list[dict[str, Any]]]:
+            for some in library.list(*words):
+                yield [{**each, "e_tag": each["e_tag"].strip('"')} for each in some]
+
+    monkeypatch.setattr(objects, "_obstore", lambda *_: Azure())
+    assert len(scan(Path(f"s3://{BUCKET}/set"))) == 6
 
 
 def test_one_tar_and_its_headers_are_read_by_megabytes(proxy: Proxy) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import get_args
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from labelstore.command.names import printable
+from labelstore.durable import removing
+from labelstore.durable.newfile import write_new, write_over
+from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
 from labelstore.version import __version__
 from trainer.report import svg
@@ -30,6 +35,7 @@ from trainer.report.pictures import LEVELS, Level, Shown, encoded, kept
 
 HERE = Path(__file__).parent
 LIMIT = 3_000_000
+HEAD_BYTES = 2_048  # of a page, which name what made it
 GENERATOR = "giftwrap report"
 VERDICTS: dict[str, str] = {"holds": "holds", "does not hold": "not", "not measured here": "unmeasured"}
 
@@ -103,20 +109,24 @@ def _document(page: Page, level: Level, notes: Sequence[str]) -> bytes:
         style=Markup((HERE / "page.css").read_text()),  # noqa: S704  files of this package
         script=Markup((HERE / "page.js").read_text()),  # noqa: S704
     )
-    return (text.strip() + "\n").encode()
+    # What does not print, in a name from elsewhere, is shown escaped, as in a terminal; few lines have any.
+    return ("\n".join(map(printable, text.strip().split("\n"))) + "\n").encode()
 
 
 def _environment() -> Environment:
     """The environment of the template: all that is not drawn here is escaped."""
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
     environment.filters |= {
         "kind": lambda each: type(each).__name__,
         "parts": lambda each: each.items,  # in a template `.items` of some types is a method
         "draw": draw,
         "colour": svg.colour,
-        "swatch": svg.swatch,
         "legend": legend,
         "share": share,
         "bar_end": bar_end,
@@ -130,15 +140,15 @@ def draw(plot: LinePlot | Histogram) -> Markup:
     return svg.line_plot(plot) if isinstance(plot, LinePlot) else svg.histogram(plot)
 
 
-def legend(plots: Sequence[Plot]) -> list[tuple[str, int]]:
-    """The names of all curves and counts with their styles, each once."""
-    found: dict[tuple[str, int], None] = {}
+def legend(plots: Sequence[Plot]) -> list[tuple[str, Markup]]:
+    """The names of all curves and counts with their swatches, each once."""
+    found: dict[tuple[str, int, bool], None] = {}
     for plot in plots:
         if isinstance(plot, LinePlot):
-            found |= dict.fromkeys((curve.name, curve.style) for curve in plot.curves if curve.points)
+            found |= dict.fromkeys((curve.name, curve.style, True) for curve in plot.curves if curve.points)
         elif isinstance(plot, Histogram):
-            found |= dict.fromkeys((part.name, part.style) for part in plot.parts if part.name)
-    return list(found)
+            found |= dict.fromkeys((part.name, part.style, False) for part in plot.parts)
+    return [(name, svg.swatch(style, line=line)) for name, style, line in found if name]
 
 
 def bar_end(plot: BarPlot) -> float:
@@ -155,3 +165,52 @@ def share(value: float, end: float) -> str:
 def shown_tiles(sheet: Sheet, level: Level) -> list[Shown]:
     """The tiles of a sheet as a level draws them."""
     return [encoded(tile, level) for tile in kept(sheet.tiles, level)]
+
+
+def require_page(path: Path, *, replace: bool = False) -> None:
+    """Refuse a place where `write_page` would write nothing.
+
+    Raises:
+        InputError: a file is there, and is not to be replaced, or is no page of this software.
+    """
+    if not os.path.lexists(path):
+        return
+    if not replace:
+        raise InputError(
+            f"{path}: exists already, and nothing is overwritten; give another name, or --replace where it is a page "
+            f"that `report` made"
+        )
+    removing.require(path, PAGE)
+
+
+def write_page(page: Page, path: Path, *, replace: bool = False, limit: int = LIMIT) -> Rendered:
+    """Write the file of a page, whole or not at all; what was rendered.
+
+    Args:
+        page: what it holds.
+        path: where.
+        replace: whether a page that was made so before is replaced.
+        limit: as of `render`.
+
+    Raises:
+        InputError: as `require_page` and `render` do.
+    """
+    require_page(path, replace=replace)
+    rendered = render(page, limit)
+    if replace and os.path.lexists(path):
+        write_over(path, rendered.html, PAGE)
+    else:
+        write_new(path, rendered.html)
+    return rendered
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that was made here."""
+    try:
+        with path.open("rb") as file:
+            return f'<meta name="generator" content="{GENERATOR}'.encode() in file.read(HEAD_BYTES)
+    except OSError:
+        return False
+
+
+PAGE = Proof("a page that `giftwrap report` made", is_page)

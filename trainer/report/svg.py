@@ -11,7 +11,9 @@ from markupsafe import Markup
 from trainer.report.page import Curve, Histogram, LinePlot
 
 WIDTH, HEIGHT = 420.0, 250.0  # of the drawing; it is as wide as its place
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 10.0, 10.0, 42.0
+RIGHT, TOP, BOTTOM = 10.0, 10.0, 42.0
+CHARACTER = 6.9  # width of a digit of a tick
+LABEL = 18.0  # what the label of the upright axis takes
 COLOURS = 8  # the page's colours, --c0 to --c7
 DASHES = ("", "5 3", "1.5 2.5", "7 2.5 1.5 2.5")
 TICKS = 5
@@ -83,6 +85,11 @@ def axis(values: Iterable[float], start: float, end: float, *, log: bool = False
     return Axis(0.0 if zero else low - margin, high + margin, start, end)
 
 
+def left_of(y: Axis) -> float:
+    """Where the drawing begins, to the right of the ticks and the label of its upright axis."""
+    return LABEL + 8 + CHARACTER * max((len(number(value)) for value in y.ticks()), default=0)
+
+
 def number(value: float) -> str:
     """A tick as it is read: no more digits than it needs."""
     if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
@@ -105,9 +112,9 @@ def line_plot(plot: LinePlot) -> Markup:
     """The drawing of curves."""
     curves = [_drawable(curve, plot) for curve in plot.curves]
     curves = [curve for curve in curves if curve.points]
-    x = axis((x for curve in curves for x, _ in curve.points), LEFT, WIDTH - RIGHT, log=plot.log_x)
     heights = [y for curve in curves for y in (*(y for _, y in curve.points), *curve.low, *curve.high)]
     y = axis(heights, HEIGHT - BOTTOM, TOP, log=plot.log_y)
+    x = axis((x for curve in curves for x, _ in curve.points), left_of(y), WIDTH - RIGHT, log=plot.log_x)
     drawn = [_frame(x, y, plot.x_label, plot.y_label)]
     drawn += [_band(curve, x, y) for curve in curves if curve.low]
     drawn += [_line(curve, x, y, dots=plot.dots) for curve in curves]
@@ -117,8 +124,8 @@ def line_plot(plot: LinePlot) -> Markup:
 def histogram(plot: Histogram) -> Markup:
     """The drawing of stacked columns."""
     totals = [sum(counts) for counts in zip(*(part.counts for part in plot.parts), strict=True)]
-    x = Axis(plot.edges[0], plot.edges[-1], LEFT, WIDTH - RIGHT)
     y = axis([0, *totals] if any(totals) else [0, 1], HEIGHT - BOTTOM, TOP, zero=True)
+    x = Axis(plot.edges[0], plot.edges[-1], left_of(y), WIDTH - RIGHT)
     drawn = [_frame(x, y, plot.x_label, plot.y_label)]
     below = [0.0] * len(totals)
     for part in plot.parts:
@@ -171,16 +178,18 @@ def _frame(x: Axis, y: Axis, x_label: str, y_label: str) -> Markup:
     parts = []
     for value in y.ticks():
         at = y.place(value)
-        parts.append(Markup('<path class="g" d="M{:.1f} {:.1f}H{:.1f}"/>').format(LEFT, at, WIDTH - RIGHT))
-        parts.append(Markup('<text x="{:.1f}" y="{:.1f}" class="e">{}</text>').format(LEFT - 6, at + 4, number(value)))
+        parts.append(Markup('<path class="g" d="M{:.1f} {:.1f}H{:.1f}"/>').format(x.start, at, WIDTH - RIGHT))
+        parts.append(
+            Markup('<text x="{:.1f}" y="{:.1f}" class="e">{}</text>').format(x.start - 6, at + 4, number(value))
+        )
     for value in x.ticks():
         at = x.place(value)
         parts.append(Markup('<path class="k" d="M{:.1f} {:.1f}v4"/>').format(at, HEIGHT - BOTTOM))
         parts.append(
             Markup('<text x="{:.1f}" y="{:.1f}" class="m">{}</text>').format(at, HEIGHT - BOTTOM + 17, number(value))
         )
-    parts.append(Markup('<path class="k" d="M{:.1f} {:.1f}H{:.1f}"/>').format(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT))
-    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(Markup('<path class="k" d="M{:.1f} {:.1f}H{:.1f}"/>').format(x.start, HEIGHT - BOTTOM, WIDTH - RIGHT))
+    middle = (x.start + WIDTH - RIGHT) / 2
     parts.append(Markup('<text x="{:.1f}" y="{:.1f}" class="m l">{}</text>').format(middle, HEIGHT - 6, x_label))
     up = (TOP + HEIGHT - BOTTOM) / 2
     parts.append(Markup('<text transform="translate(11 {:.1f}) rotate(-90)" class="m l">{}</text>').format(up, y_label))
@@ -231,8 +240,10 @@ def _column(
     ).format(left, top, max(right - left - 1, 0.5), bottom - top, colour(style), f"{name}, {hint}" if name else hint)
 
 
-def swatch(style: int) -> Markup:
-    """A short line for the legend."""
+def swatch(style: int, *, line: bool) -> Markup:
+    """A short line for the legend, or a square."""
+    if not line:
+        return Markup('<i style="background:{}"></i>').format(colour(style))
     dashes = Markup(' stroke-dasharray="{}"').format(dash(style)) if dash(style) else Markup("")
     return Markup(
         '<svg viewBox="0 0 26 10" aria-hidden="true"><path d="M1 5H25" style="stroke:{};stroke-width:3"{}/></svg>'
