@@ -131,7 +131,7 @@ def make_page(
     parts = [part for part in chosen(suite, only) if part.name not in skipped]
     work, time = Evidence(parts, suite.seeds, lab, results), suite.minutes if minutes is None else minutes
     for part in parts:
-        require_runnable(part, lab, suite.seeds)
+        require_runnable(part, lab)
     with redirect_stdout(sys.stderr if console.as_json else sys.stdout):
         for name, reason in skipped.items():
             console.line(f"{name}: not measured here: {reason}")

@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.evidence.cells import DATA, FOLDER, Cell, Work, cells_of, commands_of
 from benchmarks.evidence.lines import commit
+from benchmarks.evidence.peers import PEERS
 from benchmarks.evidence.suite import Part
 from benchmarks.studies.in_process import run_build, run_synthesize, run_train
 from labelstore.command.program import read_command
@@ -28,7 +29,7 @@ from trainer.__main__ import COMMANDS as TRAINER
 from trainer.__main__ import without_more
 from trainer.config import TrainConfig
 
-CLASSES = 10
+CLASSES, SIDE = 10, 32  # for which a student is constructed, to see whether it can be
 RUNS: Mapping[str, Callable[..., Mapping[str, Any]]] = {
     "synthesize": run_synthesize,
     "build": run_build,
@@ -37,7 +38,7 @@ RUNS: Mapping[str, Callable[..., Mapping[str, Any]]] = {
 OWN: Mapping[str, str] = {
     name: f"benchmarks.evidence.canaries:{name.replace('-', '_')}"
     for name in ("copy", "shift-labels", "shift-classes", "choose-classes", "untrained", "refused")
-}
+} | {name: f"benchmarks.evidence.peers:{name}" for name in ("plain", "ddranking")}
 """Programs of this folder that cells may run besides: name -> module:function, called with words; its values."""
 
 
@@ -124,41 +125,42 @@ def result_of(found: Mapping[str, Any], place: Path) -> dict[str, Any]:
     }
 
 
-def require_runnable(part: Part, lab: Lab, seeds: int | None) -> None:
-    """Find a cell that cannot run before the first one starts: its words, its networks.
+def require_runnable(part: Part, lab: Lab) -> None:
+    """Find a cell that cannot run before the first one starts, by its words and its network, of the first seed.
 
     Raises:
         InputError: names the cell.
     """
-    networks: set[tuple[str, str]] = set()
+    known: set[tuple[str, ...]] = set()  # commands and networks that were found to be right
     with TemporaryDirectory() as folder:
         trial = Lab([part], Path(folder), lab.data)
-        for cell in all_cells(part, seeds):
-            _require_cell(cell, trial, networks)
+        for cell in all_cells(part, 1):
+            _require_cell(cell, trial, known)
 
 
-def _require_cell(cell: Cell, trial: Lab, networks: set[tuple[str, str]]) -> None:
+def _require_cell(cell: Cell, trial: Lab, known: set[tuple[str, ...]]) -> None:
     """The same of one cell, whose folders are empty ones, since paths that are read must exist."""
-    works = trial.commands(cell)
-    for path in re.findall(r"\$DIR(/[\w./-]+)", " ".join(work.command.replace(work.out, "") for work in works)):
-        (trial.folder / path[1:]).mkdir(parents=True, exist_ok=True)
-    for work in works:
+    for work in trial.commands(cell):
+        if (work.command,) in known:
+            continue
+        known.add((work.command,))
+        for path in re.findall(r"\$DIR(/[\w./-]+)", work.command.replace(work.out, "")):
+            (trial.folder / path[1:]).mkdir(parents=True, exist_ok=True)
         try:
             config = parsed(trial.real(work.command))
-            if isinstance(config, TrainConfig) and (config.student, config.student_args) not in networks:
-                networks.add((config.student, config.student_args))
+            if isinstance(config, TrainConfig) and (config.student, config.student_args) not in known:
+                known.add((config.student, config.student_args))
                 arguments = json_object("--student-args", config.student_args)
-                build_network(config.student, arguments, CLASSES, size=config.size or 32)
+                build_network(config.student, arguments, CLASSES, size=config.size or SIDE)
         except GiftwrapError as error:
             raise InputError(f"{cell.name} cannot run: {error}") from error
 
 
-def all_cells(part: Part, seeds: int | None) -> Iterator[Cell]:
-    """The cells of a part; where some depend on results, one of every combination that they may become."""
-    known = cells_of(part, {}, seeds)
-    yield from known
-    if any(grid.pick for grid in part.grids):
-        yield from cells_of(part, {cell: float(number) for number, cell in enumerate(known)}, seeds)
+def all_cells(part: Part, seeds: int | None) -> list[Cell]:
+    """The cells of a part; where some depend on results, those of one outcome with the others."""
+    known = cells_of(part, {}, None)
+    outcome = {cell: float(number) for number, cell in enumerate(known)}
+    return cells_of(part, outcome if any(grid.pick for grid in part.grids) else {}, seeds)
 
 
 def parsed(command: str) -> Any:
@@ -198,8 +200,10 @@ def left_out(part: Part, data: Path | None, *, drawn: bool) -> str:
             return "GIFTWRAP_DATA is not set"
         if kind == "data" and data is not None and not (data / name).exists():
             return f"{data / name} is missing"
-        if kind not in ("module", "data"):
-            raise InputError(f"part {part.name}: needs: expected module:NAME or data:PATH, found {need!r}")
+        if kind == "peer" and not (Path(os.environ.get(PEERS, "")) / name).is_dir():
+            return f"{PEERS} does not name a folder with {name}/, its own environment"
+        if kind not in ("module", "data", "peer"):
+            raise InputError(f"part {part.name}: needs: expected module:NAME, data:PATH or peer:NAME, found {need!r}")
     return ""
 
 
