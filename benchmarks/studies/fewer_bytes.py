@@ -106,11 +106,13 @@ def crops_of(store: LabelStore, views: range, sides: Float64Array) -> Crops:
         logits = store.read(view, slice(None)).logits.astype(np.float32)
         flipped = (columns["bits"].astype(np.int64) & 1).astype(np.bool_)
         parts.append((logits, pairs, box, flipped, partner + place * count, cut))
-    logits, pairs, boxes, flipped, partner, cut = zip(*parts, strict=True)
     return Crops(
-        np.concatenate(logits),
-        Pairs(*map(np.concatenate, zip(*pairs, strict=True))),
-        *map(np.concatenate, (boxes, flipped, partner, cut)),
+        np.concatenate([part[0] for part in parts]),
+        Pairs(*(np.concatenate(column) for column in zip(*(part[1] for part in parts), strict=True))),
+        np.concatenate([part[2] for part in parts]),
+        np.concatenate([part[3] for part in parts]),
+        np.concatenate([part[4] for part in parts]),
+        np.concatenate([part[5] for part in parts]),
     )
 
 

@@ -179,7 +179,7 @@ def code(problem: Problem, predict: Predict, step: float, settings: Settings) ->
         (rows.values[:, :SEEN] - predicted[:, :SEEN]) / (step * rows.scales)
         for rows, predicted in ((fitted, inside), (measured, outside))
     )
-    first, shift = np.float32([0.5]), np.float32([0.0])
+    first, shift = np.full(1, 0.5, np.float32), np.zeros(1, np.float32)
     for _ in range(2):
         first, shift = cells(quantised(ours, first, shift), settings.worth * WORTH)
     known, codes = quantised(ours, first, shift), quantised(theirs, first, shift)

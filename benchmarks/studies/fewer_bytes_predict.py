@@ -75,7 +75,8 @@ def weights(known: Float64Array, boxes: Float64Array, images: IntArray) -> Float
     count = known.shape[1]
     inverse = np.linalg.inv(covariance(known[:, :, None], known[:, None]) + NOISE * np.eye(count))
     each = covariance(boxes[:, None], known[images])
-    return np.einsum("nc,ncd->nd", each, inverse[images]).astype(np.float32)
+    found: Float32Array = np.einsum("nc,ncd->nd", each, inverse[images]).astype(np.float32)
+    return found
 
 
 def combined(values: Float32Array, shares: Float32Array, images: IntArray) -> Float32Array:
