@@ -220,7 +220,7 @@ def of_crops(lab: Lab, count: int, coarse: float, images: slice | None = None) -
 def of_patches(lab: Lab, coarse: float) -> tuple[Problem, Predict]:
     """CutMix: what each of the two crops shows is predicted too, and all of it weighted by component and by area."""
     problem, _ = of_crops(lab, KNOWN, coarse)
-    known = Known(values=lab.known.values @ problem.basis.T, boxes=lab.known.boxes)
+    known = Known(values=lab.known.values[:KNOWN] @ problem.basis.T, boxes=lab.known.boxes[:, :KNOWN])
     shares = [[lab.shares(part, KNOWN, where) for where in ("crop", "rest", "patch")] for part in lab.parts]
 
     def terms(part: Crops, each: list[Float32Array], values: Float32Array) -> Iterator[Float32Array]:
