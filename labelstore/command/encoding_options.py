@@ -16,9 +16,14 @@ CodecName = Literal["raw", "zstd", "pcodec"]
 
 
 def encoding_parameters(
-    name: str, *, codec: str | None = None, fidelity: float | None = None, step: float | None = None
+    name: str,
+    *,
+    codec: str | None = None,
+    fidelity: float | None = None,
+    step: float | None = None,
+    mean_steps: int | None = None,
 ) -> dict[str, Json]:
-    """What ``make_encoding`` takes, from --encoding, --codec, --fidelity and --step; what is None is left out.
+    """What ``make_encoding`` takes, from --encoding, --codec, --fidelity, --step and --mean-steps; None is left out.
 
     Raises:
         InputError: when the flags do not go together, or a number is out of its range.
@@ -33,7 +38,10 @@ def encoding_parameters(
             raise InputError(
                 f"--{flag}: expected a number above 0{' and below 1' * (flag == 'fidelity')}, found {value}"
             )
-    return {"name": name, **({"codec": codec} if codec is not None else {}), **numbers}
+    if mean_steps is not None and name != "transform":
+        raise InputError(f"--mean-steps: belongs to --encoding transform; {name} has no means, leave it out")
+    others = {key: value for key, value in (("codec", codec), ("mean_steps", mean_steps)) if value is not None}
+    return {"name": name, **others, **numbers}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +54,8 @@ class CodeOptions:
     """transform: mean cosine between the GIFT targets of the exact and the stored labels, to be reached (0.98)."""
     step: float | None = None
     """transform: its quantiser's step, instead of --fidelity."""
+    mean_steps: int | None = None
+    """transform: steps of mean labels in one of labels (2); 8 makes labels smaller, and the calibration larger."""
 
     def parameters(self, name: str) -> dict[str, Json]:
         """What ``make_encoding`` takes for the encoding of that name.
@@ -53,11 +63,13 @@ class CodeOptions:
         Raises:
             InputError: when the flags do not go together, or a number is out of its range.
         """
-        return encoding_parameters(name, codec=self.codec, fidelity=self.fidelity, step=self.step)
+        return encoding_parameters(
+            name, codec=self.codec, fidelity=self.fidelity, step=self.step, mean_steps=self.mean_steps
+        )
 
     @property
     def implied_encoding(self) -> str | None:
         """The encoding that these flags belong to; None where they leave the choice."""
-        if self.fidelity is not None or self.step is not None or self.codec == "pcodec":
+        if self.codec == "pcodec" or any(each is not None for each in (self.fidelity, self.step, self.mean_steps)):
             return "transform"
         return "int8" if self.codec == "raw" else None

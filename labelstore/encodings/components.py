@@ -20,7 +20,7 @@ UNITS_A_STEP = 64
 MAX_UNITS = 2**23  # of a logit: its product with a component stays below 2**53 for 2**20 classes
 MAX_OFFSET_UNITS = 2**36  # of a logit with its offset: the sum of 2**16 of them stays below 2**53
 MAX_LOGIT = 1e30
-MEANS_A_STEP = 2  # means are quantised finer than labels, since every label of an image is predicted from them
+MEAN_STEPS = 2  # steps of the means in one of the labels, unless a store has its own number
 MAX_SCALE = 4  # quarter octaves: the step is at most doubled or halved
 SCALES = np.array([2 ** (k / 4) for k in range(-MAX_SCALE, MAX_SCALE + 1)], np.float32)
 # Squares of the lengths, in references, at which one scale ends and the next begins: midway between octaves' quarters.
@@ -60,6 +60,7 @@ class Calibration:
         cells: where codes begin, in steps, float32 ``[r, 2]``: the smallest magnitude that becomes 1, and by how much
             cells above are moved outwards.
         means: codes of the mean labels of all images, int16 ``[N, r]``, or int8 where that holds them.
+        mean_steps: how many of their steps are one step of the labels.
         fidelity: mean fidelity of the labels that the step was chosen by.
         kl_1: their mean KL divergence at temperature 1; None where it was not measured, in format 1.
         kl_20: the same at temperature 20.
@@ -79,6 +80,7 @@ class Calibration:
     kl_20: float | None = None
     top1: float | None = None
     offset_apart: bool = True
+    mean_steps: int = MEAN_STEPS
 
     @cached_property
     def kept(self) -> npt.NDArray[np.bool_]:
@@ -129,7 +131,7 @@ class Calibration:
     @property
     def mean_step(self) -> float:
         """The step of the codes of the means."""
-        return self.step / MEANS_A_STEP
+        return self.step / self.mean_steps
 
     @property
     def components(self) -> int:

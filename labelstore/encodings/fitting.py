@@ -19,7 +19,6 @@ from labelstore.encodings.components import (
     BASIS_UNIT,
     MAX_CODE,
     MAX_UNITS,
-    MEANS_A_STEP,
     SCALES,
     UNITS_A_STEP,
     Calibration,
@@ -251,6 +250,7 @@ class _Fitter:
             basis=self._basis,
             cells=PLAIN_CELLS,
             means=np.zeros((0, len(self._basis)), np.int16),
+            mean_steps=self._encoding.mean_steps,
             fidelity=0.0,
         )
 
@@ -265,7 +265,8 @@ class _Fitter:
         codes = np.abs(quantise(inside, cells))
         found = np.clip(quantise(outside, cells), -MAX_CODE, MAX_CODE)
         # A component that no label corrects may still be predicted: mean labels need not lie where crops differ.
-        predicted = np.sqrt(np.square(bare.means, dtype=np.float64).mean(axis=0)) > MEANS_A_STEP / 2
+        # With finer means more of them are worth it: those of one step of their own.
+        predicted = np.sqrt(np.square(bare.means, dtype=np.float64).mean(axis=0)) > 1
         components = max(-(-max(map(_used, (codes, found, predicted[None]))) // GROUP) * GROUP, GROUP)
         calibration = replace(
             bare,

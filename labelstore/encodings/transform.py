@@ -20,6 +20,7 @@ Columns that were constant in the calibration, such as masked ones, come into no
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import replace
 from typing import Any, Literal, TypeGuard
 
 import numpy as np
@@ -29,6 +30,7 @@ from labelstore.encodings.base import CodeArray, Codes, Encoding, Logits, Pairs
 from labelstore.encodings.components import (
     MAX_LOGIT,
     MAX_UNITS,
+    MEAN_STEPS,
     SCALES,
     Calibration,
     UncodableError,
@@ -44,6 +46,7 @@ MAX_COMPONENTS = 1024
 MIN_COLUMNS = 64  # with fewer, int8 is about as small
 DEFAULT_FIDELITY = 0.98
 LEAST_FIDELITY, MOST_FIDELITY = 0.5, 0.9999
+MOST_MEAN_STEPS = 64
 ROWS_AT_ONCE = 1024
 
 
@@ -55,6 +58,8 @@ class Transform:
         codec: ``pcodec``, or ``zstd``, which keeps to Zarr's core codecs at some 20 % more bytes.
         fidelity: that the step is chosen to reach, unless ``step`` is given; 0.98 when both are left out.
         step: in logits.
+        mean_steps: steps of the mean labels in one of the labels: with 8, labels take 15 to 20 % less, and the mean of
+            each image takes 2.5 times as much, which pays from some 30 views on.
     """
 
     name = "transform"
@@ -70,6 +75,7 @@ class Transform:
         codec: Literal["pcodec", "zstd"] = "pcodec",
         fidelity: float | None = None,
         step: float | None = None,
+        mean_steps: int = MEAN_STEPS,
     ) -> None:
         if columns < MIN_COLUMNS:
             raise InputError(
@@ -89,7 +95,13 @@ class Transform:
             )
         if step is not None and not 1e-6 <= step <= 1e6:
             raise InputError(f"label encoding transform: expected a step of 1e-6 to 1e6 logits, found {step}")
+        if not (isinstance(mean_steps, int) and 1 <= mean_steps <= MOST_MEAN_STEPS):
+            raise InputError(
+                f"label encoding transform: expected 1 to {MOST_MEAN_STEPS} steps of means in a step, "
+                f"found {mean_steps}"
+            )
         self.columns, self.codec, self.fidelity, self.step = columns, codec, fidelity, step
+        self.mean_steps = mean_steps
         self._calibration: Calibration | None = None
         most = columns if columns <= MAX_EXACT else MAX_COMPONENTS
         self.width = -(-most // GROUP) * GROUP
@@ -102,7 +114,9 @@ class Transform:
     def calibrated(self, calibration: Calibration) -> Transform:
         """The same encoding, ready to code."""
         ready = copy(self)
-        ready._calibration = calibration
+        # The store's identity has the number, not the files of its calibration.
+        same = calibration.mean_steps == self.mean_steps
+        ready._calibration = calibration if same else replace(calibration, mean_steps=self.mean_steps)
         return ready
 
     @property
@@ -123,9 +137,11 @@ class Transform:
         """It depends on the fidelity and on how many labels share the calibration: `pipeline.build.choosing`."""
 
     def to_json(self) -> dict[str, Json]:
-        """Name, what the step is chosen by, and codec where it is not ``pcodec``."""
+        """Name, what the step is chosen by, and what else is not as usual: steps of the means, codec."""
         chosen: dict[str, Json] = {"fidelity": self.fidelity} if self.step is None else {"step": self.step}
         named: dict[str, Json] = {"name": self.name, **chosen}
+        if self.mean_steps != MEAN_STEPS:  # else it is left out, as before there was a choice
+            named["mean_steps"] = self.mean_steps
         return named if self.codec == "pcodec" else {**named, "codec": self.codec}
 
     def encode(self, logits: Logits, pairs: Pairs) -> dict[str, npt.NDArray[Any]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from labelstore.command.console import byte_count
 from labelstore.encodings import ENCODINGS
+from labelstore.encodings.components import MEAN_STEPS
 from labelstore.encodings.transform import DEFAULT_FIDELITY, GROUP, MAX_COMPONENTS, MAX_EXACT
 from pipeline.build.calibrate import MEAN_CROPS, rows_to_fit
 
@@ -17,6 +18,9 @@ SCALE = 0.4  # bytes of a label's scale, in transform
 COLUMN_BYTES, WIDE_BYTES, WIDE_POWER = 0.2, 6.3, 0.6
 COMPONENTS = 24  # times the square root of the columns
 MEAN_LABELS = 2.0
+# Steps of the means in one of the labels, at 0.95: with 4 a label takes 0.88 times the bytes and a mean 1.6 times, with
+# 8 0.86 and 2.1 times, with 16 0.82 and 3.1 times.
+FINE_LABEL, FINE_LABEL_POWER, FINE_MEAN_POWER = 0.82, 1.5, 0.55
 FIDELITY_POWER = 0.7
 MIXED = 1.15  # a mixed label takes so much more
 ROW_BYTES, ROWS_ONCE = 5.0, 1000.0  # of the numbers of each crop, and what few of them take together
@@ -46,7 +50,14 @@ class Estimate:
 
 
 def estimate(
-    name: str, columns: int, images: int, labels: int, *, fidelity: float | None = None, mixed: bool = False
+    name: str,
+    columns: int,
+    images: int,
+    labels: int,
+    *,
+    fidelity: float | None = None,
+    mixed: bool = False,
+    mean_steps: int | None = None,
 ) -> Estimate:
     """Bytes of labels in an encoding.
 
@@ -60,6 +71,7 @@ def estimate(
         labels: N times the views.
         fidelity: that ``transform`` is to reach.
         mixed: whether crops are.
+        mean_steps: of ``transform``.
     """
     if (each := ENCODINGS[name].label_bytes(columns)) is not None:
         return Estimate(name=name, label=each, once=0.0, labels=labels)
@@ -69,14 +81,21 @@ def estimate(
     components = -(-min(most, COMPONENTS * min(rate, 1) * columns**0.5) // GROUP) * GROUP
     # Rows of length 2^15 hold numbers of 2^15 / sqrt(C): as many bits as such normal numbers need.
     basis = components * columns * math.log2(2**15 / columns**0.5 * math.sqrt(2 * math.pi * math.e)) / 8
-    once = basis + 8 * columns + 8 * components + images * MEAN_LABELS * codes
+    finer = (mean_steps or MEAN_STEPS) / MEAN_STEPS
+    once = basis + 8 * columns + 8 * components + images * MEAN_LABELS * codes * finer**FINE_MEAN_POWER
+    codes *= FINE_LABEL + (1 - FINE_LABEL) * finer**-FINE_LABEL_POWER
     return Estimate(name=name, label=codes * (MIXED if mixed else 1) + SCALE, once=once, labels=labels)
 
 
-def estimates(columns: int, images: int, labels: int, *, fidelity: float | None, mixed: bool) -> dict[str, Estimate]:
+def estimates(
+    columns: int, images: int, labels: int, *, fidelity: float | None, mixed: bool, mean_steps: int | None = None
+) -> dict[str, Estimate]:
     """Of each encoding that labels of so many columns can have, as ``estimate`` has them."""
     names = [name for name, encoding in ENCODINGS.items() if columns >= encoding.least_columns]
-    return {name: estimate(name, columns, images, labels, fidelity=fidelity, mixed=mixed) for name in names}
+    return {
+        name: estimate(name, columns, images, labels, fidelity=fidelity, mixed=mixed, mean_steps=mean_steps)
+        for name in names
+    }
 
 
 def smaller(found: dict[str, Estimate]) -> str:

@@ -58,7 +58,12 @@ def choose_encoding(config: BuildConfig, images: int, columns: int, console: Con
     """The encoding of a new store, by flags or the smaller of ``int8`` and ``transform``; prints what it takes."""
     labels = images * config.views
     found = choosing.estimates(
-        columns, images, labels, fidelity=config.codes.fidelity, mixed=config.crops.mix != "none"
+        columns,
+        images,
+        labels,
+        fidelity=config.codes.fidelity,
+        mixed=config.crops.mix != "none",
+        mean_steps=config.codes.mean_steps,
     )
     asked = config.encoding or config.codes.implied_encoding
     why = "the smaller one" if "transform" in found else "fewer columns than transform takes"

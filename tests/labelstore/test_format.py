@@ -15,6 +15,7 @@ import pytest
 from labelstore import BlockIndex, LabelStore, check
 from labelstore.format.arrays import StoreLayout
 from labelstore.format.columns import CROP_COLUMNS, CUTMIX_COLUMNS, MIXUP_COLUMNS
+from labelstore.spec import Json
 from tests.labelstore.making import GOLDEN, Content, build, calibration, create, make_identity
 
 FORMAT = (Path(__file__).resolve().parents[2] / "docs" / "FORMAT.md").read_text()
@@ -46,12 +47,12 @@ def test_a_stranger_reads_labels_and_rows_in_twenty_lines(
 
 
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3 specification")
-@pytest.mark.parametrize("codec", ["pcodec", "zstd"])
+@pytest.mark.parametrize("options", [{"codec": "pcodec"}, {"codec": "zstd"}, {"mean_steps": 8}])
 @pytest.mark.parametrize("columns", [CROP_COLUMNS, CROP_COLUMNS + CUTMIX_COLUMNS, CROP_COLUMNS + MIXUP_COLUMNS])
 def test_a_stranger_decodes_a_transform_in_twenty_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, columns: tuple[str, ...]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Json], columns: tuple[str, ...]
 ) -> None:
-    encoding = {"name": "transform", "codec": codec, "step": 0.3}
+    encoding = {"name": "transform", "step": 0.3, **options}
     group = 1 if columns == CROP_COLUMNS else 5
     identity = make_identity(22, 70, encoding=encoding, group=group, block=(2, 10), size=8, crop_columns=columns)
     content = Content(identity, 2)

@@ -30,6 +30,7 @@ from labelstore.encodings.fitting import Fit, Sample, fit
 from labelstore.encodings.transform import ROWS_AT_ONCE, Transform
 from labelstore.errors import DamagedError, FormatError, InputError, NotStoredError
 from labelstore.format.calibration import FILE
+from labelstore.spec import Json
 from tests.labelstore.making import Content, build, calibration, calibration_of, create, make_identity, tree
 
 C, R, N = 70, 32, 9
@@ -38,7 +39,9 @@ C, R, N = 70, 32, 9
 DROPPED = {3: -1e4, 40: 0.1, 69: 7.0}  # columns that were constant
 
 
-def any_calibration(seed: int = 0, *, images: int = N, dropped: bool = False, offset_apart: bool = True) -> Calibration:
+def any_calibration(
+    seed: int = 0, *, images: int = N, dropped: bool = False, offset_apart: bool = True, mean_steps: int = 2
+) -> Calibration:
     """Any numbers: right for coding, though good for no bytes."""
     rng = np.random.default_rng(seed)
     kept = ~np.isin(np.arange(C), list(DROPPED) if dropped else [])
@@ -62,11 +65,13 @@ def any_calibration(seed: int = 0, *, images: int = N, dropped: bool = False, of
         means=np.rint(4 * rng.standard_normal((images, R))).astype(np.int16),
         fidelity=0.5,
         offset_apart=offset_apart,
+        mean_steps=mean_steps,
     )
 
 
-def ready(seed: int = 0, **options: bool) -> Transform:
-    return Transform(C).calibrated(any_calibration(seed, **options))
+def ready(seed: int = 0, **options: Any) -> Transform:
+    steps = options.get("mean_steps", 2)
+    return Transform(C, mean_steps=steps).calibrated(any_calibration(seed, **options))
 
 
 def mixed_pairs(rng: np.random.Generator, shape: tuple[int, ...], images: int = N) -> Pairs:
@@ -83,7 +88,7 @@ class Oracle:
         self.kept = [not of.offset_apart or int(value) != 0 for value in of.basis[0]]
 
     def predicted(self, k: int, image: int, partner: int, weight: float) -> float:
-        own, other = (int(self.of.means[i, k]) * (self.of.step / 2) for i in (image, partner))
+        own, other = (int(self.of.means[i, k]) * (self.of.step / self.of.mean_steps) for i in (image, partner))
         return own if weight == 1 else weight * own + (1 - weight) * other
 
     def scale(self, squares: float) -> int:
@@ -129,13 +134,13 @@ class Oracle:
     sizes=st.lists(st.sampled_from([0.0, 1e-38, 1e-6, 0.01, 1.0, 3.0, 30.0, 300.0]), max_size=6),
     offset=st.sampled_from([0.0, -15.0, 100.0]),
     folded=st.booleans(),
-    kind=st.sampled_from([{}, {"dropped": True}, {"offset_apart": False}]),
+    kind=st.sampled_from([{}, {"dropped": True}, {"offset_apart": False}, {"mean_steps": 8}]),
 )
 @example(seed=0, sizes=[], offset=0.0, folded=False, kind={})
 @example(seed=0, sizes=[], offset=0.0, folded=True, kind={"dropped": True})
 @example(seed=1, sizes=[0.0, 1.0], offset=0.0, folded=True, kind={"offset_apart": False})
 def test_codes_and_labels_are_those_of_the_definition(
-    seed: int, sizes: list[float], offset: float, folded: bool, kind: dict[str, bool]
+    seed: int, sizes: list[float], offset: float, folded: bool, kind: dict[str, Any]
 ) -> None:
     rng = np.random.default_rng(seed)
     encoding, oracle = ready(seed, **kind), Oracle(any_calibration(seed, **kind))
@@ -255,6 +260,8 @@ def test_what_a_transform_may_be() -> None:
         ({"fidelity": 0.4}, "0.5 to 0.9999"),
         ({"fidelity": float("nan")}, "0.5 to 0.9999"),
         ({"step": 0.0}, "1e-6 to 1e6"),
+        ({"mean_steps": 0}, "1 to 64 steps of means in a step, found 0"),
+        ({"mean_steps": 2.5}, "found 2.5"),
     ):
         with pytest.raises(InputError, match=found):
             Transform(64, **options)
@@ -265,6 +272,9 @@ def test_what_a_transform_may_be() -> None:
     for parameters in ({"fidelity": 0.98}, {"fidelity": 0.9, "codec": "zstd"}, {"step": 2.0}):
         named: dict[str, Any] = {"name": "transform", **parameters}
         assert make_encoding(named, 64).to_json() == named
+    finer: dict[str, Any] = {"name": "transform", "fidelity": 0.95, "mean_steps": 8}
+    assert make_encoding(finer, 64).to_json() == finer
+    assert make_encoding({**finer, "mean_steps": 2}, 64).to_json() == {"name": "transform", "fidelity": 0.95}
     assert Transform(5000).width == definition.MAX_COMPONENTS
 
 
@@ -425,6 +435,20 @@ def test_the_prediction_saves_codes() -> None:
     assert sizes[0] < 0.6 * sizes[1]
 
 
+def test_finer_means_make_labels_smaller_at_the_same_fidelity() -> None:
+    world = World(96, 100)
+    unseen, sizes, reached = world.crops(1000, 3), [], []
+    for steps in (2, 8):
+        encoding, found = world.fit(fidelity=0.9, mean_steps=steps)
+        assert found.calibration.mean_steps == encoding.calibration.mean_steps == steps
+        codes = encoding.encode(unseen.logits, unseen.pairs)["labels"]
+        shares = [np.unique(column, return_counts=True)[1] / len(codes) for column in codes.T]
+        sizes.append(-sum(float((share * np.log2(share)).sum()) for share in shares))
+        reached.append(world.fidelity(encoding))
+    assert sizes[1] < 0.97 * sizes[0]
+    assert reached[1] > reached[0] - 0.003
+
+
 @pytest.mark.parametrize(("images", "rows"), [(1, 30), (1, 1), (2, 8), (3, 400)])
 def test_small_sets_and_fewer_rows_than_columns(images: int, rows: int) -> None:
     world = World(96, images)
@@ -459,9 +483,11 @@ def build_apart(path: Path, content: Content, views: int, seed: int = 0) -> Labe
     return build(path, content, views)
 
 
-@pytest.fixture(params=["pcodec", "zstd"])
+@pytest.fixture(params=["pcodec", "zstd", "finer means"])
 def content(request: pytest.FixtureRequest) -> Content:
-    encoding = {"name": "transform", "step": 0.7}
+    encoding: dict[str, Json] = {"name": "transform", "step": 0.7}
+    if request.param == "finer means":
+        encoding["mean_steps"] = 8
     if request.param == "zstd":
         encoding["codec"] = "zstd"
     return Content(make_identity(22, C, encoding=encoding, block=(2, 10), group=5, size=8), 4)
@@ -471,7 +497,8 @@ def test_a_store_gives_what_its_encoding_gives(tmp_path: Path, content: Content)
     build_apart(tmp_path / "s", content, 2)
     store = build_apart(tmp_path / "s", content, 4)  # extended: with the calibration that is there
     assert check(store.path).ok
-    encoding = Transform(C, step=0.7).calibrated(any_calibration(images=22))
+    steps = 8 if "mean_steps" in content.identity.encoding else 2
+    encoding = Transform(C, step=0.7, mean_steps=steps).calibrated(any_calibration(images=22))
     for view in range(4):
         pairs = store.pairs(view, slice(None))
         codes = encoding.encode(content.logits[view], pairs)
