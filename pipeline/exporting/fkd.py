@@ -22,6 +22,7 @@ from torch.utils.data import RandomSampler
 from labelstore.access.records import LabelBatch
 from labelstore.durable import removing
 from labelstore.durable.newfile import new_file
+from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.export_table import Exported, ExportOptions
 from labelstore.format.columns import CROP_COLUMNS, CUTMIX_COLUMNS, MIXUP_COLUMNS, CropRows
@@ -50,6 +51,7 @@ def export_fkd(store: LabelStore, out: Path, options: ExportOptions) -> Exported
     require_place(store, out, "")
     if options.images is None:
         raise InputError("--images: --format fkd needs the images of the store, whose sizes its boxes refer to")
+    require_apart({"OUT": out}, {"--images": options.images})
     require_expressible(store)
     batch = batch_size_of(store, options.batch_size)
     identity = store.identity

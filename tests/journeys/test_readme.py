@@ -63,6 +63,7 @@ PAGES = ("README.md", "docs/GUIDE.md", "docs/IMAGES.md", "docs/STORE.md", "docs/
          "docs/PERFORMANCE.md", "docs/DESIGN.md", "docs/FORMAT.md", "CONTRIBUTING.md")  # fmt: skip
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```\n(<!-- not run: [^\n]+ -->\n)?", re.DOTALL | re.MULTILINE)
 SMALLER = ((r"--views 100\b", "--views 4"), (r"--epochs \d+\b", "--epochs 2"), (r"\bepochs=3\b", "epochs=1"))
+NEEDED = {"docs/STORE.md": ("pandas",), "docs/LABELS.md": ("pyarrow",)}
 NUMBER = r"\d[\d,.]*(?:e[-+]\d+)?"
 TIME = r"(?:\d+ min )?\d+ s"
 COMMANDS = (
@@ -263,6 +264,8 @@ def run_page(page: str, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("page", PAGES[1:])
 def test_every_block_runs(page: str, folder: Path) -> None:
     """On top of what the README's blocks have made, which ran first."""
+    for package in NEEDED.get(page, ()):
+        pytest.importorskip(package)
     names = run_page(page, folder)
     if page == "docs/STORE.md":
         require_right_labels(names, np.load(folder / "labels.npy").astype(np.float32))

@@ -43,7 +43,9 @@ def store_of(images: Path, path: Path, mix: str = "none", **changes: Any) -> Lab
         starts = np.arange(count) // 5 * 5
         partners = starts + rng.integers(0, np.minimum(5, count - starts), (V, count))
         group = np.arange(count) // 5
-        more = {"boxes": np.stack([group, group + 1, group * 0 + 2, group * 0 + 4], axis=1)[None].repeat(V, 0)}
+        more: dict[str, Any] = {
+            "boxes": np.stack([group, group + 1, group * 0 + 2, group * 0 + 4], axis=1)[None].repeat(V, 0)
+        }
         if mix == "mixup":
             more = {"shares": ((group + 1) / 8)[None].repeat(V, 0)}
         given["order"] = np.stack([rng.permutation(count) for _ in range(V)])
@@ -99,7 +101,7 @@ class TheirTraining:
         picture = Image.open(self.manifest.place(image)).convert("RGB")
         i, j = coords[0].item() * picture.size[1], coords[1].item() * picture.size[0]
         h, w = coords[2].item() * picture.size[1], coords[3].item() * picture.size[0]
-        cut = picture.crop(tuple(round(edge) for edge in (j, i, j + w, i + h)))
+        cut = picture.crop((round(j), round(i), round(j + w), round(i + h)))
         pixels = np.asarray(cut.resize((S, S), Image.Resampling.BILINEAR)).astype(np.float64)
         return pixels[:, ::-1].copy() if flip == True else pixels  # noqa: E712  theirs
 
@@ -144,6 +146,8 @@ def test_what_their_record_cannot_hold_is_refused(images: Path, tmp_path: Path) 
         with pytest.raises(error, match=message):
             export_fkd(wrong, out, options)
         assert not [path for path in tmp_path.iterdir() if "fkd" in path.name]
+    with pytest.raises(InputError, match=r"OUT .*: lies in --images"):
+        export_fkd(store, images / "fkd", ExportOptions(images=images))
     beside = tmp_path / "fkd.order.npy"
     beside.write_text("mine")
     with pytest.raises(InputError, match=r"fkd\.order\.npy: exists already"):
