@@ -14,8 +14,10 @@ from typing import Any
 from labelstore.command.console import Console, byte_count, duration
 from labelstore.command.program import Command, require_ours, run_program
 from labelstore.errors import InputError
+from labelstore.export_table import EXPORTS
 
 require_ours("pipeline")
+EXPORTS["fkd"] = "pipeline.exporting.fkd:export_fkd"
 
 from pipeline import ranks
 from pipeline.adopt.config import AdoptConfig

@@ -114,15 +114,20 @@ class Top(NamedTuple):
 TEMPERATURES = (1e-30, 1e30)  # what float32 divides by without a zero or an infinity
 
 
+def require_temperature(temperature: float) -> None:
+    """Refuse a temperature that is not above 0."""
+    if not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
+        low, high = TEMPERATURES
+        raise InputError(f"temperature: expected a number above 0, from {low:g} to {high:g}, found {temperature}")
+
+
 def softmax(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float32]:
     """``softmax(logits / temperature)``, float32 ``[n, C]``.
 
     Raises:
         InputError: when the temperature is not above 0.
     """
-    if not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
-        low, high = TEMPERATURES
-        raise InputError(f"temperature: expected a number above 0, from {low:g} to {high:g}, found {temperature}")
+    require_temperature(temperature)
     powers = np.exp((logits - logits.max(axis=1, keepdims=True)) / np.float32(temperature))
     shares: npt.NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
     return shares

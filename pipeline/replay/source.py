@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from labelstore.durable.places import require_apart
 from labelstore.durable.storage import LocalStorage
 from labelstore.errors import MismatchError
 from labelstore.format.arrays import AUDIT_BLOCK
+from labelstore.format.columns import CropRows
 from labelstore.store import LabelStore
 from pipeline.config import manifest_cache
 from pipeline.images.manifest import Manifest, require_same_images, scan, with_classes, with_order
@@ -23,6 +25,36 @@ from pipeline.images.opening import ClassOrder, ImageOptions
 from pipeline.plan.plan import PlanSpec
 from pipeline.render import Renderer, augmenter_of, decoder_of, make_renderer
 from pipeline.render.audit import DIGEST_POSITIONS, compare, pixels_digest
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledCrop:
+    """One crop with its label.
+
+    Attributes:
+        view: the view.
+        position: its position in it.
+        row: what made it, one row.
+        pixels: after mixing, before the normalisation, uint8 ``[S, S, 3]``.
+        logits: its label, float32 ``[C]``.
+        target: hard label of its own image, as a column of ``logits``.
+    """
+
+    view: int
+    position: int
+    row: CropRows
+    pixels: npt.NDArray[np.uint8]
+    logits: npt.NDArray[np.float32]
+    target: int
+
+    @property
+    def image(self) -> int:
+        """Index of the image."""
+        return int(self.row.image[0])
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.pixels.shape[:2]))
+        return f"LabelledCrop(view {self.view}, position {self.position}: image {self.image}, {shape} px)"
 
 
 @dataclass(frozen=True)
@@ -45,6 +77,24 @@ class Source:
         first, last = start // group * group, min(-(-stop // group) * group, images)
         pixels = self.renderer.render(self.store.rows(view, slice(first, last)))
         return pixels[start - first : stop - first]
+
+    def crop(self, view: int, position: int) -> LabelledCrop:
+        """One crop, rendered, with its label.
+
+        Raises:
+            InputError: when there is no such position.
+            NotStoredError: when the view is not there.
+        """
+        label = self.store.read(view, [position])
+        at = int(label.positions[0])
+        pixels = self.crops(view, at, at + 1)[0].cpu().numpy()
+        return LabelledCrop(label.view, at, label.rows, pixels, label.logits[0], int(label.targets[0]))
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def at_size(self, size: int, *, device: str, threads: int | None, cache_bytes: int | None) -> Source:
         """The same boxes rendered at another side; this one's renderer is released.

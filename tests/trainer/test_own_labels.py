@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from labelstore import from_arrays
-from labelstore.errors import MismatchError
+from labelstore.errors import InputError, MismatchError
 from pipeline.images.manifest import scan
 from pipeline.replay.source import open_source
 from tests.journeys.world import draw_images
@@ -79,6 +79,20 @@ def test_boxes_of_another_meaning_are_refused(tmp_path: Path) -> None:
     store = from_arrays(tmp_path / "s", **given)
     with pytest.raises(MismatchError, match="pixels of 12 audit crops"):
         Replay(store, tmp_path / "set", batch_size=5)
-    source = open_source(store, tmp_path / "set")
-    assert not source.same_renderer
-    source.close()
+    with open_source(store, tmp_path / "set") as source:
+        assert not source.same_renderer
+
+
+def test_one_crop_comes_with_its_label(tmp_path: Path) -> None:
+    draw_images(tmp_path / "set", per_class=4)
+    store = from_arrays(tmp_path / "s", **own(tmp_path / "set"))
+    with open_source(store, tmp_path / "set") as source:
+        places: tuple[tuple[Any, Any], ...] = ((0, 0), (3, 11), (np.int64(2), np.int64(5)))
+        for view, position in places:
+            crop, label = source.crop(view, position), store.read(view, [position])
+            assert np.array_equal(crop.pixels, source.crops(view, 0, 12)[position].numpy())
+            assert (crop.image, crop.target) == (label.rows.image[0], label.targets[0])
+            assert np.array_equal(crop.logits, label.logits[0])
+        assert repr(crop) == f"LabelledCrop(view 2, position 5: image {crop.image}, 8 x 8 px)"
+        with pytest.raises(InputError, match="positions: expected 0 to 11, found 12"):
+            source.crop(0, 12)
