@@ -59,6 +59,7 @@ from trainer.schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/GUIDE.md", "docs/IMAGES.md", "docs/STORE.md", "docs/BUCKETS.md", "docs/ENCODINGS.md",
+         "docs/CLUSTERS.md",
          "docs/RECIPES.md",
          "docs/PERFORMANCE.md", "docs/DESIGN.md", "docs/FORMAT.md", "CONTRIBUTING.md")  # fmt: skip
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```\n(<!-- not run: [^\n]+ -->\n)?", re.DOTALL | re.MULTILINE)

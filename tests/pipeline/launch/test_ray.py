@@ -219,6 +219,7 @@ def test_each_rank_gets_the_environment_that_torchrun_would_give() -> None:
         ([Ended(143), Ended(lost="node"), Ended(lost="later")], [1, 2, 0], 0, Verdict(None, 1, "node")),
         ([Ended(130), Ended(130)], [0, 1], signal.SIGINT, Verdict(130)),
         ([Ended(), Ended(lost="x")], [0, 1], signal.SIGTERM, Verdict(143)),
+        ([Ended(2), Ended()], [0, 1], signal.SIGTERM, Verdict(2)),
     ],
 )
 def test_ranks_begin_again_only_after_one_was_lost(
