@@ -61,7 +61,8 @@ def test_the_script_builds_a_store(world: World, tmp_path: Path) -> None:
     words = [str(word) for word in world.build_words(tmp_path / "two")[2:]]
     places = {"--images", "--weights", "--store"}
     others = [word for flag, word in zip(["", *words], words, strict=False) if not {flag, word} & places]
-    command = ["bash", SCRIPT, world.images, world.weights, tmp_path / "two", *others, "--device", "cpu"]
+    given = [str(path) for path in (SCRIPT, world.images, world.weights, tmp_path / "two")]
+    command = ["bash", *given, *others, "--device", "cpu"]
     path = {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(sys.path)}
     more = {"OMP_NUM_THREADS": "1"}
     flags = ["--dtype", "float32", "--json"]

@@ -8,16 +8,19 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from labelstore.durable import locking, mounts
+from labelstore.durable import documents, locking, mounts
 from labelstore.durable.mounts import is_network, kind_of
 from labelstore.durable.publish import PARTIAL
 from labelstore.errors import LeaseError
+from labelstore.format.leftovers import LOCK
 from labelstore.writing import lease as leases
-from labelstore.writing.lease import LEASE, LOCK, Lease, hold, join
+from labelstore.writing.lease import LEASE, Lease, hold, join
 from tests.labelstore.making import Content, build, create, make_identity, tree
 
 MOUNTINFO = """\
@@ -56,7 +59,7 @@ def on_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mounts, "is_network", lambda _folder: True)
     real = fcntl.flock
 
-    def flock(descriptor: int | locking.IO[bytes], operation: int) -> None:
+    def flock(descriptor: int | IO[bytes], operation: int) -> None:
         number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
         if not os.path.isdir(f"/proc/self/fd/{number}"):  # noqa: PTH112  of a descriptor
             real(number, operation)
@@ -67,7 +70,7 @@ def on_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def leave_dead_lease(root: Path) -> None:
     """As if the first process of a build had died and left its ranks."""
     lease = Lease.of_this_process()
-    (root / LEASE).write_bytes(leases.documents.encode({**leases.asdict(lease), "started": "1"}))
+    (root / LEASE).write_bytes(documents.encode({**asdict(lease), "started": "1"}))
 
 
 @pytest.mark.usefixtures("on_network")
@@ -108,8 +111,8 @@ def test_an_earlier_start_of_a_job_is_taken_over_wherever_it_was(tmp_path: Path)
     root = create(tmp_path / "s", Content(make_identity(), 2), 2).path
 
     def leave(job: tuple[str, int]) -> None:
-        lease = leases.asdict(Lease.of_this_process(job)) | {"host": "elsewhere"}
-        (root / LEASE).write_bytes(leases.documents.encode(lease))
+        lease = asdict(Lease.of_this_process(job)) | {"host": "elsewhere"}
+        (root / LEASE).write_bytes(documents.encode(lease))
 
     for job in (("a", 1), ("a", 2), ("b", 0), ("", 0)):
         leave(job)

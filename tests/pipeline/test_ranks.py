@@ -123,12 +123,12 @@ def test_hosts_must_see_one_folder_with_shared_locks(fault: str, message: str, t
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = [SERVER.Process(target=be_host, args=(rank, port, place, fault, told), daemon=True) for rank in range(2)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(120)
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
     found = dict(told.get() for _ in ranks)
-    for rank in range(2):
-        assert found[rank].startswith(message.format(place, tmp_path)), found
-        assert bool(found[rank]) == bool(message)
+    for text in (found[0], found[1]):
+        assert text.startswith(message.format(place, tmp_path)), found
+        assert bool(text) == bool(message)
     assert [*tmp_path.iterdir()] == []
