@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from labelstore.command.flags import changed
+from labelstore.durable import locking, removing
 from labelstore.errors import GiftwrapError, InputError, reason
 from labelstore.spec import Json
 from pipeline.launch import place as places
@@ -151,6 +155,38 @@ class Ranks:
 
         return ended
 
+    def require_shared(self, place: Path, flag: str) -> None:
+        """Refuse ranks of several hosts that do not see one folder, or one whose locks hold on each host alone.
+
+        The first rank locks a file for a moment, and the others look for it.
+
+        Args:
+            place: what the ranks write together; it may be absent.
+            flag: that names it.
+
+        Raises:
+            InputError: on every rank; names the host.
+        """
+        if self.local_world == self.world:
+            return
+        folder = next(path for path in (place.absolute(), *place.absolute().parents) if path.is_dir())
+        with locked_for_a_moment(folder) if self.first else nullcontext() as mine:
+            path: Any = self.broadcast(str(mine) if mine else None)
+            seen: Json = True if self.first or path is None else locking.is_held(Path(path))
+            found: list[Any] = self.all_gather([socket.gethostname(), seen])
+        first = found[0][0]
+        for host, held in found:
+            if held is None:
+                raise InputError(
+                    f"{flag} {place}: {host} does not see the folder {folder} that {first} sees; put it on a file "
+                    f"system that all hosts share, under one name"
+                )
+            if not held:
+                raise InputError(
+                    f"{flag} {place}: a lock that {first} holds there does not hold on {host}; mount the file system "
+                    f"with locks that all hosts share (NFS without nolock and local_lock), or use one host"
+                )
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Work that communicates with the other ranks by itself, as DistributedDataParallel does.
@@ -193,6 +229,20 @@ class Ranks:
             between()
             time.sleep(POLL_SECONDS)
         self._started(work.wait)
+
+
+@contextmanager
+def locked_for_a_moment(folder: Path) -> Iterator[Path | None]:
+    """A locked file in a folder, which is gone at the end; none where the folder cannot be written."""
+    if not os.access(folder, os.W_OK):
+        yield None
+        return
+    path = folder / f".giftwrap-{secrets.token_hex(8)}.lock"
+    with locking.hold(path, f"{path}: is locked", "give another folder"):
+        try:
+            yield path
+        finally:
+            removing.remove(path, removing.EMPTY)
 
 
 @contextmanager

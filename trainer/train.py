@@ -77,6 +77,7 @@ def train_on(
     config = with_its_interval(config) if ranks.first else config
     config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
     make_current(config.render.device)
+    ranks.require_shared(config.run, "--run-folder")
     if config.render.threads is not None:
         torch.set_num_threads(config.render.threads)
     with (

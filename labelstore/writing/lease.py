@@ -6,6 +6,9 @@ of a host of this name may be another machine. A cluster that starts a job again
 ended, names the job: its earlier start is dead wherever it was. Looking and replacing happen under a lock of the
 store's folder, which the system lets go when a process dies, so two builds cannot both take over.
 
+On a file system of a network a lock of a folder may hold on one host alone. There an empty file in the folder, which
+is gone when nobody needs it, is locked in its place.
+
 Other processes of the same build share its lease. Each keeps a lock of the folder of temporaries for as long as it may
 write: a lease whose process is dead is taken over only when they are gone too.
 """
@@ -22,11 +25,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from labelstore.durable import disk, documents, publish, removing
+from labelstore.durable import disk, documents, mounts, publish, removing
 from labelstore.durable.publish import PARTIAL, Described
 from labelstore.durable.removing import Proof
 from labelstore.errors import DamagedError, LeaseError
-from labelstore.format.leftovers import STAGED
+from labelstore.format.leftovers import LOCK, STAGED
 
 LEASE = "lease.json"
 MAX_PID = 2**31  # a process id is an int32 everywhere
@@ -148,7 +151,7 @@ def _release(root: Path, lease: Lease) -> None:
     with _locked(root):
         if read(root) == lease and not _shared(root):  # a lease that others share is left to outlive its process
             clear_partial(root)
-            removing.remove_folder(root / PARTIAL)
+            _remove_partial(root)
             removing.remove(root / LEASE, _proof(lease))
 
 
@@ -208,8 +211,15 @@ def _publish(root: Path, document: bytes) -> None:
     except Exception:
         removing.remove(root / PARTIAL / LEASE, STAGED)
         if not (root / LEASE).exists():  # else it is released as any lease is
-            removing.remove_folder(root / PARTIAL)  # unless a dead build has left something there
+            _remove_partial(root)  # unless a dead build has left something there
         raise
+
+
+def _remove_partial(root: Path) -> None:
+    """Remove the folder of temporaries, when nothing but its lock is left in it."""
+    if removing.may_go(root / PARTIAL / LOCK, removing.EMPTY):
+        removing.remove(root / PARTIAL / LOCK, removing.EMPTY)
+    removing.remove_folder(root / PARTIAL)
 
 
 def require_held(root: Path, lease: Lease) -> None:
@@ -266,12 +276,30 @@ def _here(held: Lease) -> str:
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    descriptor = _open(root)
+    descriptor, on_network = _open(root), mounts.is_network(root)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while on_network and not _is_there(descriptor, root / LOCK):
+            os.close(descriptor)
+            descriptor = _open(root)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        if on_network and _is_there(descriptor, root / LOCK) and removing.may_go(root / LOCK, removing.EMPTY):
+            removing.remove(root / LOCK, removing.EMPTY)
         os.close(descriptor)
+
+
+def _is_there(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has its name. It is opened again: only that makes a network's client look anew."""
+    try:
+        again = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.fstat(again))
+    finally:
+        os.close(again)
 
 
 def _shared(root: Path) -> bool:
@@ -287,6 +315,9 @@ def _shared(root: Path) -> bool:
 
 
 def _open(folder: Path) -> int:
+    """What is locked for a folder."""
+    if mounts.is_network(folder):
+        return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 

@@ -255,6 +255,7 @@ def build(config: BuildConfig, console: Console, labeller: Labeller | None = Non
             if not ranks.first:
                 return {}
             return dry_run(config, prepare(config, console, Ranks(), store, labeller), console, store)
+        ranks.require_shared(config.store, "--store")
         if not ranks.first:
             return write_share(config, prepare(config, console, ranks, store, labeller), console, ranks)
         with (

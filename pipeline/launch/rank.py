@@ -20,7 +20,14 @@ def end_with(parent: int) -> None:
         sys.exit(1)
 
 
+def take_signals() -> None:
+    """Have Ctrl-C and SIGTERM arrive here: Ray's processes block them, and those that they start inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+
+
 if __name__ == "__main__":
+    take_signals()
     end_with(int(os.environ.pop(PARENT)))
     sys.argv[0] = "giftwrap"
     runpy.run_module("giftwrap", run_name="__main__", alter_sys=True)

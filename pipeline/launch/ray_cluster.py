@@ -18,8 +18,13 @@ from typing import Any
 from labelstore.errors import InputError, reason
 from pipeline.launch.options import AUTO, LOCAL, LaunchOptions
 
-# Ray reads these when it is imported: no report of its use, and GPUs are left alone where none are asked for.
-SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# Ray reads these when it is imported: no report of its use, GPUs are left alone where none are asked for, and nothing
+# but errors is printed.
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "error",
+}
 REACH_SECONDS = 5.0
 OBJECT_BYTES = 100 << 20  # of the store of a local Ray, in which nothing is kept
 
@@ -137,6 +142,11 @@ def refusal(error: BaseException, address: str, version: str) -> str:
         return (
             f"{place}: found no Ray cluster on this host; start one with `ray start --head`, or give no address for a "
             f"Ray of this command's own"
+        )
+    if "Failed to connect" in text:
+        return (
+            f"{place}: {reason(error)}; a cluster with token authentication takes RAY_AUTH_MODE=token and its token from "
+            f"the environment, as Ray's documentation has it"
         )
     return f"{place}: Ray cannot be used ({reason(error)})"
 

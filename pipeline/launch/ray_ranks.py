@@ -73,7 +73,7 @@ def verdict_of(ended: Mapping[int, Ended], order: Sequence[int], stopped: int) -
         stopped: number of the signal that has stopped the command; 0 without one.
     """
     if stopped:
-        return Verdict(ended[0].code or 128 + stopped)
+        return Verdict(ended[0].code if 0 < ended[0].code < 128 else 128 + stopped)
     lost = [rank for rank in order if ended[rank].lost]
     if lost:
         return Verdict(None, lost[0], ended[lost[0]].lost)
@@ -313,7 +313,7 @@ class Attempt:
         return Ended(code if code >= 0 else 128 - code)
 
     def _stop_when_due(self, ranks: Sequence[int]) -> bool:
-        """Pass a signal on; stop ranks beside one that has ended badly; kill those that do not end in time.
+        """Pass a signal on; stop ranks beside one that has ended badly, and kill those that do not end in time.
 
         Returns:
             Whether ranks are stopped that no signal has stopped.
@@ -328,7 +328,7 @@ class Attempt:
             self._send(self._stops.number, ranks)
         elif bad and not self._sent and waited > GRACE_SECONDS:
             self._send(signal.SIGTERM, ranks)
-        elif waited > PATIENCE_SECONDS and signal.SIGKILL not in self._sent:
+        elif bad and not self._stops.number and waited > PATIENCE_SECONDS and signal.SIGKILL not in self._sent:
             self._send(signal.SIGKILL, ranks)
         return bad and not self._stops.number and bool(self._sent)
 

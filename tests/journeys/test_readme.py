@@ -59,7 +59,7 @@ from trainer.schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/GUIDE.md", "docs/IMAGES.md", "docs/STORE.md", "docs/LABELS.md", "docs/BUCKETS.md",
-         "docs/ENCODINGS.md", "docs/RECIPES.md",
+         "docs/ENCODINGS.md", "docs/RECIPES.md", "docs/CLUSTERS.md",
          "docs/PERFORMANCE.md", "docs/DESIGN.md", "docs/FORMAT.md", "CONTRIBUTING.md")  # fmt: skip
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```\n(<!-- not run: [^\n]+ -->\n)?", re.DOTALL | re.MULTILINE)
 SMALLER = ((r"--views 100\b", "--views 4"), (r"--epochs \d+\b", "--epochs 2"), (r"\bepochs=3\b", "epochs=1"))

@@ -120,6 +120,7 @@ def test_another_version_is_refused_in_one_line() -> None:
 def test_no_cluster_here_is_refused() -> None:
     assert "found no Ray cluster on this host" in refusal(ConnectionError("Could not find any running"), "auto", "2")
     assert refusal(ValueError("a\nb"), "h:1", "2") == "--ray h:1: Ray cannot be used (a)"
+    assert "RAY_AUTH_MODE=token" in refusal(ConnectionError("Failed to connect to Ray cluster at h:1"), "h:1", "2")
 
 
 def test_an_address_where_nothing_answers_is_refused() -> None:
@@ -219,6 +220,7 @@ def test_each_rank_gets_the_environment_that_torchrun_would_give() -> None:
         ([Ended(143), Ended(lost="node"), Ended(lost="later")], [1, 2, 0], 0, Verdict(None, 1, "node")),
         ([Ended(130), Ended(130)], [0, 1], signal.SIGINT, Verdict(130)),
         ([Ended(), Ended(lost="x")], [0, 1], signal.SIGTERM, Verdict(143)),
+        ([Ended(2), Ended()], [0, 1], signal.SIGTERM, Verdict(2)),
     ],
 )
 def test_ranks_begin_again_only_after_one_was_lost(
