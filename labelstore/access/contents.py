@@ -90,7 +90,9 @@ class Contents:
     def maker(self) -> str:
         """The command that makes missing blocks."""
         converted = "converted_from" in self.state.versions[0]
-        return "python -m labelstore convert" if converted else "python -m pipeline build"
+        if converted:
+            return "python -m labelstore convert"
+        return "python -m pipeline adopt" if "adopted" in self.notes else "python -m pipeline build"
 
     @property
     def begun(self) -> bool:
