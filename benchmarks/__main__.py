@@ -38,6 +38,7 @@ CLAIMS = (
     "read",
     "remote",
     "write",
+    "adopt",
     "crash",
     "loss",
     "step",

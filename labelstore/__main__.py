@@ -222,7 +222,7 @@ def repair_lines(repaired: RepairReport) -> list[str]:
         lines.append(f"run the `{repaired.maker}` that made the store: it fills what is missing, and nothing else")
     lines += [
         f"{file}: follows from the images alone; restore it from a copy of the store, or from a new store of the same "
-        f"images (`python -m pipeline build` with --views 1 and another --store)"
+        f"images (`giftwrap build` with --views 1 and another --store)"
         for file in repaired.left
     ]
     return lines

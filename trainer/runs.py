@@ -103,7 +103,7 @@ class RunRecord:
         of_images = labels.pop("store", None)  # gives each image its label, and no crops
         identity = _identity(self) or of_images or {}
         store = {key: value for key, value in identity.items() if key not in _PLACE_STORE}
-        if "engine" in identity:
+        if identity.get("engine"):  # of adopted labels it is not known
             store["dtype"] = identity["engine"].get("dtype")
         if "store" in self.made_of:
             store["views"] = self.made_of["store"].get("views")

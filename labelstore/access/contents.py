@@ -90,9 +90,11 @@ class Contents:
     def maker(self) -> str:
         """The command that makes missing blocks."""
         converted = "converted_from" in self.state.versions[0]
-        if self.identity.origin == "adopted" and not converted:
-            return "giftwrap adopt"
-        return "python -m labelstore convert" if converted else "python -m pipeline build"
+        if converted:
+            return "giftwrap convert"
+        if self.identity.origin == "adopted":
+            return "giftwrap adopt" if "adopted" in self.notes else "labelstore.from_arrays"
+        return "giftwrap build"
 
     @property
     def begun(self) -> bool:

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from labelstore.command.console import Console
-from labelstore.encodings.fidelity import agreement as same_first_choices
 from labelstore.errors import MismatchError
 from pipeline.adopt.blocks import first_crops
 from pipeline.adopt.config import AdoptConfig
@@ -19,6 +17,7 @@ from pipeline.config import EngineOptions, json_object
 from pipeline.images.manifest import Manifest
 from pipeline.plan.spec import PlanSpec
 from pipeline.render import Renderer
+from pipeline.replay.alike import Alike, known_alike
 from pipeline.teacher.class_order import Agreement, agreement
 from pipeline.teacher.labeller import Labeller, label_crops, load_labeller
 from pipeline.teacher.teacher import make_teacher
@@ -26,7 +25,6 @@ from pipeline.teacher.teacher import make_teacher
 LOOKED_AT = 1_024  # labels of each view that is looked at
 TEACHER_CROPS = 64  # of each of these views, labelled again
 TEACHER_BATCH = 64
-MIN_COSINE, MIN_TOP1 = 0.99, 0.9  # of a teacher's labels: the pixels are within a level of torchvision's
 ADVICE = (
     "the images are in another order than their labels (--sampler-seed, --order, --image-list), or the classes are "
     "(--class-order, --class-columns), or these are not the images that were labelled"
@@ -157,34 +155,11 @@ def require_same_teacher(found: Evidence, labeller: Labeller, spec: PlanSpec, re
         made.append(label_crops(labeller, pixels, crops.rows.take(slice(count))))
         stored.append(crops.logits[:count].astype(np.float32))
     theirs, ours = np.concatenate(stored), np.concatenate(made)
-    if labels.content == "topk":  # of what is known alone, and as probabilities
-        known = theirs > MASKED
-        theirs, ours = softmax(theirs), softmax(ours) * known
-    cosine = float(cosines(theirs, ours).mean())
-    top1 = float(same_first_choices(theirs, ours).mean())
-    text = (
-        f"teacher: {len(ours):,} crops rendered and labelled again; cosine with the labels {cosine:.5f} (at least "
-        f"{MIN_COSINE}), same first choice on {100 * top1:.1f} % (at least {100 * MIN_TOP1:.0f} %), largest difference "
-        f"{float(np.abs(theirs - ours).max()):.3g}"
-    )
-    if not (cosine >= MIN_COSINE and top1 >= MIN_TOP1):
+    alike = Alike.of(theirs, ours) if labels.content == "logits" else known_alike(theirs, ours, MASKED)
+    if not alike.ok:
         raise MismatchError(
-            f"another teacher, or other crops: {text}; give the teacher that made the labels (--teacher, --weights, "
-            "--mean, --std), the --size and --interpolation of its crops, or leave --teacher out; nothing was written"
+            f"another teacher, or other crops: {alike.text}; give the teacher that made the labels (--teacher, "
+            "--weights, --mean, --std), the --size and --interpolation of its crops, or leave --teacher out; nothing "
+            "was written"
         )
-    return text
-
-
-def cosines(theirs: npt.NDArray[np.float32], ours: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Cosine of logits ``[n, C]`` without what all logits of a label have in common, row by row: float64 ``[n]``."""
-    left, right = (logits - logits.mean(axis=1, keepdims=True, dtype=np.float64) for logits in (theirs, ours))
-    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    found: npt.NDArray[np.float64] = (left * right).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-    return found
-
-
-def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Probabilities of logits ``[n, C]``."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    found: npt.NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
-    return found
+    return f"teacher: {alike.text}"

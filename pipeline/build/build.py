@@ -23,6 +23,7 @@ from pipeline.build.continuing import (
     FLAG_AT,
     open_for,
     provenance,
+    require_built,
     require_same_engine,
     require_same_images,
     require_same_pixels,
@@ -249,7 +250,9 @@ def build(config: BuildConfig, console: Console, labeller: Labeller | None = Non
         config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
         make_current(config.render.device)
         store = LabelStore.open(config.store) if LabelStore.exists(config.store) else None
-        if ranks.first and store is None:
+        if store is not None:
+            require_built(store)
+        elif ranks.first:
             LabelStore.require_creatable(config.store)
         if config.dry_run:
             if not ranks.first:
