@@ -6,7 +6,6 @@ A token comes from the environment (``HF_TOKEN``), or from ``hf auth login``.
 from __future__ import annotations
 
 import errno
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -91,7 +90,6 @@ class HubStorage:
                 "Range": f"bytes={start}-{stop - 1}",
                 "Accept-Encoding": "identity",
             }
-            logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # a line for each attempt
             answer = _hub("utils").http_backoff(
                 "GET",
                 url,
