@@ -15,6 +15,7 @@ from labelstore.command.console import Console, byte_count, duration
 from labelstore.command.program import Command, require_ours, run_program
 from labelstore.errors import InputError
 from labelstore.export_table import EXPORTS
+from labelstore.storage_table import scheme_of
 
 require_ours("pipeline")
 EXPORTS["fkd"] = "pipeline.exporting.fkd:export_fkd"
@@ -101,7 +102,8 @@ def import_command(config: ImportConfig, console: Console) -> int:
     from pipeline.images.opening import CLASS_FOLDER, recognised
 
     kind = config.source.images_format or recognised(config.data)
-    if kind == "tensors" or (kind == CLASS_FOLDER and not config.data.is_dir()):
+    there = config.data.is_dir() or scheme_of(config.data)
+    if kind == "tensors" or (kind == CLASS_FOLDER and not there):
         return import_tensor_file(config, console)
     from pipeline.importing.copying import copy_images
 
@@ -177,6 +179,7 @@ def show_command(config: ShowConfig, console: Console) -> int:
             count=config.count,
             columns=config.columns,
             render=config.render,
+            options=config.source,
         )
         console.summary({"out": str(config.out), "images": count}, f"{count} images drawn to {config.out}")
         return 0

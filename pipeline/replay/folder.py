@@ -12,6 +12,7 @@ from labelstore.command.names import printable
 from labelstore.durable.newfile import new_file
 from labelstore.errors import InputError
 from pipeline.images.manifest import Manifest, scan
+from pipeline.images.opening import ImageOptions
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import make_renderer
 from pipeline.render.options import RenderOptions
@@ -30,21 +31,23 @@ def draw_folder(
     count: int = 32,
     columns: int = 8,
     render: RenderOptions,
+    options: ImageOptions | None = None,
 ) -> int:
     """Write the sheet; returns the number of images on it. The first image of each class comes first, then the second.
 
     Args:
-        images: the class folder.
+        images: a class folder, or another container.
         out: the PNG to write.
         start: the first image to show.
         count: how many.
         columns: images a row of the sheet.
         render: how they are rendered.
+        options: what the images are, where it is not to be recognised, and names of their classes.
 
     Raises:
         InputError: no such folder or image, or the file is there already.
     """
-    manifest = scan(images, class_order="bytes", digests=False, decode=False)
+    manifest = scan(images, class_order="bytes", options=options, digests=False, decode=False)
     order = in_turns(manifest)
     if start >= len(order):
         raise InputError(f"--start {start}: {manifest.location} has {len(order):,} images")

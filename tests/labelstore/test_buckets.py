@@ -233,6 +233,9 @@ def test_bad_addresses_are_one_line(
         (f"s3://{BUCKET}/int8?versionId=1", "expected s3://BUCKET/FOLDER", 2),
         (f"s3://me:{SECRET}@{BUCKET}/int8", "expected s3://BUCKET/FOLDER", 2),
         (f"s4://{BUCKET}/int8", "found another one", 2),
+        ("s3://", "no such path; an address is written s3://NAME/FOLDER", 2),
+        (f"s3//{BUCKET}/int8", f"no such path; an address is written s3://{BUCKET}/int8", 2),
+        (f"s3:{BUCKET}/int8", f"no such path; an address is written s3://{BUCKET}/int8", 2),
     ):
         out, err, found = run("info", address)
         assert (out, found, err.count("\n")) == ("", code, 1), (address, err)

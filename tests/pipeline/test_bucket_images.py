@@ -108,8 +108,10 @@ def test_what_cannot_be_read_there_is_named(proxy: Proxy, monkeypatch: pytest.Mo
             ImageOptions(images_format="zip"),
             "expected class-folder or tar at an address, found zip",
         ),
+        (f"s3://{BUCKET}/none", None, "expected a class folder, found no object there; check the address"),
+        (f"s3://{BUCKET}/tars/none.tar", None, "expected an object, 1 is not there: none.tar"),
         (f"s3://{BUCKET}/set/ant", None, "expected a folder for each class, found none and 3 images"),
-        (f"s3://{BUCKET}/tars/s-{{0..4}}.tar", None, "expected 5 objects, 3 of them are not there: s-2.tar"),
+        (f"s3://{BUCKET}/tars/s-{{0..4}}.tar", None, "expected 5 objects, 3 are not there: s-2.tar"),
     ):
         with pytest.raises(InputError, match=said):
             open_images(Path(address), options=options)
