@@ -145,8 +145,8 @@ def refusal(error: BaseException, address: str, version: str) -> str:
         )
     if "Failed to connect" in text:
         return (
-            f"{place}: {reason(error)}; a cluster with token authentication takes RAY_AUTH_MODE=token and its token from "
-            f"the environment, as Ray's documentation has it"
+            f"{place}: {reason(error)}; a cluster with token authentication takes RAY_AUTH_MODE=token and its token "
+            f"from the environment, as Ray's documentation has it"
         )
     return f"{place}: Ray cannot be used ({reason(error)})"
 
