@@ -96,26 +96,31 @@ def read_lines(path: Path) -> list[Line]:
 
 def added_in(path: Path, count: int) -> list[str]:
     """The commit that added each line of a file; "not committed" or "not known" where there is none."""
-    result = subprocess.run(  # noqa: S603  a file of this repository
-        ["git", "blame", "-s", "--abbrev=7", "--", path.name],  # noqa: S607
-        cwd=path.parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    found = (
-        [line.split(maxsplit=1)[0].strip("^") for line in result.stdout.splitlines()] if not result.returncode else []
-    )
-    if len(found) != count:
-        return ["not committed" if not result.returncode else UNKNOWN] * count
+    blamed = _git("blame", "-s", "--abbrev=7", "--", str(path.resolve()))
+    found = [line.split(maxsplit=1)[0].strip("^") for line in (blamed or "").splitlines()]
+    if blamed is None or len(found) != count:
+        return [UNKNOWN] * count
     return ["not committed" if re.fullmatch("0+", each) else f"in {each[:7]}" for each in found]
 
 
 def commit() -> str:
-    """The commit of this checkout, marked where files of it are changed; "not known" outside of one."""
-    here = Path(__file__).parent
-    result = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+changes"],  # noqa: S607
-        cwd=here, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return result.stdout.strip() or UNKNOWN
+    """The commit of this checkout, marked where its code or a suite is changed; "not known" outside of one."""
+    head, changed = _git("rev-parse", "--short=7", "HEAD"), _git("status", "--porcelain", "--", ":/*.py", ":/*.toml")
+    if head is None or changed is None:
+        return UNKNOWN
+    return f"{head}+changes" if changed else head
+
+
+def _git(*words: str) -> str | None:
+    """What git prints about this checkout; None where it cannot."""
+    try:
+        done = subprocess.run(  # noqa: S603  the words are this file's
+            ["git", *words],  # noqa: S607
+            cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    except OSError:
+        return None
+    return done.stdout.strip() if not done.returncode else None
 
 
 def labels_of(line: Line, names: str) -> str:

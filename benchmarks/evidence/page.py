@@ -17,8 +17,8 @@ LEAD = (
     "Each claim is one sentence with a rule in its suite. For cells that this page runs itself the rule was written "
     "before they ran; for earlier studies it was written after their lines, as their parts state. A claim holds when "
     "every condition of its rule does, and does not hold when one is broken; where runs are missing it is not measured "
-    "here. Numbers are means ± standard deviation (runs); a pointer above one shows its lines and commits. Figures of papers "
-    "are theirs, of other data and longer trainings."
+    "here. Numbers are means ± standard deviation (runs); a pointer above one shows its lines and commits. Figures of "
+    "papers are theirs, of other data and longer trainings."
 )
 
 
