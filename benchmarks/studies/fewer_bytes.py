@@ -345,7 +345,9 @@ COLUMNS = ("bytes", "entropy", "contexts", "classes", "side", "fidelity", "kl_1"
 
 
 def table(lines: list[dict[str, Json]]) -> str:
-    """All lines as Markdown, a table a kind."""
+    """All lines as Markdown, a table a kind, in the order of the ideas."""
+    places = {idea.name: place for place, idea in enumerate(IDEAS)}
+    lines = sorted(lines, key=lambda line: places.get(str(line["idea"]), len(places)))
     parts = [f"# Fewer bytes a label\n\n{TEXT}"]
     for kind in KINDS:
         names = " | ".join(name.replace("_", " ") for name in COLUMNS)
