@@ -363,7 +363,7 @@ def table(lines: list[dict[str, Json]]) -> str:
 TEXT = """\
 MobileNetV2, 1,000 columns, 1,000 photographs; 3,000 rows measured, 9,000 to fit to, all searched to fidelity 0.95.
 Made by `python -m benchmarks.studies.fewer_bytes`, whose text explains the columns. Bytes a label; KL in nats; CPU
-seconds of one thread on a busy machine. Crops that are exact show what is possible: their side bytes are not counted."""
+seconds of one thread on a busy machine. Crops that are exact show what is possible: their bytes are not counted."""
 
 
 def main() -> None:
