@@ -1,4 +1,4 @@
-"""`python -m benchmarks list | run NAME | gpu`."""
+"""`python -m benchmarks list | run NAME | gpu | evidence`."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ CLAIMS = (
     "read",
     "remote",
     "write",
+    "adopt",
     "crash",
     "loss",
     "step",
@@ -106,6 +107,32 @@ class GpuConfig:
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvidenceConfig:
+    """Make one page of all claims, from the lines of the studies and from cells that have no line yet, which are done.
+
+    Cells and how long they take are printed first. Typing the same command again continues.
+    """
+
+    out: Path
+    """Folder for evidence.html."""
+    suite: str = "quick"
+    """quick: what fits into 20 minutes; full: everything, at most 60 minutes a call; or the path of a TOML file, as
+    those in benchmarks/evidence/."""
+    only: tuple[str, ...] = ()
+    """Do the cells of these parts alone, in this order; the page has all parts."""
+    minutes: float | None = None
+    """Time for the cells of this call; the suite's when left out. A cell that takes longer than what is left of it is
+    not started."""
+    dry_run: bool = False
+    """Print all cells and how long they take, and do nothing."""
+    results: Path | None = None
+    """File with a line for each finished cell; benchmarks/results/evidence.jsonl when left out."""
+    folder: Path | None = None
+    """Folder for sets, stores and runs; runs/evidence when left out."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
+
+
 def list_command(_config: ListConfig, console: Console) -> int:
     """Name the claims."""
     claims: dict[str, Json] = {name: (claim(name).__doc__ or "").splitlines()[0] for name in CLAIMS}
@@ -139,10 +166,24 @@ def gpu_command(config: GpuConfig, console: Console) -> int:
     return 0 if values["kept"] else 1
 
 
+def evidence_command(config: EvidenceConfig, console: Console) -> int:
+    """Make the page of a suite."""
+    require_apart({"--out": config.out, "--folder": config.folder, "--results": config.results}, {})
+    from benchmarks.evidence.assembling import Places, make_page
+    from benchmarks.evidence.suite import read_suite
+
+    suite = read_suite(config.suite)
+    places = Places.of(suite, config.out, config.results, config.folder)
+    values = make_page(suite, places, console, only=config.only, minutes=config.minutes, dry=config.dry_run)
+    console.summary(values, lines(values))
+    return 0
+
+
 COMMANDS = {
     "list": Command(ListConfig, list_command),
     "run": Command(RunConfig, run_command),
     "gpu": Command(GpuConfig, gpu_command),
+    "evidence": Command(EvidenceConfig, evidence_command),
 }
 
 

@@ -77,7 +77,7 @@ class Drawn:
 
     def block(self, store: LabelStore, block: BlockIndex) -> BlockData:
         """The labels of a block; the same ones in every store."""
-        views, (start, stop) = range(*store.views(block)), store.positions(block)
+        views, (start, stop) = range(*store.block_views(block)), store.positions(block)
         rng = np.random.default_rng([block.i, block.j])
         orders = [np.random.default_rng([1, view]).permutation(self.images)[start:stop] for view in views]
         rows = np.stack([self._rows(order, rng) for order in orders])

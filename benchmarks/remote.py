@@ -1,12 +1,23 @@
-"""A training from a bucket, 20 ms away at 100 MB/s, takes at most 5 % longer a step than from this machine."""
+"""A training from a bucket, 20 ms away at 100 MB/s, takes at most 5 % longer a step than from this machine.
+
+The same bytes are also read by litdata where it can be imported. It is no dependency, since what it needs does not fit
+other packages; an environment of its own that sees this one's packages is enough:
+
+    python -m venv rival
+    python -c "import site; print(site.getsitepackages()[0])" > rival/lib/python3.11/site-packages/giftwrap.pth
+    rival/bin/pip install --no-deps litdata
+    rival/bin/python -m benchmarks run remote
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -20,6 +31,7 @@ from benchmarks.harness import Interval, Report, machine
 from benchmarks.read import BATCH, exhaust, requests
 from benchmarks.slow_bucket import BUCKET, slow_bucket
 from labelstore import LabelStore, PieceCache
+from labelstore.durable.at_once import AT_ONCE
 from labelstore.spec import Json
 from pipeline.networks import build_network
 from trainer.choices import LossSpec
@@ -30,6 +42,7 @@ LATENCY, RATE = 0.02, 100e6
 SIDE, WIDTH = 32, 64  # of the student
 CACHE_BYTES = 64 << 30
 ROWS = 256  # random ones
+RIVAL, RIVAL_CHUNK = "litdata", 16 << 20
 Act = Callable[[], object]
 
 
@@ -50,7 +63,7 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
         **streams,
         "latency_ms": LATENCY * 1e3,
         "rate_MB_s": RATE / 1e6,
-        "rival": rival or "none is installed",
+        "rival": f"{rival} {version(rival)}" if rival else "none is installed",
         "promised": PROMISED,
         "kept": quick or float(str(cost["cost_of_streaming"])) <= PROMISED,
         "machine": machine(),
@@ -123,7 +136,8 @@ def measure_streams(report: Report, local: LabelStore, folder: Path, rival: str,
         "giftwrap": (partial(stream_ours, None), partial(rows_ours, order))
     }
     if rival:
-        contenders[rival] = partial(stream_theirs, rival), partial(rows_theirs, rival, order)
+        require_same(local, folder)
+        contenders[rival] = stream_theirs, partial(rows_theirs, order)
     found: dict[str, Json] = {}
     for name, makers in contenders.items():
         for maker, metric, unit in zip(makers, ("all labels", "random rows"), (size / 1e6, None), strict=True):
@@ -159,15 +173,24 @@ def address(name: str) -> str:
 
 
 def write_rival(local: LabelStore, folder: Path) -> str:
-    """Write the same codes, a row a sample, as mosaicml-streaming or litdata does; its name, or nothing."""
+    """Write the same codes, a row a sample, as litdata does; its name, or nothing where it cannot be imported."""
     try:
-        writer = import_module("streaming").MDSWriter
-    except ImportError:  # of it, or of the many packages that it imports
+        writer = import_module("litdata.streaming.writer").BinaryWriter(str(folder / RIVAL), chunk_bytes=RIVAL_CHUNK)
+    except ImportError:  # of it, or of what it imports
         return ""
-    with writer(out=str(folder / "mds"), columns={"codes": "bytes"}, size_limit=16 << 20) as out:
-        for row in rows_of(local):
-            out.write({"codes": row})
-    return "mosaicml-streaming"
+    import_module("litdata.streaming.downloader")._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # the bucket is no https
+    for number, row in enumerate(rows_of(local)):
+        writer[number] = row
+    writer.done()
+    writer.merge()
+    return RIVAL
+
+
+def require_same(local: LabelStore, folder: Path) -> None:
+    """Compare what the rival reads with what was written, before any time is taken."""
+    with tempfile.TemporaryDirectory(prefix="compared-", dir=folder) as kept:
+        if any(bytes(ours) != theirs for ours, theirs in zip(rival_set(Path(kept)), rows_of(local), strict=True)):
+            raise RuntimeError(f"{RIVAL} reads other bytes than were written")
 
 
 def rows_of(local: LabelStore) -> Iterator[bytes]:
@@ -178,18 +201,24 @@ def rows_of(local: LabelStore) -> Iterator[bytes]:
 
 
 def rival_set(kept: Path) -> Any:
-    """The data set of mosaicml-streaming in the bucket."""
-    made = import_module("streaming").StreamingDataset
-    return made(remote=address("mds"), local=str(kept), shuffle=False, batch_size=BATCH, num_canonical_nodes=1)
+    """The data set of litdata in the bucket."""
+    found = import_module("litdata").StreamingDataset(address(RIVAL), str(kept), max_cache_size="64GB")
+    len(found)  # reads the index
+    return found
 
 
-def stream_theirs(_name: str, kept: Path) -> Act:
+def stream_theirs(kept: Path) -> Act:
     """All samples in order, as its iterator gives them."""
     found = rival_set(kept)
     return lambda: exhaust(found)
 
 
-def rows_theirs(_name: str, order: np.ndarray[Any, Any], kept: Path) -> Act:
-    """Some samples by index."""
+def rows_theirs(order: np.ndarray[Any, Any], kept: Path) -> Act:
+    """Some samples by index, each by requests of its own, as many at a time as ours."""
     found = rival_set(kept)
-    return lambda: [found[int(row)] for row in order]
+
+    def act() -> None:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            exhaust(pool.map(found.__getitem__, order.tolist()))
+
+    return act

@@ -176,7 +176,7 @@ def rates(store: str, _images: str) -> Figures:
     files = [
         opened.path / array.file(block)
         for block in opened.sealed_blocks()
-        if opened.views(block)[0] == 0
+        if opened.block_views(block)[0] == 0
         for array in opened.layout.codes
     ]
     asked = [(0, slice(start, min(start + BATCH, count))) for start in range(0, count, BATCH)]

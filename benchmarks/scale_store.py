@@ -119,7 +119,7 @@ class Writing:
 
     def block(self, block: BlockIndex) -> BlockData:
         """The crops of a block with their labels."""
-        views, (start, stop) = range(*self.store.views(block)), self.store.positions(block)
+        views, (start, stop) = range(*self.store.block_views(block)), self.store.positions(block)
         rows = [self.plan.rows(view, start, stop) for view in views]
         kept = AUDIT_CROPS if block == AUDIT_BLOCK else DIGEST_POSITIONS
         crops = self.renderer.render(rows[0].take(slice(min(kept, len(rows[0]), self.plan.images))))

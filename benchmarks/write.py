@@ -106,7 +106,7 @@ def use_memory(folder: Path, size: int) -> None:
 
 def known_codes(store: LabelStore, block: BlockIndex, data: BlockData) -> BlockData:
     """The block with its codes, made already."""
-    each = [store.codes(view, slice(*store.positions(block))) for view in range(*store.views(block))]
+    each = [store.codes(view, slice(*store.positions(block))) for view in range(*store.block_views(block))]
     return replace(data, codes={name: np.stack([codes[name] for codes in each]) for name in each[0]})
 
 
@@ -117,7 +117,7 @@ def require_same(folder: Path, contender: str, files: list[dict[str, np.ndarray]
         same = all(np.array_equal(found[key].numpy(), array) for key, array in files[1].items())
     else:
         store = LabelStore.open(folder / "store")
-        first = store.views(store.sealed_blocks()[1])[0]
+        first = store.block_views(store.sealed_blocks()[1])[0]
         codes = store.codes(first, slice(None))
         same = check(store.path).ok and all(np.array_equal(codes[key], files[1][key][0]) for key in codes)
     if not same:

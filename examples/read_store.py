@@ -22,7 +22,7 @@ USAGE = "python -m examples.read_store STORE [IMAGE]"
 def agreement(store: LabelStore) -> float:
     """Share of crops whose largest logit is that of their hard label, over all views."""
     right = total = 0
-    for batch in store.stream((view, slice(None)) for view in range(store.state.views_sealed)):
+    for batch in store.stream((view, slice(None)) for view in range(store.views)):
         right += int((batch.logits.argmax(axis=1) == batch.targets).sum())
         total += len(batch)
     return right / total
@@ -30,8 +30,7 @@ def agreement(store: LabelStore) -> float:
 
 def mean_prediction(store: LabelStore, image: int) -> npt.NDArray[np.float64]:
     """The teacher's mean probabilities for the crops of an image, over all views, float64 ``[C]``."""
-    views = range(store.state.views_sealed)
-    logits = np.stack([store.read_images(view, [image]).logits[0] for view in views]).astype(np.float64)
+    logits = store.image(image).logits.astype(np.float64)
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     mean: npt.NDArray[np.float64] = (odds / odds.sum(axis=1, keepdims=True)).mean(axis=0)
     return mean
@@ -47,7 +46,7 @@ def main() -> None:
     print(f"the teacher agrees with the hard labels on {100 * agreement(store):.2f} % of the crops")
     mean = mean_prediction(store, index)
     best = np.argsort(-mean)[:3]
-    print(f"image {index}, mean over {store.state.views_sealed} views:")
+    print(f"image {index}, mean over {store.views} views:")
     for column in best:
         print(f"  column {column}: {mean[column]:.3f}")
 

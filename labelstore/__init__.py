@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from labelstore.durable.storage import LocalStorage, Mapped, ReadStorage
     from labelstore.format.blocks import BlockIndex
     from labelstore.format.columns import CropRows
+    from labelstore.operations.arrays import Mixing, from_arrays
     from labelstore.operations.check import CheckReport, Damage, check
     from labelstore.spec import BlockShape, Identity, State
     from labelstore.store import AuditRows, BlockData, LabelBatch, LabelStore, require_free_space, store_bytes
@@ -35,12 +36,14 @@ __all__ = [
     "LabelStore",
     "LocalStorage",
     "Mapped",
+    "Mixing",
     "PieceCache",
     "ReadStorage",
     "State",
     "StoreWriter",
     "__version__",
     "check",
+    "from_arrays",
     "require_free_space",
     "store_bytes",
 ]
@@ -60,11 +63,13 @@ _MODULES = {
     "LabelStore": "labelstore.store",
     "LocalStorage": "labelstore.durable.storage",
     "Mapped": "labelstore.durable.storage",
+    "Mixing": "labelstore.operations.arrays",
     "PieceCache": "labelstore.durable.keeping",
     "ReadStorage": "labelstore.durable.storage",
     "State": "labelstore.spec",
     "StoreWriter": "labelstore.writer",
     "check": "labelstore.operations.check",
+    "from_arrays": "labelstore.operations.arrays",
     "require_free_space": "labelstore.store",
     "store_bytes": "labelstore.store",
 }

@@ -10,16 +10,20 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from labelstore.command.cache_options import StoreCacheOptions
 from labelstore.command.console import Console, byte_count
 from labelstore.command.encoding_options import CodeOptions, EncodingName
+from labelstore.command.export_config import ExportConfig
 from labelstore.command.flags import Addressable, Group
 from labelstore.command.output import Output
 from labelstore.command.program import Command, run_program
+from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
+from labelstore.export_table import EXPORTS, Exported, ExportOptions
 from labelstore.spec import Json
 
 if TYPE_CHECKING:
@@ -76,42 +80,15 @@ class ConvertConfig:
     """Convert the first views, rounded up to whole blocks; all that are sealed when left out."""
     take_over: bool = False
     """Take the lease of a conversion on another host that is known to be dead."""
+    store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no conversion can have."""
+        """Refuse numbers that no conversion can have, and a cache of a folder."""
+        self.store_cache.require_address(self.source)
+        require_apart({"--cache-dir": self.store_cache.cache_dir}, {})
         if self.views is not None and self.views < 1:
             raise InputError(f"--views: expected at least 1, found {self.views}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """Write labels as float16 logits or probabilities in one .npy file, [V, N, C], or [N, C] with --view."""
-
-    store: Annotated[tyro.conf.Positional[Path], Addressable()]
-    """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
-    out: tyro.conf.Positional[Path]
-    """File to write; must not exist."""
-    view: int | None = None
-    """Write this view alone."""
-    views: int | None = None
-    """Write the first views; all that are sealed when neither flag is given."""
-    order: Literal["image", "stored"] = "image"
-    """Row n of a view is image n in manifest order, or position n as stored."""
-    probabilities: bool = False
-    """Write softmax(logits / temperature) instead of logits."""
-    temperature: float | None = None
-    """Temperature of --probabilities (1)."""
-    output: Annotated[Output, Group("running")] = field(default_factory=Output)
-
-    def __post_init__(self) -> None:
-        """Refuse flags that do not go together."""
-        if self.view is not None and self.views is not None:
-            raise InputError("--view and --views: expected one of them, found both")
-        if self.views is not None and self.views < 1:
-            raise InputError(f"--views: expected at least 1, found {self.views}")
-        if self.temperature is not None and not self.probabilities:
-            raise InputError("--temperature: belongs to --probabilities; logits have none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +222,7 @@ def repair_lines(repaired: RepairReport) -> list[str]:
         lines.append(f"run the `{repaired.maker}` that made the store: it fills what is missing, and nothing else")
     lines += [
         f"{file}: follows from the images alone; restore it from a copy of the store, or from a new store of the same "
-        f"images (`python -m pipeline build` with --views 1 and another --store)"
+        f"images (`giftwrap build` with --views 1 and another --store)"
         for file in repaired.left
     ]
     return lines
@@ -256,9 +233,9 @@ def convert_command(config: ConvertConfig, console: Console) -> int:
     from labelstore.encodings.bands import missed
     from labelstore.operations.convert import convert
     from labelstore.operations.info import in_words
-    from labelstore.store import LabelStore
+    from labelstore.operations.opening import open_store
 
-    source = LabelStore.open(config.source)
+    source = open_store(config.source, config.store_cache)
     with console.progress("blocks", 1, "blocks") as progress:
         store = convert(
             source,
@@ -291,33 +268,37 @@ def convert_command(config: ConvertConfig, console: Console) -> int:
 
 def export_command(config: ExportConfig, console: Console) -> int:
     """Export labels and print what was written."""
-    from labelstore.operations.export import export
-    from labelstore.store import LabelStore
+    from labelstore.operations.opening import open_store
 
-    views = config.view if config.views is None else range(config.views)
     softmax = 1.0 if config.temperature is None else config.temperature
     temperature = softmax if config.probabilities else None
     with console.progress("views", 1, "views") as progress:
-        shape = export(
-            LabelStore.open(config.store),
-            config.out,
-            views=views,
+        options = ExportOptions(
+            views=config.view if config.views is None else range(config.views),
             order=config.order,
             temperature=temperature,
+            images=config.images,
+            batch_size=config.batch_size,
             progress=progress.reach,
         )
+        store = open_store(config.store, config.store_cache)
+        made: Exported = EXPORTS[config.format](store, config.out, options)
     content = "logits" if temperature is None else f"probabilities at temperature {temperature:g}"
+    values: dict[str, Json] = {
+        "out": str(config.out),
+        "format": config.format,
+        "shape": list(made.shape),
+        "dtype": "float16",
+        "content": content,
+        "order": config.order,
+        "bytes": made.size,
+    }
+    if made.beside:
+        values["beside"] = str(made.beside)
     console.summary(
-        {
-            "out": str(config.out),
-            "shape": list(shape),
-            "dtype": "float16",
-            "content": content,
-            "order": config.order,
-            "bytes": config.out.stat().st_size,
-        },
-        f"{config.out}: {content} of {list(shape)}, float16, {byte_count(config.out.stat().st_size)}; rows in "
-        f"{'image' if config.order == 'image' else 'stored'} order",
+        values,
+        f"{config.out}: {content} of {list(made.shape)}, float16, {byte_count(made.size)}; {made.words}"
+        + (f"; their order is in {made.beside}" if made.beside else ""),
     )
     return 0
 
@@ -381,7 +362,7 @@ COMMANDS = {
     "export": Command(
         ExportConfig,
         export_command,
-        examples=("labels logits.npy --view 0", "labels p.npy --probabilities --temperature 4"),
+        examples=("labels logits.npy --view 0", "labels labels.parquet --format parquet --probabilities"),
     ),
 }
 

@@ -69,7 +69,7 @@ class Identity:
         classes: class names in target order.
         columns: number of columns C of a label.
         size: side of the square crops, in pixels.
-        seed: seed of the plan.
+        seed: seed of the plan; None where the store is adopted and no plan drew its crops.
         group: positions that may mix with each other (1: no mixing).
         manifest: SHA-256 of the (class name, image digest) rows in order, hex.
         skipped: relative paths of broken images that were left out.
@@ -91,7 +91,7 @@ class Identity:
     classes: tuple[str, ...]
     columns: int
     size: int
-    seed: int
+    seed: int | None
     group: int
     manifest: str
     skipped: tuple[str, ...]
@@ -125,6 +125,8 @@ class Identity:
         unknown = [name for name in MADE_BY if getattr(self, name) is None]
         if unknown and self.origin == "built":
             raise InputError(f"{unknown[0]}: expected what made the labels, found none; only adopted labels lack that")
+        if self.seed is None and self.origin == "built":
+            raise InputError("seed: expected the plan's, found none; only adopted labels lack that")
         chosen = self.class_columns
         if chosen and (len(chosen) != len(self.classes) or len({*chosen} & {*range(self.columns)}) != len(chosen)):
             raise InputError(

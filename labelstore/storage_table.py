@@ -60,6 +60,14 @@ def scheme_of(place: Path | str) -> str | None:
     return found[1].lower() if found else None
 
 
+def meant_address(text: str) -> str | None:
+    """How a misspelt address is written: ``s3:bucket`` or ``s3//bucket``, or without a name; None of any other text."""
+    found = re.fullmatch(rf"({'|'.join(STORAGES)})(?::/*|//+)(.*)", text, re.IGNORECASE)
+    if found is None or (found[2] and scheme_of(text)):
+        return None
+    return without_credentials(f"{found[1]}://{found[2] or 'NAME/FOLDER'}")
+
+
 def as_typed(path: Path) -> Path:
     """The address that a path was made of; any other path as it is."""
     return path if isinstance(path, Address) or not scheme_of(path) else Address(path)

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from labelstore.access.contents import Contents
-from labelstore.access.reading import Int64Array, Reader, require_indexes
-from labelstore.access.records import AuditRows, BlockData, LabelBatch
+from labelstore.access.reading import Int64Array, Reader, Views, require_indexes
+from labelstore.access.records import AuditRows, BlockData, LabelBatch, LabelsOfImage
 from labelstore.access.streaming import STREAM_BYTES, Request, stream
 from labelstore.durable.keeping import Cached, PieceCache
 from labelstore.durable.storage import LocalStorage, ReadStorage, storage_at
@@ -35,6 +35,8 @@ __all__ = ["AuditRows", "BlockData", "LabelBatch", "LabelStore", "require_free_s
 class LabelStore(Contents):
     """A label store, to be read; ``with store.lease() as writer: ...`` gives what writes it.
 
+    ``with LabelStore.open(path) as store: ...`` closes it at the end, which only frees memory: no file stays open.
+
     Args:
         storage: where the store is read from.
         root: what its root metadata holds.
@@ -44,7 +46,7 @@ class LabelStore(Contents):
     def __init__(self, storage: ReadStorage, root: Root, *, follow: bool = False) -> None:
         super().__init__(storage, root)
         self.follow = follow
-        self._reader = self._new_reader()
+        self._reader, self._closed = self._new_reader(), False
         self._made: tuple[Path, ...] | None = None  # the folders that creating it made; None where it was there
 
     @staticmethod
@@ -151,20 +153,21 @@ class LabelStore(Contents):
             )
 
     @contextmanager
-    def lease(self, *, take_over: bool = False) -> Iterator[StoreWriter]:
+    def lease(self, *, take_over: bool = False, job: tuple[str, int] = ("", 0)) -> Iterator[StoreWriter]:
         """Hold the store for writing; what a stopped build left is removed first.
 
         This object sees what the writer changes.
 
         Args:
             take_over: take the lease of a build that is known to be dead, on another host or another boot of this one.
+            job: id of a cluster's job, and which start of it this is; the lease of an earlier start is taken over too.
 
         Raises:
             LeaseError: when another build holds the store; names its host and process.
         """
         self.require_local()
         require_writable(self.path, self.identity)
-        with leases.hold(self.path, take_over=take_over) as held, closing(StoreWriter(self, held)) as writer:
+        with leases.hold(self.path, take_over=take_over, job=job) as held, closing(StoreWriter(self, held)) as writer:
             require_folders(self.path, self.layout)
             self.refresh()
             writer.sweep()
@@ -184,6 +187,28 @@ class LabelStore(Contents):
         with leases.join(self.path, build) as held, closing(BlockWriter(self, held)) as writer:
             self.refresh()
             yield writer
+
+    @property
+    def views(self) -> int:
+        """How many views are sealed: views 0 to ``views - 1`` can be read."""
+        return self.state.views_sealed
+
+    def __len__(self) -> int:
+        return self.views
+
+    def __bool__(self) -> bool:
+        return True  # without a view too
+
+    def close(self) -> None:
+        """Free the memory that reading takes; a store that is closed is not read any more."""
+        self._closed = True
+        self._reader = self._new_reader()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def read(self, view: int, positions: slice | npt.ArrayLike) -> LabelBatch:
         """Labels and crop rows of some positions of a view.
@@ -234,6 +259,27 @@ class LabelStore(Contents):
         view = self._readable(view)
         index = require_indexes("images", images, self.identity.images)
         return self.read(view, self._reader.positions_of(view, index))
+
+    def image(self, image: int, views: slice | npt.ArrayLike = slice(None)) -> LabelsOfImage:
+        """Labels and crop rows of one image over views, all that are sealed unless others are asked for.
+
+        The first call looks through the rows of all these views; where they are is kept for later calls, up to 64 MiB.
+
+        Args:
+            image: its index, 0 to N - 1.
+            views: a slice, or integers ``[n]`` in any order.
+
+        Raises:
+            InputError: when there is no such image or view.
+            NotStoredError: when no view is sealed yet.
+            DamagedError: when what is on disk is not what was published.
+        """
+        (index,) = require_indexes("image", [require_integer("image", image)], self.identity.images).tolist()
+        self._readable(0)
+        chosen = require_indexes("views", views, self.views)
+        positions = self._reader.positions_of(chosen, np.full(len(chosen), index))
+        rows, logits = self._labels(self._reader, chosen, positions, None)
+        return LabelsOfImage(index, int(self._target_columns[index]), chosen, positions, rows, logits)
 
     def codes(self, view: int, positions: slice | npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
         """Codes of the labels as they are stored, one array ``[n, ...]`` for each array of the encoding."""
@@ -286,8 +332,9 @@ class LabelStore(Contents):
         return _reopen, (self.storage, self.follow)
 
     def __repr__(self) -> str:
-        state = self.state
-        return f"LabelStore({str(self.path)!r}, {state.views_sealed} of {state.views_target} views sealed)"
+        identity, state = self.identity, self.state
+        views = f"{state.views_sealed} of {state.views_target} views sealed"
+        return f"LabelStore({str(self.path)!r}, {views}, {identity.images} images x {identity.columns} columns)"
 
     def _new_reader(self, map_bytes: int | None = None) -> Reader:
         return Reader(self.storage, self.identity, self.marker, components=self._components, map_bytes=map_bytes)
@@ -306,17 +353,29 @@ class LabelStore(Contents):
         decode: Callable[[Codes, Pairs], Any] | None = None,
     ) -> LabelBatch:
         """Labels and crop rows at positions that `_index` gave, int64 ``[n]``."""
+        rows, logits = self._labels(reader, view, index, decode)
+        return LabelBatch(view, index, rows, logits, self._target_columns[rows.image])
+
+    def _labels(
+        self,
+        reader: Reader,
+        view: Views,
+        index: Int64Array,
+        decode: Callable[[Codes, Pairs], Any] | None,
+    ) -> tuple[CropRows, Any]:
+        """Crop rows and logits at positions of a view, or of a view each."""
         parts = reader.by_block(view, index)
         rows = CropRows(self.identity.crop_columns, reader.rows(view, index, parts))
         pairs = reader.pairs(view, index, parts) if self.encoding.needs_calibration else Pairs.unmixed(rows.image)
-        logits = (decode or self.encoding.decode)(reader.codes(view, index, parts), pairs)
-        return LabelBatch(view, index, rows, logits, self._target_columns[rows.image])
+        return rows, (decode or self.encoding.decode)(reader.codes(view, index, parts), pairs)
 
     def _index(self, view: int, positions: slice | npt.ArrayLike) -> tuple[int, Int64Array]:
         return self._readable(view), require_indexes("positions", positions, self.identity.images)
 
     def _readable(self, view: int) -> int:
         """A view that can be read, as Python's integer."""
+        if self._closed:
+            raise InputError(f"{self.path}: is closed; open it again to read")
         view = require_integer("view", view)
         if self.follow and view >= self.state.views_target:
             self.refresh()

@@ -165,7 +165,8 @@ class BlockWriter:
 
     def _require_writable(self, block: BlockIndex) -> None:
         store = self.store
-        above = store.state.views_sealed <= store.views(block)[0] < store.state.views_target and store.grid.holds(block)
+        first = store.block_views(block)[0]
+        above = store.state.views_sealed <= first < store.state.views_target and store.grid.holds(block)
         if not (above or block in store.state.missing):
             raise InputError(f"block {block} is not one of the blocks to be written: see missing()")
         if (store.path / marker_file(block)).exists():
@@ -207,7 +208,7 @@ class StoreWriter(BlockWriter):
         missing = self.store.missing()
         last = versions[-1]
         version: dict[str, Json] = {
-            "first_view": self.store.views(missing[0])[0] if missing else 0,
+            "first_view": self.store.block_views(missing[0])[0] if missing else 0,
             "engine": dict(engine) if engine is not None else last["engine"],
             "renderer": dict(renderer) if renderer is not None else last["renderer"],
         }
@@ -264,8 +265,9 @@ class StoreWriter(BlockWriter):
 
     def remove(self, blocks: Iterable[BlockIndex]) -> None:
         """List sealed blocks as missing, before a repair removes their files."""
-        sealed = {(block.i, block.j) for block in blocks if self.store.views(block)[0] < self.store.state.views_sealed}
-        missing = tuple(sorted({*self.store.state.missing, *sealed}))
+        store = self.store
+        sealed = {(block.i, block.j) for block in blocks if store.block_views(block)[0] < store.state.views_sealed}
+        missing = tuple(sorted({*store.state.missing, *sealed}))
         self._set_state(dataclasses.replace(self.store.state, missing=missing))
 
     def sweep(self) -> None:

@@ -1,4 +1,4 @@
-"""`python -m pipeline build | verify | show | import | synthesize | text-embeddings`."""
+"""`python -m pipeline build | adopt | verify | show | import | synthesize | text-embeddings`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from typing import Any
 from labelstore.command.console import Console, byte_count, duration
 from labelstore.command.program import Command, require_ours, run_program
 from labelstore.errors import InputError
+from labelstore.export_table import EXPORTS
+from labelstore.storage_table import scheme_of
 
 require_ours("pipeline")
+EXPORTS["fkd"] = "pipeline.exporting.fkd:export_fkd"
 
 from pipeline import ranks
+from pipeline.adopt.config import AdoptConfig
 from pipeline.build import recipe
 from pipeline.config import BuildConfig, ShowConfig, VerifyConfig, require_labels
 from pipeline.importing.config import ImportConfig, TextConfig
+from pipeline.launch.launching import launched
 from pipeline.synthesis.config import SynthesizeConfig
 
 
@@ -53,6 +58,27 @@ def summarise(done: Mapping[str, Any]) -> str:
     )
 
 
+def adopt_command(config: AdoptConfig, console: Console) -> int:
+    """Adopt labels and print what the store holds."""
+    from pipeline.adopt.adopting import adopt
+
+    done = adopt(config, console)
+    if config.dry_run:
+        return 0
+    console.summary(done, adopted(done))
+    return 0
+
+
+def adopted(done: Mapping[str, Any]) -> str:
+    """The summary of adopted labels for people."""
+    sizes, views = done["bytes_per_label"], done["views"]
+    return (
+        f"store {done['store']}: {done['images']:,} images x {views:,} views sealed, adopted; "
+        f"{done['labels']:,} labels written, {sum(sizes.values()):.1f} B a label ({sizes['labels']:.1f} labels, "
+        f"{sizes['columns']:.1f} columns)"
+    )
+
+
 def verify_command(config: VerifyConfig, console: Console) -> int:
     """Verify a store and print whether its labels are reproduced."""
     from pipeline.replay.verify import verify
@@ -76,7 +102,8 @@ def import_command(config: ImportConfig, console: Console) -> int:
     from pipeline.images.opening import CLASS_FOLDER, recognised
 
     kind = config.source.images_format or recognised(config.data)
-    if kind == "tensors" or (kind == CLASS_FOLDER and not config.data.is_dir()):
+    there = config.data.is_dir() or scheme_of(config.data)
+    if kind == "tensors" or (kind == CLASS_FOLDER and not there):
         return import_tensor_file(config, console)
     from pipeline.importing.copying import copy_images
 
@@ -152,6 +179,7 @@ def show_command(config: ShowConfig, console: Console) -> int:
             count=config.count,
             columns=config.columns,
             render=config.render,
+            options=config.source,
         )
         console.summary({"out": str(config.out), "images": count}, f"{count} images drawn to {config.out}")
         return 0
@@ -209,13 +237,22 @@ def text_command(config: TextConfig, console: Console) -> int:
 COMMANDS = {
     "build": Command(
         BuildConfig,
-        build_command,
+        launched(build_command),
         resumes=True,
         typed=recipe.typed,
         short={"--log": "--progress-log"},
         examples=(
             "--images train --teacher convnet-d3 --weights w.safetensors --size 32 --views 300 --store labels",
             "--config build.toml --store labels --views 600",
+        ),
+    ),
+    "adopt": Command(
+        AdoptConfig,
+        adopt_command,
+        resumes=True,
+        examples=(
+            "FKD_soft_label --images train --size 224 --store labels",
+            "FKD_soft_label --images train --size 224 --views 100 --store labels",
         ),
     ),
     "verify": Command(
@@ -246,7 +283,7 @@ COMMANDS = {
     ),
     "synthesize": Command(
         SynthesizeConfig,
-        synthesize_command,
+        launched(synthesize_command),
         resumes=True,
         examples=(
             "random --images train --ipc 10 --out set",

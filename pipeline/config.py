@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from labelstore.command.cache_options import StoreCacheOptions
 from labelstore.command.encoding_options import CodeOptions, EncodingName
 from labelstore.command.flags import Addressable, Group, Named, flags_of, values_of
 from labelstore.command.output import Output
@@ -22,6 +23,7 @@ from labelstore.durable.removing import require_absent
 from labelstore.errors import InputError, reason
 from labelstore.storage_table import scheme_of
 from pipeline.images.opening import ImageOptions
+from pipeline.launch.options import LaunchOptions
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.spec import PlanSpec
 from pipeline.recipes import RecipeName
@@ -148,6 +150,7 @@ class BuildConfig:
     """Serve the same as Prometheus metrics on this port."""
     metrics_host: Annotated[str, Group("running")] = "127.0.0.1"
     """Address on which metrics are served: others can read them when it is not this machine's own."""
+    launch: Annotated[LaunchOptions, Group("running")] = field(default_factory=LaunchOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
@@ -200,11 +203,14 @@ class VerifyConfig:
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     rehash: bool = False
     """Read every image again instead of trusting size and modification time."""
+    store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
         """Refuse flags that do not go together."""
         require_labeller_args(self.labeller, self.labeller_args)
+        self.store_cache.require_address(self.store)
+        require_apart({"--cache-dir": self.store_cache.cache_dir}, {"--images": self.images})
         flags = {"--weights": self.weights, "--weights-key": self.weights_key, "--teacher-args": self.teacher_args}
         given = [flag for flag, value in flags.items() if value]
         if self.labeller and given:
@@ -238,6 +244,7 @@ class ShowConfig:
     columns: int = 8
     """Crops a row of the sheet."""
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
+    store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
@@ -255,7 +262,9 @@ class ShowConfig:
             raise InputError("--count and --columns: expected at least 1, and --start at least 0")
         if self.out.suffix != ".png":
             raise InputError(f"--out: expected a name that ends in .png, found {self.out}")
-        require_apart({"--out": self.out}, {"--images": self.images, "--store": self.store})
+        self.store_cache.require_address(self.store)
+        places = {"--out": self.out, "--cache-dir": self.store_cache.cache_dir}
+        require_apart(places, {"--images": self.images, "--store": self.store})
         require_place("--out", self.out)
 
 

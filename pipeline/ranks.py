@@ -1,21 +1,25 @@
-"""The ranks of one build or run: processes that torchrun started. Rank 0 prints, and all stop together (P8)."""
+"""The ranks of one build or run, which torchrun, srun or Ray started. Rank 0 prints, and all stop together (P8)."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
+import secrets
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from labelstore.command.flags import changed
+from labelstore.durable import locking, removing
 from labelstore.errors import GiftwrapError, InputError, reason
 from labelstore.spec import Json
+from pipeline.launch import place as places
+from pipeline.launch.place import own_gpu, place_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those of its build or run; alone unless torchrun started several.
+    """This process among those of its build or run; alone unless a launcher started several.
 
     Attributes:
         rank: 0 prints, and writes what is not divided among the ranks.
@@ -40,6 +44,8 @@ class Ranks:
         local_world: how many there are on this host.
         group: what connects them; None when alone.
         work: what they do together, for messages.
+        gpu: index of this rank's GPU among those that it sees; its place on the host where that is None.
+        job: id of the job and which start of it this is, as `labelstore.writing.lease.hold` takes them.
     """
 
     rank: int = 0
@@ -48,6 +54,8 @@ class Ranks:
     local_world: int = 1
     group: ProcessGroup | None = None
     work: str = "build"
+    gpu: int | None = None
+    job: tuple[str, int] = ("", 0)
 
     @property
     def first(self) -> bool:
@@ -71,7 +79,7 @@ class Ranks:
             "threads": flags.render.threads or max(len(os.sched_getaffinity(0)) // self.local_world, 1)
         }
         if flags.render.device == "cuda":
-            changes["device"] = f"cuda:{self.local_rank}"
+            changes["device"] = f"cuda:{self.local_rank if self.gpu is None else self.gpu}"
         else:
             cache = SHARED_CACHE_GIB if flags.render.cache_gib is None else flags.render.cache_gib
             changes["cache_gib"] = cache / self.local_world
@@ -147,6 +155,38 @@ class Ranks:
 
         return ended
 
+    def require_shared(self, place: Path, flag: str) -> None:
+        """Refuse ranks of several hosts that do not see one folder, or one whose locks hold on each host alone.
+
+        The first rank locks a file for a moment, and the others look for it.
+
+        Args:
+            place: what the ranks write together; it may be absent.
+            flag: that names it.
+
+        Raises:
+            InputError: on every rank; names the host.
+        """
+        if self.local_world == self.world:
+            return
+        folder = next(path for path in (place.absolute(), *place.absolute().parents) if path.is_dir())
+        with locked_for_a_moment(folder) if self.first else nullcontext() as mine:
+            path: Any = self.broadcast(str(mine) if mine else None)
+            seen: Json = True if self.first or path is None else locking.is_held(Path(path))
+            found: list[Any] = self.all_gather([socket.gethostname(), seen])
+        first = found[0][0]
+        for host, held in found:
+            if held is None:
+                raise InputError(
+                    f"{flag} {place}: {host} does not see the folder {folder} that {first} sees; put it on a file "
+                    f"system that all hosts share, under one name"
+                )
+            if not held:
+                raise InputError(
+                    f"{flag} {place}: a lock that {first} holds there does not hold on {host}; mount the file system "
+                    f"with locks that all hosts share (NFS without nolock and local_lock), or use one host"
+                )
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Work that communicates with the other ranks by itself, as DistributedDataParallel does.
@@ -192,6 +232,20 @@ class Ranks:
 
 
 @contextmanager
+def locked_for_a_moment(folder: Path) -> Iterator[Path | None]:
+    """A locked file in a folder, which is gone at the end; none where the folder cannot be written."""
+    if not os.access(folder, os.W_OK):
+        yield None
+        return
+    path = folder / f".giftwrap-{secrets.token_hex(8)}.lock"
+    with locking.hold(path, f"{path}: is locked", "give another folder"):
+        try:
+            yield path
+        finally:
+            removing.remove(path, removing.EMPTY)
+
+
+@contextmanager
 def join(work: str = "build") -> Iterator[Ranks]:
     """Meet the other ranks, as the environment names them; alone where it names none.
 
@@ -202,46 +256,33 @@ def join(work: str = "build") -> Iterator[Ranks]:
         InputError: when the environment names no place among them.
         GiftwrapError: when they do not come.
     """
-    rank, world, local_rank, local_world = _place()
-    if world == 1:
-        yield Ranks(work=work)
+    place = place_of(os.environ)
+    known: dict[str, Any] = {"work": work, "gpu": own_gpu(place, os.environ), "job": (place.job, place.attempt)}
+    if place.world == 1:
+        yield Ranks(**known)
         return
     from torch import distributed
 
-    if local_world == world:
+    if place.local_world == place.world:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host may not resolve its own name
+    if place.master:
+        os.environ.setdefault("MASTER_ADDR", place.master)
+        os.environ.setdefault("MASTER_PORT", str(place.port))
+    rank, world = place.rank, place.world
     try:
-        distributed.init_process_group("gloo", timeout=MEETING_TIMEOUT)
+        distributed.init_process_group("gloo", rank=rank, world_size=world, timeout=MEETING_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise GiftwrapError(f"rank {rank}: the {world} ranks of this {work} did not meet ({reason(error)})") from error
     try:
         group = cast("ProcessGroup", distributed.new_group(timeout=WORK_TIMEOUT))
-        yield Ranks(rank, world, local_rank, local_world, group, work)
+        yield Ranks(rank, world, place.local_rank, place.local_world, group, **known)
     finally:
         distributed.destroy_process_group()
 
 
 def started(package: str) -> list[str]:
     """The words that start a package's program as this one was; none on ranks that do not print how to resume."""
-    if os.environ.get("RANK", "0") != "0":
-        return []
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    if world == 1:
-        typed = Path(sys.argv[0]).name == package  # the installed script
-        return [package] if typed else [sys.executable, "-m", package]
-    nodes = [] if local == world else [f"--nnodes={world // local}", "..."]  # the rest is the cluster's
-    return ["torchrun", *nodes, f"--nproc-per-node={local}", "-m", package]
-
-
-def _place() -> tuple[int, int, int, int]:
-    """This process's rank and how many there are, among all and on this host."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    found = {name: os.environ.get(name) for name in names}
-    if not (found["RANK"] and found["WORLD_SIZE"]):
-        return 0, 1, 0, 1
     try:
-        rank, world = int(found["RANK"]), int(found["WORLD_SIZE"])
-        return rank, world, int(found["LOCAL_RANK"] or rank), int(found["LOCAL_WORLD_SIZE"] or world)
-    except ValueError as error:
-        raise InputError(f"environment: expected numbers, as torchrun sets them, found {found}") from error
+        return places.started(package, place_of(os.environ), os.environ)
+    except InputError:  # the command refuses that environment
+        return []

@@ -1,4 +1,4 @@
-"""`python -m trainer train | train-projector | evaluate | compare | plot | sweep`."""
+"""`python -m trainer train | train-projector | evaluate | compare | plot | report | sweep`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from labelstore.errors import InputError
 require_ours("trainer", "pipeline")
 
 from pipeline import ranks
+from pipeline.launch.launching import launched
 from trainer import recipes
 from trainer.compare import CompareConfig, compare
 from trainer.config import EvaluateConfig, PlotConfig, TrainConfig
 from trainer.generator_config import GeneratorConfig
 from trainer.projector_config import ProjectorConfig
+from trainer.report.config import ReportConfig
 from trainer.sweep import SweepConfig, sweep
+
+MORE = {"--store": "--more-stores", "--images": "--more-images"}
 
 
 def train_command(config: TrainConfig, console: Console) -> int:
@@ -67,7 +71,21 @@ def typed_train(words: Sequence[str]) -> Sequence[str]:
     """
     if "--seed" in words and any(word.partition("=")[0] == "--seeds" for word in words):
         raise InputError("--seed, --seeds: expected one of them, found both; leave one of them out")
-    return recipes.typed(words)
+    return recipes.typed(without_more(words))
+
+
+def without_more(words: Sequence[str]) -> list[str]:
+    """The words with all but the first path of --store and --images under the flags of their own: `--store A B`."""
+    found, flag, paths = list[str](), "", 0
+    for word in words:
+        if word.startswith("--"):
+            flag, paths = word, 0
+        elif flag in MORE:
+            paths += 1
+            if paths == 2:
+                found.append(MORE[flag])
+        found.append(word)
+    return found
 
 
 def evaluate_command(config: EvaluateConfig, console: Console) -> int:
@@ -99,6 +117,14 @@ def sweep_command(config: SweepConfig, console: Console) -> int:
     return sweep(config, console)
 
 
+def report_command(config: ReportConfig, console: Console) -> int:
+    """Make a page of runs, stores, sets and models."""
+    from trainer.report.report import report
+
+    report(config, console)
+    return 0
+
+
 def plot_command(config: PlotConfig, console: Console) -> int:
     """Draw curves of runs."""
     from trainer.plot import plot
@@ -110,7 +136,7 @@ def plot_command(config: PlotConfig, console: Console) -> int:
 COMMANDS = {
     "train": Command(
         TrainConfig,
-        train_command,
+        launched(train_command),
         resumes=True,
         typed=typed_train,
         short={"--run": "--run-folder"},
@@ -122,7 +148,7 @@ COMMANDS = {
     ),
     "train-generator": Command(
         GeneratorConfig,
-        train_generator_command,
+        launched(train_generator_command),
         resumes=True,
         short={"--run": "--run-folder"},
         examples=(
@@ -132,7 +158,7 @@ COMMANDS = {
     ),
     "train-projector": Command(
         ProjectorConfig,
-        projector_command,
+        launched(projector_command),
         resumes=True,
         short={"--run": "--run-folder"},
         examples=(
@@ -155,6 +181,11 @@ COMMANDS = {
     ),
     "compare": Command(CompareConfig, compare_command, examples=("three", "'runs/*' --markdown table.md")),
     "plot": Command(PlotConfig, plot_command, examples=("run", "run again --out curves.pdf")),
+    "report": Command(
+        ReportConfig,
+        report_command,
+        examples=("runs --out page.html", "labels small 'runs/*' --out page.html --title 'Ten images a class'"),
+    ),
     "sweep": Command(
         SweepConfig,
         sweep_command,

@@ -18,7 +18,7 @@ from labelstore.format.columns import CropRows
 COLUMNS = ("images", "logits", "targets", "targets2", "lam", "index", "view", "position")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class TrainBatch:
     """One batch of n crops and their labels, or one process's slice of it.
 
@@ -52,6 +52,10 @@ class TrainBatch:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def __repr__(self) -> str:
+        images, logits = (f"{str(each.dtype)[6:]} {[*each.shape]}" for each in (self.images, self.logits))
+        return f"TrainBatch({len(self)} crops: images {images}, logits {logits}, on {self.images.device})"
 
     def __getitem__(self, rows: slice) -> TrainBatch:
         return replace(self.change(lambda column: column[rows]), rows=self.rows and self.rows.take(rows))

@@ -54,6 +54,8 @@ class LossSpec:
     """kl: multiply by the square of the temperature."""
     hard_weight: float = 0.1
     """mse+ce, soft_ce+ce: weight of the hard cross-entropy."""
+    hard_smoothing: float = 0.0
+    """ce: share of the hard label that is spread evenly over all classes."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that a loss is not defined for."""
@@ -67,6 +69,8 @@ class LossSpec:
             raise InputError(f"loss temperature: expected a number > 0, found {self.temperature}")
         if not (math.isfinite(self.hard_weight) and self.hard_weight >= 0):
             raise InputError(f"loss hard weight: expected a number >= 0, found {self.hard_weight}")
+        if not 0 <= self.hard_smoothing < 1:
+            raise InputError(f"loss hard smoothing: expected a number in [0, 1), found {self.hard_smoothing}")
 
     @property
     def kind(self) -> LossKind:
@@ -76,9 +80,12 @@ class LossSpec:
     @property
     def numbers(self) -> dict[str, Json]:
         """The numbers that this loss uses, by the name of its keyword argument."""
-        not_of_the_form = "weight" if self.form == "released" else "gamma"
-        form = "form" in self.kind.numbers
-        return {name: getattr(self, name) for name in self.kind.numbers if not (form and name == not_of_the_form)}
+        unused = []
+        if "form" in self.kind.numbers:
+            unused.append("weight" if self.form == "released" else "gamma")
+        if not self.hard_smoothing:
+            unused.append("hard_smoothing")
+        return {name: getattr(self, name) for name in self.kind.numbers if name not in unused}
 
     @property
     def weights(self) -> tuple[float, float]:

@@ -18,7 +18,6 @@ from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
-from labelstore.storage_table import scheme_of
 from pipeline.config import EngineOptions, require_place
 from pipeline.images.opening import ImageOptions
 from pipeline.plan.spec import CropOptions, PlanSpec
@@ -27,8 +26,10 @@ from pipeline.render.options import RenderOptions
 from pipeline.teacher.engine.spec import DTypeName
 from trainer.choices import LossSpec
 from trainer.label_choices import LabelOptions, OnlineTeacher, require_together, unused_flags
+from trainer.phases import Phase, phases_of, plays_fresh
 from trainer.relabel import known_words, require_loss
 from trainer.run_config import SCHEDULE_NUMBERS, RunConfig
+from trainer.temperatures import TemperatureOptions
 
 LABELS = {
     "stored": "raw logits of the teacher, made after mixing",
@@ -78,6 +79,11 @@ class TrainConfig(ImageRunConfig):
     store: Annotated[Path | None, Addressable(), First()] = None
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...; without one, epoch e plays
     view e of fresh crops, and nothing is stored."""
+    more_stores: tuple[Path, ...] = ()
+    """Further stores, of other images and the same columns of one teacher, played as one with --store; `--store A B`
+    is the same."""
+    more_images: Annotated[tuple[Path, ...], Group("images")] = ()
+    """The images of those stores, in their order; `--images A B` is the same."""
     store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
     recipe: RecipeName | None = None
     """A published protocol in full; its values are printed, and flags override them."""
@@ -93,6 +99,10 @@ class TrainConfig(ImageRunConfig):
     """Side of the student's crops: from the boxes of the store, whose own it is when left out, or of fresh crops."""
     labels: Annotated[LabelOptions, Group("labels")] = field(default_factory=LabelOptions)
     loss: Annotated[LossSpec, Group("loss")] = field(default_factory=LossSpec)
+    temperatures: Annotated[TemperatureOptions, Group("loss")] = field(default_factory=TemperatureOptions)
+    phase: Annotated[str | None, Group("loss")] = None
+    """Instead of --loss: losses one after the other, each with its epochs, such as kl:75,ce:150,kl:75; in the epochs of
+    a loss that reads no labels (ce) crops are fresh, drawn as the flags of crops say."""
     relabel: Annotated[tuple[str, ...], Group("loss"), Words(known_words)] = ()
     """Operators on labels before the loss, in order:"""
     views: Annotated[int | None, Group("schedule")] = None
@@ -113,19 +123,16 @@ class TrainConfig(ImageRunConfig):
         """Refuse numbers that no run can have."""
         keeps = {"--images": self.images, "--test-images": self.test_images, "--store": self.store}
         require_apart({"--run": self.run, "--cache-dir": self.store_cache.cache_dir}, keeps)
-        if self.store_cache.cache_dir and (self.store is None or scheme_of(self.store) is None):
-            raise InputError("--cache-dir: keeps parts of a --store at an address, found none; leave it out")
+        self.store_cache.require_address(self.store)
         self.require_numbers()
         for name in ("size", "views", "test_resize", "eval_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')}: expected at least 1, found {value}")
         self.require_length()
+        self._require_losses()
         require_together(self)
-        require_loss(self.relabel, self.loss)
-        for number, flag in LOSS_NUMBERS.items():
-            if number not in self.loss.numbers and getattr(self.loss, number) != getattr(LossSpec(), number):
-                raise InputError(f"--loss {self.loss.name} does not use --{flag.replace('_', '-')}; leave it out")
+        self._require_joint()
         if self.follow and self.view_order == "shuffle":
             raise InputError("--view-order shuffle: --follow plays views in stored order; leave one of them out")
         if self.new_head and not self.student_weights:
@@ -134,6 +141,56 @@ class TrainConfig(ImageRunConfig):
             raise InputError(f"--eval-from: expected a fraction between 0 and 1, found {self.eval_from}")
         if self.seeds is not None:
             self._require_seeds(self.seeds)
+
+    def _require_losses(self) -> None:
+        """Refuse losses, and numbers of them, that do not go with each other or with the run."""
+        if self.phase is not None and self.loss.name != LossSpec().name:
+            raise InputError(f"--loss {self.loss.name}: has no effect with --phase {self.phase}; leave one of them out")
+        total = sum(phase.epochs for phase in self.phases)
+        if total != self.epochs:
+            raise InputError(
+                f"--phase {self.phase}: has {total} epochs in all, and --epochs {self.epochs}; give as many in both"
+            )
+        used = {number for loss in self.losses for number in loss.numbers}
+        for number, flag in LOSS_NUMBERS.items():
+            if number not in used and getattr(self.loss, number) != getattr(LossSpec(), number):
+                given = f"--phase {self.phase}" if self.phase else f"--loss {self.loss.name}"
+                raise InputError(f"{given} does not use --{flag.replace('_', '-')}; leave it out")
+        for loss in self.losses:
+            if self.phase is None or loss.reads_labels:
+                require_loss(self.relabel, loss)
+        self.temperatures.require(self.losses)
+        if self.temperatures.calibrate and self.relabel:
+            raise InputError(
+                f"--calibrate-student: compares the student with the labels as they come, before --relabel "
+                f"{self.relabel[0]}; leave one of them out"
+            )
+        if self.follow and self.hard_phases:
+            raise InputError(
+                f"--follow: waits for views, and --phase {self.phase} plays fresh crops in between; leave it out"
+            )
+
+    def _require_joint(self) -> None:
+        """Refuse what several stores cannot be played with."""
+        if len(self.more_stores) != len(self.more_images):
+            raise InputError(
+                f"--store, --images: expected the images of each store, in the same order, found "
+                f"{1 + len(self.more_stores)} stores and {1 + len(self.more_images)} of images"
+            )
+        for flag, given in (
+            ("--recipe", self.recipe),
+            ("--follow", self.follow),
+            ("--phase", self.phase),
+            ("--store", self.store is None),
+        ):
+            if self.more_stores and given:
+                reason = "needs the first one" if flag == "--store" else f"does not take {flag}; leave it out"
+                raise InputError(f"--more-stores: a training from several stores {reason}")
+        if self.more_stores and self.labels.source != "stored":
+            raise InputError(
+                f"--more-stores: plays stored labels, found --labels {self.labels.source}; leave it out (--loss ce "
+                "trains on hard labels)"
+            )
 
     def _require_seeds(self, seeds: tuple[int, ...]) -> None:
         """Refuse seeds that no runs can have."""
@@ -154,13 +211,17 @@ class TrainConfig(ImageRunConfig):
             "plan_seed": self.seed if self.plan_seed is None else self.plan_seed,
             "eval_every": self.evaluation_interval,
         }
-        unused = [flag for number, flag in LOSS_NUMBERS.items() if number not in self.loss.numbers]
+        numbers = {number for loss in self.losses for number in loss.numbers}
+        unused = [flag for number, flag in LOSS_NUMBERS.items() if number not in numbers]
+        unused += [*self.temperatures.unused, "phase" if self.phase is None else "loss"]
         unused += [flag for number, flag in SCHEDULE_NUMBERS.items() if number not in self.schedule.kind.numbers]
         if not self.student_weights:
             unused.append("new_head")
         unused += unused_flags(self)
         if not self.relabel:
             unused.append("relabel")
+        if not self.more_stores:
+            unused += ["more_stores", "more_images"]
         if self.schedule.warmup_steps is None:
             unused.append("warmup_steps")
         return {name: used.get(name, value) for name, value in values_of(self).items() if name not in unused}
@@ -176,6 +237,7 @@ class TrainConfig(ImageRunConfig):
         return {
             "store": str(self.store) if self.store else None,
             "images": str(self.images),
+            **({"more_stores": [*map(str, self.more_stores)]} if self.more_stores else {}),
             "test_images": str(self.test_images) if self.test_images else None,
             **({} if self.test_source == ImageOptions() else {"test_source": asdict(self.test_source)}),
             "reported": "top-1 and top-5 in percent, after the last epoch and at the best evaluated epoch",
@@ -184,8 +246,43 @@ class TrainConfig(ImageRunConfig):
 
     @property
     def fresh(self) -> bool:
-        """Whether crops are fresh, and not those of a store."""
+        """Whether all crops are fresh, and none those of a store."""
         return self.store is None or self.labels.source == "image"
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The losses of the run one after the other, each with its epochs; one where --phase is left out."""
+        return (Phase(self.loss, self.epochs),) if self.phase is None else phases_of(self.phase, self.loss)
+
+    @property
+    def losses(self) -> tuple[LossSpec, ...]:
+        """The losses of the phases."""
+        return tuple(phase.loss for phase in self.phases)
+
+    @property
+    def hard_phases(self) -> bool:
+        """Whether some phases, and not all, read no labels."""
+        return plays_fresh(self.phases)
+
+    @property
+    def draws_crops(self) -> bool:
+        """Whether some crops are fresh."""
+        return self.fresh or self.hard_phases
+
+    @property
+    def any_scale(self) -> bool:
+        """Whether labels may come in any scale, as their codes are without theirs."""
+        return not self.relabel and all(loss.any_scale for loss in self.losses if loss.reads_labels or not self.phase)
+
+    def require_content(self, content: str) -> None:
+        """Refuse labels that do not hold what a loss of the run looks at; see `LossSpec.require_content`."""
+        for loss in self.losses:
+            loss.require_content(content)
+
+    def loss_to_json(self) -> dict[str, Json]:
+        """The name of the loss, or the phases, and every number in effect."""
+        values = {name: value for loss in self.losses for name, value in loss.numbers.items()}
+        return {"name": self.phase or self.loss.name, **values, **self.temperatures.to_json()}
 
     def plan(self, size: int) -> PlanSpec:
         """The plan of fresh crops of a side in pixels.
@@ -225,6 +322,8 @@ class EvaluateConfig:
     images: Annotated[Path | None, Group("images"), Addressable()] = None
     """Test images, in a class folder or another container; those of the run when left out."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
+    cache_dir: Annotated[Path | None, Group("images")] = None
+    """Folder that keeps, of test images at an address, the index of tars and what decodes, for later commands."""
     student: str | None = None
     """Network, by the names that `train --student` takes; the one that the weights say they are of when left out."""
     student_args: str | None = None
@@ -264,6 +363,7 @@ class EvaluateConfig:
         for name, value in (("size", self.size), ("resize", self.resize), ("batch", self.batch)):
             if value is not None and value < 1:
                 raise InputError(f"--{name}: expected at least 1, found {value}")
+        require_apart({"--cache-dir": self.cache_dir}, {"--images": self.images})
         if self.csv:
             require_apart({"--csv": self.csv}, {"--images": self.images} if self.images else {})
             require_place("--csv", self.csv)

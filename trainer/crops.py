@@ -119,7 +119,8 @@ class ReplayedCrops(CropSource):
         self.size, self.drawn_size = source.spec.size, identity.size
         self.mean, self.std, self.remark = mean, std, remark
         self.targets = np.array(identity.label_columns, np.int64)[source.store.targets]
-        self.identity = {"manifest": identity.manifest, "plan_seed": identity.seed}
+        drawn = {} if identity.seed is None else {"plan_seed": identity.seed}
+        self.identity = {"manifest": identity.manifest, **drawn}
         self.growing = source.store.follow
 
     def rows(self, view: int, positions: Int64Array) -> CropRows:

@@ -39,7 +39,7 @@ def wait_for_view(store: LabelStore, view: int) -> None:
 def view_is_there(store: LabelStore, view: int) -> bool:
     """Whether every block of a view is published."""
     store.refresh()
-    blocks = map(store.views, store.missing())
+    blocks = map(store.block_views, store.missing())
     return view < store.state.views_target and not any(first <= view < stop for first, stop in blocks)
 
 

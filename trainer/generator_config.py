@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from labelstore.command.flags import Choices, First, Group, Named, values_of
+from labelstore.command.flags import Addressable, Choices, First, Group, Named, values_of
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
@@ -53,7 +53,7 @@ class GeneratorConfig(RunConfig):
     takes as --model.
     """
 
-    images: Annotated[Path, Group("images"), First()]
+    images: Annotated[Path, Group("images"), Addressable(), First()]
     """The images to learn: a class folder, tar shards or other containers, as for build."""
     source: Annotated[ImageOptions, Group("images"), First()] = field(default_factory=ImageOptions)
     epochs: int = 0

@@ -186,6 +186,7 @@ def _train_on(config: GeneratorConfig, console: Console, ranks: Ranks) -> Mappin
     keep_freed_memory()
     config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
     make_current(config.render.device)
+    ranks.require_shared(config.run, "--run-folder")
     if config.render.threads is not None:
         torch.set_num_threads(config.render.threads)
     with (

@@ -71,7 +71,7 @@ class Flags(Protocol):
     @property
     def teacher(self) -> OnlineTeacher: ...  # noqa: D102
     @property
-    def loss(self) -> LossSpec: ...  # noqa: D102
+    def losses(self) -> tuple[LossSpec, ...]: ...  # noqa: D102
     @property
     def relabel(self) -> tuple[str, ...]: ...  # noqa: D102
     @property
@@ -86,6 +86,8 @@ class Flags(Protocol):
     def follow(self) -> bool: ...  # noqa: D102
     @property
     def fresh(self) -> bool: ...  # noqa: D102
+    @property
+    def draws_crops(self) -> bool: ...  # noqa: D102
 
     def plan(self, size: int) -> object: ...  # noqa: D102
 
@@ -93,7 +95,8 @@ class Flags(Protocol):
 def unused_flags(config: Flags) -> list[str]:
     """The flags of crops and labels that have no effect on a run, by key."""
     source = config.labels.source
-    unused = [*(() if config.fresh else CROP_FLAGS), *(() if source == "online" else ("exact", *TEACHER_FLAGS))]
+    crops = () if config.fresh else ("class_order",) if config.draws_crops else CROP_FLAGS
+    unused = [*crops, *(() if source == "online" else ("exact", *TEACHER_FLAGS))]
     if source == "online" and config.teacher.labeller:
         unused += [name for name in TEACHER_FLAGS if name.removeprefix("teacher_") not in OF_LABELLER]
     if config.fresh and source == "none":
@@ -124,13 +127,14 @@ def require_together(config: Flags) -> None:
     if source == "online" and teacher.labeller is None and not (teacher.names and teacher.weights):
         absent = " and ".join(flag for flag, value in _needed(teacher) if not value)
         raise InputError(f"--labels online: needs a teacher; give {absent}, or --labeller")
-    if source == "none" and config.loss.name != "ce" and ":" not in config.loss.name:
-        raise InputError(f"--loss {config.loss.name}: needs labels, and --labels none has none; give --loss ce")
-    if source == "image" and config.crops.mix != "none" and config.loss.name in ON_LOGITS:
-        raise InputError(
-            f"--loss {config.loss.name}: needs raw logits, and --labels image averages the probabilities of crops that "
-            f"--mix {config.crops.mix} mixes; give kl, soft_ce or soft_ce+ce, or --mix none"
-        )
+    for loss in config.losses:
+        if source == "none" and loss.name != "ce" and ":" not in loss.name:
+            raise InputError(f"--loss {loss.name}: needs labels, and --labels none has none; give --loss ce")
+        if source == "image" and config.crops.mix != "none" and loss.name in ON_LOGITS:
+            raise InputError(
+                f"--loss {loss.name}: needs raw logits, and --labels image averages the probabilities of crops that "
+                f"--mix {config.crops.mix} mixes; give kl, soft_ce or soft_ce+ce, or --mix none"
+            )
     if config.fresh:
         _require_fresh(config)
 

@@ -147,7 +147,8 @@ class Loader(IterableDataset[TrainBatch]):
     @property
     def view(self) -> int:
         """The view that :attr:`epoch` plays."""
-        return self.order.view(self._epoch)
+        loader, epoch = self._at(self._epoch)
+        return loader.order.view(epoch)
 
     def __iter__(self) -> Iterator[TrainBatch]:
         """The rest of the current epoch, batch by batch."""
@@ -175,10 +176,11 @@ class Loader(IterableDataset[TrainBatch]):
                         "replay: another iteration was begun, or a state loaded, while an epoch was being iterated; "
                         "continue the newest one"
                     )
+                crops = self._at(self._epoch)[0].crops
                 self._position += batch.total
                 if self._position == self.crops.images:
                     self._epoch, self._position = self._epoch + 1, 0
-                yield self._deliver(batch, made)
+                yield self._deliver(batch, made, crops)
 
     def state_dict(self) -> dict[str, int | str]:
         """Epoch and position of the next batch that will be handed out, and what the order depends on."""
@@ -199,6 +201,15 @@ class Loader(IterableDataset[TrainBatch]):
         self._epoch, self._position = int(state["epoch"]), int(state["position"])
         self._turn += 1
 
+    @property
+    def remark(self) -> str:
+        """Lines about the crops for the start of a run; may be empty."""
+        return self.crops.remark
+
+    def of_store(self, epochs: int) -> int:
+        """How many of the first ``epochs`` epochs play the views of :attr:`order`."""
+        return epochs
+
     def close(self) -> None:
         """Release what renders the crops."""
         self.crops.close()
@@ -208,6 +219,10 @@ class Loader(IterableDataset[TrainBatch]):
             "replay: cannot be sent to another process (a DataLoader worker?); iterate over it where it was made, "
             "without workers, or make one in each process, with rank and world"
         )
+
+    def _at(self, epoch: int) -> tuple[Loader, int]:
+        """The loader that plays an epoch, and which of its own epochs that is."""
+        return self, epoch
 
     def _order_state(self) -> dict[str, int | str]:
         order = self.order
@@ -292,18 +307,18 @@ class Loader(IterableDataset[TrainBatch]):
             rows=rows if inputs_of(rows.names) else None,
         )
 
-    def _deliver(self, batch: TrainBatch, made: torch.cuda.Event | None) -> TrainBatch:
-        """The batch with pixels normalised, once it is there."""
+    def _deliver(self, batch: TrainBatch, made: torch.cuda.Event | None, crops: CropSource) -> TrainBatch:
+        """The batch with pixels normalised as their source says, once it is there."""
         if made:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(made)
             batch.change(lambda column: _used_on(column, stream))
-        how = (self.crops.mean, self.crops.std, self._dtype, self.channels_last)
+        how = (crops.mean, crops.std, self._dtype, self.channels_last)
         if batch.images.is_floating_point():  # no pixels
             return replace(batch, images=batch.images.to(self._dtype))
         if batch.rows is None:
             return replace(batch, images=normalise(batch.images, *how))
-        return replace(batch, images=network_input(batch.images, batch.rows, *how, size=self.crops.drawn_size))
+        return replace(batch, images=network_input(batch.images, batch.rows, *how, size=crops.drawn_size))
 
 
 def require_slice(batch_size: int, epoch: int, rank: int, world: int) -> None:

@@ -59,7 +59,7 @@ LOSSES: dict[str, LossKind] = {
     ),
     "soft_ce": LossKind(function=SOFT_CE, on_probabilities=PROBABILITY_CE, targets=False),
     "mse": LossKind(function=MSE, targets=False, all_columns=True),
-    "ce": LossKind(function="trainer.losses.cross_entropy:ce_loss", labels=False),
+    "ce": LossKind(function="trainer.losses.cross_entropy:ce_loss", numbers=("hard_smoothing",), labels=False),
     "mse+ce": LossKind(function=MSE, numbers=("hard_weight",), targets=False, hard_term=True, all_columns=True),
     "soft_ce+ce": LossKind(
         function=SOFT_CE, on_probabilities=PROBABILITY_CE, numbers=("hard_weight",), targets=False, hard_term=True

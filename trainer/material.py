@@ -11,7 +11,7 @@ from torch import Tensor
 
 from labelstore.command.console import Console
 from labelstore.command.names import printable
-from labelstore.durable.keeping import PieceCache
+from labelstore.operations.opening import open_store
 from labelstore.spec import Identity, Json
 from labelstore.store import LabelStore
 from pipeline.images.manifest import Manifest, scan
@@ -119,14 +119,14 @@ def open_material(
 
 def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
     """This process's part of what a store holds: crops and their labels."""
-    config.loss.require_content(store_of(config).identity.content)
+    config.require_content(store_of(config).identity.content)
     return Replay(
         store_of(config),
         config.images,
         views=views,
         size=config.size,
         follow=config.follow,
-        any_scale=config.loss.any_scale and not config.relabel,
+        any_scale=config.any_scale,
         decoder=config.render.decoder,
         augmenter=config.render.augmenter,
         threads=config.render.threads,
@@ -151,9 +151,7 @@ def order_of(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
 def store_of(config: TrainConfig) -> LabelStore:
     """The store of a run that has one."""
     assert config.store is not None  # noqa: S101  its flags were checked
-    kept = config.store_cache
-    cache = PieceCache(kept.cache_dir, kept.bytes) if kept.cache_dir else None
-    return LabelStore.open(config.store, follow=config.follow, cache=cache)
+    return open_store(config.store, config.store_cache, follow=config.follow)
 
 
 def open_stored(config: TrainConfig, ranks: Ranks, views: int | None) -> Material:
@@ -261,7 +259,7 @@ def labelled(
     if config.labels.source == "image":
         store = store_of(config)
         manifest = open_images(store, config.images, options=config.source)
-        config.loss.require_content(store.identity.content)
+        config.require_content(store.identity.content)
         if config.recipe and hasattr(recipe_of(config.recipe), "fresh"):  # whose `build` makes image labels
             require_store(config.recipe, store.identity, config.student)
         spec, found = config.plan(config.size or store.identity.size), Found.of_images(store, config.labels.view)

@@ -13,6 +13,7 @@ from labelstore.command.console import Console
 from labelstore.durable.removing import Proof
 from labelstore.spec import Json
 from pipeline.networks.weights import save_weights
+from pipeline.ranks import Ranks
 from trainer.batch import TrainBatch
 from trainer.ema import Average
 
@@ -55,6 +56,22 @@ class Objective(Protocol):
     def loss(self, called: nn.Module, batch: TrainBatch) -> Tensor:
         """The mean loss of a batch, a scalar with a gradient; ``called`` is `called`, wrapped."""
         ...
+
+    def begin_epoch(self, epoch: int) -> None:  # noqa: ARG002
+        """Called before the first step of an epoch (from 0) that this call of the run takes."""
+        return
+
+    def end_epoch(self, ranks: Ranks) -> Mapping[str, Json]:  # noqa: ARG002
+        """Called after the last step of an epoch, on every process; numbers for the epoch's log entry."""
+        return {}
+
+    def state(self) -> Mapping[str, Any]:
+        """What `loss` depends on besides the network and the epoch: for checkpoints; numbers, strings and tensors."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: ARG002
+        """Continue from a state."""
+        return
 
     @property
     def evaluates(self) -> bool:

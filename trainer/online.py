@@ -277,7 +277,7 @@ def labels_of(
         crops.drawn_size,
         own,
         exact=config.labels.exact,
-        any_scale=config.loss.any_scale and not config.relabel,
+        any_scale=config.any_scale,
     )
 
 

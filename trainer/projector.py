@@ -43,14 +43,13 @@ from trainer.code_digests import code_of
 from trainer.config import TrainConfig
 from trainer.ema import Average
 from trainer.evaluate import EvalResult
-from trainer.losses import make_loss
 from trainer.material import Material, Normal
 from trainer.projector_config import ProjectorConfig
 from trainer.projector_start import MEANS, class_means, read_text
 from trainer.run import Run, make_run
 from trainer.run_folder import kept_weights
 from trainer.stopping import StopSignals
-from trainer.student import Student, Test
+from trainer.student import Student, Test, losses_of
 from trainer.trial import Fit
 
 CHECKPOINT = "checkpoint.pt"
@@ -155,8 +154,8 @@ class ProjectorObjective(Student):
         self, parts: Parts, run: TrainConfig, material: Material, channels_last: bool, test: Test | None, processes: int
     ) -> None:
         found = Fit(channels_last=channels_last, some_unused=False)
-        loss = make_loss(run.loss)
-        super().__init__(run, material, parts.projector.trained, found, loss, test, processes)
+        losses = losses_of(run, material)
+        super().__init__(run, material, parts.projector.trained, found, losses, test, processes)
         self.called, self.flags, self._parts = parts.projector, parts.config, parts
         spec = parts.encoder.spec
         code: Any = self.made_of["code"]

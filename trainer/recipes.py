@@ -9,16 +9,21 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from labelstore.command.flags import flags_of as flags_of_class
 from pipeline.build.recipe import OWNED as OWNED_CROPS
 from pipeline.build.recipe import OWNED_LABELLER
 from pipeline.images.opening import open_images, options_of
+from pipeline.plan.spec import CropOptions
 from pipeline.recipes import recipe_of
 from pipeline.recipes.flags import describe, given, spelled, without_replaced, words
 from pipeline.recipes.setting import Flags, Setting, Value
 from pipeline.recipes.stores import NORMALISATION
+from trainer.choices import LossSpec
 from trainer.config import LOSS_NUMBERS, TrainConfig
 from trainer.order import UNBOUNDED
+from trainer.phases import phases_of, plays_fresh
 from trainer.run_config import SCHEDULE_NUMBERS
+from trainer.temperatures import TemperatureOptions
 
 BESIDE = (
     "--store",
@@ -30,10 +35,13 @@ BESIDE = (
     "--epochs",
     "--size",
 )  # flags that numbers depend on
+CROPS = (*flags_of_class(CropOptions),)
 IDLE = tuple(name for names in OWNED_CROPS.values() for name in names if name != "mix_per")
 # Flags that belong to the choice of another flag: another choice has values of its own.
+TEMPERATURES = tuple(flags_of_class(TemperatureOptions))
 OWNED = {
-    "loss": tuple(LOSS_NUMBERS.values()),
+    "loss": (*LOSS_NUMBERS.values(), *TEMPERATURES, "phase"),
+    "phase": (*LOSS_NUMBERS.values(), *TEMPERATURES, "loss"),
     "optimizer": ("lr", "weight_decay", "optimizer_args"),
     "schedule": tuple(SCHEDULE_NUMBERS.values()),
 }
@@ -60,7 +68,11 @@ def typed(arguments: Sequence[str]) -> list[str]:
     setting = setting_of(known) if known else None
     if known is None or setting is None:
         return list(arguments)
-    flags = without_replaced(flags_of(known["--recipe"], setting, known["--labels"], known["--store"]), known, choices)
+    labels, store = known["--labels"], known["--store"]
+    flags = without_replaced(flags_of(known["--recipe"], setting, labels, store, fresh=True), known, choices)
+    phase = known["--phase"] or str(flags.get("phase", ""))
+    if replays(flags, labels, store) and not (phase and plays_fresh(phases_of(phase, LossSpec()))):
+        flags = {name: value for name, value in flags.items() if name not in CROPS}
     merged = {name: merge(flags[name], known[spelled_out(name)]) for name in MERGED if name in flags}
     last = words({name: value for name, value in merged.items() if known[spelled_out(name)]})
     return ["train", *words(flags), *arguments[1:], *last]
@@ -92,15 +104,28 @@ def setting_of(known: Mapping[str, str]) -> Setting | None:
     )
 
 
-def flags_of(recipe: str, setting: Setting, labels: str | None, store: Path | str | None) -> Flags:
-    """The flags of a recipe: of fresh crops both halves; the normalisation of labels that are stored is theirs."""
+def flags_of(recipe: str, setting: Setting, labels: str | None, store: Path | str | None, *, fresh: bool) -> Flags:
+    """The flags of a recipe: of fresh crops both halves; a store has the normalisation of its labels.
+
+    Args:
+        recipe: its name.
+        setting: what its numbers depend on.
+        labels: where labels come from, if that is given.
+        store: of the run.
+        fresh: whether there are fresh crops beside those of a store.
+    """
     found = recipe_of(recipe)
     student = found.train(setting)
-    if store and (labels or student.get("labels")) != "image":
+    if replays(student, labels, store) and not fresh:
         return student
     plan: Flags = getattr(found, "fresh", found.build)(setting)
     crops = {name: value for name, value in plan.items() if not store or name not in NORMALISATION}
     return {**crops, **student}
+
+
+def replays(student: Flags, labels: str | None, store: Path | str | None) -> bool:
+    """Whether the crops of a run are those of a store."""
+    return bool(store) and (labels or student.get("labels")) != "image"
 
 
 def spelled_out(name: str) -> str:
@@ -122,9 +147,9 @@ def describe_recipe(config: TrainConfig, setting: Setting, views: int) -> str:
     name = config.recipe or ""
     side = setting.crop_side
     recipe = recipe_of(name)
-    flags = flags_of(name, setting, config.labels.source, config.store)
+    flags = flags_of(name, setting, config.labels.source, config.store, fresh=config.hard_phases)
     used = {**config.in_effect(), "size": side, "test_resize": config.test_resize or side, "views": views}
-    if config.fresh:
+    if config.draws_crops:
         plan = config.plan(side).to_json()
         used = {key: value for key, value in used.items() if key not in IDLE or key in plan}
     if views == UNBOUNDED:
@@ -132,7 +157,7 @@ def describe_recipe(config: TrainConfig, setting: Setting, views: int) -> str:
     text = describe(name, flags, used, NO_PROTOCOL, f"{recipe.build_differs}; {recipe.train_differs}")
     more = (
         f"; the paper draws fresh crops for each epoch: `pipeline build --views {config.epochs}` makes as many"
-        if config.epochs > views and not config.fresh
+        if config.epochs > views and not config.fresh and not getattr(recipe, "few_views", False)
         else ""
     )
     return f"{text}{more}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -94,22 +95,24 @@ class Replay(Loader):
         require_slice(batch_size, epoch, rank, world)  # before anything is opened
         if follow and view_order != "cycle":
             raise InputError("follow: views come in stored order; give view_order 'cycle'")
-        if follow:
-            store = followed(store)
-        crops, self.pixels = open_crops(
-            store,
-            images,
-            views=views,
-            size=size,
-            mean=mean,
-            std=std,
-            device=device,
-            decoder=decoder,
-            augmenter=augmenter,
-            threads=threads,
-            cache_bytes=cache_bytes,
-            options=options,
-        )
+        opened = followed(store) if follow else store if isinstance(store, LabelStore) else LabelStore.open(store)
+        # A calibration holds codes of all images; to unpack them takes as long as to look these up, by other cores.
+        with ThreadPoolExecutor(1, thread_name_prefix="giftwrap-unpack") as unpacking:
+            unpacking.submit(lambda: opened.encoding)  # an error of it is raised again where it is used
+            crops, self.pixels = open_crops(
+                opened,
+                images,
+                views=views,
+                size=size,
+                mean=mean,
+                std=std,
+                device=device,
+                decoder=decoder,
+                augmenter=augmenter,
+                threads=threads,
+                cache_bytes=cache_bytes,
+                options=options,
+            )
         self.source: Source = crops.source
         self.store = self.source.store
         super().__init__(
@@ -185,6 +188,8 @@ def followed(store: LabelStore | Path | str) -> LabelStore:
 def remark_on(pixels: PixelReport, source: Source) -> str:
     """What the check of a store's pixels found, and at which side they are replayed."""
     drawn, size = source.store.identity.size, source.spec.size
+    if not pixels.crops:
+        return "replay: not checked, since the labels were made elsewhere and no crops are stored with them"
     how = "bit for bit" if pixels.equal else f"within {pixels.max_difference} levels, on another renderer"
     other = "" if size == drawn else f"; the student gets the same boxes at {size} px"
     return f"replay: {pixels.crops} stored crops came out again at {drawn} px, {how}{other}"

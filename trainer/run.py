@@ -19,9 +19,11 @@ from trainer import distributed
 from trainer.checkpoint import packed, random_state, restore_random_state, save_checkpoint, unpacked
 from trainer.config import TrainConfig
 from trainer.ema import Average
+from trainer.joint import open_any
 from trainer.loader import Loader
-from trainer.material import Material, Normal, open_material
+from trainer.material import Material, Normal
 from trainer.objective import Objective, Score
+from trainer.phased import with_phases
 from trainer.run_config import RunConfig
 from trainer.run_folder import begun_with
 from trainer.stop_conditions import StopConditions
@@ -151,6 +153,7 @@ class Run:
             "best_epoch": self.best_epoch,
             "best_weights": self.best_weights,
             "evaluations": self.evaluations,
+            **({"objective": own} if (own := dict(self.objective.state())) else {}),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -170,6 +173,7 @@ class Run:
         self.best_epoch = state["best_epoch"]
         self.best_weights = state["best_weights"] if self.ranks.first else None
         self.evaluations = state["evaluations"]
+        self.objective.load_state(state.get("objective", {}))
         rank, world, saved = self.ranks.rank, self.ranks.world, state["ranks"]
         if len(saved) == world:
             self.total.fill_(saved[rank]["total"])
@@ -199,13 +203,13 @@ def make_run(
     if ranks.first:  # and the others find what it has found out of the images
         begun = begun_with(config.run)
         views = config.views if config.fresh else config.views or begun.views
-        material = open_material(config, ranks, views, begun.engine, normal)
+        material = with_phases(open_any(config, ranks, views, begun.engine, normal), config, ranks)
         test = open_test(config, material) if config.test_images else None
         order, engine = material.loader.order, material.engine
         ranks.broadcast({"views": views if config.fresh else order.views, "engine": dict(engine) if engine else None})
     else:
         found: Any = ranks.broadcast()
-        material = open_material(config, ranks, found["views"], found["engine"], normal)
+        material = with_phases(open_any(config, ranks, found["views"], found["engine"], normal), config, ranks)
         test = open_test(config, material) if config.test_images else None
     ranks.barrier()  # a process that is refused removes the caches of images, which another one would write again
     return start_run(config, ranks, stops, material.loader, make(config, ranks, material, test))

@@ -11,6 +11,7 @@ from labelstore.command.flags import Group, Named, flags_of
 from labelstore.command.output import Output
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from pipeline.launch.options import LaunchOptions
 from pipeline.render.options import RenderOptions
 from trainer.choices import OptimiserOptions
 from trainer.schedules import ScheduleSpec
@@ -62,6 +63,7 @@ class RunConfig:
     """Write the numbers of each epoch as TensorBoard scalars too, into tensorboard/ of the run."""
     anyway: Annotated[bool, Group("running")] = False
     """Continue a run though code, test images, versions or the renderer have changed; config.json records it."""
+    launch: Annotated[LaunchOptions, Group("running")] = field(default_factory=LaunchOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     @property

@@ -42,8 +42,13 @@ VERSIONS = ("torch", "torchvision", "numpy", "numcodecs")
 NOT_THE_RUN = (
     "run_folder",
     "seeds",
+    "ray",
+    "workers",
+    "gpus_per_worker",
     "json",
     "store",
+    "more_stores",
+    "more_images",
     "cache_dir",
     "store_cache_gib",
     "images",
@@ -111,11 +116,12 @@ def made_of(
             "layout": layout_of(student),
             **({"begins": state_digest(student.state_dict())} if config.student_weights else {}),
         },
-        "loss": config.loss.to_json(),
+        "loss": config.loss_to_json(),
         "optimizer": config.optimiser.spec().to_json(),
         "schedule": config.schedule.to_json(),
     }
-    described["code"] = code_of(student, config.student, config.loss.name, config.optimiser.name)
+    losses = [loss.name for loss in config.losses]
+    described["code"] = code_of(student, config.student, *losses, config.optimiser.name)
     described["replay_renderer"] = dict(material.renderer)
     if "engine" in material.made_of:
         described["engine"] = material.made_of["engine"]

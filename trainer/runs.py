@@ -60,8 +60,11 @@ class RunRecord:
 
     @property
     def flags(self) -> Mapping[str, Any]:
-        """The flags in effect, by key."""
-        return self.made_of.get("run") or {}
+        """The flags in effect, by key; phases as the loss that they are given in place of."""
+        flags = dict(self.made_of.get("run") or {})
+        if "phase" in flags:
+            flags["loss"] = flags.pop("phase")
+        return flags
 
     @property
     def top1(self) -> list[float]:
@@ -100,7 +103,7 @@ class RunRecord:
         of_images = labels.pop("store", None)  # gives each image its label, and no crops
         identity = _identity(self) or of_images or {}
         store = {key: value for key, value in identity.items() if key not in _PLACE_STORE}
-        if "engine" in identity:
+        if identity.get("engine"):  # of adopted labels it is not known
             store["dtype"] = identity["engine"].get("dtype")
         if "store" in self.made_of:
             store["views"] = self.made_of["store"].get("views")

@@ -37,7 +37,7 @@ from trainer.distributed import autocast
 from trainer.ema import Average
 from trainer.evaluate import BATCH, EvalResult, evaluate, table_of, write_classes
 from trainer.file_names import TEST_CACHE
-from trainer.losses import Loss, make_relabelled_loss
+from trainer.loss_plan import LossPlan
 from trainer.material import Material
 from trainer.objective import Objective, Score
 from trainer.relabel import LabelColumns, describe
@@ -62,7 +62,7 @@ class Student(Objective):
         material: what it is trained on.
         student: the network.
         found: how it is run.
-        loss: compares logits.
+        losses: compares logits.
         test: the test images, where there are some.
         processes: how many train together.
     """
@@ -76,11 +76,11 @@ class Student(Objective):
         material: Material,
         student: nn.Module,
         found: Fit,
-        loss: Loss,
+        losses: LossPlan,
         test: Test | None,
         processes: int,
     ) -> None:
-        self._config, self._material, self._loss, self._test = config, material, loss, test
+        self._config, self._material, self._losses, self._test = config, material, losses, test
         self.network: nn.Module = student
         self.called: nn.Module = Logits(student)
         self.some_unused, self.channels_last = found.some_unused, found.channels_last
@@ -100,7 +100,23 @@ class Student(Objective):
         """The loss of the student's logits."""
         with autocast(self._config), distributed.explain_missing_gradients(self._config):
             logits = called(batch.images)
-        return self._loss(logits, batch.logits, batch.targets, batch.targets2, batch.lam)
+        return self._losses(logits, batch)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Take the loss of the epoch."""
+        self._losses.begin_epoch(epoch)
+
+    def end_epoch(self, ranks: Ranks) -> Mapping[str, Json]:
+        """Calibrate temperatures; phase and temperatures of the epoch, where they change."""
+        return self._losses.end_epoch(ranks)
+
+    def state(self) -> Mapping[str, Any]:
+        """The temperature of a calibrated student."""
+        return self._losses.state()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state."""
+        self._losses.load_state(state)
 
     def average(self, decay: float) -> Average:
         """The running mean of the weights, in a student made anew; draws no random numbers of the run."""
@@ -194,11 +210,16 @@ def say_skipped(test: Test, console: Console) -> None:
 
 def make_objective(config: TrainConfig, ranks: Ranks, material: Material, test: Test | None) -> Student:
     """The student with its loss; refuses what does not fit together."""
-    columns = LabelColumns(material.columns, material.classes, material.label_columns)
-    loss = make_relabelled_loss(config.loss, config.relabel, columns)
+    losses = losses_of(config, material)
     config.optimiser.spec()  # refused before the student is made, which takes longer
     student, found = make_student(config, ranks, material, test)
-    return Student(config, material, student, found, loss, test, ranks.world)
+    return Student(config, material, student, found, losses, test, ranks.world)
+
+
+def losses_of(config: TrainConfig, material: Material) -> LossPlan:
+    """The losses of a run, on the labels that it is trained on."""
+    columns = LabelColumns(material.columns, material.classes, material.label_columns)
+    return LossPlan(config.phases, config.relabel, config.temperatures, columns)
 
 
 def make_student(

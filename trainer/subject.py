@@ -10,8 +10,10 @@ from labelstore.command.names import same_form
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.operations.projector import is_projector
+from labelstore.storage_table import scheme_of
 from pipeline.config import json_object
-from pipeline.images.manifest import Manifest, scan
+from pipeline.images.manifest import Manifest, scan, with_classes
+from pipeline.images.manifest_cache import cache_in
 from pipeline.images.opening import ImageOptions, open_images
 from pipeline.networks.normalisation import require_normalisation
 from pipeline.networks.pretrained import is_distributed
@@ -19,7 +21,6 @@ from pipeline.networks.settling import differences, normalisation, require_netwo
 from pipeline.networks.trained import Trained, recorded_in, trained_with
 from pipeline.networks.weights import require_file
 from pipeline.plan.plan import PlanSpec
-from pipeline.replay.source import scan_as
 from pipeline.teacher.engine.spec import DTypeName, Member, TeacherSpec
 from trainer.config import EvaluateConfig
 from trainer.file_names import CONFIG
@@ -62,12 +63,15 @@ class Subject:
     def scan(self) -> Manifest:
         """The test images, their classes in the order that the network was trained in where they are the same."""
         order, root, options = self.config.class_order, self.images, self.config.source
+        cache = cache_in(self.config.cache_dir, root) if self.config.cache_dir else None
+        if cache and not scheme_of(root):
+            raise InputError(f"--cache-dir: keeps what is read of images at an address, found {root}; leave it out")
         known = self.trained.classes if self.trained else None
         if known and order == "auto":
-            found = open_images(root, "bytes", options=options).listing.classes
-            if {*map(same_form, found)} == {*map(same_form, known)}:
-                return scan_as(root, known, options=options, digests=False)
-        return scan(root, class_order=order, options=options, digests=False)
+            source = open_images(root, "bytes", options=options, cache=cache)
+            if {*map(same_form, source.listing.classes)} == {*map(same_form, known)}:
+                return with_classes(known, scan(source, cache=cache, digests=False))
+        return scan(root, class_order=order, options=options, cache=cache, digests=False)
 
     def spec(self, classes: Sequence[str]) -> TeacherSpec:
         """The network's part of the flags; it is run exactly as a teacher is.

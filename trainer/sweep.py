@@ -24,6 +24,7 @@ from labelstore.durable.removing import Proof
 from labelstore.errors import InputError, LeaseError
 from labelstore.spec import Json
 from pipeline.images.places import is_there
+from pipeline.launch.place import place_of
 from trainer.compare import Row, as_json, as_text, table
 from trainer.file_names import CONFIG
 from trainer.grid import Task, read_grid, require_known
@@ -68,8 +69,8 @@ def sweep(config: SweepConfig, console: Console) -> int:
             stores that are not there.
         LeaseError: when another process runs this sweep.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise InputError("sweep: starts processes of its own, found torchrun; start it alone, with --jobs")
+    if (place := place_of(os.environ)).world != 1:
+        raise InputError(f"sweep: starts processes of its own, found {place.launcher}; start it alone, with --jobs")
     tasks = read_grid(config.file, config.run_folder)
     require_known(tasks, config.file)
     absent = inputs_absent(tasks)

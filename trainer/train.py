@@ -23,6 +23,7 @@ from trainer.batch import TrainBatch
 from trainer.checkpoint import CHECKPOINT, load_checkpoint, remove_left
 from trainer.config import TrainConfig
 from trainer.file_names import CONFIG, LOG, STEPS
+from trainer.loader import Loader
 from trainer.objective import Score
 from trainer.online import one_precision
 from trainer.order import UNBOUNDED
@@ -76,6 +77,7 @@ def train_on(
     config = with_its_interval(config) if ranks.first else config
     config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
     make_current(config.render.device)
+    ranks.require_shared(config.run, "--run-folder")
     if config.render.threads is not None:
         torch.set_num_threads(config.render.threads)
     with (
@@ -140,18 +142,26 @@ def begin(run: Run, console: Console) -> None:
         console.warn(f"{change['at']} has changed since the run began; {config.run / CONFIG} records it")
     if changes and ranks.first:
         record_changes(config, run.made_of, changes, run.step)
-    views = run.replay.order.views
-    played = f"{config.epochs} views" if views == UNBOUNDED else recipes.plays(config.epochs, views)
+    played = views_played(run.replay, config.epochs)
     numbers = in_words(run.made_of)
     console.line(f"trains by {numbers}; plays {played}" if numbers else f"plays {played}")
     if config.ema and run.average and not run.average.rising and (1 - config.ema) * run.total_steps < 1:
         console.warn(
             f"--ema {config.ema}: a mean over some {1 / (1 - config.ema):,.0f} steps, of a run of {run.total_steps:,}"
         )
-    if run.replay.crops.remark:
-        console.line(run.replay.crops.remark)
+    if run.replay.remark:
+        console.line(run.replay.remark)
     if ranks.world > 1:
         console.line(f"processes: {ranks.world}, each with its slice of every batch of {config.batch_size}")
+
+
+def views_played(replay: Loader, epochs: int) -> str:
+    """How often each view is played, and in how many epochs crops are fresh instead."""
+    views, stored = replay.order.views, replay.of_store(epochs)
+    played = f"{stored} views" if views == UNBOUNDED else recipes.plays(stored, views)
+    fresh = epochs - stored
+    more = f"; {fresh:,} {'epoch' if fresh == 1 else 'epochs'} of fresh crops with hard labels"
+    return f"{played}{more if fresh else ''}"
 
 
 def in_words(made: Mapping[str, Json]) -> str:
@@ -290,6 +300,7 @@ def one_epoch(run: Run, progress: Progress, batches: Iterator[TrainBatch]) -> di
     epoch, view, start = run.replay.epoch, run.replay.view, time.monotonic()
     every = run.config.checkpoint_steps
     run.network.train()
+    run.objective.begin_epoch(epoch)
     crops, waited = 0, 0.0
     for batch, wait in timed(batches):
         logged = run.logs_step
@@ -317,6 +328,7 @@ def one_epoch(run: Run, progress: Progress, batches: Iterator[TrainBatch]) -> di
         "seconds": round(seconds, 3),
         "crops_per_second": round(crops / seconds, 1),
         "waiting_share": round(waited / seconds, 3),
+        **run.objective.end_epoch(run.ranks),
     }
 
 

@@ -25,6 +25,7 @@ from trainer.ema import Average
 
 FEW = 2
 DRAWS = 12
+DRAWN = 16  # crops; to draw a whole batch of large ones takes as long as a step of a small student
 # where nothing but the channels of one crop is left to norm over
 BATCH_NORM_SAYS = "more than 1 value per channel"
 # Largest difference of the same logits made twice, as a share of the largest: kernels of a GPU add in any order.
@@ -228,9 +229,10 @@ class Trial:
         return torch.allclose(first, again, rtol=0, atol=band, equal_nan=True)
 
     def logits(self, network: nn.Module, count: int) -> Tensor:
-        """Logits of random crops, in the layout and precision of a step."""
-        shape = (count, 3, self.size, self.size)
-        images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        """Logits of random crops, in the layout and precision of a step; the same ones come again in a large batch."""
+        shape = (min(count, DRAWN), 3, self.size, self.size)
+        drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        images = drawn.repeat(-(-count // DRAWN), 1, 1, 1)[:count]
         images = images.to(device=self.config.render.device, memory_format=memory_format(self.channels_last))
         with autocast(self.config):
             logits: Tensor = network(images)

@@ -100,6 +100,7 @@ class Scale:
         columns: of the wide labels.
         ranks: of these projectors.
         seeds: of students.
+        enough: students of a way that suffice; those of further seeds are counted where they were trained.
     """
 
     frontiers: tuple[Frontier, ...]
@@ -107,13 +108,12 @@ class Scale:
     columns: int
     ranks: tuple[int, ...]
     seeds: tuple[int, ...]
+    enough: int
 
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # with which the bundled CIFAR-10 teachers were trained
 HALF = (0.5, 0.5, 0.5)
 RANKS = (2, 8, 32)
-STEM = 27  # width of MobileNetV2's first convolution
-WITHOUT_STEM = "conv_(pw|pwl|head)$"
 MOBILE = Network(
     name="timm:mobilenetv2_100",
     args={"pad_type": "same"},
@@ -140,11 +140,6 @@ def top(largest: int, part: int = 1) -> Way:
     """The largest columns of some views, after LPQLD."""
     name = f"top {largest}" + (f", one of {part} views" if part > 1 else "")
     return Way(name=name, kind="topk", largest=largest, part=part)
-
-
-def adapted_at(rank: int) -> str | None:
-    """The layers that a projector of that rank adapts, for ``--lora-on``: none whose width is below the rank."""
-    return WITHOUT_STEM if rank > STEM else None
 
 
 def projector(rank: int) -> Way:
@@ -193,6 +188,7 @@ REAL = Scale(
     columns=1_000,
     ranks=RANKS,
     seeds=(0, 1, 2),
+    enough=2,
 )  # fmt: skip
 SMALL = Network(
     name="convnet-d1",
@@ -214,6 +210,7 @@ TOY = Scale(
     columns=20,
     ranks=(2,),
     seeds=(0,),
+    enough=1,
 )  # fmt: skip
 
 
@@ -232,6 +229,11 @@ class Cell(Recorded):
     way: str
     seed: int | None
     timed: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether a student is trained."""
+        return self.seed is not None
 
     @property
     def name(self) -> str:

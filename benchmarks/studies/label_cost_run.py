@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,17 +11,19 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.harness import wait_for
 from benchmarks.studies.in_process import is_whole, machine_flags, run_build, run_train, run_train_projector
 from benchmarks.studies.jobs import held
-from benchmarks.studies.label_cost_cells import Cell, Frontier, Network, Scale, Way, adapted_at
+from benchmarks.studies.label_cost_cells import Cell, Frontier, Network, Scale, Way
 from benchmarks.studies.study import choose_images
 from labelstore import LabelStore
 from labelstore.operations.convert import convert
 from labelstore.operations.projector import projector_info
 from pipeline.networks import load_network
-from pipeline.networks.encoder import EncoderSpec, features_of, load_encoder
+from pipeline.networks.encoder import Encoder, EncoderSpec, features_of, load_encoder
+from pipeline.networks.lora import places
 from pipeline.networks.projector import Design, Projector, default_head_rank, make_head, saved
 from trainer.file_names import LOG
 
@@ -167,7 +170,7 @@ class Lab:
         """Train the projector of a way on some images, or continue it."""
         encoder, teacher = frontier.encoder, frontier.teacher
         assert encoder is not None  # noqa: S101  of a frontier with projectors
-        layers = adapted_at(way.rank)
+        layers = adapted_at(loaded(encoder, self.weights(encoder)).network, way.rank)
         run_train_projector(
             *self._machine, *encoder_flags(encoder, self.weights(encoder)), "--images", images,
             *self.teacher(teacher), "--teacher-size", teacher.size, "--rank", way.rank,
@@ -208,6 +211,20 @@ def encoder_flags(encoder: Network, weights: Path) -> tuple[object, ...]:
     )  # fmt: skip
 
 
+def loaded(encoder: Network, weights: Path) -> Encoder:
+    """The encoder with its weights."""
+    features = features_of(encoder.name, None)
+    spec = EncoderSpec(name=encoder.name, weights=str(weights), args=encoder.args, features=features)
+    return load_encoder(spec, encoder.size, load_network)
+
+
+def adapted_at(network: nn.Module, rank: int) -> str | None:
+    """For ``--lora-on``: the layers of the default that a rank fits; None when it fits all of them."""
+    default = [place for place in places(network) if not place.depthwise]
+    fitting = [place.module for place in default if rank <= place.width]
+    return None if len(fitting) == len(default) else f"^({'|'.join(map(re.escape, fitting))})$"
+
+
 def seconds_a_crop(name: str, args: Mapping[str, Any], weights: Path, size: int, device: str) -> float:
     """How long a labeller takes for a crop, in batches."""
     network, _ = load_network(name, args, str(weights), classes=10, size=size)
@@ -226,16 +243,13 @@ def seconds_a_crop(name: str, args: Mapping[str, Any], weights: Path, size: int,
 
 def projector_sizes(encoder: Network, weights: Path, rank: int, columns: int) -> dict[str, Any]:
     """Bytes of a projector that is not trained: of its tensors, without their names; and with its encoder's."""
-    spec = EncoderSpec(
-        name=encoder.name, weights=str(weights), args=encoder.args, features=features_of(encoder.name, None)
-    )
-    loaded = load_encoder(spec, encoder.size, load_network)
-    head_rank = default_head_rank(columns, loaded.width)
-    layers = adapted_at(rank)
+    frozen = loaded(encoder, weights)
+    head_rank = default_head_rank(columns, frozen.width)
+    layers = adapted_at(frozen.network, rank)
     design = Design(rank=rank, alpha=float(rank), lora_on=layers, head="zero", head_rank=head_rank, adapt_norms=False)
-    projector = Projector(loaded.network, design, make_head(design, columns, loaded.width, None, kept=False))
+    projector = Projector(frozen.network, design, make_head(design, columns, frozen.width, None, kept=False))
     size = sum(FLOAT32 * tensor.numel() for tensor in saved(projector.trained.state_dict()).values())
-    return {"rank": rank, "columns": columns, "bytes": size, "bytes_with_encoder": size + loaded.bytes}
+    return {"rank": rank, "columns": columns, "bytes": size, "bytes_with_encoder": size + frozen.bytes}
 
 
 def _key(frontier: Frontier, way: Way) -> str:

@@ -90,14 +90,18 @@ class Contents:
     def maker(self) -> str:
         """The command that makes missing blocks."""
         converted = "converted_from" in self.state.versions[0]
-        return "python -m labelstore convert" if converted else "python -m pipeline build"
+        if converted:
+            return "giftwrap convert"
+        if self.identity.origin == "adopted":
+            return "giftwrap adopt" if "adopted" in self.notes else "labelstore.from_arrays"
+        return "giftwrap build"
 
     @property
     def begun(self) -> bool:
         """Whether a block was ever published."""
         return self.state.views_sealed > 0 or bool(self.table.published(self.state))
 
-    def views(self, block: BlockIndex) -> tuple[int, int]:
+    def block_views(self, block: BlockIndex) -> tuple[int, int]:
         """First view of a block, and the one after its last."""
         return self.grid.views(block)
 
@@ -140,7 +144,7 @@ class Contents:
                 )
             return marker
         if block in self.state.missing:
-            first, stop = self.views(block)
+            first, stop = self.block_views(block)
             raise NotStoredError(
                 f"{self.path}: block {block} of views {first} to {stop - 1} was damaged and is removed; run the "
                 f"`{self.maker}` that made the store: it fills what is missing"

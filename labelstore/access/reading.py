@@ -41,6 +41,8 @@ LOCAL_THREADS = 2  # one reads from the disk while the other waits for Python's 
 REMOTE_THREADS = 16  # so many answers are waited for at a time
 NOWHERE = 2**32 - 1  # no position: a view has at most 2^32, of which the last is never alone
 Int64Array = npt.NDArray[np.int64]
+Views = int | Int64Array
+"""One view for all positions, or one for each."""
 # The blocks that positions lie in: (block, which of the positions, their places in the block).
 Parts = list[tuple[BlockIndex, slice | Int64Array, Int64Array]]
 T = TypeVar("T")
@@ -133,7 +135,7 @@ class Reader:
         self._orders: Cache[npt.NDArray[np.uint32]] = Cache(MAX_ORDER_BYTES, lambda order: order.nbytes)
         self._sizes: Cache[int] = Cache(MAX_SIZES, lambda _: 1)
 
-    def codes(self, view: int, positions: Int64Array, parts: Parts | None = None) -> dict[str, npt.NDArray[Any]]:
+    def codes(self, view: Views, positions: Int64Array, parts: Parts | None = None) -> dict[str, npt.NDArray[Any]]:
         """Codes of the labels at ``positions``, one array ``[n, ...]`` for each array of the encoding.
 
         Here and below, ``parts`` are what `by_block` gives for the positions, where they are split already.
@@ -141,7 +143,9 @@ class Reader:
         parts = parts or self.by_block(view, positions)
         out: dict[str, npt.NDArray[Any]] = {}
         for layout in self._layout.codes:
-            found = [self._take(layout, block, view, inside) for block, _, inside in parts]
+            found = [
+                self._take(layout, block, self._at(block, view, chosen), inside) for block, chosen, inside in parts
+            ]
             if len(parts) == 1:
                 out[layout.name] = found[0]
                 continue
@@ -181,32 +185,46 @@ class Reader:
         runs = np.bincount(positions // self._identity.block.positions)  # several times as fast as np.unique
         return [BlockIndex(i, j) for j in np.flatnonzero(runs).tolist()]
 
-    def rows(self, view: int, positions: Int64Array, parts: Parts | None = None) -> npt.NDArray[np.uint16]:
+    def rows(self, view: Views, positions: Int64Array, parts: Parts | None = None) -> npt.NDArray[np.uint16]:
         """Crop rows at ``positions``, uint16 ``[K, n]``."""
         out = np.empty((len(self._identity.crop_columns), len(positions)), np.uint16)
         for block, chosen, inside in parts or self.by_block(view, positions):
             rows = self._rows.get(block, partial(self._read_rows, block))
-            out[:, chosen] = rows[view - self._grid.views(block)[0]][:, inside]
+            out[:, chosen] = rows_at(rows, self._at(block, view, chosen), inside)
         return out
 
-    def pairs(self, view: int, positions: Int64Array, parts: Parts | None = None) -> Pairs:
+    def pairs(self, view: Views, positions: Int64Array, parts: Parts | None = None) -> Pairs:
         """Which images the crops at ``positions`` show ``[n]``."""
         own, partners = np.empty((2, len(positions)), np.int64)
         weights = np.ones(len(positions))
         identity = self._identity
+        low, high = (identity.crop_columns.index(name) for name in IMAGE_COLUMNS)
         for block, chosen, inside in parts or self.by_block(view, positions):
-            values = self._rows.get(block, partial(self._read_rows, block))[view - self._grid.views(block)[0]]
-            rows = CropRows(identity.crop_columns, values)
-            images, crops = rows.image, rows.take(inside)
+            values = self._rows.get(block, partial(self._read_rows, block))
+            at = self._at(block, view, chosen)
+            crops = CropRows(identity.crop_columns, rows_at(values, at, inside))
             own[chosen] = partners[chosen] = crops.image
-            if rows.mixed:
-                partners[chosen] = images[inside // identity.group * identity.group + crops.column("partner")]
+            if crops.mixed:
+                other = inside // identity.group * identity.group + crops.column("partner")
+                partners[chosen] = values[at, low, other] + (values[at, high, other].astype(np.int64) << 16)
                 weights[chosen] = crops.weights(identity.size)
         return Pairs(own, partners, weights)
 
-    def positions_of(self, view: int, images: Int64Array) -> Int64Array:
-        """Positions of the crops of ``images`` in a view, int64 ``[n]``."""
-        return self._orders.get(view, partial(self._places, view))[images].astype(np.int64)
+    def positions_of(self, view: Views, images: Int64Array) -> Int64Array:
+        """Positions of the crops of ``images`` in a view, or of each in a view of its own, int64 ``[n]``."""
+        of_view = self._identity.block.views
+        if isinstance(view, int):
+            of_one: Int64Array = self._places_in(view // of_view)[view % of_view, images].astype(np.int64)
+            return of_one
+        out = np.empty(len(images), np.int64)
+        for i in np.unique(view // of_view).tolist():
+            chosen = np.flatnonzero(view // of_view == i)
+            out[chosen] = self._places_in(i)[view[chosen] % of_view, images[chosen]]
+        return out
+
+    def _places_in(self, i: int) -> npt.NDArray[np.uint32]:
+        """As `_places`, made once and kept for a while."""
+        return self._orders.get(i, partial(self._places, i))
 
     def shard(self, layout: ArrayLayout, block: BlockIndex) -> Shard:
         """A shard, proven to be there with the size it was published with."""
@@ -229,18 +247,22 @@ class Reader:
             return (layout.shape[1] if self._components is None else self._components(),)
         return layout.shape[2:]
 
-    def _take(self, layout: ArrayLayout, block: BlockIndex, view: int, inside: Int64Array) -> npt.NDArray[Any]:
-        """Codes ``[n, ...]`` of one view at places in a block."""
-        at = view - self._grid.views(block)[0]
+    def _at(self, block: BlockIndex, view: Views, chosen: slice | Int64Array) -> Views:
+        """Which views of a block the chosen positions are in."""
+        return (view if isinstance(view, int) else view[chosen]) - self._grid.views(block)[0]
+
+    def _take(self, layout: ArrayLayout, block: BlockIndex, at: Views, inside: Int64Array) -> npt.NDArray[Any]:
+        """Codes ``[n, ...]`` at views ``at`` of a block, and at places in it."""
         if layout.codec == "raw":
             return self._map(layout, block).take(at, inside)
-        head, at = divmod(at, layout.chunk[0])
+        heads, at = np.divmod(at, layout.chunk[0])
         runs, places = np.divmod(inside, layout.chunk[-1 if layout.planar else 1])
         codes = np.empty((len(inside), *self._width(layout)), layout.dtype)
-        for run in np.unique(runs).tolist():
-            unit = self._units.get((block, layout.name, head, run), partial(self._unit, layout, block, head, run))
-            chosen = runs == run
-            codes[chosen] = unit[at, places[chosen]]
+        for head in np.unique(heads).tolist():
+            for run in np.unique(runs[heads == head] if np.ndim(heads) else runs).tolist():
+                unit = self._units.get((block, layout.name, head, run), partial(self._unit, layout, block, head, run))
+                chosen = (runs == run) & (heads == head)
+                codes[chosen] = unit[at[chosen] if np.ndim(at) else at, places[chosen]]
         return codes
 
     def _unit(self, layout: ArrayLayout, block: BlockIndex, head: int, run: int) -> npt.NDArray[Any]:
@@ -250,10 +272,16 @@ class Reader:
         """All crop rows of a block, uint16 ``[v, K, p]``."""
         return self.shard(self._layout.rows, block).read()
 
-    def by_block(self, view: int, positions: Int64Array) -> Parts:
-        """Positions of a view, split into the blocks that they lie in."""
-        i, size = view // self._identity.block.views, self._identity.block.positions
+    def by_block(self, view: Views, positions: Int64Array) -> Parts:
+        """Positions of a view, or of a view each, split into the blocks that they lie in."""
+        size, of_view, per_view = self._identity.block.positions, self._identity.block.views, self._grid.runs
         runs, inside = np.divmod(positions, size)
+        if not isinstance(view, int):
+            blocks, which = np.unique(view // of_view * per_view + runs, return_inverse=True)
+            each = [np.flatnonzero(which == number) for number in range(len(blocks))]
+            names = [BlockIndex(*divmod(block, per_view)) for block in blocks.tolist()]
+            return [(block, chosen, inside[chosen]) for block, chosen in zip(names, each, strict=True)]
+        i = view // of_view
         counts = np.bincount(runs)  # several times as fast as np.unique
         found = np.flatnonzero(counts).tolist()
         if len(found) == 1:
@@ -263,23 +291,39 @@ class Reader:
         parts = [slice(stops[j] - int(counts[j]), stops[j]) for j in found]
         return [(BlockIndex(i, j), order[part], inside[part]) for j, part in zip(found, parts, strict=True)]
 
-    def _places(self, view: int) -> npt.NDArray[np.uint32]:
-        """Position of every image in a view, uint32 ``[N]``; reads the image columns alone."""
-        names = self._identity.crop_columns
-        places = np.full(self._identity.images, NOWHERE, np.uint32)
-        for j in range(self._grid.runs):
-            block = BlockIndex(view // self._identity.block.views, j)
+    def _places(self, i: int) -> npt.NDArray[np.uint32]:
+        """Position of every image in the views of the i-th blocks, uint32 ``[v, N]``.
+
+        Reads the image columns alone, where a block's rows are not all that is needed next.
+        """
+        identity, runs = self._identity, self._grid.runs
+        names = identity.crop_columns
+        each = np.arange(identity.block.views)[:, None]
+        places = np.full((identity.block.views, identity.images), NOWHERE, np.uint32)
+        for j in range(runs):
+            block = BlockIndex(i, j)
             start, stop = self._grid.positions(block)
-            shard = self.shard(self._layout.rows, block)
-            at = view - self._grid.views(block)[0]
-            low, high = (shard.read(0, names.index(name))[at, 0] for name in IMAGE_COLUMNS)
+            if runs == 1:  # whoever looks for a position reads its row too
+                rows = self._rows.get(block, partial(self._read_rows, block))
+                low, high = (rows[:, names.index(name)] for name in IMAGE_COLUMNS)
+            else:
+                shard = self.shard(self._layout.rows, block)
+                low, high = (shard.read(0, names.index(name))[:, 0] for name in IMAGE_COLUMNS)
             images = low + (high.astype(np.int64) << 16)
-            if images.max() >= len(places):
+            if images.max() >= identity.images:
                 raise DamagedError.of(self._storage.root / self._layout.rows.file(block), f"shows image {images.max()}")
-            places[images] = np.arange(start, stop, dtype=np.uint32)
-        if (absent := np.flatnonzero(places == NOWHERE)).size:
-            raise DamagedError.of(self._storage.root, f"view {view} has no crop of image {absent[0]}")
+            places[each, images] = np.arange(start, stop, dtype=np.uint32)
+        if (places == NOWHERE).any():
+            view, image = (int(place) for place in np.argwhere(places == NOWHERE)[0])
+            view += self._grid.views(BlockIndex(i, 0))[0]
+            raise DamagedError.of(self._storage.root, f"view {view} has no crop of image {image}")
         return places
+
+
+def rows_at(rows: npt.NDArray[np.uint16], view: int | Int64Array, positions: Int64Array) -> npt.NDArray[np.uint16]:
+    """Of rows ``[v, K, p]`` those at some positions, of one view or of a view each, ``[K, n]``."""
+    found: npt.NDArray[np.uint16] = rows[view][:, positions] if isinstance(view, int) else rows[view, :, positions].T
+    return found
 
 
 def require_indexes(name: str, indexes: slice | npt.ArrayLike, count: int) -> Int64Array:

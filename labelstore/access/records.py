@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from labelstore.durable.publish import Described
 from labelstore.encodings import Codes
+from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
-from labelstore.spec import Json
+from labelstore.spec import Json, require_integer
 
 
 class AuditRows(NamedTuple):
@@ -68,8 +69,72 @@ class EncodedBlock(NamedTuple):
     fidelity: Json
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class LabelBatch:
+class Labels:
+    """What can be done with ``logits`` ``[n, C]``."""
+
+    __slots__ = ()
+    logits: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def top(self, k: int) -> Top:
+        """The k largest logits of each label, the largest first.
+
+        Raises:
+            InputError: when there are fewer columns.
+        """
+        columns = self.logits.shape[1]
+        if not 1 <= (k := require_integer("k", k)) <= columns:
+            raise InputError(f"k: expected 1 to {columns}, the columns of a label, found {k}")
+        best = np.argsort(-self.logits, axis=1, kind="stable")[:, :k]
+        return Top(best, np.take_along_axis(self.logits, best, axis=1))
+
+    def probabilities(self, temperature: float = 1.0) -> npt.NDArray[np.float32]:
+        """``softmax(logits / temperature)``, float32 ``[n, C]``.
+
+        Raises:
+            InputError: when the temperature is not above 0.
+        """
+        return softmax(self.logits, temperature)
+
+
+class Top(NamedTuple):
+    """The largest logits of n labels.
+
+    Attributes:
+        columns: int64 ``[n, k]``.
+        logits: float32 ``[n, k]``.
+    """
+
+    columns: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+
+
+TEMPERATURES = (1e-30, 1e30)  # what float32 divides by without a zero or an infinity
+
+
+def require_temperature(temperature: float) -> None:
+    """Refuse a temperature that is not above 0."""
+    if not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
+        low, high = TEMPERATURES
+        raise InputError(f"temperature: expected a number above 0, from {low:g} to {high:g}, found {temperature}")
+
+
+def softmax(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float32]:
+    """``softmax(logits / temperature)``, float32 ``[n, C]``.
+
+    Raises:
+        InputError: when the temperature is not above 0.
+    """
+    require_temperature(temperature)
+    powers = np.exp((logits - logits.max(axis=1, keepdims=True)) / np.float32(temperature))
+    shares: npt.NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
+class LabelBatch(Labels):
     """Labels of n positions of a view.
 
     Attributes:
@@ -86,5 +151,29 @@ class LabelBatch:
     logits: npt.NDArray[np.float32]
     targets: npt.NDArray[np.int64]
 
-    def __len__(self) -> int:
-        return len(self.positions)
+    def __repr__(self) -> str:
+        return f"LabelBatch(view {self.view}, {len(self)} positions x {self.logits.shape[1]} columns)"
+
+
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
+class LabelsOfImage(Labels):
+    """Labels of one image in n views.
+
+    Attributes:
+        image: its index.
+        target: its hard label, as a column of ``logits``.
+        views: int64 ``[n]``.
+        positions: of its crop in each view, int64 ``[n]``.
+        rows: what made each crop.
+        logits: the teacher's, decoded, float32 ``[n, C]``.
+    """
+
+    image: int
+    target: int
+    views: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    rows: CropRows
+    logits: npt.NDArray[np.float32]
+
+    def __repr__(self) -> str:
+        return f"LabelsOfImage(image {self.image}, {len(self)} views x {self.logits.shape[1]} columns)"

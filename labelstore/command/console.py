@@ -107,6 +107,11 @@ class Console:
         lines, self._summary = sys.stderr if as_json else sys.stdout, sys.stdout
         self._out: TextIO = _Discard() if silent else lines
 
+    @property
+    def standard_output(self) -> TextIO:
+        """Where a summary is printed; with --json nothing else is."""
+        return self._summary
+
     def line(self, text: str) -> None:
         """One line for people."""
         _print(text, self._out)

@@ -79,6 +79,11 @@ class Addressable:
     """Marks a field whose flag also takes the address of a store, of a scheme of `labelstore.storage_table`."""
 
 
+@dataclass(frozen=True, slots=True)
+class OwnAddress:
+    """Marks a field whose values are addresses of another kind, which its dataclass checks."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flag:
     """One flag of a command.
@@ -91,6 +96,7 @@ class Flag:
         help: the docstring of its field, in one line.
         group: title under which the help lists it.
         addressable: whether the value may be the address of a store.
+        own_address: whether its values are addresses of another kind, which no storage reads.
     """
 
     key: str
@@ -100,6 +106,7 @@ class Flag:
     help: str
     group: str
     addressable: bool = False
+    own_address: bool = False
 
     @property
     def name(self) -> str:
@@ -178,7 +185,7 @@ def _walk(owner: type[Any], path: tuple[str, ...], group: str, before: str = "")
         if each.default is None and isinstance(bare, type):
             bare = bare | None
         for mark in marks:
-            if not isinstance(mark, Named | Group | First | Addressable):
+            if not isinstance(mark, Named | Group | First | Addressable | OwnAddress):
                 bare = Annotated[bare, mark]
         yield Flag(
             key=f"{before}{name or each.name}".replace("-", "_"),
@@ -188,6 +195,7 @@ def _walk(owner: type[Any], path: tuple[str, ...], group: str, before: str = "")
             help=helps.get(each.name, ""),
             group=title,
             addressable=any(isinstance(mark, Addressable) for mark in marks),
+            own_address=any(isinstance(mark, OwnAddress) for mark in marks),
         )
 
 

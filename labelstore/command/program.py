@@ -18,7 +18,7 @@ from labelstore.command.console import Console, run_command
 from labelstore.command.flags import OPTIONS, Flag, choices_of, flags_of, from_flags, is_positional
 from labelstore.command.mistakes import key_of, require_flags
 from labelstore.errors import InputError
-from labelstore.storage_table import STORAGES, as_typed, no_path, scheme_of, without_credentials
+from labelstore.storage_table import STORAGES, as_typed, meant_address, no_path, scheme_of, without_credentials
 from labelstore.version import __version__
 
 CONFIG, PRINT_CONFIG = "config", "print_config"
@@ -160,7 +160,10 @@ def require_paths(words: Sequence[str], flags: Mapping[str, Flag]) -> None:
         scheme = scheme_of(value) if "://" in value else None
         flag = flags.get(key_of(name, flags)) if name else None
         readable = flag.addressable if flag else positional
-        if scheme and not (readable and scheme in STORAGES):
+        if readable and (meant := meant_address(value)) and not Path(value).exists():
+            raise InputError(f"{without_credentials(word)}: no such path; an address is written {meant}")
+        own = flag is not None and flag.own_address
+        if scheme and not own and not (readable and scheme in STORAGES):
             raise InputError(no_path(word, STORAGES if readable else ()))
         before = word if word.startswith("--") and not equals else ""
 

@@ -29,7 +29,7 @@ class PieceCache:
     """A folder of pieces; several processes may share it.
 
     Args:
-        folder: made where it is not there.
+        folder: made with the first piece where it is not there.
         limit: bytes of all pieces, after which the ones used least recently are removed.
 
     Raises:
@@ -41,8 +41,8 @@ class PieceCache:
         self.folder, self.limit = folder, limit
         self._used = 0  # bytes that are there, for all that is known; others may have put more
         self._lock = threading.Lock()
-        disk.make_folder(folder)
-        require_writable(folder / "pieces")
+        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        require_writable(nearest / "pieces")  # the folder is made with the first piece: a refused command leaves none
         self._make_room()
 
     def get(self, name: str, size: int) -> bytes | None:

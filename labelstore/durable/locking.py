@@ -41,3 +41,18 @@ def _open_lock(path: Path, advice: str) -> IO[bytes]:
         return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "rb", buffering=0)
     except OSError as error:
         raise InputError(f"{path}: cannot be locked ({error.strerror}); {advice}") from error
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether another process, on this host or another, holds the lock of a file; None when there is no such file."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

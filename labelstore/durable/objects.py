@@ -33,7 +33,14 @@ NOT_SATISFIABLE = "416 Range Not Satisfiable"  # the range begins after the end
 _STATUS = re.compile(r"status code: (\d{3}(?: [A-Za-z]+)+)")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist")
+_ENDPOINT = re.compile(r"https?://[^/\s]+")
 _NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|/computeMetadata/|/latest/api/token|Missing[A-Z]\w+,")
+_UNUSABLE = {
+    "Unable to open service account file": "their file cannot be opened",
+    "Unable to decode service account file": "their file is not that of a service account",
+    "Invalid RSA key": "their private key cannot be read",
+    "Invalid Access Key": "the account key is not in base64",
+}
 _FAULTS = {
     "ConnectionRefused": "connection refused",
     "TimedOut": "no answer in time",
@@ -50,10 +57,12 @@ class Cloud(NamedTuple):
     Attributes:
         variables: of the environment, one of which is set where there are credentials, or none are needed.
         advice: what to set.
+        endpoints: variables that may name another server.
     """
 
     variables: tuple[str, ...]
     advice: str
+    endpoints: tuple[str, ...]
 
 
 CLOUDS = {
@@ -66,6 +75,7 @@ CLOUDS = {
             "AWS_SKIP_SIGNATURE",
         ),
         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket",
+        ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"),
     ),
     "gs": Cloud(
         (
@@ -75,10 +85,12 @@ CLOUDS = {
             "GOOGLE_SKIP_SIGNATURE",
         ),
         "GOOGLE_APPLICATION_CREDENTIALS, or GOOGLE_SKIP_SIGNATURE=true for a public bucket",
+        ("GOOGLE_BASE_URL",),
     ),
     "az": Cloud(
         ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_KEY", "AZURE_CLIENT_ID", "AZURE_SKIP_SIGNATURE"),
         "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_KEY",
+        ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "AZURITE_BLOB_STORAGE_URL"),
     ),
 }
 
@@ -133,7 +145,7 @@ class ObjectStorage:
         """What :meth:`read` gives, and the ETag of the object, which changes when its bytes do."""
         if stop <= start:
             with _naming(self.root / name):
-                return b"", str(_obstore().head(self.store, name)["e_tag"])
+                return b"", _tag(_obstore().head(self.store, name)["e_tag"])
         with _naming(self.root / name):
             try:
                 answer = _obstore().get(self.store, name, options={"range": (start, stop)})
@@ -145,7 +157,7 @@ class ObjectStorage:
         expected = min(stop, answer.meta["size"]) - start
         if len(data) != expected:
             raise AddressError(f"{self.root / name}: expected {expected} bytes from {start} on, found {len(data)}")
-        return bytes(data), str(answer.meta["e_tag"])
+        return bytes(data), _tag(answer.meta["e_tag"])
 
     def read_many(self, name: str, ranges: Sequence[Range]) -> list[bytes]:
         """As of :class:`ReadStorage`, by one request a range, many at a time."""
@@ -170,7 +182,7 @@ class ObjectStorage:
         """Bytes and ETag of every object below the root, by its path; the first ``most`` of them."""
         with _naming(self.root):
             listed = (each for some in _obstore().list(self.store) for each in some)
-            return {each["path"]: (each["size"], str(each["e_tag"])) for each in islice(listed, most)}
+            return {each["path"]: (each["size"], _tag(each["e_tag"])) for each in islice(listed, most)}
 
     def put(self, name: str, data: bytes) -> None:
         """Put an object, in place of one that is there; it is there whole or not at all."""
@@ -178,10 +190,18 @@ class ObjectStorage:
             # In one part: one of several that is stopped would leave parts that are paid for and seen nowhere.
             _obstore().put(self.store, name, data, use_multipart=False)
 
+    def _require_endpoint(self) -> None:
+        """Refuse the address of a server, in the environment, that the library ends the process for."""
+        for name in CLOUDS[self.root.scheme].endpoints:
+            value = os.environ.get(name)
+            if value and not _ENDPOINT.match(value):
+                raise InputError(f"{name}: expected the address of a server, http://HOST or https://HOST; set it so")
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.root,)  # another process has credentials of its own
 
     def _opened(self, retries: int) -> Any:
+        self._require_endpoint()
         with _naming(self.root):
             return _obstore().store.from_url(
                 self.root.complete,
@@ -196,6 +216,11 @@ class ObjectStorage:
                     "backoff": {"init_backoff": FIRST_WAIT, "max_backoff": LONGEST_WAIT, "base": 2},
                 },
             )
+
+
+def _tag(etag: str | None) -> str:
+    """An ETag without its quotes, which Azure's listings leave out and its answers have."""
+    return (etag or "").removeprefix("W/").strip('"')
 
 
 def _obstore(scheme: str = "s3") -> Any:
@@ -237,6 +262,10 @@ def _as_ours(place: Address, text: str) -> AddressError:
     cloud = CLOUDS[place.scheme]
     if _NO_CREDENTIALS.search(text):
         return AddressError(f"{place}: expected credentials in the environment, found none; set {cloud.advice}")
+    if unusable := next((why for mark, why in _UNUSABLE.items() if mark in text), None):
+        return AddressError(
+            f"{place}: the credentials of the environment cannot be used: {unusable}; look at {cloud.advice}"
+        )
     if _NO_BUCKET.search(text):
         return _no_bucket(place)
     status, code = _STATUS.search(text), _CODE.search(text)

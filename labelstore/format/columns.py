@@ -35,7 +35,7 @@ CUTMIX_COLUMNS = ("partner", *MIX_BOX_COLUMNS)
 FLIP_BIT = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CropRows:
     """Rows of n consecutive or chosen crops.
 
@@ -57,6 +57,9 @@ class CropRows:
 
     def __len__(self) -> int:
         return int(self.values.shape[1])
+
+    def __repr__(self) -> str:
+        return f"CropRows({len(self)} crops, {', '.join(self.names)})"
 
     def __contains__(self, name: str) -> bool:
         return name in self.names

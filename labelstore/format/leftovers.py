@@ -21,7 +21,7 @@ import numpy as np
 from labelstore.command.encoding_options import CodecName
 from labelstore.durable import disk, documents
 from labelstore.durable.publish import PARTIAL
-from labelstore.durable.removing import ABSENT, Proof
+from labelstore.durable.removing import ABSENT, EMPTY, Proof
 from labelstore.encodings import ENCODINGS
 from labelstore.errors import GiftwrapError
 from labelstore.format.arrays import ArrayLayout, StoreLayout, group_metadata
@@ -30,6 +30,7 @@ from labelstore.format.shards import CRC_BYTES
 from labelstore.spec import BlockShape, Identity
 
 METADATA, LEASE = "zarr.json", "lease.json"
+LOCK = "lease.lock"  # an empty file, locked in the place of its folder on file systems of a network
 TABLES = ("images/digest", "images/target")  # the arrays that an empty store has shards of
 MAX_METADATA = 1 << 20
 COLUMNS = 64  # every encoding takes so many
@@ -150,6 +151,8 @@ def folders() -> set[str]:
 def _proof_of(root: Path, path: Path) -> Proof:
     """The proof of a file of an empty store; of another name, one that never holds."""
     folder, _, file = path.relative_to(root).as_posix().rpartition("/")
+    if file == LOCK and folder in ("", PARTIAL):
+        return EMPTY
     if folder == PARTIAL:
         return STAGED
     if (folder, file) == ("", LEASE):

@@ -48,7 +48,7 @@ def read_identity(fields: Fields, format_number: int) -> Identity:
         classes=_names(fields, "classes"),
         columns=columns,
         size=fields.integer("size", 1, MAX_SIDE),
-        seed=fields.integer("seed", 0, 2**63 - 1),
+        seed=None if origin == "adopted" and fields.any("seed") is None else fields.integer("seed", 0, 2**63 - 1),
         group=fields.integer("group", 1, 2**20),
         manifest=fields.text("manifest"),
         skipped=_names(fields, "skipped"),

@@ -208,7 +208,7 @@ def require_writable(root: Path, identity: Identity) -> None:
     if identity.format != FORMAT:
         raise FormatError(
             f"{root}: has format {identity.format}, which is read but not written any more; make a store of format "
-            f"{FORMAT} of it: `python -m labelstore convert {root} NEW --encoding {identity.encoding.get('name')}`"
+            f"{FORMAT} of it: `giftwrap convert {root} NEW --encoding {identity.encoding.get('name')}`"
         )
 
 

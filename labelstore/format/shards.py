@@ -129,16 +129,22 @@ class Shard:
         """Fetch all of a file that is elsewhere; nothing is checked."""
         self._fetch((0, len(self._data)))
 
-    def take(self, view: int, positions: npt.NDArray[np.int64]) -> Array:
-        """Rows of one view of a raw shard with axes (view, position, ...): ``[n, ...]``, copied."""
+    def take(self, view: int | npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> Array:
+        """Rows of a raw shard with axes (view, position, ...): ``[n, ...]``, copied.
+
+        Args:
+            view: of the shard's views; one for all rows, or one for each.
+            positions: of the shard's positions, ``[n]``.
+        """
         views, run = self.layout.chunk[:2]
         head, inside = divmod(view, views)
         of_run = positions // run
         if not self._whole:
-            runs = np.unique(of_run).tolist()
-            self._prepare([(head, place) for place in runs])
-            for place in runs:
-                self._check(head, place)
+            heads, runs = np.divmod(np.unique(head * self._present[1] + of_run), self._present[1])
+            chunks = list(zip(heads.tolist(), runs.tolist(), strict=True))
+            self._prepare(chunks)
+            for chunk in chunks:
+                self._check(*chunk)
         # A chunk and its CRC are longer than its rows: from one run to the next that much is added.
         step = self._step
         self._require_size()

@@ -65,8 +65,8 @@ def convert(
             writer.raise_target(stop)
             if not store.calibrated and is_fitted(fitted := store.encoding):
                 writer.calibrate(calibration_for(source, fitted, stop, path))
-            missing = [block for block in store.missing() if store.views(block)[1] <= stop]
-            requests = ((view, slice(*store.positions(b))) for b in missing for view in range(*store.views(b)))
+            missing = [block for block in store.missing() if store.block_views(block)[1] <= stop]
+            requests = ((view, slice(*store.positions(b))) for b in missing for view in range(*store.block_views(b)))
             labels = source.stream(requests)
             with writer.queue() as write:
                 for done, block in enumerate(missing):
@@ -145,7 +145,7 @@ def converted_block(
     source: LabelStore, store: LabelStore, block: BlockIndex, labels: Iterator[LabelBatch]
 ) -> BlockData:
     """A block of ``source`` as ``store`` takes it; ``labels`` come view by view."""
-    views = range(*source.views(block))
+    views = range(*source.block_views(block))
     batches = list(islice(labels, len(views)))
     codes = None
     if same_but_codec(source.identity.encoding, store.identity.encoding):

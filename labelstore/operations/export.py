@@ -1,4 +1,4 @@
-"""Labels for other tools: float16 logits or probabilities in one .npy file."""
+"""Labels for other tools: float16 logits or probabilities in one .npy file; checks that all formats share."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 
+from labelstore.access.records import LabelBatch, require_temperature
 from labelstore.durable import disk, removing
 from labelstore.durable.newfile import new_file
 from labelstore.durable.places import require_apart
-from labelstore.encodings import Logits
 from labelstore.errors import DamagedError, InputError, NotStoredError
+from labelstore.export_table import Exported, ExportOptions
 from labelstore.spec import require_integer
 from labelstore.store import LabelStore
 from labelstore.writing.space import require_free_space
 
-TEMPERATURES = (1e-30, 1e30)  # what float32 divides by without a zero or an infinity
 MAX_FLOAT16 = float(np.finfo(np.float16).max)
 HEADER_BYTES = 4 << 10
 BYTES_AT_ONCE = 64 << 20  # of float32 logits
@@ -50,20 +50,12 @@ def export(
     Raises:
         InputError: when the file exists, the space for it does not, or a logit is too large for float16.
     """
-    require_apart({"OUT": out}, {"STORE": store.path})
-    sealed = store.state.views_sealed
-    if not sealed:
-        raise NotStoredError(f"{store.path}: no view is sealed yet; finish its build first")
-    single = views is not None and not isinstance(views, range)
-    chosen = range(sealed) if views is None else views if isinstance(views, range) else one_view(views)
-    if not chosen or not all(0 <= end < sealed for end in (chosen[0], chosen[-1])):
-        raise InputError(f"views: expected 0 to {sealed - 1}, found {out_of(chosen, sealed)}")
-    if temperature is not None and not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
-        low, high = TEMPERATURES
-        raise InputError(f"--temperature: expected a number above 0, from {low:g} to {high:g}, found {temperature}")
+    chosen, single = chosen_views(store, views)
+    if temperature is not None:
+        require_temperature(temperature)
     view_shape = (store.identity.images, store.identity.columns)
     shape = view_shape if single else (len(chosen), *view_shape)
-    require_place(out)
+    require_place(store, out, ".npy")
     require_free_space(out, math.prod(shape) * 2 + HEADER_BYTES)
     with new_file(out) as file:
         array = open_array(file, shape)
@@ -74,6 +66,36 @@ def export(
                 progress(done + 1, len(chosen))
         array.flush()
     return shape
+
+
+def export_npy(store: LabelStore, out: Path, options: ExportOptions) -> Exported:
+    """As :func:`export`, called as the table of formats calls it."""
+    shape = export(
+        store,
+        out,
+        views=options.views,
+        order=options.order,
+        temperature=options.temperature,
+        progress=options.progress,
+    )
+    return Exported(shape, f"rows in {options.order} order", out.stat().st_size)
+
+
+def chosen_views(store: LabelStore, views: int | range | None) -> tuple[range, bool]:
+    """The views to export, all of them sealed, and whether they are one that was named alone.
+
+    Raises:
+        NotStoredError: when no view is sealed.
+        InputError: names the first view that is not.
+    """
+    sealed = store.state.views_sealed
+    if not sealed:
+        raise NotStoredError(f"{store.path}: no view is sealed yet; finish its build first")
+    single = views is not None and not isinstance(views, range)
+    chosen = range(sealed) if views is None else views if isinstance(views, range) else one_view(views)
+    if not chosen or not all(0 <= end < sealed for end in (chosen[0], chosen[-1])):
+        raise InputError(f"views: expected 0 to {sealed - 1}, found {out_of(chosen, sealed)}")
+    return chosen, single
 
 
 def one_view(view: int) -> range:
@@ -107,30 +129,35 @@ def write_view(
     seen = np.zeros(len(out), bool)
     for start in range(0, len(out), step):
         labels = store.read(view, slice(start, start + step))
-        values = labels.logits if temperature is None else probabilities(labels.logits, temperature)
-        if np.abs(values).max() > MAX_FLOAT16:
-            row, column = (int(place) for place in np.argwhere(np.abs(values) > MAX_FLOAT16)[0])
-            raise InputError(
-                f"{store.path}: view {view}, image {labels.rows.image[row]}, column {column}: expected a logit of at "
-                f"most {MAX_FLOAT16:g}, found {values[row, column]:g}; export --probabilities"
-            )
-        out[labels.rows.image if order == "image" else slice(start, start + step)] = values
+        out[labels.rows.image if order == "image" else slice(start, start + step)] = as_float16(
+            store, labels, temperature
+        )
         seen[labels.rows.image] = True
     if order == "image" and not seen.all():
         raise DamagedError.of(store.path, f"view {view} has no crop of image {np.argmin(seen)}")
 
 
-def probabilities(logits: Logits, temperature: float) -> Logits:
-    """``softmax(logits / temperature)``, float32 ``[n, C]``."""
-    powers = np.exp((logits - logits.max(axis=1, keepdims=True)) / np.float32(temperature))
-    shares: Logits = powers / powers.sum(axis=1, keepdims=True)
-    return shares
+def as_float16(store: LabelStore, labels: LabelBatch, temperature: float | None) -> npt.NDArray[np.float16]:
+    """Logits, or with a temperature probabilities, float16 ``[n, C]``.
+
+    Raises:
+        InputError: names a logit that is too large for float16.
+    """
+    values = labels.logits if temperature is None else labels.probabilities(temperature)
+    if len(values) and np.abs(values).max() > MAX_FLOAT16:
+        row, column = (int(place) for place in np.argwhere(np.abs(values) > MAX_FLOAT16)[0])
+        raise InputError(
+            f"{store.path}: view {labels.view}, image {labels.rows.image[row]}, column {column}: expected a logit of "
+            f"at most {MAX_FLOAT16:g}, found {values[row, column]:g}; export --probabilities"
+        )
+    return values.astype(np.float16)
 
 
-def require_place(out: Path) -> None:
-    """Refuse a name that is taken, or a folder that is not there."""
-    if out.suffix != ".npy":
-        raise InputError(f"{out}: expected a name that ends in .npy")
+def require_place(store: LabelStore, out: Path, suffix: str) -> None:
+    """Refuse a name that is taken or of another format, a folder that is not there, and the store's own folder."""
+    require_apart({"OUT": out}, {"STORE": store.path})
+    if out.suffix != suffix:
+        raise InputError(f"{out}: expected a name that ends in {suffix or 'no suffix'}; --format names other formats")
     removing.require_absent(out)
     if not out.parent.is_dir():
         raise InputError(f"{out}: expected a folder {out.parent}, found none; make it first")

@@ -54,7 +54,7 @@ def info(store: LabelStore, weights: Path | None = None) -> dict[str, Json]:
         "content": CONTENT[identity.content],
         "class_order": list(identity.classes),
         "skipped": list(identity.skipped),
-        "seed": identity.seed,
+        "seed": identity.seed if identity.origin == "built" or "seed" in (identity.plan or {}) else None,
         "plan": _plain(identity.plan),
         "block": {"views": identity.block.views, "positions": identity.block.positions},
         "manifest": identity.manifest,

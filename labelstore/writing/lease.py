@@ -2,8 +2,12 @@
 
 ``lease.json`` names the build and its process. It is created exclusively, and replaced only when its process is
 known to be dead, or with ``--take-over``. A process is known only on its own host since its last start: another boot
-of a host of this name may be another machine. Looking and replacing happen under a lock of the store's folder, which
-the system lets go when a process dies, so two builds cannot both take over.
+of a host of this name may be another machine. A cluster that starts a job again, after all of its processes have
+ended, names the job: its earlier start is dead wherever it was. Looking and replacing happen under a lock of the
+store's folder, which the system lets go when a process dies, so two builds cannot both take over.
+
+On a file system of a network a lock of a folder may hold on one host alone. There an empty file in the folder, which
+is gone when nobody needs it, is locked in its place.
 
 Other processes of the same build share its lease. Each keeps a lock of the folder of temporaries for as long as it may
 write: a lease whose process is dead is taken over only when they are gone too.
@@ -21,11 +25,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from labelstore.durable import disk, documents, publish, removing
+from labelstore.durable import disk, documents, mounts, publish, removing
 from labelstore.durable.publish import PARTIAL, Described
 from labelstore.durable.removing import Proof
 from labelstore.errors import DamagedError, LeaseError
-from labelstore.format.leftovers import STAGED
+from labelstore.format.leftovers import LOCK, STAGED
 
 LEASE = "lease.json"
 MAX_PID = 2**31  # a process id is an int32 everywhere
@@ -37,7 +41,7 @@ class Lease:
     """Who holds a store.
 
     Attributes:
-        build: random id of the build.
+        build: random id of the build; ``JOB:ATTEMPT:ID`` where its launcher names the job.
         host: host name.
         boot: id of the host's current boot, empty where the system has none.
         space: the process-id space (container) that ``pid`` counts in, empty where the system has none.
@@ -53,10 +57,12 @@ class Lease:
     started: str
 
     @classmethod
-    def of_this_process(cls) -> Lease:
-        """A new lease for this process."""
+    def of_this_process(cls, job: tuple[str, int] = ("", 0)) -> Lease:
+        """A new lease for this process, which belongs to a start of a job."""
+        name, attempt = job
+        token = secrets.token_hex(8)
         return cls(
-            build=secrets.token_hex(8),
+            build=f"{name}:{attempt}:{token}" if name else token,
             host=socket.gethostname(),
             boot=_boot(),
             space=_space(),
@@ -72,6 +78,13 @@ class Lease:
         """Whether nothing can be known from here about the process: another host, boot or container."""
         return (self.host, self.boot, self.space) != (socket.gethostname(), _boot(), _space())
 
+    def precedes(self, other: Lease) -> bool:
+        """Whether this is the lease of an earlier start of the other's job."""
+        ours, theirs = self.build.split(":"), other.build.split(":")
+        if len(ours) != 3 or len(theirs) != 3 or not ours[1].isdecimal():
+            return False
+        return ours[0] == theirs[0] and int(ours[1]) < int(theirs[1])
+
     @property
     def dead(self) -> bool:
         """Whether the process, known not to be elsewhere, is gone: no such process, or a later one of its number.
@@ -83,7 +96,7 @@ class Lease:
 
 
 @contextmanager
-def hold(root: Path, *, take_over: bool = False) -> Iterator[Lease]:
+def hold(root: Path, *, take_over: bool = False, job: tuple[str, int] = ("", 0)) -> Iterator[Lease]:
     """Hold the store for the length of the context; it is let go however the context ends.
 
     A process that was forked meanwhile does not release it when it leaves the context too.
@@ -91,11 +104,13 @@ def hold(root: Path, *, take_over: bool = False) -> Iterator[Lease]:
     Args:
         root: the store's folder.
         take_over: take the lease of a build that cannot be seen from here.
+        job: id of the job that this process belongs to, and which start of it, where its launcher starts it again only
+            after all of its processes have ended.
 
     Raises:
         LeaseError: when another build holds it; names its host and process.
     """
-    lease = Lease.of_this_process()
+    lease = Lease.of_this_process(job)
     try:
         _acquire(root, lease, take_over=take_over)
         yield lease
@@ -136,7 +151,7 @@ def _release(root: Path, lease: Lease) -> None:
     with _locked(root):
         if read(root) == lease and not _shared(root):  # a lease that others share is left to outlive its process
             clear_partial(root)
-            removing.remove_folder(root / PARTIAL)
+            _remove_partial(root)
             removing.remove(root / LEASE, _proof(lease))
 
 
@@ -144,7 +159,7 @@ def _acquire(root: Path, lease: Lease, *, take_over: bool) -> None:
     with _locked(root):
         held = read(root)
         if held is not None:
-            _require_free(root, held, take_over=take_over)
+            _require_free(root, held, take_over=take_over or held.precedes(lease))
         disk.require_folder(root / PARTIAL)
         disk.make_folder(root / PARTIAL)
         if _shared(root):
@@ -196,8 +211,15 @@ def _publish(root: Path, document: bytes) -> None:
     except Exception:
         removing.remove(root / PARTIAL / LEASE, STAGED)
         if not (root / LEASE).exists():  # else it is released as any lease is
-            removing.remove_folder(root / PARTIAL)  # unless a dead build has left something there
+            _remove_partial(root)  # unless a dead build has left something there
         raise
+
+
+def _remove_partial(root: Path) -> None:
+    """Remove the folder of temporaries, when nothing but its lock is left in it."""
+    if removing.may_go(root / PARTIAL / LOCK, removing.EMPTY):
+        removing.remove(root / PARTIAL / LOCK, removing.EMPTY)
+    removing.remove_folder(root / PARTIAL)
 
 
 def require_held(root: Path, lease: Lease) -> None:
@@ -254,12 +276,30 @@ def _here(held: Lease) -> str:
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    descriptor = _open(root)
+    descriptor, on_network = _open(root), mounts.is_network(root)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while on_network and not _is_there(descriptor, root / LOCK):
+            os.close(descriptor)
+            descriptor = _open(root)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        if on_network and _is_there(descriptor, root / LOCK) and removing.may_go(root / LOCK, removing.EMPTY):
+            removing.remove(root / LOCK, removing.EMPTY)
         os.close(descriptor)
+
+
+def _is_there(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has its name. It is opened again: only that makes a network's client look anew."""
+    try:
+        again = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.fstat(again))
+    finally:
+        os.close(again)
 
 
 def _shared(root: Path) -> bool:
@@ -275,6 +315,9 @@ def _shared(root: Path) -> bool:
 
 
 def _open(folder: Path) -> int:
+    """What is locked for a folder."""
+    if mounts.is_network(folder):
+        return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 

@@ -23,6 +23,7 @@ from pipeline.build.continuing import (
     FLAG_AT,
     open_for,
     provenance,
+    require_built,
     require_same_engine,
     require_same_images,
     require_same_pixels,
@@ -249,12 +250,15 @@ def build(config: BuildConfig, console: Console, labeller: Labeller | None = Non
         config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
         make_current(config.render.device)
         store = LabelStore.open(config.store) if LabelStore.exists(config.store) else None
-        if ranks.first and store is None:
+        if store is not None:
+            require_built(store)
+        elif ranks.first:
             LabelStore.require_creatable(config.store)
         if config.dry_run:
             if not ranks.first:
                 return {}
             return dry_run(config, prepare(config, console, Ranks(), store, labeller), console, store)
+        ranks.require_shared(config.store, "--store")
         if not ranks.first:
             return write_share(config, prepare(config, console, ranks, store, labeller), console, ranks)
         with (
@@ -281,7 +285,7 @@ def write(
     config: BuildConfig, work: Work, store: LabelStore, console: Console, ranks: Ranks, watch: Watch
 ) -> Mapping[str, Json]:
     """Write and seal what is missing, under the store's lease."""
-    with closing(work.renderer), store.lease(take_over=config.take_over) as writer:
+    with closing(work.renderer), store.lease(take_over=config.take_over, job=ranks.job) as writer:
         require_same_engine(config, store, work, console)
         require_same_pixels(config, store, work)
         views = writer.raise_target(config.views, engine=work.labeller.engine, renderer=work.renderer.id)

@@ -8,7 +8,7 @@ from typing import Any
 
 from labelstore.command.console import Console
 from labelstore.command.flags import flags_of
-from labelstore.errors import GiftwrapError, MismatchError
+from labelstore.errors import GiftwrapError, InputError, MismatchError
 from labelstore.format.arrays import AUDIT_BLOCK
 from labelstore.format.blocks import BlockGrid
 from labelstore.spec import Identity, Json, first_difference, located, require_same
@@ -61,6 +61,19 @@ def open_for(
         views=BlockGrid.of(work.identity).whole_views(config.views),
         notes=notes,
     )
+
+
+def require_built(store: LabelStore) -> None:
+    """Refuse to add views to labels that were made elsewhere: no plan drew their crops.
+
+    Raises:
+        InputError: names the command that extends such a store.
+    """
+    if store.identity.origin == "adopted":
+        raise InputError(
+            f"{store.path}: expected a store that a build has made, found adopted labels, to which no views can be "
+            "built; `giftwrap adopt` adds more of the same labels; give another --store for labels of a teacher"
+        )
 
 
 def provenance(manifest: Manifest, console: Console) -> dict[str, Json]:

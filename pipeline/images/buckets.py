@@ -131,10 +131,14 @@ class BucketFolder:
         refuse_class_names(path, request.class_names)
         storage = storage_of(path)
         found = storage.tags(MOST_OBJECTS + 1)
+        if not found:
+            raise InputError(
+                f"--images {storage.root}: expected a class folder, found no object there; check the address"
+            )
         if len(found) > MOST_OBJECTS:
             raise InputError(
                 f"--images {storage.root}: expected at most {MOST_OBJECTS:,} objects, found more: listing them takes "
-                f"longer than reading them from tar shards; make some with `giftwrap import --to tar`"
+                f"longer than reading them from tar shards; make these with `giftwrap import` and --shards"
             )
         members = Members(printable(str(storage.root)))
         whole = {}
@@ -208,9 +212,10 @@ def tars_of(path: Path, expanded: Callable[[str], list[str]]) -> BucketFiles:
     names = expanded(address.name)
     sizes = storage.tags(None)
     if absent := [name for name in names if name not in sizes]:
+        wanted = "an object" if len(names) == 1 else f"{len(names):,} objects"
         raise InputError(
-            f"--images {printable(str(address))}: expected {len(names):,} objects, {len(absent):,} of them are not "
-            f"there: {printable(absent[0])}"
+            f"--images {printable(str(address))}: expected {wanted}, {len(absent):,} "
+            f"{'is' if len(absent) == 1 else 'are'} not there: {printable(absent[0])}; check the address"
         )
     return BucketFiles(storage, sorted(names, key=natural_key), sizes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from labelstore.durable.newfile import new_version
 from labelstore.durable.removing import Proof, may_go
+from labelstore.storage_table import as_typed, scheme_of
 from pipeline.images.decodes import judge
 from pipeline.images.source import Listing
 
@@ -50,6 +52,12 @@ class ImageRows:
         return self.heights, self.widths, self.digests, self.decoded
 
 
+def cache_in(folder: Path, images: Path) -> Path:
+    """The cache of some images in a folder that may hold those of others; its name does not show where they are."""
+    place = str(as_typed(images) if scheme_of(images) else images.absolute())
+    return folder / f"images-{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.npz"
+
+
 def load(cache: Path, listing: Listing) -> tuple[ImageRows, npt.NDArray[np.uint8]]:
     """What ``cache`` contains on the listed images.
 
@@ -62,16 +70,16 @@ def load(cache: Path, listing: Listing) -> tuple[ImageRows, npt.NDArray[np.uint8
     """
     rows = ImageRows.empty(len(listing.names))
     try:
-        location, names, sizes, stamps, stored = _read(cache)
+        location, paths, sizes, stamps, stored = _read(cache)
     except Exception:  # whatever damaged bytes lead to, the images themselves can be read
         return rows, rows.digests[:0]
     decoded = stored.digests[stored.decoded & stored.digests.any(axis=1)]
     if location != _location_digest(listing):
         return rows, decoded
-    if names == list(listing.names):
-        place = np.arange(len(names))
+    if paths == _joined(listing.names):
+        place = np.arange(len(listing.names))
     else:
-        table = {name: index for index, name in enumerate(names)}
+        table = {name: index for index, name in enumerate(paths.decode().split("\0"))}
         place = np.array([table.get(name, -1) for name in listing.names], np.int64)
     same = (place >= 0) & (sizes[place] == listing.sizes) & (stamps[place] == listing.stamps)
     for ours, theirs in zip(rows.arrays(), stored.arrays(), strict=True):
@@ -79,20 +87,27 @@ def load(cache: Path, listing: Listing) -> tuple[ImageRows, npt.NDArray[np.uint8
     return rows, decoded
 
 
-def _read(cache: Path) -> tuple[bytes, list[str], npt.NDArray[np.int64], npt.NDArray[np.int64], ImageRows]:
-    """Digest of the location, names, sizes, stamps and rows of a cache; any exception when it is not one."""
+def _read(cache: Path) -> tuple[bytes, bytes, npt.NDArray[np.int64], npt.NDArray[np.int64], ImageRows]:
+    """Digest of the location, joined names, sizes, stamps and rows of a cache; any exception when it is not one."""
     with cache.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         if file["version"] != _VERSION or bytes(file["judge"]).decode() != judge():
             raise ValueError("of another version, or other versions of what decodes")
         location = bytes(file["root"])
-        sizes, stamps, names = file["sizes"], file["mtimes"], bytes(file["paths"]).decode().split("\0")
+        sizes, stamps, paths = file["sizes"], file["mtimes"], file["paths"].tobytes()
         rows = ImageRows(file["heights"], file["widths"], file["digests"], file["decoded"])
-    numbers = np.empty(len(names), np.int64)
-    expected = (numbers, numbers, *ImageRows.empty(len(names)).arrays())
+    count = paths.count(b"\0") + 1
+    numbers = np.empty(count, np.int64)
+    expected = (numbers, numbers, *ImageRows.empty(count).arrays())
     for found, wanted in zip((sizes, stamps, *rows.arrays()), expected, strict=True):
         if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
             raise ValueError("arrays of other types or lengths")
-    return location, names, sizes, stamps, rows
+    paths.decode()
+    return location, paths, sizes, stamps, rows
+
+
+def _joined(names: Sequence[str]) -> bytes:
+    """Names in one, as they are kept: a million of them take far less than each alone."""
+    return "\0".join(names).encode(errors="surrogatepass")
 
 
 def save(cache: Path, listing: Listing, rows: ImageRows) -> None:
@@ -110,7 +125,7 @@ def save(cache: Path, listing: Listing, rows: ImageRows) -> None:
                 version=np.array(_VERSION),
                 root=np.frombuffer(_location_digest(listing), np.uint8),
                 judge=np.frombuffer(judge().encode(), np.uint8),
-                paths=np.frombuffer("\0".join(listing.names).encode(), np.uint8),
+                paths=np.frombuffer(_joined(listing.names), np.uint8),
                 sizes=listing.sizes,
                 mtimes=listing.stamps,
                 heights=rows.heights,

@@ -144,7 +144,10 @@ class Members:
             require_one_form(self.location, found)
             classes = order_classes(found, class_order)
         images, of_folder = self._in_order(before, {name: target for target, name in enumerate(classes)})
-        names = [self.paths[image][len(before) :] for image in images.tolist()]
+        if before or len(images) < len(self.paths) or (np.diff(images) != 1).any():
+            names = [self.paths[image][len(before) :] for image in images.tolist()]
+        else:  # all of them, in their order
+            names = self.paths
         if leave_out:
             gone = frozenset(map(same_form, leave_out))
             kept = [place for place, name in enumerate(names) if same_form(name) not in gone]

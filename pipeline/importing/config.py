@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from labelstore.command.flags import Group
+from labelstore.command.flags import Addressable, Group
 from labelstore.command.output import Output
 from labelstore.errors import InputError
 from pipeline.config import require_place
@@ -19,9 +19,9 @@ from pipeline.images.opening import ImageOptions
 class ImportConfig:
     """Write images from any container as a class folder or tar shards; of a tensor file, as PNG of 8 bits a channel."""
 
-    data: tyro.conf.Positional[Path]
+    data: Annotated[tyro.conf.Positional[Path], Addressable()]
     """A tensor file, as GIFT and other distillation repositories publish it: data.pt; or images that --images takes:
-    tar shards, a zip, Parquet, CIFAR, IDX, a class folder."""
+    tar shards, a zip, Parquet, CIFAR, IDX, a class folder; or their address in a bucket."""
     out: Path
     """Class folder to make; with --shards or --shard-mib, folder for the tar shards."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)

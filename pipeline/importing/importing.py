@@ -177,8 +177,8 @@ def make_aside(out: Path) -> Path:
     aside = out.with_name(f".{out.name}.partial")
     if os.path.lexists(aside):
         raise InputError(
-            f"{aside}: is there already: what a stopped import has left, or yours; remove it or move it away, then "
-            f"import again"
+            f"{aside}: is there already: what a stopped command has left, or yours; remove it or move it away, then "
+            f"run the same again"
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def make_aside(out: Path) -> Path:
 
 def remove_aside(aside: Path, paths: Sequence[Path]) -> None:
     """Remove what this call has written, file by file, then the folders that are empty."""
-    own = Proof("what this import writes", lambda _path: True)  # the folder is new, and each file was made there
+    own = Proof("what this command writes", lambda _path: True)  # the folder is new, and each file was made there
     for path in paths:
         removing.remove(path, own)
     folders = {folder for path in paths for folder in path.parents if aside in folder.parents}

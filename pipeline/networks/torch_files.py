@@ -12,7 +12,7 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
@@ -123,19 +123,32 @@ _MAPPINGS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """What a file may name besides torch's own tensors, and what is made instead."""
+Allowed: TypeAlias = "list[Callable[..., Any] | tuple[Callable[..., Any], str]]"
+
+
+def of_numpy() -> Allowed:
+    """What a file names that holds numbers and arrays of numpy besides tensors, and what is made instead."""
     arrays = [f"numpy.{core}.multiarray" for core in ("core", "_core")]
     return [
-        *((Inert, f"{module}.{name}") for module, names in _INERT.items() for name in names),
-        *((_mapping, f"{module}.{name}") for module, names in _MAPPINGS.items() for name in names),
+        (Inert, "numpy.ndarray"),
         (_NumpyType, "numpy.dtype"),
         *((_scalar, f"{module}.scalar") for module in arrays),
         *((_NumpyArray, f"{module}._reconstruct") for module in arrays),
     ]
 
 
-def read_content(path: Path, place: str, advice: str, *, mapped: bool = False) -> object:
+def _allowed() -> Allowed:
+    """What a file may name besides torch's own tensors, and what is made instead."""
+    return [
+        *((Inert, f"{module}.{name}") for module, names in _INERT.items() for name in names),
+        *((_mapping, f"{module}.{name}") for module, names in _MAPPINGS.items() for name in names),
+        *of_numpy(),
+    ]
+
+
+def read_content(
+    path: Path, place: str, advice: str, *, mapped: bool = False, allowed: Allowed | None = None
+) -> object:
     """What ``torch.save`` or safetensors wrote, on the CPU.
 
     Args:
@@ -143,6 +156,7 @@ def read_content(path: Path, place: str, advice: str, *, mapped: bool = False) -
         place: what it is, for messages.
         advice: what to do when it holds an object of a class that is not allowed.
         mapped: map the tensors of torch's zip format instead of reading them.
+        allowed: what it may name besides tensors; None allows all that is read as data.
 
     Raises:
         InputError: names in one line what was found instead of tensors.
@@ -155,19 +169,19 @@ def read_content(path: Path, place: str, advice: str, *, mapped: bool = False) -
     try:
         kind, remedy = kind_of(path)
         if kind == TORCH:
-            return _settled(_torch_load(path, mapped))
+            return settled(_torch_load(path, mapped, _allowed() if allowed is None else allowed))
     except OSError as error:
         raise InputError(f"{place}: cannot be read ({error.strerror or type(error).__name__})") from error
     except Exception as error:  # torch raises whatever the bytes lead to
-        found, remedy = _diagnosis(path, advice)
+        found, remedy = _diagnosis(path, advice, _allowed() if allowed is None else allowed)
         raise InputError(f"{place}: expected {WANTED}, found {found}; {remedy}") from error
     if kind == SAFETENSORS:
         return read_safetensors(path, place)[0]
     raise InputError(f"{place}: expected {WANTED}, found {kind}; {remedy}")
 
 
-def _torch_load(path: Path, mapped: bool) -> object:
-    with torch.serialization.safe_globals(_allowed()), quiet():
+def _torch_load(path: Path, mapped: bool, allowed: Allowed) -> object:
+    with torch.serialization.safe_globals(allowed), quiet():
         if mapped and zipfile.is_zipfile(path) and path.suffix != ".safetensors":  # torch goes by that suffix
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         with path.open("rb") as file:
@@ -188,21 +202,21 @@ def read_safetensors(path: Path, place: str) -> tuple[dict[str, torch.Tensor], d
         raise InputError(f"{place}: a damaged .safetensors file ({shown(error)}); download it again") from error
 
 
-def _settled(value: Any) -> Any:
+def settled(value: Any) -> Any:
     """The content with tensors in the places of numpy's arrays."""
     if isinstance(value, _NumpyArray):
         return Inert() if value.value is None else value.value
     if isinstance(value, dict):
         for key, held in value.items():
-            value[key] = _settled(held)
+            value[key] = settled(held)
     elif isinstance(value, list):
-        value[:] = [_settled(held) for held in value]
+        value[:] = [settled(held) for held in value]
     elif type(value) is tuple:
-        return tuple(_settled(held) for held in value)
+        return tuple(settled(held) for held in value)
     return value
 
 
-def _diagnosis(path: Path, advice: str) -> tuple[str, str]:
+def _diagnosis(path: Path, advice: str, allowed: Allowed) -> tuple[str, str]:
     """What is in a file that torch could not read as data, and what to do."""
     try:
         names, protocol, whole = _pickle(path)
@@ -210,7 +224,7 @@ def _diagnosis(path: Path, advice: str) -> tuple[str, str]:
     except Exception:  # whatever the bytes lead to
         return "something else, or a damaged file", f"download it again, or {advice}"
     own = torch._weights_only_unpickler._get_allowed_globals()
-    known = {entry[1] for entry in _allowed() if isinstance(entry, tuple)} | own.keys()
+    known = {entry[1] for entry in allowed if isinstance(entry, tuple)} | own.keys()
     foreign = [name for name in names if name not in known]
     if foreign:
         foreign.sort(key=lambda name: name.startswith(_HELPERS))  # the others are the better clue

@@ -18,7 +18,8 @@ class Recipe(Protocol):
     """What a file of a recipe holds.
 
     An optional ``stored_in`` names what its stores may have instead. An optional ``fresh`` gives the flags of a
-    student's fresh crops, where they are not those of `build`.
+    student's fresh crops, where they are not those of `build`. An optional ``few_views`` is true of a protocol that
+    stores labels for fewer views than it has epochs.
     """
 
     @property
@@ -44,6 +45,12 @@ RECIPES: Table[Recipe] = Table(
         "no-distillation": "pipeline.recipes.no_distillation",
         "eccv24": "pipeline.recipes.eccv24",
         "hello": "pipeline.recipes.hello",
+        "lpqld": "pipeline.recipes.lpqld",
+        "hald": "pipeline.recipes.hald",
+        "cim": "pipeline.recipes.cim",
+        "g-vbsm": "pipeline.recipes.g_vbsm",
+        "edc": "pipeline.recipes.edc",
+        "delt": "pipeline.recipes.delt",
     }
 )
 RecipeName: TypeAlias = Annotated[str, Choices(RECIPES)]

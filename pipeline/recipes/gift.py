@@ -9,6 +9,7 @@ from __future__ import annotations
 from pipeline.recipes.setting import IMAGENET, TINY, Flags, Setting, batch_norm
 
 SLOW = ("swin_v2_t", "vit_b_16")
+LOSS = ("loss", "gift_form", "gamma", "smoothing")  # what belongs to the loss
 build_differs = "DSA draws one of crop, scale and rotation for each crop, where GIFT's code draws it once a batch"
 train_differs = "images and order of the paper's batches; the best of four evaluations alone is reported there"
 

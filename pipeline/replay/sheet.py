@@ -21,7 +21,7 @@ class Caption:
     """What is written below a crop.
 
     Attributes:
-        lines: a line each: its target and its image, then the teacher's first choices with their probabilities.
+        lines: a line each: its target, the teacher's first choices with their probabilities, then its image.
         agrees: whether the first choice is the target, of a mixed crop one of its two; else it is marked.
     """
 

@@ -10,14 +10,16 @@ import numpy.typing as npt
 from labelstore.command.names import printable
 from labelstore.durable.newfile import new_file
 from labelstore.errors import InputError
+from labelstore.operations.opening import open_store
 from labelstore.store import LabelBatch
 from pipeline.config import ShowConfig
 from pipeline.device.faults import device_faults
 from pipeline.replay.sheet import Caption, draw_sheet
 from pipeline.replay.source import Source, check_pixels, open_source
+from pipeline.teacher.column_names import column_titles, title_of
 
 LEGEND = (
-    "Below each crop: its target and image, then the teacher's first three choices (softmax at temperature 1). "
+    "Below each crop: its target, the teacher's first three choices (softmax at temperature 1), and its image. "
     "Red: the first choice is not the target."
 )
 
@@ -27,7 +29,7 @@ def show(config: ShowConfig) -> int:
     """Write the sheet; returns the number of crops on it."""
     assert config.store is not None  # noqa: S101  the caller's condition
     source = open_source(
-        config.store,
+        open_store(config.store, config.store_cache),
         config.images,
         device=config.render.device,
         decoder=config.render.decoder,
@@ -58,17 +60,18 @@ def write_sheet(source: Source, config: ShowConfig) -> int:
 
 
 def captions(source: Source, labels: LabelBatch) -> list[Caption]:
-    """The targets of each crop of whole groups, and the teacher's top-3 with its confidence (softmax at T = 1)."""
-    names = {column: printable(name) for column, name in source.store.identity.column_names.items()}
+    """The targets of each crop of whole groups, the teacher's top-3 with its confidence (T = 1), and the image."""
+    names, files = column_titles(source.store.identity), source.manifest.names
     shown, targets = [], labels.targets
     mates = targets[labels.rows.partners(source.store.identity.group)] if labels.rows.mixed else targets
     for row, (image, logits) in enumerate(zip(labels.rows.image, labels.logits, strict=True)):
         own = dict.fromkeys((int(targets[row]), int(mates[row])))
         confidence = softmax(logits)
         best = np.argsort(-confidence, kind="stable")[:3].tolist()
-        choices = [f"{names.get(column, f'column {column}')}: {100 * confidence[column]:.1f} %" for column in best]
+        choices = [f"{title_of(names, column)}: {100 * confidence[column]:.1f} %" for column in best]
         target = " + ".join(names[column] for column in own)
-        shown.append(Caption((f"target {target}, image {image}", *choices), agrees=best[0] in own))
+        file = printable(files[image].split("/", 1)[-1])  # its class is the target
+        shown.append(Caption((f"target {target}", *choices, file), agrees=best[0] in own))
     return shown
 
 

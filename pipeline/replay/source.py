@@ -7,20 +7,54 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from labelstore.durable.keeping import Cached
 from labelstore.durable.places import require_apart
 from labelstore.durable.storage import LocalStorage
 from labelstore.errors import MismatchError
 from labelstore.format.arrays import AUDIT_BLOCK
+from labelstore.format.columns import CropRows
 from labelstore.store import LabelStore
 from pipeline.config import manifest_cache
 from pipeline.images.manifest import Manifest, require_same_images, scan, with_classes, with_order
+from pipeline.images.manifest_cache import cache_in
 from pipeline.images.opening import ClassOrder, ImageOptions
 from pipeline.plan.plan import PlanSpec
 from pipeline.render import Renderer, augmenter_of, decoder_of, make_renderer
 from pipeline.render.audit import DIGEST_POSITIONS, compare, pixels_digest
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledCrop:
+    """One crop with its label.
+
+    Attributes:
+        view: the view.
+        position: its position in it.
+        row: what made it, one row.
+        pixels: after mixing, before the normalisation, uint8 ``[S, S, 3]``.
+        logits: its label, float32 ``[C]``.
+        target: hard label of its own image, as a column of ``logits``.
+    """
+
+    view: int
+    position: int
+    row: CropRows
+    pixels: npt.NDArray[np.uint8]
+    logits: npt.NDArray[np.float32]
+    target: int
+
+    @property
+    def image(self) -> int:
+        """Index of the image."""
+        return int(self.row.image[0])
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.pixels.shape[:2]))
+        return f"LabelledCrop(view {self.view}, position {self.position}: image {self.image}, {shape} px)"
 
 
 @dataclass(frozen=True)
@@ -43,6 +77,24 @@ class Source:
         first, last = start // group * group, min(-(-stop // group) * group, images)
         pixels = self.renderer.render(self.store.rows(view, slice(first, last)))
         return pixels[start - first : stop - first]
+
+    def crop(self, view: int, position: int) -> LabelledCrop:
+        """One crop, rendered, with its label.
+
+        Raises:
+            InputError: when there is no such position.
+            NotStoredError: when the view is not there.
+        """
+        label = self.store.read(view, [position])
+        at = int(label.positions[0])
+        pixels = self.crops(view, at, at + 1)[0].cpu().numpy()
+        return LabelledCrop(label.view, at, label.rows, pixels, label.logits[0], int(label.targets[0]))
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def at_size(self, size: int, *, device: str, threads: int | None, cache_bytes: int | None) -> Source:
         """The same boxes rendered at another side; this one's renderer is released.
@@ -90,8 +142,9 @@ def open_images(
 ) -> Manifest:
     """The manifest of ``images``, proven to be the set that ``store`` was made of.
 
-    What is read of the images is kept beside a store in a folder. Of a store that is read from elsewhere it is kept
-    nowhere; `scan(images, cache=FILE)` keeps it where it is wanted, and its manifest is taken instead of a path.
+    What is read of the images is kept beside a store in a folder, and of a store that is read from elsewhere in the
+    folder of its pieces. Where there is none, it is kept nowhere; `scan(images, cache=FILE)` keeps it where it is
+    wanted, and its manifest is taken instead of a path.
 
     Raises:
         MismatchError: when it is another set; names the first difference.
@@ -101,6 +154,8 @@ def open_images(
     if isinstance(store.storage, LocalStorage):
         cache = manifest_cache(store.path)
         require_apart({"--store": store.path, "the cache of --store": cache}, {"--images": images})
+    elif isinstance(store.storage, Cached):
+        cache = cache_in(store.storage.cache.folder, images)
     manifest = scan_as(
         images,
         identity.classes,
@@ -168,7 +223,7 @@ def open_source(
     else:
         manifest = open_images(opened, Path(images), options=options, rehash=rehash)
     spec = PlanSpec.from_json(opened.identity.require("plan"))
-    rendered = opened.identity.require("renderer")
+    rendered = opened.identity.renderer or {}  # of adopted labels whose crops nothing has rendered
     augmenter = augmenter or augmenter_of(rendered)
     if device != "cpu" and augmenter == augmenter_of(rendered):
         decoder = decoder or decoder_of(rendered)
@@ -188,12 +243,15 @@ def check_pixels(source: Source, blocks: int = 8) -> PixelReport:
     """Render stored crops again and compare them with the store (P2).
 
     The audit crops are compared by value: bit-equal with the same renderer, within P2's band with another. Of the
-    blocks that this very renderer made, up to ``blocks``, spread over the sealed views, are compared by digest.
+    blocks that this very renderer made, up to ``blocks``, spread over the sealed views, are compared by digest. A store
+    of adopted labels may have no crops to compare with; then none are.
 
     Raises:
         MismatchError: when the crops differ by more than P2 allows; names both renderers and the difference.
     """
     store = source.store
+    if store.identity.renderer is None:
+        return PixelReport(crops=0, equal=False, max_difference=0, mean_difference=0.0)
     stored = torch.from_numpy(store.audit().crops)
     ours = source.crops(0, 0, len(stored))
     stored_id = store.version(AUDIT_BLOCK)["renderer"] or {"name": "not known"}
@@ -216,7 +274,7 @@ def _check_digests(source: Source, blocks: int) -> int:
     for block in (sealed[int(index)] for index in chosen):
         start = store.positions(block)[0]
         stop = min(start + DIGEST_POSITIONS, store.positions(block)[1])
-        view = store.views(block)[0]
+        view = store.block_views(block)[0]
         found = pixels_digest(source.crops(view, start, stop))
         if found != store.pixels_digest(block):
             raise MismatchError(

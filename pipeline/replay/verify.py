@@ -15,10 +15,12 @@ from torch import Tensor
 from labelstore.command.console import Console
 from labelstore.encodings.fidelity import gift_fidelity
 from labelstore.errors import InputError, MismatchError
+from labelstore.operations.opening import open_store
 from labelstore.spec import Json, first_difference, require_same
 from labelstore.store import LabelStore
 from pipeline.config import VerifyConfig, json_object
 from pipeline.device.faults import device_faults
+from pipeline.replay.alike import Alike, known_alike
 from pipeline.replay.source import Source, check_pixels, open_source
 from pipeline.teacher.engine.spec import MAX_RELATIVE_ERROR
 from pipeline.teacher.imagenet import FOLDERS
@@ -26,6 +28,10 @@ from pipeline.teacher.labeller import Labeller, label_crops, load_labeller
 from pipeline.teacher.teacher import Teacher, TeacherSpec, make_teacher, stored_members
 
 MIN_FIDELITY = 0.99
+# How a teacher is run of whose engine nothing is known.
+PLAIN = {
+    "dtype": "float32", "batch": 64, "threads": None, "channels_last": False, "folding": "none", "compile": "none"
+}  # fmt: skip
 MARGIN = 0.01  # by which the audit rows may fall below the fidelity of the many rows that the store has measured
 
 
@@ -41,7 +47,7 @@ def verify(config: VerifyConfig, console: Console, labeller: Labeller | None = N
     Raises:
         MismatchError: when it is another labeller than the store's.
     """
-    store = LabelStore.open(config.store)
+    store = open_store(config.store, config.store_cache)
     source = open_source(
         store,
         config.images,
@@ -86,7 +92,10 @@ def verify_source(
         "fidelity": None,
     }
     how = "bit for bit" if pixels.equal else "within the band of another renderer"
-    console.line(f"pixels: {pixels.crops} stored crops rendered again, {how}")
+    found = (
+        f"{pixels.crops} stored crops rendered again, {how}" if pixels.crops else "no crops are stored: not compared"
+    )
+    console.line(f"pixels: {found}")
     if labeller is None and config.weights:
         labeller = teacher_of(source.store, config, console)
     if labeller is None and config.labeller:
@@ -102,6 +111,8 @@ def verify_source(
 
 def needed_for_labels(store: LabelStore) -> str:
     """The flag that `verify` needs to make the labels of a store again."""
+    if store.identity.origin == "adopted" and not is_of_networks(store):
+        return "labels that are adopted with --teacher, which records it"
     return "--weights of its teacher" if is_of_networks(store) else f"--labeller of {labeller_name(store)}"
 
 
@@ -123,11 +134,11 @@ def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Tea
     """
     if not is_of_networks(store):
         raise InputError(
-            f"--weights: expected a store that networks labelled, found one labelled by {labeller_name(store)}; give "
-            f"--labeller"
+            f"--weights: expected a store that networks labelled, found one labelled by {labeller_name(store)}; "
+            + ("adopt the labels with --teacher" if store.identity.origin == "adopted" else "give --labeller")
         )
     stored: Any = store.identity.require("teacher")
-    engine: Any = store.identity.require("engine")
+    engine: Any = store.identity.engine or PLAIN
     spec = TeacherSpec(
         members=stored_members(
             stored,
@@ -162,7 +173,7 @@ def require_same_labeller(store: LabelStore, labeller: Labeller, console: Consol
     identity = store.identity
     stored, ours = dict(identity.require("teacher")), dict(labeller.identity)
     require_same("teacher", stored, ours, f"give {needed_for_labels(store)}", flags={"weights": "--weights"})
-    found = first_difference(dict(identity.require("engine")), dict(labeller.engine))
+    found = first_difference(dict(identity.engine), dict(labeller.engine)) if identity.engine else None
     if found:
         console.line(f"engine: differs from the store's in {found[0]}: {found[1]!r} there, {found[2]!r} here")
 
@@ -195,7 +206,7 @@ def audit_errors(store: LabelStore, labeller: Labeller, crops: Tensor) -> AuditE
     logits = label_crops(labeller, crops, store.read(0, slice(len(stored))).rows)
     # on the engine of the store they come out to float16 rounding; another engine sums in another order
     errors = np.abs(logits - stored)
-    engines = (store.identity.require("engine"), labeller.engine)
+    engines = (store.identity.engine or labeller.engine, labeller.engine)
     share = max(MAX_RELATIVE_ERROR[str(engine["dtype"])] for engine in engines)
     return AuditErrors(logits, float(errors.max()), float(errors.mean()), share * float(np.abs(stored).max()))
 
@@ -236,6 +247,8 @@ def compare_labels(source: Source, labeller: Labeller, console: Console) -> dict
     store = source.store
     count = len(store.audit().logits)
     errors = audit_errors(store, labeller, source.crops(0, 0, count))
+    if store.identity.engine is None:
+        return compare_elsewhere(store, errors, console)
     group = store.identity.group
     labels = store.read(0, slice(0, min(-(-count // group) * group, store.identity.images)))  # whole groups
     partners = labels.rows.partners(group)[:count] if labels.rows.mixed else np.arange(count)
@@ -261,6 +274,23 @@ def compare_labels(source: Source, labeller: Labeller, console: Console) -> dict
         "max_error_band": errors.band,
         "equal_codes": equal,
         "fidelity": float(fidelity.mean()),
+    }
+
+
+def compare_elsewhere(store: LabelStore, errors: AuditErrors, console: Console) -> dict[str, Json]:
+    """A labeller's logits of the audit crops against labels that were made elsewhere."""
+    theirs: Any = store.audit().logits.astype(np.float32)
+    masked: Any = store.identity.encoding.get("masked")
+    known = store.identity.content == "topk" and masked is not None
+    alike = known_alike(theirs, errors.logits, masked) if known else Alike.of(theirs, errors.logits)
+    console.line(f"labels: {alike.text}")
+    return {
+        "ok": alike.ok,
+        "max_error": alike.largest,
+        "mean_error": errors.mean,
+        "max_error_band": None,
+        "equal_codes": None,
+        "fidelity": alike.cosine,
     }
 
 

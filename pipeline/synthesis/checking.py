@@ -112,6 +112,7 @@ def _images(config: SynthesizeConfig, values: Mapping[str, Any]) -> Manifest:
     manifest = scan_as(
         config.images,
         recorded["classes"],
+        options=config.source,
         cache=manifest_cache(config.check),
         rehash=config.rehash,
         leave_out=recorded["skipped"],

@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from labelstore.command.flags import Choices, Group, Named, flags_of, values_of
+from labelstore.command.flags import Addressable, Choices, Group, Named, flags_of, values_of
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.config import EngineOptions, TeacherOptions, manifest_cache, require_one_labeller
 from pipeline.images.opening import ImageOptions
+from pipeline.launch.options import LaunchOptions
 from pipeline.networks.noise import Sampler
 from pipeline.render.options import RenderOptions
 from pipeline.synthesis import CLASSES, METHODS, WITHOUT_IPC
@@ -201,7 +202,7 @@ class SynthesizeConfig:
     """What makes the images:"""
     out: Path = None  # type: ignore[assignment]  # left out with --check alone, for which no method is called
     """Class folder to make; continued when a stopped command left it."""
-    images: Annotated[Path, Group("images")] = None  # type: ignore[assignment]  # diffusion needs none
+    images: Annotated[Path, Group("images"), Addressable()] = None  # type: ignore[assignment]  # diffusion needs none
     """Real images: a class folder, tar shards or other containers, as for build; diffusion needs none."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     ipc: int = None  # type: ignore[assignment]  # as `out` is
@@ -237,6 +238,7 @@ class SynthesizeConfig:
     teacher: Annotated[TeacherOptions, Group("teacher")] = field(default_factory=TeacherOptions)
     engine: Annotated[EngineOptions, Group("engine")] = field(default_factory=EngineOptions)
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
+    launch: Annotated[LaunchOptions, Group("running")] = field(default_factory=LaunchOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ from torch.nn.functional import interpolate
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from labelstore.storage_table import as_typed, scheme_of
 from pipeline.config import json_object
 from pipeline.device.choosing import choose_device
 from pipeline.device.faults import device_faults
@@ -223,9 +224,18 @@ def side_of(setting: Setting) -> int:
 
 
 def cells_of(setting: Setting) -> int:
-    """Cells a side of an image: the flag, or else those of RDED's collages by the record of their set, or 1."""
-    given = setting.config.hello_update.update_cells
-    made = None if given else record_of(setting.config.images)
+    """Cells a side of an image: the flag, or else those of RDED's collages by the record of their set, or 1.
+
+    Raises:
+        InputError: the set is at an address, where no record is read.
+    """
+    given, images = setting.config.hello_update.update_cells, setting.config.images
+    if not given and scheme_of(images):
+        raise InputError(
+            f"--images {as_typed(images)}: the record of a set, which has the cells of its images, is not read at an "
+            f"address; give --update-cells, 1 for images that are no collages"
+        )
+    made = None if given else record_of(images)
     if not made or made["method"] != "rded":
         return given or 1
     parameters = made["parameters"]

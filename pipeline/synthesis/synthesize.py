@@ -94,6 +94,7 @@ def synthesize(config: SynthesizeConfig, console: Console) -> Mapping[str, Json]
     with join("synthesis") as ranks:
         config = replace(ranks.own_resources(config), out=config.out.resolve())
         make_current(config.render.device)
+        ranks.require_shared(config.out, "--out")
         if not ranks.first:
             make_share(prepare(config, Console(silent=True), ranks))
             return {}

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from benchmarks.studies import label_cost
 from benchmarks.studies.jobs import startable
 from benchmarks.studies.label_cost_cells import REAL, TOY, Cell, Scale, cells
-from benchmarks.studies.label_cost_run import Lab
+from benchmarks.studies.label_cost_run import Lab, adapted_at
 from benchmarks.studies.ledger import Ledger, run_cells
 from labelstore.errors import InputError
+from pipeline.networks.lora import choose
 
 
 @pytest.mark.parametrize("scale", [REAL, TOY])
@@ -41,16 +43,20 @@ class Quick(Lab):
         return {"bytes": 10, "bytes_with_encoder": 20, "seconds": 0.1}
 
 
-def test_finished_cells_are_not_done_again_and_points_are_means_of_all_seeds(tmp_path: Path) -> None:
+def test_finished_cells_are_not_done_again_and_points_are_means_of_their_seeds(tmp_path: Path) -> None:
     lab, ledger = Quick(REAL, tmp_path, tmp_path), Ledger[Cell](tmp_path / "cells.jsonl")
     run_cells(label_cost.Work(lab, ledger), ledger, float("inf"))
     done = (tmp_path / "done").read_text().splitlines()
-    assert len(done) == len({*done}) == len([*cells(REAL)])
+    ways = sum(len(frontier.ways) for frontier in REAL.frontiers)
+    assert len(done) == len({*done}) == ways * (2 + REAL.enough) == len([*cells(REAL)]) - ways
     again = Ledger[Cell](ledger.path)
     assert label_cost.Work(lab, again).to_do() == []
     (point, *_), narrow = (label_cost.points_of(each, REAL, again) for each in REAL.frontiers)
     assert (point["way"], point["bytes"], point["bytes_with_encoder"]) == ("float16", 10, 20)
-    assert (point["seconds"], point["top1"], point["seeds"]) == (1.0, 41.0, 3)
+    assert (point["seconds"], point["top1"], point["seeds"]) == (1.0, 40.5, 2)
+    ledger.add(Cell(frontier="wide", way="float16", seed=2), {"top1": 42.0})
+    (point, *_) = label_cost.points_of(REAL.frontiers[0], REAL, ledger)
+    assert (point["top1"], point["seeds"]) == (41.0, 3)
     assert {"projector of rank 2", "projector of rank 32"} <= {each["way"] for each in narrow}
     lines = ledger.path.read_text().splitlines()
     ledger.path.write_text("".join(f"{line}\n" for line in lines[1:]))
@@ -83,3 +89,9 @@ def test_full_size_needs_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GIFTWRAP_DATA", raising=False)
     with pytest.raises(InputError, match="GIFTWRAP_DATA"), label_cost.places(quick=False):
         pass
+
+
+def test_projectors_adapt_the_layers_that_their_rank_fits() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 40, 1), nn.Linear(40, 10))
+    assert adapted_at(network, 8) is None
+    assert [place.module for place in choose(network, adapted_at(network, 9), 9)] == ["3"]

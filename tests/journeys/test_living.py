@@ -170,6 +170,8 @@ def test_export_for_strangers(world: World, tmp_path: Path) -> None:
         (("export", "STORE", "OUT.npy", "--view", "1", "--views", "1"), "found both"),
         (("export", "STORE", "OUT.npy", "--temperature", "2"), "belongs to"),
         (("export", "STORE", "OUT.npy", "--view", "100000"), "found 100000"),
+        (("export", "STORE", "OUT.npy", "--format", "parquet"), "expected a name that ends in .parquet"),
+        (("export", "STORE", "OUT.npy", "--images", "STORE"), "belong to --format fkd, found --format npy"),
         (("info", "STORE", "--weights", "OUT"), "expected a file"),
     ],
 )

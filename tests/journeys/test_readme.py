@@ -58,15 +58,17 @@ from trainer.relabel import OPERATORS
 from trainer.schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/GUIDE.md", "docs/IMAGES.md", "docs/STORE.md", "docs/BUCKETS.md", "docs/ENCODINGS.md",
-         "docs/RECIPES.md",
+PAGES = ("README.md", "docs/GUIDE.md", "docs/IMAGES.md", "docs/STORE.md", "docs/LABELS.md", "docs/BUCKETS.md",
+         "docs/ENCODINGS.md", "docs/RECIPES.md", "docs/CLUSTERS.md",
          "docs/PERFORMANCE.md", "docs/DESIGN.md", "docs/FORMAT.md", "CONTRIBUTING.md")  # fmt: skip
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```\n(<!-- not run: [^\n]+ -->\n)?", re.DOTALL | re.MULTILINE)
 SMALLER = ((r"--views 100\b", "--views 4"), (r"--epochs \d+\b", "--epochs 2"), (r"\bepochs=3\b", "epochs=1"))
+NEEDED = {"docs/STORE.md": ("pandas",), "docs/LABELS.md": ("pyarrow",)}
 NUMBER = r"\d[\d,.]*(?:e[-+]\d+)?"
 TIME = r"(?:\d+ min )?\d+ s"
 COMMANDS = (
     "build",
+    "adopt",
     "verify",
     "show",
     "import",
@@ -78,6 +80,7 @@ COMMANDS = (
     "evaluate",
     "compare",
     "plot",
+    "report",
     "sweep",
     "info",
     "check",
@@ -263,6 +266,8 @@ def run_page(page: str, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("page", PAGES[1:])
 def test_every_block_runs(page: str, folder: Path) -> None:
     """On top of what the README's blocks have made, which ran first."""
+    for package in NEEDED.get(page, ()):
+        pytest.importorskip(package)
     names = run_page(page, folder)
     if page == "docs/STORE.md":
         require_right_labels(names, np.load(folder / "labels.npy").astype(np.float32))
@@ -270,9 +275,9 @@ def test_every_block_runs(page: str, folder: Path) -> None:
 
 def require_right_labels(names: dict[str, Any], exported: npt.NDArray[np.float32]) -> None:
     """What STORE.md's examples computed, against the exported file."""
-    np.testing.assert_allclose(names["labels"], exported[:, names["i"]], atol=2e-3)
+    np.testing.assert_allclose(names["labels"].logits, exported[:, names["i"]], atol=2e-3)
     np.testing.assert_allclose(names["total"], exported.sum((0, 1)), rtol=1e-2, atol=0.1)
-    assert names["top"].shape == (20, 3)
+    assert names["top"].columns.shape == (20, 3)
     np.testing.assert_allclose(names["probability"].sum(1), 1, rtol=1e-5)
 
 

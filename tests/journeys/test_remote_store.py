@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from labelstore import LabelStore, PieceCache
 from labelstore.operations.transfer import push
+from pipeline.__main__ import main as pipeline_main
+from pipeline.images import manifest
+from pipeline.images.manifest import Manifest
+from pipeline.replay.source import open_images
 from tests.journeys.world import SERVER, Ended, Running, World, giftwrap, run_as_command
 from tests.labelstore.buckets import BUCKET, SECRET, bucket, environment, put_folder
 from tests.labelstore.test_addresses import Server
@@ -89,12 +94,59 @@ def test_training_from_a_bucket_gives_the_bytes_of_training_from_a_folder(world:
         remote = with_environment(environment(proxy), words, tmp_path)
         assert remote.code == 0, remote.err
         assert SECRET not in remote.out + remote.err
-    assert any((tmp_path / "cache").iterdir())
+        tested = ["trainer", "evaluate", "--run-folder", tmp_path / "remote", "--cache-dir", tmp_path / "tested"]
+        evaluated = with_environment(environment(proxy), [*map(str, tested)], tmp_path)
+        assert evaluated.code == 0, evaluated.err
+    assert [*(tmp_path / "tested").glob("images-*.npz")]
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {"", ".npz"}
     weights, theirs = ((tmp_path / name / "last.safetensors").read_bytes() for name in ("local", "remote"))
     assert weights == theirs
     kept = b"".join(path.read_bytes() for path in (tmp_path / "remote").rglob("*") if path.is_file())
     assert SECRET.encode() not in kept
     assert address.encode() in kept
+
+
+def test_sets_are_made_and_copied_from_images_in_a_bucket(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> int:
+        monkeypatch.setattr("sys.argv", ["pipeline", *map(str, words)])
+        return pipeline_main()
+
+    with bucket():
+        address = put_folder(world.images, "images")
+        for images, out in ((world.images, "of-folder"), (address, "of-bucket")):
+            assert run("synthesize", "random", "--images", images, "--ipc", 1, "--out", out) == 0
+            assert run("synthesize", "--check", out, "--images", images) == 0
+        assert run("import", address, "--out", "copied") == 0
+        capsys.readouterr()
+        assert run("import", f"{address}-none", "--out", "nothing") == 2
+        assert run("verify", "--store", f"{address}-none", "--images", address, "--cache-dir", "kept") == 2
+        assert run("show", "--store", world.store, "--images", address, "--cache-dir", "kept", "--out", "s.png") == 2
+        assert capsys.readouterr().err.count("\n") == 3
+    assert contents(tmp_path / "of-folder") == contents(tmp_path / "of-bucket")
+    assert contents(tmp_path / "copied") == contents(world.images)
+    assert not [name for name in ("nothing", "kept", "s.png") if (tmp_path / name).exists()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The images of a class folder."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.parent != folder)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_images_of_a_store_elsewhere_are_read_once(
+    world: World, tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened() -> Manifest:
+        store = LabelStore.open(address, cache=PieceCache(tmp_path / "cache", 1 << 30))
+        return open_images(store, world.images)
+
+    once = opened()
+    monkeypatch.setattr(manifest, "_read_image", None)
+    assert opened().digest == once.digest
 
 
 def test_it_is_replayed_as_its_folder_is(world: World, address: str) -> None:

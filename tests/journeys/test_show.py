@@ -14,13 +14,13 @@ from tests.journeys.world import World, giftwrap
 
 
 def test_the_sheet_frames_the_crops_whose_first_choice_is_another_class() -> None:
-    right = Caption(("target cat, image 52", "cat: 69.9 %", "dog: 20.0 %", "ant: 10.1 %"))
-    wrong = replace(right, lines=("target cat, image 52", "dog: 69.9 %", "cat: 20.0 %", "ant: 10.1 %"), agrees=False)
+    right = Caption(("target cat", "cat: 69.9 %", "dog: 20.0 %", "ant: 10.1 %", "52.png"))
+    wrong = replace(right, lines=("target cat", "dog: 69.9 %", "cat: 20.0 %", "ant: 10.1 %", "52.png"), agrees=False)
     crops = np.random.default_rng(0).integers(0, 200, (4, 8, 8, 3), np.uint8)
     crops[..., 1:] = 255  # no red in the crops
     red = np.array([255, 0, 0])
     sheet = np.asarray(draw_sheet(crops, [right, wrong, right, right], 4, LEGEND))
-    body = sheet[-(128 + MARGIN + 4 * LINE_HEIGHT) :]
+    body = sheet[-(128 + MARGIN + 5 * LINE_HEIGHT) :]
     marked = [(part == red).all(2).any() for part in np.split(body[:, MARGIN // 2 : -MARGIN // 2], 4, axis=1)]
     assert marked == [False, True, False, False]
     for number, crop in enumerate(crops):  # the frame covers no pixel of a crop
@@ -36,9 +36,12 @@ def test_the_sheet_of_mixed_crops_names_both_targets(world: World, tmp_path: Pat
     labels = source.store.read(0, slice(None))
     mates = labels.targets[labels.rows.partners(4)]
     names = source.store.identity.classes
-    for caption, own, mate, logits in zip(captions(source, labels), labels.targets, mates, labels.logits, strict=True):
+    images = [source.manifest.names[image] for image in labels.rows.image]
+    shown = captions(source, labels)
+    for caption, image, own, mate, logits in zip(shown, images, labels.targets, mates, labels.logits, strict=True):
         both = dict.fromkeys([names[own], names[mate]])
-        assert caption.lines[0].startswith(f"target {' + '.join(both)}, image ")
+        assert caption.lines[0] == f"target {' + '.join(both)}"
+        assert f"{names[own]}/{caption.lines[-1]}" == image
         assert caption.agrees == (names[logits.argmax()] in both)
     source.renderer.close()
     words = ("--store", store, "--images", world.images, "--start", 5, "--count", 6, "--out", tmp_path / "sheet.png")

@@ -9,6 +9,8 @@ import pytest
 from labelstore.encodings import ENCODINGS
 from labelstore.encodings.base import EncodingClass
 from labelstore.tables import Table
+from pipeline.adopt import FORMATS
+from pipeline.adopt.labels import Format
 from pipeline.images.opening import SOURCES, SourceKind
 from pipeline.plan import augment
 from pipeline.recipes import RECIPES, Recipe
@@ -21,6 +23,7 @@ TABLES: list[tuple[Table[Any], type]] = [
     (OPERATORS, Operator),
     (SCHEDULES, Schedule),
     (SOURCES, SourceKind),
+    (FORMATS, Format),
     (augment.REARRANGEMENTS, augment.Rearrangement),
     (augment.PIXELS, augment.PixelAugmentation),
     (augment.MIXES, augment.Mix),

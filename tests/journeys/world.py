@@ -149,7 +149,7 @@ def with_audit(source: LabelStore, path: Path, audit: AuditRows) -> Path:
         versions=source.state.versions,
     )
     blocks = store.missing()
-    labels = source.stream((view, slice(*store.positions(b))) for b in blocks for view in range(*store.views(b)))
+    labels = source.stream((view, slice(*store.positions(b))) for b in blocks for view in range(*store.block_views(b)))
     with store.lease() as writer:
         with writer.queue() as write:
             for block in blocks:

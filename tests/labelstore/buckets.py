@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ import pytest
 
 SECRET = "s3cr3t/of+the=tests"  # noqa: S105  of no account
 BUCKET = "shelf"
+# Signatures are not looked at, but whether there is one is.
+SIGNED = "AWS4-HMAC-SHA256 Credential=tests/20260101/us-east-1/s3/aws4_request"
 
 
 class Proxy(ThreadingHTTPServer):
@@ -22,7 +25,8 @@ class Proxy(ThreadingHTTPServer):
 
     Attributes:
         faults: what to do, by the order of requests: a status to answer, ``drop`` to close the connection, ``truncate``
-            to close it within the answer, ``""`` to pass the request on.
+            to close it within the answer, ``hold`` to send nothing until the client gives up, ``""`` to pass the
+            request on.
         always: what to do to all requests after them.
         requests: method and path of each.
     """
@@ -55,14 +59,17 @@ class _Passing(BaseHTTPRequestHandler):
     def act(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = self.server.fault(self.command, self.path)
-        if fault == "drop":
+        if fault in ("drop", "hold"):
+            if fault == "hold":
+                self.rfile.read(1)  # ends when the client closes the connection
             self.close_connection = True
             return
         if fault.isdecimal():
             self.reply(int(fault), {}, b"<Error><Code>SlowDown</Code></Error>")
             return
         with closing(http.client.HTTPConnection("127.0.0.1", self.server.port)) as upstream:
-            headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
+            kept = {name.lower(): value for name, value in self.headers.items() if name.lower() != "connection"}
+            headers = kept if kept.get("authorization", "").startswith("AWS") else {**kept, "authorization": SIGNED}
             upstream.request(self.command, self.path, body, headers)
             answer = upstream.getresponse()
             data = answer.read()
@@ -120,13 +127,17 @@ def environment(proxy: Proxy) -> dict[str, str]:
     }
 
 
+def google(proxy: Proxy) -> dict[str, str]:
+    """What names the server as one of Google's, whose XML interface it answers too."""
+    account = {"gcs_base_url": proxy.address, "disable_oauth": True, "client_email": "", "private_key": ""}
+    return {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps({**account, "private_key_id": ""})}
+
+
 def put(key: str, data: bytes) -> None:
     """An object, or with an empty key the bucket."""
     host = os.environ["AWS_ENDPOINT_URL"].partition("//")[2]
     with closing(http.client.HTTPConnection(host)) as connection:
-        # Signatures are not looked at, but whether there is one is.
-        headers = {"Authorization": "AWS4-HMAC-SHA256 Credential=tests/20260101/us-east-1/s3/aws4_request"}
-        connection.request("PUT", f"/{BUCKET}/{key}".rstrip("/"), data, headers)
+        connection.request("PUT", f"/{BUCKET}/{key}".rstrip("/"), data)
         answer = connection.getresponse()
         assert answer.status == 200, answer.read()
 

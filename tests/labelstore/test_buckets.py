@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import sys
@@ -19,8 +20,9 @@ from labelstore.durable import pieces
 from labelstore.durable.objects import ObjectStorage
 from labelstore.durable.storage import LocalStorage
 from labelstore.errors import AddressError, DamagedError, InputError
+from labelstore.operations.transfer import push
 from labelstore.storage_table import Address
-from tests.labelstore.buckets import BUCKET, SECRET, Proxy, bucket, patience, put, put_folder
+from tests.labelstore.buckets import BUCKET, SECRET, Proxy, bucket, google, patience, put, put_folder
 from tests.labelstore.making import GOLDEN
 
 
@@ -85,6 +87,63 @@ def test_a_store_in_a_bucket_is_the_one_in_the_folder(
         assert (ours.ok, ours.files, ours.bytes) == (theirs.ok, theirs.files, theirs.bytes)
 
 
+def test_google_s_client_reads_and_writes(proxy: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in google(proxy).items():
+        monkeypatch.setenv(name, value)
+    address = f"gs://{BUCKET}/of-google"
+    push(folder / "int8", address)
+    proxy.faults = ["500", "", "truncate", "", "drop"]
+    assert_same(LabelStore.open(address), LabelStore.open(folder / "int8"))
+    assert push(folder / "int8", address).copied == 0
+    with pytest.raises(AddressError, match="there is no bucket nowhere; check its name"):
+        LabelStore.open("gs://nowhere/int8")
+
+
+@pytest.mark.parametrize(
+    ("address", "variables", "code", "why"),
+    [
+        (
+            "gs://b/s",
+            {"GOOGLE_APPLICATION_CREDENTIALS": "absent.json"},
+            1,
+            "their file cannot be opened; look at GOOGLE_",
+        ),
+        ("gs://b/s", {"GOOGLE_SERVICE_ACCOUNT_KEY": "s3cr3t"}, 1, "their file is not that of a service account"),
+        (
+            "az://b/s",
+            {"AZURE_STORAGE_ACCOUNT_NAME": "me", "AZURE_STORAGE_ACCOUNT_KEY": "s3cr3t!"},
+            1,
+            "the account key is not in base64; look at AZURE_",
+        ),
+        ("az://b/s", {"AZURE_STORAGE_ACCOUNT_KEY": "czNjcjN0"}, 1, "found none; set AZURE_STORAGE_ACCOUNT_NAME and"),
+        ("s3://b/s", {"AWS_ACCESS_KEY_ID": "s3cr3t"}, 1, "found none; set AWS_ACCESS_KEY_ID and AWS_SECRET"),
+        (
+            "s3://b/s",
+            {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "s3cr3t", "AWS_ENDPOINT_URL": "me:s3cr3t@host:9000"},
+            2,
+            "AWS_ENDPOINT_URL: expected the address of a server, http://HOST or https://HOST",
+        ),
+    ],
+)
+def test_credentials_that_cannot_be_used_are_one_line(
+    run: Callable[..., tuple[str, str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    variables: dict[str, str],
+    code: int,
+    why: str,
+) -> None:
+    pytest.importorskip("obstore")
+    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_"))]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    out, err, found = run("info", address)
+    assert (out, found, err.count("\n")) == ("", code, 1), err
+    assert why in err
+    assert "s3cr3t" not in err
+
+
 def test_ranges_are_those_of_a_file(proxy: Proxy, tmp_path: Path) -> None:
     for name, data in (("f", b"0123456789"), ("empty", b"")):
         put(f"ranges/{name}", data)
@@ -118,6 +177,35 @@ def test_what_passes_is_tried_again(proxy: Proxy, folder: Path, fault: str) -> N
     assert_same(LabelStore.open(f"s3://{BUCKET}/int8"), LabelStore.open(folder / "int8"))
 
 
+def test_an_answer_that_is_late_is_asked_for_again(proxy: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patience(monkeypatch, TIMEOUT=timedelta(milliseconds=300))
+    proxy.faults = ["hold", "", "hold", "", "", ""]
+    assert_same(LabelStore.open(f"s3://{BUCKET}/int8"), LabelStore.open(folder / "int8"))
+    assert not proxy.faults
+
+
+def test_commands_keep_what_they_read(
+    proxy: Proxy, folder: Path, run: Callable[..., tuple[str, str, int]], tmp_path: Path
+) -> None:
+    address, kept = f"s3://{BUCKET}/int8", ("--cache-dir", str(tmp_path / "cache"), "--store-cache-gib", "1")
+    for name, store, more in (("local", str(folder / "int8"), ()), ("cold", address, kept), ("warm", address, kept)):
+        proxy.requests.clear()
+        _, err, code = run("export", store, str(tmp_path / f"{name}.npy"), *more)
+        assert code == 0, err
+    assert not [path for _, path in proxy.requests if "/c." in path]
+    files = [(tmp_path / f"{name}.npy").read_bytes() for name in ("local", "cold", "warm")]
+    assert files[0] == files[1] == files[2]
+    for store, out in ((address, "converted"), (str(folder / "int8"), "of-folder")):
+        _, err, code = run(
+            "convert", store, str(tmp_path / out), "--encoding", "float16", *(kept if "://" in store else ())
+        )
+        assert code == 0, err
+    assert_same(LabelStore.open(tmp_path / "converted"), LabelStore.open(tmp_path / "of-folder"))
+    out, err, code = run("export", str(folder / "int8"), str(tmp_path / "more.npy"), *kept)
+    assert (out, code) == ("", 2)
+    assert err.startswith(f"error: --cache-dir: keeps parts of a store at an address, found {folder}/int8; leave")
+
+
 @pytest.mark.parametrize(
     ("fault", "why"),
     [
@@ -145,6 +233,9 @@ def test_bad_addresses_are_one_line(
         (f"s3://{BUCKET}/int8?versionId=1", "expected s3://BUCKET/FOLDER", 2),
         (f"s3://me:{SECRET}@{BUCKET}/int8", "expected s3://BUCKET/FOLDER", 2),
         (f"s4://{BUCKET}/int8", "found another one", 2),
+        ("s3://", "no such path; an address is written s3://NAME/FOLDER", 2),
+        (f"s3//{BUCKET}/int8", f"no such path; an address is written s3://{BUCKET}/int8", 2),
+        (f"s3:{BUCKET}/int8", f"no such path; an address is written s3://{BUCKET}/int8", 2),
     ):
         out, err, found = run("info", address)
         assert (out, found, err.count("\n")) == ("", code, 1), (address, err)

@@ -165,7 +165,7 @@ def test_stores_of_format_1_are_converted_and_exported_and_never_extended(tmp_pa
     zipfile.ZipFile(GOLDEN / "format-1" / f"{name}.zip").extractall(tmp_path)
     old = LabelStore.open(tmp_path / name)
     before = tree(old.path)
-    command = rf"python -m labelstore convert .*{name} NEW --encoding {name.removesuffix('-mixed')}"
+    command = rf"giftwrap convert .*{name} NEW --encoding {name.removesuffix('-mixed')}"
     for use in (lambda: old.lease().__enter__(), lambda: repair(old.path)):
         with pytest.raises(FormatError, match=rf"has format 1, which is read but not written any more; .*{command}"):
             use()

@@ -83,7 +83,7 @@ def test_numpy_and_numcodecs_read_a_shard(
     snippet = re.findall(r"```python\n(.*?)```", FORMAT, re.DOTALL)[2]
     exec(snippet, found)  # noqa: S102  our own document
     for block in store.sealed_blocks():
-        (first, stop), (start, end) = store.views(block), store.positions(block)
+        (first, stop), (start, end) = store.block_views(block), store.positions(block)
         codes = found["shard"]("labels", block.i, block.j, 0)
         rows = found["shard"]("rows", block.i, 0, block.j)
         for view in range(first, stop):

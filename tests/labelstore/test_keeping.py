@@ -79,7 +79,7 @@ def test_what_was_read_once_is_read_from_here(tmp_path: Path, folder: LabelStore
 def test_the_folder_stays_within_its_limit(tmp_path: Path, folder: LabelStore) -> None:
     limit = 20 * PIECE
     cache, foreign = PieceCache(tmp_path / "cache", limit), tmp_path / "cache" / "ab" / "notes.txt"
-    foreign.parent.mkdir()
+    foreign.parent.mkdir(parents=True)
     foreign.write_bytes(b"mine" * 1000)
     put = PieceCache.put
 

@@ -47,7 +47,7 @@ def test_all_but_the_removed_rows_are_read(tmp_path: Path, content: Content) -> 
     for view in range(VIEWS):
         for j, positions in enumerate((slice(0, 4), slice(4, 8), slice(8, 10))):
             if (view // 2, j) in ((0, 1), (2, 2)):
-                with pytest.raises(NotStoredError, match=rf"block {view // 2}\.{j} .* the `python -m pipeline build`"):
+                with pytest.raises(NotStoredError, match=rf"block {view // 2}\.{j} .* the `giftwrap build`"):
                     store.read(view, positions)
             else:
                 assert np.array_equal(store.read(view, positions).rows.values, content.rows[view][:, positions])
@@ -85,7 +85,7 @@ def test_a_conversion_is_filled_by_the_conversion(tmp_path: Path, content: Conte
     HARM["cut short"](tmp_path / "c/labels/c.1.1.0")
     repair(tmp_path / "c")
     store = LabelStore.open(tmp_path / "c")
-    with pytest.raises(NotStoredError, match="run the `python -m labelstore convert` that made the store"):
+    with pytest.raises(NotStoredError, match="run the `giftwrap convert` that made the store"):
         store.read(2, [5])
     convert(source, tmp_path / "c", {"name": "float16"})
     assert tree(tmp_path / "c") == whole

@@ -145,7 +145,7 @@ class StoreMachine(RuleBasedStateMachine):
                     try:
                         batch = store.read(view, positions)
                     except NotStoredError:
-                        removed = {view for block in store.missing() for view in range(*store.views(block))}
+                        removed = {view for block in store.missing() for view in range(*store.block_views(block))}
                         assert follow or self.harmed or view in removed
                     except GiftwrapError:
                         assert self.harmed

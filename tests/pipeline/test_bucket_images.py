@@ -7,11 +7,13 @@ import tarfile
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from labelstore.durable import objects
 from labelstore.errors import AddressError, InputError
 from pipeline.images import buckets
 from pipeline.images.manifest import scan
@@ -65,6 +67,23 @@ def test_they_are_the_images_of_the_folder(
     assert len(proxy.requests) == 1  # the listing
 
 
+def test_etags_without_quotes_are_those_with_them(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = objects._obstore()
+
+    class Azure:
+        """Lists ETags without quotes, and answers with them."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(library, name)
+
+        def list(self, *words: Any) -> Iterator[list[dict[str, Any]]]:
+            for some in library.list(*words):
+                yield [{**each, "e_tag": each["e_tag"].strip('"')} for each in some]
+
+    monkeypatch.setattr(objects, "_obstore", lambda *_: Azure())
+    assert len(scan(Path(f"s3://{BUCKET}/set"))) == 6
+
+
 def test_one_tar_and_its_headers_are_read_by_megabytes(proxy: Proxy) -> None:
     source = open_images(Path(f"s3://{BUCKET}/tars/s-0.tar"))
     assert source.listing.classes == ("ant",)
@@ -89,8 +108,10 @@ def test_what_cannot_be_read_there_is_named(proxy: Proxy, monkeypatch: pytest.Mo
             ImageOptions(images_format="zip"),
             "expected class-folder or tar at an address, found zip",
         ),
+        (f"s3://{BUCKET}/none", None, "expected a class folder, found no object there; check the address"),
+        (f"s3://{BUCKET}/tars/none.tar", None, "expected an object, 1 is not there: none.tar"),
         (f"s3://{BUCKET}/set/ant", None, "expected a folder for each class, found none and 3 images"),
-        (f"s3://{BUCKET}/tars/s-{{0..4}}.tar", None, "expected 5 objects, 3 of them are not there: s-2.tar"),
+        (f"s3://{BUCKET}/tars/s-{{0..4}}.tar", None, "expected 5 objects, 3 are not there: s-2.tar"),
     ):
         with pytest.raises(InputError, match=said):
             open_images(Path(address), options=options)

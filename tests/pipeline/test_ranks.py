@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import pytest
 
 from labelstore.command.flags import from_flags
+from labelstore.durable import locking
 from labelstore.errors import InputError
 from pipeline.config import BuildConfig
 from pipeline.ranks import Ranks, join, started
+from tests.journeys.world import SERVER
 
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
@@ -86,3 +89,46 @@ def test_the_way_to_resume_is_said_once(place: pytest.MonkeyPatch) -> None:
     assert started("pipeline") == ["torchrun", "--nproc-per-node=3", "-m", "pipeline"]
     place.setenv("RANK", "1")
     assert started("pipeline") == []
+
+
+def be_host(rank: int, port: int, place: Path, fault: str, told: Any) -> None:
+    """A rank on a host of its own, as far as it can see; the second one's view of the folder has a fault."""
+    names = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    vars(socket)["gethostname"] = lambda: f"host{rank}"
+    if rank and fault:
+        seen = None if fault == "absent" else False
+        vars(locking)["is_held"] = lambda _path: seen
+    with join() as ranks:
+        try:
+            ranks.require_shared(place, "--store")
+            told.put((rank, ""))
+        except InputError as error:
+            told.put((rank, str(error)))
+        ranks.barrier()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("", ""),
+        ("absent", "--store {}: host1 does not see the folder {} that host0 sees"),
+        ("alone", "--store {}: a lock that host0 holds there does not hold on host1"),
+    ],
+)
+def test_hosts_must_see_one_folder_with_shared_locks(fault: str, message: str, tmp_path: Path) -> None:
+    place, told = tmp_path / "absent/store", SERVER.SimpleQueue()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [SERVER.Process(target=be_host, args=(rank, port, place, fault, told), daemon=True) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    found = dict(told.get() for _ in ranks)
+    for text in (found[0], found[1]):
+        assert text.startswith(message.format(place, tmp_path)), found
+        assert bool(text) == bool(message)
+    assert [*tmp_path.iterdir()] == []

@@ -36,7 +36,7 @@ def broken(world: World, tmp_path: Path) -> LabelStore:
 
 
 def test_views_that_lack_a_block_are_not_played_and_the_others_are(world: World, broken: LabelStore) -> None:
-    first, stop = broken.views(broken.missing()[0])
+    first, stop = broken.block_views(broken.missing()[0])
     with pytest.raises(NotStoredError, match=rf"views {in_runs(range(first, stop))} lack blocks .* --views {first}$"):
         Replay(broken, world.images, batch_size=8)
     replay = Replay(broken, world.images, batch_size=8, views=first)
@@ -80,7 +80,7 @@ def adopted(store: Path, into: Path, **unknown: Any) -> LabelStore:
     )
     with copy.lease() as writer:
         for block in copy.missing():
-            views = range(*copy.views(block))
+            views = range(*copy.block_views(block))
             labels = iter([source.read(view, slice(*copy.positions(block))) for view in views])
             writer.write(block, replace(converted_block(source, copy, block, labels), codes=None))
         writer.seal()

@@ -134,6 +134,7 @@ def test_one_sweep_at_a_time(config: SweepConfig) -> None:
 
 def test_torchrun_is_refused(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     with pytest.raises(InputError, match="found torchrun"):
         sweep(config, Console())
 

@@ -1,4 +1,4 @@
-"""`ce`: cross-entropy with the hard targets, no smoothing; also the hard term of the sums."""
+"""`ce`: cross-entropy with the hard targets, smoothed on request; also the hard term of the sums, which is not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from trainer.losses.cosine import paired
 from trainer.losses.gift import check_targets
 
 
-def ce_loss(x: Tensor, y: Tensor, y2: Tensor | None = None, lam: Tensor | None = None) -> Tensor:
+def ce_loss(
+    x: Tensor, y: Tensor, y2: Tensor | None = None, lam: Tensor | None = None, *, hard_smoothing: float = 0.0
+) -> Tensor:
     """``-log_softmax(x)`` at the target, mean over the batch, a scalar.
 
     Args:
@@ -16,6 +18,7 @@ def ce_loss(x: Tensor, y: Tensor, y2: Tensor | None = None, lam: Tensor | None =
         y: hard targets, int64 ``[B]``.
         y2: for mixed crops, the partners' targets, int64 ``[B]``.
         lam: for mixed crops, the weight of ``y``, ``[B]``: ``lam ce(y) + (1 - lam) ce(y2)`` crop by crop.
+        hard_smoothing: a of the label ``(1 - a) onehot + a / C``, as torch's ``label_smoothing``.
     """
     x, _ = paired(x, x)
     check_targets(x, y, y2, lam)
@@ -24,4 +27,6 @@ def ce_loss(x: Tensor, y: Tensor, y2: Tensor | None = None, lam: Tensor | None =
     if y2 is not None and lam is not None:
         own = lam.to(x.dtype)
         loss = own * loss + (1 - own) * cost.gather(1, y2[:, None])[:, 0]
+    if hard_smoothing:
+        loss = (1 - hard_smoothing) * loss + hard_smoothing * cost.mean(1)
     return loss.mean()

@@ -1,0 +1,61 @@
+"""The flags of `export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from labelstore.command.cache_options import StoreCacheOptions
+from labelstore.command.flags import Addressable, Choices, Group
+from labelstore.command.output import Output
+from labelstore.durable.places import require_apart
+from labelstore.errors import InputError
+from labelstore.export_table import EXPORTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write labels for other tools: one .npy file, a Parquet file with a row for each crop, or SRe2L's files."""
+
+    store: Annotated[tyro.conf.Positional[Path], Addressable()]
+    """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
+    out: tyro.conf.Positional[Path]
+    """File to write, or with --format fkd folder; must not exist."""
+    format: Annotated[str, Choices(EXPORTS)] = "npy"
+    """npy: [V, N, C], or [N, C] with --view; parquet: one row a crop; fkd: SRe2L's epoch_*/batch_*.tar."""
+    view: int | None = None
+    """Write this view alone."""
+    views: int | None = None
+    """Write the first views; all that are sealed when neither flag is given."""
+    order: Literal["image", "stored"] = "image"
+    """Row n of a view is image n in manifest order, or position n as stored."""
+    probabilities: bool = False
+    """Write softmax(logits / temperature) instead of logits."""
+    temperature: float | None = None
+    """Temperature of --probabilities (1)."""
+    images: Path | None = None
+    """The images of the store; fkd needs them, and only fkd."""
+    batch_size: int | None = None
+    """Crops a file of fkd (1024); of mixed crops it is the group of the store."""
+    store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
+
+    def __post_init__(self) -> None:
+        """Refuse flags that do not go together."""
+        if self.view is not None and self.views is not None:
+            raise InputError("--view and --views: expected one of them, found both")
+        if self.views is not None and self.views < 1:
+            raise InputError(f"--views: expected at least 1, found {self.views}")
+        if self.temperature is not None and not self.probabilities:
+            raise InputError("--temperature: belongs to --probabilities; logits have none")
+        if self.format != "fkd" and (self.images is not None or self.batch_size is not None):
+            raise InputError(f"--images and --batch-size: belong to --format fkd, found --format {self.format}")
+        if self.format == "fkd" and self.images is None:
+            raise InputError("--images: --format fkd needs the images of the store, whose sizes its boxes refer to")
+        if self.format == "fkd" and (self.probabilities or self.order == "stored"):
+            raise InputError("--format fkd: has an order of its own, and logits; leave --order and --probabilities out")
+        self.store_cache.require_address(self.store)
+        require_apart({"--cache-dir": self.store_cache.cache_dir}, {})

@@ -1,0 +1,395 @@
+"""Labels of others become a store: looked at first, then written block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from labelstore.command.console import Console
+from labelstore.command.stopping import StopSignals
+from labelstore.encoding_table import ENCODINGS
+from labelstore.encodings import make_encoding
+from labelstore.errors import InputError, MismatchError
+from labelstore.format.arrays import AUDIT_BLOCK
+from labelstore.format.blocks import BlockGrid
+from labelstore.spec import BlockShape, Identity, Json, require_same
+from labelstore.store import LabelStore, require_free_space, store_bytes
+from labelstore.writer import StoreWriter
+from pipeline.adopt import FORMATS
+from pipeline.adopt.agreeing import Evidence, agreeing, require_same_teacher, teacher_of
+from pipeline.adopt.blocks import Blocks
+from pipeline.adopt.config import AdoptConfig
+from pipeline.adopt.labels import MASKED, Labels, Request, crop_columns
+from pipeline.adopt.numbering import numbering
+from pipeline.build.continuing import provenance
+from pipeline.build.refusing import nothing_left
+from pipeline.config import manifest_cache
+from pipeline.device.faults import device_faults
+from pipeline.images.manifest import Manifest, scan, with_classes, with_order
+from pipeline.images.manifest_cache import CACHE
+from pipeline.images.remarks import say_left_out
+from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from pipeline.plan.spec import PlanSpec
+from pipeline.render import Renderer, augmenter_of, make_renderer
+from pipeline.replay.source import Source, check_pixels, order_of
+from pipeline.teacher.class_order import CLASS_COLUMNS, check_classes, choose, require_known_columns
+from pipeline.teacher.imagenet import COLUMNS as IMAGENET_COLUMNS
+from pipeline.teacher.imagenet import IMAGENET
+from pipeline.teacher.labeller import Labeller
+
+NOT_KNOWN = "not known"  # the name of a teacher of which nothing but its normalisation is known
+TO_RENDER = ("size", "crop", "interpolation", "mix", "group")  # of a plan, what its rows are rendered by
+STOPPING = "stopping after the current block; the same signal again stops at once"
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """Everything that is written, looked at and found to fit; nothing is written yet.
+
+    Attributes:
+        name: of the format.
+        labels: of others.
+        manifest: of the images.
+        spec: what crops are rendered by.
+        renderer: of the crops.
+        identity: of the store.
+    """
+
+    name: str
+    labels: Labels
+    manifest: Manifest
+    spec: PlanSpec
+    renderer: Renderer
+    identity: Identity
+
+
+@device_faults("labels are adopted", "a smaller --cache-gib")
+def adopt(config: AdoptConfig, console: Console) -> Mapping[str, Json]:
+    """Make, resume or extend a store of labels of others; returns the summary.
+
+    Killing this at any instant loses the current block; running it again continues, to the same bytes (P4).
+
+    Args:
+        config: the flags.
+        console: where progress, notes and warnings go.
+
+    Raises:
+        InputError: names what does not fit; nothing is left then that was not there before.
+    """
+    store = LabelStore.open(config.store) if LabelStore.exists(config.store) else None
+    if store is None:
+        LabelStore.require_creatable(config.store)
+    cache = manifest_cache(config.store)
+    with nothing_left({cache: CACHE}, lambda: LabelStore.exists(config.store)):
+        work = prepare(config, console, store)
+        with closing(work.renderer):
+            if config.dry_run:
+                return {"dry_run": True, "views": work.labels.views}
+            store = open_for(config, work, store, console)
+            try:
+                return write(config, work, store, console)
+            except InputError:
+                store.discard()  # where nothing was written into it
+                raise
+
+
+def prepare(config: AdoptConfig, console: Console, store: LabelStore | None) -> Work:
+    """Open images and labels, and check one against the other.
+
+    Raises:
+        InputError: names what does not fit.
+    """
+    manifest = read_images(config, console, store)
+    labeller = teacher_of(config, manifest, console)
+    request = Request(
+        folder=config.labels,
+        manifest=manifest,
+        size=config.size,
+        columns=columns_of(config, labeller),
+        views=config.views,
+        sampler_seed=config.sampler_seed,
+        order=config.order,
+        numbering=None if config.image_list is None else numbering(config.image_list, manifest),
+    )
+    name, each = opened(config, request)
+    console.line(f"labels: {each[0].files}; {each[0].columns:,} columns")
+    columns = class_columns(config, each[0].columns, manifest, labeller)
+    found = agreeing(each, manifest, columns or tuple(range(len(manifest.classes))))
+    console.line(f"order of the images: {found.labels.order}")
+    console.line(found.text)
+    found.require(config)
+    labels = found.labels
+    spec = PlanSpec(
+        size=config.size,
+        mix=labels.mix,
+        group=labels.group,
+        interpolation=config.interpolation or labels.interpolation,
+    )
+    renderer = make_renderer(
+        manifest,
+        spec,
+        device=config.render.device,
+        decoder=config.render.decoder,
+        augmenter=config.render.augmenter or (augmenter_of(store.identity.require("renderer")) if store else None),
+        threads=config.render.threads,
+        cache_bytes=config.render.cache_bytes,
+    )
+    try:
+        look_at_crops(found)
+        if labeller is not None:
+            console.line(require_same_teacher(found, labeller, spec, renderer))
+        teacher = teacher_identity(config, labeller, console)
+        identity = make_identity(manifest, labels, spec, teacher, columns, renderer.id, encoding_of(config, labels))
+    except BaseException:
+        renderer.close()
+        raise
+    if store:
+        identity = replace(identity, renderer=store.identity.renderer, block=store.identity.block)
+    return Work(name, labels, manifest, spec, renderer, identity)
+
+
+def read_images(config: AdoptConfig, console: Console, store: LabelStore | None) -> Manifest:
+    """The manifest of the images; of a store that is continued, in its order."""
+    ordered = store is not None and config.class_order == "auto"
+    with console.progress("images", 1, "images") as progress:
+        manifest = scan(
+            config.images,
+            class_order=order_of(store.identity.classes) if store and ordered else config.class_order,
+            options=config.source,
+            cache=manifest_cache(config.store),
+            rehash=config.rehash,
+            save=not config.dry_run,
+            progress=progress.reach,
+        )
+    if store and (ordered or {*store.identity.classes} != {*manifest.classes}):
+        manifest = with_order(store.image_digests, with_classes(store.identity.classes, manifest))
+    console.line(f"images: {len(manifest):,} in {len(manifest.classes):,} classes, digest {manifest.digest[:16]}")
+    say_left_out(manifest, console)
+    return manifest
+
+
+def opened(config: AdoptConfig, request: Request) -> tuple[str, Sequence[Labels]]:
+    """The name of the format, and the labels in each order that they may have."""
+    if not request.folder.is_dir():
+        raise InputError(f"{request.folder}: expected the folder of the labels, found none")
+    name = config.format or next((name for name in FORMATS if FORMATS[name].recognises(request.folder)), None)
+    if name is None:
+        raise InputError(
+            f"{request.folder}: expected labels of {', '.join(FORMATS)}, found neither epoch_0/batch_0.tar with a "
+            "list of "
+            f"6, 7 or 8 in it nor a .tar of each image; give the folder that holds epoch_0, or name the --format"
+        )
+    return name, FORMATS[name].open(request)
+
+
+def columns_of(config: AdoptConfig, labeller: Labeller | None) -> int | None:
+    """Columns of a label where its format does not store them: the teacher's, ImageNet's; None: one for each class."""
+    if labeller is not None:
+        return labeller.columns
+    return IMAGENET_COLUMNS if config.teacher.class_columns == IMAGENET else None
+
+
+def class_columns(config: AdoptConfig, columns: int, manifest: Manifest, labeller: Labeller | None) -> tuple[int, ...]:
+    """The column of each class folder in a label; empty where folder k has column k.
+
+    Raises:
+        InputError: when there are other columns than folders, or which is which is not known.
+    """
+    if labeller is not None:
+        if labeller.columns != columns:
+            raise InputError(
+                f"{config.labels}: expected {labeller.columns:,} columns, as the teacher has, found {columns:,} in the "
+                f"labels; give the teacher that made them"
+            )
+        return labeller.class_columns
+    selection = config.teacher.class_columns
+    if selection is None:
+        require_known_columns(manifest.classes, None, columns, (CLASS_COLUMNS,))
+        check_classes(range(columns), None, manifest.classes, flags=(CLASS_COLUMNS,))
+        return ()
+    chosen = choose(selection, None, columns, manifest.classes, flag=CLASS_COLUMNS).columns or ()
+    if chosen:
+        check_classes(chosen, None, manifest.classes, flags=(CLASS_COLUMNS,))
+    return chosen
+
+
+def look_at_crops(found: Evidence) -> None:
+    """Make the rows of the labels that were looked at, so that boxes of other images are found before writing."""
+    for view, start, stop in found.parts:
+        found.labels.crops(view, start, stop)
+
+
+def teacher_identity(config: AdoptConfig, labeller: Labeller | None, console: Console) -> dict[str, Json]:
+    """What is known of the teacher: itself where it has made the labels again, else its normalisation alone."""
+    if labeller is not None:
+        return dict(labeller.identity)
+    mean, std = config.teacher.mean or IMAGENET_MEAN, config.teacher.std or IMAGENET_STD
+    whose = "as given" if config.teacher.mean else "ImageNet's; see --mean, --std"
+    console.line(f"normalisation: {whose}; the teacher is {NOT_KNOWN}; --teacher checks and records it")
+    return {"name": NOT_KNOWN, "mean": list(mean), "std": list(std)}
+
+
+def make_identity(
+    manifest: Manifest,
+    labels: Labels,
+    spec: PlanSpec,
+    teacher: Mapping[str, Json],
+    columns: tuple[int, ...],
+    renderer: Mapping[str, Json],
+    encoding: Mapping[str, Json],
+) -> Identity:
+    """What the store is made of (P3): of the plan, only what its rows need to be rendered; no seed drew them."""
+    return Identity(
+        images=labels.images,
+        classes=manifest.classes,
+        columns=labels.columns,
+        size=spec.size,
+        seed=None,
+        group=spec.group,
+        manifest=manifest.digest,
+        skipped=manifest.skipped,
+        teacher=teacher,
+        engine=None,
+        plan={key: value for key, value in spec.to_json().items() if key in TO_RENDER},
+        crop_columns=crop_columns(labels.mix),
+        encoding=encoding,
+        renderer=renderer,
+        block=block_shape(labels),
+        class_columns=columns,
+        origin="adopted",
+        content=labels.content,
+    )
+
+
+def encoding_of(config: AdoptConfig, labels: Labels) -> dict[str, Json]:
+    """The label encoding: float16, or int8 where most columns are not known.
+
+    Raises:
+        InputError: when it needs a calibration, or has no value for what is not known.
+    """
+    name = config.encoding or ("int8" if labels.content == "topk" else "float16")
+    if ENCODINGS[name].needs_calibration:
+        raise InputError(
+            f"--encoding {name}: needs a calibration; adopt the labels as they come, then run giftwrap convert "
+            "--encoding "
+            f"{name}"
+        )
+    if labels.content == "topk" and name != "int8":
+        raise InputError(
+            f"--encoding {name}: the labels are of the largest columns alone, which int8 keeps; leave it out"
+        )
+    masked: dict[str, Json] = {"masked": MASKED} if labels.content == "topk" else {}
+    return make_encoding({"name": name, **masked}, labels.columns).to_json()
+
+
+def block_shape(labels: Labels) -> BlockShape:
+    """The shape of a new store's blocks; all views are whole blocks, since no other crops can be made."""
+    chosen = BlockShape.choose(labels.images, labels.columns, labels.group, labels.views)
+    views = max(count for count in range(1, chosen.views + 1) if labels.views % count == 0)
+    return BlockShape(views=views, positions=chosen.positions)
+
+
+def open_for(config: AdoptConfig, work: Work, store: LabelStore | None, console: Console) -> LabelStore:
+    """The store to write: the one that is there when it is made of the same things, else a new one.
+
+    Raises:
+        InputError: when it is another store, or there is no room.
+    """
+    identity, views = work.identity, work.labels.views
+    if store is None:
+        require_free_space(config.store, store_bytes(identity, views))
+        return LabelStore.create(
+            config.store,
+            identity,
+            image_digests=work.manifest.digests,
+            targets=work.manifest.targets,
+            views=views,
+            notes={**provenance(work.manifest, console), "adopted": {"format": work.name, "order": work.labels.order}},
+        )
+    require_same(
+        "store",
+        store.identity.to_json(),
+        identity.to_json(),
+        "give the flags that it was adopted with, or another --store",
+    )
+    if views % identity.block.views:
+        raise InputError(
+            f"--views {views}: expected a multiple of {identity.block.views}, the views of a block of "
+            f"{config.store}; adopt "
+            f"so many, or into another --store"
+        )
+    store.require_writable(views, take_over=config.take_over)
+    require_free_space(config.store, store_bytes(identity, max(views - store.state.views_sealed, 0)))
+    return store
+
+
+def write(config: AdoptConfig, work: Work, store: LabelStore, console: Console) -> Mapping[str, Json]:
+    """Write and seal what is missing, under the store's lease."""
+    with store.lease(take_over=config.take_over) as writer:
+        require_same_labels(work, store)
+        writer.raise_target(work.labels.views, renderer=work.renderer.id)
+        written = fill(work, store, writer, console)
+        writer.seal()
+    return summary(work, store, written)
+
+
+def require_same_labels(work: Work, store: LabelStore) -> None:
+    """Refuse to continue a store with other labels, or with crops that come out otherwise.
+
+    Raises:
+        MismatchError: when its first labels are others.
+    """
+    if AUDIT_BLOCK in store.missing():
+        return
+    stored = store.audit().logits
+    group = work.labels.group
+    given = work.labels.crops(0, 0, min(-(-len(stored) // group) * group, work.labels.images)).logits[: len(stored)]
+    if not np.array_equal(given.astype(np.float16), stored):
+        raise MismatchError(
+            f"other labels: those of the first {len(stored)} crops differ from what {store.path} holds; give the "
+            "folder "
+            f"that it was adopted from, or another --store"
+        )
+    check_pixels(Source(LabelStore.open(store.path, follow=True), work.manifest, work.spec, work.renderer))
+
+
+def fill(work: Work, store: LabelStore, writer: StoreWriter, console: Console) -> int:
+    """Write the missing blocks; returns the labels in them. A signal lets the current block end."""
+    grid, missing = BlockGrid.of(work.identity), store.missing()
+    blocks = Blocks(work.labels, work.renderer, store.encoding, work.spec.group)
+    counts = [int(np.prod(list(grid.extent(block).values()))) for block in missing]
+    done = 0
+    with (
+        StopSignals(lambda _number: console.warn(STOPPING)) as stops,
+        console.progress("labels", sum(counts), "labels") as progress,
+        writer.queue() as write_block,
+    ):
+        for block, count in zip(missing, counts, strict=True):
+            if stops.number:
+                break
+            write_block(block, blocks.data(block, range(*grid.views(block)), grid.positions(block)))
+            done += count
+            progress.advance(count)
+    if stops.number:
+        raise stops.error()
+    return done
+
+
+def summary(work: Work, store: LabelStore, written: int) -> dict[str, Json]:
+    """The summary of the command."""
+    sizes: Any = store.bytes_per_label()
+    return {
+        "store": str(store.path),
+        "images": store.identity.images,
+        "views": store.state.views_sealed,
+        "views_there": work.labels.there,
+        "labels": written,
+        "encoding": dict(store.identity.encoding),
+        "content": store.identity.content,
+        "bytes_per_label": dict(sizes),
+        "fidelity": store.fidelity,
+    }

@@ -1,0 +1,81 @@
+"""The flags of `adopt`; nothing that takes long to import is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from labelstore.command.encoding_options import EncodingName
+from labelstore.command.flags import Addressable, Group
+from labelstore.command.output import Output
+from labelstore.durable.places import require_apart
+from labelstore.errors import InputError
+from pipeline.adopt import FormatName
+from pipeline.config import TeacherOptions, manifest_cache
+from pipeline.images.opening import ImageOptions
+from pipeline.plan.spec import Interpolation
+from pipeline.render.options import RenderOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdoptConfig:
+    """Make a label store of labels that others have made: of SRe2L, G-VBSM, EDC, CV-DD or FKD.
+
+    Typing the same command again resumes a stopped one; a larger --views extends a finished store.
+    """
+
+    labels: tyro.conf.Positional[Path]
+    """Folder of the labels: epoch_0/batch_0.tar and so on; or, of FKD, one .tar an image."""
+    store: Path
+    """Folder of the store; made when absent, resumed or extended when present."""
+    format: FormatName | None = None
+    """Format of the labels; left out, it is recognised."""
+    views: int | None = None
+    """Epochs to adopt, the first ones; of FKD, crops of each image. All when left out."""
+    size: int
+    """Side of the square crops that were labelled, in pixels."""
+    interpolation: Interpolation | None = None
+    """Filter with which the crops were resized; left out, that of the format's own code: bicubic of FKD, else
+    bilinear."""
+    sampler_seed: int | None = None
+    """sre2l: seed of the sampler whose order of images is rebuilt, --fkd-seed of its code; 42 when left out."""
+    order: Path | None = None
+    """sre2l: file of the images of each epoch instead, by their numbers: JSON, {"0": [...], ...}, or .npy [V, N]. Left
+    out, sampler_indices_epoch.json in the folder where it is there."""
+    image_list: Path | None = None
+    """Text file with the path of one image a line, in the order in which their code numbered them. Left out,
+    torchvision's: classes, then files, by name."""
+    images: Annotated[Path, Group("images"), Addressable()]
+    """The images that were labelled, as for build."""
+    source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
+    class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("images")] = "auto"
+    """Order of classes that have names alone, as for build; torchvision's is bytes."""
+    rehash: Annotated[bool, Group("images")] = False
+    """Read every image again instead of trusting size and modification time."""
+    teacher: Annotated[TeacherOptions, Group("teacher")] = field(default_factory=TeacherOptions)
+    encoding: Annotated[EncodingName | None, Group("encoding")] = None
+    """How labels are stored: float16, as they come, or int8. Left out, float16; of FKD's, int8. `giftwrap convert`
+    makes a smaller store of it."""
+    render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
+    take_over: Annotated[bool, Group("running")] = False
+    """Take the lease of a command on another host that is known to be dead."""
+    dry_run: Annotated[bool, Group("running")] = False
+    """Check everything, print the agreement with the folders, and write nothing."""
+    output: Annotated[Output, Group("running")] = field(default_factory=Output)
+
+    def __post_init__(self) -> None:
+        """Refuse what no store can be made of."""
+        for name, value in (("views", self.views), ("size", self.size)):
+            if value is not None and value < 1:
+                raise InputError(f"--{name}: expected at least 1, found {value}")
+        if self.order is not None and self.sampler_seed is not None:
+            raise InputError("--order, --sampler-seed: expected one of them, found both")
+        if (self.teacher.mean is None) != (self.teacher.std is None):
+            raise InputError("--mean, --std: expected both or neither, found one")
+        if self.teacher.names and not self.teacher.weights:
+            raise InputError("--weights: missing; give the weights of --teacher")
+        places = {"--store": self.store, "the cache of --store": manifest_cache(self.store)}
+        require_apart(places, {"--images": self.images, "LABELS": self.labels})

@@ -1,0 +1,185 @@
+"""The files of SRe2L, G-VBSM and EDC: one list a batch, written by torch.save; nothing in them is executed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from labelstore.errors import InputError
+from pipeline.adopt.labels import Int64Array, Mix
+from pipeline.networks.torch_files import of_numpy, read_content, settled
+
+ADVICE = "take it from where the folder comes from again"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """What one list holds.
+
+    Attributes:
+        name: of the format.
+        fields: how many values: the six of SRe2L, then what else there is.
+        index: place of the images' indexes; None where they are not stored.
+        shuffled: place of the orders of shuffled patches; None where there are none.
+        swapped: whether top and height are shares of the width, and left and width of the height.
+    """
+
+    name: str
+    fields: int
+    index: int | None = None
+    shuffled: int | None = None
+    swapped: bool = False
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Batch:
+    """The labels of one file.
+
+    Attributes:
+        place: the file.
+        shares: boxes as shares of the images' sides, float32 ``[B, 4]``.
+        flips: whether each crop is flipped left to right, bool ``[B]``.
+        partners: offset of the crop that is mixed into each, int64 ``[B]``; None without mixing.
+        lam: weight of the crop itself in MixUp.
+        box: CutMix's box, rows and columns from and to; None of MixUp.
+        logits: float16 or float32 ``[B, C]``.
+        index: image of each crop, int64 ``[B]``, where it is stored.
+    """
+
+    place: str
+    shares: npt.NDArray[np.float32]
+    flips: npt.NDArray[np.bool_]
+    partners: Int64Array | None
+    lam: float
+    box: tuple[int, int, int, int] | None
+    logits: npt.NDArray[Any]
+    index: Int64Array | None
+
+    def __len__(self) -> int:
+        return len(self.flips)
+
+    @property
+    def mix(self) -> Mix:
+        """How its crops are mixed."""
+        if self.partners is None:
+            return "none"
+        return "mixup" if self.box is None else "cutmix"
+
+
+def load(path: Path) -> object:
+    """What torch.save wrote into a file, with numbers of numpy as Python's and arrays as tensors.
+
+    Tensors, and numbers and arrays of numpy in lists, are all that is allowed.
+
+    Raises:
+        InputError: names in one line what the file is instead.
+    """
+    try:
+        with torch.serialization.safe_globals(of_numpy()), path.open("rb") as file:
+            return settled(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception:  # torch raises whatever the bytes lead to: looked at again, to say what they are
+        return read_content(path, str(path), ADVICE, allowed=of_numpy())
+
+
+def read_batch(path: Path, layout: Layout) -> Batch:
+    """The labels in one file.
+
+    Raises:
+        InputError: names the file and the first field that is not as the format has it.
+    """
+    value = load(path)
+    if not isinstance(value, (list, tuple)) or len(value) != layout.fields:
+        raise wrong(path, f"a list of {layout.fields}, as {layout.name} writes it", described(value))
+    coordinates, flips, partners, lam, box, logits = value[:6]
+    if not (_is(logits, 2) and logits.is_floating_point() and logits.shape[0] and logits.shape[1]):
+        raise wrong(path, "logits, floating-point numbers [B, C]", described(logits))
+    count = len(logits)
+    if logits.dtype not in (torch.float16, torch.float32):
+        logits = logits.float()
+    if not torch.isfinite(logits.sum(dtype=torch.float32)) and not torch.isfinite(logits).all():
+        crop, column = (~torch.isfinite(logits)).nonzero()[0].tolist()
+        raise wrong(path, "numbers as logits", f"{float(logits[crop, column])} in column {column} of crop {crop}")
+    if not (_is(coordinates, 2) and coordinates.is_floating_point() and coordinates.shape == (count, 4)):
+        raise wrong(path, f"coordinates [{count}, 4]", described(coordinates))
+    if not (_is(flips, 1) and len(flips) == count and not flips.is_floating_point()):
+        raise wrong(path, f"flips [{count}], true or false", described(flips))
+    return Batch(
+        str(path),
+        coordinates.float().numpy(),
+        flips.bool().numpy(),
+        _integers(path, "partners", partners, count, count) if partners is not None else None,
+        _lam(path, lam) if partners is not None and box is None else 1.0,
+        _box(path, box) if partners is not None and box is not None else None,
+        logits.numpy(),
+        _own_indexes(path, layout, value, count),
+    )
+
+
+def _own_indexes(path: Path, layout: Layout, value: Any, count: int) -> Int64Array | None:
+    """The images' indexes, where they are stored."""
+    if layout.shuffled is not None:
+        orders = value[layout.shuffled]
+        if not isinstance(orders, Tensor) or orders.any():
+            raise InputError(
+                f"{path}: its crops were cut from images with shuffled patches, which a store of others' labels cannot "
+                f"replay; label the images again: giftwrap build --augment patch-shuffle=2"
+            )
+    return None if layout.index is None else _integers(path, "indexes of images", value[layout.index], count)
+
+
+def _integers(path: Path, name: str, value: object, count: int, below: int = 2**32) -> Int64Array:
+    """Integers [B] from 0 on.
+
+    Raises:
+        InputError: they are none, or one is not below ``below``.
+    """
+    if not (isinstance(value, Tensor) and value.shape == (count,) and not value.is_floating_point()):
+        raise wrong(path, f"{name}, integers [{count}]", described(value))
+    numbers: Int64Array = value.long().numpy()
+    if numbers.min() < 0 or numbers.max() >= below:
+        raise wrong(
+            path, f"{name} from 0 to {below - 1}", str(int(numbers.min() if numbers.min() < 0 else numbers.max()))
+        )
+    return numbers
+
+
+def _lam(path: Path, value: object) -> float:
+    """MixUp's weight of the crop itself."""
+    if not (isinstance(value, (int, float)) and 0 <= value <= 1):
+        raise wrong(path, "lam, a number from 0 to 1", repr(value) if isinstance(value, float) else described(value))
+    return float(value)
+
+
+def _box(path: Path, value: object) -> tuple[int, int, int, int]:
+    """CutMix's box: its first row and column, and those after its last."""
+    if not (isinstance(value, (list, tuple)) and len(value) == 4 and all(isinstance(edge, int) for edge in value)):
+        raise wrong(path, "a CutMix box of 4 integers", described(value))
+    top, left, bottom, right = value
+    if not (0 <= top <= bottom and 0 <= left <= right):
+        raise wrong(path, "a CutMix box from its first row and column to its last", str(list(value)))
+    return top, left, bottom, right
+
+
+def _is(value: object, dimensions: int) -> bool:
+    """Whether a value is a tensor of so many dimensions."""
+    return isinstance(value, Tensor) and value.ndim == dimensions
+
+
+def wrong(path: Path | str, expected: str, found: str) -> InputError:
+    """The error that a file does not hold what it must."""
+    return InputError(f"{path}: expected {expected}, found {found}; {ADVICE}")
+
+
+def described(value: object) -> str:
+    """A value of a file, in few words."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)}"
+    return "nothing" if value is None else type(value).__name__

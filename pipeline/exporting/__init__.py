@@ -1,0 +1,1 @@
+"""Labels of a store as files that need its images: one file a format."""

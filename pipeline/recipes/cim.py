@@ -1,0 +1,27 @@
+"""CIM (ECCV 2026; LINs-lab/CIM, main.py and data/utils/evaluator.py): GIFT's evaluator with mean squared error.
+
+Its images are mosaics of 2 x 2, of which a crop is one cell or the whole; DSA follows on the normalised image.
+"""
+
+from __future__ import annotations
+
+from pipeline.recipes import gift
+from pipeline.recipes.setting import Flags, Setting
+
+RATES = {"swin_v2_t": 1e-4, "vit_tiny_patch16_224": 1e-4, "efficientnet_b0": 2e-3}
+build_differs = (
+    "the network that is trained labels each batch anew, once it is trained itself: give it as --teacher; DSA draws "
+    "one of crop, scale and rotation for each crop, where the authors' code draws it once a batch"
+)
+train_differs = "images and order of the paper's batches; the best of four evaluations alone is reported there"
+
+
+def build(_setting: Setting) -> Flags:
+    """One cell of 2 x 2, or the whole image, and DSA."""
+    return {"crop": "factor", "factor": 2, "augment": ("dsa",), "flip": 0.5, "mix": "none"}
+
+
+def train(setting: Setting) -> Flags:
+    """GIFT's optimiser, schedule, batches and tests; squared error of the logits, and rates by network."""
+    own = {name: value for name, value in gift.train(setting).items() if name not in gift.LOSS}
+    return {**own, "loss": "mse", "lr": RATES.get(setting.architecture, 1e-3)}

@@ -1,0 +1,117 @@
+"""Epochs of labelled crops and epochs of fresh crops with hard labels in one run: the loader of `--phase`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+from labelstore.errors import InputError
+from pipeline.ranks import Ranks
+from pipeline.render import make_renderer
+from trainer.batch import TrainBatch
+from trainer.config import TrainConfig
+from trainer.crops import FreshCrops, ReplayedCrops
+from trainer.labels import NoLabels
+from trainer.loader import Loader
+from trainer.material import Material, described, order_of
+
+
+class PhasedLoader(Loader):
+    """The epochs of two loaders of the same images, in batches of the same size.
+
+    The views of a store are played in its labelled epochs alone, as by a run that has no others: the first of these
+    plays the first view of the order. Where views have no bound, epoch e plays view e, whichever loader plays it.
+
+    Args:
+        labelled: gives crops with labels.
+        fresh: gives fresh crops without labels; its views have no bound.
+        hard: of each epoch of the run, whether ``fresh`` plays it.
+        order: the arguments of a loader that decide batches and order, as those of both.
+    """
+
+    def __init__(self, labelled: Loader, fresh: Loader, hard: Sequence[bool], **order: Any) -> None:
+        super().__init__(labelled.crops, labelled.labels, views=labelled.crops.views, **order)
+        self._labelled, self._fresh, self._hard = labelled, fresh, tuple(hard)
+        if fresh.crops.images != labelled.crops.images:
+            raise InputError(
+                f"phases: expected fresh crops of {labelled.crops.images} images, found {fresh.crops.images}"
+            )
+
+    @property
+    def remark(self) -> str:
+        """Lines about the crops of both for the start of a run."""
+        own, fresh = self.crops.remark, self._fresh.crops.remark
+        return own if own == fresh else f"{own}\n{fresh}"
+
+    def of_store(self, epochs: int) -> int:
+        """How many of the first ``epochs`` epochs are labelled."""
+        return self._hard[:epochs].count(False)
+
+    def close(self) -> None:
+        """Release what renders the crops of both."""
+        super().close()
+        if self._fresh.crops is not self.crops:
+            self._fresh.close()
+
+    def _at(self, epoch: int) -> tuple[Loader, int]:
+        if epoch < len(self._hard) and self._hard[epoch]:
+            return self._fresh, epoch
+        return self._labelled, epoch if self.crops.views is None else self.of_store(epoch)
+
+    def _order_state(self) -> dict[str, int | str]:
+        hard = "".join("h" if each else "s" for each in self._hard)
+        return {
+            **super()._order_state(),
+            **{f"fresh_{name}": value for name, value in self._fresh.crops.identity.items()},
+            "fresh_epochs": ",".join(f"{len([*run])}{kind}" for kind, run in groupby(hard)),
+        }
+
+    def _slices(self, first: int, start: int, stop: int) -> Iterator[TrainBatch]:
+        """Those of consecutive epochs of one loader at a time: nothing is read ahead from one to the other."""
+        for _, run in groupby(range(first, stop), lambda epoch: self._at(epoch)[0] is self._fresh):
+            epochs = [*run]
+            loader, begin = self._at(epochs[0])
+            yield from loader._slices(begin, start, begin + len(epochs))
+            start = 0
+
+
+def with_phases(material: Material, config: TrainConfig, ranks: Ranks) -> Material:
+    """What a run is trained on, with fresh crops in the epochs of losses that read no labels.
+
+    These show the images of a store at the side and in the normalisation of its crops.
+
+    Args:
+        material: of a run without these epochs.
+        config: of the run.
+        ranks: its processes.
+
+    Raises:
+        InputError: when the flags of crops are no plan.
+    """
+    if not config.hard_phases:
+        return material
+    hard = [not phase.loss.reads_labels for phase in config.phases for _ in range(phase.epochs)]
+    order, labelled = order_of(config, ranks), material.loader
+    if config.fresh:  # the same crops, which need no labels then
+        fresh = Loader(labelled.crops, NoLabels(), views=labelled.crops.views, **order)
+        return replace(material, loader=PhasedLoader(labelled, fresh, hard, **order))
+    replayed = labelled.crops
+    assert isinstance(replayed, ReplayedCrops)  # noqa: S101  those of a store
+    manifest, spec = replayed.source.manifest, config.plan(replayed.size)
+    renderer = make_renderer(
+        manifest,
+        spec,
+        device=config.render.device,
+        decoder=config.render.decoder,
+        augmenter=config.render.augmenter,
+        threads=config.render.threads,
+        cache_bytes=config.render.cache_bytes,
+    )
+    crops = FreshCrops(
+        manifest, spec, renderer, mean=replayed.mean, std=replayed.std, label_columns=material.label_columns
+    )
+    fresh = Loader(crops, NoLabels(), **{**order, "view_order": "cycle"})
+    made = {**material.made_of, "crops": described(manifest, crops, spec)}
+    return replace(material, loader=PhasedLoader(labelled, fresh, hard, **order), made_of=made)

@@ -1,0 +1,128 @@
+"""What there is at a path: a store, an image set, a run, a projector or a generator; or a folder that holds some."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from labelstore.command.names import natural_key, printable
+from labelstore.durable.places import is_store
+from labelstore.errors import FormatError, InputError
+from labelstore.operations.projector import is_projector
+from labelstore.operations.synthesised import is_synthesised
+from labelstore.storage_table import as_typed, scheme_of
+from labelstore.store import LabelStore
+from pipeline.images.opening import CLASS_FOLDER, recognised
+from pipeline.images.places import is_there
+from trainer.file_names import CONFIG, LOG
+from trainer.runs import read_run
+
+Kind: TypeAlias = Literal["store", "set", "run", "projector", "generator"]
+KINDS = "a run, a store, an image set, a projector or a generator"
+GENERATOR = "generator.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A thing for the page.
+
+    Attributes:
+        kind: what it is.
+        path: where, as it was typed.
+    """
+
+    kind: Kind
+    path: Path
+
+
+def find(places: Sequence[Path]) -> list[Found]:
+    """What there is at some places, each once, in the order in which they are named.
+
+    Args:
+        places: of things, of folders that hold some at any depth, or patterns such as ``runs/*``.
+
+    Raises:
+        InputError: names the first place where there is none.
+    """
+    found: dict[str, Found] = {}
+    for place in places:
+        for each in _at(place):
+            key = str(each.path) if scheme_of(each.path) else str(each.path.resolve())
+            found.setdefault(key, each)
+    return list(found.values())
+
+
+def _at(place: Path) -> list[Found]:
+    """What there is at one place."""
+    if scheme_of(place):
+        return [Found("store" if _opens(place) else "set", place)]
+    if place.exists():
+        found = _below(place)
+    else:
+        matches = [Path(name) for name in sorted(glob.glob(str(place)), key=natural_key)]  # noqa: PTH207  an absolute pattern too
+        found = [each for match in matches for each in _below(match)]
+    if not found and _holds_images(place):
+        return [Found("set", place)]
+    if not found:
+        name = printable(str(as_typed(place)))
+        why = "found none of them" if place.exists() else "no such file or folder"
+        raise InputError(f"{name}: expected {KINDS}, or a folder of them: {why}")
+    return found
+
+
+def _opens(place: Path) -> bool:
+    """Whether there is a store at an address."""
+    try:
+        LabelStore.open(place)
+    except FormatError:
+        return False
+    return True
+
+
+def kind_at(folder: Path) -> Kind | None:
+    """What a folder is by its files; None of what has no file of ours."""
+    if is_store(folder):
+        return "store"
+    if (folder / GENERATOR).is_file():
+        return "generator"
+    if is_projector(folder):
+        return "projector"
+    if is_synthesised(folder):
+        return "set"
+    return "run" if _is_run(folder) else None
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run: by its description, or by its log where it has none."""
+    if not (folder / CONFIG).is_file() and not (folder / LOG).is_file():
+        return False
+    try:
+        read_run(folder)
+    except InputError:
+        return False
+    return True
+
+
+def _below(place: Path) -> list[Found]:
+    """The things at a place or below it; they are not searched themselves."""
+    found: list[Found] = []
+    for name, folders, _files in os.walk(place):
+        folders.sort(key=natural_key)
+        folder = Path(name)
+        if kind := kind_at(folder):
+            found.append(Found(kind, folder))
+            folders.clear()
+    return found
+
+
+def _holds_images(place: Path) -> bool:
+    """Whether images may be at a place: a container of them, or a folder of folders."""
+    if not is_there(place):
+        return False
+    if recognised(place) != CLASS_FOLDER:
+        return True
+    return place.is_dir() and any(entry.is_dir() for entry in place.iterdir())

@@ -1,0 +1,119 @@
+"""The cards of projectors and generators: what they are, what they take, how they were trained, what they draw."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from labelstore.command.console import byte_count
+from labelstore.command.names import printable
+from labelstore.operations.projector import projector_info, projector_lines
+from pipeline.teacher.column_names import class_title
+from trainer.file_names import CONFIG, LOG
+from trainer.report.page import Card, Curve, Facts, Item, LinePlot, Plots, Shares, Sheet, Text, Tile
+from trainer.runs import RunRecord, read_run
+
+NUMBERS = {
+    "loss": "Training loss",
+    "test_top1": "Test top-1, %",
+    "test_top5": "Test top-5, %",
+    "test_loss": "Test loss",
+}
+WEIGHTS = "last.safetensors"
+FEW_EPOCHS = 2
+
+
+def projector_card(folder: Path) -> Card:
+    """The card of a projector: what `giftwrap info` prints of it, and its training."""
+    values: Mapping[str, Any] = projector_info(folder)
+    weights = str(values["encoder"]["weights"])
+    lines = [line.replace(weights, Path(weights).name) for line in projector_lines(values)]
+    pairs = [(line[:16].strip(), printable(line[17:])) for line in lines]
+    parts = [(name, float(size), byte_count(size)) for name, size in values["bytes"].items()]
+    encoder = values["encoder"]["name"]
+    items: list[Item] = [Facts(pairs), Shares("Bytes of the projector", parts), *training(folder)]
+    subtitle = f"Makes labels of {values['columns']:,} columns with {printable(str(encoder))}, in place of stored ones."
+    return Card(printable(str(folder)), "projector", subtitle, items)
+
+
+def generator_card(folder: Path, tiles: int) -> Card:
+    """The card of a generator: its description, its training, and its last sheet of samples."""
+    from pipeline.synthesis.generator import read_description
+
+    made = read_description(folder)
+    backbone, diffusion, vae = made["backbone"], made["diffusion"], made["vae"]
+    shape = ", ".join(f"{name} {json.dumps(value)}" for name, value in backbone.items() if name != "name")
+    weights = folder / WEIGHTS
+    pairs = {
+        "images": f"{made['size']} px, of {len(made['classes']):,} classes",
+        "backbone": f"{backbone['name']}: {shape}",
+        "autoencoder": "none: pixels" if vae["name"] == "none" else str(vae.get("place", vae["name"])),
+        "noise": ", ".join(f"{name} {value}" for name, value in diffusion.items()),
+        "weights": byte_count(weights.stat().st_size) if weights.is_file() else "none: no epoch is finished",
+        "giftwrap": str(made.get("version", "")),
+    }
+    items: list[Item] = [Facts([(name, printable(text)) for name, text in pairs.items()]), *training(folder)]
+    sheets = sorted(folder.glob("samples-*.png"))
+    if sheets:
+        items.append(samples(sheets[-1], [class_title(str(name)) for name in made["classes"]], made["size"], tiles))
+    else:
+        items.append(Text("No sheet of samples in its folder.", "note"))
+    subtitle = f"Draws images of {made['size']} px of {len(made['classes']):,} classes."
+    return Card(printable(str(folder)), "generator", subtitle, items)
+
+
+def training(folder: Path) -> list[Item]:
+    """Curves of a model's own run, where its folder has one."""
+    if not ((folder / CONFIG).is_file() and (folder / LOG).is_file()):
+        return [Text("Its folder has no record of its training.", "note")]
+    run = read_run(folder)
+    items: list[Item] = [Text(progress(run))]
+    plots = [_plot(run, key, title) for key, title in NUMBERS.items()]
+    if drawn := [plot for plot in plots if plot.curves and len(plot.curves[0].points) > FEW_EPOCHS]:
+        items.append(Plots(drawn))
+    return items
+
+
+def progress(run: RunRecord) -> str:
+    """How far a run is, and what it reached."""
+    last = run.entries[-1] if run.entries else {}
+    reached = ", ".join(
+        f"{title[:1].lower()}{title[1:].removesuffix(', %')} {last[key]:.4g}{' %' * title.endswith('%')}"
+        for key, title in NUMBERS.items()
+        if isinstance(last.get(key), int | float)
+    )
+    return f"Trained for {run.epochs_done:,} of {run.epochs:,} epochs, {last.get('step', 0):,} steps: {reached}."
+
+
+def _plot(run: RunRecord, key: str, title: str) -> LinePlot:
+    """A number of a run's log against its epochs."""
+    points = [
+        (float(entry["epoch"] + 1), float(entry[key]))
+        for entry in run.entries
+        if isinstance(entry.get(key), int | float)
+    ]
+    return LinePlot(title.removesuffix(", %"), "epoch", title[:1].lower() + title[1:], [Curve("", points)])
+
+
+def samples(path: Path, classes: list[str], size: int, tiles: int) -> Sheet:
+    """The sheet that a training drew, a sample of each class, taken apart."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    count = min(len(classes), 100)
+    columns = min(count, max(round(count**0.5), 10))
+    cell = pixels.shape[1] // columns
+    enlarged = max(cell // (size + 1), 1)
+    shown = []
+    for number in range(min(count, tiles)):
+        top, left = number // columns * cell, number % columns * cell
+        tile = pixels[top : top + size * enlarged : enlarged, left : left + size * enlarged : enlarged]
+        shown.append(Tile(np.ascontiguousarray(tile), classes[number]))
+    return Sheet(
+        shown,
+        f"Samples after {int(path.stem.partition('-')[2]):,} steps: one of each class, of the same noise each time.",
+    )
