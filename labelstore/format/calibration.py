@@ -168,6 +168,7 @@ def read(storage: ReadStorage, layout: StoreLayout, published: Published) -> Cal
         values[_name(array)] = _means(shard) if _name(array) == "means" else shard.read()
     numbers, step = published.numbers, float(published.numbers["step"])
     center = values["center"]
+    measured: dict[str, Any] = {name: float(numbers[name]) for name in KL_AND_TOP1 if name in numbers}
     return Calibration(
         step=step,
         reference=float(numbers["reference"]),
@@ -178,7 +179,7 @@ def read(storage: ReadStorage, layout: StoreLayout, published: Published) -> Cal
         cells=values["cells"],
         means=values["means"],
         offset_apart=bool(numbers.get("offset", False)),
-        **{name: float(numbers[name]) for name in KL_AND_TOP1 if name in numbers},
+        **measured,
     )
 
 
