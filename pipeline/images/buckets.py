@@ -9,6 +9,7 @@ import errno
 import io
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -218,6 +219,21 @@ def tars_of(path: Path, expanded: Callable[[str], list[str]]) -> BucketFiles:
             f"{'is' if len(absent) == 1 else 'are'} not there: {printable(absent[0])}; check the address"
         )
     return BucketFiles(storage, sorted(names, key=natural_key), sizes)
+
+
+def named_like(path: Path) -> BucketFiles:
+    """The objects whose names a pattern matches, such as ``s3://bucket/data/train-*.parquet``, in order.
+
+    Raises:
+        InputError: there is none.
+    """
+    address = as_typed(path)
+    storage = storage_of(address.parent)
+    found = storage.tags()
+    names = [name for name in found if "/" not in name and fnmatchcase(name, address.name)]
+    if not names:
+        raise InputError(f"--images {printable(str(address))}: expected objects, found none; check the address")
+    return BucketFiles(storage, sorted(names, key=natural_key), found)
 
 
 def storage_of(path: Path) -> ObjectStorage:

@@ -72,7 +72,11 @@ SOURCES: Table[SourceKind] = Table(
 source."""
 
 IN_BUCKETS: Table[SourceKind] = Table(
-    {CLASS_FOLDER: "pipeline.images.buckets:FOLDER_KIND", "tar": "pipeline.images.tars:KIND"}
+    {
+        CLASS_FOLDER: "pipeline.images.buckets:FOLDER_KIND",
+        "tar": "pipeline.images.tars:KIND",
+        "parquet": "pipeline.images.parquet:KIND",
+    }
 )
 """What opens those of them that can also be at the address of a bucket."""
 
@@ -133,6 +137,8 @@ def recognised(path: Path) -> str:
         InputError: they could be of several kinds.
     """
     if scheme_of(path):
+        if path.name.lower().endswith(".parquet"):
+            return "parquet"
         return "tar" if "{" in path.name or path.name.lower().endswith(".tar") else CLASS_FOLDER
     found = [name for name, kind in SOURCES.items() if kind.recognises(path)]
     if len(found) > 1:

@@ -9,18 +9,20 @@ import errno
 import glob
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from labelstore.command.names import natural_key, printable
-from labelstore.errors import InputError, reason
+from labelstore.errors import AddressError, InputError, reason
+from labelstore.storage_table import as_typed, scheme_of
+from pipeline.images.buckets import BucketFiles, named_like, read_together
 from pipeline.images.class_folder import named, order_classes, require_one_form
 from pipeline.images.class_names import FLAG, read_class_names, refuse_class_names, require_named
 from pipeline.images.containers import Containers
@@ -64,8 +66,9 @@ class ParquetImages:
         Raises:
             InputError: pyarrow is missing; a file is truncated, or has no images, no bytes of them, or no classes.
         """
-        self._containers = Containers(files_of(path))
-        tables = [_Table(file) for file in self._containers.paths]
+        self._containers: Containers | BucketFiles
+        self._containers = named_like(path) if scheme_of(path) else Containers(files_of(path))
+        tables = [_Table(file, self._source(number)) for number, file in enumerate(self._containers.paths)]
         columns = tables[0].columns
         for table in tables[1:]:
             if table.columns != columns:
@@ -87,14 +90,20 @@ class ParquetImages:
         self._where = where[order]
         files = self._where[:, 0]
         self.listing = Listing(
-            location=str(path.absolute()),
+            location=str(as_typed(path) if scheme_of(path) else path.absolute()),
             classes=classes,
             names=[names[row] for row in order],
             targets=targets[order],
             sizes=np.zeros(len(order), np.int64),
             stamps=self._containers.times[files],
             layout=np.array(order, np.int64),
+            remote=bool(scheme_of(path)),
         )
+
+    def _source(self, number: int) -> Callable[[], str | BinaryIO]:
+        """What gives pyarrow a file: its path, or an object that is read by ranges."""
+        files = self._containers
+        return (lambda: files.opened(number)) if isinstance(files, BucketFiles) else (lambda: files.paths[number])
 
     def place(self, image: int) -> str:
         """The file of an image, and its name."""
@@ -117,8 +126,8 @@ class ParquetImages:
         return found
 
     def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
-        """The bytes of some images, each read when its turn comes."""
-        return map(self.read, images)
+        """The bytes of some images, each read when its turn comes; in a bucket many at a time."""
+        return read_together(self, images) if self.listing.remote else map(self.read, images)
 
 
 def recognises(path: Path) -> bool:
@@ -178,15 +187,17 @@ def _parquet() -> Any:
 class _Table:
     """One file: its footer, and the columns that are read."""
 
-    def __init__(self, path: str) -> None:
-        self.path, self.shown = path, printable(path)
+    def __init__(self, path: str, source: Callable[[], str | BinaryIO]) -> None:
+        self.path, self.shown, self._source = path, printable(path), source
         try:
-            self.footer = _parquet().read_metadata(path)
+            self.footer = _parquet().read_metadata(source())
             self.columns = _columns(self.shown, self.footer.schema.to_arrow_schema())
             self._require_bytes()
         except InputError:
             raise
         except Exception as error:  # whatever pyarrow raises: ArrowInvalid, OSError, ...
+            if isinstance(error.__cause__, AddressError):
+                raise error.__cause__ from None
             raise InputError(
                 f"{self.shown}: expected a whole Parquet file, found it damaged or truncated ({reason(error)}); copy "
                 f"it again"
@@ -227,7 +238,7 @@ class _Table:
             OSError: it cannot be read.
         """
         try:
-            with _parquet().ParquetFile(self.path, metadata=self.footer) as file:
+            with _parquet().ParquetFile(self._source(), metadata=self.footer) as file:
                 if group is None:
                     table = file.read(columns=[column], use_threads=False)
                 else:

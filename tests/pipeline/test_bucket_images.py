@@ -20,6 +20,8 @@ from pipeline.images.manifest import scan
 from pipeline.images.opening import ImageOptions, open_images
 from tests.labelstore.buckets import BUCKET, Proxy, bucket, patience, put, put_folder
 
+pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Proxy, Path]]:
@@ -39,7 +41,18 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Proxy, Pat
             with tarfile.open(fileobj=data, mode="w") as tar:
                 tar.add(folder / name, name)
             put(f"tars/s-{shard}.tar", data.getvalue())
+        put_folder(packed_parquet(folder, tmp_path_factory.mktemp("tables")), "tables")
         yield proxy, folder
+
+
+def packed_parquet(folder: Path, into: Path) -> Path:
+    """Two Parquet files of a class folder, with a row group an image."""
+    for part, name in enumerate(("ant", "bee")):
+        paths = sorted((folder / name).iterdir())
+        images = pa.array([{"bytes": path.read_bytes(), "path": f"{name}/{path.name}"} for path in paths])
+        table = pa.table({"image": images, "label": [name] * len(paths)})
+        parquet.write_table(table, into / f"train-{part}.parquet", row_group_size=1)
+    return into
 
 
 @pytest.fixture
@@ -51,7 +64,10 @@ def proxy(shelf: tuple[Proxy, Path], monkeypatch: pytest.MonkeyPatch) -> Proxy:
     return found
 
 
-@pytest.mark.parametrize("address", [f"s3://{BUCKET}/set", f"s3://{BUCKET}/tars/s-{{0..1}}.tar"])
+@pytest.mark.parametrize(
+    "address",
+    [f"s3://{BUCKET}/set", f"s3://{BUCKET}/tars/s-{{0..1}}.tar", f"s3://{BUCKET}/tables/train-*.parquet"],
+)
 def test_they_are_the_images_of_the_folder(
     proxy: Proxy, shelf: tuple[Proxy, Path], address: str, tmp_path: Path
 ) -> None:
@@ -64,7 +80,7 @@ def test_they_are_the_images_of_the_folder(
     proxy.requests.clear()
     again = scan(Path(address), cache=tmp_path / "images.npz")
     assert again.digest == theirs.digest
-    assert len(proxy.requests) == 1  # the listing
+    assert len(proxy.requests) <= (7 if "parquet" in address else 1)  # the listing; footers, names and classes
 
 
 def test_etags_without_quotes_are_those_with_them(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +122,7 @@ def test_what_cannot_be_read_there_is_named(proxy: Proxy, monkeypatch: pytest.Mo
         (
             f"s3://{BUCKET}/set",
             ImageOptions(images_format="zip"),
-            "expected class-folder or tar at an address, found zip",
+            "expected class-folder or tar or parquet at an address, found zip",
         ),
         (f"s3://{BUCKET}/none", None, "expected a class folder, found no object there; check the address"),
         (f"s3://{BUCKET}/tars/none.tar", None, "expected an object, 1 is not there: none.tar"),
@@ -117,6 +133,17 @@ def test_what_cannot_be_read_there_is_named(proxy: Proxy, monkeypatch: pytest.Mo
             open_images(Path(address), options=options)
     with pytest.raises(AddressError, match="there is no bucket nowhere"):
         open_images(Path("s3://nowhere/set"))
+    put("bad/t.parquet", b"no table" * 1000)
+    with pytest.raises(InputError, match=rf"s3://{BUCKET}/bad/t\.parquet: expected a whole Parquet file"):
+        open_images(Path(f"s3://{BUCKET}/bad/t.parquet"))
+    with pytest.raises(InputError, match="expected objects, found none; check the address"):
+        open_images(Path(f"s3://{BUCKET}/bad/u-*.parquet"))
+    with monkeypatch.context() as patient:
+        patience(patient, RETRIES=1)
+        proxy.faults = ["", "500", "500", "500", "500"]
+        with pytest.raises(AddressError, match="cannot be reached after retries"):
+            open_images(Path(f"s3://{BUCKET}/tables/train-0.parquet"))
+    proxy.faults = []
     put("bad/s.tar", b"no tar" * 1000)
     with pytest.raises(InputError, match=rf"s3://{BUCKET}/bad/s\.tar: expected a whole tar file"):
         open_images(Path(f"s3://{BUCKET}/bad/s.tar"))
