@@ -145,8 +145,8 @@ def refusal(error: BaseException, address: str, version: str) -> str:
         )
     if "Failed to connect" in text:
         return (
-            f"{place}: {reason(error)}; a cluster with token authentication takes RAY_AUTH_MODE=token and its token from "
-            f"the environment, as Ray's documentation has it"
+            f"{place}: {reason(error)}; a cluster with token authentication needs RAY_AUTH_MODE=token and its token in "
+            f"the environment"
         )
     return f"{place}: Ray cannot be used ({reason(error)})"
 
