@@ -18,13 +18,8 @@ from typing import Any
 from labelstore.errors import InputError, reason
 from pipeline.launch.options import AUTO, LOCAL, LaunchOptions
 
-# Ray reads these when it is imported: no report of its use, GPUs are left alone where none are asked for, and nothing
-# but errors is printed.
-SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_BACKEND_LOG_LEVEL": "error",
-}
+# Ray reads these when it is imported: no report of its use, and GPUs are left alone where none are asked for.
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 REACH_SECONDS = 5.0
 OBJECT_BYTES = 100 << 20  # of the store of a local Ray, in which nothing is kept
 
@@ -145,8 +140,8 @@ def refusal(error: BaseException, address: str, version: str) -> str:
         )
     if "Failed to connect" in text:
         return (
-            f"{place}: {reason(error)}; a cluster with token authentication takes RAY_AUTH_MODE=token and its token "
-            f"from the environment, as Ray's documentation has it"
+            f"{place}: {reason(error)}; a cluster with token authentication needs RAY_AUTH_MODE=token and its token in "
+            f"the environment"
         )
     return f"{place}: Ray cannot be used ({reason(error)})"
 
