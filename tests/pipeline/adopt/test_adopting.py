@@ -20,8 +20,9 @@ from labelstore import LabelStore
 from labelstore.command.console import Console
 from labelstore.errors import InputError
 from pipeline.adopt.adopting import adopt
-from pipeline.adopt.blocks import Blocks, largest_of
+from pipeline.adopt.blocks import Blocks
 from pipeline.adopt.config import AdoptConfig
+from pipeline.adopt.labels import largest_of
 from pipeline.config import TeacherOptions
 from pipeline.render.options import RenderOptions
 from pipeline.replay.source import open_source
