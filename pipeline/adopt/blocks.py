@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
@@ -14,7 +12,7 @@ from labelstore.format.arrays import AUDIT_BLOCK
 from labelstore.format.blocks import BlockIndex
 from labelstore.format.columns import CropRows
 from labelstore.store import AuditRows, BlockData
-from pipeline.adopt.labels import Crops, Labels
+from pipeline.adopt.labels import Crops, Labels, largest_of
 from pipeline.build.filling import AUDIT_CROPS
 from pipeline.render import Renderer
 from pipeline.render.audit import DIGEST_POSITIONS, pixels_digest
@@ -46,7 +44,7 @@ class Blocks:
         rows = np.stack([crops.rows.values for crops in each])
         digest = pixels_digest(pixels)
         if self._kept_as_they_are(each) and not audited:
-            labels = np.stack([crops.logits for crops in each])
+            labels = first.logits[None] if len(each) == 1 else np.stack([crops.logits for crops in each])
             empty = np.empty((0, 0, self._labels.columns), np.float32)
             return BlockData(
                 logits=empty, rows=rows, pixels_digest=digest, codes={"labels": labels}, largest=largest_of(labels)
@@ -60,12 +58,6 @@ class Blocks:
     def _kept_as_they_are(self, each: list[Crops]) -> bool:
         """Whether the labels are the codes of the encoding already."""
         return self._encoding.name == "float16" and all(crops.logits.dtype == np.float16 for crops in each)
-
-
-def largest_of(labels: npt.NDArray[Any]) -> float:
-    """The largest magnitude of float16 numbers, NaN where one of them is: their bits without the sign are in order."""
-    bits = int((labels.view(np.uint16) & np.uint16(0x7FFF)).max())
-    return float(np.array(bits, np.uint16).view(np.float16))
 
 
 def as_float16(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:

@@ -14,7 +14,7 @@ from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from pipeline.adopt import FormatName
-from pipeline.config import TeacherOptions, manifest_cache
+from pipeline.config import TeacherOptions, manifest_cache, require_one_labeller
 from pipeline.images.opening import ImageOptions
 from pipeline.plan.spec import Interpolation
 from pipeline.render.options import RenderOptions
@@ -75,6 +75,7 @@ class AdoptConfig:
             raise InputError("--order, --sampler-seed: expected one of them, found both")
         if (self.teacher.mean is None) != (self.teacher.std is None):
             raise InputError("--mean, --std: expected both or neither, found one")
+        require_one_labeller(self)
         if self.teacher.names and not self.teacher.weights:
             raise InputError("--weights: missing; give the weights of --teacher")
         places = {"--store": self.store, "the cache of --store": manifest_cache(self.store)}

@@ -199,3 +199,9 @@ def require_unused(name: str, request: Request, *flags: str) -> None:
     for flag in flags:
         if given[flag] is not None:
             raise InputError(f"{flag}: has no effect on labels of {name}, which store their images; leave it out")
+
+
+def largest_of(labels: npt.NDArray[Any]) -> float:
+    """The largest magnitude of float16 numbers, NaN where one of them is: their bits without the sign are in order."""
+    bits = int((labels.view(np.uint16) & np.uint16(0x7FFF)).max())
+    return float(np.array(bits, np.uint16).view(np.float16))

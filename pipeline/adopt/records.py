@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from labelstore.errors import InputError
-from pipeline.adopt.labels import Int64Array, Mix
+from pipeline.adopt.labels import Int64Array, Mix, largest_of
 from pipeline.networks.torch_files import of_numpy, read_content, settled
 
 ADVICE = "take it from where the folder comes from again"
@@ -102,7 +102,7 @@ def read_batch(path: Path, layout: Layout) -> Batch:
     count = len(logits)
     if logits.dtype not in (torch.float16, torch.float32):
         logits = logits.float()
-    if not torch.isfinite(logits.sum(dtype=torch.float32)) and not torch.isfinite(logits).all():
+    if not (np.isfinite(largest_of(logits.numpy())) if logits.dtype == torch.float16 else logits.isfinite().all()):
         crop, column = (~torch.isfinite(logits)).nonzero()[0].tolist()
         raise wrong(path, "numbers as logits", f"{float(logits[crop, column])} in column {column} of crop {crop}")
     if not (_is(coordinates, 2) and coordinates.is_floating_point() and coordinates.shape == (count, 4)):

@@ -20,11 +20,14 @@ from labelstore import LabelStore
 from labelstore.command.console import Console
 from labelstore.errors import InputError
 from pipeline.adopt.adopting import adopt
-from pipeline.adopt.blocks import Blocks, largest_of
+from pipeline.adopt.blocks import Blocks
 from pipeline.adopt.config import AdoptConfig
-from pipeline.config import TeacherOptions
+from pipeline.adopt.labels import largest_of
+from pipeline.build.continuing import require_built
+from pipeline.config import TeacherOptions, VerifyConfig
 from pipeline.render.options import RenderOptions
 from pipeline.replay.source import open_source
+from pipeline.replay.verify import verify
 from tests.journeys.world import SIDE
 from tests.pipeline.adopt.conftest import EPOCHS
 from tests.pipeline.adopt.taught import ARGS, Taught
@@ -110,6 +113,12 @@ def test_a_teacher_that_made_the_labels_is_recorded_and_another_one_is_refused(
     teacher: dict[str, Any] = {"names": ("convnet-d2",), "args": (ARGS,), "weights": (str(made.weights),)}
     store = adopted(made, written(layout="sre2l"), tmp_path / "store", teacher=TeacherOptions(**teacher))
     assert store.identity.require("teacher")["name"] == "convnet-d2"
+    again = VerifyConfig(store=store.path, images=made.images, weights=(str(made.weights),))
+    ok, values = verify(again, Console(silent=True))
+    assert ok
+    assert values["labels_compared"]
+    with pytest.raises(InputError, match="found adopted labels, to which no views can be built; `giftwrap adopt`"):
+        require_built(store)
     other = TeacherOptions(**teacher, mean=(0.9, 0.1, 0.5), std=(0.1, 0.9, 0.5))
     with pytest.raises(InputError, match=r"another teacher, or other crops: .* nothing was written"):
         adopted(made, written(layout="sre2l"), tmp_path / "other", teacher=other)
