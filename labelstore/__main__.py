@@ -270,6 +270,7 @@ def export_command(config: ExportConfig, console: Console) -> int:
     """Export labels and print what was written."""
     from labelstore.operations.opening import open_store
 
+    require_apart({"--cache-dir": config.store_cache.cache_dir}, {})
     softmax = 1.0 if config.temperature is None else config.temperature
     temperature = softmax if config.probabilities else None
     with console.progress("views", 1, "views") as progress:

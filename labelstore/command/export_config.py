@@ -11,7 +11,6 @@ import tyro
 from labelstore.command.cache_options import StoreCacheOptions
 from labelstore.command.flags import Addressable, Choices, Group
 from labelstore.command.output import Output
-from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.export_table import EXPORTS
 
@@ -58,4 +57,3 @@ class ExportConfig:
         if self.format == "fkd" and (self.probabilities or self.order == "stored"):
             raise InputError("--format fkd: has an order of its own, and logits; leave --order and --probabilities out")
         self.store_cache.require_address(self.store)
-        require_apart({"--cache-dir": self.store_cache.cache_dir}, {})
