@@ -110,7 +110,7 @@ def adopted_identity(
         classes=tuple(classes),
         columns=columns,
         size=size,
-        seed=0,  # no draw of this store's is known: the plan has no seed
+        seed=None,  # no plan drew the crops
         group=group,
         manifest=manifest_digest(classes, targets, image_digests),
         skipped=tuple(skipped),
