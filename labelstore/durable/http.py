@@ -1,4 +1,4 @@
-"""A store that a web server has: read by requests for ranges of bytes, and never written."""
+"""Stores and images that a web server has: read by requests for ranges of bytes, and never written."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import time
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from email.message import Message
 from http.client import HTTPException, HTTPResponse
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import Request, urlopen
 
+from labelstore.durable.at_once import at_once
 from labelstore.durable.pieces import fetched
 from labelstore.durable.storage import Mapped, Range
 from labelstore.errors import AddressError, InputError, reason
@@ -53,8 +55,24 @@ class HttpStorage:
 
     def read(self, name: str, start: int, stop: int) -> bytes:
         """As of :class:`ReadStorage`, by one request."""
-        data, _ = self._get(name, start, max(stop, start + 1))
-        return data[: max(stop - start, 0)]
+        return self.tagged(name, start, stop)[0]
+
+    def tagged(self, name: str, start: int, stop: int) -> tuple[bytes, str]:
+        """What :meth:`read` gives, and the ETag of the file or else its time, which change when its bytes do."""
+        data, _, tag = self._get(name, start, max(stop, start + 1))
+        return data[: max(stop - start, 0)], tag
+
+    def tags_of(self, names: Sequence[str]) -> dict[str, tuple[int, str]]:
+        """Bytes and tag of those of some files that are there, by one request a file, many at a time."""
+        found = at_once(self._tag_of, names)
+        return {name: tag for name, tag in zip(names, found, strict=True) if tag is not None}
+
+    def _tag_of(self, name: str) -> tuple[int, str] | None:
+        try:
+            _, size, tag = self._get(name, 0, 1)
+        except FileNotFoundError:
+            return None
+        return size, tag
 
     def read_many(self, name: str, ranges: Sequence[Range]) -> list[bytes]:
         """As of :class:`ReadStorage`, by one request a range."""
@@ -72,8 +90,8 @@ class HttpStorage:
         """Nothing is prepared."""
         return False
 
-    def _get(self, name: str, start: int, stop: int) -> tuple[bytes, int]:
-        """Bytes ``start`` to ``stop`` of a file, fewer where it ends before, and how many it has.
+    def _get(self, name: str, start: int, stop: int) -> tuple[bytes, int, str]:
+        """Bytes ``start`` to ``stop`` of a file, fewer where it ends before, how many it has, and its tag.
 
         What may pass is tried again: a busy server, an answer that does not come or is cut.
         """
@@ -86,19 +104,19 @@ class HttpStorage:
             time.sleep(wait)
         return self._get_once(name, start, stop)
 
-    def _get_once(self, name: str, start: int, stop: int) -> tuple[bytes, int]:
+    def _get_once(self, name: str, start: int, stop: int) -> tuple[bytes, int, str]:
         """As :meth:`_get`, by one request."""
         place = self.root / name
         try:
             with urlopen(self._request(name, start, stop), timeout=TIMEOUT_S) as answer:  # noqa: S310  http or https
-                return _content(answer, place, start, stop)
+                return *_content(answer, place, start, stop), _tag(answer.headers)
         except HTTPError as error:
             error.close()
             if error.code in ABSENT:
                 raise FileNotFoundError(errno.ENOENT, "is not there", str(place)) from error
             found = _RANGE.fullmatch(error.headers.get("Content-Range", ""))
             if error.code == NOT_SATISFIABLE and found:
-                return b"", int(found[2])
+                return b"", int(found[2]), _tag(error.headers)
             raise AddressError(
                 f"{place}: expected a file, found that the server answers {error.code} {error.reason}{_advice(error)}"
             ) from error
@@ -133,7 +151,7 @@ def _content(answer: HTTPResponse, place: Address, start: int, stop: int) -> tup
     if answer.status != 206 or not found or found[1] is None:
         raise AddressError(
             f"{place}: expected a server that answers requests for ranges of bytes, found one that sends whole files "
-            f"(status {answer.status}); serve the store by one that does (nginx, an object store), or copy it here"
+            f"(status {answer.status}); serve it by one that does (nginx, an object store), or copy it here"
         )
     first, there = int(found[1]), int(found[2])
     data = answer.read(stop - start)
@@ -143,6 +161,11 @@ def _content(answer: HTTPResponse, place: Address, start: int, stop: int) -> tup
             f"the same command again"
         )
     return data, there
+
+
+def _tag(headers: Message) -> str:
+    """What changes with the bytes of a file: its ETag, or its time; nothing where the server sends neither."""
+    return str(headers.get("ETag") or headers.get("Last-Modified") or "").removeprefix("W/")
 
 
 class _CutError(AddressError):

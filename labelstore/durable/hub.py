@@ -1,4 +1,4 @@
-"""A store in a data set of the Hugging Face Hub, ``hf://datasets/OWNER/NAME/FOLDER``, through huggingface_hub.
+"""Stores and images in a data set of the Hugging Face Hub, ``hf://datasets/OWNER/NAME/FOLDER``, by huggingface_hub.
 
 A token comes from the environment (``HF_TOKEN``), or from ``hf auth login``.
 """
@@ -9,9 +9,11 @@ import errno
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import islice
 from typing import Any
+from urllib.parse import quote
 
 from labelstore.durable.at_once import at_once
 from labelstore.durable.pieces import fetched
@@ -22,7 +24,7 @@ from labelstore.storage_table import Address
 TIMEOUT_S = 30.0
 RETRIES, FIRST_WAIT_S, LONGEST_WAIT_S = 5, 1.0, 8.0
 NOT_SATISFIABLE = 416  # the range begins after the end
-_PLACE = re.compile(r"hf://datasets/([^/@\s]+/[^/@\s]+)(?:@([^/\s]+))?(?:/(.*))?")
+_PLACE = re.compile(r"hf://datasets/([^/@\s]+/[^/@\s]+)(?:@(refs/(?:convert|pr)/[^/\s]+|[^/\s]+))?(?:/(.*))?")
 _TOTAL = re.compile(r"bytes (?:\d+-\d+|\*)/(\d+)")
 
 
@@ -32,12 +34,14 @@ class HubStorage:
 
     Args:
         root: ``hf://datasets/OWNER/NAME/FOLDER``; after the name ``@`` and a branch, tag or commit may follow.
+        commit: what is read instead, whatever the branch or tag names later; None reads what it names now.
 
     Raises:
         InputError: huggingface_hub is not installed, or the address names no data set.
     """
 
     root: Address
+    commit: str | None = None
 
     def __post_init__(self) -> None:
         if not _PLACE.fullmatch(self.root.complete) or {"?", "#", ":"} & {*self.root.complete.partition("://")[2]}:
@@ -73,11 +77,43 @@ class HubStorage:
         """Nothing is prepared."""
         return False
 
+    def pinned(self) -> HubStorage:
+        """The same at the commit that its branch or tag names now, whose files never change."""
+        repository, revision, _ = self._parts("")
+        with _naming(self.root):
+            url = f"{_hub().HfApi().endpoint}/api/datasets/{repository}/revision/{quote(revision or 'main', safe='')}"
+            answer = _requested(url, params={"expand": ["sha"]})
+            _hub("utils").hf_raise_for_status(answer)
+            return replace(self, commit=str(answer.json()["sha"]))
+
+    def tags(self, most: int | None = None) -> dict[str, tuple[int, str]]:
+        """Bytes and digest of every file below the root, by its path; the first ``most`` of them."""
+        repository, revision, inside = self._parts("")
+        before = f"{inside}/" if inside else ""
+        try:
+            with _naming(self.root):
+                listed = (
+                    _hub()
+                    .HfApi()
+                    .list_repo_tree(repository, inside or None, recursive=True, repo_type="dataset", revision=revision)
+                )
+                files = (entry for entry in listed if hasattr(entry, "blob_id"))  # the others are folders
+                return {
+                    file.path.removeprefix(before): (file.size, file.lfs.sha256 if file.lfs else file.blob_id)
+                    for file in islice(files, most)
+                }
+        except FileNotFoundError:
+            return {}
+
+    def tagged(self, name: str, start: int, stop: int) -> tuple[bytes, None]:
+        """What :meth:`read` gives; None stands for a tag, since the files of a commit do not change."""
+        return self.read(name, start, stop), None
+
     def _parts(self, name: str) -> tuple[str, str | None, str]:
         """Data set, revision, and path in it of a file."""
         found = _PLACE.fullmatch(self.root.complete)
         assert found  # noqa: S101  as it was when this was made
-        return found[1], found[2], "/".join(part for part in (found[3] or "", name) if part)
+        return found[1], self.commit or found[2], "/".join(part for part in (found[3] or "", name) if part)
 
     def _get(self, name: str, start: int, stop: int) -> tuple[bytes, int]:
         """Bytes ``start`` to ``stop`` of a file, fewer where it ends before, and how many it has."""
@@ -85,20 +121,7 @@ class HubStorage:
         place = self.root / name
         with _naming(place):
             url = _hub().hf_hub_url(repository, inside, repo_type="dataset", revision=revision)
-            headers = {
-                **_hub("utils").build_hf_headers(),
-                "Range": f"bytes={start}-{stop - 1}",
-                "Accept-Encoding": "identity",
-            }
-            answer = _hub("utils").http_backoff(
-                "GET",
-                url,
-                headers=headers,
-                timeout=TIMEOUT_S,
-                max_retries=RETRIES,
-                base_wait_time=FIRST_WAIT_S,
-                max_wait_time=LONGEST_WAIT_S,
-            )
+            answer = _requested(url, {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"})
             if answer.status_code == NOT_SATISFIABLE:
                 return b"", _total(answer.headers, place)
             _hub("utils").hf_raise_for_status(answer)
@@ -107,6 +130,20 @@ class HubStorage:
         if len(data) != min(stop, there) - start:
             raise AddressError(f"{place}: expected {min(stop, there) - start} bytes from {start} on, found {len(data)}")
         return data, there
+
+
+def _requested(url: str, headers: Mapping[str, str] | None = None, **words: Any) -> Any:
+    """The answer to a request, which is repeated while the hub is busy or cannot be reached."""
+    return _hub("utils").http_backoff(
+        "GET",
+        url,
+        headers={**_hub("utils").build_hf_headers(), **(headers or {})},
+        timeout=TIMEOUT_S,
+        max_retries=RETRIES,
+        base_wait_time=FIRST_WAIT_S,
+        max_wait_time=LONGEST_WAIT_S,
+        **words,
+    )
 
 
 def _total(headers: Mapping[str, str], place: Address) -> int:

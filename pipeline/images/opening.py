@@ -71,14 +71,14 @@ SOURCES: Table[SourceKind] = Table(
 """By name. What none of them recognises is taken for a class folder. A line names the `SourceKind` in the file of a
 source."""
 
-IN_BUCKETS: Table[SourceKind] = Table(
+AT_ADDRESSES: Table[SourceKind] = Table(
     {
-        CLASS_FOLDER: "pipeline.images.buckets:FOLDER_KIND",
+        CLASS_FOLDER: "pipeline.images.remote:FOLDER_KIND",
         "tar": "pipeline.images.tars:KIND",
         "parquet": "pipeline.images.parquet:KIND",
     }
 )
-"""What opens those of them that can also be at the address of a bucket."""
+"""What opens those of them that can also be at an address: in a bucket, on a hub, at a web server."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +108,7 @@ def open_images(
     """The image source at a path.
 
     Args:
-        path: of a folder, a file, a pattern of files, or a folder within an archive; or an address in a bucket.
+        path: of a folder, a file, a pattern of files, or a folder within an archive; or an address.
         class_order: order of classes that have names alone.
         leave_out: names of images that are not listed.
         options: what the images are, where it is not to be recognised, and what their classes are called.
@@ -121,13 +121,13 @@ def open_images(
     name = options.images_format or recognised(path)
     if name not in SOURCES:
         raise InputError(f"--images-format {name}: expected one of {', '.join(SOURCES)}")
-    if scheme_of(path) and name not in IN_BUCKETS:
+    if scheme_of(path) and name not in AT_ADDRESSES:
         raise InputError(
-            f"--images {printable(str(as_typed(path)))}: expected {' or '.join(IN_BUCKETS)} at an address, found "
+            f"--images {printable(str(as_typed(path)))}: expected {' or '.join(AT_ADDRESSES)} at an address, found "
             f"{name}; download it, and give its path"
         )
     request = Request(class_order=class_order, leave_out=leave_out, class_names=options.class_names, cache=cache)
-    return (IN_BUCKETS if scheme_of(path) else SOURCES)[name].open(path, request)
+    return (AT_ADDRESSES if scheme_of(path) else SOURCES)[name].open(path, request)
 
 
 def recognised(path: Path) -> str:
@@ -135,11 +135,12 @@ def recognised(path: Path) -> str:
 
     Raises:
         InputError: they could be of several kinds.
+        AddressError: an address cannot be read.
     """
     if scheme_of(path):
-        if path.name.lower().endswith(".parquet"):
-            return "parquet"
-        return "tar" if "{" in path.name or path.name.lower().endswith(".tar") else CLASS_FOLDER
+        from pipeline.images.addresses import kind_at  # with numpy
+
+        return kind_at(path) or CLASS_FOLDER
     found = [name for name, kind in SOURCES.items() if kind.recognises(path)]
     if len(found) > 1:
         raise InputError(

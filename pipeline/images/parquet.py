@@ -22,11 +22,12 @@ import numpy.typing as npt
 from labelstore.command.names import natural_key, printable
 from labelstore.errors import AddressError, InputError, reason
 from labelstore.storage_table import as_typed, scheme_of
-from pipeline.images.buckets import BucketFiles, named_like, read_together
+from pipeline.images.addresses import files_at
 from pipeline.images.class_folder import named, order_classes, require_one_form
 from pipeline.images.class_names import FLAG, read_class_names, refuse_class_names, require_named
 from pipeline.images.containers import Containers
 from pipeline.images.opening import Request, SourceKind
+from pipeline.images.remote import RemoteFiles, read_together
 from pipeline.images.row_groups import RowGroups
 from pipeline.images.source import Listing, Stamp
 
@@ -66,8 +67,8 @@ class ParquetImages:
         Raises:
             InputError: pyarrow is missing; a file is truncated, or has no images, no bytes of them, or no classes.
         """
-        self._containers: Containers | BucketFiles
-        self._containers = named_like(path) if scheme_of(path) else Containers(files_of(path))
+        self._containers: Containers | RemoteFiles
+        self._containers = files_at(path, "parquet") if scheme_of(path) else Containers(files_of(path))
         tables = [_Table(file, self._source(number)) for number, file in enumerate(self._containers.paths)]
         columns = tables[0].columns
         for table in tables[1:]:
@@ -101,9 +102,9 @@ class ParquetImages:
         )
 
     def _source(self, number: int) -> Callable[[], str | BinaryIO]:
-        """What gives pyarrow a file: its path, or an object that is read by ranges."""
+        """What gives pyarrow a file: its path, or a file at an address that is read by ranges."""
         files = self._containers
-        return (lambda: files.opened(number)) if isinstance(files, BucketFiles) else (lambda: files.paths[number])
+        return (lambda: files.opened(number)) if isinstance(files, RemoteFiles) else (lambda: files.paths[number])
 
     def place(self, image: int) -> str:
         """The file of an image, and its name."""
@@ -126,7 +127,7 @@ class ParquetImages:
         return found
 
     def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
-        """The bytes of some images, each read when its turn comes; in a bucket many at a time."""
+        """The bytes of some images, each read when its turn comes; at an address many at a time."""
         return read_together(self, images) if self.listing.remote else map(self.read, images)
 
 

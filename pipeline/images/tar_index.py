@@ -15,12 +15,12 @@ import numpy.typing as npt
 from labelstore.command.names import printable
 from labelstore.durable.newfile import new_version
 from labelstore.errors import InputError
-from pipeline.images.buckets import BucketFiles
 from pipeline.images.containers import Containers
 from pipeline.images.kinds import HEAD_BYTES
 from pipeline.images.left_out import LeftOut
 from pipeline.images.manifest_cache import CACHE, is_foreign
 from pipeline.images.members import Members, named_as_image
+from pipeline.images.remote import RemoteFiles
 from pipeline.images.tar_headers import entries
 
 _VERSION = 1
@@ -50,7 +50,7 @@ class TarIndex:
     classes: npt.NDArray[np.int64]
 
 
-def load_or_make(containers: Containers | BucketFiles, location: str, kept: Path | None) -> TarIndex:
+def load_or_make(containers: Containers | RemoteFiles, location: str, kept: Path | None) -> TarIndex:
     """The index of some tars: the one that is kept, if none of them has changed.
 
     Args:
@@ -70,7 +70,7 @@ def load_or_make(containers: Containers | BucketFiles, location: str, kept: Path
     return made
 
 
-def make(containers: Containers | BucketFiles, location: str) -> TarIndex:
+def make(containers: Containers | RemoteFiles, location: str) -> TarIndex:
     """Read the headers of all tars."""
     reader = _Reader(Members(location))
     for number, path in enumerate(containers.paths):
@@ -92,7 +92,7 @@ class _Reader:
         self.where: list[tuple[int, int, int]] = []  # tar, offset and size of each image
         self.label_of: dict[str, str] = {}
 
-    def read(self, number: int, tar: str, containers: Containers | BucketFiles) -> None:
+    def read(self, number: int, tar: str, containers: Containers | RemoteFiles) -> None:
         """Read the headers of a tar."""
         members, first = self.members, len(self.where)
         linked: dict[str, tuple[int, int]] | None = None
@@ -129,7 +129,7 @@ class _Reader:
                     linked[path] = start, size
 
 
-def _head(containers: Containers | BucketFiles, file: int, start: int, count: int) -> bytes:
+def _head(containers: Containers | RemoteFiles, file: int, start: int, count: int) -> bytes:
     """The first bytes of an entry; nothing where the tar ends before them, which is found out at its end."""
     try:
         return containers.near(file, start, count)
@@ -158,7 +158,7 @@ def _label(tar: str, name: str, content: bytes | None) -> str:
     return str(int(label)) if label.isdecimal() else label
 
 
-def _identity(containers: Containers | BucketFiles) -> bytes:
+def _identity(containers: Containers | RemoteFiles) -> bytes:
     """Names, sizes and times of the tars, digested: the index is valid for these alone."""
     return sha256(
         b"\0".join([*(path.encode(errors="surrogateescape") for path in containers.paths)])
@@ -167,7 +167,7 @@ def _identity(containers: Containers | BucketFiles) -> bytes:
     ).digest()
 
 
-def _load(kept: Path, containers: Containers | BucketFiles, location: str) -> TarIndex | None:
+def _load(kept: Path, containers: Containers | RemoteFiles, location: str) -> TarIndex | None:
     """The index in a file; None where it is none of these tars."""
     try:
         with kept.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -187,7 +187,7 @@ def _load(kept: Path, containers: Containers | BucketFiles, location: str) -> Ta
     return TarIndex(members, where[0], where[1], where[2], tuple(labels), classes)
 
 
-def _save(kept: Path, containers: Containers | BucketFiles, index: TarIndex) -> None:
+def _save(kept: Path, containers: Containers | RemoteFiles, index: TarIndex) -> None:
     """Keep an index; a folder that cannot be written, or another file of that name, is no error."""
     if is_foreign(kept):
         return

@@ -10,8 +10,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from io import BytesIO
-from itertools import chain, product
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -21,21 +19,19 @@ from labelstore.command.names import natural_key, printable
 from labelstore.errors import InputError
 from labelstore.storage_table import as_typed, scheme_of
 from pipeline.images import tar_index
-from pipeline.images.buckets import BucketFiles, read_together, tars_of
+from pipeline.images.addresses import files_at
 from pipeline.images.class_folder import order_classes
 from pipeline.images.class_names import FLAG, read_class_names, refuse_class_names, require_named
 from pipeline.images.containers import Containers
 from pipeline.images.members import Chosen
 from pipeline.images.opening import Request, SourceKind
+from pipeline.images.patterns import COMPRESSED_TARS, expanded
+from pipeline.images.remote import RemoteFiles, read_together
 from pipeline.images.source import Listing, Stamp
 from pipeline.images.tar_index import TarIndex
 
 SUFFIX = ".tar"
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.zstd", ".txz", ".tbz2")
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _CIFAR = re.compile(r"cifar-100?-(python|binary)\.")  # no images of files: `pipeline.images.cifar`
-_MOST = 1_000_000  # files that a pattern may name
 
 
 class TarImages:
@@ -51,9 +47,10 @@ class TarImages:
         Raises:
             InputError: a tar is compressed, truncated or damaged, holds one name twice, or has no classes.
         """
-        self._containers: Containers | BucketFiles
+        self._containers: Containers | RemoteFiles
         if scheme_of(path):
-            self._containers, inside = tars_of(path, expanded), ""
+            self._containers, inside = files_at(path, "tar"), ""
+            _plain(self._containers.paths)
         else:
             paths, inside = shards(path)
             self._containers = Containers(paths)
@@ -91,7 +88,7 @@ class TarImages:
         return self._containers.read(int(self._files[image]), int(self._offsets[image]), int(self.listing.sizes[image]))
 
     def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
-        """The bytes of some images, each read when its turn comes; in a bucket many at a time."""
+        """The bytes of some images, each read when its turn comes; at an address many at a time."""
         return read_together(self, images) if self.listing.remote else map(self.read, images)
 
 
@@ -113,7 +110,7 @@ def _parted(path: Path) -> tuple[Path, str] | None:
         if place.is_dir():
             return (place, inside) if _holds_tars(place) else None
         name = place.name.lower()
-        if name.endswith((SUFFIX, *_COMPRESSED)):
+        if name.endswith((SUFFIX, *COMPRESSED_TARS)):
             return None if _CIFAR.match(name) else (place, inside)
         if place.exists():
             return None
@@ -146,48 +143,19 @@ def shards(path: Path) -> tuple[list[str], str]:
             f"--images {shown}: expected {'a file' if len(found) == 1 else f'{len(found):,} files'}, "
             f"{'it' if len(found) == 1 else f'{len(absent):,} of them'} cannot be found: {printable(absent[0])}"
         )
-    return _plain(found), inside
+    _plain(found)
+    return found, inside
 
 
-def _plain(paths: list[str]) -> list[str]:
+def _plain(paths: Sequence[str]) -> Sequence[str]:
     """Tars that are not compressed."""
     for path in paths:
-        if path.lower().endswith(_COMPRESSED):
+        if path.lower().endswith(COMPRESSED_TARS):
             raise InputError(
                 f"{printable(path)}: expected a tar that is not compressed, since a compressed one has no image that "
                 f"can be read alone; decompress it first: `gunzip`, `unxz` or `zstd -d`, or unpack it"
             )
     return paths
-
-
-def expanded(pattern: str) -> list[str]:
-    """The names of a pattern of braces: ``{000..099}`` counts, with zeros as they are written, ``{a,b}`` lists.
-
-    Raises:
-        InputError: braces with something else in them, or far too many names.
-    """
-    plain, inner = _BRACES.split(pattern)[::2], _BRACES.split(pattern)[1::2]
-    choices = [_words(word, pattern) for word in inner]
-    if prod(map(len, choices)) > _MOST:
-        raise InputError(f"--images {printable(pattern)}: names more than {_MOST:,} files")
-    return ["".join(chain(*zip(plain, (*words, ""), strict=True))) for words in product(*choices)]
-
-
-def _words(inner: str, pattern: str) -> list[str]:
-    """What braces stand for."""
-    if counted := _RANGE.fullmatch(inner):
-        first, last = counted[1], counted[2]
-        if abs(int(last) - int(first)) >= _MOST:
-            raise InputError(f"--images {printable(pattern)}: names more than {_MOST:,} files")
-        width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
-        step = 1 if int(first) <= int(last) else -1
-        return [f"{number:0{width}d}" for number in range(int(first), int(last) + step, step)]
-    words = inner.split(",")
-    if len(words) < 2:
-        raise InputError(
-            f"--images {printable(pattern)}: expected braces of the form {{000..099}} or {{a,b}}, found {{{inner}}}"
-        )
-    return words
 
 
 def _by_folders(index: TarIndex, inside: str, request: Request) -> Chosen:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from labelstore.durable import objects
 from labelstore.errors import AddressError, InputError
-from pipeline.images import buckets
+from pipeline.images import remote
 from pipeline.images.manifest import scan
 from pipeline.images.opening import ImageOptions, open_images
 from tests.labelstore.buckets import BUCKET, Proxy, bucket, patience, put, put_folder
@@ -80,7 +80,7 @@ def test_they_are_the_images_of_the_folder(
     proxy.requests.clear()
     again = scan(Path(address), cache=tmp_path / "images.npz")
     assert again.digest == theirs.digest
-    assert len(proxy.requests) <= (7 if "parquet" in address else 1)  # the listing; footers, names and classes
+    assert len(proxy.requests) <= (7 if "parquet" in address else 2)  # the listing, and what the kind is known by; footers, names and classes
 
 
 def test_etags_without_quotes_are_those_with_them(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,22 +112,21 @@ def test_an_image_that_changes_is_an_error(proxy: Proxy, shelf: tuple[Proxy, Pat
     put("changing/bee/1.png", (shelf[1] / "bee/2.png").read_bytes())
     found = source.read_many(range(6))
     assert [len(next(found)) > 0 for _ in range(4)] == [True] * 4
-    with pytest.raises(OSError, match="the object has changed since it was listed"):
+    with pytest.raises(OSError, match="the file has changed since it was listed"):
         next(found)
 
 
 def test_what_cannot_be_read_there_is_named(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     for address, options, said in (
-        ("hf://datasets/me/set", None, "expected a path on this machine, or images in a bucket"),
         (
             f"s3://{BUCKET}/set",
             ImageOptions(images_format="zip"),
             "expected class-folder or tar or parquet at an address, found zip",
         ),
-        (f"s3://{BUCKET}/none", None, "expected a class folder, found no object there; check the address"),
-        (f"s3://{BUCKET}/tars/none.tar", None, "expected an object, 1 is not there: none.tar"),
+        (f"s3://{BUCKET}/none", None, "expected a class folder, found no file there; check the address"),
+        (f"s3://{BUCKET}/tars/none.tar", None, "expected a file, 1 is not there: none.tar, but 's-*.tar'; check the address"),
         (f"s3://{BUCKET}/set/ant", None, "expected a folder for each class, found none and 3 images"),
-        (f"s3://{BUCKET}/tars/s-{{0..4}}.tar", None, "expected 5 objects, 3 are not there: s-2.tar"),
+        (f"s3://{BUCKET}/tars/s-{{0..4}}.tar", None, "expected 5 files, 3 are not there: s-2.tar"),
     ):
         with pytest.raises(InputError, match=said):
             open_images(Path(address), options=options)
@@ -136,7 +135,7 @@ def test_what_cannot_be_read_there_is_named(proxy: Proxy, monkeypatch: pytest.Mo
     put("bad/t.parquet", b"no table" * 1000)
     with pytest.raises(InputError, match=rf"s3://{BUCKET}/bad/t\.parquet: expected a whole Parquet file"):
         open_images(Path(f"s3://{BUCKET}/bad/t.parquet"))
-    with pytest.raises(InputError, match="expected objects, found none; check the address"):
+    with pytest.raises(InputError, match="expected files, found none, but 't.parquet'; check the address"):
         open_images(Path(f"s3://{BUCKET}/bad/u-*.parquet"))
     with monkeypatch.context() as patient:
         patience(patient, RETRIES=1)
@@ -147,6 +146,6 @@ def test_what_cannot_be_read_there_is_named(proxy: Proxy, monkeypatch: pytest.Mo
     put("bad/s.tar", b"no tar" * 1000)
     with pytest.raises(InputError, match=rf"s3://{BUCKET}/bad/s\.tar: expected a whole tar file"):
         open_images(Path(f"s3://{BUCKET}/bad/s.tar"))
-    monkeypatch.setattr(buckets, "MOST_OBJECTS", 5)
-    with pytest.raises(InputError, match=r"expected at most 5 objects, found more: .*giftwrap import"):
+    monkeypatch.setattr(remote, "MOST_FILES", 5)
+    with pytest.raises(InputError, match=r"expected at most 5 files, found more: .*giftwrap import"):
         open_images(Path(f"s3://{BUCKET}/set"))

@@ -22,8 +22,8 @@ from labelstore.errors import InputError
 from pipeline.images import parquet, tar_index
 from pipeline.images.manifest import Manifest, scan
 from pipeline.images.opening import ImageOptions, open_images, recognised
+from pipeline.images.patterns import expanded
 from pipeline.images.tar_headers import entries
-from pipeline.images.tars import expanded
 from tests.pipeline.packing import (
     Files,
     add,

@@ -1,6 +1,6 @@
-"""Images in a bucket: a class folder of objects, or tar shards that are read by ranges; many requests at a time.
+"""Images at an address: a class folder, or tar shards and Parquet files read by ranges; many requests at a time.
 
-What is at an address is listed once. An object that has changed since, by its ETag, is an error when it is read.
+What is at an address is listed once. A file that has changed since, by its ETag, is an error when it is read.
 """
 
 from __future__ import annotations
@@ -8,46 +8,58 @@ from __future__ import annotations
 import errno
 import io
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from labelstore.command.names import natural_key, printable
+from labelstore.command.names import printable
 from labelstore.durable.at_once import AT_ONCE, at_once
+from labelstore.durable.http import HttpStorage
+from labelstore.durable.hub import HubStorage
 from labelstore.durable.objects import ObjectStorage
 from labelstore.errors import AddressError, InputError
-from labelstore.storage_table import Address, as_typed
+from labelstore.storage_table import STORAGES, Address, as_typed, no_path
 from pipeline.images.class_names import refuse_class_names
 from pipeline.images.members import Members
 from pipeline.images.opening import Request, SourceKind
 from pipeline.images.source import ImageSource, Listing, Stamp
 
-MOST_OBJECTS = 1_000_000  # of a class folder
+MOST_FILES = 1_000_000  # of a class folder
 WINDOW_BYTES = 4 << 20  # that are read for the headers of a tar
 _NUMBER = 2**62
 
 
-class BucketFiles:
-    """Objects that are read by offset: what `Containers` are of files.
+class Tagged(Protocol):
+    """Files at an address, each with a tag that changes when its bytes do."""
+
+    @property
+    def root(self) -> Address:
+        """The address of their folder."""
+
+    def tagged(self, name: str, start: int, stop: int) -> tuple[bytes, str | None]:
+        """Bytes ``start`` to ``stop`` of a file, by one request, and its tag; None where it cannot have changed."""
+
+
+class RemoteFiles:
+    """Files at an address that are read by offset: what `Containers` are of files of this machine.
 
     Args:
-        root: the address of the folder that they are in.
+        storage: the folder that they are in.
         names: paths in it.
         found: what the listing has of them.
 
     Attributes:
         paths: their addresses.
         sizes: in bytes, int64 ``[F]``.
-        times: a number for the ETag of each, int64 ``[F]``.
+        times: a number for the tag of each, int64 ``[F]``.
     """
 
-    def __init__(self, storage: ObjectStorage, names: Sequence[str], found: dict[str, tuple[int, str]]) -> None:
+    def __init__(self, storage: Tagged, names: Sequence[str], found: dict[str, tuple[int, str]]) -> None:
         self._storage, self._names = storage, names
         self._tags = [found[name][1] for name in names]
         self.paths = tuple(f"{storage.root}/{name}" for name in names)
@@ -57,17 +69,17 @@ class BucketFiles:
         self._lock = threading.Lock()
 
     def read(self, file: int, offset: int, count: int) -> bytes:
-        """``count`` bytes of an object, by one request.
+        """``count`` bytes of a file, by one request.
 
         Raises:
-            OSError: they cannot be read, or are not those of the object that was listed.
+            OSError: they cannot be read, or are not those of the file that was listed.
         """
         try:
             data, tag = self._storage.tagged(self._names[file], offset, offset + count)
         except AddressError as error:
             raise OSError(errno.EIO, str(error)) from error
-        if tag != self._tags[file] or len(data) != count:
-            raise OSError(errno.EIO, "the object has changed since it was listed")
+        if tag not in (None, self._tags[file]) or len(data) != count:
+            raise OSError(errno.EIO, "the file has changed since it was listed")
         return data
 
     def near(self, file: int, offset: int, count: int) -> bytes:
@@ -84,18 +96,18 @@ class BucketFiles:
         return window[offset - start : offset - start + count]
 
     def stamp(self, file: int) -> int:
-        """The number of the object that was listed; that it has not changed is found out by reading it."""
+        """The number of the file that was listed; that it has not changed is found out by reading it."""
         return int(self.times[file])
 
     def opened(self, file: int) -> BinaryIO:
-        """An object as a seekable file."""
+        """A file that can be read and sought in."""
         return io.BufferedReader(_Raw(self, file))
 
 
 class _Raw(io.RawIOBase):
-    """An object as a file."""
+    """A file at an address as one of Python."""
 
-    def __init__(self, files: BucketFiles, file: int) -> None:
+    def __init__(self, files: RemoteFiles, file: int) -> None:
         self._files, self._file, self._at = files, file, 0
         self._size = int(files.sizes[file])
 
@@ -119,26 +131,26 @@ class _Raw(io.RawIOBase):
         return count
 
 
-class BucketFolder:
-    """A class folder of objects: an `ImageSource`."""
+class RemoteFolder:
+    """A class folder at an address, each image a file: an `ImageSource`."""
 
     def __init__(self, path: Path, request: Request) -> None:
-        """List the objects below an address.
+        """List the files below an address.
 
         Raises:
-            InputError: there are no classes, or far too many objects.
-            AddressError: the bucket cannot be read.
+            InputError: there are no classes, or far too many files.
+            AddressError: the address cannot be read.
         """
         refuse_class_names(path, request.class_names)
-        storage = storage_of(path)
-        found = storage.tags(MOST_OBJECTS + 1)
+        storage = listed_storage(path)
+        found = storage.tags(MOST_FILES + 1)
         if not found:
             raise InputError(
-                f"--images {storage.root}: expected a class folder, found no object there; check the address"
+                f"--images {storage.root}: expected a class folder, found no file there; check the address"
             )
-        if len(found) > MOST_OBJECTS:
+        if len(found) > MOST_FILES:
             raise InputError(
-                f"--images {storage.root}: expected at most {MOST_OBJECTS:,} objects, found more: listing them takes "
+                f"--images {storage.root}: expected at most {MOST_FILES:,} files, found more: listing them takes "
                 f"longer than reading them from tar shards; make these with `giftwrap import` and --shards"
             )
         members = Members(printable(str(storage.root)))
@@ -150,7 +162,7 @@ class BucketFolder:
         members.sort()
         chosen = members.choose("", request.class_order, request.leave_out)
         names = [whole[members.paths[image]] for image in chosen.images.tolist()]
-        self._files = BucketFiles(storage, names, found)
+        self._files = RemoteFiles(storage, names, found)
         self.listing = Listing(
             location=str(storage.root),
             classes=chosen.classes,
@@ -167,7 +179,7 @@ class BucketFolder:
         return self._files.paths[image]
 
     def stamp(self, image: int) -> Stamp:
-        """Size and number of the object that was listed."""
+        """Size and number of the file that was listed."""
         return int(self._files.sizes[image]), self._files.stamp(image)
 
     def open(self, image: int) -> BytesIO:
@@ -183,7 +195,7 @@ class BucketFolder:
         return read_together(self, images)
 
 
-FOLDER_KIND = SourceKind(lambda _path: False, BucketFolder)  # any address may be one
+FOLDER_KIND = SourceKind(lambda _path: False, RemoteFolder)  # any address may be one
 
 
 def read_together(source: ImageSource, images: Sequence[int]) -> Iterator[bytes]:
@@ -202,55 +214,39 @@ def read_together(source: ImageSource, images: Sequence[int]) -> Iterator[bytes]
             yield found
 
 
-def tars_of(path: Path, expanded: Callable[[str], list[str]]) -> BucketFiles:
-    """The tars that an address names; ``expanded`` gives the names of a pattern.
+def listed_storage(path: Path) -> ObjectStorage | HubStorage:
+    """What lists and reads the files below an address.
 
     Raises:
-        InputError: one is not there.
+        InputError: nothing lists it, or the library for it is missing.
+        AddressError: it cannot be read.
     """
-    address = as_typed(path)
-    storage = storage_of(address.parent)
-    names = expanded(address.name)
-    sizes = storage.tags(None)
-    if absent := [name for name in names if name not in sizes]:
-        wanted = "an object" if len(names) == 1 else f"{len(names):,} objects"
+    storage = storage_of(path)
+    if isinstance(storage, HttpStorage):
         raise InputError(
-            f"--images {printable(str(address))}: expected {wanted}, {len(absent):,} "
-            f"{'is' if len(absent) == 1 else 'are'} not there: {printable(absent[0])}; check the address"
+            f"--images {printable(str(storage.root))}: expected the names of tar or Parquet files, since a web server "
+            f"lists none; write them out, such as https://HOST/FOLDER/shard-{{000..009}}.tar"
         )
-    return BucketFiles(storage, sorted(names, key=natural_key), sizes)
+    return storage
 
 
-def named_like(path: Path) -> BucketFiles:
-    """The objects whose names a pattern matches, such as ``s3://bucket/data/train-*.parquet``, in order.
+def storage_of(path: Path) -> ObjectStorage | HubStorage | HttpStorage:
+    """What reads the files below an address: of a hub, as they are now.
 
     Raises:
-        InputError: there is none.
+        InputError: nothing does, or the library for it is missing.
+        AddressError: it cannot be read.
     """
-    address = as_typed(path)
-    storage = storage_of(address.parent)
-    found = storage.tags()
-    names = [name for name in found if "/" not in name and fnmatchcase(name, address.name)]
-    if not names:
-        raise InputError(f"--images {printable(str(address))}: expected objects, found none; check the address")
-    return BucketFiles(storage, sorted(names, key=natural_key), found)
-
-
-def storage_of(path: Path) -> ObjectStorage:
-    """What reads an address of images.
-
-    Raises:
-        InputError: it is none of a bucket.
-    """
-    address = as_typed(path)
-    if not isinstance(address, Address) or address.scheme not in ("s3", "gs", "az"):
-        raise InputError(
-            f"--images {printable(str(address))}: expected a path on this machine, or images in a bucket (s3://, "
-            f"gs://, az://); download these, and give their folder"
-        )
-    return ObjectStorage(address)
+    address = Address(as_typed(path))
+    if address.scheme not in STORAGES:
+        raise InputError(f"--images {no_path(str(address), STORAGES)}")
+    storage = STORAGES[address.scheme](address)
+    if isinstance(storage, HubStorage):
+        return storage.pinned()
+    assert isinstance(storage, ObjectStorage | HttpStorage)  # noqa: S101  as the table has them
+    return storage
 
 
 def _number(tag: str) -> int:
-    """A number for an ETag."""
+    """A number for a tag."""
     return int.from_bytes(sha256(tag.encode()).digest()[:8], "little") % _NUMBER

@@ -1,0 +1,69 @@
+"""Names that stand for several files: ``{000..099}``, ``{a,b}`` and ``*``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from itertools import chain, product
+from math import prod
+
+from labelstore.command.names import printable
+from labelstore.errors import InputError
+
+COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.zstd", ".txz", ".tbz2")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_WILDCARDS = re.compile(r"[*?\[]")
+_NUMBERED = re.compile(r"(.*?)\d+(-of-\d+(-[0-9a-f]+)?)?")
+_MOST = 1_000_000  # files that a pattern may name
+
+
+def has_wildcards(text: str) -> bool:
+    """Whether a pattern can be matched with names alone, not written out."""
+    return bool(_WILDCARDS.search(text))
+
+
+def matching(names: Iterable[str], pattern: str) -> list[str]:
+    """The names that a pattern with wildcards matches; a wildcard stands for no ``/``."""
+    wanted = pattern.split("/")
+    parted = ((name, name.split("/")) for name in names)
+    return [name for name, parts in parted if len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))]
+
+
+def pattern_of(name: str, suffix: str) -> str:
+    """The pattern of the numbered files that a file belongs to: ``train-*.tar`` of ``train-003.tar``."""
+    folder, slash, file = name.rpartition("/")
+    stem, end = file[: -len(suffix)], file[-len(suffix) :]
+    numbered = _NUMBERED.fullmatch(stem)
+    return f"{folder}{slash}{f'{numbered[1]}*' if numbered else stem}{end}"
+
+
+def expanded(pattern: str) -> list[str]:
+    """The names of a pattern of braces: ``{000..099}`` counts, with zeros as they are written, ``{a,b}`` lists.
+
+    Raises:
+        InputError: braces with something else in them, or far too many names.
+    """
+    plain, inner = _BRACES.split(pattern)[::2], _BRACES.split(pattern)[1::2]
+    choices = [_words(word, pattern) for word in inner]
+    if prod(map(len, choices)) > _MOST:
+        raise InputError(f"--images {printable(pattern)}: names more than {_MOST:,} files")
+    return ["".join(chain(*zip(plain, (*words, ""), strict=True))) for words in product(*choices)]
+
+
+def _words(inner: str, pattern: str) -> list[str]:
+    """What braces stand for."""
+    if counted := _RANGE.fullmatch(inner):
+        first, last = counted[1], counted[2]
+        if abs(int(last) - int(first)) >= _MOST:
+            raise InputError(f"--images {printable(pattern)}: names more than {_MOST:,} files")
+        width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+        step = 1 if int(first) <= int(last) else -1
+        return [f"{number:0{width}d}" for number in range(int(first), int(last) + step, step)]
+    words = inner.split(",")
+    if len(words) < 2:
+        raise InputError(
+            f"--images {printable(pattern)}: expected braces of the form {{000..099}} or {{a,b}}, found {{{inner}}}"
+        )
+    return words
