@@ -99,7 +99,7 @@ def _only_split(shown: str, address: Address, found: Collection[str], kind: str)
 def _instead(found: Collection[str], kind: str) -> str:
     """What else is there, for the end of a message."""
     patterns = _patterns(found, kind)
-    return f", but {named(patterns, _SHOWN)}" if patterns else ""
+    return f"; there are {named(patterns, _SHOWN)}" if patterns else ""
 
 
 def _patterns(found: Collection[str], kind: str) -> list[str]:

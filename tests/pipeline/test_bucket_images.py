@@ -80,7 +80,9 @@ def test_they_are_the_images_of_the_folder(
     proxy.requests.clear()
     again = scan(Path(address), cache=tmp_path / "images.npz")
     assert again.digest == theirs.digest
-    assert len(proxy.requests) <= (7 if "parquet" in address else 2)  # the listing, and what the kind is known by; footers, names and classes
+    assert len(proxy.requests) <= (
+        7 if "parquet" in address else 2
+    )  # the listing, and what the kind is known by; footers, names and classes
 
 
 def test_etags_without_quotes_are_those_with_them(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +126,7 @@ def test_what_cannot_be_read_there_is_named(proxy: Proxy, monkeypatch: pytest.Mo
             "expected class-folder or tar or parquet at an address, found zip",
         ),
         (f"s3://{BUCKET}/none", None, "expected a class folder, found no file there; check the address"),
-        (f"s3://{BUCKET}/tars/none.tar", None, "expected a file, 1 is not there: none.tar, but 's-*.tar'; check the address"),
+        (f"s3://{BUCKET}/tars/none.tar", None, "expected a file, 1 is not there: none.tar; there are 's-"),
         (f"s3://{BUCKET}/set/ant", None, "expected a folder for each class, found none and 3 images"),
         (f"s3://{BUCKET}/tars/s-{{0..4}}.tar", None, "expected 5 files, 3 are not there: s-2.tar"),
     ):
@@ -135,7 +137,7 @@ def test_what_cannot_be_read_there_is_named(proxy: Proxy, monkeypatch: pytest.Mo
     put("bad/t.parquet", b"no table" * 1000)
     with pytest.raises(InputError, match=rf"s3://{BUCKET}/bad/t\.parquet: expected a whole Parquet file"):
         open_images(Path(f"s3://{BUCKET}/bad/t.parquet"))
-    with pytest.raises(InputError, match="expected files, found none, but 't.parquet'; check the address"):
+    with pytest.raises(InputError, match="expected files, found none; there are 't"):
         open_images(Path(f"s3://{BUCKET}/bad/u-*.parquet"))
     with monkeypatch.context() as patient:
         patience(patient, RETRIES=1)
