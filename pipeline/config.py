@@ -23,6 +23,7 @@ from labelstore.durable.removing import require_absent
 from labelstore.errors import InputError, reason
 from labelstore.storage_table import scheme_of
 from pipeline.images.opening import ImageOptions
+from pipeline.images.patterns import names_files
 from pipeline.launch.options import LaunchOptions
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.spec import PlanSpec
@@ -227,7 +228,8 @@ class ShowConfig:
     """
 
     data: Annotated[tyro.conf.Positional[Path | None], Addressable()] = None
-    """An image set, or a store, instead of --images or --store."""
+    """An image set, or a store, instead of --images or --store; an address is that of a store, unless of tar or Parquet
+    files."""
     store: Annotated[Path | None, Addressable()] = None
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
     images: Annotated[Path, Group("images"), Addressable()] = None  # type: ignore[assignment]  # there from __post_init__ on
@@ -250,7 +252,8 @@ class ShowConfig:
     def __post_init__(self) -> None:
         """Refuse, before anything is drawn, what could not be written."""
         if self.data is not None:
-            name = "store" if scheme_of(self.data) or is_store(self.data) else "images"
+            stored = not names_files(self.data) if scheme_of(self.data) else is_store(self.data)
+            name = "store" if stored else "images"
             if getattr(self, name) is not None:
                 raise InputError(f"{self.data} and --{name} {getattr(self, name)}: expected one of them, found both")
             object.__setattr__(self, name, self.data)

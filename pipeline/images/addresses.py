@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 from labelstore.command.names import natural_key, printable
@@ -11,10 +11,9 @@ from labelstore.errors import InputError
 from labelstore.storage_table import Address, as_typed
 from pipeline.images.class_folder import named
 from pipeline.images.members import named_as_image
-from pipeline.images.patterns import COMPRESSED_TARS, expanded, has_wildcards, matching, pattern_of
+from pipeline.images.patterns import SUFFIXES, expanded, has_wildcards, matching, pattern_of
 from pipeline.images.remote import RemoteFiles, listed_storage, storage_of
 
-_SUFFIXES: Mapping[str, tuple[str, ...]] = {"parquet": (".parquet",), "tar": (".tar", *COMPRESSED_TARS)}
 _METADATA = "metadata.parquet"  # which Hugging Face's class folders may have
 _LOOKED_AT = 1000  # files, by which a folder is recognised: what one request lists
 _SHOWN = 12  # patterns in a message
@@ -28,7 +27,7 @@ def kind_at(path: Path) -> str | None:
         AddressError: it cannot be read.
     """
     name = path.name.lower()
-    by_name = [kind for kind, suffixes in {**_SUFFIXES, "zip": (".zip",)}.items() if name.endswith(suffixes)]
+    by_name = [kind for kind, suffixes in {**SUFFIXES, "zip": (".zip",)}.items() if name.endswith(suffixes)]
     if by_name:
         return by_name[0]
     if "{" in name:
@@ -75,7 +74,7 @@ def _parted(address: Address, kind: str) -> tuple[Path, str]:
     """The folder of an address, and the name or pattern in it; an empty one where it names a folder."""
     parts = address.parts
     marked = [place for place, part in enumerate(parts) if "{" in part or (place > 1 and has_wildcards(part))]
-    if not marked and address.name.lower().endswith(_SUFFIXES[kind]):
+    if not marked and address.name.lower().endswith(SUFFIXES[kind]):
         marked = [len(parts) - 1]
     if not marked:
         return address, ""
@@ -104,11 +103,11 @@ def _instead(found: Collection[str], kind: str) -> str:
 
 def _patterns(found: Collection[str], kind: str) -> list[str]:
     """The patterns that take all files of a kind, each those of a split."""
-    suffixes = _SUFFIXES[kind]
+    suffixes = SUFFIXES[kind]
     files = ((name, next((each for each in suffixes if name.lower().endswith(each)), "")) for name in found)
     return sorted({pattern_of(name, suffix) for name, suffix in files if suffix and _is_of(name, kind)})
 
 
 def _is_of(name: str, kind: str) -> bool:
     """Whether a file is of a kind, by its name."""
-    return name.lower().endswith(_SUFFIXES[kind]) and name.rpartition("/")[2] != _METADATA
+    return name.lower().endswith(SUFFIXES[kind]) and name.rpartition("/")[2] != _METADATA

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from itertools import chain, product
 from math import prod
+from pathlib import Path
 
 from labelstore.command.names import printable
 from labelstore.errors import InputError
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.zstd", ".txz", ".tbz2")
+SUFFIXES: Mapping[str, tuple[str, ...]] = {"parquet": (".parquet",), "tar": (".tar", *COMPRESSED_TARS)}
+"""Of the files of images that can be read at an address, by kind."""
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _WILDCARDS = re.compile(r"[*?\[]")
 _NUMBERED = re.compile(r"(.*?)\d+(-of-\d+(-[0-9a-f]+)?)?")
 _MOST = 1_000_000  # files that a pattern may name
+
+
+def names_files(address: Path) -> bool:
+    """Whether an address is that of tar or Parquet files, by its name alone."""
+    name = address.name.lower()
+    return "{" in name or has_wildcards(name) or any(map(name.endswith, SUFFIXES.values()))
 
 
 def has_wildcards(text: str) -> bool:

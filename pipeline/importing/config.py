@@ -21,7 +21,7 @@ class ImportConfig:
 
     data: Annotated[tyro.conf.Positional[Path], Addressable()]
     """A tensor file, as GIFT and other distillation repositories publish it: data.pt; or images that --images takes:
-    tar shards, a zip, Parquet, CIFAR, IDX, a class folder; or their address in a bucket."""
+    tar shards, a zip, Parquet, CIFAR, IDX, a class folder; or their address."""
     out: Path
     """Class folder to make; with --shards or --shard-mib, folder for the tar shards."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
