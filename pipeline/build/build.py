@@ -91,6 +91,7 @@ def prepare(
     with ranks.first_alone():
         manifest = read_images(config, console, store)
     if store:
+        require_built(store)
         require_same_images(store, manifest)
     if config.recipe:
         console.line(describe_recipe(config, manifest))
@@ -116,6 +117,14 @@ def prepare(
     shape = store.identity.block if store else None
     identity = make_identity(manifest, plan, labeller, engine, encoding, renderer.id, shape or config.views)
     return Work(manifest, plan, renderer, labeller, identity)
+
+
+def require_built(store: LabelStore) -> None:
+    """Refuse to extend a store whose labels were made elsewhere: nothing here makes more of them."""
+    if store.identity.origin != "built":
+        raise InputError(
+            f"{store.path}: its labels were made elsewhere, and `build` cannot make more of them; give another --store"
+        )
 
 
 def make_identity(
