@@ -119,14 +119,6 @@ def prepare(
     return Work(manifest, plan, renderer, labeller, identity)
 
 
-def require_built(store: LabelStore) -> None:
-    """Refuse to extend a store whose labels were made elsewhere: nothing here makes more of them."""
-    if store.identity.origin != "built":
-        raise InputError(
-            f"{store.path}: its labels were made elsewhere, and `build` cannot make more of them; give another --store"
-        )
-
-
 def make_identity(
     manifest: Manifest,
     plan: Plan,
