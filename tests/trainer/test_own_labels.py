@@ -102,5 +102,5 @@ def test_one_crop_comes_with_its_label(tmp_path: Path) -> None:
 def test_a_build_does_not_extend_labels_that_were_made_elsewhere(tmp_path: Path) -> None:
     draw_images(tmp_path / "set", per_class=4)
     store = from_arrays(tmp_path / "s", **own(tmp_path / "set"))
-    with pytest.raises(InputError, match="`labelstore.from_arrays` adds more of the same labels"):
+    with pytest.raises(InputError, match=r"`labelstore\.from_arrays` adds more of the same labels"):
         require_built(store)
