@@ -47,7 +47,10 @@ from benchmarks.studies.fewer_bytes_predict import (
     quantised_means,
     weights,
 )
+from benchmarks.studies.fewer_bytes_table import TITLE, sections
+from benchmarks.studies.ledger import Ledger, Recorded
 from benchmarks.studies.rate_labels import KINDS, Real
+from benchmarks.studies.tables import write_tables
 from labelstore import LabelStore
 from labelstore.encodings.base import Pairs
 from labelstore.spec import Json
@@ -62,6 +65,24 @@ PLAIN = Settings()
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Recorded):
+    """An idea on labels of a kind.
+
+    Attributes:
+        kind: of crops: unmixed or CutMix.
+        idea: its name.
+    """
+
+    kind: str
+    idea: str
+
+    @property
+    def name(self) -> str:
+        """In words; unique in the study."""
+        return f"{self.kind}: {self.idea}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,31 +362,6 @@ def labs(out: Path, data: Path) -> Iterator[tuple[str, Lab]]:
         yield kind, Lab(known, parts, store.target_columns.astype(np.int64))
 
 
-COLUMNS = ("bytes", "entropy", "contexts", "classes", "side", "fidelity", "kl_1", "kl_20", "top1", "cpu_seconds")
-
-
-def table(lines: list[dict[str, Json]]) -> str:
-    """All lines as Markdown, a table a kind, in the order of the ideas."""
-    places = {idea.name: place for place, idea in enumerate(IDEAS)}
-    lines = sorted(lines, key=lambda line: places.get(str(line["idea"]), len(places)))
-    parts = [f"# Fewer bytes a label\n\n{TEXT}"]
-    for kind in KINDS:
-        names = " | ".join(name.replace("_", " ") for name in COLUMNS)
-        parts.append(f"\n## {kind}\n\n| idea | {names} |\n|{'---|' * (len(COLUMNS) + 1)}")
-        parts += [
-            f"| {line['idea']} | {' | '.join(f'{line[name]}' for name in COLUMNS)} |"
-            for line in lines
-            if line["kind"] == kind
-        ]
-    return "\n".join(parts) + "\n"
-
-
-TEXT = """\
-MobileNetV2, 1,000 columns, 1,000 photographs; 3,000 rows measured, 9,000 to fit to, all searched to fidelity 0.95.
-Made by `python -m benchmarks.studies.fewer_bytes`, whose text explains the columns. Bytes a label; KL in nats; CPU
-seconds of one thread on a busy machine. Crops that are exact show what is possible: their bytes are not counted."""
-
-
 def main() -> None:
     """Try what is not in the table yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -375,19 +371,15 @@ def main() -> None:
     data = os.environ.get("GIFTWRAP_DATA")
     if not data:
         parser.error("set GIFTWRAP_DATA to the folder with imagenet-samples and models")
-    file = args.out / f"{NAME}.jsonl"
-    lines: list[dict[str, Json]] = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {(line["kind"], line["idea"]) for line in lines}
+    ledger: Ledger[Trial] = Ledger(args.out / f"{NAME}.jsonl")
     for kind, lab in labs(args.out, Path(data)):
         for idea in IDEAS:
-            if (kind, idea.name) in done or args.only not in idea.name or (idea.only_mixed and kind == KINDS[0]):
+            trial = Trial(kind=kind, idea=idea.name)
+            if trial in ledger or args.only not in idea.name or (idea.only_mixed and kind == KINDS[0]):
                 continue
-            line: dict[str, Json] = {"kind": kind, "idea": idea.name, **measured(lab, idea)}
-            lines.append(line)
-            with file.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
-            print(json.dumps(line), flush=True)
-    (args.out / f"{NAME}.md").write_text(table(lines))
+            ledger.add(trial, measured(lab, idea))
+            print(json.dumps(ledger.of(trial)), flush=True)
+    write_tables(ledger.path, TITLE, sections(ledger.lines, [idea.name for idea in IDEAS]))
 
 
 if __name__ == "__main__":

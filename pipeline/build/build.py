@@ -91,6 +91,7 @@ def prepare(
     with ranks.first_alone():
         manifest = read_images(config, console, store)
     if store:
+        require_built(store)
         require_same_images(store, manifest)
     if config.recipe:
         console.line(describe_recipe(config, manifest))

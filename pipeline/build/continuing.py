@@ -72,7 +72,7 @@ def require_built(store: LabelStore) -> None:
     if store.identity.origin == "adopted":
         raise InputError(
             f"{store.path}: expected a store that a build has made, found adopted labels, to which no views can be "
-            "built; `giftwrap adopt` adds more of the same labels; give another --store for labels of a teacher"
+            f"built; `{store.maker}` adds more of the same labels; give another --store for labels of a teacher"
         )
 
 

@@ -69,7 +69,9 @@ def export_fkd(store: LabelStore, out: Path, options: ExportOptions) -> Exported
     if needed:
         with new_file(beside) as file:
             np.save(file, orders)
-    words = f"{files:,} files of {batch:,} crops, in {'the order of the store' if needed else 'the order of SRe2L'}"
+    words = (
+        f"{files:,} files of up to {batch:,} crops, in {'the order of the store' if needed else 'the order of SRe2L'}"
+    )
     return Exported((len(chosen), identity.images, identity.columns), words, size, beside if needed else None)
 
 

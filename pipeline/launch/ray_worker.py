@@ -80,7 +80,7 @@ class RankWorker:
         """
         self._logs.mkdir(parents=True, exist_ok=True)
         self._files = tuple(self._logs / f"{name}.{stream}" for stream in STREAMS)
-        with self._files[0].open("wb") as out, self._files[1].open("wb") as err, self._lock:
+        with self._files[0].open("xb") as out, self._files[1].open("xb") as err, self._lock:
             self._process = subprocess.Popen(  # noqa: S603  this program, and the words of its driver
                 [sys.executable, "-m", "pipeline.launch.rank", *words],
                 cwd=self._folder,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.studies import fewer_bytes_context as context
-from benchmarks.studies.fewer_bytes import COLUMNS, IDEAS, table
+from benchmarks.studies.fewer_bytes import IDEAS
 from benchmarks.studies.fewer_bytes_model import Settings, fidelity_of, make_problem, search
 from benchmarks.studies.fewer_bytes_predict import (
     combined,
@@ -17,9 +17,9 @@ from benchmarks.studies.fewer_bytes_predict import (
     quantised_means,
     weights,
 )
+from benchmarks.studies.fewer_bytes_table import COLUMNS, sections
 from benchmarks.studies.rate_labels import KINDS
 from labelstore.encodings.base import Pairs
-from labelstore.spec import Json
 
 
 def boxes(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -107,5 +107,5 @@ def test_the_search_reaches_the_fidelity_and_finer_means_take_a_larger_step() ->
 
 def test_every_idea_has_a_line_of_its_own() -> None:
     assert len({idea.name for idea in IDEAS}) == len(IDEAS)
-    line: dict[str, Json] = {"kind": KINDS[0], "idea": "any", **dict.fromkeys(COLUMNS, 1)}
-    assert "| any | 1 |" in table([line])
+    line = {"cell": {"kind": KINDS[0], "idea": "any"}, **dict.fromkeys(COLUMNS, 1)}
+    assert "| any | 1 |" in sections([line], ["any"])[1]

@@ -32,6 +32,7 @@ THREADS = {
     "pipeline/render/dali_crops.py": "reads files",
     "pipeline/synthesis/making.py": "writes files",
     "pipeline/synthesis/job_writer.py": "writes files",
+    "trainer/replay.py": "unpacks the means of labels, on the CPU",
     "pipeline/render/device.py": "reads and decodes files, on the CPU",
 }
 

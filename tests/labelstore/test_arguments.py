@@ -131,7 +131,7 @@ def test_views_that_are_not_sealed_are_not_exported(tmp_path: Path, views: int |
 @pytest.mark.parametrize("temperature", [0, -1, 1e-300, 1e300, float("nan"), float("inf")])
 def test_no_temperature_makes_probabilities_that_are_no_numbers(tmp_path: Path, temperature: float) -> None:
     store = build(tmp_path / "s", CONTENT, 4)
-    with pytest.raises(InputError, match="--temperature: expected a number above 0"):
+    with pytest.raises(InputError, match="temperature: expected a number above 0"):
         export(store, tmp_path / "made.npy", temperature=temperature)
     for possible in (1e-30, 1e30):
         export(store, tmp_path / f"{possible}.npy", temperature=possible)

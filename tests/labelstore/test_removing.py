@@ -453,6 +453,7 @@ APPENDING = {
     "benchmarks/gpu.py", "benchmarks/studies/ledger.py",
 }  # fmt: skip
 
+OWN_COPIES = {"benchmarks/evidence/canaries.py"}  # damages copies that it makes in a temporary folder
 IN_MEMORY = {("pipeline/render/complaints.py", "ftruncate")}  # a file of memfd_create, which has no name
 
 
@@ -488,7 +489,7 @@ def test_no_module_removes_or_rewrites_a_file_by_itself() -> None:
     packages = ("labelstore", "pipeline", "trainer", "benchmarks")
     files = {path.relative_to(ROOT).as_posix(): path for package in packages for path in (ROOT / package).rglob("*.py")}
     assert files.keys() >= SEAMS
-    found = [line for name, file in files.items() if name not in SEAMS for line in bypasses(file, name)]
+    found = [line for name, file in files.items() if name not in SEAMS | OWN_COPIES for line in bypasses(file, name)]
     assert found == []
 
 

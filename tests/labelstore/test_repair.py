@@ -77,7 +77,7 @@ def test_only_the_damaged_blocks_are_built_again(tmp_path: Path, store: Path, co
     assert np.array_equal(opened.read(0, slice(0, 4)).rows.values, content.rows[0][:, :4]), (
         "what is whole stays readable"
     )
-    with pytest.raises(NotStoredError, match=r"block 0\.1 of views 0 to 1 was damaged and is removed; run the `python"):
+    with pytest.raises(NotStoredError, match=r"block 0\.1 of views 0 to 1 was damaged and is removed; run the `gift"):
         opened.read(0, [4])
     build(path, content, VIEWS)
     assert tree(path) == tree(store)

@@ -253,7 +253,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"labels": "online", "teacher": ("convnet-d2",)}, "give --weights"),
     ({"labels": "none"}, "--loss gift: needs labels, and --labels none has none"),
     ({"labels": "none", "loss": "ce", "teacher": ("convnet-d2",)}, "--teacher: has no effect with --labels none"),
-    ({"labels": "none", "loss": "ce", "relabel": ("topk=2",)}, "--relabel topk=2: has no effect with --labels none"),
+    ({"labels": "none", "loss": "ce", "relabel": ("topk=2",)}, "--loss ce: reads no labels, so that --relabel topk=2"),
     ({"labels": "none", "loss": "own:loss", "relabel": ("hard",)}, "--relabel hard: has no effect with --labels none"),
     ({"labels": "none", "loss": "ce", "exact": True}, "--exact: has no effect with --labels none"),
     ({"labels": "none", "loss": "ce", "size": None}, "--size: fresh crops need a side"),

@@ -12,6 +12,7 @@ from PIL import Image
 
 from labelstore import from_arrays
 from labelstore.errors import InputError, MismatchError
+from pipeline.build.continuing import require_built
 from pipeline.images.manifest import scan
 from pipeline.replay.source import open_source
 from tests.journeys.world import draw_images
@@ -96,3 +97,10 @@ def test_one_crop_comes_with_its_label(tmp_path: Path) -> None:
         assert repr(crop) == f"LabelledCrop(view 2, position 5: image {crop.image}, 8 x 8 px)"
         with pytest.raises(InputError, match="positions: expected 0 to 11, found 12"):
             source.crop(0, 12)
+
+
+def test_a_build_does_not_extend_labels_that_were_made_elsewhere(tmp_path: Path) -> None:
+    draw_images(tmp_path / "set", per_class=4)
+    store = from_arrays(tmp_path / "s", **own(tmp_path / "set"))
+    with pytest.raises(InputError, match=r"`labelstore\.from_arrays` adds more of the same labels"):
+        require_built(store)
