@@ -50,14 +50,14 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
     """Train on drawn labels of 1,000 columns and stream them, from a folder and from a bucket of this machine."""
     if find_spec("obstore") is None:
         raise RuntimeError("remote: needs obstore: pip install 'giftwrap[cloud]'")
-    images, columns, views, rounds = (1_024, 50, 2, 1) if quick else (32_768, 1_000, 4, 5)
+    images, columns, views, rounds = (1_024, 50, 2, 1) if quick else (32_768, 1_000, 4, 3)
     with tempfile.TemporaryDirectory(dir=report.folder, prefix="remote-") as name:
         folder = Path(name)
         local = Drawn(images, columns, views).store(folder / "labels", {"name": "int8"})
         rival = write_rival(local, folder)
         with slow_bucket(folder, LATENCY, RATE):
-            cost = measure_steps(report, local, folder / "cache", rounds, steps=6 if quick else 100)
-            streams = measure_streams(report, local, folder, rival, 1 if quick else 3)
+            cost = measure_steps(report, local, folder / "cache", rounds, steps=6 if quick else 60)
+            streams = measure_streams(report, local, folder, rival, 1 if quick else 2)
     return {
         **cost,
         **streams,
@@ -72,7 +72,7 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
 
 def measure_steps(report: Report, local: LabelStore, cache: Path, rounds: int, steps: int) -> dict[str, Json]:
     """How much longer steps take whose labels come from the bucket, kept nowhere before, than from the folder."""
-    student = Student(local.identity.columns, *((8, 8) if steps < 100 else (SIDE, WIDTH)))
+    student = Student(local.identity.columns, *((8, 8) if steps < 10 else (SIDE, WIDTH)))
     sources: dict[str, Callable[[], LabelStore]] = {
         "folder": lambda: LabelStore.open(local.path),
         "bucket": lambda: LabelStore.open(address("labels")),
