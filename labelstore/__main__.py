@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class InfoConfig:
-    """What a store is made of, and how far it is; or what a projector takes, and its encoder; or what made a set."""
+    """What a store, a projector, a generator or a synthesised image set is made of."""
 
     store: Annotated[tyro.conf.Positional[Path], Addressable()]
-    """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...; of a projector; or of an image
-    set of synthesize."""
+    """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...; of a projector or a
+    generator; or of an image set of synthesize."""
     weights: Path | None = None
     """File of the teacher's weights: its size is given beside the labels'."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
@@ -120,24 +120,24 @@ class PullConfig:
 
 
 def info_command(config: InfoConfig, console: Console) -> int:
-    """Print what a store is made of, or a projector or a synthesised set."""
+    """Print what a store is made of, or a projector, a generator or a synthesised set."""
+    from labelstore.operations.generator import generator_info, generator_lines, is_generator
     from labelstore.operations.info import info, lines
     from labelstore.operations.projector import is_projector, projector_info, projector_lines
     from labelstore.operations.synthesised import is_synthesised, set_info, set_lines
     from labelstore.store import LabelStore
 
-    if is_projector(config.store):
-        if config.weights:
-            raise InputError(f"--weights: {config.store} is a projector, whose record has its encoder's; leave it out")
-        values = projector_info(config.store)
-        console.summary(values, "\n".join(projector_lines(values)))
-        return 0
-    if is_synthesised(config.store):
-        if config.weights:
-            raise InputError(f"--weights: {config.store} is an image set, which has no labels; leave it out")
-        values = set_info(config.store)
-        console.summary(values, "\n".join(set_lines(values)))
-        return 0
+    for is_one, found, shown, why in (
+        (is_projector, projector_info, projector_lines, "is a projector, whose record has its encoder's"),
+        (is_generator, generator_info, generator_lines, "is a generator, which has no teacher"),
+        (is_synthesised, set_info, set_lines, "is an image set, which has no labels"),
+    ):
+        if is_one(config.store):
+            if config.weights:
+                raise InputError(f"--weights: {config.store} {why}; leave it out")
+            values = found(config.store)
+            console.summary(values, "\n".join(shown(values)))
+            return 0
     store = LabelStore.open(config.store)
     values = info(store, config.weights)
     warn_of_quality(store, console)

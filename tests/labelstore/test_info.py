@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from labelstore.__main__ import InfoConfig, info_command
+from labelstore.command.console import Console
 from labelstore.errors import InputError
 from labelstore.operations.convert import convert
+from labelstore.operations.generator import generator_info, generator_lines
 from labelstore.operations.info import info, lines
 from tests.labelstore.making import Content, build, make_identity
 
@@ -61,3 +64,37 @@ def test_a_converted_store_says_from_what(tmp_path: Path) -> None:
     assert text_of(values)["converted from"].startswith("int8, whose own fidelity was unmixed ")
     assert "; that one from float16" in text_of(values)["converted from"]
     assert info(first)["converted_from"] is None
+
+
+def describe_generator(folder: Path, **changes: object) -> Path:
+    record = {"format": 1, "version": "0.2.0", "classes": ["ant", "bee"], "size": 32,
+              "backbone": {"name": "uvit-xs", "dim": 8}, "vae": {"place": "none", "name": "none"},
+              "diffusion": {"noise_steps": 10}, "latents": {"mean": [0.5], "std": [0.5]}, **changes}  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "generator.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_a_generator_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = describe_generator(tmp_path / "model")
+    values: Any = generator_info(folder)
+    assert (values["size"], values["classes"], values["bytes"]) == (32, ["ant", "bee"], None)
+    assert "weights          none: no epoch is finished" in generator_lines(values)
+    (folder / "last.safetensors").write_bytes(bytes(2500))
+    assert info_command(InfoConfig(store=folder), Console()) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "images           32 px, of 2 classes",
+        "backbone         uvit-xs: dim 8",
+        "autoencoder      none: pixels",
+        "noise            noise_steps 10",
+        "weights          2.5 kB",
+        "giftwrap         0.2.0",
+    ]
+    with pytest.raises(InputError, match="is a generator, which has no teacher; leave it out"):
+        info_command(InfoConfig(store=folder, weights=tmp_path / "w"), Console())
+
+
+@pytest.mark.parametrize("changes", [{"backbone": []}, {"backbone": {}}, {"vae": 3}, {"size": "x"}, {"classes": 1}])
+def test_a_description_of_something_else_is_refused(changes: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"generator\.json: expected the description of a generator"):
+        generator_info(describe_generator(tmp_path, **changes))
