@@ -22,7 +22,7 @@ from labelstore.command.flags import Addressable, Group
 from labelstore.command.output import Output
 from labelstore.command.program import Command, run_program
 from labelstore.durable.places import require_apart
-from labelstore.errors import InputError
+from labelstore.errors import FormatError, InputError
 from labelstore.export_table import EXPORTS, Exported, ExportOptions
 from labelstore.spec import Json
 
@@ -121,10 +121,12 @@ class PullConfig:
 
 def info_command(config: InfoConfig, console: Console) -> int:
     """Print what a store is made of, or a projector, a generator or a synthesised set."""
+    from labelstore.durable.places import is_synthesised
+    from labelstore.format.root import ROOT
     from labelstore.operations.generator import generator_info, generator_lines, is_generator
     from labelstore.operations.info import info, lines
     from labelstore.operations.projector import is_projector, projector_info, projector_lines
-    from labelstore.operations.synthesised import is_synthesised, set_info, set_lines
+    from labelstore.operations.synthesised import set_info, set_lines
     from labelstore.store import LabelStore
 
     for is_one, found, shown, why in (
@@ -138,6 +140,11 @@ def info_command(config: InfoConfig, console: Console) -> int:
             values = found(config.store)
             console.summary(values, "\n".join(shown(values)))
             return 0
+    if config.store.is_dir() and not (config.store / ROOT).exists():
+        raise FormatError(
+            f"{config.store}: expected a label store, a projector, a generator or an image set of synthesize, found "
+            f"none of their files in it; `giftwrap report` also describes runs"
+        )
     store = LabelStore.open(config.store)
     values = info(store, config.weights)
     warn_of_quality(store, console)

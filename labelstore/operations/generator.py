@@ -79,7 +79,7 @@ def generator_lines(values: Any) -> list[str]:
         "images": f"{values['size']} px, of {len(values['classes']):,} classes",
         "backbone": f"{backbone['name']}: {shape}",
         "autoencoder": "none: pixels" if vae["name"] == "none" else str(vae.get("place", vae["name"])),
-        "noise": ", ".join(f"{name} {value}" for name, value in values["diffusion"].items()),
+        "noise": ", ".join(f"{name} {value}" for name, value in values["diffusion"].items()).removeprefix("noise "),
         "weights": "none: no epoch is finished" if values["bytes"] is None else byte_count(values["bytes"]),
         "giftwrap": values["giftwrap"],
     }

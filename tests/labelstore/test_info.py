@@ -10,7 +10,8 @@ import pytest
 
 from labelstore.__main__ import InfoConfig, info_command
 from labelstore.command.console import Console
-from labelstore.errors import InputError
+from labelstore.durable.places import require_apart
+from labelstore.errors import FormatError, InputError
 from labelstore.operations.convert import convert
 from labelstore.operations.generator import generator_info, generator_lines
 from labelstore.operations.info import info, lines
@@ -98,3 +99,16 @@ def test_a_generator_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_description_of_something_else_is_refused(changes: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"generator\.json: expected the description of a generator"):
         generator_info(describe_generator(tmp_path, **changes))
+
+
+def test_a_folder_of_none_of_these_is_refused_with_all_that_info_takes(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"expected a label store, a projector, a generator or an image set"):
+        info_command(InfoConfig(store=tmp_path), Console())
+
+
+def test_nothing_is_written_into_an_image_set_that_no_flag_names(tmp_path: Path) -> None:
+    (tmp_path / "set" / "ant").mkdir(parents=True)
+    (tmp_path / "set" / "synthesis.json").write_text("{}")
+    with pytest.raises(InputError, match=r"--out .*: lies in the image set .*set, where nothing else may be written"):
+        require_apart({"--out": tmp_path / "set" / "ant" / "sheet.png"}, {})
+    require_apart({"--out": tmp_path / "set"}, {})

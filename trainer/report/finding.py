@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from labelstore.command.names import natural_key, printable
-from labelstore.durable.places import is_store
+from labelstore.durable.places import is_store, is_synthesised
 from labelstore.errors import FormatError, InputError
 from labelstore.operations.generator import is_generator
 from labelstore.operations.projector import is_projector
-from labelstore.operations.synthesised import is_synthesised
 from labelstore.storage_table import as_typed, scheme_of
 from labelstore.store import LabelStore
 from pipeline.images.opening import CLASS_FOLDER, recognised
