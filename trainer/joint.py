@@ -29,8 +29,7 @@ from trainer.config import TrainConfig
 from trainer.crops import Crops, CropSource, Int64Array, ReplayedCrops
 from trainer.labels import LabelSource, Request, StoredLabels
 from trainer.loader import Loader
-from trainer.material import Material, Normal, open_material, order_of
-from trainer.replay import open_crops
+from trainer.material import Material, Normal, crops_of, open_material, order_of
 
 ALIKE = ("columns", "teacher", "size", "group", "crop_columns", "content")
 
@@ -62,18 +61,7 @@ def open_joint(config: TrainConfig, ranks: Ranks, views: int | None) -> Material
         config.loss.require_content(store.identity.content)
     identity = joined([store.identity for store in stores], [str(store.path) for store in stores])
     sources = [
-        open_crops(
-            store,
-            images,
-            views=views,
-            size=config.size,
-            device=config.render.device,
-            decoder=config.render.decoder,
-            augmenter=config.render.augmenter,
-            threads=config.render.threads,
-            cache_bytes=config.render.cache_bytes,
-            options=config.source,
-        )[0]
+        crops_of(config, store, images, views)
         for store, images in zip(stores, (config.images, *config.more_images), strict=True)
     ]
     crops = JointCrops(sources, identity.manifest)

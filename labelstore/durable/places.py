@@ -1,4 +1,4 @@
-"""Where a command may write: not inside an image folder, not inside a store or a made set, and no folder that holds one of these."""
+"""Where a command may write: not inside a folder of images or a store, and no folder that holds one of these."""
 
 from __future__ import annotations
 
