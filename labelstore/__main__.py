@@ -280,6 +280,9 @@ def export_command(config: ExportConfig, console: Console) -> int:
     require_apart({"--cache-dir": config.store_cache.cache_dir}, {})
     softmax = 1.0 if config.temperature is None else config.temperature
     temperature = softmax if config.probabilities else None
+    store = open_store(config.store, config.store_cache)
+    if config.views is not None and config.views > store.views:
+        raise InputError(f"--views {config.views}: expected at most the {store.views:,} sealed views of {config.store}")
     with console.progress("views", 1, "views") as progress:
         options = ExportOptions(
             views=config.view if config.views is None else range(config.views),
@@ -289,7 +292,6 @@ def export_command(config: ExportConfig, console: Console) -> int:
             batch_size=config.batch_size,
             progress=progress.reach,
         )
-        store = open_store(config.store, config.store_cache)
         made: Exported = EXPORTS[config.format](store, config.out, options)
     content = "logits" if temperature is None else f"probabilities at temperature {temperature:g}"
     values: dict[str, Json] = {

@@ -267,8 +267,10 @@ def trained_as(made: Mapping[str, Any], source: str) -> Trained:
         source: where it comes from, for messages.
 
     Raises:
-        InputError: when it is no description of a run.
+        InputError: when it is no description of a run, or of one that trains no classifier.
     """
+    if "objective" in made:
+        raise InputError(f"{source}: expected a run that trains a student, found one that trains {trained_by(made)}")
     try:
         run, plan = made["run"], plan_of(made)
         identity = made["store"]["identity"] if "store" in made else made["crops"]
