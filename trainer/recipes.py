@@ -50,8 +50,8 @@ OWNED = {
 MERGED = ("student_args", "optimizer_args")
 IMAGE_OPTIONS = ("images_format", "class_names", "test_images_format", "test_class_names")
 NO_PROTOCOL = (
-    "recipe", "store", "images", "run_folder", "json", *flags_of_class(LaunchOptions), *flags_of_class(StoreCacheOptions),
-    "anyway", "test_images", *IMAGE_OPTIONS,
+    *flags_of_class(LaunchOptions), *flags_of_class(StoreCacheOptions),
+    "recipe", "store", "images", "run_folder", "json", "anyway", "test_images", *IMAGE_OPTIONS,
     "checkpoint_every", "checkpoint_steps", "log_every", "tensorboard", "keep_every", "keep", "seeds",
 )  # fmt: skip
 
