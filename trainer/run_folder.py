@@ -30,7 +30,7 @@ from trainer.code_digests import code_of, layout_of
 from trainer.config import TrainConfig
 from trainer.file_names import CONFIG, FLAGS
 from trainer.label_choices import CROP_FLAGS, TEACHER_FLAGS
-from trainer.run_config import RunConfig
+from trainer.run_config import RunConfig, trained_by
 from trainer.schedules import SCHEDULES
 
 if TYPE_CHECKING:
@@ -250,13 +250,6 @@ def begun_with(folder: Path) -> Begun:
 def kept_weights(epoch: int) -> str:
     """The name of the file with the weights after an epoch, counted from 1."""
     return f"epoch-{epoch:04d}.safetensors"
-
-
-def trained_by(made: Mapping[str, Any]) -> str:
-    """What a run trains, in words, from what it is made of."""
-    if "objective" in made:
-        return f"a {made['objective']}"
-    return "a projector" if "projector" in made else "a student"
 
 
 def trained_as(made: Mapping[str, Any], source: str) -> Trained:

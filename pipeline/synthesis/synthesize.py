@@ -53,12 +53,9 @@ FLAG_AT: Mapping[str, str] = {
     for key, flag in flags_of(SynthesizeConfig).items()
     for part in ("flags.", "teacher.", "teacher.engine.")
 } | {
-    "method": "METHOD",
-    "images.manifest": "--images",
-    "parameters.batch": "--batch",
-    "parameters.cells": "--update-cells",
-    "parameters.weights": "--model",
-}
+    "method": "METHOD", "images.manifest": "--images", "parameters.batch": "--batch",
+    "parameters.cells": "--update-cells", "parameters.weights": "--model",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.evaluate import EvalResult
 from trainer.run import Run
-from trainer.run_folder import flags_at, trained_as, trained_by
+from trainer.run_config import trained_by
+from trainer.run_folder import flags_at, trained_as
 from trainer.student import Student
 
 LAYERS = """
@@ -238,9 +239,8 @@ def test_a_folder_of_others_stays_what_it_is(config: TrainConfig, tmp_path: Path
 
 def test_runs_are_told_apart_by_what_they_train() -> None:
     made: dict[str, object] = {"run": {}}
-    assert [trained_by(made | more) for more in ({}, {"projector": {}}, {"objective": "generator"})] == [
-        "a student", "a projector", "a generator",
-    ]  # fmt: skip
+    kinds: list[dict[str, object]] = [{}, {"projector": {}}, {"objective": "generator"}]
+    assert [trained_by(made | more) for more in kinds] == ["a student", "a projector", "a generator"]
     with pytest.raises(InputError, match="expected a run that trains a student, found one that trains a generator"):
         trained_as({"objective": "generator"}, "runs/generator")
 
