@@ -19,6 +19,7 @@ from benchmarks.harness import Report, Timing, interleave, machine
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
 from labelstore.durable.newfile import write_new
+from labelstore.operations.generator import DESCRIPTION, GENERATOR_WEIGHTS
 from labelstore.spec import Json
 from pipeline.networks.autoencoders import Pixels
 from pipeline.networks.backbones import BACKBONES, Shape
@@ -26,7 +27,7 @@ from pipeline.networks.noise import DiffusionSpec
 from pipeline.networks.uvit import UViT
 from pipeline.networks.weights import save_weights
 from pipeline.synthesis.config import SynthesizeConfig
-from pipeline.synthesis.generator import DESCRIPTION, WEIGHTS, Generation, Generator, description, load_generator
+from pipeline.synthesis.generator import Generation, Generator, description, load_generator
 from pipeline.synthesis.synthesize import synthesize
 
 Images: TypeAlias = npt.NDArray[np.uint8]
@@ -79,7 +80,7 @@ def write_model(folder: Path, shape: Shape) -> None:
     torch.manual_seed(0)
     backbone = UViT(shape, channels=3, size=32, classes=CLASSES)
     folder.mkdir()
-    save_weights(backbone.state_dict(), folder / WEIGHTS)
+    save_weights(backbone.state_dict(), folder / GENERATOR_WEIGHTS)
     latents: dict[str, Json] = {"mean": [0.5] * 3, "std": [0.5] * 3}
     made = description(
         classes=[f"{target:02d}" for target in range(CLASSES)],

@@ -20,10 +20,11 @@ from benchmarks.step import draw_set
 from benchmarks.syncs import Waits
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
+from labelstore.operations.generator import GENERATOR_WEIGHTS
 from labelstore.spec import Json
 from pipeline.ranks import Ranks
 from pipeline.synthesis.config import SynthesizeConfig
-from pipeline.synthesis.generator import WEIGHTS, Generation, Generator, load_generator
+from pipeline.synthesis.generator import Generation, Generator, load_generator
 from pipeline.synthesis.synthesize import synthesize
 from trainer.generator_config import GeneratorConfig
 from trainer.generator_run import make_generator_run
@@ -131,7 +132,7 @@ def trained(report: Report, device: torch.device, images: Path, size: Size, *, c
             "loss": {"first": fmean(losses[:5]), "last": fmean(losses[-5:])},
             **waits.found(report, f"training, {name}"),
         }
-        run.objective.save_weights(run.result.state_dict(), run.folder / WEIGHTS)
+        run.objective.save_weights(run.result.state_dict(), run.folder / GENERATOR_WEIGHTS)
     report.add(f"training, {name}", "rate", found["steps_per_s"], "steps/s")
     report.add(f"training, {name}", "loss", losses[-1], "")
     if device.type == "cuda":

@@ -22,7 +22,7 @@ from labelstore.command.flags import Addressable, Group
 from labelstore.command.output import Output
 from labelstore.command.program import Command, run_program
 from labelstore.durable.places import require_apart
-from labelstore.errors import InputError
+from labelstore.errors import FormatError, InputError
 from labelstore.export_table import EXPORTS, Exported, ExportOptions
 from labelstore.spec import Json
 
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class InfoConfig:
-    """What a store is made of, and how far it is; or what a projector takes, and its encoder; or what made a set."""
+    """What a store, a projector, a generator or a synthesised image set is made of."""
 
     store: Annotated[tyro.conf.Positional[Path], Addressable()]
-    """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...; of a projector; or of an image
-    set of synthesize."""
+    """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...; of a projector or a
+    generator; or of an image set of synthesize."""
     weights: Path | None = None
     """File of the teacher's weights: its size is given beside the labels'."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
@@ -120,24 +120,31 @@ class PullConfig:
 
 
 def info_command(config: InfoConfig, console: Console) -> int:
-    """Print what a store is made of, or a projector or a synthesised set."""
+    """Print what a store is made of, or a projector, a generator or a synthesised set."""
+    from labelstore.durable.places import is_synthesised
+    from labelstore.format.root import ROOT
+    from labelstore.operations.generator import generator_info, generator_lines, is_generator
     from labelstore.operations.info import info, lines
     from labelstore.operations.projector import is_projector, projector_info, projector_lines
-    from labelstore.operations.synthesised import is_synthesised, set_info, set_lines
+    from labelstore.operations.synthesised import set_info, set_lines
     from labelstore.store import LabelStore
 
-    if is_projector(config.store):
-        if config.weights:
-            raise InputError(f"--weights: {config.store} is a projector, whose record has its encoder's; leave it out")
-        values = projector_info(config.store)
-        console.summary(values, "\n".join(projector_lines(values)))
-        return 0
-    if is_synthesised(config.store):
-        if config.weights:
-            raise InputError(f"--weights: {config.store} is an image set, which has no labels; leave it out")
-        values = set_info(config.store)
-        console.summary(values, "\n".join(set_lines(values)))
-        return 0
+    for is_one, found, shown, why in (
+        (is_projector, projector_info, projector_lines, "is a projector, whose record has its encoder's"),
+        (is_generator, generator_info, generator_lines, "is a generator, which has no teacher"),
+        (is_synthesised, set_info, set_lines, "is an image set, which has no labels"),
+    ):
+        if is_one(config.store):
+            if config.weights:
+                raise InputError(f"--weights: {config.store} {why}; leave it out")
+            values = found(config.store)
+            console.summary(values, "\n".join(shown(values)))
+            return 0
+    if config.store.is_dir() and not (config.store / ROOT).exists():
+        raise FormatError(
+            f"{config.store}: expected a label store, a projector, a generator or an image set of synthesize, found "
+            f"none of their files in it; `giftwrap report` also describes runs"
+        )
     store = LabelStore.open(config.store)
     values = info(store, config.weights)
     warn_of_quality(store, console)
@@ -273,6 +280,9 @@ def export_command(config: ExportConfig, console: Console) -> int:
     require_apart({"--cache-dir": config.store_cache.cache_dir}, {})
     softmax = 1.0 if config.temperature is None else config.temperature
     temperature = softmax if config.probabilities else None
+    store = open_store(config.store, config.store_cache)
+    if config.views is not None and config.views > store.views:
+        raise InputError(f"--views {config.views}: expected at most the {store.views:,} sealed views of {config.store}")
     with console.progress("views", 1, "views") as progress:
         options = ExportOptions(
             views=config.view if config.views is None else range(config.views),
@@ -282,7 +292,6 @@ def export_command(config: ExportConfig, console: Console) -> int:
             batch_size=config.batch_size,
             progress=progress.reach,
         )
-        store = open_store(config.store, config.store_cache)
         made: Exported = EXPORTS[config.format](store, config.out, options)
     content = "logits" if temperature is None else f"probabilities at temperature {temperature:g}"
     values: dict[str, Json] = {

@@ -20,7 +20,8 @@ from pipeline import ranks
 from pipeline.launch.launching import launched
 from trainer import recipes
 from trainer.compare import CompareConfig, compare
-from trainer.config import EvaluateConfig, PlotConfig, TrainConfig
+from trainer.config import PlotConfig, TrainConfig
+from trainer.evaluate_config import EvaluateConfig
 from trainer.generator_config import GeneratorConfig
 from trainer.projector_config import ProjectorConfig
 from trainer.report.config import ReportConfig

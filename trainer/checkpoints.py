@@ -21,8 +21,8 @@ from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.device.memory import keep_freed_memory
 from pipeline.images.remarks import say_left_out
-from trainer.config import EvaluateConfig, is_pattern
 from trainer.evaluate import measure
+from trainer.evaluate_config import EvaluateConfig, is_pattern
 from trainer.subject import settle
 
 DIGITS = re.compile(r"(\d+)")

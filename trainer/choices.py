@@ -66,11 +66,11 @@ class LossSpec:
             )
         check_numbers(self.form, self.gamma, self.smoothing, self.weight)
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise InputError(f"loss temperature: expected a number > 0, found {self.temperature}")
+            raise InputError(f"--temperature: expected a number > 0, found {self.temperature}")
         if not (math.isfinite(self.hard_weight) and self.hard_weight >= 0):
-            raise InputError(f"loss hard weight: expected a number >= 0, found {self.hard_weight}")
+            raise InputError(f"--hard-weight: expected a number >= 0, found {self.hard_weight}")
         if not 0 <= self.hard_smoothing < 1:
-            raise InputError(f"loss hard smoothing: expected a number in [0, 1), found {self.hard_smoothing}")
+            raise InputError(f"--hard-smoothing: expected a number in [0, 1), found {self.hard_smoothing}")
 
     @property
     def kind(self) -> LossKind:

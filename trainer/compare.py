@@ -97,7 +97,7 @@ class Row:
         last: test top-1 in percent after the last epoch.
         best: at the best evaluation of each run.
         steps_per_second: training steps, evaluations aside.
-        label_bytes: size of the store's labels; None where it is not found any more.
+        label_bytes: size of the labels of its stores; None where there is none, or one is not found any more.
         folders: of all runs.
     """
 
@@ -161,9 +161,11 @@ def table(records: Sequence[RunRecord], *, unfinished: bool = False) -> list[Row
 def _row(group: RunGroup, sizes: dict[str, int | None], *, unfinished: bool) -> Row:
     """The row of a group; ``sizes`` keeps the bytes of each store."""
     used = [run for run in group.runs if run.finished or unfinished]
-    store = str(group.runs[0].made_with.get("store") or "")
-    if store not in sizes:
-        sizes[store] = label_bytes(Path(store)) if store else None
+    stores = group.runs[0].stores
+    for store in stores:
+        if store not in sizes:
+            sizes[store] = label_bytes(Path(store))
+    known = [size for store in stores if (size := sizes[store]) is not None]
     return Row(
         name=group.name,
         differences=group.differences,
@@ -172,7 +174,7 @@ def _row(group: RunGroup, sizes: dict[str, int | None], *, unfinished: bool) -> 
         last=Statistic.of(run.top1[-1] if run.top1 else None for run in used),
         best=Statistic.of(max(run.top1, default=None) for run in used),
         steps_per_second=Statistic.of(run.steps_per_second for run in used),
-        label_bytes=sizes[store],
+        label_bytes=sum(known) if stores and len(known) == len(stores) else None,
         folders=[str(run.folder) for run in group.runs],
     )
 

@@ -32,7 +32,7 @@ from pipeline.render import Renderer, make_renderer
 from pipeline.render.normalise import normalise
 from pipeline.teacher.engine.device import DTYPES
 from pipeline.teacher.engine.spec import DTypeName
-from trainer.config import EvaluateConfig
+from trainer.evaluate_config import EvaluateConfig
 from trainer.measured import LESS, TESTED, load_measured
 from trainer.metrics import ranks
 from trainer.subject import Subject, settle

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from labelstore.command.console import Console
 from labelstore.durable.newfile import write_over
 from labelstore.durable.removing import Proof
+from labelstore.operations.generator import DESCRIPTION, is_description
 from labelstore.spec import Json
 from pipeline.images.remarks import say_left_out
 from pipeline.networks.autoencoders import latent_side
 from pipeline.networks.uvit import UViT
 from pipeline.networks.weights import packed, weights_like
 from pipeline.render.normalise import normalise
-from pipeline.synthesis.generator import DESCRIPTION, Generation, Generator, description, is_description
+from pipeline.synthesis.generator import Generation, Generator, description
 from trainer.batch import TrainBatch
 from trainer.code_digests import layout_of
 from trainer.crops import CropSource

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from labelstore.durable.keeping import PieceCache
-from labelstore.errors import InputError
+from labelstore.errors import InputError, MismatchError
 from labelstore.format.columns import CropRows
-from labelstore.spec import Identity, Json, require_same
+from labelstore.spec import Identity, Json, first_difference, shorten
 from labelstore.store import LabelStore
 from pipeline.plan import draws
 from pipeline.ranks import Ranks
@@ -29,8 +29,7 @@ from trainer.config import TrainConfig
 from trainer.crops import Crops, CropSource, Int64Array, ReplayedCrops
 from trainer.labels import LabelSource, Request, StoredLabels
 from trainer.loader import Loader
-from trainer.material import Material, Normal, open_material, order_of
-from trainer.replay import open_crops
+from trainer.material import Material, Normal, crops_of, open_material, order_of
 
 ALIKE = ("columns", "teacher", "size", "group", "crop_columns", "content")
 
@@ -62,18 +61,7 @@ def open_joint(config: TrainConfig, ranks: Ranks, views: int | None) -> Material
         config.loss.require_content(store.identity.content)
     identity = joined([store.identity for store in stores], [str(store.path) for store in stores])
     sources = [
-        open_crops(
-            store,
-            images,
-            views=views,
-            size=config.size,
-            device=config.render.device,
-            decoder=config.render.decoder,
-            augmenter=config.render.augmenter,
-            threads=config.render.threads,
-            cache_bytes=config.render.cache_bytes,
-            options=config.source,
-        )[0]
+        crops_of(config, store, images, views)
         for store, images in zip(stores, (config.images, *config.more_images), strict=True)
     ]
     crops = JointCrops(sources, identity.manifest)
@@ -111,13 +99,14 @@ def joined(identities: Sequence[Identity], names: Sequence[str]) -> Identity:
     first, columns = identities[0], dict[str, int]()
     for identity, name in zip(identities, names, strict=True):
         for field in ALIKE:
-            require_same(
-                f"{name}: {field}",
-                _plain(getattr(first, field)),
-                _plain(getattr(identity, field)),
-                "give stores of one teacher with equal --class-columns, crops and size to one training",
-                holder=names[0],
-            )
+            found = first_difference(_plain(getattr(first, field)), _plain(getattr(identity, field)))
+            if found:
+                place, theirs, ours = found
+                raise MismatchError(
+                    f"{name}: expected the {' '.join(filter(None, (field, place)))} of {names[0]}, {shorten(theirs)}, "
+                    f"found {shorten(ours)}; give stores of one teacher with equal --class-columns, crops and size to "
+                    f"one training"
+                )
         for text, column in zip(identity.classes, identity.label_columns, strict=True):
             if columns.setdefault(text, column) != column or list(columns.values()).count(column) > 1:
                 raise InputError(

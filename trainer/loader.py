@@ -308,7 +308,7 @@ class Loader(IterableDataset[TrainBatch]):
         )
 
     def _deliver(self, batch: TrainBatch, made: torch.cuda.Event | None, crops: CropSource) -> TrainBatch:
-        """The batch with pixels normalised as their source says, once it is there."""
+        """The batch with pixels normalised as those of their source, once it is there."""
         if made:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(made)

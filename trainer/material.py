@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,7 +27,7 @@ from pipeline.recipes.stores import require_store
 from pipeline.render import Renderer, make_renderer
 from pipeline.replay.source import open_images
 from trainer.config import TrainConfig
-from trainer.crops import CropSource, FreshCrops
+from trainer.crops import CropSource, FreshCrops, ReplayedCrops
 from trainer.file_names import TRAIN_CACHE
 from trainer.labels import ImageLabels, LabelSource, NoLabels, logits_of_images
 from trainer.loader import Loader
@@ -171,11 +172,11 @@ def open_stored(config: TrainConfig, ranks: Ranks, views: int | None) -> Materia
     )
 
 
-def open_replayed(config: TrainConfig, ranks: Ranks, views: int | None, engine: Mapping[str, Any] | None) -> Material:
-    """Crops of a store with labels that are made on the way, or none."""
+def crops_of(config: TrainConfig, store: LabelStore, images: Path, views: int | None) -> ReplayedCrops:
+    """The crops of a store of a run, rendered again from its images."""
     crops, _ = open_crops(
-        store_of(config),
-        config.images,
+        store,
+        images,
         views=views,
         size=config.size,
         device=config.render.device,
@@ -185,6 +186,12 @@ def open_replayed(config: TrainConfig, ranks: Ranks, views: int | None, engine: 
         cache_bytes=config.render.cache_bytes,
         options=config.source,
     )
+    return crops
+
+
+def open_replayed(config: TrainConfig, ranks: Ranks, views: int | None, engine: Mapping[str, Any] | None) -> Material:
+    """Crops of a store with labels that are made on the way, or none."""
+    crops = crops_of(config, store_of(config), config.images, views)
     source, identity = crops.source, crops.source.store.identity
     spec = PlanSpec.from_json(identity.require("plan"))
     found = Found.hard(identity.classes)
@@ -227,15 +234,7 @@ def open_fresh(
         cache_bytes=config.render.cache_bytes,
     )
     mean, std = normal or (found.mean, found.std)
-    crops = FreshCrops(
-        manifest,
-        spec,
-        renderer,
-        mean=mean,
-        std=std,
-        label_columns=found.label_columns,
-        views=views,
-    )
+    crops = FreshCrops(manifest, spec, renderer, mean=mean, std=std, label_columns=found.label_columns, views=views)
     labels = found.labels_of(config, crops, manifest, spec, renderer)
     return Material(
         loader=Loader(crops, labels, **order_of(config, ranks)),

@@ -19,8 +19,8 @@ from pipeline.networks import load_network
 from pipeline.networks.trained import PROJECTOR, recorded_in
 from pipeline.networks.weights import save_weights
 from trainer import train as loop
-from trainer.config import EvaluateConfig
 from trainer.evaluate import EvalResult, measure
+from trainer.evaluate_config import EvaluateConfig
 from trainer.projector import make_projector_run, settle_encoder
 from trainer.projector_config import ProjectorConfig
 from trainer.subject import settle

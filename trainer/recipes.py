@@ -9,10 +9,12 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from labelstore.command.cache_options import StoreCacheOptions
 from labelstore.command.flags import flags_of as flags_of_class
 from pipeline.build.recipe import OWNED as OWNED_CROPS
 from pipeline.build.recipe import OWNED_LABELLER
 from pipeline.images.opening import open_images, options_of
+from pipeline.launch.options import LaunchOptions
 from pipeline.plan.spec import CropOptions
 from pipeline.recipes import recipe_of
 from pipeline.recipes.flags import describe, given, spelled, without_replaced, words
@@ -48,7 +50,8 @@ OWNED = {
 MERGED = ("student_args", "optimizer_args")
 IMAGE_OPTIONS = ("images_format", "class_names", "test_images_format", "test_class_names")
 NO_PROTOCOL = (
-    "recipe", "store", "images", "run", "json", "anyway", "test_images", *IMAGE_OPTIONS,
+    *flags_of_class(LaunchOptions), *flags_of_class(StoreCacheOptions),
+    "recipe", "store", "images", "run_folder", "json", "anyway", "test_images", *IMAGE_OPTIONS,
     "checkpoint_every", "checkpoint_steps", "log_every", "tensorboard", "keep_every", "keep", "seeds",
 )  # fmt: skip
 

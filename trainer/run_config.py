@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from labelstore.command.flags import Group, Named, flags_of
 from labelstore.command.output import Output
@@ -132,3 +133,10 @@ class RunConfig:
     def evaluates(self, epoch: int) -> bool:
         """Whether there is an evaluation after ``epoch`` (counted from 0)."""
         return (epoch + 1) % self.evaluation_interval == 0 or epoch + 1 == self.epochs
+
+
+def trained_by(made: Mapping[str, Any]) -> str:
+    """What a run trains, in words, from what it is made of."""
+    if "objective" in made:
+        return f"a {made['objective']}"
+    return "a projector" if "projector" in made else "a student"

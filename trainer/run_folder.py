@@ -30,7 +30,7 @@ from trainer.code_digests import code_of, layout_of
 from trainer.config import TrainConfig
 from trainer.file_names import CONFIG, FLAGS
 from trainer.label_choices import CROP_FLAGS, TEACHER_FLAGS
-from trainer.run_config import RunConfig
+from trainer.run_config import RunConfig, trained_by
 from trainer.schedules import SCHEDULES
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def with_its_interval(config: TrainConfig) -> TrainConfig:
     stored = described_in(config.run / CONFIG)
     if stored is None or config.eval_every is not None or config.epochs < stored["run"]["epochs"]:
         return config
-    return changed(config, eval_every=stored["run"]["eval_every"])
+    return changed(config, eval_every=stored["run"].get("eval_every"))  # a run of a generator has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +260,10 @@ def trained_as(made: Mapping[str, Any], source: str) -> Trained:
         source: where it comes from, for messages.
 
     Raises:
-        InputError: when it is no description of a run.
+        InputError: when it is no description of a run, or of one that trains no classifier.
     """
+    if "objective" in made:
+        raise InputError(f"{source}: expected a run that trains a student, found one that trains {trained_by(made)}")
     try:
         run, plan = made["run"], plan_of(made)
         identity = made["store"]["identity"] if "store" in made else made["crops"]
@@ -310,15 +312,20 @@ def describe(
     """
     path = config.run / CONFIG
     stored = described_in(path)
+    if stored is not None and (theirs := trained_by(stored)) != (ours := trained_by(made)):
+        raise MismatchError(
+            f"--run-folder {config.run}: holds a run that trains {theirs}, and this one trains {ours}; give another "
+            f"--run-folder"
+        )
     if stored is None:
         write_new(path, _document(made, _made_with(config, student), []))
     write_flags(config, flags)
     if stored is None:
         return []
     same = accepted(stored, made, anyway=config.anyway)
-    ours: Any = made.get("student", {})
+    student_now: Any = made.get("student", {})
     alike = all(stored.get(key) == made.get(key) for key in ("store", "crops", "labels", "projector"))
-    if alike and same.get("student", {}).get("layout") != ours.get("layout"):
+    if alike and same.get("student", {}).get("layout") != student_now.get("layout"):
         raise MismatchError(
             f"the student has other weights than when the run began: names, shapes or types in its state dict differ; "
             f"give the code and the arguments of {path} again, or another --run-folder"
@@ -338,7 +345,9 @@ def flags_at(config: object) -> dict[str, str]:
     """The flags of a command, by their places in the description of a run."""
     every = flags_of(type(config)).items()
     parts = {".".join(flag.path): f"--{flag.name}" for _, flag in every if len(flag.path) > 1}
-    return {f"run.{key}": f"--{flag.name}" for key, flag in every} | parts
+    plan = {f"crops.plan.{key}": f"--{flag.name}" for key, flag in every}
+    seed = {"crops.plan.seed": "--plan-seed" if "crops.plan.plan_seed" in plan else "--seed"}
+    return {f"run.{key}": f"--{flag.name}" for key, flag in every} | parts | plan | seed
 
 
 def write_flags(config: RunConfig, flags: object | None = None) -> None:

@@ -67,6 +67,12 @@ class RunRecord:
         return flags
 
     @property
+    def stores(self) -> list[str]:
+        """The stores that a run was trained from."""
+        first = self.made_with.get("store")
+        return [str(first), *map(str, self.made_with.get("more_stores") or ())] if first else []
+
+    @property
     def top1(self) -> list[float]:
         """Test top-1 in percent, of each evaluation."""
         return [entry["test_top1"] for entry in self.entries if entry.get("test_top1") is not None]

@@ -22,7 +22,7 @@ from pipeline.networks.trained import Trained, recorded_in, trained_with
 from pipeline.networks.weights import require_file
 from pipeline.plan.plan import PlanSpec
 from pipeline.teacher.engine.spec import DTypeName, Member, TeacherSpec
-from trainer.config import EvaluateConfig
+from trainer.evaluate_config import EvaluateConfig
 from trainer.file_names import CONFIG
 from trainer.run_folder import described_in, test_images_of, test_source_of, trained_as
 

@@ -35,7 +35,8 @@ POLL_SECONDS = 0.05
 LOCK = ".lock"
 WORDS = {"build": "build", "train": "run"}
 # Flags whose value has to be there before the first command starts.
-INPUTS = ("images", "test_images", "store", "weights", "student_weights")
+PLACES = ("images", "more_images", "test_images", "store", "more_stores")  # flags of inputs, and all of their values
+INPUTS = (*PLACES, "weights", "student_weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,7 @@ def inputs_absent(tasks: Sequence[Task]) -> list[str]:
             for value in given if isinstance(given, tuple) else (given,):
                 path = str(value)
                 inside = any(path == folder or path.startswith(f"{folder}/") for folder in made)
-                named = key not in ("images", "test_images", "store") and ":" in path
+                named = key not in PLACES and ":" in path
                 if value is not None and not named and not inside and not is_there(Path(path)):
                     absent.setdefault(path, f"--{key.replace('_', '-')} {path}")
     return list(absent.values())

@@ -78,8 +78,8 @@ def require_one_test(claim: Claim, lines: Sequence[Line]) -> None:
     Raises:
         InputError: names two lines.
     """
-    told = [name for names in (claim.rows, claim.columns) for name in names.split(" + ")]
-    for name, by in (("tests", claim.tests_by), ("data", "data" if "data" in told else "")):
+    named = [name for names in (claim.rows, claim.columns) for name in names.split(" + ")]
+    for name, by in (("tests", claim.tests_by), ("data", "data" if "data" in named else "")):
         found: dict[str, dict[str, str]] = {}
         for line in lines:
             if line.get(name) is not None:

@@ -27,8 +27,8 @@ from pipeline.networks import build_network
 from pipeline.plan.plan import PlanSpec
 from pipeline.render import make_renderer
 from trainer.checkpoints import compare_checkpoints
-from trainer.config import EvaluateConfig
 from trainer.evaluate import EvalResult, evaluate
+from trainer.evaluate_config import EvaluateConfig
 
 RATE, MOMENTUM = 0.01, 0.9
 CLASSES, TEST_BATCH = 10, 128

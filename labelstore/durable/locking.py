@@ -49,6 +49,11 @@ def is_held(path: Path) -> bool | None:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    return is_locked(descriptor)
+
+
+def is_locked(descriptor: int) -> bool:
+    """Whether another process holds the lock of an open file or folder, which is closed."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

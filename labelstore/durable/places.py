@@ -1,4 +1,4 @@
-"""Where a command may write: not inside an image folder, not inside a store, and no folder that holds one of these."""
+"""Where a command may write: not inside a folder of images or a store, and no folder that holds one of these."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from labelstore.errors import InputError, reason
 from labelstore.storage_table import Address, no_path, scheme_of
 
+SYNTHESIS = "synthesis.json"  # the record of a synthesised image set
 HEAD_BYTES = 4096  # of the zarr.json of a store, which hold its format
 
 
@@ -20,7 +21,8 @@ def require_apart(writes: Mapping[str, Path | None], keeps: Mapping[str, Path | 
         keeps: image folders and stores, likewise.
 
     Raises:
-        InputError: names both flags and both places; or the store, named by no flag, in which a place lies.
+        InputError: names both flags and both places; or the store or the image set, named by no flag, in which a place
+            lies.
     """
     for flag, place in writes.items():
         if place is None:
@@ -33,10 +35,11 @@ def require_apart(writes: Mapping[str, Path | None], keeps: Mapping[str, Path | 
                     f"{flag} that is neither in it nor around it, such as a folder beside it"
                 )
         for folder in _real(place).parents:
-            if is_store(folder):
+            kind = "label store" if is_store(folder) else "image set" if is_synthesised(folder) else None
+            if kind:
                 raise InputError(
-                    f"{flag} {place}: lies in the label store {folder}, where nothing else may be written; give a "
-                    f"place for {flag} beside it"
+                    f"{flag} {place}: lies in the {kind} {folder}, where nothing else may be written; give a place for "
+                    f"{flag} beside it"
                 )
 
 
@@ -75,6 +78,11 @@ def is_store(folder: Path) -> bool:
             return b'"giftwrap_format"' in file.read(HEAD_BYTES)
     except OSError:
         return False
+
+
+def is_synthesised(folder: Path) -> bool:
+    """Whether a folder is an image set that has the record of its synthesis."""
+    return (folder / SYNTHESIS).is_file()
 
 
 def _overlap(place: Path, kept: Path) -> str | None:

@@ -102,9 +102,9 @@ def adopted_identity(
         )
     shape = BlockShape.choose(images, columns, group, views)
     whole = max(count for count in range(1, shape.views + 1) if views % count == 0)
-    plan: dict[str, Json] = {"size": size, "crop": "resized", "interpolation": interpolation}
+    plan: dict[str, Json] = {"size": size, "crop": "resized", "mix": mix, "interpolation": interpolation}
     if mix != "none":
-        plan |= {"mix": mix, "group": group}
+        plan |= {"group": group}
     return Identity(
         images=images,
         classes=tuple(classes),

@@ -8,18 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from labelstore.durable import disk, documents
+from labelstore.durable.places import SYNTHESIS
 from labelstore.errors import DamagedError
 from labelstore.spec import Json
 
-SYNTHESIS = "synthesis.json"
 MARK = "giftwrap_synthesis"  # the key of its format
 MAX_JSON = 64 << 20
 SHOWN = 16  # characters of a digest
-
-
-def is_synthesised(folder: Path) -> bool:
-    """Whether a folder is an image set that has such a record."""
-    return (folder / SYNTHESIS).is_file()
 
 
 def set_info(folder: Path) -> dict[str, Json]:

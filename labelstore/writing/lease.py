@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from labelstore.durable import disk, documents, mounts, publish, removing
+from labelstore.durable.locking import is_locked
 from labelstore.durable.publish import PARTIAL, Described
 from labelstore.durable.removing import Proof
 from labelstore.errors import DamagedError, LeaseError
@@ -304,14 +305,7 @@ def _is_there(descriptor: int, path: Path) -> bool:
 
 def _shared(root: Path) -> bool:
     """Whether another process shares the store's lease; to be called under the lock of the store's folder."""
-    descriptor = _open(root / PARTIAL)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    return is_locked(_open(root / PARTIAL))
 
 
 def _open(folder: Path) -> int:

@@ -16,14 +16,15 @@ from labelstore.encodings import make_encoding
 from labelstore.errors import InputError, MismatchError
 from labelstore.format.arrays import AUDIT_BLOCK
 from labelstore.format.blocks import BlockGrid
-from labelstore.spec import BlockShape, Identity, Json, require_same
+from labelstore.operations.adopting import adopted_identity
+from labelstore.spec import Identity, Json, require_same
 from labelstore.store import LabelStore, require_free_space, store_bytes
 from labelstore.writer import StoreWriter
 from pipeline.adopt import FORMATS
 from pipeline.adopt.agreeing import Evidence, agreeing, require_same_teacher, teacher_of
 from pipeline.adopt.blocks import Blocks
 from pipeline.adopt.config import AdoptConfig
-from pipeline.adopt.labels import MASKED, Labels, Request, crop_columns
+from pipeline.adopt.labels import MASKED, Labels, Request
 from pipeline.adopt.numbering import numbering
 from pipeline.build.continuing import provenance
 from pipeline.build.refusing import nothing_left
@@ -39,10 +40,8 @@ from pipeline.replay.source import Source, check_pixels, order_of
 from pipeline.teacher.class_order import CLASS_COLUMNS, check_classes, choose, require_known_columns
 from pipeline.teacher.imagenet import COLUMNS as IMAGENET_COLUMNS
 from pipeline.teacher.imagenet import IMAGENET
-from pipeline.teacher.labeller import Labeller
+from pipeline.teacher.labeller import NOT_KNOWN, Labeller
 
-NOT_KNOWN = "not known"  # the name of a teacher of which nothing but its normalisation is known
-TO_RENDER = ("size", "crop", "interpolation", "mix", "group")  # of a plan, what its rows are rendered by
 STOPPING = "stopping after the current block; the same signal again stops at once"
 
 
@@ -180,8 +179,8 @@ def opened(config: AdoptConfig, request: Request) -> tuple[str, Sequence[Labels]
     if name is None:
         raise InputError(
             f"{request.folder}: expected labels of {', '.join(FORMATS)}, found neither epoch_0/batch_0.tar with a "
-            "list of "
-            f"6, 7 or 8 in it nor a .tar of each image; give the folder that holds epoch_0, or name the --format"
+            f"list of 6, 7 or 8 in it nor a .tar of each image; give the folder that holds epoch_0, or name the "
+            f"--format"
         )
     return name, FORMATS[name].open(request)
 
@@ -242,26 +241,23 @@ def make_identity(
     renderer: Mapping[str, Json],
     encoding: Mapping[str, Json],
 ) -> Identity:
-    """What the store is made of (P3): of the plan, only what its rows need to be rendered; no seed drew them."""
-    return Identity(
-        images=labels.images,
+    """What the store is made of (P3)."""
+    return adopted_identity(
+        image_digests=manifest.digests,
+        targets=manifest.targets,
         classes=manifest.classes,
         columns=labels.columns,
         size=spec.size,
-        seed=None,
-        group=spec.group,
-        manifest=manifest.digest,
-        skipped=manifest.skipped,
+        views=labels.views,
         teacher=teacher,
-        engine=None,
-        plan={key: value for key, value in spec.to_json().items() if key in TO_RENDER},
-        crop_columns=crop_columns(labels.mix),
+        mix=labels.mix,
+        group=labels.group,
+        interpolation=spec.interpolation,
         encoding=encoding,
         renderer=renderer,
-        block=block_shape(labels),
         class_columns=columns,
-        origin="adopted",
         content=labels.content,
+        skipped=manifest.skipped,
     )
 
 
@@ -274,9 +270,8 @@ def encoding_of(config: AdoptConfig, labels: Labels) -> dict[str, Json]:
     name = config.encoding or ("int8" if labels.content == "topk" else "float16")
     if ENCODINGS[name].needs_calibration:
         raise InputError(
-            f"--encoding {name}: needs a calibration; adopt the labels as they come, then run giftwrap convert "
-            "--encoding "
-            f"{name}"
+            f"--encoding {name}: needs a calibration; adopt the labels as they come, then run "
+            f"`giftwrap convert --encoding {name}`"
         )
     if labels.content == "topk" and name != "int8":
         raise InputError(
@@ -284,13 +279,6 @@ def encoding_of(config: AdoptConfig, labels: Labels) -> dict[str, Json]:
         )
     masked: dict[str, Json] = {"masked": MASKED} if labels.content == "topk" else {}
     return make_encoding({"name": name, **masked}, labels.columns).to_json()
-
-
-def block_shape(labels: Labels) -> BlockShape:
-    """The shape of a new store's blocks; all views are whole blocks, since no other crops can be made."""
-    chosen = BlockShape.choose(labels.images, labels.columns, labels.group, labels.views)
-    views = max(count for count in range(1, chosen.views + 1) if labels.views % count == 0)
-    return BlockShape(views=views, positions=chosen.positions)
 
 
 def open_for(config: AdoptConfig, work: Work, store: LabelStore | None, console: Console) -> LabelStore:
@@ -319,8 +307,7 @@ def open_for(config: AdoptConfig, work: Work, store: LabelStore | None, console:
     if views % identity.block.views:
         raise InputError(
             f"--views {views}: expected a multiple of {identity.block.views}, the views of a block of "
-            f"{config.store}; adopt "
-            f"so many, or into another --store"
+            f"{config.store}; adopt so many, or into another --store"
         )
     store.require_writable(views, take_over=config.take_over)
     require_free_space(config.store, store_bytes(identity, max(views - store.state.views_sealed, 0)))
@@ -351,8 +338,7 @@ def require_same_labels(work: Work, store: LabelStore) -> None:
     if not np.array_equal(given.astype(np.float16), stored):
         raise MismatchError(
             f"other labels: those of the first {len(stored)} crops differ from what {store.path} holds; give the "
-            "folder "
-            f"that it was adopted from, or another --store"
+            f"folder that it was adopted from, or another --store"
         )
     check_pixels(Source(LabelStore.open(store.path, follow=True), work.manifest, work.spec, work.renderer))
 

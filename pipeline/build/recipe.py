@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labelstore.command.flags import values_of
+from labelstore.command.flags import flags_of, values_of
 from labelstore.errors import GiftwrapError
 from pipeline.config import BuildConfig
 from pipeline.images.opening import open_images, options_of
+from pipeline.launch.options import LaunchOptions
 from pipeline.recipes import recipe_of
 from pipeline.recipes.flags import describe, given, without_replaced, words
 from pipeline.recipes.setting import Setting, listed
@@ -25,7 +26,7 @@ OWNED_LABELLER: dict[str, tuple[str, ...]] = {"labeller": ("mean", "std")}
 # Flags that decide neither pixels nor labels, or that are printed elsewhere.
 NO_PROTOCOL = (
     "recipe", "images", "images_format", "class_names", "store", "progress_log", "metrics_port", "metrics_host", "json",
-    "dry_run", "rehash", "take_over",
+    "dry_run", "rehash", "take_over", *flags_of(LaunchOptions),
 )  # fmt: skip
 LATER = ("mix_per", "augment")  # have an effect at their defaults too, where a plan's identity leaves them out
 

@@ -2,10 +2,10 @@
 
 A file is what ``torch.save`` makes of ``[coordinates, flips, mix_index, mix_lam, mix_bbox, logits]``: float32
 ``[B, 4]`` (top, left, height and width as shares of the image's sides), bool ``[B]``, int64 ``[B]``, float, four
-integers (rows, then columns, of the box that shows the partner), float16 ``[B, C]``; those of mixing are None where
-they do not apply. No image is named: SRe2L draws the order of each epoch from a sampler with seed 42 and finds a file
-by the first image of its batch. Unmixed crops are written in that order. Mixed ones keep the order of the store, since
-partners belong together, and a file beside the folder holds it.
+integers (first row and column of the box that shows the partner, and those after its last), float16 ``[B, C]``. Those
+of mixing are None where they do not apply. No image is named: SRe2L draws the order of each epoch from a sampler with
+seed 42 and finds a file by the first image of its batch. Unmixed crops are written in that order. Mixed ones keep the
+order of the store, since partners belong together, and a file beside the folder holds it.
 """
 
 from __future__ import annotations
@@ -168,4 +168,4 @@ def mixing_of(rows: CropRows, size: int) -> tuple[torch.Tensor | None, float | N
     if "share" in rows:
         return index, weight, None
     top, left, height, width = (int(value) for value in rows.mix_boxes()[0])
-    return index, weight, [top, top + height, left, left + width]
+    return index, weight, [top, left, top + height, left + width]

@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from labelstore.durable import disk, documents
+from labelstore.durable.places import SYNTHESIS
 from labelstore.durable.removing import Proof
 from labelstore.errors import DamagedError, GiftwrapError, InputError
-from labelstore.operations.synthesised import MARK, MAX_JSON, SYNTHESIS
+from labelstore.operations.synthesised import MARK, MAX_JSON
 from labelstore.spec import Json
 
 PIECES = "pieces.npz"

@@ -28,7 +28,7 @@ from pipeline.launch.relay import Relay
 
 RESTARTS = 3  # of all ranks, after one was lost
 POLL_SECONDS = 0.2
-WAIT_SECONDS = 10.0  # before a line says that there is no room yet
+WAIT_SECONDS = 10.0  # before a line states that there is no room yet
 START_SECONDS = 2.0  # before an actor is asked again
 GRACE_SECONDS = 2.0  # in which the ranks beside one that has ended find that out by themselves
 PATIENCE_SECONDS = 30.0  # in which ranks end their current block, as torchrun has it

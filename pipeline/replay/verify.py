@@ -24,7 +24,7 @@ from pipeline.replay.alike import Alike, known_alike
 from pipeline.replay.source import Source, check_pixels, open_source
 from pipeline.teacher.engine.spec import MAX_RELATIVE_ERROR
 from pipeline.teacher.imagenet import FOLDERS
-from pipeline.teacher.labeller import Labeller, label_crops, load_labeller
+from pipeline.teacher.labeller import NOT_KNOWN, Labeller, label_crops, load_labeller
 from pipeline.teacher.teacher import Teacher, TeacherSpec, make_teacher, stored_members
 
 MIN_FIDELITY = 0.99
@@ -110,10 +110,15 @@ def verify_source(
 
 
 def needed_for_labels(store: LabelStore) -> str:
-    """The flag that `verify` needs to make the labels of a store again."""
-    if store.identity.origin == "adopted" and not is_of_networks(store):
-        return "labels that are adopted with --teacher, which records it"
+    """What `verify` needs to make the labels of a store again."""
+    if is_not_known(store):
+        return "a store that `giftwrap adopt --teacher` has made"
     return "--weights of its teacher" if is_of_networks(store) else f"--labeller of {labeller_name(store)}"
+
+
+def is_not_known(store: LabelStore) -> bool:
+    """Whether nothing but the normalisation is known of what made the labels."""
+    return store.identity.require("teacher").get("name") == NOT_KNOWN
 
 
 def is_of_networks(store: LabelStore) -> bool:
@@ -132,10 +137,15 @@ def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Tea
     Raises:
         InputError: when no networks made the labels, or the weights are not theirs.
     """
+    if is_not_known(store):
+        raise InputError(
+            "--weights: expected a store whose teacher is known, found one that was adopted without it; adopt the "
+            "labels into another store with --teacher and --weights, or leave --weights out and compare pixels alone"
+        )
     if not is_of_networks(store):
         raise InputError(
-            f"--weights: expected a store that networks labelled, found one labelled by {labeller_name(store)}; "
-            + ("adopt the labels with --teacher" if store.identity.origin == "adopted" else "give --labeller")
+            f"--weights: expected a store that networks labelled, found one labelled by {labeller_name(store)}; give "
+            f"--labeller"
         )
     stored: Any = store.identity.require("teacher")
     engine: Any = store.identity.engine or PLAIN

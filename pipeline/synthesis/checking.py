@@ -14,8 +14,8 @@ from PIL import Image
 
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
+from labelstore.durable.places import SYNTHESIS
 from labelstore.errors import DamagedError, InputError, MismatchError, reason
-from labelstore.operations.synthesised import SYNTHESIS
 from labelstore.spec import Json, first_difference, shorten
 from pipeline.config import manifest_cache
 from pipeline.images.manifest import Manifest

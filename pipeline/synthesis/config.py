@@ -260,6 +260,9 @@ class SynthesizeConfig:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise InputError(f"--{name}: expected {low} to {high}, found {value}")
+        jitter = self.sre2l.jitter
+        if self.size is not None and jitter is not None and jitter >= self.size:
+            raise InputError(f"--jitter {jitter}: expected less than --size {self.size}, the side of the images")
         if self.quality is not None and self.format != "jpeg":
             raise InputError(f"--quality {self.quality}: has an effect only with --format jpeg, found {self.format}")
         require_one_labeller(self)

@@ -22,12 +22,13 @@ from labelstore.command.console import duration
 from labelstore.durable.newfile import new_version
 from labelstore.errors import InputError
 from labelstore.format.columns import CropRows
+from labelstore.operations.generator import read_description
 from labelstore.spec import Json
 from pipeline.device.choosing import choose_device
 from pipeline.device.faults import device_faults
 from pipeline.plan.plan import PlanSpec
 from pipeline.synthesis.config import DiffusionOptions, SynthesizeConfig
-from pipeline.synthesis.generator import Generation, Generator, load_generator, read_description
+from pipeline.synthesis.generator import Generation, Generator, load_generator
 from pipeline.synthesis.method import Job, Made, Method, Pixels, Setting, StopRequestedError, Working
 from pipeline.synthesis.scoring import scores_of
 from pipeline.synthesis.teaching import described, has_teacher, load_teacher

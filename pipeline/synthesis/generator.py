@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from labelstore.errors import InputError, MismatchError, reason
+from labelstore.operations.generator import DESCRIPTION, FORMAT, GENERATOR_WEIGHTS, read_description
 from labelstore.spec import Json
 from labelstore.version import __version__
 from pipeline.networks.autoencoders import Autoencoder, latent_side, open_autoencoder
@@ -25,9 +26,7 @@ from pipeline.networks.uvit import UViT
 from pipeline.networks.weights import load_weights, read_weights
 from pipeline.plan import draws
 
-FORMAT = 1
 DECODED = 16  # images decoded at a time
-DESCRIPTION, WEIGHTS = "generator.json", "last.safetensors"
 Indexes = npt.NDArray[np.int64]
 
 
@@ -147,32 +146,7 @@ def description(
     }
 
 
-def is_description(path: Path) -> bool:
-    """Whether a file is a generator.json."""
-    try:
-        found = json.loads(path.read_text())
-        whole = {"classes", "backbone", "vae", "diffusion", "latents"} <= found.keys()
-        return bool(whole and found["format"] == FORMAT)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return False
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """The content of a model's generator.json.
-
-    Raises:
-        InputError: there is none.
-    """
-    path = folder / DESCRIPTION
-    if not path.exists():
-        raise InputError(f"--model {folder}: expected a folder of train-generator, found no {DESCRIPTION} in it")
-    if not is_description(path):
-        raise InputError(f"{path}: expected the description of a generator of format {FORMAT}, found another file")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
-
-
-def load_generator(folder: Path, *, vae: str | None = None, weights: str = WEIGHTS) -> Generator:
+def load_generator(folder: Path, *, vae: str | None = None, weights: str = GENERATOR_WEIGHTS) -> Generator:
     """The model in a folder that `train-generator` has made, on the CPU, in eval mode.
 
     Args:

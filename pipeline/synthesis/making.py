@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from labelstore.durable import disk, documents, locking, newfile, removing
+from labelstore.durable.places import SYNTHESIS
 from labelstore.durable.removing import Proof
 from labelstore.errors import DamagedError, InputError
-from labelstore.operations.synthesised import MARK, SYNTHESIS
+from labelstore.operations.synthesised import MARK
 from labelstore.spec import Json
 from pipeline.images.provenance import (
     PIECES,

@@ -86,7 +86,7 @@ class Sre2l:
         """Optimise images of a side; without networks there is nothing but `again`."""
         self.jobs = jobs
         self._setting, self._options, self._size = setting, setting.config.sre2l, size
-        self._jitter = min(size // JITTER if self._options.jitter is None else self._options.jitter, size - 1)
+        self._jitter = size // JITTER if self._options.jitter is None else self._options.jitter
         self._networks, self._real = networks, real
         self._measured: tuple[int, list[Statistics]] | None = None
         self._warned = False

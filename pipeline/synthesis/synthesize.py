@@ -18,8 +18,8 @@ from PIL import features
 from labelstore.command.console import Console, Progress
 from labelstore.command.flags import flags_of
 from labelstore.command.stopping import StopSignals
+from labelstore.durable.places import SYNTHESIS
 from labelstore.errors import InputError, LeaseError
-from labelstore.operations.synthesised import SYNTHESIS
 from labelstore.spec import Json, first_difference, require_same
 from labelstore.version import __version__
 from pipeline.build.refusing import nothing_left
@@ -52,7 +52,10 @@ FLAG_AT: Mapping[str, str] = {
     f"{part}{key}": f"--{flag.name}"
     for key, flag in flags_of(SynthesizeConfig).items()
     for part in ("flags.", "teacher.", "teacher.engine.")
-} | {"method": "METHOD", "images.manifest": "--images"}
+} | {
+    "method": "METHOD", "images.manifest": "--images", "parameters.batch": "--batch",
+    "parameters.cells": "--update-cells", "parameters.weights": "--model",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

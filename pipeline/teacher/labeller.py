@@ -21,6 +21,8 @@ from labelstore.spec import Json
 from pipeline.networks.imported import imported
 from pipeline.plan.augment import inputs_of
 
+NOT_KNOWN = "not known"  # the name of a labeller of which nothing but its normalisation is known
+
 
 class BrokenLogitsError(InputError):
     """A labeller gave NaN or Inf for a crop.

@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
-from labelstore.errors import InputError
+from labelstore.__main__ import InfoConfig, info_command
+from labelstore.command.console import Console
+from labelstore.durable.places import require_apart
+from labelstore.errors import FormatError, InputError
 from labelstore.operations.convert import convert
+from labelstore.operations.generator import generator_info, generator_lines
 from labelstore.operations.info import info, lines
 from tests.labelstore.making import Content, build, make_identity
 
@@ -61,3 +65,50 @@ def test_a_converted_store_says_from_what(tmp_path: Path) -> None:
     assert text_of(values)["converted from"].startswith("int8, whose own fidelity was unmixed ")
     assert "; that one from float16" in text_of(values)["converted from"]
     assert info(first)["converted_from"] is None
+
+
+def describe_generator(folder: Path, **changes: object) -> Path:
+    record = {"format": 1, "version": "0.2.0", "classes": ["ant", "bee"], "size": 32,
+              "backbone": {"name": "uvit-xs", "dim": 8}, "vae": {"place": "none", "name": "none"},
+              "diffusion": {"noise_steps": 10}, "latents": {"mean": [0.5], "std": [0.5]}, **changes}  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "generator.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_a_generator_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = describe_generator(tmp_path / "model")
+    values: Any = generator_info(folder)
+    assert (values["size"], values["classes"], values["bytes"]) == (32, ["ant", "bee"], None)
+    assert "weights          none: no epoch is finished" in generator_lines(values)
+    (folder / "last.safetensors").write_bytes(bytes(2500))
+    assert info_command(InfoConfig(store=folder), Console()) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "images           32 px, of 2 classes",
+        "backbone         uvit-xs: dim 8",
+        "autoencoder      none: pixels",
+        "noise            noise_steps 10",
+        "weights          2.5 kB",
+        "giftwrap         0.2.0",
+    ]
+    with pytest.raises(InputError, match="is a generator, which has no teacher; leave it out"):
+        info_command(InfoConfig(store=folder, weights=tmp_path / "w"), Console())
+
+
+@pytest.mark.parametrize("changes", [{"backbone": []}, {"backbone": {}}, {"vae": 3}, {"size": "x"}, {"classes": 1}])
+def test_a_description_of_something_else_is_refused(changes: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"generator\.json: expected the description of a generator"):
+        generator_info(describe_generator(tmp_path, **changes))
+
+
+def test_a_folder_of_none_of_these_is_refused_with_all_that_info_takes(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"expected a label store, a projector, a generator or an image set"):
+        info_command(InfoConfig(store=tmp_path), Console())
+
+
+def test_nothing_is_written_into_an_image_set_that_no_flag_names(tmp_path: Path) -> None:
+    (tmp_path / "set" / "ant").mkdir(parents=True)
+    (tmp_path / "set" / "synthesis.json").write_text("{}")
+    with pytest.raises(InputError, match=r"--out .*: lies in the image set .*set, where nothing else may be written"):
+        require_apart({"--out": tmp_path / "set" / "ant" / "sheet.png"}, {})
+    require_apart({"--out": tmp_path / "set"}, {})

@@ -14,6 +14,8 @@ from torch.utils.data import BatchSampler, RandomSampler
 from labelstore import LabelStore, Mixing, from_arrays
 from labelstore.errors import InputError, MismatchError
 from labelstore.export_table import ExportOptions
+from pipeline.adopt import FORMATS
+from pipeline.adopt.labels import Request
 from pipeline.exporting.fkd import export_fkd
 from pipeline.images.manifest import Manifest, scan
 from pipeline.replay.source import open_source
@@ -90,7 +92,7 @@ class TheirTraining:
             pixels = np.stack([self.crop(n, *row) for n, *row in zip(batch, *config[:2], strict=True)])
             index, lam, bbox, labels = config[2:]
             if bbox is not None:
-                x1, x2, y1, y2 = bbox[0], bbox[1], bbox[2], bbox[3]
+                x1, y1, x2, y2 = bbox[0], bbox[1], bbox[2], bbox[3]  # x counts rows, as in their code
                 pixels[:, x1:x2, y1:y2] = pixels[index][:, x1:x2, y1:y2]
             elif lam is not None:
                 pixels = lam * pixels + (1 - lam) * pixels[index]
@@ -156,3 +158,18 @@ def test_what_their_record_cannot_hold_is_refused(images: Path, tmp_path: Path) 
     out.mkdir()
     with pytest.raises(InputError, match="exists already"):
         export_fkd(store, out, ExportOptions(images=images))
+
+
+@pytest.mark.parametrize("mix", ["none", "cutmix", "mixup"])
+def test_what_is_exported_is_adopted_as_the_same_rows_and_labels(images: Path, tmp_path: Path, mix: str) -> None:
+    store, manifest = store_of(images, tmp_path / "s", mix), scan(images)
+    made = export_fkd(store, tmp_path / "fkd", ExportOptions(images=images, batch_size=5))
+    request = Request(folder=tmp_path / "fkd", manifest=manifest, size=S, order=made.beside)
+    labels = FORMATS["sre2l"].open(request)[0]
+    assert (labels.mix, labels.views) == (mix, V)
+    for view in range(V):
+        adopted = labels.crops(view, 0, len(manifest))
+        ours = store.read_images(view, adopted.rows.image)
+        assert adopted.rows.names == ours.rows.names
+        assert np.array_equal(adopted.rows.values, ours.rows.values)
+        assert np.array_equal(adopted.logits, ours.logits.astype(np.float16))

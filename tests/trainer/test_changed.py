@@ -23,6 +23,8 @@ from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.evaluate import EvalResult
 from trainer.run import Run
+from trainer.run_config import trained_by
+from trainer.run_folder import flags_at, trained_as
 from trainer.student import Student
 
 LAYERS = """
@@ -233,3 +235,18 @@ def test_a_folder_of_others_stays_what_it_is(config: TrainConfig, tmp_path: Path
             loop.train(config, Console(as_json=True))
         assert [path.read_bytes() for path in config.run.iterdir()] == [b"mine"]
         shutil.rmtree(config.run)
+
+
+def test_runs_are_told_apart_by_what_they_train() -> None:
+    made: dict[str, object] = {"run": {}}
+    kinds: list[dict[str, object]] = [{}, {"projector": {}}, {"objective": "generator"}]
+    assert [trained_by(made | more) for more in kinds] == ["a student", "a projector", "a generator"]
+    with pytest.raises(InputError, match="expected a run that trains a student, found one that trains a generator"):
+        trained_as({"objective": "generator"}, "runs/generator")
+
+
+def test_places_in_the_plan_of_fresh_crops_are_named_by_their_flags() -> None:
+    flags = flags_at(
+        from_flags(TrainConfig, store=Path("s"), images=Path("a"), run_folder=Path("b"), student="convnet-d3", epochs=1)
+    )
+    assert [flags[f"crops.plan.{name}"] for name in ("flip", "seed", "size")] == ["--flip", "--plan-seed", "--size"]

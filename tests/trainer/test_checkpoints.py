@@ -15,7 +15,7 @@ from labelstore.errors import InputError
 from pipeline.networks import build_network, save_weights
 from tests.journeys.world import CLASSES, giftwrap
 from trainer.checkpoints import compare_checkpoints
-from trainer.config import EvaluateConfig
+from trainer.evaluate_config import EvaluateConfig
 
 SIDE, MEAN, STD = 8, (0.5, 0.4, 0.3), (0.25, 0.3, 0.35)
 FLAGS = {"student": "convnet-d1", "student_args": '{"width": 4}', "size": SIDE, "mean": MEAN, "std": STD, "threads": 1}

@@ -25,8 +25,8 @@ from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.plan import PlanSpec
 from pipeline.render import make_renderer
 from tests.journeys.world import giftwrap
-from trainer.config import EvaluateConfig
 from trainer.evaluate import EvalResult, count_hits, evaluate, evaluate_network
+from trainer.evaluate_config import EvaluateConfig
 from trainer.metrics import ranks
 
 SPEC = PlanSpec(size=8, crop="center", flip=0)

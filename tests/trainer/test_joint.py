@@ -20,10 +20,12 @@ from pipeline.build.build import build
 from pipeline.config import BuildConfig
 from tests.journeys.world import SIDE, draw_images, random_teacher
 from trainer.__main__ import COMMANDS, without_more
+from trainer.compare import label_bytes, table
 from trainer.joint import JointCrops, JointLabels, joined
 from trainer.labels import StoredLabels
 from trainer.loader import Loader
 from trainer.replay import open_crops
+from trainer.runs import read_run
 from trainer.train import train
 
 VIEWS = 3
@@ -113,6 +115,10 @@ def test_a_student_of_several_stores_is_trained_resumed_and_tested_on_all_classe
 
     ended, again = run(*several), run(*several)
     assert (ended["steps"], again["steps_now"], again["last"]) == (6, 0, ended["last"])
+    record = read_run(tmp_path / "run")
+    assert record.stores == [str(two), str(one)]
+    sizes = [label_bytes(store) or 0 for store in (two, one)]
+    assert table([record])[0].label_bytes == sum(sizes) > max(sizes)
     for wrong in (
         [*several[:-1]],
         [*several[:-2], str(one_images), str(two_images)],

@@ -288,7 +288,7 @@ def test_spec_round_trip(options: dict[str, Any]) -> None:
         ({"smoothing": 1.0}, "smoothing"),
         ({"weight": 1.1}, "weight"),
         ({"temperature": 0.0}, "temperature"),
-        ({"hard_weight": math.inf}, "hard weight"),
+        ({"hard_weight": math.inf}, "--hard-weight: expected"),
     ],
 )
 def test_bad_numbers_are_refused(options: dict[str, Any], message: str) -> None:

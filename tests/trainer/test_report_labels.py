@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labelstore.format.columns import CROP_COLUMNS, CropRows
+from labelstore.operations.adopting import AdoptedCrops, adopted_identity, write_adopted
 from labelstore.store import LabelStore
+from pipeline.teacher.labeller import NOT_KNOWN
 from tests.labelstore.making import make_identity
 from tests.trainer.report_pages import fill
 from trainer.report.labels import Looked, by_class, choices_by_class, confusions, joined, look, look_at_store
-from trainer.report.stores import spread
+from trainer.report.page import Facts
+from trainer.report.stores import spread, store_card
 
 
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1.0, 30.0, 2000.0]))
@@ -109,3 +114,46 @@ def test_a_sheet_shows_each_class_before_another_twice(targets: list[int], count
     least = min((shown[target] for target in {*targets} if shown[target] < targets.count(target)), default=count)
     assert all(times <= least + 1 for times in shown.values())
     assert [targets[row] for row in rows] == sorted(targets[row] for row in rows)
+
+
+@pytest.mark.parametrize("content", ["logits", "topk"])
+def test_adopted_stores_have_cards(content: Literal["logits", "topk"], tmp_path: Path) -> None:
+    """Of top-k labels the columns that are not known have probability 0."""
+    images, columns, masked = 6, 4, -1e4
+    targets, rng = np.arange(images) % 2, np.random.default_rng(0)
+    digests = rng.integers(0, 256, (images, 32), np.uint8)
+    logits = rng.normal(size=(2, images, columns)).astype(np.float32)
+    logits[:, np.arange(images), targets] = 5
+    if content == "topk":
+        logits[..., 2:] = masked
+    identity = adopted_identity(
+        image_digests=digests,
+        targets=targets,
+        classes=("ant", "bee", "cat", "dog"),
+        columns=columns,
+        size=8,
+        views=2,
+        teacher={"name": NOT_KNOWN, "mean": [0.5] * 3, "std": [0.5] * 3},
+        encoding={"name": "int8", "masked": masked} if content == "topk" else {"name": "float16"},
+        content=content,
+    )
+
+    def read(view: int, start: int, stop: int) -> AdoptedCrops:
+        values = np.zeros((len(CROP_COLUMNS), stop - start), np.uint16)
+        for name in ("height", "width"):
+            values[CROP_COLUMNS.index(name)] = 8
+        values[CROP_COLUMNS.index("image_low")] = np.arange(start, stop)
+        return AdoptedCrops(CropRows(CROP_COLUMNS, values), logits[view, start:stop])
+
+    sides = np.full((images, 2), 8)
+    write_adopted(tmp_path / "store", identity, image_digests=digests, targets=targets, sides=sides, views=2, read=read)
+    card = store_card(tmp_path / "store", tiles=4)
+    assert card.subtitle.endswith("labelled by a teacher that is not known.")
+    (shown,) = [item for item in card.items if isinstance(item, Facts)][:1]
+    assert "seed" not in dict(shown.pairs)
+    looked = look_at_store(LabelStore.open(tmp_path / "store"))
+    assert looked is not None
+    wanted = np.exp(logits.astype(np.float64).reshape(-1, columns))
+    wanted /= wanted.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(looked.confidences, wanted.max(axis=1), atol=0.01)
+    np.testing.assert_allclose(looked.entropies, -np.sum(wanted * np.log(wanted + 1e-300), axis=1), atol=0.05)

@@ -156,3 +156,15 @@ def test_the_time_that_is_left_follows_from_the_rates_of_what_is_done(config: Sw
     finish(trains[0], 6.0)  # 6 epochs: 1 s each
     assert eta(tasks, builds[1:], 1) == pytest.approx(2 * sum(task.work for task in builds[1:]))
     assert eta(tasks, trains[1:], 2) == pytest.approx(sum(task.work for task in trains[1:]) / 2)
+
+
+def test_further_stores_of_a_run_are_inputs_and_words_of_its_command(config: SweepConfig) -> None:
+    """`--more-stores` and `--more-images` of runs, beside the store that the sweep builds."""
+    more = 'more-stores = [["b", "c"]]\nmore-images = [["y", "train"]]'
+    Path("grid.toml").write_text(GRID + more)
+    with pytest.raises(InputError) as error:
+        sweep(config, Console(silent=True))
+    assert all(f"{flag}" in str(error.value) for flag in ("--more-stores b", "--more-stores c", "--more-images y"))
+    tasks = [task for task in read_grid(Path("grid.toml"), Path("out")) if task.command == "train"]
+    assert {task.values["more_stores"] for task in tasks} == {(Path("b"), Path("c"))}
+    assert all("b,c" not in task.name for task in tasks)  # one value, and no difference

@@ -27,8 +27,9 @@ from tests.trainer.interrupting import interrupted_after
 from tests.user_networks import FLATTENING, REFUSED, TRAINED
 from trainer import Replay
 from trainer import train as loop
-from trainer.config import EvaluateConfig, TrainConfig
+from trainer.config import TrainConfig
 from trainer.evaluate import evaluate, evaluate_network
+from trainer.evaluate_config import EvaluateConfig
 from trainer.losses import LossSpec, make_loss
 from trainer.trial import Counts, Fit, fit
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from labelstore.command.names import natural_key, printable
-from labelstore.durable.places import is_store
+from labelstore.durable.places import is_store, is_synthesised
 from labelstore.errors import FormatError, InputError
+from labelstore.operations.generator import is_generator
 from labelstore.operations.projector import is_projector
-from labelstore.operations.synthesised import is_synthesised
 from labelstore.storage_table import as_typed, scheme_of
 from labelstore.store import LabelStore
 from pipeline.images.opening import CLASS_FOLDER, recognised
@@ -23,7 +23,6 @@ from trainer.runs import read_run
 
 Kind: TypeAlias = Literal["store", "set", "run", "projector", "generator"]
 KINDS = "a run, a store, an image set, a projector or a generator"
-GENERATOR = "generator.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ def kind_at(folder: Path) -> Kind | None:
     """What a folder is by its files; None of what has no file of ours."""
     if is_store(folder):
         return "store"
-    if (folder / GENERATOR).is_file():
+    if is_generator(folder):
         return "generator"
     if is_projector(folder):
         return "projector"

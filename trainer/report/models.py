@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from labelstore.command.console import byte_count
 from labelstore.command.names import printable
+from labelstore.operations.generator import generator_info, generator_lines
 from labelstore.operations.projector import projector_info, projector_lines
 from pipeline.teacher.column_names import class_title
 from trainer.file_names import CONFIG, LOG
@@ -24,7 +24,6 @@ NUMBERS = {
     "test_top5": "Test top-5, %",
     "test_loss": "Test loss",
 }
-WEIGHTS = "last.safetensors"
 FEW_EPOCHS = 2
 
 
@@ -33,38 +32,29 @@ def projector_card(folder: Path) -> Card:
     values: Mapping[str, Any] = projector_info(folder)
     weights = str(values["encoder"]["weights"])
     lines = [line.replace(weights, Path(weights).name) for line in projector_lines(values)]
-    pairs = [(line[:16].strip(), printable(line[17:])) for line in lines]
     parts = [(name, float(size), byte_count(size)) for name, size in values["bytes"].items()]
     encoder = values["encoder"]["name"]
-    items: list[Item] = [Facts(pairs), Shares("Bytes of the projector", parts), *training(folder)]
+    items: list[Item] = [facts(lines), Shares("Bytes of the projector", parts), *training(folder)]
     subtitle = f"Makes labels of {values['columns']:,} columns with {printable(str(encoder))}, in place of stored ones."
     return Card(printable(str(folder)), "projector", subtitle, items)
 
 
 def generator_card(folder: Path, tiles: int) -> Card:
-    """The card of a generator: its description, its training, and its last sheet of samples."""
-    from pipeline.synthesis.generator import read_description
-
-    made = read_description(folder)
-    backbone, diffusion, vae = made["backbone"], made["diffusion"], made["vae"]
-    shape = ", ".join(f"{name} {json.dumps(value)}" for name, value in backbone.items() if name != "name")
-    weights = folder / WEIGHTS
-    pairs = {
-        "images": f"{made['size']} px, of {len(made['classes']):,} classes",
-        "backbone": f"{backbone['name']}: {shape}",
-        "autoencoder": "none: pixels" if vae["name"] == "none" else str(vae.get("place", vae["name"])),
-        "noise": ", ".join(f"{name} {value}" for name, value in diffusion.items()),
-        "weights": byte_count(weights.stat().st_size) if weights.is_file() else "none: no epoch is finished",
-        "giftwrap": str(made.get("version", "")),
-    }
-    items: list[Item] = [Facts([(name, printable(text)) for name, text in pairs.items()]), *training(folder)]
+    """The card of a generator: what `giftwrap info` prints of it, its training, and its last sheet of samples."""
+    values: Mapping[str, Any] = generator_info(folder)
+    items: list[Item] = [facts(generator_lines(values)), *training(folder)]
     sheets = sorted(folder.glob("samples-*.png"))
     if sheets:
-        items.append(samples(sheets[-1], [class_title(str(name)) for name in made["classes"]], made["size"], tiles))
+        items.append(samples(sheets[-1], [class_title(name) for name in values["classes"]], values["size"], tiles))
     else:
         items.append(Text("No sheet of samples in its folder.", "note"))
-    subtitle = f"Draws images of {made['size']} px of {len(made['classes']):,} classes."
+    subtitle = f"Draws images of {values['size']} px of {len(values['classes']):,} classes."
     return Card(printable(str(folder)), "generator", subtitle, items)
+
+
+def facts(lines: Sequence[str]) -> Facts:
+    """Lines of `giftwrap info` as names and texts."""
+    return Facts([(line[:16].strip(), printable(line[17:])) for line in lines])
 
 
 def training(folder: Path) -> list[Item]:

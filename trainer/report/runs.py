@@ -75,7 +75,7 @@ def runs_card(records: Sequence[RunRecord]) -> Card:
 def title_of(records: Sequence[RunRecord]) -> str:
     """The test images of some runs, by the last parts of their paths: others hardly have the same."""
     if not records[0].test_digest:
-        return "Tested on no images"
+        return "Not tested"
     places = dict.fromkeys(str(record.made_with.get("test_images") or "unnamed images") for record in records)
     return f"Tested on {printable(', '.join(dict.fromkeys('/'.join(Path(place).parts[-2:]) for place in places)))}"
 
@@ -240,9 +240,12 @@ def common(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
 
 
 def _inputs(record: RunRecord) -> dict[str, Any]:
-    """The store and the images of a run, by the names of their folders."""
-    found = {name: record.made_with.get(name) for name in ("store", "images")}
-    return {name: Path(str(place)).name for name, place in found.items() if place}
+    """The stores and the images of a run, by the names of their folders."""
+    names = {
+        "store": ", ".join(Path(store).name for store in record.stores),
+        "images": Path(str(record.made_with.get("images") or "")).name,
+    }
+    return {key: name for key, name in names.items() if name}
 
 
 def _versions(record: RunRecord) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from labelstore.command.names import printable
-from labelstore.operations.synthesised import is_synthesised, made_by, set_info
+from labelstore.durable.places import is_synthesised
+from labelstore.operations.synthesised import made_by, set_info
 from labelstore.storage_table import without_credentials
 from pipeline.images.manifest import Manifest, scan
 from pipeline.images.provenance import PIECES, Pieces, read_pieces

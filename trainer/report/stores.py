@@ -17,6 +17,7 @@ from labelstore.operations.synthesised import made_by
 from labelstore.storage_table import without_credentials
 from labelstore.store import LabelStore
 from pipeline.teacher.column_names import class_title, column_titles, title_of
+from pipeline.teacher.labeller import NOT_KNOWN
 from trainer.report.labels import Looked, by_class, choices_by_class, confusions, look, look_at_store
 from trainer.report.page import (
     Bar,
@@ -77,7 +78,7 @@ def subtitle(values: Mapping[str, Any]) -> str:
 
 def teacher_of(teacher: Mapping[str, Any] | None) -> str:
     """What made labels, in words."""
-    if teacher is None:
+    if teacher is None or teacher.get("name") == NOT_KNOWN:
         return "a teacher that is not known"
     members = teacher.get("members")
     if isinstance(members, list) and members:
@@ -129,7 +130,7 @@ def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         "images": f"digest {str(values['manifest'])[:DIGEST]}"
         + (f", {len(values['skipped']):,} broken ones left out" if values["skipped"] else ""),
         "converted from": values["converted_from"]["encoding"]["name"] if values["converted_from"] else "",
-        "seed": str(values["seed"]),
+        "seed": "" if values["seed"] is None else str(values["seed"]),
         "format": f"{values['format']}" + (", labels made elsewhere" if values["origin"] == "adopted" else ""),
     }
     return [(name, text) for name, text in found.items() if text]

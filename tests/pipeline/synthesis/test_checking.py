@@ -19,8 +19,9 @@ from PIL import Image
 
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
+from labelstore.durable.places import SYNTHESIS
 from labelstore.errors import DamagedError, GiftwrapError, InputError, MismatchError
-from labelstore.operations.synthesised import SYNTHESIS, set_info, set_lines
+from labelstore.operations.synthesised import set_info, set_lines
 from labelstore.spec import Json
 from pipeline.images.provenance import PIECES, Pieces, join_pieces, read_pieces, record_bytes, record_of
 from pipeline.synthesis import METHODS

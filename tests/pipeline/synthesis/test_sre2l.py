@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from labelstore.command.console import Console
+from labelstore.command.flags import from_flags
 from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
 from pipeline.config import EngineOptions, TeacherOptions
@@ -579,6 +580,13 @@ def test_compiled_networks_that_lie_are_not_used(images: Path, weights: Path, mo
 def test_numbers_that_make_no_sense(flag: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"--{flag.replace('_', '-')}: expected"):
         Sre2lOptions(**{flag: value})
+
+
+def test_a_shift_is_less_than_the_side(tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"method": "sre2l", "images": tmp_path / "a", "out": tmp_path / "b", "ipc": 1, "size": 16}
+    assert from_flags(SynthesizeConfig, jitter=15, **flags).sre2l.jitter == 15
+    with pytest.raises(InputError, match="--jitter 16: expected less than --size 16"):
+        from_flags(SynthesizeConfig, jitter=16, **flags)
 
 
 def test_published_numbers() -> None:
