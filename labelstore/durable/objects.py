@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,6 +32,7 @@ NOT_SATISFIABLE = "416 Range Not Satisfiable"  # the range begins after the end
 
 _STATUS = re.compile(r"status code: (\d{3}(?: [A-Za-z]+)+)")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
+_CUT = ("Incomplete", "ConnectionReset")  # in what the library reports of an answer that is cut off
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist")
 _ENDPOINT = re.compile(r"https?://[^/\s]+")
 _NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|/computeMetadata/|/latest/api/token|Missing[A-Z]\w+,")
@@ -170,7 +171,7 @@ class ObjectStorage:
     def list(self, folder: str) -> list[str]:
         """As of :class:`ReadStorage`; nothing of a folder that is not there, since buckets have no folders."""
         with _naming(self.root / folder):
-            found = _obstore().list_with_delimiter(self.store, folder or None)
+            found = _listed(lambda: _obstore().list_with_delimiter(self.store, folder or None))
         paths = [*found["common_prefixes"], *(each["path"] for each in found["objects"])]
         return [path.rstrip("/").rpartition("/")[2] for path in paths]
 
@@ -181,8 +182,10 @@ class ObjectStorage:
     def tags(self, most: int | None = None) -> dict[str, tuple[int, str]]:
         """Bytes and ETag of every object below the root, by its path; the first ``most`` of them."""
         with _naming(self.root):
-            listed = (each for some in _obstore().list(self.store) for each in some)
-            return {each["path"]: (each["size"], _tag(each["e_tag"])) for each in islice(listed, most)}
+            found = _listed(
+                lambda: [*islice((each for some in _obstore().list(self.store) for each in some), most)],
+            )
+        return {each["path"]: (each["size"], _tag(each["e_tag"])) for each in found}
 
     def put(self, name: str, data: bytes) -> None:
         """Put an object, in place of one that is there; it is there whole or not at all."""
@@ -216,6 +219,17 @@ class ObjectStorage:
                     "backoff": {"init_backoff": FIRST_WAIT, "max_backoff": LONGEST_WAIT, "base": 2},
                 },
             )
+
+
+def _listed(ask: Callable[[], Any]) -> Any:
+    """A listing, asked for again where its answer is cut off: the library tries only the beginning of one again."""
+    for _ in range(RETRIES):
+        try:
+            return ask()
+        except _obstore().exceptions.BaseError as error:
+            if not any(mark in str(error) for mark in _CUT):
+                raise
+    return ask()
 
 
 def _tag(etag: str | None) -> str:

@@ -227,9 +227,9 @@ def test_a_run_says_what_it_was_made_of(places: dict[str, Any], tmp_path: Path) 
     assert made["labels"]["source"] == "online"
     assert made["labels"]["teacher"]["name"] == "convnet-d2"
     assert made["engine"]["batch"] == 12
-    with pytest.raises(MismatchError, match=r"crops\.plan\.flip"):
+    with pytest.raises(MismatchError, match=r"--flip"):
         loop.train(changed(run, flip=0.25), Console(as_json=True))
-    with pytest.raises(MismatchError, match=r"crops\.plan\.seed"):
+    with pytest.raises(MismatchError, match=r"--plan-seed"):
         loop.train(changed(run, plan_seed=8), Console(as_json=True))
 
 
