@@ -86,7 +86,8 @@ def refused(*words: str) -> Mapping[str, Any]:
     )
     if "Traceback" in done.stderr:
         raise GiftwrapError(f"`giftwrap {' '.join(words)}` ended with a traceback:\n{done.stderr}")
-    message = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
+    printed = (done.stderr.strip() or done.stdout.strip()).replace(f"{Path.cwd()}/", "")
+    message = printed.splitlines()[-3:]
     return {
         "refused": float(done.returncode != 0),
         "exit_code": done.returncode,
