@@ -35,7 +35,7 @@ def labelled_by_us(source: Source, teacher: Teacher, path: Path) -> None:
     )
     with store.lease() as writer:
         for block in store.missing():
-            views, (start, stop) = range(*store.views(block)), store.positions(block)
+            views, (start, stop) = range(*store.block_views(block)), store.positions(block)
             crops = [source.crops(view, start, stop) for view in views]
             rows = [adopted.rows(view, slice(start, stop)) for view in views]
             logits = np.stack([label_crops(teacher, each, row) for each, row in zip(crops, rows, strict=True)])
