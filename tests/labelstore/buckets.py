@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,9 +20,14 @@ BUCKET = "shelf"
 # Signatures are not looked at, but whether there is one is.
 SIGNED = "AWS4-HMAC-SHA256 Credential=tests/20260101/us-east-1/s3/aws4_request"
 
+MOST = 4  # faults of one request in a row; the library tries a request nine times
+
 
 class Proxy(ThreadingHTTPServer):
     """Passes requests on to a server; each request takes the next of `faults`, if there is one.
+
+    A request that failed `MOST` times in a row is passed on, whatever is next: which of several requests at the same
+    time takes which fault is chance, and none may take more than the library tries.
 
     Attributes:
         faults: what to do, by the order of requests: a status to answer, ``drop`` to close the connection, ``truncate``
@@ -37,6 +43,7 @@ class Proxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Passing)
         self.port, self.faults, self.always = port, list[str](), ""
         self.requests: list[tuple[str, str]] = []
+        self._failed: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
 
     @property
@@ -45,8 +52,13 @@ class Proxy(ThreadingHTTPServer):
 
     def fault(self, method: str, path: str) -> str:
         with self._lock:
-            self.requests.append((method, path))
-            return self.faults.pop(0) if self.faults else self.always
+            request = method, path
+            self.requests.append(request)
+            fault = self.faults.pop(0) if self.faults else self.always
+            if fault and fault != self.always and self._failed[request] == MOST:
+                fault = ""
+            self._failed[request] = self._failed[request] + 1 if fault else 0
+            return fault
 
     def handle_error(self, *_: object) -> None:
         pass  # a client that has gone
