@@ -265,6 +265,8 @@ TESTED = {
     ("rded", 10, "s", 5): 5, ("rded", 10, "s", 20): 20,  # never less than the crop
     ("sre2l", 1000, "torchvision:resnet18", 224): 256, ("sre2l", 200, "resnet18-modified", 64): 64,
     ("sre2l", 10, "resnet18-modified", 32): 32,
+    ("no-distillation", 1000, "torchvision:resnet18", 224): 256,  # softlabel/utils.py, ClassificationPresetEval
+    ("no-distillation", 200, "convnet-d4", 64): 64,
 }  # fmt: skip
 
 
