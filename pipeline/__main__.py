@@ -287,7 +287,7 @@ COMMANDS = {
         resumes=True,
         examples=(
             "random --images train --ipc 10 --out set",
-            "rded --images train --teacher resnet18 --weights w.safetensors --size 224 --ipc 10 --out set",
+            "rded --images train --teacher torchvision:resnet18 --weights w.safetensors --size 224 --ipc 10 --out set",
             "--check set --images train",
         ),
     ),
