@@ -89,7 +89,7 @@ def why_lost(error: BaseException) -> str:
         return "its host ran out of memory"
     if "node" in str(error).lower() and "died" in str(error).lower():
         return "its process or its node has ended"
-    return "its process has ended"
+    return "its process has ended; raylet.out beside its logs has Ray's reason, such as too little memory"
 
 
 def environments(
