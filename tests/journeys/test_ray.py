@@ -148,9 +148,9 @@ def of_each_kind(world: World, out: Path) -> dict[str, list[object]]:
 COMMANDS = ("train", "train-projector", "train-generator", "synthesize")
 
 
-def has_begun(name: str, out: Path) -> bool:
-    """Whether a command has finished an epoch, or an image."""
-    return bool(list(out.rglob("*.png")) if name == "synthesize" else list(out.glob("log.jsonl")))
+def has_begun(out: Path, jobs: str) -> bool:
+    """Whether a command has finished an epoch, or there are such jobs of a set."""
+    return bool([*out.glob("log.jsonl"), *out.parent.glob(f".{out.name}.partial/{jobs}")])
 
 
 def require_same(name: str, ours: Path, theirs: Path) -> None:
@@ -175,7 +175,7 @@ def require_same(name: str, ours: Path, theirs: Path) -> None:
 def test_a_command_that_loses_a_rank_makes_what_ranks_without_ray_make(name: str, world: World, tmp_path: Path) -> None:
     out, plain, folder = tmp_path / "out", tmp_path / "plain", tmp_path / "driver"
     with driver(["giftwrap", *of_each_kind(world, out)[name], "--json", *UNDER_RAY], folder) as process:
-        wait_until(lambda: has_begun(name, out), process, folder)
+        wait_until(lambda: has_begun(out, "jobs/*.npz"), process, folder)
         os.kill(ranks_in(folder)[1], signal.SIGKILL)
         code = process.wait(PATIENCE_SECONDS)
     printed_out, err = printed(folder)
@@ -201,11 +201,8 @@ def test_a_signal_to_the_whole_group_ends_a_command_with_its_own_line(
     out, folder = tmp_path / "out", tmp_path / "driver"
     longer = ("--iterations", 100_000) if name == "synthesize" else ("--epochs", 100_000)
     words = ["giftwrap", *of_each_kind(world, out)[name], *longer, *UNDER_RAY]
-    begun = (
-        (lambda: len(ranks_in(folder)) == 2 and out.exists()) if name == "synthesize" else lambda: has_begun(name, out)
-    )
     with driver(words, folder) as process:
-        wait_until(begun, process, folder)
+        wait_until(lambda: has_begun(out, "jobs"), process, folder)
         os.killpg(process.pid, number)
         code = process.wait(PATIENCE_SECONDS)
     printed_out, err = printed(folder)
