@@ -54,7 +54,7 @@ def test_a_set_is_what_its_record_says(images: Path, tmp_path: Path, way: str) -
     found = checked(tmp_path / "set", images)
     assert found["ok"]
     assert (found["images"], found["made_again"]) == (12, 12)
-    assert "all 12 images are what the record says" in verdict_of(found)
+    assert "12 images compared, all as the record states" in verdict_of(found)
     assert tree(tmp_path / "set") == before
 
 
@@ -87,7 +87,7 @@ def test_a_changed_image_is_named(images: Path, tmp_path: Path, change: str) -> 
     assert found["different"][0].startswith("bee/00002.png (")
     if why != "other pixels":
         assert why in found["different"][0]
-    assert "NOT what the record says: bee/00002.png" in verdict_of(found)
+    assert "NOT as the record states: bee/00002.png" in verdict_of(found)
 
 
 def test_an_image_that_is_not_in_the_record_is_named(images: Path, tmp_path: Path) -> None:
