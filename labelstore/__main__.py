@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from labelstore.command.cache_options import StoreCacheOptions
-from labelstore.command.console import Console, byte_count
+from labelstore.command.console import Console, byte_count, quantity
 from labelstore.command.encoding_options import CodeOptions, EncodingName
 from labelstore.command.export_config import ExportConfig
 from labelstore.command.flags import Addressable, Group
@@ -195,7 +195,7 @@ def check_command(config: CheckConfig, console: Console) -> int:
     found = "all checksums match" if report.ok else f"{len(report.damaged)} DAMAGED"
     if report.missing:
         found += f"; {report.missing:,} of the requested blocks are not written yet"
-    text = f"{config.store}: {report.files:,} files, {byte_count(report.bytes)} read; {found}"
+    text = f"{config.store}: {quantity(report.files, 'file')}, {byte_count(report.bytes)} read; {found}"
     if report.fidelity:
         text += f"; fidelity {in_words(report.fidelity)}"
     if repaired is None:
@@ -226,7 +226,7 @@ def repair_lines(repaired: RepairReport) -> list[str]:
     if repaired.calibration:
         lines.append("removed the damaged calibration; a build makes it again, and refuses if its bytes are others")
     if repaired.unsealed:
-        lines.append(f"{repaired.unsealed} views are not sealed until that is filled")
+        lines.append(f"{quantity(repaired.unsealed, 'view')} not sealed until that is filled")
     if repaired.needs_build:
         lines.append(f"run the `{repaired.maker}` that made the store: it fills what is missing, and nothing else")
     lines += [
@@ -268,7 +268,8 @@ def convert_command(config: ConvertConfig, console: Console) -> int:
             "missed": [*missed(store.identity.encoding, store.fidelity)],
             "converted_from": store.state.versions[0].get("converted_from"),
         },
-        f"{config.destination}: {store.identity.images:,} images x {store.state.views_sealed:,} views sealed; "
+        f"{config.destination}: {quantity(store.identity.images, 'image')} x "
+        f"{quantity(store.state.views_sealed, 'view')} sealed; "
         f"{sum(after.values()):.1f} B a label instead of {sum(before.values()):.1f}; against the labels of "
         f"{config.source}, fidelity {in_words(store.fidelity)}",
     )
@@ -348,7 +349,8 @@ def tell_copied(found: Transfer, place: Path, console: Console) -> None:
     already = f"; {found.files - found.copied:,} were there" if found.copied < found.files else ""
     console.summary(
         values,
-        f"{place}: {state.views_sealed:,} sealed views; {found.copied:,} of {found.files:,} files copied, "
+        f"{place}: {quantity(state.views_sealed, 'sealed view')}; {found.copied:,} of {quantity(found.files, 'file')} "
+        f"copied, "
         f"{byte_count(found.bytes)}{already}",
     )
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from labelstore.command.console import Console, duration
+from labelstore.command.console import Console, duration, quantity
 from labelstore.command.flags import Group, Named
 from labelstore.command.output import Output
 from labelstore.command.stopping import StopSignals
@@ -251,7 +251,7 @@ def print_plan(tasks: Sequence[Task], absent: Sequence[str], jobs: int, console:
         "seconds_left": seconds,
     }
     builds = sum(task.command == "build" for task in tasks)
-    text = f"{builds} builds and {len(tasks) - builds} runs, {len(tasks) - len(left)} done"
+    text = f"{quantity(builds, 'build')} and {quantity(len(tasks) - builds, 'run')}, {len(tasks) - len(left)} done"
     console.summary(values, f"{text}; {in_words(seconds)}" if left else text)
 
 

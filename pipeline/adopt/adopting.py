@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from labelstore.command.console import Console
+from labelstore.command.console import Console, quantity
 from labelstore.command.stopping import StopSignals
 from labelstore.encoding_table import ENCODINGS
 from labelstore.encodings import make_encoding
@@ -166,7 +166,9 @@ def read_images(config: AdoptConfig, console: Console, store: LabelStore | None)
         )
     if store and (ordered or {*store.identity.classes} != {*manifest.classes}):
         manifest = with_order(store.image_digests, with_classes(store.identity.classes, manifest))
-    console.line(f"images: {len(manifest):,} in {len(manifest.classes):,} classes, digest {manifest.digest[:16]}")
+    console.line(
+        f"images: {len(manifest):,} in {quantity(len(manifest.classes), 'class')}, digest {manifest.digest[:16]}"
+    )
     say_left_out(manifest, console)
     return manifest
 
