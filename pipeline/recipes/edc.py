@@ -23,9 +23,9 @@ BRANCHES: dict[str, Flags] = {
     "cifar10": {**ADAMW, **STEPS, "epochs": 1_000, "eval_every": 10, "eval_from": 0.8},
 }
 build_differs = (
-    "labels are the mean logits of several networks (four for ImageNet-1K, five for Tiny-ImageNet and CIFAR-100, eight "
-    "for CIFAR-10): give them as --teacher; the images of all sets but ImageNet-1K are labelled anew in each batch, and "
-    "go through torchvision's RandAugment before the crop, where --augment rand-augment changes the crop"
+    "labels are the mean logits of several networks (four for ImageNet-1K, five for Tiny-ImageNet and CIFAR-100, "
+    "eight for CIFAR-10): give them as --teacher; images of all sets but ImageNet-1K are labelled anew in each batch, "
+    "and go through torchvision's RandAugment before the crop, where --augment rand-augment changes the crop"
 )
 train_differs = (
     "the hard cross-entropy takes the class of the crop alone, also where CutMix has mixed in another; the running "

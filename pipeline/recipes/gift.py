@@ -14,9 +14,7 @@ build_differs = (
     "DSA draws one of crop, scale and rotation for each crop, where GIFT's code draws it once a batch; that code "
     "normalises each set by a mean and deviation of its own, here they are the teacher's: see --mean and --std"
 )
-train_differs = (
-    "the paper reports the best of four evaluations alone: its mean and population deviation over three runs"
-)
+train_differs = "the best of four evaluations alone is reported there, as mean and population deviation of three runs"
 
 
 def build(_setting: Setting) -> Flags:

@@ -8,7 +8,10 @@ from __future__ import annotations
 from pipeline.recipes import sre2l
 from pipeline.recipes.setting import Flags, Setting
 
-build_differs = "ImageNet images as one random crop each, which the paper draws once; ZCA whitening of CIFAR-10"
+build_differs = (
+    "one random crop of each ImageNet image in its place (`giftwrap synthesize random --take crop` makes such images); "
+    "ZCA whitening of CIFAR-10"
+)
 train_differs = (
     "DSA draws its kind for each crop, where the paper's code draws it once a batch; one epoch more than --epochs; "
     "AdamW with a cosine, and rates other than 0.01, which the paper takes for some sets; the sample command for "

@@ -9,8 +9,8 @@ from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.recipes.setting import Flags, Setting
 
 build_differs = (
-    "CutMix mixes within a batch of 1,024, and here within all images of a smaller set; the authors' code for CIFAR and "
-    "Tiny-ImageNet makes labels during training, by other protocols"
+    "CutMix mixes within a batch of 1,024, and here within all images of a smaller set; the authors' code for CIFAR "
+    "and Tiny-ImageNet makes labels during training, by other protocols"
 )
 train_differs = (
     "a batch taken in two halves, each with BatchNorm statistics of its own (--accumulate 2 does); the best evaluation "
