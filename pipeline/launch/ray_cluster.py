@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from pipeline.launch.options import AUTO, LOCAL, LaunchOptions
 # Ray reads these when it is imported: no report of its use, and GPUs are left alone where none are asked for.
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 REACH_SECONDS = 5.0
+STDERR = 2
 OBJECT_BYTES = 100 << 20  # of the store of a local Ray, in which nothing is kept
 
 
@@ -56,7 +58,7 @@ def connected(options: LaunchOptions, gpus: int) -> Iterator[Cluster]:
         require_reachable(options.address)
     with redirect_stdout(StringIO()):  # where Ray prints its events, with terminal codes; they are in its logs too
         try:
-            with sigterm_blocked():
+            with sigterm_blocked(), standard_error_silent():
                 context = connect(ray, options.address, workers)
             require_room(ray.cluster_resources(), options.address, workers, gpus)
             logs = Path(context.address_info["session_dir"]) / "logs"
@@ -79,6 +81,20 @@ def sigterm_blocked() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, before)  # Ray puts a handler of its own there
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+@contextmanager
+def standard_error_silent() -> Iterator[None]:
+    """Drop what Ray's C++ prints, a line a second while it tries to connect: the reason is in what it raises."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(STDERR), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, STDERR)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, STDERR)
+        os.close(kept)
 
 
 def imported() -> ModuleType:

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from labelstore.command.console import Console
+from labelstore.command.console import Console, Stopped
 from labelstore.command.flags import from_flags
+from labelstore.command.stopping import StopSignals
 from labelstore.errors import InputError
 from pipeline.config import BuildConfig
 from pipeline.launch import ray_cluster
@@ -144,12 +145,14 @@ class FakeRay(SimpleNamespace):
 
     __version__ = "2.60.0"
 
-    def __init__(self, resources: dict[str, float], error: Exception | None = None) -> None:
+    def __init__(self, resources: dict[str, float], error: BaseException | None = None) -> None:
         super().__init__(started=[], ended=0, resources=resources, error=error)
 
     def init(self, **flags: Any) -> Any:
         self.started.append(flags)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray puts a handler of its own there
+        self.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # as the processes that it starts inherit it
+        os.write(2, b"as Ray's C++ prints")
         if self.error:
             raise self.error
         return SimpleNamespace(address_info={"session_dir": "/session"})
@@ -176,6 +179,30 @@ def test_a_connection_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     assert ray.ended == 3
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_is_left_to_the_driver(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """What Ray starts blocks it; what arrives meanwhile is handled afterwards."""
+    ray = FakeRay({"CPU": 2.0})
+    monkeypatch.setattr(ray_cluster, "imported", lambda: ray)
+    with StopSignals() as stops, connected(LaunchOptions(ray=(), workers=2), 0):
+        assert signal.SIGTERM in ray.blocked
+        assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        signal.raise_signal(signal.SIGTERM)
+        assert stops.number == signal.SIGTERM
+    ray.error = RuntimeError("no cluster")
+    with pytest.raises(InputError, match="no cluster"), connected(LaunchOptions(ray=(), workers=2), 0):
+        pass
+    os.write(2, b"printed")
+    assert capfd.readouterr().err == "printed"
+
+
+def test_ray_ended_by_sigterm_while_it_starts_ends_the_command_as_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay({}, SystemExit(15))
+    monkeypatch.setattr(ray_cluster, "imported", lambda: ray)
+    with pytest.raises(Stopped), connected(LaunchOptions(ray=(), workers=2), 0):
+        pass
+    assert ray.ended == 1
 
 
 def test_a_local_ray_has_a_cpu_for_each_rank() -> None:
