@@ -97,7 +97,7 @@ class OptimiserSpec:
     name: str = "AdamW"
     """Class in torch.optim, or module:attribute."""
     lr: float = 1e-3
-    """First learning rate; the schedule multiplies it."""
+    """Learning rate before the schedule changes it."""
     weight_decay: float = 1e-4
     """Applied as this optimiser defines it."""
     decay: Decay = "all"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import inspect
 import os
 import sys
@@ -16,6 +18,7 @@ from typing import Annotated, Any
 from labelstore.command.config_file import read_config, template, to_toml, words_of
 from labelstore.command.console import Console, run_command
 from labelstore.command.flags import OPTIONS, Flag, choices_of, flags_of, from_flags, is_positional
+from labelstore.command.help_words import default_hint, placeholder
 from labelstore.command.mistakes import key_of, require_flags
 from labelstore.errors import InputError
 from labelstore.storage_table import STORAGES, as_typed, meant_address, no_path, scheme_of, without_credentials
@@ -29,7 +32,8 @@ EVERYWHERE = (
         path=(),
         kind=Path | None,
         default=None,
-        help="TOML file of flags, as --print-config writes it; flags that are typed override it.",
+        help="TOML file of flags, as --print-config writes it; flags that are typed override it, and None unsets one "
+        "that has no default.",
         group="running",
     ),
     Flag(
@@ -37,8 +41,7 @@ EVERYWHERE = (
         path=(),
         kind=bool,
         default=False,
-        help="Print all flags, with the values that they have here, as a file for --config, and exit; alone, a "
-        "template.",
+        help="Print all flags with their values, as a file for --config, and exit; as the only flag, print a template.",
         group="running",
     ),
 )
@@ -80,6 +83,7 @@ def run_program(
     """
     # Idle OpenMP threads sleep: those that spin take the cores that other processes, and this one's own threads, need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    atexit.register(gc.freeze)  # else the interpreter's end looks for garbage, for up to a second with torch loaded
     words = sys.argv[1:]
     if words[:1] == ["--version"]:
         print(f"giftwrap {__version__}")
@@ -257,8 +261,10 @@ def parse(command: Command, program: str, words: Sequence[str], given: Mapping[s
     for flag in [*flags_of(command.config).values(), *EVERYWHERE]:
         choices = choices_of(flag.kind) if is_positional(flag) else ()
         text = f"{flag.help} {', '.join(choices)}." if choices else flag.help
-        metavar = flag.key.upper() if choices else None  # all choices would make the usage long
-        kind: Any = Annotated[flag.kind, tyro.conf.arg(name=flag.name, help=text, metavar=metavar)]
+        shown: Any = tyro.conf.arg(
+            name=flag.name, help=text, metavar=placeholder(flag), help_behavior_hint=default_hint(flag)
+        )
+        kind: Any = Annotated[flag.kind, shown]
         default = field(default=given.get(flag.key, flag.default))
         groups.setdefault(flag.group, []).append((flag.key, kind, default))
     rows = groups.pop(OPTIONS)

@@ -296,7 +296,7 @@ def test_what_is_wrong_with_a_tar_is_named(tmp_path: Path) -> None:
         (["a/0.png", "a/0.png"], r"each image once, found 'a/0\.png' twice \(in a\.tar\)"),
         (["../a/0.png"], r"relative paths, found '\.\./a/0\.png'"),
         (["/a/0.png"], "relative paths"),
-        (["0.png"], "expected a folder for each class, found none and 1 images"),
+        (["0.png"], "expected a folder for each class, found none and 1 image"),
     ):
         with tarfile.open(path, "w") as tar:
             for name in names:
