@@ -71,6 +71,8 @@ class AdoptConfig:
         for name, value in (("views", self.views), ("size", self.size)):
             if value is not None and value < 1:
                 raise InputError(f"--{name}: expected at least 1, found {value}")
+        if self.sampler_seed is not None and not 0 <= self.sampler_seed < 2**63:
+            raise InputError(f"--sampler-seed: expected 0 to 2**63 - 1, found {self.sampler_seed}")
         if self.order is not None and self.sampler_seed is not None:
             raise InputError("--order, --sampler-seed: expected one of them, found both")
         if (self.teacher.mean is None) != (self.teacher.std is None):

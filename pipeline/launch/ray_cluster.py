@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from labelstore.command.console import Stopped
 from labelstore.errors import InputError, reason
 from pipeline.launch.options import AUTO, LOCAL, LaunchOptions
 
@@ -53,17 +54,31 @@ def connected(options: LaunchOptions, gpus: int) -> Iterator[Cluster]:
     ray, workers = imported(), options.workers or 1
     if options.address not in (LOCAL, AUTO):
         require_reachable(options.address)
-    before = signal.getsignal(signal.SIGTERM)
     with redirect_stdout(StringIO()):  # where Ray prints its events, with terminal codes; they are in its logs too
         try:
-            context = connect(ray, options.address, workers)
-            signal.signal(signal.SIGTERM, before)  # Ray puts a handler of its own there
+            with sigterm_blocked():
+                context = connect(ray, options.address, workers)
             require_room(ray.cluster_resources(), options.address, workers, gpus)
             logs = Path(context.address_info["session_dir"]) / "logs"
             yield Cluster(ray, options.address, workers, gpus, logs)
         finally:
             ray.shutdown()
-            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def sigterm_blocked() -> Iterator[None]:
+    """Have the processes that Ray starts block SIGTERM, as Ray itself has them block SIGINT.
+
+    `timeout` and batch systems signal the whole process group. Without its processes this one would wait a minute for
+    them, and fail: only this one stops, and it ends them. What arrives meanwhile is handled at the end.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)  # Ray puts a handler of its own there
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def imported() -> ModuleType:
@@ -105,6 +120,7 @@ def connect(ray: Any, address: str, workers: int) -> Any:
 
     Raises:
         InputError: that is not possible; with Ray's reason.
+        Stopped: SIGTERM arrived.
     """
     own: dict[str, Any] = {}
     if address == LOCAL:
@@ -112,6 +128,8 @@ def connect(ray: Any, address: str, workers: int) -> Any:
         own = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_BYTES}
     try:
         return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except SystemExit as error:  # of its handler of SIGTERM, where another thread took the signal
+        raise Stopped from error
     except Exception as error:  # whatever Ray raises here, the cluster cannot be used
         raise InputError(refusal(error, address, ray.__version__)) from error
 

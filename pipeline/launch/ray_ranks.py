@@ -75,7 +75,7 @@ def verdict_of(ended: Mapping[int, Ended], order: Sequence[int], stopped: int) -
     if stopped:
         return Verdict(ended[0].code if 0 < ended[0].code < 128 else 128 + stopped)
     lost = [rank for rank in order if ended[rank].lost]
-    if lost:
+    if lost and ended[0] != Ended():  # the first rank ends well only where all is finished
         return Verdict(None, lost[0], ended[lost[0]].lost)
     failed = [rank for rank in order if ended[rank].code]
     # Ranks that only found out that another has ended come after it, or have the code 1 beside its 2.
@@ -89,7 +89,7 @@ def why_lost(error: BaseException) -> str:
         return "its host ran out of memory"
     if "node" in str(error).lower() and "died" in str(error).lower():
         return "its process or its node has ended"
-    return "its process has ended"
+    return "its process has ended; raylet.out beside its logs has Ray's reason, such as too little memory"
 
 
 def environments(

@@ -20,7 +20,10 @@ RATES = {
     "swin_v2_t": 1e-4,
 }
 build_differs = "a group of crops shares its CutMix weight and box, where RDED's code draws them for each batch"
-train_differs = "a second forward in training mode each step, which moves BatchNorm's statistics twice"
+train_differs = (
+    "a second forward in training mode each step, which moves BatchNorm's statistics twice; the best evaluation alone "
+    "is reported there"
+)
 
 
 def build(setting: Setting) -> Flags:

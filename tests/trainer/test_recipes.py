@@ -27,7 +27,7 @@ from pipeline.images.manifest import scan
 from pipeline.networks import build_network
 from pipeline.plan.plan import PlanSpec
 from pipeline.recipes import RECIPES
-from pipeline.recipes.flags import words
+from pipeline.recipes.flags import shown, words
 from pipeline.recipes.setting import Setting
 from pipeline.recipes.stores import NORMALISATION, require_store
 from tests.journeys.world import draw_images
@@ -265,6 +265,8 @@ TESTED = {
     ("rded", 10, "s", 5): 5, ("rded", 10, "s", 20): 20,  # never less than the crop
     ("sre2l", 1000, "torchvision:resnet18", 224): 256, ("sre2l", 200, "resnet18-modified", 64): 64,
     ("sre2l", 10, "resnet18-modified", 32): 32,
+    ("no-distillation", 1000, "torchvision:resnet18", 224): 256,  # softlabel/utils.py, ClassificationPresetEval
+    ("no-distillation", 200, "convnet-d4", 64): 64,
 }  # fmt: skip
 
 
@@ -555,6 +557,12 @@ def test_help_and_choices_need_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     for config in (BuildConfig, TrainConfig):
         assert get_args(get_args(flags_of(config)["recipe"].kind)[0]) == tuple(RECIPES)
+
+
+def test_values_are_printed_as_they_are_typed() -> None:
+    assert [shown(value) for value in ((0.08, 1.0), ["a", "b"], (), None, False)] == [
+        "0.08 1.0", "a b", "none", "none", "False",
+    ]  # fmt: skip
 
 
 def test_words_are_what_would_be_typed() -> None:

@@ -218,6 +218,8 @@ def test_each_rank_gets_the_environment_that_torchrun_would_give() -> None:
         ([Ended(1), Ended(1)], [1, 0], 0, Verdict(1, 1)),
         ([Ended(1), Ended(lost="ended by SIGKILL")], [0, 1], 0, Verdict(None, 1, "ended by SIGKILL")),
         ([Ended(143), Ended(lost="node"), Ended(lost="later")], [1, 2, 0], 0, Verdict(None, 1, "node")),
+        ([Ended(), Ended(lost="node")], [0, 1], 0, Verdict(0)),  # after all was finished
+        ([Ended(), Ended(lost="node")], [1, 0], 0, Verdict(0)),
         ([Ended(130), Ended(130)], [0, 1], signal.SIGINT, Verdict(130)),
         ([Ended(), Ended(lost="x")], [0, 1], signal.SIGTERM, Verdict(143)),
         ([Ended(2), Ended()], [0, 1], signal.SIGTERM, Verdict(2)),
