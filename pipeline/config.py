@@ -145,7 +145,7 @@ class BuildConfig:
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     engine: Annotated[EngineOptions, Group("engine")] = field(default_factory=EngineOptions)
     allow_engine_change: Annotated[bool, Group("engine")] = False
-    """Continue a store on another engine, if its audit crops come out again; the store records which views came from
+    """Continue a store on another engine, if its audit rows come out again; the store records which views came from
     which."""
     take_over: Annotated[bool, Group("running")] = False
     """Take over the store from a build on another host that you know to be dead."""

@@ -200,8 +200,9 @@ def _train_on(config: GeneratorConfig, console: Console, ranks: Ranks) -> Mappin
 def summarise(values: Mapping[str, Any]) -> str:
     """The summary for people."""
     last, best = values["last"]["loss"], values["best"]
+    now = "" if values["steps_now"] == values["steps"] else f", {values['steps_now']:,} of them now,"
     return (
-        f"generator {values['run']}: {quantity(values['steps'], 'step')}, {values['steps_now']:,} of them now, in "
+        f"generator {values['run']}: {quantity(values['steps'], 'step')}{now} in "
         f"{duration(values['seconds'])}; loss {last:.4f} at the last epoch, {best['loss']:.4f} at the best (epoch "
         f"{best['epoch'] + 1}); giftwrap synthesize diffusion --model {values['run']} makes images"
     )

@@ -172,6 +172,8 @@ def plays(epochs: int, views: int) -> str:
     times, more = divmod(epochs, views)
     counts = [(views - more, times), (more, times + 1)]
     parts = [f"{count:,} {often(number)}" for count, number in counts if count and (number or not times)]
+    if not more:
+        parts = [f"each {often(times)}"]
     return f"{quantity(epochs, 'epoch')} over {quantity(views, 'view')}: {', '.join(parts)}"
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from labelstore.__main__ import COMMANDS as LABELSTORE
 from labelstore.command.flags import flags_of as fields_of
 from labelstore.command.program import Command, read_command
 from pipeline.__main__ import COMMANDS as PIPELINE
+from pipeline.networks.table import NETWORKS
 from trainer.__main__ import COMMANDS as TRAINER
 
 PROGRAMS: dict[str, dict[str, Command]] = {
@@ -109,6 +112,38 @@ def test_helps_begin_with_a_short_usage_and_two_examples(name: str) -> None:
     assert len(out.splitlines()[0]) <= 80
     head = out[: out.index("╭")]
     assert all(f"\n  giftwrap {name} {example}\n" in head for example in command.examples)
+
+
+@pytest.mark.parametrize("name", ["build", "train"])
+def test_helps_list_every_network(name: str) -> None:
+    flag = {"build": "teacher", "train": "student"}[name]
+    text = fields_of(GIFTWRAP[name].config)[flag].help
+    for stem, first, last in re.findall(r"([a-z-]+)(\d) to [a-z-]+(\d)", text):
+        text += " ".join(f" {stem}{number}" for number in range(int(first), int(last) + 1))
+    for stem, numbers in re.findall(r"([a-z-]+)((?:\d+, )+\d+ or \d+)", text):
+        text += " ".join(f" {stem}{number}" for number in re.findall(r"\d+", numbers))
+    assert {*NETWORKS} - {*re.findall(r"[a-z0-9-]+", text)} <= {"projector"}
+
+
+@pytest.mark.parametrize("name", GIFTWRAP)
+def test_networks_of_the_examples_exist(name: str) -> None:
+    words = [word for example in GIFTWRAP[name].examples for word in shlex.split(example)]
+    given = [after for word, after in pairwise(words) if word in ("--teacher", "--student", "--encoder")]
+    assert all(":" in network or network in NETWORKS for network in given)
+
+
+def test_helps_show_no_default_as_none() -> None:
+    out = outcome_of("giftwrap", "train", "--help")[0]
+    assert not re.search(r"\{None|default: (None)?\)|\[-h\] \[OPTIONS\] PATH", out)
+    usage = outcome_of("giftwrap", "convert", "--help")[0].splitlines()[0]
+    assert usage == "usage: giftwrap convert [-h] [OPTIONS] SOURCE DESTINATION"
+
+
+def test_none_undoes_a_value_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "export.toml").write_text("views = 3\n")
+    words = ["export", "--config", str(tmp_path / "export.toml"), "a", "b"]
+    assert read_command(LABELSTORE["export"], "export", words).config.views == 3
+    assert read_command(LABELSTORE["export"], "export", [*words, "--views", "None"]).config.views is None
 
 
 def test_benchmarks_are_named_where_they_are_not(tmp_path: Path) -> None:
