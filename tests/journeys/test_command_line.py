@@ -258,6 +258,7 @@ def test_ctrl_c_while_modules_are_imported_ends_quietly(
             "--source: convert takes the source without a flag: giftwrap convert a b",
         ),
         (["compare", "--runs", "a", "b"], "--runs: compare takes the runs without a flag: giftwrap compare a b"),
+        (["verify", "--store", "A", "B", "--images", "x"], "--store: takes one value, found A and B"),
         (["build", "--imges", "x"], "--imges: no flag of this command; did you mean --images?"),
         (["train", "--bach_size", "8"], "--bach_size: no flag of this command; did you mean --batch-size?"),
         (["train", "--nonsensical", "3"], "--nonsensical: no flag of this command; see giftwrap train --help"),
