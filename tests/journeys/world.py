@@ -44,27 +44,7 @@ class Ended:
 
 # Commands run in processes forked from one that has imported everything: seconds less each, and still processes.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    [
-        "tyro._cli",
-        "tyro._parsers",
-        "typeguard",
-        "nvidia.dali",
-        "PIL.JpegImagePlugin",
-        "PIL.PngImagePlugin",
-        "PIL.WebPImagePlugin",
-        "labelstore.command.program",
-        "labelstore.operations.export",
-        "labelstore.operations.repair",
-        "pipeline.render.crops",
-        "pipeline.build.build",
-        "pipeline.networks.load",
-        "pipeline.replay.verify",
-        "pipeline.replay.show",
-        "trainer.optimisers",
-        "trainer.train",
-    ]
-)
+SERVER.set_forkserver_preload(["tests.journeys.preloaded"])
 
 
 @dataclass(frozen=True)
