@@ -168,7 +168,9 @@ def test_addresses_are_no_paths(word: str, program: str) -> None:
 def test_torchrun_passes_every_flag_on(command: Command) -> None:
     parser = get_args_parser()
     theirs = {option for action in parser._actions for option in action.option_strings}
-    for flag in flags_of(command):
+    flags = flags_of(command)
+    assert len(flags) > 20
+    for flag in flags:
         words = ["train", flag, "1", f"{flag}=1"]
         found = parser.parse_args(["--nproc-per-node=2", "-m", "trainer", *words])
         assert (found.training_script, found.training_script_args) == ("trainer", words)
