@@ -97,8 +97,9 @@ def kind_at(folder: Path) -> Kind | None:
 
 def _is_run(folder: Path) -> bool:
     """Whether a folder is that of a run: by its description, or by its log where it has none."""
-    if not (folder / CONFIG).is_file() and not (folder / LOG).is_file():
-        return False
+    there = [(folder / name).is_file() for name in (CONFIG, LOG)]
+    if all(there) or not any(there):  # what has both is a run, though it may be damaged: that is not passed over
+        return all(there)
     try:
         read_run(folder)
     except InputError:
