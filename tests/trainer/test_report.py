@@ -13,7 +13,7 @@ import pytest
 
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
-from labelstore.errors import InputError
+from labelstore.errors import GiftwrapError, InputError
 from labelstore.spec import Identity
 from labelstore.store import LabelStore
 from pipeline.teacher.column_names import class_title, column_titles, title_of
@@ -251,6 +251,14 @@ def test_a_damaged_run_has_a_row_or_is_refused_by_file(tmp_path: Path, damaged: 
     for read in (lambda: runs_section([file.parent]), lambda: table([read_run(file.parent)])):
         with pytest.raises(InputError, match=damaged):
             read()
+
+
+def test_a_store_whose_root_is_damaged_is_named_as_one(tmp_path: Path) -> None:
+    fill(tmp_path / "things/store", identity(), 2)
+    (tmp_path / "things/store/zarr.json").write_text("{")
+    with pytest.raises(GiftwrapError, match=r"store/zarr.json: .*restore it from a copy"):
+        page_of(tmp_path / "things", out=tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_a_sheet_of_samples_that_is_damaged_is_left_out_with_a_note(tmp_path: Path) -> None:
