@@ -1,10 +1,12 @@
-"""How commands speak."""
+"""What commands print."""
 
 from __future__ import annotations
 
 import warnings
 
-from labelstore.command.console import run_command
+import pytest
+
+from labelstore.command.console import quantity, run_command
 
 
 def test_warnings_of_the_code_below_a_command_are_one_line() -> None:
@@ -17,3 +19,16 @@ def test_warnings_of_the_code_below_a_command_are_one_line() -> None:
     assert run_command(command) == 0
     assert said == ["warning: words\n"]
     assert warnings.formatwarning is before
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [
+        (0, "epoch", "0 epochs"),
+        (1, "epoch", "1 epoch"),
+        (1200, "class", "1,200 classes"),
+        (2, "sealed view", "2 sealed views"),
+    ],
+)
+def test_counts_are_in_singular_or_plural(count: int, noun: str, text: str) -> None:
+    assert quantity(count, noun) == text
