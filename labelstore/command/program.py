@@ -276,7 +276,8 @@ def parse(command: Command, program: str, words: Sequence[str], given: Mapping[s
     about = inspect.getdoc(command.config) or ""
     if command.examples:
         about += "\n\nExamples:\n" + "\n".join(f"  {program} {example}" for example in command.examples)
-    found: Any = tyro.cli(flat, prog=program, description=about, args=list(words), config=(tyro.conf.OmitArgPrefixes,))
+    how = (tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)  # the latter reads no source of classes
+    found: Any = tyro.cli(flat, prog=program, description=about, args=list(words), config=how)
     tops = {name: value for name, value in vars(found).items() if not name.endswith("_group")}
     inner = [vars(getattr(found, f"{title}_group")) for title in groups]
     return {key: value for values in (tops, *inner) for key, value in values.items()}

@@ -111,6 +111,24 @@ def test_conv3_of_conv3_on_100_classes_is_rdeds_exception(recipe: str) -> None:
     assert (other["batch_size"], other["lr"]) == (100, 1e-3)
 
 
+@pytest.mark.parametrize("recipe", ["rded", "delt"])
+@pytest.mark.parametrize("student", ["convnet-d3", "resnet18-modified"])
+def test_any_student_takes_the_labels_of_conv3_on_100_classes(recipe: str, student: str) -> None:
+    flags = RECIPES[recipe].build(setting(100, 10, "convnet-d3", "convnet-d3"))
+    assert flags["group"] == 25
+    numbers: dict[str, Any] = {name: value for name, value in flags.items() if name not in NORMALISATION}
+    teacher = {"name": "convnet-d3", **{name: [*flags[name]] for name in NORMALISATION}}  # type: ignore[misc]
+    plan = PlanSpec(size=32, **numbers)
+    identity = make_identity(
+        1000, 100, classes=tuple(f"{k:03}" for k in range(100)), size=32, teacher=teacher, plan=plan.to_json(),
+        block=(1, 1000),
+    )  # fmt: skip
+    require_store(recipe, identity, student)
+    other = replace(identity, plan=replace(plan, group=50).to_json())
+    with pytest.raises(MismatchError, match="trains on a store with group"):
+        require_store(recipe, other, student)
+
+
 def test_delt_halves_the_batches_of_resnet101_on_imagenet() -> None:
     sizes = {of: RECIPES["delt"].train(setting(*of, "torchvision:resnet101", size=of[0]))["batch_size"]
              for of in ((1000, 10), (1000, 1), (100, 50))}  # fmt: skip
