@@ -72,9 +72,13 @@ class Lab:
         """Run or continue a cell; returns the fields of its line."""
         start, version = time.monotonic(), commit()
         *steps, own = self.commands(cell)
-        for step in steps:
-            self._do(step, again=step.command.startswith(("build ", "train ")))
-        values = result_of(self._do(own, again=True), self.place(own.out))
+        try:
+            for step in steps:
+                self._do(step, again=step.command.startswith(("build ", "train ")))
+            values = result_of(self._do(own, again=True), self.place(own.out))
+        except GiftwrapError as error:
+            error.args = (f"{cell.name}: {error}",)
+            raise
         return {
             **values,
             "steps_before": [step.command for step in steps],
@@ -181,7 +185,12 @@ def parsed(command: str) -> Any:
     Raises:
         InputError: cells cannot run such a command, or it does not take these flags.
     """
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise InputError(f"run: expected a command as a shell reads it, found {command!r} ({error})") from error
+    if not words:
+        raise InputError("run: expected a command, found none")
     # A recipe becomes flags by the images and the store, which are not there yet; so words stay as they are typed.
     known = {**PIPELINE, "train": replace(TRAINER["train"], typed=without_more)}
     tables = {name: known[name] if name == "train" else replace(known[name], typed=tuple) for name in RUNS}
