@@ -19,14 +19,11 @@ from benchmarks.evidence.suite import Part, Suite
 from benchmarks.evidence.verdicts import Judged, judge
 from benchmarks.studies.ledger import RESULTS, RUNS, Ledger, drawn_data, is_ledger, print_plan, run_cells
 from labelstore.command.console import Console
-from labelstore.durable import removing
-from labelstore.durable.newfile import write_over
-from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
 from pipeline.networks import build_network, save_weights
-from trainer.report.html import render
+from trainer.report.html import require_page, write_page
 
-PAGE = Proof("a page of giftwrap", lambda path: path.is_file() and b"giftwrap report" in path.read_bytes()[:4000])
+PAGE = "evidence.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,12 +150,11 @@ def make_page(
         return {"cells": len(work.every()), "left": len(cells)}
     judged = judge_all(suite, places)
     page = page_of(suite, judged, {cell.part for cell in work.to_do()}, skipped)
-    rendered = render(page)
     places.out.mkdir(parents=True, exist_ok=True)
-    write_over(places.out / "evidence.html", rendered.html, PAGE)
+    rendered = write_page(page, places.out / PAGE, replace=True)
     verdicts = [each.verdict for each in judged.values()]
     return {
-        "page": str(places.out / "evidence.html"),
+        "page": str(places.out / PAGE),
         "bytes": len(rendered.html),
         **{verdict: verdicts.count(verdict) for verdict in ("holds", "does not hold", "not measured here")},
         "cells left": len(work.to_do()),
@@ -166,20 +162,19 @@ def make_page(
 
 
 def require_places(places: Places) -> None:
-    """Refuse, before cells are done, a page or a file of results that could not be written.
+    """Refuse places that could not be written, before any cell runs.
 
     Raises:
-        InputError: names it.
+        InputError: a folder is a file, or the page or the file of results holds something else.
     """
     for flag, folder in (("--out", places.out), ("--folder", places.folder)):
         if os.path.lexists(folder) and not folder.is_dir():
             raise InputError(f"{flag} {folder}: expected a folder, found a file")
-    if os.path.lexists(page := places.out / "evidence.html"):
-        removing.require(page, PAGE)
+    require_page(places.out / PAGE, replace=True)
     if places.results.exists() and not is_ledger(places.results):
         raise InputError(
             f"--results {places.results}: expected a file with a line of JSON for each finished cell, found another "
-            f"one; give another name"
+            f"file; give another name"
         )
 
 

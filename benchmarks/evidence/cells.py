@@ -45,8 +45,8 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Work:
-    """A command to run.
+class Job:
+    """A command with its folder and duration.
 
     Attributes:
         command: its words, with $DIR and $GIFTWRAP_DATA in place of folders.
@@ -59,26 +59,26 @@ class Work:
     seconds: float
 
 
-def commands_of(part: Part, choices: Mapping[str, str], seed: int) -> list[Work]:
+def commands_of(part: Part, choices: Mapping[str, str], seed: int) -> list[Job]:
     """The commands of a cell in the order in which they run: its steps, then its own."""
     assert part.cell is not None  # noqa: S101  parts with grids have one
-    made: dict[str, Work] = {}
+    made: dict[str, Job] = {}
     try:
-        own = _work("cell", part.cell, part, choices, seed, made)
+        own = _job("cell", part.cell, part, choices, seed, made)
     except RecursionError as error:
         raise InputError(f"part {part.name}: expected names that end, found some that name themselves") from error
     return [*made.values(), own]
 
 
-def _work(name: str, form: Any, part: Part, choices: Mapping[str, str], seed: int, made: dict[str, Work]) -> Work:
+def _job(name: str, form: Any, part: Part, choices: Mapping[str, str], seed: int, made: dict[str, Job]) -> Job:
     """The command of a step or of the cell; the steps that it names are added to ``made``."""
     text = expand(form.run, part, choices, seed, made)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     out = f"{FOLDER}/{part.name}/{name}-{digest}"
-    return Work(text.replace(OUT, out), out, form.seconds)
+    return Job(text.replace(OUT, out), out, form.seconds)
 
 
-def expand(template: str, part: Part, choices: Mapping[str, str], seed: int, made: dict[str, Work]) -> str:
+def expand(template: str, part: Part, choices: Mapping[str, str], seed: int, made: dict[str, Job]) -> str:
     """Replace the names in a template by their values, except {out}.
 
     Args:
@@ -103,9 +103,9 @@ def expand(template: str, part: Part, choices: Mapping[str, str], seed: int, mad
             raise InputError(f"part {part.name}: {found[0]}: expected {known}, found {axis}={choice}")
         if name in part.steps:
             chosen = {**choices, axis: choice} if axis else choices
-            work = _work(name, part.steps[name], part, chosen, seed, made)
-            made.setdefault(work.out, work)
-            return work.out
+            job = _job(name, part.steps[name], part, chosen, seed, made)
+            made.setdefault(job.out, job)
+            return job.out
         if name in choices:
             return expand(part.axes[name][choices[name]], part, choices, seed, made)
         if name in part.numbers:

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.evidence.cells import DATA, FOLDER, Cell, Work, cells_of, commands_of
+from benchmarks.evidence.cells import DATA, FOLDER, Cell, Job, cells_of, commands_of
 from benchmarks.evidence.lines import commit
 from benchmarks.evidence.peers import PEERS
 from benchmarks.evidence.suite import Part
@@ -55,7 +55,7 @@ class Lab:
         self.folder, self.data = folder, data
         self._parts = {part.name: part for part in parts}
 
-    def commands(self, cell: Cell) -> list[Work]:
+    def commands(self, cell: Cell) -> list[Job]:
         """The commands of a cell in the order in which they run: its steps, then its own."""
         return commands_of(self._parts[cell.part], dict(cell.choices), cell.seed)
 
@@ -86,13 +86,13 @@ class Lab:
             "seconds": round(time.monotonic() - start, 1),
         }
 
-    def _do(self, work: Work, *, again: bool) -> Mapping[str, Any]:
+    def _do(self, job: Job, *, again: bool) -> Mapping[str, Any]:
         """Run a command; without ``again`` not where its folder exists, which is then complete."""
-        place = self.place(work.out)
+        place = self.place(job.out)
         if place.exists() and not again:
             return {}
         place.parent.mkdir(parents=True, exist_ok=True)
-        name, *words = shlex.split(self.real(work.command))
+        name, *words = shlex.split(self.real(job.command))
         return program(name)(*words)
 
 
@@ -156,14 +156,14 @@ def require_runnable(part: Part, lab: Lab) -> None:
 
 def _require_cell(cell: Cell, trial: Lab, known: set[tuple[str, ...]]) -> None:
     """Check one cell. The folders that its commands read are made, empty, since flags refuse missing ones."""
-    for work in trial.commands(cell):
-        if (work.command,) in known:
+    for job in trial.commands(cell):
+        if (job.command,) in known:
             continue
-        known.add((work.command,))
-        for path in re.findall(r"\$DIR(/[\w./-]+)", work.command.replace(work.out, "")):
+        known.add((job.command,))
+        for path in re.findall(r"\$DIR(/[\w./-]+)", job.command.replace(job.out, "")):
             (trial.folder / path[1:]).mkdir(parents=True, exist_ok=True)
         try:
-            config = parsed(trial.real(work.command))
+            config = parsed(trial.real(job.command))
             if isinstance(config, TrainConfig) and (config.student, config.student_args) not in known:
                 known.add((config.student, config.student_args))
                 arguments = json_object("--student-args", config.student_args)
@@ -191,9 +191,9 @@ def parsed(command: str) -> Any:
         raise InputError(f"run: expected a command as a shell reads it, found {command!r} ({error})") from error
     if not words:
         raise InputError("run: expected a command, found none")
-    # A recipe becomes flags by the images and the store, which are not there yet; so words stay as they are typed.
-    known = {**PIPELINE, "train": replace(TRAINER["train"], typed=without_more)}
-    tables = {name: known[name] if name == "train" else replace(known[name], typed=tuple) for name in RUNS}
+    # `typed` would expand recipes with the images and the store, which do not exist yet.
+    tables = {name: replace(PIPELINE[name], typed=tuple) for name in RUNS if name != "train"}
+    tables["train"] = replace(TRAINER["train"], typed=without_more)
     if words[0] not in tables:
         program(words[0])
         return None

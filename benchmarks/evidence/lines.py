@@ -76,9 +76,9 @@ class Line:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a file, of a cell the last one: two would count as two runs.
+    """The lines of a file, and of each cell only the last, since two lines would count as two runs.
 
-    Lines that are cut off are passed over, and a file that is absent has none.
+    Lines that are cut off are skipped. A missing file has no lines.
     """
     if not path.is_file():
         return []

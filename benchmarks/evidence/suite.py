@@ -12,7 +12,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from labelstore.errors import InputError
 
 HERE = Path(__file__).parent
-ENDS = ("best", "worst")  # that a grid may pick
+ENDS = ("best", "worst")  # what a grid may pick
 Selection = Mapping[str, Any]
 """Values of fields that a line of results must have."""
 
@@ -267,7 +267,7 @@ def _require_whole(part: Part, path: Path) -> None:
                 f"{[*grid.pick]} of {[*grid.of]}"
             )
         if part.cell is None:
-            raise InputError(f"{path}: grid: expected a [cell] that says what its cells run, found none")
+            raise InputError(f"{path}: grid: expected a [cell] with the command of its cells, found none")
         for axis, chosen in grid.choose.items():
             known = part.axes.get(axis, {})
             for name in chosen:
@@ -276,7 +276,7 @@ def _require_whole(part: Part, path: Path) -> None:
 
 
 T = TypeVar("T")
-TABLES: Mapping[str, Any] = {
+TABLES: Mapping[str, Any] = {  # types of the tables of a part
     "numbers": Mapping[str, Any],
     "steps": Mapping[str, Mapping[str, Any]],
     "cell": Mapping[str, Any],
@@ -302,10 +302,10 @@ def _made(kind: type[T], values: Mapping[str, Any], path: Path, where: str = "")
 
 
 def require_kind(value: Any, kind: Any, place: str) -> None:
-    """Refuse a value of a file that is of another kind than the field that it is for.
+    """Refuse a value of a file that does not have the type of its field.
 
     Raises:
-        InputError: names both.
+        InputError: names the type and the value.
     """
     if not is_kind(value, kind):
         wanted = getattr(kind, "__name__", "") if not get_args(kind) else str(kind).replace("typing.", "")
@@ -313,7 +313,7 @@ def require_kind(value: Any, kind: Any, place: str) -> None:
 
 
 def is_kind(value: Any, kind: Any) -> bool:
-    """Whether a value of TOML is of a kind: a list is a tuple, an integer is a number, true is neither."""
+    """Whether a value of TOML has a type: lists are tuples, integers are floats too, true and false are no numbers."""
     origin, inside = get_origin(kind), get_args(kind)
     if kind is Any:
         return True

@@ -237,7 +237,7 @@ def test_folders_with_spaces_are_found(tmp_path: Path) -> None:
         (("--size 16 --labels", "'--size 16 --labels"), "as a shell reads it"),
     ],
 )
-def test_commands_that_are_none_are_refused(tmp_path: Path, change: tuple[str, str], text: str) -> None:
+def test_wrong_commands_of_a_part_are_refused(tmp_path: Path, change: tuple[str, str], text: str) -> None:
     (part,) = read_suite(written(tmp_path, SMALL.replace(*change))).parts
     with pytest.raises(InputError, match=re.escape(text)):
         require_runnable(part, Lab([part], tmp_path, tmp_path))
