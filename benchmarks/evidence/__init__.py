@@ -1,1 +1,1 @@
-"""Claims of the field and of this software, each with its rule, from lines of the studies and from cells of suites."""
+"""Claims about dataset distillation and about this software, each judged by a rule from measured results."""

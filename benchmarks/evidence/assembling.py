@@ -1,4 +1,4 @@
-"""The page of a suite: its missing cells done, its claims judged, and one file made of them."""
+"""Run the missing cells of a suite, judge its claims and write the page."""
 
 from __future__ import annotations
 
@@ -19,24 +19,21 @@ from benchmarks.evidence.suite import Part, Suite
 from benchmarks.evidence.verdicts import Judged, judge
 from benchmarks.studies.ledger import RESULTS, RUNS, Ledger, drawn_data, is_ledger, print_plan, run_cells
 from labelstore.command.console import Console
-from labelstore.durable import removing
-from labelstore.durable.newfile import write_over
-from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
 from pipeline.networks import build_network, save_weights
-from trainer.report.html import render
+from trainer.report.html import require_page, write_page
 
-PAGE = Proof("a page of giftwrap", lambda path: path.is_file() and b"giftwrap report" in path.read_bytes()[:4000])
+PAGE = "evidence.html"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where a call reads and writes.
+    """Files and folders of one call.
 
     Attributes:
-        results: file with a line for each finished cell.
-        studies: folder with the lines of the studies.
-        folder: for sets, stores and runs.
+        results: file with one line of JSON for each finished cell.
+        studies: folder with the results of the studies.
+        folder: folder of the sets, stores and runs.
         out: folder of the page.
     """
 
@@ -47,7 +44,7 @@ class Places:
 
     @classmethod
     def of(cls, suite: Suite, out: Path, results: Path | None, folder: Path | None) -> Places:
-        """The places of a suite; those of drawn images are apart from all others."""
+        """The places of a suite; those of one with drawn images are separate, to keep its results apart."""
         apart = f"evidence-{suite.name}" if suite.draw else "evidence"
         folder = folder or RUNS / apart
         own = results or (folder if suite.draw else RESULTS) / "evidence.jsonl"
@@ -55,32 +52,32 @@ class Places:
 
 
 class Evidence:
-    """The cells of parts.
+    """The cells of some parts, as a `Work` that the ledger plans and runs.
 
     Args:
-        parts: whose cells are done, in this order.
-        seeds: how many seeds are run, the first ones; all when None.
-        lab: does cells.
-        results: of finished cells.
+        parts: the parts, whose cells run in this order.
+        seeds: how many of the seeds to run, from the first; all when None.
+        lab: runs the cells.
+        results: ledger of the finished cells.
     """
 
     def __init__(self, parts: Sequence[Part], seeds: int | None, lab: Lab, results: Ledger[Cell]) -> None:
         self._parts, self._seeds, self._lab, self._results = parts, seeds, lab, results
-        self._first: dict[str, Cell] = {}  # the cell whose time has that of a step
+        self._first: dict[str, Cell] = {}  # folder of a step -> the cell whose estimate includes it
 
     def every(self) -> list[Cell]:
         """All cells, the most important ones of each part first."""
         return [cell for part in self._parts for cell in self._cells(part)]
 
     def to_do(self) -> list[Cell]:
-        """The cells without a line; steps that they need and are gone are made again."""
+        """The cells without a line. Their steps run again where the folders are gone."""
         return [cell for cell in self.every() if cell not in self._results]
 
     def _cells(self, part: Part) -> list[Cell]:
         return cells_of(part, scores(part, self._results), self._seeds)
 
     def seconds(self, cell: Cell) -> float:
-        """How long a cell takes, about: as those of its part and student did, and its steps where it is their first."""
+        """Estimated seconds: the median of finished cells of this part and student, plus the steps not run by then."""
         *steps, own = self._lab.commands(cell)
         student = dict(cell.choices).get("student")
         alike = [
@@ -95,15 +92,15 @@ class Evidence:
         return (median(alike) if alike else own.seconds) + sum(step.seconds for step in first)
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """Do a cell, or continue it."""
+        """Run or continue a cell."""
         return self._lab.run(cell)
 
     def meaning(self, cell: Cell) -> str:
-        """What is done."""
+        """The title of the cell's part."""
         return next(part.title for part in self._parts if part.name == cell.part)
 
     def found(self, values: Mapping[str, Any]) -> str:
-        """What a cell has found, for people."""
+        """The result of a cell, in words."""
         return f"top-1 {values['top1']:.2f} %" if "top1" in values else str(values.get("found", "done"))
 
 
@@ -116,18 +113,21 @@ def make_page(
     minutes: float | None = None,
     dry: bool = False,
 ) -> dict[str, Any]:
-    """Do the cells that have no line, and write the page.
+    """Run the cells that have no line yet, and write the page.
 
     Args:
-        suite: with its parts.
+        suite: the suite.
         places: where lines, runs and the page are.
         console: where the plan and progress go.
-        only: parts whose cells are done, in this order; all when empty.
-        minutes: for the cells; the suite's when None.
-        dry: print the cells alone.
+        only: names of the parts whose cells run, in this order; all when empty.
+        minutes: time for the cells; the suite's when None.
+        dry: print the plan alone, run nothing and write nothing.
+
+    Returns:
+        The path and size of the page, and the number of claims of each verdict; with ``dry`` the number of cells.
 
     Raises:
-        InputError: when a cell cannot run, before the first starts, or lines of two test sets meet in a table.
+        InputError: a cell cannot run (checked before the first one starts), or a table mixes results of two test sets.
     """
     require_places(places)
     data = data_folder()
@@ -150,38 +150,36 @@ def make_page(
         return {"cells": len(work.every()), "left": len(cells)}
     judged = judge_all(suite, places)
     page = page_of(suite, judged, {cell.part for cell in work.to_do()}, skipped)
-    rendered = render(page)
     places.out.mkdir(parents=True, exist_ok=True)
-    write_over(places.out / "evidence.html", rendered.html, PAGE)
-    found = [each.verdict for each in judged.values()]
+    rendered = write_page(page, places.out / PAGE, replace=True)
+    verdicts = [each.verdict for each in judged.values()]
     return {
-        "page": str(places.out / "evidence.html"),
+        "page": str(places.out / PAGE),
         "bytes": len(rendered.html),
-        **{verdict: found.count(verdict) for verdict in ("holds", "does not hold", "not measured here")},
+        **{verdict: verdicts.count(verdict) for verdict in ("holds", "does not hold", "not measured here")},
         "cells left": len(work.to_do()),
     }
 
 
 def require_places(places: Places) -> None:
-    """Refuse, before cells are done, a page or a file of results that could not be written.
+    """Refuse places that could not be written, before any cell runs.
 
     Raises:
-        InputError: names it.
+        InputError: a folder is a file, or the page or the file of results holds something else.
     """
     for flag, folder in (("--out", places.out), ("--folder", places.folder)):
         if os.path.lexists(folder) and not folder.is_dir():
             raise InputError(f"{flag} {folder}: expected a folder, found a file")
-    if os.path.lexists(page := places.out / "evidence.html"):
-        removing.require(page, PAGE)
+    require_page(places.out / PAGE, replace=True)
     if places.results.exists() and not is_ledger(places.results):
         raise InputError(
             f"--results {places.results}: expected a file with a line of JSON for each finished cell, found another "
-            f"one; give another name"
+            f"file; give another name"
         )
 
 
 def chosen(suite: Suite, only: Sequence[str]) -> list[Part]:
-    """The parts of a suite whose cells are wanted, in the order in which they are."""
+    """The parts with these names, in this order; all parts when there are no names."""
     named = {part.name: part for part in suite.parts}
     for name in only:
         if name not in named:
@@ -190,13 +188,16 @@ def chosen(suite: Suite, only: Sequence[str]) -> list[Part]:
 
 
 def scores(part: Part, results: Ledger[Cell]) -> dict[Cell, float]:
-    """Top-1 of the finished cells of a part, by which others are picked."""
+    """Top-1 of the finished cells of a part, in percent; `picks` needs it."""
     lines = {cell: results.of(cell) for cell in cells_of(part, {})}
     return {cell: line["top1"] for cell, line in lines.items() if line and isinstance(line.get("top1"), int | float)}
 
 
 def judge_all(suite: Suite, places: Places) -> dict[str, Judged]:
-    """Every claim of a suite, by part and id; of the suite's cells, lines of other commands do not count."""
+    """Judge every claim of a suite; the keys are part and id.
+
+    Lines of cells count only if the suite still has their command, so that a changed suite shows no old results.
+    """
     results = Ledger[Cell](places.results)
     own = {cell.command for part in suite.parts for cell in cells_of(part, scores(part, results))}
     files = {"evidence": [line for line in read_lines(places.results) if line.get("command") in own]}
@@ -212,7 +213,7 @@ def judge_all(suite: Suite, places: Places) -> dict[str, Judged]:
 
 
 def draw(data: Path, numbers: Mapping[str, Any]) -> None:
-    """Drawn images and the weights of a teacher that knows nothing, where they are absent."""
+    """Draw random images and write the weights of an untrained teacher, where they are missing."""
     drawn_data(data, numbers["images"], numbers["side"])
     weights = data / "teacher.safetensors"
     if not weights.exists():

@@ -1,4 +1,4 @@
-"""Mistakes made on purpose, on private copies: what the product refuses, and what each costs when it is forced."""
+"""Deliberate mistakes on copies of data: which are refused, and how much accuracy the others cost."""
 
 from __future__ import annotations
 
@@ -24,20 +24,24 @@ LABEL_FILES = "labels/c.*"
 
 
 def shifted_gift(x: Tensor, t: Tensor, y: Tensor, y2: Tensor, lam: Tensor) -> Tensor:
-    """GIFT with the label of each crop taken from the crop before it in its batch, float32 ``[B, C]`` both."""
+    """GIFT in which each crop has the label of the crop before it in the batch; arguments as of every loss."""
     loss: Tensor = make_loss(LossSpec(name="gift"))(x, t.roll(1, dims=0), y, y2, lam)
     return loss
 
 
 def copy(source: str, out: str) -> Mapping[str, Any]:
-    """A private copy of a folder."""
+    """Copy a folder."""
     with whole(Path(out)) as made:
         shutil.copytree(source, made)
     return {}
 
 
 def shift_labels(store: str, out: str, label_bytes: str) -> Mapping[str, Any]:
-    """A private copy of a store, the bytes of whose label files are moved by one label."""
+    """Copy a store, and rotate the bytes of its label files by one label, which has ``label_bytes`` bytes.
+
+    Raises:
+        GiftwrapError: the store has no label files.
+    """
     with whole(Path(out)) as made:
         shutil.copytree(store, made)
         files = sorted(made.glob(LABEL_FILES))
@@ -49,7 +53,7 @@ def shift_labels(store: str, out: str, label_bytes: str) -> Mapping[str, Any]:
 
 
 def shift_classes(images: str, out: str) -> Mapping[str, Any]:
-    """A copy of a class folder, the images of each class in the folder of the next one."""
+    """Copy a class folder, and move the images of each class into the folder of the next class."""
     folders = sorted(each for each in Path(images).iterdir() if each.is_dir())
     with whole(Path(out)) as made:
         for number, folder in enumerate(folders):
@@ -58,7 +62,7 @@ def shift_classes(images: str, out: str) -> Mapping[str, Any]:
 
 
 def choose_classes(images: str, out: str, *names: str) -> Mapping[str, Any]:
-    """A copy of some classes of a class folder."""
+    """Copy some classes of a class folder."""
     with whole(Path(out)) as made:
         for name in names:
             shutil.copytree(Path(images) / name, made / name)
@@ -66,7 +70,7 @@ def choose_classes(images: str, out: str, *names: str) -> Mapping[str, Any]:
 
 
 def untrained(network: str, arguments: str, size: str, seed: str, out: str) -> Mapping[str, Any]:
-    """The weights of a network of ten columns that learned nothing, in ``OUT/weights.safetensors``."""
+    """Write the initial weights of a network of ten classes to ``OUT/weights.safetensors``."""
     torch.manual_seed(int(seed))
     built = build_network(network, json_object("arguments", arguments), 10, size=int(size))
     with whole(Path(out)) as made:
@@ -76,12 +80,12 @@ def untrained(network: str, arguments: str, size: str, seed: str, out: str) -> M
 
 
 def refused(*words: str) -> Mapping[str, Any]:
-    """Whether a command is refused, in a process of its own as a user runs it, and what it prints then.
+    """Run a giftwrap command in a subprocess, and record whether it is refused and the last lines that it prints.
 
     Raises:
-        GiftwrapError: when it ends with a traceback.
+        GiftwrapError: the command ends with a traceback.
     """
-    done = subprocess.run(  # noqa: S603  the words are a suite's
+    done = subprocess.run(  # noqa: S603  the words come from a suite
         [sys.executable, "-m", "giftwrap", *words], capture_output=True, text=True, check=False
     )
     if "Traceback" in done.stderr:
@@ -99,7 +103,7 @@ def refused(*words: str) -> Mapping[str, Any]:
 
 @contextmanager
 def whole(out: Path) -> Iterator[Path]:
-    """A folder that appears at its place when it is complete; it is made in a folder of its own beside it."""
+    """A temporary folder, renamed to ``out`` when the block ends without an error: ``out`` is always complete."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         made = Path(folder) / out.name

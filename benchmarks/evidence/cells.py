@@ -1,4 +1,4 @@
-"""The cells of a part: combinations of choices, and the commands that each of them runs."""
+"""The cells of a part: combinations of choices, and the commands that each one runs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ OUT, FOLDER, DATA = "{out}", "$DIR", "$GIFTWRAP_DATA"
 
 @dataclass(frozen=True)
 class Cell:
-    """One result.
+    """One run: a choice on each axis, and a seed.
 
     Attributes:
-        part: name of the part.
-        choices: name of the choice of each axis.
-        seed: of everything in it.
-        command: that it runs, with $DIR and $GIFTWRAP_DATA in place of folders. The steps before it are part of it: the
-            names of their folders end with a digest of their commands.
+        part: name of its part.
+        choices: pairs of an axis and the name of its choice.
+        seed: seed of all its commands.
+        command: its command, with $DIR and $GIFTWRAP_DATA in place of folders. It identifies the steps before it too:
+            the names of their folders end with a digest of their commands.
     """
 
     part: str
@@ -36,22 +36,22 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """In words; unique among the cells of all parts."""
+        """A readable name, unique among the cells of all parts."""
         return " ".join([self.part, *(choice for _, choice in self.choices), f"seed {self.seed}"])
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, as a line of results has them."""
+        """The fields that identify it in a line of results."""
         return {"part": self.part, **dict(self.choices), "seed": self.seed, "command": self.command}
 
 
 @dataclass(frozen=True)
-class Work:
-    """A command.
+class Job:
+    """A command with its folder and duration.
 
     Attributes:
-        command: with $DIR and $GIFTWRAP_DATA in place of folders.
-        out: its folder, below $DIR.
-        seconds: that it takes, about.
+        command: its words, with $DIR and $GIFTWRAP_DATA in place of folders.
+        out: its output folder, which starts with $DIR.
+        seconds: estimated duration.
     """
 
     command: str
@@ -59,30 +59,37 @@ class Work:
     seconds: float
 
 
-def commands_of(part: Part, choices: Mapping[str, str], seed: int) -> list[Work]:
-    """What a cell runs, in this order; its own command is the last."""
+def commands_of(part: Part, choices: Mapping[str, str], seed: int) -> list[Job]:
+    """The commands of a cell in the order in which they run: its steps, then its own."""
     assert part.cell is not None  # noqa: S101  parts with grids have one
-    made: dict[str, Work] = {}
+    made: dict[str, Job] = {}
     try:
-        own = _work("cell", part.cell, part, choices, seed, made)
+        own = _job("cell", part.cell, part, choices, seed, made)
     except RecursionError as error:
         raise InputError(f"part {part.name}: expected names that end, found some that name themselves") from error
     return [*made.values(), own]
 
 
-def _work(name: str, form: Any, part: Part, choices: Mapping[str, str], seed: int, made: dict[str, Work]) -> Work:
-    """The command of a step or of the cell; the steps that it names are added to those that were made."""
+def _job(name: str, form: Any, part: Part, choices: Mapping[str, str], seed: int, made: dict[str, Job]) -> Job:
+    """The command of a step or of the cell; the steps that it names are added to ``made``."""
     text = expand(form.run, part, choices, seed, made)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     out = f"{FOLDER}/{part.name}/{name}-{digest}"
-    return Work(text.replace(OUT, out), out, form.seconds)
+    return Job(text.replace(OUT, out), out, form.seconds)
 
 
-def expand(template: str, part: Part, choices: Mapping[str, str], seed: int, made: dict[str, Work]) -> str:
-    """A template with the values of all names but {out}.
+def expand(template: str, part: Part, choices: Mapping[str, str], seed: int, made: dict[str, Job]) -> str:
+    """Replace the names in a template by their values, except {out}.
+
+    Args:
+        template: text with {names} of numbers, axes and steps of the part.
+        part: defines the names.
+        choices: name of the choice of each axis.
+        seed: value of {seed}.
+        made: commands of steps by their folders; the steps that the template names are added.
 
     Raises:
-        InputError: for a name that the part does not have.
+        InputError: the part does not define a name.
     """
 
     def value(found: re.Match[str]) -> str:
@@ -96,9 +103,9 @@ def expand(template: str, part: Part, choices: Mapping[str, str], seed: int, mad
             raise InputError(f"part {part.name}: {found[0]}: expected {known}, found {axis}={choice}")
         if name in part.steps:
             chosen = {**choices, axis: choice} if axis else choices
-            work = _work(name, part.steps[name], part, chosen, seed, made)
-            made.setdefault(work.out, work)
-            return work.out
+            job = _job(name, part.steps[name], part, chosen, seed, made)
+            made.setdefault(job.out, job)
+            return job.out
         if name in choices:
             return expand(part.axes[name][choices[name]], part, choices, seed, made)
         if name in part.numbers:
@@ -110,7 +117,7 @@ def expand(template: str, part: Part, choices: Mapping[str, str], seed: int, mad
 
 
 def cell_of(part: Part, choices: Mapping[str, str], seed: int) -> Cell:
-    """A cell by its choices."""
+    """The cell of some choices."""
     return Cell(part.name, tuple(choices.items()), seed, commands_of(part, choices, seed)[-1].command)
 
 
@@ -118,9 +125,9 @@ def cells_of(part: Part, top1: Mapping[Cell, float], seeds: int | None = None) -
     """All cells of a part, the first seed of each grid first.
 
     Args:
-        part: with grids or without.
-        top1: of finished cells, which decides what is picked.
-        seeds: how many seeds, the first ones; all when None.
+        part: the part.
+        top1: top-1 of finished cells in percent, which decides what grids pick.
+        seeds: how many of the seeds, from the first; all when None.
     """
     found: dict[Cell, None] = {}
     for grid in part.grids:
@@ -131,7 +138,7 @@ def cells_of(part: Part, top1: Mapping[Cell, float], seeds: int | None = None) -
 
 
 def _combinations(part: Part, grid: Grid, top1: Mapping[Cell, float]) -> Iterator[dict[str, str]]:
-    """Every choice of a grid; none while what is picked is not known."""
+    """The combinations of a grid; none until the cells that it picks from are finished."""
     picked = picks(part, grid, top1) if grid.pick else [{}]
     axes = {axis: [*part.axes[axis]] if "*" in chosen else chosen for axis, chosen in grid.choose.items()}
     for own in picked:
@@ -141,7 +148,7 @@ def _combinations(part: Part, grid: Grid, top1: Mapping[Cell, float]) -> Iterato
 
 
 def picks(part: Part, grid: Grid, top1: Mapping[Cell, float]) -> list[dict[str, str]]:
-    """The choices with the highest and the lowest mean in the first grid, once all its cells are finished."""
+    """The best and worst choices of the first grid, by mean top-1; none until all its cells are finished."""
     means = {}
     for choices in _combinations(part, part.grids[0], top1):
         values = [top1.get(cell_of(part, choices, seed)) for seed in part.seeds]

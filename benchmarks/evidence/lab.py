@@ -1,4 +1,4 @@
-"""What cells of suites do: their commands in this process, each step once; and whether they can be done at all."""
+"""Run the commands of cells in this process, each step once, and check beforehand that they can run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.evidence.cells import DATA, FOLDER, Cell, Work, cells_of, commands_of
+from benchmarks.evidence.cells import DATA, FOLDER, Cell, Job, cells_of, commands_of
 from benchmarks.evidence.lines import commit
 from benchmarks.evidence.peers import PEERS
 from benchmarks.evidence.suite import Part
@@ -29,7 +29,7 @@ from trainer.__main__ import COMMANDS as TRAINER
 from trainer.__main__ import without_more
 from trainer.config import TrainConfig
 
-CLASSES, SIDE = 10, 32  # for which a student is constructed, to see whether it can be
+CLASSES, SIDE = 10, 32  # of the student that is constructed to check its flags
 RUNS: Mapping[str, Callable[..., Mapping[str, Any]]] = {
     "synthesize": run_synthesize,
     "build": run_build,
@@ -39,15 +39,15 @@ OWN: Mapping[str, str] = {
     name: f"benchmarks.evidence.canaries:{name.replace('-', '_')}"
     for name in ("copy", "shift-labels", "shift-classes", "choose-classes", "untrained", "refused")
 } | {name: f"benchmarks.evidence.peers:{name}" for name in ("plain", "ddranking")}
-"""Programs of this folder that cells may run besides: name -> module:function, called with words; its values."""
+"""Further commands that cells may run: name -> module:function, which takes words and returns fields of a line."""
 
 
 class Lab:
-    """Does cells.
+    """Runs cells.
 
     Args:
-        parts: of the suite.
-        folder: for sets, stores and runs.
+        parts: the parts of the cells.
+        folder: folder of the sets, stores and runs.
         data: folder of the data sets; None where GIFTWRAP_DATA is not set.
     """
 
@@ -55,21 +55,21 @@ class Lab:
         self.folder, self.data = folder, data
         self._parts = {part.name: part for part in parts}
 
-    def commands(self, cell: Cell) -> list[Work]:
-        """What a cell runs, in this order; its own command is the last."""
+    def commands(self, cell: Cell) -> list[Job]:
+        """The commands of a cell in the order in which they run: its steps, then its own."""
         return commands_of(self._parts[cell.part], dict(cell.choices), cell.seed)
 
     def place(self, out: str) -> Path:
-        """The folder of a step."""
-        return Path(self.real(out))
+        """The folder that ``out`` of a command stands for."""
+        return Path(out.replace(FOLDER, str(self.folder)))
 
     def real(self, command: str) -> str:
-        """A command with real folders, quoted as a shell reads them."""
+        """A command with its folders filled in, quoted for a shell."""
         data = shlex.quote(str(self.data)) if self.data else DATA
         return command.replace(FOLDER, shlex.quote(str(self.folder))).replace(DATA, data)
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """Do a cell, or continue it; what is found, for its line."""
+        """Run or continue a cell; returns the fields of its line."""
         start, version = time.monotonic(), commit()
         *steps, own = self.commands(cell)
         try:
@@ -86,21 +86,21 @@ class Lab:
             "seconds": round(time.monotonic() - start, 1),
         }
 
-    def _do(self, work: Work, *, again: bool) -> Mapping[str, Any]:
-        """Run a command; one whose folder is published whole is not run again."""
-        place = self.place(work.out)
+    def _do(self, job: Job, *, again: bool) -> Mapping[str, Any]:
+        """Run a command; without ``again`` not where its folder exists, which is then complete."""
+        place = self.place(job.out)
         if place.exists() and not again:
             return {}
         place.parent.mkdir(parents=True, exist_ok=True)
-        name, *words = shlex.split(self.real(work.command))
+        name, *words = shlex.split(self.real(job.command))
         return program(name)(*words)
 
 
 def program(name: str) -> Callable[..., Mapping[str, Any]]:
-    """What runs the words of a command.
+    """The function that runs a command, by the command's first word; it takes the other words.
 
     Raises:
-        InputError: for a name that no cell can run.
+        InputError: cells cannot run such a command.
     """
     if name in RUNS:
         return RUNS[name]
@@ -112,7 +112,7 @@ def program(name: str) -> Callable[..., Mapping[str, Any]]:
 
 
 def typed(command: str) -> str:
-    """A cell's command as it is typed into a shell, in the root of this project."""
+    """A cell's command as a user types it into a shell, in the root of this project."""
     name, _, words = command.partition(" ")
     if name == "refused":
         return f"giftwrap {words}  # is refused"
@@ -124,7 +124,7 @@ def typed(command: str) -> str:
 
 
 def result_of(found: Mapping[str, Any], place: Path) -> dict[str, Any]:
-    """What a line has of a command: of a training the scores, and which test images they are of."""
+    """The fields of a line: of a training in folder ``place`` its scores and the digest of its test images."""
     if "last" not in found:
         return dict(found)
     description: Any = json.loads((place / "config.json").read_text())
@@ -142,12 +142,12 @@ def result_of(found: Mapping[str, Any], place: Path) -> dict[str, Any]:
 
 
 def require_runnable(part: Part, lab: Lab) -> None:
-    """Find a cell that cannot run before the first one starts, by its words and its network, of the first seed.
+    """Check the flags and the student of every cell of the first seed, so that mistakes show before anything runs.
 
     Raises:
-        InputError: names the cell.
+        InputError: a cell cannot run; the message names it.
     """
-    known: set[tuple[str, ...]] = set()  # commands and networks that were found to be right
+    known: set[tuple[str, ...]] = set()  # commands and students that were checked already
     with TemporaryDirectory() as folder:
         trial = Lab([part], Path(folder), lab.data)
         for cell in all_cells(part, 1):
@@ -155,15 +155,15 @@ def require_runnable(part: Part, lab: Lab) -> None:
 
 
 def _require_cell(cell: Cell, trial: Lab, known: set[tuple[str, ...]]) -> None:
-    """The same of one cell, whose folders are empty ones, since paths that are read must exist."""
-    for work in trial.commands(cell):
-        if (work.command,) in known:
+    """Check one cell. The folders that its commands read are made, empty, since flags refuse missing ones."""
+    for job in trial.commands(cell):
+        if (job.command,) in known:
             continue
-        known.add((work.command,))
-        for path in re.findall(r"\$DIR(/[\w./-]+)", work.command.replace(work.out, "")):
+        known.add((job.command,))
+        for path in re.findall(r"\$DIR(/[\w./-]+)", job.command.replace(job.out, "")):
             (trial.folder / path[1:]).mkdir(parents=True, exist_ok=True)
         try:
-            config = parsed(trial.real(work.command))
+            config = parsed(trial.real(job.command))
             if isinstance(config, TrainConfig) and (config.student, config.student_args) not in known:
                 known.add((config.student, config.student_args))
                 arguments = json_object("--student-args", config.student_args)
@@ -173,7 +173,7 @@ def _require_cell(cell: Cell, trial: Lab, known: set[tuple[str, ...]]) -> None:
 
 
 def all_cells(part: Part, seeds: int | None) -> list[Cell]:
-    """The cells of a part; where some depend on results, those of one outcome with the others."""
+    """The cells of a part, also those that depend on results of others: as they are after invented results."""
     known = cells_of(part, {}, None)
     outcome = {cell: float(number) for number, cell in enumerate(known)}
     return cells_of(part, outcome if any(grid.pick for grid in part.grids) else {}, seeds)
@@ -183,7 +183,7 @@ def parsed(command: str) -> Any:
     """The flags of a command.
 
     Raises:
-        InputError: when it is none, or its flags do not go together.
+        InputError: cells cannot run such a command, or it does not take these flags.
     """
     try:
         words = shlex.split(command)
@@ -191,9 +191,9 @@ def parsed(command: str) -> Any:
         raise InputError(f"run: expected a command as a shell reads it, found {command!r} ({error})") from error
     if not words:
         raise InputError("run: expected a command, found none")
-    # A recipe becomes flags by the images and the store, which are not there yet; so words stay as they are typed.
-    known = {**PIPELINE, "train": replace(TRAINER["train"], typed=without_more)}
-    tables = {name: known[name] if name == "train" else replace(known[name], typed=tuple) for name in RUNS}
+    # `typed` would expand recipes with the images and the store, which do not exist yet.
+    tables = {name: replace(PIPELINE[name], typed=tuple) for name in RUNS if name != "train"}
+    tables["train"] = replace(TRAINER["train"], typed=without_more)
     if words[0] not in tables:
         program(words[0])
         return None
@@ -204,12 +204,15 @@ def parsed(command: str) -> Any:
 
 
 def left_out(part: Part, data: Path | None, *, drawn: bool) -> str:
-    """Why the cells of a part cannot run here: what is missing; empty where nothing is.
+    """What is missing here for the cells of a part; empty if they can run.
 
     Args:
-        part: with what it needs.
-        data: folder of the data sets, where there is one.
-        drawn: whether images and weights are drawn, so that no data are needed.
+        part: the part.
+        data: folder of the data sets; None if GIFTWRAP_DATA is not set.
+        drawn: whether the suite draws its images and weights, and so needs no data.
+
+    Raises:
+        InputError: the part needs something of an unknown kind.
     """
     for need in part.needs:
         kind, _, name = need.partition(":")

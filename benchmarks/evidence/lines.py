@@ -1,4 +1,4 @@
-"""Lines of results as claims read them: of every study by the same fields, each with the commit that made it."""
+"""Results of suites and studies, line by line in one form, each with the commit that produced it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.evidence.suite import Selection
 
 UNKNOWN = "not known"
-SEEDS = ("seed", "command", "estimate", "seconds")
+PER_RUN = ("seed", "command", "estimate", "seconds")  # fields that differ between runs of the same choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +21,10 @@ class Line:
     """A line of results.
 
     Attributes:
-        fields: of the cell, and the others of the line.
-        cell: names of the fields of the cell.
-        commit: of the code that made it, or else in which the line was added.
-        place: file and number.
+        fields: the fields of its cell and all others, by name.
+        cell: names of the cell's fields.
+        commit: commit of the code that produced it; where that is not recorded, the one that added the line.
+        place: ``file:number``.
     """
 
     fields: Mapping[str, Any]
@@ -33,7 +33,7 @@ class Line:
     place: str
 
     def get(self, path: str) -> Any:
-        """The value at a dotted path; ``epoch=2`` in it is the entry of a list with that value; None: there is none."""
+        """The value at a dotted path, or None; ``epoch=2`` in it is the first entry of a list with this value."""
         value: Any = self.fields
         for name in path.split("."):
             if isinstance(value, Mapping) and name in value:
@@ -50,18 +50,18 @@ class Line:
         return value
 
     def numbers(self, metric: str) -> list[float]:
-        """The values of a metric: one, or those of several seeds."""
+        """The values of a metric: one number, or one for each seed."""
         value = self.get(metric)
         values = value if isinstance(value, list) else [value]
         return [float(each) for each in values if isinstance(each, int | float)]
 
     def fits(self, selection: Selection) -> bool:
-        """Whether it has all values of a selection; a list stands for any of its values."""
+        """Whether it has all values of a selection; a list in the selection allows any of its values."""
         return all(_fits(self.get(name), wanted) for name, wanted in selection.items())
 
     @property
     def machine(self) -> str:
-        """What it was measured on, in words."""
+        """The machine that it was measured on, in words."""
         found = self.get("machine") or self.get("summary.machine") or {}
         if not isinstance(found, Mapping) or not found:
             gpu = self.get("gpu")
@@ -70,15 +70,15 @@ class Line:
         return f"{found.get('cores')} cores of {found.get('cpu')}{gpu}, torch {found.get('torch')}"
 
     def other(self, names: Iterable[str]) -> tuple[Any, ...]:
-        """The values of the cell's fields but those named and the seed."""
-        left = sorted(set(self.cell) - {*names} - {*SEEDS})
+        """The values of the cell's fields as JSON, without ``names`` and those of `PER_RUN`."""
+        left = sorted(set(self.cell) - {*names} - {*PER_RUN})
         return tuple(json.dumps(self.fields[name]) for name in left)
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a file, of a cell the last one: two would count as two runs.
+    """The lines of a file, and of each cell only the last, since two lines would count as two runs.
 
-    Lines that are cut off are passed over, and a file that is absent has none.
+    Lines that are cut off are skipped. A missing file has no lines.
     """
     if not path.is_file():
         return []
@@ -101,7 +101,7 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def added_in(path: Path, count: int) -> list[str]:
-    """The commit that added each line of a file; "not committed" or "not known" where there is none."""
+    """The commit that added each of ``count`` lines: "in 1234567", "not committed" or "not known"."""
     blamed = _git("blame", "-s", "--abbrev=7", "--", str(path.resolve()))
     found = [line.split(maxsplit=1)[0].strip("^") for line in (blamed or "").splitlines()]
     if blamed is None or len(found) != count:
@@ -110,7 +110,7 @@ def added_in(path: Path, count: int) -> list[str]:
 
 
 def commit() -> str:
-    """The commit of this checkout, marked where its code or a suite is changed; "not known" outside of one."""
+    """The commit of this checkout, "+changes" after it if code or suites differ; "not known" outside of one."""
     head, changed = _git("rev-parse", "--short=7", "HEAD"), _git("status", "--porcelain", "--", ":/*.py", ":/*.toml")
     if head is None or changed is None:
         return UNKNOWN
@@ -118,9 +118,9 @@ def commit() -> str:
 
 
 def _git(*words: str) -> str | None:
-    """What git prints about this checkout; None where it cannot."""
+    """The output of a git command on this checkout; None if it fails."""
     try:
-        done = subprocess.run(  # noqa: S603  the words are this file's
+        done = subprocess.run(  # noqa: S603  the words come from this file
             ["git", *words],  # noqa: S607
             cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
         )  # fmt: skip
@@ -130,12 +130,12 @@ def _git(*words: str) -> str | None:
 
 
 def labels_of(line: Line, names: str) -> str:
-    """The values of fields, ``a + b``, as a row or column is named; empty where the line has none of them."""
+    """The name of a row or column: the values of fields ``a + b``; empty without fields."""
     return ", ".join(_words(line.get(name)) for name in names.split(" + ")) if names else ""
 
 
 def _fits(value: Any, wanted: Any) -> bool:
-    """Whether a value is the wanted one, or one of them; "none" stands for null and for an empty list."""
+    """Whether a value is the wanted one or one of a list; "none" matches null and the empty list."""
     if isinstance(wanted, list):
         return any(_fits(value, each) for each in wanted)
     return bool(value == wanted or (wanted == "none" and value in (None, [])))
@@ -148,5 +148,5 @@ def _words(value: Any) -> str:
 
 
 def selected(lines: Sequence[Line], selection: Selection, metric: str) -> list[Line]:
-    """The lines of a selection that have the metric."""
+    """The lines that fit a selection and have the metric."""
     return [line for line in lines if line.fits(selection) and line.numbers(metric)]

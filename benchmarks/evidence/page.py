@@ -1,15 +1,16 @@
-"""What a page of evidence holds: a section a part, and in it each claim with numbers, rule, verdict and doubts."""
+"""The content of the page: a section for each part, with the numbers, rule, verdict and doubts of its claims."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from statistics import fmean, stdev
 
 from benchmarks.evidence.lab import typed
 from benchmarks.evidence.lines import UNKNOWN, Line, commit, labels_of
 from benchmarks.evidence.suite import Claim, Part, Suite
-from benchmarks.evidence.verdicts import Found, Judged, shown
+from benchmarks.evidence.verdicts import Found, Judged, shown, values_of
 from benchmarks.harness import machine
 from labelstore.version import __version__
 from trainer.report import page as report
@@ -29,10 +30,10 @@ def page_of(
     """The page.
 
     Args:
-        suite: with its parts.
-        judged: its claims, by part and id.
-        unfinished: parts with cells that have no line yet.
-        skipped: parts whose cells could not run, with the reason.
+        suite: the suite.
+        judged: its judged claims, by part and id.
+        unfinished: names of parts with cells that have no line yet.
+        skipped: names of parts whose cells cannot run here, with the reason.
     """
     sections = []
     for part in suite.parts:
@@ -53,7 +54,7 @@ def page_of(
 
 
 def claim_of(judged: Judged, part: Part, why: str) -> report.Claim:
-    """A claim with all that it rests on."""
+    """A claim with its numbers, commands and contradictions; ``why`` is shown if it is not measured."""
     claim, lines = judged.claim, judged.lines
     items: list[report.Item] = [report.Text(outcome(found, claim)) for found in judged.found]
     if claim.published:
@@ -69,14 +70,14 @@ def claim_of(judged: Judged, part: Part, why: str) -> report.Claim:
         plots=[plot_of(claim, lines)] if lines else [],
         items=items,
         commands=commands_of(claim, lines, part),
-        versions={"commits": many(line.commit for line in lines)} if lines else {},
-        machine=many(line.machine for line in lines),
+        versions={"commits": listed(line.commit for line in lines)} if lines else {},
+        machine=listed(line.machine for line in lines),
         contradicts=contradictions(judged),
     )
 
 
 def outcome(found: Found, claim: Claim) -> str:
-    """What a condition came to, in a sentence."""
+    """The result of a condition, in a sentence."""
     if found.difference is None:
         return f"{found.condition}: not known, {len(found.of)} runs" + (
             f" and {len(found.minus)}" if found.minus is not None else ""
@@ -87,7 +88,7 @@ def outcome(found: Found, claim: Claim) -> str:
 
 
 def contradictions(judged: Judged) -> list[str]:
-    """What speaks against a claim: what was known before, conditions that are broken, and those that barely hold."""
+    """Evidence against a claim: what its suite states, broken conditions, and conditions that barely hold."""
     found = [judged.claim.against] if judged.claim.against else []
     found += [outcome(each, judged.claim) for each in judged.found if each.kept is False]
     found += [f"{each.condition}: {each.doubt}" for each in judged.found if each.doubt]
@@ -95,7 +96,7 @@ def contradictions(judged: Judged) -> list[str]:
 
 
 def grouped(claim: Claim, lines: Sequence[Line]) -> tuple[list[str], list[str], dict[tuple[str, str], list[Line]]]:
-    """The names of rows and columns, and the lines of each place."""
+    """The names of rows, the names of columns, and the lines of each row and column."""
     places: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
         places.setdefault((labels_of(line, claim.rows), labels_of(line, claim.columns)), []).append(line)
@@ -104,7 +105,7 @@ def grouped(claim: Claim, lines: Sequence[Line]) -> tuple[list[str], list[str], 
 
 
 def table_of(claim: Claim, lines: Sequence[Line]) -> report.Table:
-    """Means with deviations and counts."""
+    """The means of a claim with standard deviations and counts."""
     rows, columns, places = grouped(claim, lines)
     header = [report.Column(claim.rows or "what")]
     header += [report.Column(column or f"{claim.metric}, {claim.unit}", numeric=True) for column in columns]
@@ -117,23 +118,23 @@ def table_of(claim: Claim, lines: Sequence[Line]) -> report.Table:
 
 
 def cell_of(claim: Claim, lines: Sequence[Line]) -> report.Cell:
-    """A mean; its hint names the lines."""
-    values = [value for line in lines for value in line.numbers(claim.metric)]
+    """A mean, with its lines and commits as the hint."""
+    values = values_of(lines, claim.metric)
     if not values:
         return report.Cell("")
     deviation = stdev(values) if len(values) > 1 else None
-    shown = report.Cell.mean(fmean(values), deviation, len(values))
-    hint = f"{claim.reported}; {many(line.place for line in lines)}; commits {many(line.commit for line in lines)}"
-    return report.Cell(shown.text, shown.value, hint=hint)
+    mean = report.Cell.mean(fmean(values), deviation, len(values))
+    hint = f"{claim.reported}; {listed(line.place for line in lines)}; commits {listed(line.commit for line in lines)}"
+    return replace(mean, hint=hint)
 
 
 def plot_of(claim: Claim, lines: Sequence[Line]) -> report.BarPlot:
-    """A bar a mean, with a whisker of one standard deviation."""
+    """A bar for each mean, with a whisker of one standard deviation to each side."""
     rows, columns, places = grouped(claim, lines)
     bars = []
     for row in rows:
         for column in columns:
-            values = [value for line in places.get((row, column), ()) for value in line.numbers(claim.metric)]
+            values = values_of(places.get((row, column), ()), claim.metric)
             if values:
                 mean, deviation = fmean(values), stdev(values) if len(values) > 1 else 0.0
                 ends = (mean - deviation, mean + deviation) if deviation else (None, None)
@@ -143,7 +144,7 @@ def plot_of(claim: Claim, lines: Sequence[Line]) -> report.BarPlot:
 
 
 def commands_of(claim: Claim, lines: Sequence[Line], part: Part) -> list[str]:
-    """What made the numbers: the page's own cells by the commands of the first of them, studies by their command."""
+    """The commands that produced the numbers: of a study its command, of cells those of the first one."""
     if claim.command:
         return [claim.command]
     again = f"giftwrap bench evidence --suite full --only {part.name} --out DIR"
@@ -154,8 +155,8 @@ def commands_of(claim: Claim, lines: Sequence[Line], part: Part) -> list[str]:
     return [again, *(typed(str(command)) for command in (*before, first.get("command")))]
 
 
-def many(values: Iterable[object]) -> str:
-    """Different values, each once, the first ones by name."""
+def listed(values: Iterable[object]) -> str:
+    """Distinct values in one text: the first six, and the number of the others."""
     found = list(dict.fromkeys(str(value) for value in values))
-    shown = ", ".join(found[:6])
-    return f"{shown} and {len(found) - 6} more" if len(found) > 6 else shown or UNKNOWN
+    first = ", ".join(found[:6])
+    return f"{first} and {len(found) - 6} more" if len(found) > 6 else first or UNKNOWN

@@ -1,4 +1,4 @@
-"""Train and validate by ddranking 0.2.0; run by `peers.ddranking` as a script in an environment that has it."""
+"""Train and validate with ddranking 0.2.0; `peers.ddranking` runs this as a script where it can be imported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 
 def loaded(folder: str, mean: float, std: float) -> tuple[Any, Any]:
-    """Images and classes of a class folder, as tensors."""
+    """Images, float32 ``[N, 3, S, S]``, and their classes, int64 ``[N]``."""
     classes = sorted(each for each in Path(folder).iterdir() if each.is_dir())
     files = [(path, target) for target, each in enumerate(classes) for path in sorted(each.iterdir())]
     pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path, _ in files])

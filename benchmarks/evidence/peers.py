@@ -1,4 +1,4 @@
-"""Other evaluators of our images: a plain PyTorch loop, and ddranking's training in an environment of its own."""
+"""Other evaluators of the same images: a plain PyTorch loop, and ddranking in a separate environment."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pipeline.networks import build_network
 
 MEAN, STD = 0.5, 0.25
 MOMENTUM, DECAY = 0.9, 5e-4
-TESTED = 256  # test images at a time
+TEST_BATCH = 256
 PEERS = "GIFTWRAP_PEERS"
 
 
 def class_folder(folder: str) -> tuple[Tensor, Tensor]:
-    """Images of one size, float32 ``[N, 3, S, S]``, and their classes, int64 ``[N]``; plain Pillow and numpy."""
+    """Images of one size, float32 ``[N, 3, S, S]``, and their classes, int64 ``[N]``."""
     classes = sorted(each for each in Path(folder).iterdir() if each.is_dir())
     files = [(path, target) for target, each in enumerate(classes) for path in sorted(each.iterdir())]
     pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path, _ in files])
@@ -38,7 +38,7 @@ def class_folder(folder: str) -> tuple[Tensor, Tensor]:
 def plain(
     images: str, tests: str, network: str, arguments: str, epochs: str, batch: str, rate: str, seed: str, out: str
 ) -> Mapping[str, Any]:
-    """A student of hard labels on whole images, by SGD with momentum, in a loop of a page."""
+    """Train a student on whole images and hard labels by SGD with momentum; returns the fields of its line."""
     torch.manual_seed(int(seed))
     x, y = class_folder(images)
     student = build_network(network, json_object("arguments", arguments), 10, size=x.shape[-1])
@@ -53,7 +53,7 @@ def plain(
     student.eval()
     x, y = class_folder(tests)
     with torch.no_grad():
-        parts = [slice(start, start + TESTED) for start in range(0, len(x), TESTED)]
+        parts = [slice(start, start + TEST_BATCH) for start in range(0, len(x), TEST_BATCH)]
         hits = [float((student(x[part]).argmax(1) == y[part]).sum()) for part in parts]
     return scored(100 * sum(hits) / len(x), out)
 
@@ -61,11 +61,15 @@ def plain(
 def ddranking(
     images: str, tests: str, network: str, epochs: str, batch: str, rate: str, seed: str, out: str
 ) -> Mapping[str, Any]:
-    """The same by ddranking's networks, training epoch and validation, in a process that has it, as installed there."""
+    """The same with ddranking's networks, training and validation, in a subprocess that can import it.
+
+    Raises:
+        GiftwrapError: the subprocess fails; with the last line of its errors.
+    """
     script = Path(__file__).with_name("peer_ddranking.py")
     given = {"images": images, "tests": tests, "network": network, "epochs": int(epochs), "batch": int(batch)}
     numbers = {"rate": float(rate), "seed": int(seed), "mean": MEAN, "std": STD, "momentum": MOMENTUM, "decay": DECAY}
-    done = subprocess.run(  # noqa: S603  a script of this folder
+    done = subprocess.run(  # noqa: S603  a script of this package
         [sys.executable, str(script), json.dumps({**given, **numbers})],
         env={**os.environ, "PYTHONPATH": str(Path(os.environ[PEERS]) / "ddranking")},
         capture_output=True, text=True, check=False,
@@ -76,6 +80,6 @@ def ddranking(
 
 
 def scored(top1: float, out: str) -> Mapping[str, Any]:
-    """What a line has of an evaluator that is not ours."""
+    """Make the folder of a run, and return the fields of its line."""
     Path(out).mkdir(parents=True, exist_ok=True)
     return {"top1": top1, "reported": "last epoch", "evaluations": 1}

@@ -1,4 +1,4 @@
-"""Suites and their parts: TOML files in this folder, which a reader can change; checked when they are read."""
+"""Suites and their parts, read from TOML files in this folder or elsewhere and checked."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from labelstore.errors import InputError
 
 HERE = Path(__file__).parent
-ENDS = ("best", "worst")  # that a grid may pick
+ENDS = ("best", "worst")  # what a grid may pick
 Selection = Mapping[str, Any]
 """Values of fields that a line of results must have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What cells need before they run: a set, a store; made once for each choice of what its command names.
+    """What cells need before they run, such as a set or a store; shared by all cells with the same command.
 
     Attributes:
-        run: command, with {names} of numbers, choices and other steps, and {out} for its folder.
-        seconds: that it takes, about.
+        run: command with {names} of numbers, axes and other steps, and {out} for its folder.
+        seconds: estimated duration.
     """
 
     run: str
@@ -32,11 +32,11 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class CellForm:
-    """What a cell runs.
+    """The command of the cells of a part.
 
     Attributes:
         run: command, as of a step.
-        seconds: that it takes, about, until a cell of its kind is finished.
+        seconds: estimated duration, until a similar cell is finished.
     """
 
     run: str
@@ -45,13 +45,14 @@ class CellForm:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Cells: every combination of choices.
+    """A set of cells: every combination of some choices.
 
     Attributes:
         choose: names of choices, by axis; ``*`` for all.
-        pick: take instead of ``loss`` and others the axes `of` the cells with the highest and the lowest mean.
-        of: the axes that are picked.
-        seeds: in place of the part's.
+        pick: ``best``, ``worst`` or both: the choices of the axes ``of`` with the highest or lowest mean top-1 in the
+            first grid.
+        of: axes that are picked.
+        seeds: seeds of these cells; the part's when empty.
     """
 
     choose: Mapping[str, tuple[str, ...]]
@@ -65,12 +66,12 @@ class Comparison:
     """One condition of a rule: ``of`` minus ``minus`` lies in a range.
 
     Attributes:
-        of: selection whose mean is compared.
-        minus: another selection, or a number.
-        at_least: smallest difference.
-        at_most: largest difference.
-        each: field for each of whose values the condition must hold.
-        paired: take of ``minus`` the lines alone that differ from a line of ``of`` in the compared fields only.
+        of: selection of the lines whose mean is compared.
+        minus: selection of the lines whose mean is subtracted, or a number.
+        at_least: smallest difference, in the unit of the claim; None for no limit.
+        at_most: largest difference, likewise.
+        each: fields ``a + b``; the condition must hold for each of their values.
+        paired: whether ``minus`` takes only lines that differ from a line of ``of`` in the compared fields alone.
     """
 
     of: Selection = field(default_factory=dict)
@@ -86,21 +87,21 @@ class Claim:
     """A sentence, the lines that it is about, and the rule that decides it.
 
     Attributes:
-        id: short name, the page's anchor.
-        sentence: what is claimed.
-        rule: conditions; the claim holds when all hold.
-        file: of the results, without its ending; several as "a + b".
-        where: which lines of it.
-        metric: dotted path in a line.
-        unit: of the metric.
-        rows: field that the table has a row for each value of; several as "a + b".
-        columns: likewise columns; one column when empty.
+        id: short name, unique in its part.
+        sentence: the claim.
+        rule: conditions; the claim holds if all of them do.
+        file: name of the file of results, without its ending; several as ``a + b``.
+        where: selection of its lines.
+        metric: dotted path of the compared number in a line.
+        unit: unit of the metric.
+        rows: field with a row of the table for each value; several as ``a + b``.
+        columns: field with a column for each value, likewise; one column when empty.
         runs: values that each compared mean needs; with fewer the claim is not measured.
         tests_by: field by which the test images differ; all are of one test set when empty.
-        reported: which evaluation of a run the number is.
-        command: that makes the lines.
-        against: what contradicts it, known before the run.
-        published: figures of papers, with what differs.
+        reported: which evaluation of a run the number is from.
+        command: command that produced the lines; empty for cells, whose lines have it.
+        against: evidence against the claim that was known before the run.
+        published: figures of papers, and how their setting differs.
     """
 
     id: str
@@ -122,21 +123,21 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A file of claims, and of the cells that they need.
+    """Claims, and the cells that produce their numbers: one file.
 
     Attributes:
-        name: of the file.
-        title: for people.
-        about: what is done.
-        differs: what differs from what is published.
-        claims: in the order of the page.
-        numbers: values that commands name.
-        needs: modules that must be installed, and files that must exist.
-        seeds: of the cells.
-        axes: of each axis the choices, each with the text that stands for it in a command.
-        steps: by name.
-        cell: what a cell runs; None where a part has claims alone.
-        grids: cells, the most important ones first.
+        name: name of the file, without its ending.
+        title: title of its section.
+        about: what its cells do.
+        differs: how they differ from what is published.
+        claims: its claims, in the order of the page.
+        numbers: values that commands use by name.
+        needs: what must be there: ``module:NAME``, ``data:PATH`` or ``peer:NAME``.
+        seeds: seeds of its cells.
+        axes: the choices of each axis, with the text that a command has for each.
+        steps: its steps, by name.
+        cell: command of its cells; None if it has only claims about studies.
+        grids: its cells, the most important ones first.
     """
 
     name: str
@@ -158,12 +159,12 @@ class Suite:
     """Which parts a page has, and how long their missing cells may take.
 
     Attributes:
-        name: of the file.
-        title: of the page.
-        parts: in the order of the page.
-        minutes: for the cells of one call.
-        seeds: how many seeds are run, the first ones; all when None.
-        draw: numbers of drawn images and of a teacher, for a suite at toy size.
+        name: name of the file, without its ending.
+        title: title of the page.
+        parts: its parts, in the order of the page.
+        minutes: time for the cells of one call.
+        seeds: how many of the seeds to run, from the first; all when None.
+        draw: ``images``, ``side``, ``teacher`` and ``teacher_args`` of a toy suite, which draws its data; else empty.
     """
 
     name: str
@@ -175,10 +176,13 @@ class Suite:
 
 
 def read_suite(name: str) -> Suite:
-    """A suite by its name, or by the path of its file; parts lie beside it.
+    """Read a suite and its parts.
+
+    Args:
+        name: name of a suite in this folder, or the path of a TOML file; its parts may be beside it.
 
     Raises:
-        InputError: names file and key of what is not as it should be.
+        InputError: names the file and the key that is wrong.
     """
     path = Path(name) if name.endswith(".toml") else HERE / f"{name}.toml"
     if not path.is_file():
@@ -195,11 +199,11 @@ def read_suite(name: str) -> Suite:
 
 
 def read_part(path: Path, numbers: Mapping[str, Any] | None = None) -> Part:
-    """The part of a file.
+    """Read the part of a file.
 
     Args:
-        path: of the file.
-        numbers: of the suite, in place of the part's own; ``seeds`` too.
+        path: TOML file.
+        numbers: numbers of the suite, which replace those of the part; ``seeds`` among them replaces its seeds.
     """
     values, own = _read(path), dict(numbers or {})
     for key, kind in TABLES.items():
@@ -222,7 +226,7 @@ def read_part(path: Path, numbers: Mapping[str, Any] | None = None) -> Part:
 
 
 def _beside(path: Path, name: str) -> Path:
-    """The file of a part: beside the suite's, or one of this folder."""
+    """The file of a part: beside that of the suite, else in this folder."""
     own = path.parent / f"{name}.toml"
     found = own if own.is_file() else HERE / f"{name}.toml"
     if not found.is_file():
@@ -244,7 +248,7 @@ def _grid(values: Mapping[str, Any], path: Path) -> Grid:
 
 
 def _require_whole(part: Part, path: Path) -> None:
-    """Refuse what no cell and no verdict can be made of."""
+    """Check that cells and verdicts can be made of a part."""
     for claim in part.claims:
         if not claim.rule:
             raise InputError(f"{path}: claim {claim.id}: expected a rule, found none")
@@ -263,7 +267,7 @@ def _require_whole(part: Part, path: Path) -> None:
                 f"{[*grid.pick]} of {[*grid.of]}"
             )
         if part.cell is None:
-            raise InputError(f"{path}: grid: expected a [cell] that says what its cells run, found none")
+            raise InputError(f"{path}: grid: expected a [cell] with the command of its cells, found none")
         for axis, chosen in grid.choose.items():
             known = part.axes.get(axis, {})
             for name in chosen:
@@ -272,7 +276,7 @@ def _require_whole(part: Part, path: Path) -> None:
 
 
 T = TypeVar("T")
-TABLES: Mapping[str, Any] = {
+TABLES: Mapping[str, Any] = {  # types of the tables of a part
     "numbers": Mapping[str, Any],
     "steps": Mapping[str, Mapping[str, Any]],
     "cell": Mapping[str, Any],
@@ -282,7 +286,7 @@ TABLES: Mapping[str, Any] = {
 
 
 def _made(kind: type[T], values: Mapping[str, Any], path: Path, where: str = "") -> T:
-    """A dataclass of a table; unknown and missing keys are refused."""
+    """A dataclass from a table of TOML; unknown and missing keys are refused."""
     known = {each.name: each for each in fields(kind)}  # type: ignore[arg-type]
     place = f"{path}: {where}: " if where else f"{path}: "
     for key in values:
@@ -298,10 +302,10 @@ def _made(kind: type[T], values: Mapping[str, Any], path: Path, where: str = "")
 
 
 def require_kind(value: Any, kind: Any, place: str) -> None:
-    """Refuse a value of a file that is of another kind than the field that it is for.
+    """Refuse a value of a file that does not have the type of its field.
 
     Raises:
-        InputError: names both.
+        InputError: names the type and the value.
     """
     if not is_kind(value, kind):
         wanted = getattr(kind, "__name__", "") if not get_args(kind) else str(kind).replace("typing.", "")
@@ -309,7 +313,7 @@ def require_kind(value: Any, kind: Any, place: str) -> None:
 
 
 def is_kind(value: Any, kind: Any) -> bool:
-    """Whether a value of TOML is of a kind: a list is a tuple, an integer is a number, true is neither."""
+    """Whether a value of TOML has a type: lists are tuples, integers are floats too, true and false are no numbers."""
     origin, inside = get_origin(kind), get_args(kind)
     if kind is Any:
         return True

@@ -1,4 +1,4 @@
-"""What a rule makes of lines: one of three verdicts, the differences behind it, and what contradicts it."""
+"""Judge claims: one of three verdicts, the differences that led to it, and doubts."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Verdict = Literal["holds", "does not hold", "not measured here"]
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What one condition came to.
+    """The result of one condition.
 
     Attributes:
-        condition: in words, with its range.
-        of: values of the one side, one a run.
-        minus: values of the other; None where it is a number.
-        difference: of the means; None where a side has too few runs.
-        kept: whether the difference lies in the range; None where it is not known.
-        doubt: what speaks against it although it is kept.
+        condition: the condition in words, with its range.
+        of: values of the first side, one for each run.
+        minus: values of the other side; None if that is a number.
+        difference: difference of the means; None if a side has too few runs.
+        kept: whether the difference is in the range; None if it is not known.
+        doubt: why a condition that is kept may still be wrong; may be empty.
     """
 
     condition: str
@@ -42,10 +42,10 @@ class Judged:
     """A claim with its verdict.
 
     Attributes:
-        claim: that is judged.
-        verdict: by its rule.
-        found: what each condition came to.
-        lines: that its table has.
+        claim: the claim.
+        verdict: the result of its rule.
+        found: the result of each condition.
+        lines: the lines of its table.
     """
 
     claim: Claim
@@ -58,7 +58,7 @@ def judge(claim: Claim, lines: Sequence[Line]) -> Judged:
     """Apply a claim's rule: it holds when every condition does, and does not when one is broken.
 
     Raises:
-        InputError: when the lines were tested on different images.
+        InputError: the lines were tested on different images.
     """
     own = selected(lines, claim.where, claim.metric)
     require_one_test(claim, own)
@@ -73,7 +73,7 @@ def judge(claim: Claim, lines: Sequence[Line]) -> Judged:
 
 
 def require_one_test(claim: Claim, lines: Sequence[Line]) -> None:
-    """Refuse runs of different test sets in one table, unless a claim states by which field they differ.
+    """Refuse runs of different test sets in one table, unless the claim names a field by which they differ.
 
     Raises:
         InputError: names two lines.
@@ -94,7 +94,7 @@ def require_one_test(claim: Claim, lines: Sequence[Line]) -> None:
 
 
 def conditions(claim: Claim, condition: Comparison, lines: Sequence[Line]) -> Iterator[Found]:
-    """What a condition came to, for each value that it must hold for."""
+    """The results of a condition: one for each value of the fields ``each``, or one without them."""
     if not condition.each:
         yield compare(claim, condition, {}, lines)
         return
@@ -103,13 +103,13 @@ def conditions(claim: Claim, condition: Comparison, lines: Sequence[Line]) -> It
     if not values:
         yield Found(condition=in_words(claim, condition, {}), of=(), minus=None, difference=None, kept=None)
     for line in values.values():
-        # A value that is null, or an empty list, is named none in selections.
+        # Selections write null and the empty list as "none".
         each = {name: line.get(name) if line.get(name) not in (None, []) else "none" for name in names}
         yield compare(claim, condition, each, lines)
 
 
 def compare(claim: Claim, condition: Comparison, each: Selection, lines: Sequence[Line]) -> Found:
-    """One difference of two means, or of a mean and a number."""
+    """Compare two means, or a mean and a number, for the values ``each`` of some fields."""
     text = in_words(claim, condition, each)
     ours = selected(lines, {**condition.of, **each}, claim.metric)
     of, theirs = values_of(ours, claim.metric), None
@@ -132,7 +132,7 @@ def compare(claim: Claim, condition: Comparison, each: Selection, lines: Sequenc
 
 
 def values_of(lines: Sequence[Line], metric: str) -> tuple[float, ...]:
-    """The values of all lines, by their seeds."""
+    """The values of a metric in all lines, in the order of their seeds."""
     ordered = sorted(lines, key=lambda line: line.get("seed") if isinstance(line.get("seed"), int) else -1)
     return tuple(value for line in ordered for value in line.numbers(metric))
 
@@ -140,7 +140,7 @@ def values_of(lines: Sequence[Line], metric: str) -> tuple[float, ...]:
 def doubts(
     claim: Claim, of: Sequence[float], minus: Sequence[float] | None, difference: float, bounds: tuple[float, float]
 ) -> str:
-    """What speaks against a condition that is kept: a margin that is smaller than the deviation between runs."""
+    """The doubt about a kept condition: its margin is smaller than the standard deviation between runs."""
     margin = min(difference - bounds[0], bounds[1] - difference)
     sides = [side for side in (of, minus or ()) if len(side) > 1]
     deviation = math.sqrt(sum(stdev(side) ** 2 for side in sides) / len(sides)) if sides else None
@@ -153,7 +153,7 @@ def doubts(
 
 
 def in_words(claim: Claim, condition: Comparison, each: Selection) -> str:
-    """A condition as a reader checks it."""
+    """A condition as the page shows it."""
     of = _selection({**condition.of, **each})
     bounds = []
     if condition.at_least is not None:
@@ -176,5 +176,5 @@ def _selection(selection: Mapping[str, Any]) -> str:
 
 
 def shown(value: float) -> str:
-    """A number as it is read: large ones without digits after the point."""
+    """A number with four significant digits, or without decimals from 1000."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""The table of label formats of others: what reads the folder that `adopt` is given.
+"""The table of formats of existing labels: each entry reads the folder given to `adopt`.
 
 Nothing that takes long to import is imported here: the names of the table are the choices of a flag.
 """

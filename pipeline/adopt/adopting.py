@@ -1,4 +1,4 @@
-"""Labels of others become a store: looked at first, then written block by block."""
+"""Make a store of existing labels: check them against their images, then write them block by block."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ STOPPING = "stopping after the current block; the same signal again stops at onc
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Everything that is written, looked at and found to fit; nothing is written yet.
+    """Labels and images that were opened and checked; nothing is written yet.
 
     Attributes:
-        name: of the format.
-        labels: of others.
-        manifest: of the images.
-        spec: what crops are rendered by.
-        renderer: of the crops.
-        identity: of the store.
+        name: name of the format.
+        labels: the existing labels.
+        manifest: the images.
+        spec: how crops are rendered from images.
+        renderer: renders the crops.
+        identity: identity of the store to write.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Work:
 
 @device_faults("labels are adopted", "a smaller --cache-gib")
 def adopt(config: AdoptConfig, console: Console) -> Mapping[str, Json]:
-    """Make, resume or extend a store of labels of others; returns the summary.
+    """Make, continue or extend a store of existing labels; returns the summary.
 
     Killing this at any instant loses the current block; running it again continues, to the same bytes (P4).
 
@@ -78,7 +78,7 @@ def adopt(config: AdoptConfig, console: Console) -> Mapping[str, Json]:
         console: where progress, notes and warnings go.
 
     Raises:
-        InputError: names what does not fit; nothing is left then that was not there before.
+        InputError: names what does not fit; no file is left behind.
     """
     store = LabelStore.open(config.store) if LabelStore.exists(config.store) else None
     if store is None:
@@ -98,10 +98,11 @@ def adopt(config: AdoptConfig, console: Console) -> Mapping[str, Json]:
 
 
 def prepare(config: AdoptConfig, console: Console, store: LabelStore | None) -> Work:
-    """Open images and labels, and check one against the other.
+    """Open images and labels, and check them against each other.
 
     Raises:
         InputError: names what does not fit.
+        MismatchError: the labels are of other images, or of another teacher than the given one.
     """
     manifest = read_images(config, console, store)
     labeller = teacher_of(config, manifest, console)
@@ -153,7 +154,7 @@ def prepare(config: AdoptConfig, console: Console, store: LabelStore | None) -> 
 
 
 def read_images(config: AdoptConfig, console: Console, store: LabelStore | None) -> Manifest:
-    """The manifest of the images; of a store that is continued, in its order."""
+    """The manifest of the images; in the order of ``store`` if one is continued."""
     ordered = store is not None and config.class_order == "auto"
     with console.progress("images", 1, "images") as progress:
         manifest = scan(
@@ -189,17 +190,17 @@ def opened(config: AdoptConfig, request: Request) -> tuple[str, Sequence[Labels]
 
 
 def columns_of(config: AdoptConfig, labeller: Labeller | None) -> int | None:
-    """Columns of a label where its format does not store them: the teacher's, ImageNet's; None: one for each class."""
+    """Columns of a label, if the format does not store them: the teacher's or ImageNet's; None for one a class."""
     if labeller is not None:
         return labeller.columns
     return IMAGENET_COLUMNS if config.teacher.class_columns == IMAGENET else None
 
 
 def class_columns(config: AdoptConfig, columns: int, manifest: Manifest, labeller: Labeller | None) -> tuple[int, ...]:
-    """The column of each class folder in a label; empty where folder k has column k.
+    """The column of each class in a label; empty if class k has column k.
 
     Raises:
-        InputError: when there are other columns than folders, or which is which is not known.
+        InputError: the labels have other columns than the teacher, or it is not known which column a class has.
     """
     if labeller is not None:
         if labeller.columns != columns:
@@ -220,13 +221,13 @@ def class_columns(config: AdoptConfig, columns: int, manifest: Manifest, labelle
 
 
 def look_at_crops(found: Evidence) -> None:
-    """Make the rows of the labels that were looked at, so that boxes of other images are found before writing."""
+    """Read the crops of the sampled labels, so that boxes of other images are refused before writing."""
     for view, start, stop in found.parts:
         found.labels.crops(view, start, stop)
 
 
 def teacher_identity(config: AdoptConfig, labeller: Labeller | None, console: Console) -> dict[str, Json]:
-    """What is known of the teacher: itself where it has made the labels again, else its normalisation alone."""
+    """The identity of the teacher if one is given and checked; otherwise its normalisation alone."""
     if labeller is not None:
         return dict(labeller.identity)
     mean, std = config.teacher.mean or IMAGENET_MEAN, config.teacher.std or IMAGENET_STD
@@ -244,7 +245,7 @@ def make_identity(
     renderer: Mapping[str, Json],
     encoding: Mapping[str, Json],
 ) -> Identity:
-    """What the store is made of (P3)."""
+    """The identity of the store: everything that determines its bytes (P3)."""
     return adopted_identity(
         image_digests=manifest.digests,
         targets=manifest.targets,
@@ -265,10 +266,10 @@ def make_identity(
 
 
 def encoding_of(config: AdoptConfig, labels: Labels) -> dict[str, Json]:
-    """The label encoding: float16, or int8 where most columns are not known.
+    """The label encoding; by default float16, or int8 for labels of the largest columns alone.
 
     Raises:
-        InputError: when it needs a calibration, or has no value for what is not known.
+        InputError: it needs a calibration, or cannot mark columns as not known.
     """
     name = config.encoding or ("int8" if labels.content == "topk" else "float16")
     if ENCODINGS[name].needs_calibration:
@@ -285,10 +286,10 @@ def encoding_of(config: AdoptConfig, labels: Labels) -> dict[str, Json]:
 
 
 def open_for(config: AdoptConfig, work: Work, store: LabelStore | None, console: Console) -> LabelStore:
-    """The store to write: the one that is there when it is made of the same things, else a new one.
+    """Create the store, or check that the existing one has the same identity.
 
     Raises:
-        InputError: when it is another store, or there is no room.
+        InputError: it has another identity, whole blocks cannot hold the views, or there is too little space.
     """
     identity, views = work.identity, work.labels.views
     if store is None:
@@ -318,7 +319,7 @@ def open_for(config: AdoptConfig, work: Work, store: LabelStore | None, console:
 
 
 def write(config: AdoptConfig, work: Work, store: LabelStore, console: Console) -> Mapping[str, Json]:
-    """Write and seal what is missing, under the store's lease."""
+    """Write the missing blocks and seal the store, under its lease; returns the summary."""
     with store.lease(take_over=config.take_over) as writer:
         if AUDIT_BLOCK not in store.missing():
             there = LabelStore.open(store.path, follow=True)
@@ -331,7 +332,7 @@ def write(config: AdoptConfig, work: Work, store: LabelStore, console: Console) 
 
 
 def fill(work: Work, store: LabelStore, writer: StoreWriter, console: Console) -> int:
-    """Write the missing blocks; returns the labels in them. A signal lets the current block end."""
+    """Write the missing blocks; returns the number of labels in them. A signal stops after the current block."""
     grid, missing = BlockGrid.of(work.identity), store.missing()
     blocks = Blocks(work.labels, work.renderer, store.encoding, work.spec.group)
     counts = [int(np.prod(list(grid.extent(block).values()))) for block in missing]

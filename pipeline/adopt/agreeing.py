@@ -1,4 +1,4 @@
-"""Whether labels of others belong to these images: agreement with the folders, and with a teacher."""
+"""Check that existing labels belong to these images: agreement with the class folders, and with a teacher."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from pipeline.teacher.class_order import Agreement, agreement
 from pipeline.teacher.labeller import Labeller, label_crops, load_labeller
 from pipeline.teacher.teacher import make_teacher
 
-LOOKED_AT = 1_024  # labels of each view that is looked at
-TEACHER_CROPS = 64  # of each of these views, labelled again
+SAMPLED = 1_024  # labels of each sampled view
+TEACHER_CROPS = 64  # crops of each sampled view that the teacher labels again
 TEACHER_BATCH = 64
 ADVICE = (
     "the images are in another order than their labels (--sampler-seed, --order, --image-list), or the classes are "
@@ -31,17 +31,18 @@ ADVICE = (
 )
 
 Part = tuple[int, int, int]
+"""Consecutive positions: view, first position, and the one after the last."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """How far labels agree with the folders of their images.
+    """How often sampled labels agree with the class folders of their images.
 
     Attributes:
-        labels: in the order that agrees best.
-        parts: of them that were looked at: view, first position, and the one after the last.
-        each: agreement of each view that was looked at, by its number.
-        whole: agreement of all.
+        labels: the labels, in the order that agrees best.
+        parts: the sampled positions.
+        each: agreement of each sampled view, by its number.
+        whole: agreement of all sampled views together.
     """
 
     labels: Labels
@@ -51,19 +52,18 @@ class Evidence:
 
     @property
     def text(self) -> str:
-        """One line for people."""
+        """One line for the console."""
         views = ", ".join(map(str, self.each))
         return (
             f"the labels agree with the folders on {self.whole.top1:.2f} % of {self.whole.rows:,} crops of views "
-            f"{views} "
-            f"(chance {self.whole.chance:.2f} %)"
+            f"{views} (chance {self.whole.chance:.2f} %)"
         )
 
     def require(self, config: AdoptConfig) -> None:
         """Refuse labels that agree hardly more often than chance.
 
         Raises:
-            MismatchError: names the view, and what may be in another order.
+            MismatchError: names the view, and the flags that may be wrong.
         """
         poor = [view for view, found in self.each.items() if found.warning]
         if not poor and not self.whole.warning:
@@ -72,27 +72,26 @@ class Evidence:
         where = f"view {poor[0]}" if poor else "all of them"
         raise MismatchError(
             f"{config.labels}: expected labels of these images, found that those of {where} agree with the folders on "
-            f"{worst.top1:.2f} % of {worst.rows:,} crops, where guessing gives {worst.chance:.2f} %: {ADVICE}; "
-            "nothing was "
-            f"written"
+            f"{worst.top1:.2f} % of {worst.rows:,} crops, where guessing gives {worst.chance:.2f} %: {ADVICE}; nothing "
+            f"was written"
         )
 
 
 def agreeing(each: Sequence[Labels], manifest: Manifest, columns: Sequence[int]) -> Evidence:
-    """The labels in the order that agrees best with the folders, and how far it does.
+    """Choose the order of the labels that agrees best with the class folders.
 
-    Of a mixed crop that image counts that most of its pixels are of.
+    The target of a mixed crop is that of the image with most of its pixels.
 
     Args:
         each: the same labels in several orders.
-        manifest: of the images.
-        columns: the column of each class.
+        manifest: the images.
+        columns: column of each class in a label.
     """
-    found = [_look(labels, manifest, list(columns)) for labels in each]
+    found = [_agreement_of(labels, manifest, list(columns)) for labels in each]
     return max(found, key=lambda evidence: evidence.whole.top1)
 
 
-def _look(labels: Labels, manifest: Manifest, columns: list[int]) -> Evidence:
+def _agreement_of(labels: Labels, manifest: Manifest, columns: list[int]) -> Evidence:
     parts = tuple(parts_of(labels))
     logits, targets, places = [], [], []
     for view, start, stop in parts:
@@ -113,16 +112,16 @@ def _look(labels: Labels, manifest: Manifest, columns: list[int]) -> Evidence:
 
 
 def parts_of(labels: Labels) -> list[Part]:
-    """Which labels are looked at: groups spread over the first, second, middle and last view."""
-    group = labels.group if labels.group > 1 else min(LOOKED_AT, labels.images)
+    """The positions to sample: groups spread over the first, second, middle and last view."""
+    group = labels.group if labels.group > 1 else min(SAMPLED, labels.images)
     groups = -(-labels.images // group)
-    chosen = np.unique(np.linspace(0, groups - 1, min(groups, -(-LOOKED_AT // group))).astype(int)).tolist()
+    chosen = np.unique(np.linspace(0, groups - 1, min(groups, -(-SAMPLED // group))).astype(int)).tolist()
     views = dict.fromkeys(view for view in (0, 1, labels.views // 2, labels.views - 1) if view < labels.views)
     return [(view, at * group, min((at + 1) * group, labels.images)) for view in views for at in chosen]
 
 
 def teacher_of(config: AdoptConfig, manifest: Manifest, console: Console) -> Labeller | None:
-    """The teacher that the flags name, or the labeller; None where they name none."""
+    """The teacher or labeller of the flags; None without one."""
     given = config.teacher
     if given.labeller is not None:
         args = json_object("--labeller-args", given.labeller_args or "{}")
@@ -138,17 +137,17 @@ def teacher_of(config: AdoptConfig, manifest: Manifest, console: Console) -> Lab
 
 
 def require_same_teacher(found: Evidence, labeller: Labeller, spec: PlanSpec, renderer: Renderer) -> str:
-    """Render crops of the labels that were looked at, label them, and compare; returns a line for people.
+    """Render some sampled crops, label them again and compare; returns a line for the console.
 
     Raises:
-        MismatchError: when the teacher's labels are others.
+        MismatchError: the teacher gives other labels.
     """
     labels = found.labels
-    seen: dict[int, Part] = {}
+    first_parts: dict[int, Part] = {}  # of each view
     for part in found.parts:
-        seen.setdefault(part[0], part)
+        first_parts.setdefault(part[0], part)
     stored, made = [], []
-    for view, start, stop in seen.values():
+    for view, start, stop in first_parts.values():
         crops = labels.crops(view, start, stop)
         count = min(TEACHER_CROPS, len(crops.rows))
         pixels = first_crops(renderer, crops.rows, spec.group, count)

@@ -1,4 +1,4 @@
-"""Blocks of labels of others as a store takes them; of their crops, those that a store keeps are rendered."""
+"""Blocks of existing labels in the form of a store; only the crops that the store keeps are rendered."""
 
 from __future__ import annotations
 
@@ -22,20 +22,25 @@ class Blocks:
     """Makes the data of blocks.
 
     Args:
-        labels: of others.
-        renderer: of their crops.
-        encoding: of the store.
-        group: positions that mix with each other.
+        labels: the existing labels.
+        renderer: renders their crops.
+        encoding: label encoding of the store.
+        group: consecutive positions that mix with each other; 1 without mixing.
     """
 
     def __init__(self, labels: Labels, renderer: Renderer, encoding: Encoding, group: int) -> None:
         self._labels, self._renderer, self._encoding, self._group = labels, renderer, encoding, group
 
     def data(self, block: BlockIndex, views: range, positions: tuple[int, int]) -> BlockData:
-        """One block.
+        """The data of one block.
+
+        Args:
+            block: its index.
+            views: its views.
+            positions: its first position, and the one after the last.
 
         Raises:
-            InputError: names the file that is not as the format has it.
+            InputError: names the file that does not have the form of its format.
         """
         each = [self._labels.crops(view, *positions) for view in views]
         first, audited = each[0], block == AUDIT_BLOCK
@@ -43,7 +48,7 @@ class Blocks:
         pixels = first_crops(self._renderer, first.rows, self._group, count)
         rows = np.stack([crops.rows.values for crops in each])
         digest = pixels_digest(pixels)
-        if self._kept_as_they_are(each) and not audited:
+        if self._are_codes(each) and not audited:
             labels = first.logits[None] if len(each) == 1 else np.stack([crops.logits for crops in each])
             empty = np.empty((0, 0, self._labels.columns), np.float32)
             return BlockData(
@@ -55,16 +60,16 @@ class Blocks:
             audit = AuditRows(crops=pixels.cpu().numpy(), logits=as_float16(logits[0, :count]))
         return BlockData(logits=logits, rows=rows, pixels_digest=digest, audit=audit)
 
-    def _kept_as_they_are(self, each: list[Crops]) -> bool:
+    def _are_codes(self, each: list[Crops]) -> bool:
         """Whether the labels are the codes of the encoding already."""
         return self._encoding.name == "float16" and all(crops.logits.dtype == np.float16 for crops in each)
 
 
 def as_float16(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    """Logits of audit rows.
+    """Logits of audit rows in float16.
 
     Raises:
-        InputError: when float16 cannot hold one.
+        InputError: one is too large for float16, or NaN.
     """
     largest = float(np.abs(logits).max())
     if not largest <= np.finfo(np.float16).max:
@@ -73,12 +78,12 @@ def as_float16(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
 
 
 def first_crops(renderer: Renderer, rows: CropRows, group: int, count: int) -> Tensor:
-    """The first crops of rows of whole groups, uint8 ``[count, S, S, 3]``; no others are rendered than they show."""
+    """The first crops of rows of whole groups, uint8 ``[count, S, S, 3]``; renders only them and their partners."""
     if not rows.mixed:
         return renderer.render(rows.take(slice(count)))
     if 2 * count > group:
         return renderer.render(rows.take(slice(-(-count // group) * group)))[:count]
     partners = rows.partners(group)[:count]
     values = np.concatenate([rows.values[:, :count], rows.values[:, partners]], axis=1)
-    values[rows.names.index("partner")] = [*range(count, 2 * count)] * 2  # the others' own mixes are not looked at
+    values[rows.names.index("partner")] = [*range(count, 2 * count)] * 2  # the partners' own mixes do not matter
     return renderer.render(CropRows(rows.names, values))[:count]

@@ -67,7 +67,7 @@ class AdoptConfig:
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
-        """Refuse what no store can be made of."""
+        """Refuse values that no store can have, and flags that exclude each other."""
         for name, value in (("views", self.views), ("size", self.size)):
             if value is not None and value < 1:
                 raise InputError(f"--{name}: expected at least 1, found {value}")

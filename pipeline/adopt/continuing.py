@@ -1,4 +1,4 @@
-"""What labels must have in common with the blocks that are there already: the same labels, each image once a view."""
+"""Checks of labels against existing blocks: the same labels, and each image once in a view."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from labelstore.store import LabelStore
 from labelstore.writing.encoding import images_of
 from pipeline.adopt.labels import Labels
 
-COMPARED = 64  # crops of a block
+COMPARED = 64  # crops of a block that are compared
 
 
 def require_same_labels(labels: Labels, store: LabelStore) -> None:
-    """Refuse to continue a store with other labels, or with the same ones of other images.
+    """Refuse to continue a store with other labels, or with the same labels of other images.
 
-    The first crops of the first and of the last block that are there are compared.
+    The first crops of its first and of its last existing block are compared.
 
     Args:
-        labels: that are given.
-        store: that is continued, opened to follow.
+        labels: the given labels.
+        store: the store to continue, opened to follow.
 
     Raises:
         MismatchError: names the view that differs.
@@ -65,12 +65,12 @@ def _same_codes(
 
 
 class Shown:
-    """Which images each view has shown: labels that store their images may show one twice.
+    """Checks that no view shows an image twice, which labels that store their images could.
 
     Args:
-        store: that is written, opened to follow.
-        missing: the blocks that are still to be written; the others are read.
-        names: of the images, for messages.
+        store: the store that is written, opened to follow.
+        missing: its blocks that are still to be written; the others are read.
+        names: names of the images, for messages.
     """
 
     def __init__(self, store: LabelStore, missing: Sequence[BlockIndex], names: Sequence[str]) -> None:
@@ -90,7 +90,7 @@ class Shown:
             self._show(view, images)
 
     def _begin(self, views: tuple[int, int]) -> None:
-        """Start with the images of the blocks of these views that are there."""
+        """Start with the images of the existing blocks of these views."""
         store = self._store
         self._first, self._seen = views[0], np.zeros((views[1] - views[0], store.identity.images), bool)
         for block in store.grid.blocks(*views):

@@ -1,4 +1,4 @@
-"""EDC's labels: G-VBSM's list with the orders of shuffled patches, its boxes as shares of the other sides.
+"""EDC's labels: G-VBSM's list, and the orders of shuffled patches; boxes are shares of swapped sides.
 
 EDC cuts crops from tensors [3, H, W] and divides top and height by W, left and width by H.
 """

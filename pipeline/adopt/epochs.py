@@ -1,4 +1,4 @@
-"""Folders of epochs, each a folder of batches: an epoch is a view, and its batches are the groups that mix."""
+"""Folders of epochs with a file for each batch: an epoch is a view, and mixed crops mix within a batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipeline.adopt.orders import SIDECAR, ImageOrder, ListedOrder, SamplerOrder
 from pipeline.adopt.records import Batch, Layout, load, read_batch
 from pipeline.plan.spec import Interpolation
 
-SEED = 42  # of the sampler in their code
+SEED = 42  # of the sampler in the authors' code
 EPOCH, BATCH = (re.compile(pattern) for pattern in (r"epoch_(0|[1-9][0-9]*)", r"batch_(0|[1-9][0-9]*)\.tar"))
 
 
@@ -51,13 +51,13 @@ class EpochsFormat:
     """A format of epochs and batches.
 
     Attributes:
-        layout: of its files.
+        layout: layout of its files.
     """
 
     layout: Layout
 
     def recognises(self, folder: Path) -> bool:
-        """Whether the first file has as many values."""
+        """Whether the first file holds a list of as many values as the layout has."""
         first = batch_file(folder, 0, 0)
         if not first.is_file():
             return False
@@ -65,7 +65,7 @@ class EpochsFormat:
         return isinstance(value, (list, tuple)) and len(value) == self.layout.fields
 
     def open(self, request: Request) -> Sequence[Epochs]:
-        """The labels of the folder, in each order that they may have."""
+        """The labels of the folder, once for each order that they may have."""
         shape = measure(request, self.layout)
         if self.layout.index is not None:
             require_unused(self.layout.name, request, "--sampler-seed", "--order")
@@ -80,15 +80,15 @@ class EpochsFormat:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """What a folder of epochs holds.
+    """Numbers of a folder of epochs.
 
     Attributes:
         there: epochs in the folder.
-        views: that are wanted.
-        images: labels of an epoch.
-        batch: labels of a file; the last one of an epoch may have fewer.
-        columns: C of a label.
-        mix: of its first batch.
+        views: epochs to adopt.
+        images: labels in an epoch.
+        batch: labels in a file; the last file of an epoch may have fewer.
+        columns: columns C of a label.
+        mix: how the crops of the first batch are mixed.
     """
 
     there: int
@@ -100,12 +100,12 @@ class Shape:
 
     @property
     def batches(self) -> int:
-        """Files of an epoch."""
+        """Files in an epoch."""
         return -(-self.images // self.batch)
 
 
 def measure(request: Request, layout: Layout) -> Shape:
-    """What the folder holds, by its names and by the first and last file of its first epoch.
+    """The numbers of a folder, from its names and from the first and last file of its first epoch.
 
     Raises:
         InputError: names what is missing, or how many images are expected.
@@ -121,16 +121,14 @@ def measure(request: Request, layout: Layout) -> Shape:
     if labels != images:
         dropped = labels == images // len(first) * len(first)
         why = (
-            f"; the last {images - labels} images of an epoch were dropped with their short batch, as LPLD does "
-            "where it "
-            f"prunes: such epochs show not every image, and cannot be the views of a store"
+            f"; the last {images - labels} images of an epoch were dropped with their short batch, as LPLD does where "
+            f"it prunes: such epochs show not every image, and cannot be the views of a store"
             if dropped
             else "; give the images that were labelled"
         )
         raise InputError(
             f"{folder}: expected labels of {images:,} images, those of {request.manifest.location}, found {labels:,} "
-            "an "
-            f"epoch ({len(batches):,} files of {len(first):,}){why}"
+            f"an epoch ({len(batches):,} files of {len(first):,}){why}"
         )
     if first.mix != "none" and len(first) == 1:
         raise InputError(f"{folder}: expected files of several labels with {first.mix}, found files of one label each")
@@ -147,10 +145,10 @@ def measure(request: Request, layout: Layout) -> Shape:
 
 
 def require_whole(folder: Path, epochs: Sequence[int], batches: Sequence[int], views: int) -> None:
-    """Refuse a folder that lacks one of its first epochs, or a file of one, or has a file too many.
+    """Refuse a folder in which one of the first ``views`` epochs is missing, or has a file too few or too many.
 
     Raises:
-        InputError: names the first, and how many epochs come before it.
+        InputError: names the first such epoch or file, and how many whole epochs come before it.
     """
     present = set(epochs)
     for epoch in range(max(views, 1)):
@@ -166,7 +164,7 @@ def require_files(folder: Path, epoch: int, batches: Sequence[int], count: int) 
     """Refuse an epoch whose files are not those of batches 0 to ``count - 1``.
 
     Raises:
-        InputError: names the first that is missing, or too much.
+        InputError: names the first file that is missing or one too many.
     """
     wanted, there = set(range(min(count, len(batches) + 1))), set(batches)
     absent, more = sorted(wanted - there), sorted(there - set(range(count)))
@@ -182,13 +180,13 @@ def earlier(epoch: int) -> str:
 
 
 class Epochs:
-    """Labels in epochs and batches.
+    """Labels in epochs and batches; implements `Labels`.
 
     Args:
-        request: what they are opened with.
-        layout: of the files.
-        shape: of the folder.
-        order: of the images; None where the files hold their indexes.
+        request: options of the caller.
+        layout: layout of the files.
+        shape: numbers of the folder.
+        order: order of the images; None if the files store their indexes.
     """
 
     content: Literal["logits", "topk"] = "logits"
@@ -218,7 +216,7 @@ class Epochs:
         return Shown(images, np.concatenate(partners), np.concatenate(weights), _logits(batches))
 
     def crops(self, view: int, start: int, stop: int) -> Crops:
-        """The same with the rows of the crops; positions of whole groups."""
+        """Labels at positions of a view, whole groups, and the rows of their crops."""
         batches = self._batches(view, start, stop)
         images = self._images(view, start, batches)
         each = [self._rows(own, batch) for own, batch in zip(_parts(images, batches), batches, strict=True)]
@@ -228,7 +226,7 @@ class Epochs:
         return Crops(CropRows(crop_columns(self.mix), rows[:, part]), logits[part])
 
     def _batches(self, view: int, start: int, stop: int) -> list[Batch]:
-        """The batches that hold some positions of a view."""
+        """The batches with positions ``start`` to ``stop`` of a view."""
         size = self._shape.batch
         return [self._batch(view, number) for number in range(start // size, -(-stop // size))]
 
@@ -246,18 +244,17 @@ class Epochs:
         if batch.box is not None and max(batch.box) > self._size:
             raise InputError(
                 f"{batch.place}: expected a CutMix box within crops of {self._size} px, found one up to "
-                f"{max(batch.box)}; "
-                f"give the side of the crops that were labelled: --size"
+                f"{max(batch.box)}; give the side of the crops that were labelled: --size"
             )
         return batch
 
     def _images(self, view: int, start: int, batches: Sequence[Batch]) -> Int64Array:
-        """The image of each crop of some batches, the first of which holds a position."""
+        """The image of each crop of some batches, the first of which holds position ``start``."""
         numbers = self._numbers(view, start, batches)
         return numbers if self._numbering is None else self._numbering[numbers]
 
     def _numbers(self, view: int, start: int, batches: Sequence[Batch]) -> Int64Array:
-        """The number that their code has for each of these images."""
+        """The number that the authors' code gives each of these images."""
         if self._order is not None:
             first = start // self._shape.batch * self._shape.batch
             return self._order.images(view)[first : first + sum(map(len, batches))]
@@ -270,7 +267,7 @@ class Epochs:
         return np.concatenate([batch.index for batch in batches if batch.index is not None])
 
     def _weight(self, batch: Batch) -> float:
-        """Share of a crop's pixels that are its own image's."""
+        """Share of a crop's pixels that show its own image."""
         if batch.box is None:
             return batch.lam
         top, left, bottom, right = batch.box

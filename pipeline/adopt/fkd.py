@@ -1,8 +1,8 @@
-"""FKD's labels: one file an image, of many crops of it, each with the largest probabilities of a softmax.
+"""FKD's labels: a file for each image, with many crops of it and the largest probabilities of each crop.
 
-View v is the v-th crop of every image, in an order that is drawn here: FKD's files have none. The columns whose
-probability is not stored are masked; FKD spreads what is left of 1 over them, or scales the others up, by a flag of its
-training: the labels do not say which.
+View v is the v-th crop of every image, in an order that is drawn here, since FKD's files have none. Columns without a
+stored probability are masked. FKD spreads the rest of the probability over them, or scales the stored ones up: that is
+a flag of its training, and not recorded in the labels.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from pipeline.images.manifest import Manifest
 from pipeline.plan import draws
 from pipeline.plan.spec import Interpolation
 
-WINDOW_BYTES = 256 << 20  # of labels in memory: as many views of all images as fit are read at a time
-DIRECT = 1_024  # labels that are read from their files alone
-EXACT_INDEXES = 2_048  # below which float16 holds all integers
-MOST_COLUMNS = 2**24  # below which float32 holds all integers
-SUM_ERROR = 1e-2  # by which probabilities in float16 may sum to more than 1
+WINDOW_BYTES = 256 << 20  # memory for labels: as many views of all images as fit are read at once
+DIRECT = 1_024  # up to so many labels are read without filling the window
+EXACT_INDEXES = 2_048  # float16 holds all smaller integers
+MOST_COLUMNS = 2**24  # float32 holds all smaller integers
+SUM_ERROR = 1e-2  # probabilities in float16 may sum to this much more than 1
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -49,10 +49,10 @@ class Records:
 
     Attributes:
         shares: boxes as shares of the images' sides, float32 ``[n, 4]``.
-        flips: bool ``[n]``.
-        columns: of the largest probabilities, int32 ``[n, k]``.
-        probabilities: float32 ``[n, k]``.
-        half: whether they are stored in float16.
+        flips: whether each crop is flipped left to right, bool ``[n]``.
+        columns: columns of the largest probabilities, int32 ``[n, k]``.
+        probabilities: the probabilities of these columns, float32 ``[n, k]``.
+        half: whether the file stores float16.
     """
 
     shares: npt.NDArray[np.float32]
@@ -64,14 +64,13 @@ class Records:
     def __len__(self) -> int:
         return len(self.flips)
 
-    def take(self, part: slice | int) -> Records:
-        """Some of them."""
-        at = slice(part, part + 1) if isinstance(part, int) else part
+    def take(self, at: slice | Int64Array) -> Records:
+        """The labels of some of the crops."""
         return Records(self.shares[at], self.flips[at], self.columns[at], self.probabilities[at], self.half)
 
 
 def joined(each: Sequence[Records]) -> Records:
-    """Records one after the other."""
+    """The labels of several records, one after the other."""
     parts = ("shares", "flips", "columns", "probabilities")
     values: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in each]) for name in parts}
     return Records(**values, half=each[0].half)
@@ -81,7 +80,7 @@ def read_image(path: Path) -> Records:
     """The labels in one file.
 
     Raises:
-        InputError: names the file and the first value that is not as FKD writes it.
+        InputError: names the file and the first value that does not have FKD's form.
     """
     value = load(path)
     if not isinstance(value, (list, tuple)) or len(value) != 3:
@@ -131,12 +130,12 @@ def _largest(path: Path, label: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np
 
 
 class Fkd:
-    """One file an image.
+    """Labels with a file for each image; implements `Labels`.
 
     Args:
-        request: what they are opened with.
-        files: of each image.
-        first: what the first file holds.
+        request: options of the caller.
+        files: file of each image.
+        first: labels in the first file.
     """
 
     content: Literal["logits", "topk"] = "topk"
@@ -156,8 +155,7 @@ class Fkd:
         mass = first.probabilities.sum(axis=1).mean()
         self.files = (
             f"fkd, {self.images:,} files of {self.there:,} crops, the {self._kept} largest probabilities of each, "
-            "which "
-            f"sum to {mass:.4f} in the first file; the other columns are not known"
+            f"which sum to {mass:.4f} in the first file; the other columns are not known"
         )
         self.order = "each view is shuffled: the files have no order"
         per_crop = 17 + 8 * self._kept
@@ -171,7 +169,7 @@ class Fkd:
         return Shown(images, images, np.ones(len(images), np.float32), self._logits(images, records))
 
     def crops(self, view: int, start: int, stop: int) -> Crops:
-        """The same with the rows of the crops."""
+        """Labels at positions of a view, and the rows of their crops."""
         images = self._order(view)[start:stop]
         records, manifest = self._records(view, images), self._manifest
         boxes = boxes_of(
@@ -192,18 +190,18 @@ class Fkd:
         """The labels of one crop of each of some images."""
         inside = self._first >= 0 and self._first <= view < self._first + self._views
         if not inside and len(images) <= DIRECT and len(images) < self.images:
-            return joined([self._read(image).take(view) for image in images.tolist()])
+            return joined([self._read(image).take(slice(view, view + 1)) for image in images.tolist()])
         if not inside:
             self._first = view
             part = slice(view, view + self._views)
             each = joined([self._read(image).take(part) for image in range(self.images)])
             held = min(self._views, self.there - view)
             places = np.arange(self.images) * held
-            self._window = [_at(each, places + offset) for offset in range(held)]
-        return _at(self._window[view - self._first], images)
+            self._window = [each.take(places + offset) for offset in range(held)]
+        return self._window[view - self._first].take(images)
 
     def _read(self, image: int) -> Records:
-        """All labels of an image, as many as of the first, and as large."""
+        """All labels of an image; refused if they have another shape than those of the first image."""
         found = read_image(self._files[image])
         if len(found) != self.there or found.columns.shape[1] != self._kept or found.half != self._half:
             raise wrong(
@@ -220,8 +218,7 @@ class Fkd:
             row = wrong_rows[0]
             raise InputError(
                 f"{self._files[images[row]]}: expected columns below {self.columns:,}, the classes of the images, "
-                "found "
-                f"{int(records.columns[row].max())}; give the images of all classes, or --class-columns imagenet"
+                f"found {int(records.columns[row].max())}; give the images of all classes, or --class-columns imagenet"
             )
         logits = np.full((len(images), self.columns), MASKED, np.float32)
         with np.errstate(divide="ignore"):
@@ -230,18 +227,11 @@ class Fkd:
         return logits
 
 
-def _at(records: Records, rows: Int64Array) -> Records:
-    """The records at some rows."""
-    return Records(
-        records.shares[rows], records.flips[rows], records.columns[rows], records.probabilities[rows], records.half
-    )
-
-
 def files_of(folder: Path, manifest: Manifest) -> list[Path]:
     """The file of each image: CLASS/NAME.tar somewhere below the folder, NAME up to the first dot of the image's.
 
     Raises:
-        InputError: names an image that has none, or two that have one together.
+        InputError: names an image without a file, or two images with the same one.
     """
     there: dict[tuple[str, str], Path] = {}
     for file in sorted(folder.rglob("*.tar")):
@@ -259,8 +249,7 @@ def files_of(folder: Path, manifest: Manifest) -> list[Path]:
         if path in found:
             raise InputError(
                 f"{path}: is the file of both {printable(manifest.names[found[path]])} and {printable(name)}: FKD "
-                "names "
-                f"labels by an image's name up to its first dot; give the images that were labelled"
+                f"names labels by an image's name up to its first dot; give the images that were labelled"
             )
         found[path] = image
     if missing:
@@ -272,7 +261,7 @@ def files_of(folder: Path, manifest: Manifest) -> list[Path]:
 
 
 class FkdFormat:
-    """FKD's one file an image."""
+    """FKD's format, with a file for each image."""
 
     def recognises(self, folder: Path) -> bool:
         """Whether the first file has three values."""

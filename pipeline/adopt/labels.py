@@ -1,4 +1,4 @@
-"""The seam between `adopt` and the formats of others: labels by view and position, and the crops that they are of."""
+"""The interface between `adopt` and the formats that it reads: labels and crops by view and position."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from pipeline.plan.spec import Interpolation
 Int64Array = npt.NDArray[np.int64]
 Mix = Literal["none", "cutmix", "mixup"]
 MASKED = -1e4  # logit of columns that are not known
-OFF_PIXELS = 0.02  # that a stored share of a side may be off a whole pixel: float32 resolves 0.008 of 65,535
-HALF_ERROR = 2**-10  # of a share in float16, twice its rounding
+OFF_PIXELS = 0.02  # tolerance in pixels of a stored share of a side: float32 resolves 0.008 of 65,535
+HALF_ERROR = 2**-10  # tolerance of a share in float16, twice its rounding error
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
 class Request:
-    """What labels are opened with.
+    """Options with which labels are opened.
 
     Attributes:
-        folder: of the labels.
-        manifest: of the images.
+        folder: folder of the labels.
+        manifest: the images.
         size: side of the crops in pixels.
-        columns: of a label, where the format does not store it; None: one for each class.
-        views: how many views are wanted, the first ones; all when None.
-        sampler_seed: of the sampler whose order is rebuilt; None: 42, that of their code.
-        order: file of the images of each epoch, instead.
-        numbering: the image that each number of theirs means, int64 ``[N]``; None: both count alike.
+        columns: columns of a label, if the format does not store them; None for one a class.
+        views: how many views to adopt, from the first; all when None.
+        sampler_seed: seed of the sampler whose order is rebuilt; None for 42, the default of the authors' code.
+        order: file with the images of each epoch, in place of a sampler.
+        numbering: image of each number that the authors' code uses, int64 ``[N]``; None if the numbers are ours.
     """
 
     folder: Path
@@ -50,12 +50,12 @@ class Request:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Shown:
-    """Labels of n positions of a view, in whole groups, and which images they are of.
+    """Labels of n positions of a view, in whole groups, and their images.
 
     Attributes:
-        images: of each crop, int64 ``[n]``.
-        partners: image that is mixed into it, int64 ``[n]``.
-        weights: share of the pixels that are its own image's, float32 ``[n]``.
+        images: image of each crop, int64 ``[n]``.
+        partners: image that is mixed into each crop, int64 ``[n]``; its own without mixing.
+        weights: weight of its own image, 0 to 1, float32 ``[n]``.
         logits: float16 or float32 ``[n, C]``, as stored.
     """
 
@@ -66,16 +66,16 @@ class Shown:
 
     @property
     def mainly(self) -> Int64Array:
-        """The image that most of each crop's pixels are of, int64 ``[n]``."""
+        """The image with the larger weight in each crop, int64 ``[n]``."""
         return np.where(self.weights >= 0.5, self.images, self.partners)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Crops:
-    """Labels of n positions of a view, in whole groups, and the rows that make their crops.
+    """Labels of n positions of a view, in whole groups, and the rows of their crops.
 
     Attributes:
-        rows: n rows.
+        rows: the n rows from which the crops are rendered.
         logits: float16 or float32 ``[n, C]``, as stored.
     """
 
@@ -84,19 +84,19 @@ class Crops:
 
 
 class Labels(Protocol):
-    """Labels in a format of others.
+    """Existing labels in some format.
 
     Attributes:
-        views: V that are wanted.
-        there: views that the folder has.
-        images: N.
-        columns: C of a label.
+        views: number V of views to adopt.
+        there: number of views in the folder.
+        images: number N of images.
+        columns: number C of columns of a label.
         group: consecutive positions that mix with each other; 1 without mixing.
-        mix: how.
-        content: as a store's identity has it.
-        interpolation: filter with which the format's own code resizes crops.
-        files: what was found, in words.
-        order: where the order of the images is from, in words.
+        mix: how crops are mixed.
+        content: ``topk`` if only the largest columns of a label are known, as in a store's identity.
+        interpolation: filter with which the authors' code resizes crops.
+        files: a description of the files, for the console.
+        order: the origin of the order of the images, for the console.
     """
 
     @property
@@ -121,10 +121,10 @@ class Labels(Protocol):
     def order(self) -> str: ...  # noqa: D102
 
     def shown(self, view: int, start: int, stop: int) -> Shown:
-        """Labels at positions of a view, whole groups, and the images that they are of."""
+        """Labels at positions of a view, whole groups, and their images."""
 
     def crops(self, view: int, start: int, stop: int) -> Crops:
-        """The same with the rows of the crops.
+        """Labels at positions of a view, whole groups, and the rows of their crops.
 
         Raises:
             InputError: names the file and what is wrong in it.
@@ -135,10 +135,10 @@ class Format(Protocol):
     """A format of labels: an entry of the table."""
 
     def recognises(self, folder: Path) -> bool:
-        """Whether a folder is in this format, by its names and its first file."""
+        """Whether a folder seems to be in this format, judged by names and the first file."""
 
     def open(self, request: Request) -> Sequence[Labels]:
-        """The labels of a folder; several where it may be read in several orders: agreement with the folders decides.
+        """The labels of a folder, once for each order that they may have; agreement with the class folders decides.
 
         Raises:
             InputError: names what is missing, or does not fit the images.
@@ -156,14 +156,14 @@ def boxes_of(
     """Boxes (top, left, height, width) in source pixels, int64 ``[n, 4]``, of shares of the images' sides.
 
     Args:
-        shares: of height, width, height, width ``[n, 4]``.
-        heights: of each crop's image in pixels ``[n]``.
-        widths: likewise.
+        shares: top, left, height and width of each box, as shares of the image's height or width, ``[n, 4]``.
+        heights: height of each crop's image in pixels ``[n]``.
+        widths: its width, likewise.
         place: where they are stored, for messages.
         exact: whether they must be whole pixels; shares in float16 are not.
 
     Raises:
-        InputError: when they are no boxes of images of these sides.
+        InputError: a box does not fit its image.
     """
     sides = np.stack([heights, widths, heights, widths], axis=1).astype(np.float64)
     pixels = shares.astype(np.float64) * sides
@@ -187,7 +187,7 @@ def boxes_of(
 
 
 def image_columns(images: Int64Array) -> list[Int64Array]:
-    """The two columns of an image index."""
+    """The two columns of an image index: its low and high 16 bits."""
     return [images & 0xFFFF, images >> 16]
 
 
@@ -204,6 +204,6 @@ def require_unused(name: str, request: Request, *flags: str) -> None:
 
 
 def largest_of(labels: npt.NDArray[Any]) -> float:
-    """The largest magnitude of float16 numbers, NaN where one of them is: their bits without the sign are in order."""
+    """The largest magnitude of float16 numbers, NaN if one is NaN; integers compare faster, in the same order."""
     bits = int((labels.view(np.uint16) & np.uint16(0x7FFF)).max())
     return float(np.array(bits, np.uint16).view(np.float16))

@@ -1,4 +1,4 @@
-"""Which image each number of theirs means, by a list of paths."""
+"""The images in the numbering of the authors' code, from a list of their paths."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def numbering(path: Path, manifest: Manifest) -> Int64Array:
     Lines are paths whose ends are the names of images: of a class folder, ``.../CLASS/FILE``.
 
     Raises:
-        InputError: the list is another one, or a line names no image or several.
+        InputError: the list has another length, or a line names no image, several, or one that another line names.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

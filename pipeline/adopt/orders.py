@@ -1,4 +1,4 @@
-"""Which images the batches of an epoch hold, where the files have no indexes: rebuilt from a seed, or listed."""
+"""The order of images in epochs whose files store no indexes: rebuilt from a seed, or read from a file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from labelstore.errors import InputError, reason
 from pipeline.adopt.labels import Int64Array
 
-SIDECAR = "sampler_indices_epoch.json"  # that LPLD writes beside the epochs
+SIDECAR = "sampler_indices_epoch.json"  # LPLD writes it beside the epochs
 
 
 class ImageOrder(Protocol):
-    """The images of each epoch.
+    """The order of the images in each epoch.
 
     Attributes:
-        text: where they are from, in words.
+        text: the origin of the order, for the console.
     """
 
     @property
@@ -31,13 +31,13 @@ class ImageOrder(Protocol):
 
 
 class SamplerOrder:
-    """The order of torch's RandomSampler with a generator of its own, which lives through all epochs.
+    """The order of torch's RandomSampler with one seeded generator for all epochs.
 
     Args:
-        images: N.
-        seed: of the generator.
-        draws: permutations that the sampler draws an epoch: torch draws a second one, of which it takes nothing, and
-            older versions did not.
+        images: number N of images.
+        seed: seed of the generator.
+        draws: permutations that the sampler draws in an epoch: 2, of which the second is unused, or 1 in older
+            versions of torch.
     """
 
     def __init__(self, images: int, seed: int, draws: int) -> None:
@@ -64,12 +64,12 @@ class ListedOrder:
     """The order that a file lists.
 
     Args:
-        path: of JSON: the images of each epoch by its number, or a list of them; or .npy, integers [V, N].
-        images: N.
-        epochs: that are wanted.
+        path: JSON with the images of each epoch, by its number or in a list; or .npy with integers ``[V, N]``.
+        images: number N of images.
+        epochs: number of epochs to read.
 
     Raises:
-        InputError: when the file is another, or an epoch is no permutation of the images.
+        InputError: the file does not have this form, or an epoch is no permutation of the images.
     """
 
     def __init__(self, path: Path, images: int, epochs: int) -> None:
@@ -84,7 +84,7 @@ class ListedOrder:
 
 
 def _read(path: Path, epochs: int) -> list[Any]:
-    """What the file lists for each epoch."""
+    """The list of each epoch, not yet checked."""
     try:
         if path.suffix == ".npy":
             listed = list(np.load(path, mmap_mode="r", allow_pickle=False))  # mapped: a header may claim any shape
@@ -118,9 +118,7 @@ def _permutation(path: Path, epoch: int, listed: Any, images: int) -> Int64Array
     if len(order) != images or (counts != 1).any():
         raise InputError(
             f"{path}: epoch {epoch} holds {len(order):,} labels of {int((counts > 0).sum()):,} of the {images:,} "
-            "images: a "
-            f"view of a store shows every image once; labels that were pruned to a pool of batches, as LPLD does, "
-            "form no "
-            f"views and cannot be adopted"
+            f"images: a view of a store shows every image once; labels that were pruned to a pool of batches, as LPLD "
+            f"does, form no views and cannot be adopted"
         )
     return order.astype(np.int64)

@@ -1,4 +1,4 @@
-"""The files of SRe2L, G-VBSM and EDC: one list a batch, written by torch.save; nothing in them is executed."""
+"""The files of SRe2L, G-VBSM and EDC: a list for each batch, written by torch.save; reading executes nothing."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ ADVICE = "take it from where the folder comes from again"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """What one list holds.
+    """The values of one list.
 
     Attributes:
-        name: of the format.
-        fields: how many values: the six of SRe2L, then what else there is.
-        index: place of the images' indexes; None where they are not stored.
-        shuffled: place of the orders of shuffled patches; None where there are none.
-        swapped: whether top and height are shares of the width, and left and width of the height.
+        name: name of the format.
+        fields: number of values: the six of SRe2L, then others.
+        index: place of the images' indexes; None if they are not stored.
+        shuffled: place of the orders of shuffled patches; None if there are none.
+        swapped: whether top and height are shares of the width, and left and width shares of the height.
     """
 
     name: str
@@ -44,14 +44,14 @@ class Batch:
     """The labels of one file.
 
     Attributes:
-        place: the file.
+        place: path of the file, for messages.
         shares: boxes as shares of the images' sides, float32 ``[B, 4]``.
         flips: whether each crop is flipped left to right, bool ``[B]``.
-        partners: offset of the crop that is mixed into each, int64 ``[B]``; None without mixing.
-        lam: weight of the crop itself in MixUp.
-        box: CutMix's box, rows and columns from and to; None of MixUp.
+        partners: place of each crop's partner in the batch, int64 ``[B]``; None without mixing.
+        lam: weight of the crop itself in MixUp; otherwise 1.
+        box: CutMix's box: first row and column, and those after its last; None unless CutMix.
         logits: float16 or float32 ``[B, C]``.
-        index: image of each crop, int64 ``[B]``, where it is stored.
+        index: image of each crop, int64 ``[B]``; None if it is not stored.
     """
 
     place: str
@@ -75,15 +75,15 @@ class Batch:
 
 
 def load(path: Path) -> object:
-    """What torch.save wrote into a file, with numbers of numpy as Python's and arrays as tensors.
+    """Load a file of torch.save; numbers of numpy become Python's, and arrays tensors.
 
-    Tensors, and numbers and arrays of numpy in lists, are all that is allowed.
+    Only tensors, and numbers and arrays of numpy in lists, are allowed.
 
     Raises:
         InputError: names in one line what the file is instead.
     """
-    with suppress(Exception):  # torch raises whatever the bytes lead to: looked at again, to say what they are
-        if path.is_file():  # a pipe would be waited for
+    with suppress(Exception):  # torch raises errors of any kind; `read_content` below finds out the reason
+        if path.is_file():  # reading a pipe would block
             return load_torch(path, allowed=of_numpy())
     return read_content(path, str(path), ADVICE, allowed=of_numpy())
 
@@ -92,7 +92,7 @@ def read_batch(path: Path, layout: Layout) -> Batch:
     """The labels in one file.
 
     Raises:
-        InputError: names the file and the first field that is not as the format has it.
+        InputError: names the file and the first field that does not have the form of the format.
     """
     value = load(path)
     if not isinstance(value, (list, tuple)) or len(value) != layout.fields:
@@ -125,7 +125,7 @@ def read_batch(path: Path, layout: Layout) -> Batch:
 
 
 def _own_indexes(path: Path, layout: Layout, value: Any, count: int) -> Int64Array | None:
-    """The images' indexes, where they are stored."""
+    """The images' indexes, if they are stored; refuses crops with shuffled patches."""
     if layout.shuffled is not None:
         orders = value[layout.shuffled]
         if not isinstance(orders, Tensor) or orders.any():
@@ -137,10 +137,10 @@ def _own_indexes(path: Path, layout: Layout, value: Any, count: int) -> Int64Arr
 
 
 def _integers(path: Path, name: str, value: Any, count: int, below: int = 2**32) -> Int64Array:
-    """Integers [B] from 0 on.
+    """Integers ``[B]`` of 0 or more.
 
     Raises:
-        InputError: they are none, or one is not below ``below``.
+        InputError: they are no such integers, or one is not less than ``below``.
     """
     if not (is_whole(value) and value.shape == (count,)):
         raise wrong(path, f"{name}, integers [{count}]", described(value))
@@ -160,7 +160,7 @@ def _lam(path: Path, value: object) -> float:
 
 
 def _box(path: Path, value: object) -> tuple[int, int, int, int]:
-    """CutMix's box: its first row and column, and those after its last."""
+    """CutMix's box: its first row and column, and the row and column after its last."""
     if not (isinstance(value, (list, tuple)) and len(value) == 4 and all(isinstance(edge, int) for edge in value)):
         raise wrong(path, "a CutMix box of 4 integers", described(value))
     top, left, bottom, right = value
@@ -170,17 +170,17 @@ def _box(path: Path, value: object) -> tuple[int, int, int, int]:
 
 
 def _is(value: object, dimensions: int) -> bool:
-    """Whether a value is a tensor of so many dimensions."""
+    """Whether a value is a tensor with this number of dimensions."""
     return isinstance(value, Tensor) and value.ndim == dimensions
 
 
 def is_whole(value: object) -> bool:
-    """Whether a value is a tensor of whole numbers, or of true and false."""
+    """Whether a value is a tensor of integers or bools."""
     return isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex()
 
 
 def wrong(path: Path | str, expected: str, found: str) -> InputError:
-    """The error that a file does not hold what it must."""
+    """The error for a file with other content than expected."""
     return InputError(f"{path}: expected {expected}, found {found}; {ADVICE}")
 
 

@@ -1,4 +1,4 @@
-"""SRe2L's labels, and those of CV-DD: a list of six a batch; which images they are of is in the order of a sampler."""
+"""The labels of SRe2L and CV-DD: a list of six for each batch; their images follow from the order of a sampler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Suites of evidence: what is read, which cells they have, what a rule makes of lines, and the page."""
+"""Suites of evidence: reading them, their cells and commands, verdicts, and the page."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_every_selection_of_a_rule_fits_a_cell_or_a_line(name: str) -> None:
                     assert any(found.fits(side) for found in lines), (part.name, each.id, side)
 
 
-def test_a_folder_is_named_by_all_that_makes_it_and_made_once_a_choice(tmp_path: Path) -> None:
+def test_a_folder_is_named_after_its_commands_and_shared_by_equal_ones(tmp_path: Path) -> None:
     (part,) = read_suite(written(tmp_path)).parts
     gift, kl = ({"loss": name, "rate": "low"} for name in ("gift", "kl"))
     (made, own), (again, _), (other, _) = (
@@ -132,7 +132,7 @@ def test_a_shown_command_is_what_a_shell_runs(tmp_path: Path) -> None:
     assert typed("refused check $DIR/a") == "giftwrap check $DIR/a  # is refused"
 
 
-def test_best_and_worst_are_picked_when_all_seeds_are_there(tmp_path: Path) -> None:
+def test_best_and_worst_are_picked_once_all_seeds_are_finished(tmp_path: Path) -> None:
     (part,) = read_suite(written(tmp_path)).parts
     known = cells_of(part, {})
     assert [dict(cell.choices)["rate"] for cell in known] == ["low"] * 4
@@ -170,7 +170,7 @@ def test_a_margin_below_the_deviation_is_a_doubt() -> None:
     assert (found.kept, "standard deviation" in found.doubt) == (True, True)
 
 
-def test_each_value_of_a_field_has_to_keep_the_rule_and_null_is_one() -> None:
+def test_a_rule_must_hold_for_each_value_of_a_field_null_included() -> None:
     lines = [line(loss=loss, expert=expert, top1=top1) for loss, expert, top1 in
              [("a", None, 2.0), ("b", None, 1.0), ("a", 4, 1.0), ("b", 4, 2.0)]]  # fmt: skip
     rule = Comparison(of={"loss": "a"}, minus={"loss": "b"}, each="expert", at_least=0.0)
@@ -188,7 +188,7 @@ def test_pairs_have_the_same_other_choices() -> None:
     assert judge(claim(replace(rule, paired=False), runs=1), lines).verdict == "does not hold"
 
 
-def test_runs_of_different_test_images_are_refused_unless_a_claim_states_by_what_they_differ() -> None:
+def test_runs_of_different_test_sets_are_refused_unless_the_claim_names_their_difference() -> None:
     lines = [line(0, after="one", tests="aa", top1=1.0), line(1, after="two", tests="bb", top1=1.0)]
     rule = Comparison(of={}, at_least=0.0)
     with pytest.raises(InputError, match=r"file:0 and .*file:1"):
@@ -221,6 +221,12 @@ def test_a_wrong_suite_is_refused_by_file_and_key(tmp_path: Path, change: tuple[
     assert text in str(refused.value)
 
 
+def test_folders_with_spaces_are_found(tmp_path: Path) -> None:
+    lab = Lab([], tmp_path / "my runs", None)
+    assert lab.place("$DIR/part/set-0") == tmp_path / "my runs/part/set-0"
+    assert "'" in lab.real("train --run-folder $DIR/part/set-0"), "quoted for a shell"
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -231,7 +237,7 @@ def test_a_wrong_suite_is_refused_by_file_and_key(tmp_path: Path, change: tuple[
         (("--size 16 --labels", "'--size 16 --labels"), "as a shell reads it"),
     ],
 )
-def test_commands_that_are_none_are_refused(tmp_path: Path, change: tuple[str, str], text: str) -> None:
+def test_wrong_commands_of_a_part_are_refused(tmp_path: Path, change: tuple[str, str], text: str) -> None:
     (part,) = read_suite(written(tmp_path, SMALL.replace(*change))).parts
     with pytest.raises(InputError, match=re.escape(text)):
         require_runnable(part, Lab([part], tmp_path, tmp_path))
@@ -261,7 +267,7 @@ class Known(Lab):
         return {"top1": top1, "reported": "last epoch", "tests": "aa", "commit": "c0ffee1", "seconds": 0.1}
 
 
-def test_a_page_has_what_was_found_and_a_second_call_does_nothing_again(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_page_shows_the_results_and_a_second_call_runs_no_cell(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("GIFTWRAP_DATA", str(tmp_path))
     monkeypatch.setattr(assembling, "Lab", Known)
     monkeypatch.setattr(assembling, "require_runnable", lambda _part, _lab: None)  # takes seconds; tested above
@@ -283,14 +289,14 @@ def test_a_page_has_what_was_found_and_a_second_call_does_nothing_again(tmp_path
     assert again["not measured here"] == 1, "lines of other commands do not count"
 
 
-def test_missing_data_leave_a_part_unmeasured_and_say_what_is_missing(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_part_without_its_data_is_not_measured_and_the_page_names_them(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("GIFTWRAP_DATA", str(tmp_path / "elsewhere"))
     found = make_page(read_suite(written(tmp_path)), places(tmp_path), Console(silent=True))
     assert found["not measured here"] == 1
     assert "elsewhere/images is missing" in (tmp_path / "out" / "evidence.html").read_text()
 
 
-def test_nothing_of_the_users_is_written_over(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_file_of_the_users_is_not_overwritten(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.delenv("GIFTWRAP_DATA", raising=False)
     page = tmp_path / "out" / "evidence.html"
     page.parent.mkdir()
@@ -351,7 +357,7 @@ def test_parts_are_chosen_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_cell_is_done_from_its_first_step_on(tmp_path: Path) -> None:
+def test_a_cell_runs_with_its_steps(tmp_path: Path) -> None:
     part: Part = next(part for part in read_suite("toy").parts if part.name == "losses")
     assembling.draw(tmp_path / "data", read_suite("toy").draw)
     lab, cell = Lab([part], tmp_path, None), cells_of(part, {})[0]

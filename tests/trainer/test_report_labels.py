@@ -18,7 +18,7 @@ from labelstore.store import LabelStore
 from pipeline.teacher.labeller import NOT_KNOWN
 from tests.labelstore.making import make_identity
 from tests.trainer.report_pages import fill
-from trainer.report.labels import Looked, by_class, choices_by_class, confusions, joined, look, look_at_store
+from trainer.report.labels import Examined, by_class, choices_by_class, confusions, examine, examine_store, joined
 from trainer.report.page import Facts
 from trainer.report.stores import spread, store_card
 
@@ -29,7 +29,7 @@ def test_labels_against_one_row_at_a_time(rows: int, columns: int, seed: int, sc
     logits = (scale * rng.standard_normal((rows, columns))).astype(np.float32)
     targets, mates = rng.integers(0, columns, (2, rows))
     weights = rng.random(rows)
-    found = look(logits, targets, mates, weights)
+    found = examine(logits, targets, mates, weights)
     for row in range(rows):
         exact = [math.exp(float(x) - float(logits[row].max())) for x in logits[row]]
         shares = [each / sum(exact) for each in exact]
@@ -56,7 +56,7 @@ def test_labels_against_one_row_at_a_time(rows: int, columns: int, seed: int, sc
 
 def test_choices_that_are_no_class_are_in_no_column() -> None:
     logits = np.eye(4, dtype=np.float32)[[0, 3, 3, 2]]
-    found = look(logits, np.array([0, 0, 2, 2]), np.array([0, 0, 2, 2]), np.ones(4))
+    found = examine(logits, np.array([0, 0, 2, 2]), np.array([0, 0, 2, 2]), np.ones(4))
     assert choices_by_class(found, [2, 0]).tolist() == [[0.5, 0.0], [0.0, 0.5]]
     assert confusions(found) == [(0, 3, 1), (2, 3, 1)]
 
@@ -66,7 +66,7 @@ def test_a_store_is_looked_at_whole(tmp_path: Path, group: int) -> None:
     identity = make_identity(10, 3, encoding="float16", group=group, classes=("cat", "dog"), block=(2, 4))
     content = fill(tmp_path / "store", identity, 4)
     store = LabelStore.open(tmp_path / "store")
-    found = look_at_store(store)
+    found = examine_store(store)
     assert found is not None
     assert len(found) == 40
     exact = content.logits.astype(np.float16).astype(np.float32)
@@ -86,7 +86,7 @@ def test_a_store_is_looked_at_whole(tmp_path: Path, group: int) -> None:
 def test_a_large_store_is_looked_at_in_part_and_in_whole_views(tmp_path: Path) -> None:
     fill(tmp_path / "store", make_identity(10, 3, classes=("cat", "dog")), 8)
     store = LabelStore.open(tmp_path / "store")
-    assert [len(found or ()) for found in (look_at_store(store, rows) for rows in (35, 10, 7, 1_000))] == [
+    assert [len(found or ()) for found in (examine_store(store, rows) for rows in (35, 10, 7, 1_000))] == [
         30,
         10,
         7,
@@ -96,13 +96,15 @@ def test_a_large_store_is_looked_at_in_part_and_in_whole_views(tmp_path: Path) -
 
 def test_a_store_without_a_sealed_view_is_not_looked_at(tmp_path: Path) -> None:
     fill(tmp_path / "store", make_identity(10, 3, classes=("cat", "dog")), 4, written=2)
-    assert look_at_store(LabelStore.open(tmp_path / "store")) is None
+    assert examine_store(LabelStore.open(tmp_path / "store")) is None
 
 
 def test_parts_are_joined_in_order() -> None:
-    parts = [look(np.eye(3, dtype=np.float32)[[row]], np.array([row]), np.array([row]), np.ones(1)) for row in range(3)]
+    parts = [
+        examine(np.eye(3, dtype=np.float32)[[row]], np.array([row]), np.array([row]), np.ones(1)) for row in range(3)
+    ]
     found = joined(parts)
-    assert isinstance(found, Looked)
+    assert isinstance(found, Examined)
     assert found.targets.tolist() == [0, 1, 2]
 
 
@@ -151,9 +153,9 @@ def test_adopted_stores_have_cards(content: Literal["logits", "topk"], tmp_path:
     assert card.subtitle.endswith("labelled by a teacher that is not known.")
     (shown,) = [item for item in card.items if isinstance(item, Facts)][:1]
     assert "seed" not in dict(shown.pairs)
-    looked = look_at_store(LabelStore.open(tmp_path / "store"))
-    assert looked is not None
+    examined = examine_store(LabelStore.open(tmp_path / "store"))
+    assert examined is not None
     wanted = np.exp(logits.astype(np.float64).reshape(-1, columns))
     wanted /= wanted.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(looked.confidences, wanted.max(axis=1), atol=0.01)
-    np.testing.assert_allclose(looked.entropies, -np.sum(wanted * np.log(wanted + 1e-300), axis=1), atol=0.05)
+    np.testing.assert_allclose(examined.confidences, wanted.max(axis=1), atol=0.01)
+    np.testing.assert_allclose(examined.entropies, -np.sum(wanted * np.log(wanted + 1e-300), axis=1), atol=0.05)

@@ -1,4 +1,4 @@
 """`report`: runs, stores, image sets, projectors and generators on one self-contained page.
 
-`page` holds what a page is made of, as data; `html` makes the file of it, for this command and for others.
+`page` has the content of a page as data classes, and `html` renders it to a file; other commands use both.
 """

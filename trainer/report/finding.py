@@ -1,4 +1,4 @@
-"""What there is at a path: a store, an image set, a run, a projector or a generator; or a folder that holds some."""
+"""Find stores, image sets, runs, projectors and generators at paths, and in folders below them."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Found:
     """A thing for the page.
 
     Attributes:
-        kind: what it is.
-        path: where, as it was typed.
+        kind: its kind.
+        path: its folder, file or address, as it was typed.
     """
 
     kind: Kind
@@ -40,13 +40,13 @@ class Found:
 
 
 def find(places: Sequence[Path]) -> list[Found]:
-    """What there is at some places, each once, in the order in which they are named.
+    """Find all things at some places, each once, in the order of the places.
 
     Args:
-        places: of things, of folders that hold some at any depth, or patterns such as ``runs/*``.
+        places: paths of things, of folders that hold some at any depth, or patterns such as ``runs/*``.
 
     Raises:
-        InputError: names the first place where there is none.
+        InputError: names the first place without a thing.
     """
     found: dict[str, Found] = {}
     for place in places:
@@ -57,7 +57,7 @@ def find(places: Sequence[Path]) -> list[Found]:
 
 
 def _at(place: Path) -> list[Found]:
-    """What there is at one place."""
+    """The things at one place."""
     if scheme_of(place):
         return [Found("store" if _opens(place) else "set", place)]
     if place.exists():
@@ -84,7 +84,7 @@ def _opens(place: Path) -> bool:
 
 
 def kind_at(folder: Path) -> Kind | None:
-    """What a folder is by its files; None of what has no file of ours."""
+    """The kind of a folder, judged by its files; None if it is none of them."""
     if is_store(folder) or ((folder / STORE_ROOT).is_file() and (folder / STORE_MARKERS).is_dir()):
         return "store"  # or what was one, whose root is damaged: opening it names the damage
     if is_generator(folder):
@@ -97,9 +97,9 @@ def kind_at(folder: Path) -> Kind | None:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run: by its description, or by its log where it has none."""
+    """Whether a folder is that of a run: it has a description and a log, or one of them that can be read."""
     there = [(folder / name).is_file() for name in (CONFIG, LOG)]
-    if all(there) or not any(there):  # what has both is a run, though it may be damaged: that is not passed over
+    if all(there) or not any(there):  # with both it is a run: a damaged one is refused, not skipped
         return all(there)
     try:
         read_run(folder)
@@ -109,7 +109,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _below(place: Path) -> list[Found]:
-    """The things at a place or below it; they are not searched themselves."""
+    """The things at a place or below it; things within things are not searched for."""
     found: list[Found] = []
     for name, folders, _files in os.walk(place):
         folders.sort(key=natural_key)
@@ -121,7 +121,7 @@ def _below(place: Path) -> list[Found]:
 
 
 def _holds_images(place: Path) -> bool:
-    """Whether images may be at a place: a container of them, or a folder of folders."""
+    """Whether a place may hold images: a container of them, or a folder with folders."""
     if not is_there(place):
         return False
     if recognised(place) != CLASS_FOLDER:

@@ -1,4 +1,4 @@
-"""One self-contained HTML file of a page: styles, script, plots and pictures inside, and no address outside."""
+"""Render a page to one HTML file, which contains its styles, script, plots and pictures, and loads nothing."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from trainer.report.pictures import LEVELS, Level, Shown, encoded, kept
 
 HERE = Path(__file__).parent
 LIMIT = 3_000_000
-HEAD_BYTES = 2_048  # of a page, which name what made it
+HEAD_BYTES = 2_048  # bytes of a page within which its generator is named
 GENERATOR = "giftwrap report"
 VERDICTS: dict[str, str] = {"holds": "holds", "does not hold": "not", "not measured here": "unmeasured"}
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The file of a page.
+    """A page as a file.
 
     Attributes:
-        html: its content, UTF-8.
-        notes: what was made smaller, as the page states it.
+        html: content of the file, UTF-8.
+        notes: what was reduced to limit its size; the page has the same notes.
     """
 
     html: bytes
@@ -54,10 +54,10 @@ class Rendered:
 
 
 def render(page: Page, limit: int = LIMIT) -> Rendered:
-    """The file of a page of fewer than ``limit`` bytes: where it is larger, pictures are drawn smaller, then fewer.
+    """Render a page to fewer than ``limit`` bytes; pictures are made smaller, then fewer, until it fits.
 
     Raises:
-        InputError: the page is too large without any picture.
+        InputError: the page is too large even without pictures.
     """
     size = 0
     for level in LEVELS:
@@ -74,7 +74,7 @@ def render(page: Page, limit: int = LIMIT) -> Rendered:
 
 
 def has_pictures(page: Page) -> bool:
-    """Whether a page holds any sheet."""
+    """Whether a page has any pictures."""
 
     def inside(items: Sequence[Item]) -> Iterator[Item]:
         for item in items:
@@ -88,7 +88,7 @@ def has_pictures(page: Page) -> bool:
 
 
 def _document(page: Page, level: Level, notes: Sequence[str]) -> bytes:
-    """The file with pictures of a level."""
+    """The file, UTF-8, with pictures as ``level`` draws them."""
     contents = []
     claims = []
     for number, section in enumerate(page.sections, 1):
@@ -106,15 +106,15 @@ def _document(page: Page, level: Level, notes: Sequence[str]) -> bytes:
         claims=claims,
         tally=[(name, count) for name, count in tally if count],
         generator=f"{GENERATOR} {__version__}",
-        style=Markup((HERE / "page.css").read_text()),  # noqa: S704  files of this package
+        style=Markup((HERE / "page.css").read_text()),  # noqa: S704  a file of this package
         script=Markup((HERE / "page.js").read_text()),  # noqa: S704
     )
-    # What does not print, in a name from elsewhere, is shown escaped, as in a terminal; few lines have any.
+    # Names may contain characters that do not print; they are escaped, as in a terminal.
     return ("\n".join(map(printable, text.strip().split("\n"))) + "\n").encode()
 
 
 def _environment() -> Environment:
-    """The environment of the template: all that is not drawn here is escaped."""
+    """The environment of the template, which escapes all text but the markup made here."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -141,7 +141,7 @@ def draw(plot: LinePlot | Histogram) -> Markup:
 
 
 def legend(plots: Sequence[Plot]) -> list[tuple[str, Markup]]:
-    """The names of all curves and counts with their swatches, each once."""
+    """The names of all curves and histogram parts with their swatches, each once."""
     found: dict[tuple[str, int, bool], None] = {}
     for plot in plots:
         if isinstance(plot, LinePlot):
@@ -152,13 +152,13 @@ def legend(plots: Sequence[Plot]) -> list[tuple[str, Markup]]:
 
 
 def bar_end(plot: BarPlot) -> float:
-    """The value that fills the width of a bar plot."""
+    """The value at the right end of a bar plot."""
     values = [value for bar in plot.bars for value in (bar.value, bar.high or 0.0)]
     return plot.end or max([*values, plot.line or 0.0]) or 1.0
 
 
 def share(value: float, end: float) -> str:
-    """A length in percent of the width, within it."""
+    """A value as a percentage of ``end``, from 0 to 100, for a style."""
     return f"{min(max(100 * value / end, 0.0), 100.0):.2f}"
 
 
@@ -168,10 +168,10 @@ def shown_tiles(sheet: Sheet, level: Level) -> list[Shown]:
 
 
 def require_page(path: Path, *, replace: bool = False) -> None:
-    """Refuse a place where `write_page` would write nothing.
+    """Refuse a path to which `write_page` would refuse to write.
 
     Raises:
-        InputError: a file is there, and is not to be replaced, or is no page of this software.
+        InputError: a file exists that is not to be replaced, or is no page of this software.
     """
     if not os.path.lexists(path):
         return
@@ -184,16 +184,16 @@ def require_page(path: Path, *, replace: bool = False) -> None:
 
 
 def write_page(page: Page, path: Path, *, replace: bool = False, limit: int = LIMIT) -> Rendered:
-    """Write the file of a page, whole or not at all; what was rendered.
+    """Render a page and write it atomically; returns the rendered page.
 
     Args:
-        page: what it holds.
-        path: where.
-        replace: whether a page that was made so before is replaced.
-        limit: as of `render`.
+        page: the page.
+        path: the file to write.
+        replace: whether an existing page of this software is replaced.
+        limit: largest size in bytes, exclusive.
 
     Raises:
-        InputError: as `require_page` and `render` do.
+        InputError: as of `require_page` and `render`.
     """
     require_page(path, replace=replace)
     rendered = render(page, limit)
@@ -205,7 +205,7 @@ def write_page(page: Page, path: Path, *, replace: bool = False, limit: int = LI
 
 
 def is_page(path: Path) -> bool:
-    """Whether a file is a page that was made here."""
+    """Whether a file is a page that `write_page` made."""
     try:
         with path.open("rb") as file:
             return f'<meta name="generator" content="{GENERATOR}'.encode() in file.read(HEAD_BYTES)

@@ -1,4 +1,4 @@
-"""The cards of projectors and generators: what they are, what they take, how they were trained, what they draw."""
+"""The cards of projectors and generators: their description, size, training and samples."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def facts(lines: Sequence[str]) -> Facts:
 
 
 def training(folder: Path) -> list[Item]:
-    """Curves of a model's own run, where its folder has one."""
+    """How a model was trained, with curves, if its folder has the record of a run."""
     if not ((folder / CONFIG).is_file() and (folder / LOG).is_file()):
         return [Text("Its folder has no record of its training.", "note")]
     run = read_run(folder)
@@ -76,7 +76,7 @@ def training(folder: Path) -> list[Item]:
 
 
 def progress(run: RunRecord) -> str:
-    """How far a run is, and what it reached."""
+    """The finished epochs of a run, and its last measurements, in a sentence."""
     last = run.entries[-1] if run.entries else {}
     reached = ", ".join(
         f"{title[:1].lower()}{title[1:].removesuffix(', %')} {last[key]:.4g}{' %' * title.endswith('%')}"
@@ -88,7 +88,7 @@ def progress(run: RunRecord) -> str:
 
 
 def _plot(run: RunRecord, key: str, title: str) -> LinePlot:
-    """A number of a run's log against its epochs."""
+    """The value ``key`` of a run's log over its epochs."""
     points = [
         (float(entry["epoch"] + 1), float(entry[key]))
         for entry in run.entries
@@ -98,7 +98,7 @@ def _plot(run: RunRecord, key: str, title: str) -> LinePlot:
 
 
 def _pixels(path: Path) -> npt.NDArray[np.uint8] | None:
-    """The pixels of a picture, uint8 ``[H, W, 3]``; None of a file that is damaged, or is no picture."""
+    """The pixels of a picture, uint8 ``[H, W, 3]``; None if it cannot be read."""
     try:
         with Image.open(path) as picture:
             return np.asarray(picture.convert("RGB"))
@@ -107,7 +107,7 @@ def _pixels(path: Path) -> npt.NDArray[np.uint8] | None:
 
 
 def samples(path: Path, pixels: npt.NDArray[np.uint8], classes: list[str], size: int, tiles: int) -> Sheet:
-    """The sheet that a training drew, a sample of each class, taken apart."""
+    """The samples of a sheet that a training wrote to ``path``, one of each class, as tiles."""
     count = min(len(classes), 100)
     columns = min(count, max(round(count**0.5), 10))
     cell = pixels.shape[1] // columns

@@ -1,7 +1,7 @@
-"""What a page holds, before it is HTML: sections of cards and claims, made of texts, tables, plots and pictures.
+"""The content of a page: sections of cards and claims, made of texts, tables, plots and pictures.
 
-Everything here is data. `trainer.report.html` makes one self-contained file of a `Page`, and escapes every text, so
-that none needs to be escaped before.
+Everything here is data. `trainer.report.html` renders a `Page` to one file and escapes every text; no text here is
+markup.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Text:
 
     Attributes:
         text: plain, not markup.
-        kind: a note is set apart; a warning more so.
+        kind: how much it stands out.
     """
 
     text: str
@@ -32,7 +32,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Names with their values, a line each."""
+    """Pairs of a name and a value, one a line."""
 
     pairs: Sequence[tuple[str, str]]
 
@@ -42,10 +42,10 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-        text: as it is read.
-        value: the number by which the column is sorted; None sorts by the text.
-        mark: how it is coloured.
-        hint: what a pointer above it shows.
+        text: the text that is shown.
+        value: number by which the column is sorted; None sorts by the text.
+        mark: its colour.
+        hint: text that appears under the pointer.
     """
 
     text: str
@@ -55,12 +55,12 @@ class Cell:
 
     @classmethod
     def number(cls, value: float | None, digits: int = 2, unit: str = "") -> Cell:
-        """A number with as many digits after its point, and its unit; a dash where it is not known."""
+        """A number with ``digits`` decimals and its unit; a dash if it is None."""
         return cls("-") if value is None else cls(f"{value:,.{digits}f}{unit}", value)
 
     @classmethod
     def mean(cls, mean: float | None, std: float | None, count: int, digits: int = 2) -> Cell:
-        """A mean with its standard deviation and the count that both are of: 61.20 ± 0.31 (3)."""
+        """A mean with its standard deviation and the number of values: 61.20 ± 0.31 (3)."""
         if mean is None:
             return cls("-")
         deviation = f" ± {std:.{digits}f}" if std is not None else ""
@@ -74,7 +74,7 @@ class Column:
     Attributes:
         name: its header.
         numeric: whether it is aligned to the right.
-        hint: what its header means.
+        hint: explanation of its header.
     """
 
     name: str
@@ -87,9 +87,9 @@ class Table:
     """A table that its reader can sort.
 
     Attributes:
-        columns: the header.
-        rows: a cell for each column.
-        caption: what it is; may be empty.
+        columns: its columns.
+        rows: rows, each with a cell for each column.
+        caption: text above it; may be empty.
     """
 
     columns: Sequence[Column]
@@ -99,14 +99,14 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A line of a plot, in a band.
+    """A line of a plot, with or without a band.
 
     Attributes:
-        name: in the legend.
-        points: x and y.
-        low: the lower edge of the band at each point; empty for no band.
-        high: the upper edge.
-        style: number of its colour and dash: the same number looks the same in all plots.
+        name: name in the legend.
+        points: pairs of x and y.
+        low: lower edge of the band at each point; empty for no band.
+        high: upper edge, likewise.
+        style: number of its colour and dash, the same in all plots.
     """
 
     name: str
@@ -118,15 +118,15 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class LinePlot:
-    """Curves against one axis.
+    """Curves in one plot.
 
     Attributes:
-        title: above it.
-        x_label: with its unit.
-        y_label: with its unit.
-        curves: a curve of no point is left out.
-        log_x: a logarithmic axis; points that are not above zero are left out.
-        log_y: the same of the other axis.
+        title: title of the plot.
+        x_label: label of the x axis, with its unit.
+        y_label: label of the y axis, with its unit.
+        curves: its curves; those without points are left out.
+        log_x: whether the x axis is logarithmic; points with x of 0 or less are left out then.
+        log_y: whether the y axis is logarithmic, likewise.
         dots: whether points are marked.
     """
 
@@ -141,7 +141,7 @@ class LinePlot:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """One part of a histogram's columns: its name, a count for each column, and the number of its colour."""
+    """A part of a histogram: its name, a count for each bin, and the number of its colour."""
 
     name: str
     counts: Sequence[float]
@@ -150,14 +150,14 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Counts between edges; several parts are stacked.
+    """A histogram, in which several parts are stacked.
 
     Attributes:
-        title: above it.
-        x_label: with its unit.
-        y_label: what is counted.
-        edges: one more than there are counts, rising.
-        parts: at least one.
+        title: title of the plot.
+        x_label: label of the x axis, with its unit.
+        y_label: label of the y axis: what is counted.
+        edges: edges of the bins, ascending, one more than counts.
+        parts: one part or more.
     """
 
     title: str
@@ -172,11 +172,11 @@ class Bar:
     """A bar.
 
     Attributes:
-        name: before it.
+        name: text before it.
         value: its length.
-        text: after it.
-        low: the lower end of a whisker; None for none.
-        high: its upper end.
+        text: text after it.
+        low: lower end of its whisker; None for no whisker.
+        high: upper end of its whisker, likewise.
         mark: its colour.
     """
 
@@ -193,11 +193,11 @@ class BarPlot:
     """Bars below each other, from zero.
 
     Attributes:
-        title: above it.
-        bars: in this order.
-        end: the value that fills the width; None for the largest one.
-        line: a value that is marked in all bars, as chance is; None for none.
-        line_name: what that value is.
+        title: title of the plot.
+        bars: its bars, from top to bottom.
+        end: value at the right end; None for the largest one.
+        line: value that is marked in all bars, such as chance; None for no mark.
+        line_name: name of that value.
     """
 
     title: str
@@ -209,7 +209,7 @@ class BarPlot:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """One bar, divided: name, amount and text of each part."""
+    """One bar, divided into parts, each with a name, an amount and a text."""
 
     title: str
     parts: Sequence[tuple[str, float, str]]
@@ -217,15 +217,15 @@ class Shares:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """Numbers as shades.
+    """A square matrix, drawn as shades.
 
     Attributes:
-        title: above it.
-        row_label: what a row is.
-        column_label: what a column is.
-        names: of rows and columns alike.
-        values: 0 to 1, a row each.
-        texts: what is written into each cell.
+        title: title of the plot.
+        row_label: label of the rows.
+        column_label: label of the columns.
+        names: names of the rows, and of the columns.
+        values: rows of numbers from 0 to 1.
+        texts: rows of texts, one in each cell.
     """
 
     title: str
@@ -242,9 +242,9 @@ class Tile:
 
     Attributes:
         pixels: uint8 ``[H, W, 3]``.
-        title: the first line of the caption.
-        lines: the lines below it.
-        right: whether it is marked as right or wrong; None for neither.
+        title: first line of the caption.
+        lines: further lines of the caption.
+        right: True marks it as right, False as wrong, None as neither.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -258,8 +258,8 @@ class Sheet:
     """A contact sheet.
 
     Attributes:
-        tiles: where a page grows too large they are drawn smaller, then fewer of them.
-        caption: what is shown, and what the marks mean.
+        tiles: its pictures; if the page is too large they are drawn smaller, then some are left out.
+        caption: what the pictures and their marks show.
     """
 
     tiles: Sequence[Tile]
@@ -268,7 +268,7 @@ class Sheet:
 
 @dataclass(frozen=True, slots=True)
 class Commands:
-    """Commands as they are typed, a line each."""
+    """Commands as a user types them, one a line."""
 
     lines: Sequence[str]
     caption: str = ""
@@ -279,7 +279,7 @@ Plot: TypeAlias = LinePlot | Histogram | BarPlot | Shares | Matrix
 
 @dataclass(frozen=True, slots=True)
 class Plots:
-    """Plots beside each other; curves and counts of one style have one line in the legend below."""
+    """Plots beside each other, with one legend for all of them."""
 
     plots: Sequence[Plot]
 
@@ -289,7 +289,7 @@ Item: TypeAlias = "Text | Facts | Table | Plot | Plots | Sheet | Commands | Fold
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """What a reader unfolds."""
+    """Items that are hidden until the reader unfolds them."""
 
     title: str
     items: Sequence[Item]
@@ -297,13 +297,13 @@ class Folded:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One thing: a store, a set, a projector.
+    """A store, an image set, a model or a group of runs.
 
     Attributes:
         title: its name.
-        kind: what it is, in a word.
-        subtitle: what it is in a sentence.
-        items: from top to bottom.
+        kind: its kind, in a word or two.
+        subtitle: its description, in a sentence.
+        items: its items, from top to bottom.
     """
 
     title: str
@@ -314,19 +314,19 @@ class Card:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """One sentence that is true, false, or not measured.
+    """A claim in one sentence, which holds, does not hold, or is not measured.
 
     Attributes:
-        sentence: what is claimed.
-        verdict: by ``rule``.
-        rule: how the verdict follows from the numbers, as it was written before they were known.
-        table: the numbers, with deviations and counts.
-        plots: the numbers, drawn.
-        items: anything else, after these.
-        commands: those that made the numbers.
-        versions: of the software, by name; with the commit.
-        machine: what it ran on, and whether other work ran beside it.
-        contradicts: what speaks against the claim, a sentence each.
+        sentence: the claim.
+        verdict: the result of ``rule``.
+        rule: how the verdict follows from the numbers.
+        table: the numbers, with standard deviations and counts.
+        plots: plots of the numbers.
+        items: further items, after these.
+        commands: commands that produced the numbers.
+        versions: versions or commits of the software, by name.
+        machine: machine that it ran on.
+        contradicts: evidence against the claim, each in a sentence.
     """
 
     sentence: str
@@ -355,10 +355,10 @@ class Page:
     """A page.
 
     Attributes:
-        title: its name.
-        lead: a paragraph below it.
-        sections: from top to bottom. Claims are counted and listed above them.
-        made: how the page was made: name and value, such as version, date and machine.
+        title: title of the page.
+        lead: paragraph below the title.
+        sections: its sections, from top to bottom; their claims are counted and listed above them.
+        made: how the page was made: pairs such as version, date and machine.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""Pictures as data URIs in WebP, the small ones without loss; smaller, then fewer, where a page grows too large."""
+"""Pictures as data URIs in WebP, in several levels of quality so that a page stays below its limit."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Level:
     """How pictures are drawn.
 
     Attributes:
-        side: most pixels a side.
-        quality: of WebP; None for no loss where a picture has at most 64 pixels a side.
-        share: of the tiles of a sheet that are drawn.
-        note: what the page states of it.
+        side: largest side in pixels.
+        quality: quality of WebP, 0 to 100; None for lossless pictures up to 64 pixels a side, and 85 for larger ones.
+        share: share of a sheet's tiles that are drawn, 0 to 1.
+        note: the note on the page.
     """
 
     side: int
@@ -55,12 +55,12 @@ class Shown:
     """A tile as it is in the file.
 
     Attributes:
-        uri: the picture.
-        small: whether it is enlarged in squares.
+        uri: the picture as a data URI.
+        small: whether the page enlarges its pixels to squares.
         shown: least width on the page, in CSS pixels.
-        title: the first line of its caption.
-        lines: the lines below it.
-        right: as of the tile.
+        title: first line of its caption.
+        lines: further lines of its caption.
+        right: as of `Tile`.
     """
 
     uri: str
@@ -72,7 +72,7 @@ class Shown:
 
 
 def kept(tiles: Sequence[Tile], level: Level) -> list[Tile]:
-    """The tiles that a level draws, evenly from all: at least one of every sheet unless it draws none."""
+    """The tiles that a level draws, spread evenly; at least one unless the level draws none."""
     if not tiles or not level.share:
         return []
     count = max(1, round(len(tiles) * level.share))

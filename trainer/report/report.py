@@ -1,4 +1,4 @@
-"""`report`: what there is at some paths, on one page."""
+"""`report`: stores, image sets, runs and models on one page."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ NAMES = {"run": "run", "store": "store", "set": "image set", "projector": "proje
 
 
 def report(config: ReportConfig, console: Console) -> Path:
-    """Write the page; returns its place.
+    """Write the page; returns its path.
 
     Raises:
-        InputError: a path is none of what a page shows, the page is there already, or it grows too large.
+        InputError: a path holds nothing that a page shows, the page exists already, or it would be too large.
     """
     require_page(config.out, replace=config.replace)
     found = find(config.things)
@@ -74,13 +74,13 @@ def card(found: Found, tiles: int) -> Card:
 
 
 def counted(found: Sequence[Found]) -> str:
-    """How many there are of each kind: 3 runs, 1 store."""
+    """The number of things of each kind, such as ``3 runs, 1 store``."""
     counts = {name: sum(each.kind == kind for each in found) for kind, name in NAMES.items()}
     return ", ".join(quantity(count, name) for name, count in counts.items() if count)
 
 
 def title_of(found: Sequence[Found]) -> str:
-    """The number of things of each kind; of a single one its name."""
+    """The default title: the name of a single thing, else the number of things of each kind."""
     return Path(found[0].path).name if len(found) == 1 else counted(found)
 
 

@@ -1,4 +1,4 @@
-"""Runs on a page: those of the same test images together, in a table and in curves; seeds as mean and band."""
+"""The section of runs: a card for each test set, with a table and curves; seeds are averaged."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from trainer.report.page import (
 )
 from trainer.runs import RunGroup, RunRecord, grouped, read_run
 
-MOST_POINTS = 150  # of a curve
+MOST_POINTS = 150  # in a curve
 PLAIN = ("student", "epochs", "batch-size", "optimizer", "lr", "schedule", "loss", "size", "store", "images")
-PATHS = ("images", "test-images")  # differences that are paths
+PATHS = ("images", "test-images")  # options that are paths
 MANIFEST = "manifest"
 DIGEST = 12  # characters of a digest
 
@@ -73,7 +73,7 @@ def runs_card(records: Sequence[RunRecord]) -> Card:
 
 
 def title_of(records: Sequence[RunRecord]) -> str:
-    """The test images of some runs, by the last parts of their paths: others hardly have the same."""
+    """The test images of some runs, by the last two parts of their paths, which suffice to tell them apart."""
     if not records[0].test_digest:
         return "Not tested"
     places = dict.fromkeys(str(record.made_with.get("test_images") or "unnamed images") for record in records)
@@ -81,7 +81,7 @@ def title_of(records: Sequence[RunRecord]) -> str:
 
 
 def subtitle_of(records: Sequence[RunRecord], groups: int, home: str) -> str:
-    """How many runs there are, of how many groups, where they are, and on how many images they were tested."""
+    """The numbers of runs, groups and test images, and the folder of the runs, in sentences."""
     runs = quantity(len(records), "run")
     text = f"{runs} in {quantity(groups, 'group')}; runs of one group differ in seed alone."
     if test := records[0].made_of.get("test"):
@@ -90,7 +90,7 @@ def subtitle_of(records: Sequence[RunRecord], groups: int, home: str) -> str:
 
 
 def names_of(rows: Sequence[Row], home: str) -> list[str]:
-    """The name of each group: its folder below the one that all are in; its options, where folders are the same."""
+    """The name of each group: its folder relative to ``home``, or its options if folders do not tell groups apart."""
     folders = [os.path.relpath(row.name, home) if home else row.name for row in rows]
     if len({*folders}) == len(rows) and "." not in folders:
         return [printable(folder) for folder in folders]
@@ -105,7 +105,7 @@ def names_of(rows: Sequence[Row], home: str) -> list[str]:
 
 
 def without_their_folder(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The differences of all rows: paths without the folder that they share, and no digest where paths tell as much."""
+    """The options in which rows differ; paths are relative to a common folder, and replace digests."""
     found: list[dict[str, Any]] = [dict(row.differences) for row in rows]
     for name in PATHS:
         places = [str(each[name]) for each in found if each.get(name)]
@@ -127,7 +127,7 @@ def _of_one_kind(records: Sequence[RunRecord]) -> bool:
 
 
 def table_of(rows: Sequence[Row], titles: Sequence[str]) -> Table:
-    """The table of `giftwrap compare`, sortable; `titles` are the names of its groups."""
+    """The table of `giftwrap compare`; ``titles`` are the names of the groups."""
     differences = without_their_folder(rows)
     names = list(differences[0])
     named = len({row.name for row in rows}) > 1 or not names
@@ -158,7 +158,7 @@ def table_of(rows: Sequence[Row], titles: Sequence[str]) -> Table:
 
 
 def measured(found: Statistic, runs: int) -> Cell:
-    """A mean with its deviation, and with its count where that is not the number of runs."""
+    """A mean with its standard deviation, and the number of values if that is not the number of runs."""
     if found.count == runs and found.mean is not None:
         return Cell(found.text(), found.mean)
     return Cell.mean(found.mean, found.std, found.count)
@@ -169,12 +169,12 @@ def _is_number(value: object) -> bool:
 
 
 def _difference(value: Any) -> Cell:
-    """A value in which groups differ."""
+    """The cell of an option's value."""
     return Cell(printable(shown(value)), float(value) if _is_number(value) else None)
 
 
 def results(rows: Sequence[Row], names: Sequence[str]) -> BarPlot | None:
-    """Test top-1 after the last epoch of each group, with its standard deviation."""
+    """Bars of each group's test top-1 after the last epoch; None with fewer than two groups."""
     bars = []
     for row, name in zip(rows, names, strict=True):
         mean, std = row.last.mean, row.last.std
@@ -185,7 +185,7 @@ def results(rows: Sequence[Row], names: Sequence[str]) -> BarPlot | None:
 
 
 def curves(groups: Sequence[RunGroup], names: Sequence[str]) -> list[LinePlot]:
-    """Training loss, one plot for each definition of it, then rate, test top-1 and test loss."""
+    """Plots of test top-1, training loss (one for each definition of it), test loss and learning rate."""
     losses = list(dict.fromkeys(loss_of(group.runs[0]) for group in groups))
     begun = [(number, group) for number, group in enumerate(groups) if all(run.entries for run in group.runs)]
     found = [
@@ -212,7 +212,7 @@ def curves(groups: Sequence[RunGroup], names: Sequence[str]) -> list[LinePlot]:
 
 
 def _curve(group: RunGroup, name: str, key: str, style: int) -> Curve:
-    """The mean of a group's runs, and its band where there are several."""
+    """The mean of a group's runs, with a band from the smallest to the largest value of several runs."""
     points = list(curve(group, key).items())
     step = -(-len(points) // MOST_POINTS)
     points = [point for place, point in enumerate(points) if place % max(step, 1) == 0 or place == len(points) - 1]
@@ -227,7 +227,7 @@ def _curve(group: RunGroup, name: str, key: str, style: int) -> Curve:
 
 
 def common(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
-    """The flags that all runs have in common, with the versions."""
+    """The flags, inputs and versions that all runs have in common."""
     settings = [{**record.settings(), "versions": _versions(record), **_inputs(record)} for record in records]
     same = {
         name: value

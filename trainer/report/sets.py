@@ -1,4 +1,4 @@
-"""The card of an image set: where it comes from, its images, and what its method measured of them."""
+"""The card of an image set: its origin, its images, and what its method measured."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from trainer.report.page import (
 
 BINS = 20
 DIGEST = 12  # characters of a digest
-MEASURED = {  # arrays of a set's pieces that are a number an image: title, name of the axis
+MEASURED = {  # arrays of a set's pieces -> title and axis of the histogram
     "scores": ("Scores: the teacher's cross-entropy of each piece", "nats"),
     "confidences": ("Confidence of the teacher in the target", "probability"),
 }
@@ -64,7 +64,7 @@ def set_card(path: Path, tiles: int) -> Card:
 
 
 def of_images(manifest: Manifest, counts: npt.NDArray[np.int64]) -> list[tuple[str, str]]:
-    """How many images there are, and how large."""
+    """The number and the sizes of the images."""
     sizes = f"{in_range(manifest.heights)} px high, {in_range(manifest.widths)} px wide"
     return [
         ("images", f"{len(manifest):,} in {quantity(len(manifest.classes), 'class')}, {in_range(counts)} a class"),
@@ -73,13 +73,13 @@ def of_images(manifest: Manifest, counts: npt.NDArray[np.int64]) -> list[tuple[s
 
 
 def in_range(numbers: npt.NDArray[np.integer[Any]]) -> str:
-    """The one number that all are, or the least and the largest."""
+    """The smallest and the largest number, in one text; a single number if they are equal."""
     low, high = int(numbers.min()), int(numbers.max())
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What made a set, in words."""
+    """The origin of a set: its method, source, teacher and options."""
     if not record:
         return []
     source, teacher, flags = (_object(record, name) for name in ("images", "teacher", "flags"))
@@ -100,7 +100,7 @@ def provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _object(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of a record; nothing where it has none."""
+    """An object in a record; empty if there is none."""
     found = record.get(name)
     return found if isinstance(found, dict) else {}
 
@@ -110,7 +110,7 @@ def _shown(value: object) -> str:
 
 
 def _sheet(manifest: Manifest, tiles: int) -> Sheet:
-    """The first images of each class, centre fit."""
+    """The first images of each class, resized and cropped to squares."""
     chosen = in_turns(manifest)[:tiles]
     chosen = chosen[np.lexsort([chosen, manifest.targets[chosen]])]
     pixels = centres(manifest, chosen, RenderOptions())
@@ -127,7 +127,7 @@ def _sheet(manifest: Manifest, tiles: int) -> Sheet:
 
 
 def scores(pieces: Pieces, record: Mapping[str, Any]) -> list[Item]:
-    """What the method measured of each image, and what of all of them."""
+    """Histograms and tables of what the method measured of the images."""
     plots = [
         _histogram(pieces.arrays[name], title, axis)
         for name, (title, axis) in MEASURED.items()
@@ -143,7 +143,7 @@ def scores(pieces: Pieces, record: Mapping[str, Any]) -> list[Item]:
 
 
 def _histogram(numbers: npt.NDArray[Any], title: str, axis: str) -> Histogram:
-    """How numbers are spread; those that are not finite are left out."""
+    """A histogram of numbers, without those that are not finite."""
     values = numbers.astype(np.float64).ravel()
     values = values[np.isfinite(values)]
     high = float(values.max()) if len(values) else 1.0

@@ -1,4 +1,4 @@
-"""The card of a store: what it is made of, what it takes, and what its labels are like."""
+"""The card of a store: its identity, its size, its crops, and statistics of its labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from labelstore.storage_table import without_credentials
 from labelstore.store import LabelStore
 from pipeline.teacher.column_names import class_title, column_titles, title_of
 from pipeline.teacher.labeller import NOT_KNOWN
-from trainer.report.labels import Looked, by_class, choices_by_class, confusions, look, look_at_store
+from trainer.report.labels import Examined, by_class, choices_by_class, confusions, examine, examine_store
 from trainer.report.page import (
     Bar,
     BarPlot,
@@ -41,33 +41,33 @@ from trainer.report.page import (
 )
 
 BINS = 20
-FEW = 12  # classes whose confusions are a matrix
-BARS = 20  # classes with a bar each
-PAIRS = 12  # of classes that are confused
+FEW = 12  # up to so many classes, confusions are a matrix
+BARS = 20  # most classes with a bar
+PAIRS = 12  # most confusions in the table
 DIGEST = 12  # characters of a digest
 RIGHT, WRONG = 2, 1  # styles
-CHOICES = 3
-LEAST_SHOWN = 0.005  # probability of a choice that is named
+CHOICES = 3  # most choices of a label in a caption
+LEAST_SHOWN = 0.005  # smallest probability that is shown
 
 
 def store_card(path: Path, tiles: int) -> Card:
     """The card of a store, with about as many crops on its sheet as ``tiles``."""
     store = LabelStore.open(path)
     values: Mapping[str, Any] = info(store)
-    looked = look_at_store(store)
+    examined = examine_store(store)
     items: list[Item] = [Facts(facts(values)), *warnings(store, values)]
     if store.begun:
         items += [bytes_by_part(values), *_quality(values)]
     items += list(_sheet(store, tiles))
-    if looked is None:
+    if examined is None:
         items.append(Text("No view is sealed, so that there are no labels to look at.", "note"))
     else:
-        items += of_labels(store, looked, values)
+        items += of_labels(store, examined, values)
     return Card(without_credentials(str(path)), "store", subtitle(values), items)
 
 
 def subtitle(values: Mapping[str, Any]) -> str:
-    """What a store is, in a sentence."""
+    """The description of a store, in a sentence."""
     labels = values["images"] * values["views"]
     return (
         f"{quantity(labels, 'label')} of {quantity(values['columns'], 'column')}: "
@@ -79,7 +79,7 @@ def subtitle(values: Mapping[str, Any]) -> str:
 
 
 def teacher_of(teacher: Mapping[str, Any] | None) -> str:
-    """What made labels, in words."""
+    """The teacher or labeller, in words."""
     if teacher is None or teacher.get("name") == NOT_KNOWN:
         return "a teacher that is not known"
     members = teacher.get("members")
@@ -91,7 +91,7 @@ def teacher_of(teacher: Mapping[str, Any] | None) -> str:
 
 
 def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The identity of a store in words."""
+    """The identity of a store, in names and texts."""
     plan, teacher, engine = (values[name] or {} for name in ("plan", "teacher", "engine"))
     wide, size = values["as_float16"], values["bytes_per_label"]
     encoding = values["encoding"]["name"]
@@ -139,7 +139,7 @@ def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def crops_in_words(plan: Mapping[str, Any]) -> str:
-    """How crops are drawn."""
+    """How crops are drawn, in words."""
     kind = str(plan.get("crop", "random"))
     parts = [f"factor {plan['factor']}" if kind == "factor" and "factor" in plan else kind]
     if plan.get("scale"):
@@ -153,7 +153,7 @@ def crops_in_words(plan: Mapping[str, Any]) -> str:
 
 
 def warnings(store: LabelStore, values: Mapping[str, Any]) -> list[Item]:
-    """What a reader must know first."""
+    """Warnings and notes of a store: missed goals of the encoding, missing views, unknown columns."""
     found: list[Item] = [Text(text, "warning") for text in missed(store.identity.encoding, store.fidelity)]
     if not values["complete"]:
         text = f"Not complete: {values['views']:,} of {values['views_target']:,} requested views can be read."
@@ -164,7 +164,7 @@ def warnings(store: LabelStore, values: Mapping[str, Any]) -> list[Item]:
 
 
 def bytes_by_part(values: Mapping[str, Any]) -> Shares:
-    """Bytes a label, by part."""
+    """Bytes of a label, by part."""
     names = {"labels": "labels", "columns": "what made each crop", "side": "scales and calibration"}
     count = values["images"] * values["views"]
     parts = [
@@ -176,7 +176,7 @@ def bytes_by_part(values: Mapping[str, Any]) -> Shares:
 
 
 def _quality(values: Mapping[str, Any]) -> list[Item]:
-    """What the encoding keeps, where that was measured."""
+    """A table of the encoding's measured fidelity; empty if it was not measured."""
     kinds = {kind: found for kind, found in (values["fidelity"] or {}).items() if found}
     if not kinds:
         return []
@@ -204,7 +204,7 @@ def _quality(values: Mapping[str, Any]) -> list[Item]:
 
 
 def _sheet(store: LabelStore, tiles: int) -> Iterator[Item]:
-    """Crops that the store keeps whole, with what their labels choose; or why there are none."""
+    """The audit crops with their targets and first choices, or a note why there are none."""
     try:
         audit = store.audit()
         count, group = len(audit.crops), store.identity.group
@@ -215,7 +215,7 @@ def _sheet(store: LabelStore, tiles: int) -> Iterator[Item]:
     except NotStoredError:
         yield Text("No contact sheet: the store's first crops are not written yet, or were removed.", "note")
         return
-    looked = look(batch.logits, batch.targets, mates[:count], whole.weights(store.identity.size)[:count])
+    examined = examine(batch.logits, batch.targets, mates[:count], whole.weights(store.identity.size)[:count])
     chosen = spread(batch.targets, tiles)
     names = column_titles(store.identity)
     shown = [
@@ -223,7 +223,7 @@ def _sheet(store: LabelStore, tiles: int) -> Iterator[Item]:
             audit.crops[row],
             _targets(names, batch.targets[row], mates[row]),
             _choices(names, batch.logits[row]),
-            bool(looked.right[row]),
+            bool(examined.right[row]),
         )
         for row in chosen
     ]
@@ -235,7 +235,7 @@ def _sheet(store: LabelStore, tiles: int) -> Iterator[Item]:
 
 
 def spread(targets: np.ndarray[Any, np.dtype[np.int64]], count: int) -> list[int]:
-    """At most ``count`` rows: the first of each target before the second of any, then by target."""
+    """At most ``count`` rows, as evenly from all targets as possible, in the order of targets."""
     seen: dict[int, int] = {}
     turns = []
     for row, target in enumerate(targets.tolist()):
@@ -258,11 +258,11 @@ def _choices(names: dict[int, str], logits: np.ndarray[Any, np.dtype[np.float32]
     return [f"{title_of(names, column)} {100 * shares[column]:.0f} %" for column in best]
 
 
-def of_labels(store: LabelStore, looked: Looked, values: Mapping[str, Any]) -> list[Item]:
-    """What the labels are like."""
+def of_labels(store: LabelStore, examined: Examined, values: Mapping[str, Any]) -> list[Item]:
+    """Statistics of the examined labels."""
     columns, titles = store.identity.label_columns, [class_title(name) for name in store.identity.classes]
     every = values["images"] * values["views"]
-    which = "All" if len(looked) == every else f"{len(looked):,} of"
+    which = "All" if len(examined) == every else f"{len(examined):,} of"
     mixed = (
         " A mixed crop counts as right where the first choice is one of its two targets."
         if "partner" in store.identity.crop_columns
@@ -271,17 +271,17 @@ def of_labels(store: LabelStore, looked: Looked, values: Mapping[str, Any]) -> l
     found: list[Item] = [
         Text(
             f"{which} {every:,} labels were looked at: the first choice of {values['columns']:,} columns is the target "
-            f"for {100 * looked.right.mean():.2f} % of them (chance {100 / values['columns']:.2f} %), with a mean "
-            f"confidence of {looked.confidences.mean():.3f} and a mean entropy of {looked.entropies.mean():.3f} nats "
-            f"(at most {math.log(values['columns']):.3f}).{mixed}"
+            f"for {100 * examined.right.mean():.2f} % of them (chance {100 / values['columns']:.2f} %), with a mean "
+            f"confidence of {examined.confidences.mean():.3f} and a mean entropy of {examined.entropies.mean():.3f} "
+            f"nats (at most {math.log(values['columns']):.3f}).{mixed}"
         ),
-        Plots([_confidences(looked), _entropies(looked, values["columns"])]),
+        Plots([_confidences(examined), _entropies(examined, values["columns"])]),
     ]
-    counts, right = by_class(looked, columns)
+    counts, right = by_class(examined, columns)
     plots, table = agreement_by_class(titles, counts.tolist(), right.tolist(), chance=100 / values["columns"])
-    pairs = confusions(looked)
+    pairs = confusions(examined)
     if pairs and 1 < len(titles) <= FEW:
-        plots.append(_matrix(looked, columns, titles))
+        plots.append(_matrix(examined, columns, titles))
     found.append(Plots(plots))
     if not pairs:
         found.append(Text("No first choice is another class than the target."))
@@ -290,41 +290,41 @@ def of_labels(store: LabelStore, looked: Looked, values: Mapping[str, Any]) -> l
     return [*found, table]
 
 
-def _confidences(looked: Looked) -> Histogram:
-    """How sure the labels are, right and wrong ones apart."""
+def _confidences(examined: Examined) -> Histogram:
+    """A histogram of confidences, of right and wrong labels."""
     edges = np.linspace(0, 1, BINS + 1)
     return Histogram(
         "Confidence: the probability of the first choice",
         "probability",
         "crops",
         edges.tolist(),
-        _right_and_wrong(looked, looked.confidences, edges),
+        _right_and_wrong(examined, examined.confidences, edges),
     )
 
 
-def _entropies(looked: Looked, columns: int) -> Histogram:
-    """The entropies of labels, right and wrong ones apart."""
+def _entropies(examined: Examined, columns: int) -> Histogram:
+    """A histogram of entropies, of right and wrong labels."""
     edges = np.linspace(0, max(math.log(columns), 1e-3), BINS + 1)
     return Histogram(
-        "Entropy of the labels", "nats", "crops", edges.tolist(), _right_and_wrong(looked, looked.entropies, edges)
+        "Entropy of the labels", "nats", "crops", edges.tolist(), _right_and_wrong(examined, examined.entropies, edges)
     )
 
 
 def _right_and_wrong(
-    looked: Looked, numbers: np.ndarray[Any, np.dtype[np.float64]], edges: np.ndarray[Any, np.dtype[np.float64]]
+    examined: Examined, numbers: np.ndarray[Any, np.dtype[np.float64]], edges: np.ndarray[Any, np.dtype[np.float64]]
 ) -> list[Counts]:
-    """Counts of numbers between edges, of right and of wrong labels."""
+    """Counts of numbers in the bins, of right and of wrong labels."""
     inside = np.clip(numbers, edges[0], edges[-1])
     return [
         Counts(name, np.histogram(inside[chosen], edges)[0].tolist(), style)
-        for name, chosen, style in (("right", looked.right, RIGHT), ("wrong", ~looked.right, WRONG))
+        for name, chosen, style in (("right", examined.right, RIGHT), ("wrong", ~examined.right, WRONG))
     ]
 
 
 def agreement_by_class(
     titles: Sequence[str], counts: Sequence[int], right: Sequence[int], chance: float
 ) -> tuple[list[Plot], Folded]:
-    """How often the first choice is the target, by class: bars of the lowest, or of all that are few; and a table."""
+    """How often the first choice is the target: bars of the classes where it is rarest, and a table of all."""
     shares = [
         (100 * ok / count, name, ok, count) for name, ok, count in zip(titles, right, counts, strict=True) if count
     ]
@@ -345,16 +345,16 @@ def agreement_by_class(
     return plots, Folded(f"Agreement of all {len(shares):,} classes", [Table(columns, rows)])
 
 
-def _matrix(looked: Looked, columns: Sequence[int], titles: Sequence[str]) -> Matrix:
-    """What the classes are taken for, where they are few."""
-    shares = choices_by_class(looked, columns)
+def _matrix(examined: Examined, columns: Sequence[int], titles: Sequence[str]) -> Matrix:
+    """The confusion matrix, in shares of each class's crops."""
+    shares = choices_by_class(examined, columns)
     texts = [[f"{100 * share:.0f}" if share >= LEAST_SHOWN else "" for share in row] for row in shares.tolist()]
     title = "What the teacher takes each class for, % of its crops"
     return Matrix(title, "target", "first choice", titles, shares.tolist(), texts)
 
 
 def _confused(pairs: Sequence[tuple[int, int, int]], names: dict[int, str], counts: Mapping[int, int]) -> Table:
-    """Which classes are most often taken for which others."""
+    """A table of the most frequent confusions."""
     rows = [
         [
             Cell(title_of(names, target)),

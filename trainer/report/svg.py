@@ -1,4 +1,4 @@
-"""Plots as inline SVG: curves with bands and histograms. Colours are the page's, so that they follow light and dark."""
+"""Plots as inline SVG. Colours are variables of the page's style, so that they follow its light or dark mode."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from markupsafe import Markup
 
 from trainer.report.page import Curve, Histogram, LinePlot
 
-WIDTH, HEIGHT = 420.0, 250.0  # of the drawing; it is as wide as its place
-RIGHT, TOP, BOTTOM = 10.0, 10.0, 42.0
+WIDTH, HEIGHT = 420.0, 250.0  # of the drawing, which the page scales
+RIGHT, TOP, BOTTOM = 10.0, 10.0, 42.0  # margins
 CHARACTER = 7.4  # width of a digit of a tick
-LABEL = 18.0  # what the label of the upright axis takes
-COLOURS = 8  # the page's colours, --c0 to --c7
+LABEL = 18.0  # width of the label of the y axis
+COLOURS = 8  # variables of the page's style: --c0 to --c7
 DASHES = ("", "5 3", "1.5 2.5", "7 2.5 1.5 2.5")
 TICKS = 5
 MOST_DOTS = 40
@@ -25,11 +25,11 @@ class Axis:
     """A range of numbers on a line of the drawing.
 
     Attributes:
-        low: the number at ``start``.
-        high: the number at ``end``.
-        start: place in the drawing.
-        end: place in the drawing.
-        log: whether equal ratios have equal lengths.
+        low: number at ``start``.
+        high: number at ``end``.
+        start: coordinate in the drawing.
+        end: coordinate in the drawing.
+        log: whether it is logarithmic.
     """
 
     low: float
@@ -39,7 +39,7 @@ class Axis:
     log: bool = False
 
     def place(self, value: float) -> float:
-        """Where a number is."""
+        """The coordinate of a number."""
         low, high, value = (math.log10(x) if self.log else x for x in (self.low, self.high, value))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
@@ -49,7 +49,7 @@ class Axis:
 
 
 def linear_ticks(low: float, high: float, about: int = TICKS) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten from ``low`` to ``high``: about as many as asked for."""
+    """Multiples of 1, 2 or 5 times a power of ten from ``low`` to ``high``: about ``about`` of them."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -70,7 +70,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def axis(values: Iterable[float], start: float, end: float, *, log: bool = False, zero: bool = False) -> Axis:
-    """The axis that holds all values, a little wider than they are."""
+    """An axis for all values, with a small margin."""
     found = [value for value in values if math.isfinite(value) and (value > 0 or not log)]
     low, high = (min(found), max(found)) if found else (1.0, 10.0) if log else (0.0, 1.0)
     if log:
@@ -86,12 +86,12 @@ def axis(values: Iterable[float], start: float, end: float, *, log: bool = False
 
 
 def left_of(y: Axis) -> float:
-    """Where the drawing begins, to the right of the ticks and the label of its upright axis."""
+    """The coordinate of the left edge, which leaves room for the ticks and the label of the y axis."""
     return LABEL + 8 + CHARACTER * max((len(number(value)) for value in y.ticks()), default=0)
 
 
 def number(value: float) -> str:
-    """A tick as it is read: no more digits than it needs."""
+    """The text of a tick, with no more digits than needed."""
     if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
         mantissa, _, power = f"{value:.0e}".partition("e")
         return f"{mantissa}e{int(power)}"
@@ -104,7 +104,7 @@ def colour(style: int) -> str:
 
 
 def dash(style: int) -> str:
-    """The dashes of a style: further ones for each turn through the colours."""
+    """The dashes of a style: plain for the first 8 colours, then others."""
     return DASHES[style // COLOURS % len(DASHES)]
 
 
@@ -139,7 +139,7 @@ def histogram(plot: Histogram) -> Markup:
 
 
 def _drawable(curve: Curve, plot: LinePlot) -> Curve:
-    """The curve without points that the axes cannot show."""
+    """The curve without points that the axes cannot show, such as 0 on a logarithmic one."""
     band = len(curve.low) == len(curve.points) and len(curve.high) == len(curve.points)
 
     def shown(values: Sequence[float]) -> bool:
@@ -211,7 +211,7 @@ def _band(curve: Curve, x: Axis, y: Axis) -> Markup:
 
 
 def _line(curve: Curve, x: Axis, y: Axis, *, dots: bool) -> Markup:
-    """The line of a curve, with a dot and a hint at each point where they are few."""
+    """The line of a curve, with a dot and a hint at each point if they are few."""
     dashes = Markup(' stroke-dasharray="{}"').format(dash(curve.style)) if dash(curve.style) else Markup("")
     line = Markup('<path d="M{}" style="stroke:{}"{} class="c"><title>{}</title></path>').format(
         _path(curve.points, x, y), colour(curve.style), dashes, curve.name
@@ -230,7 +230,7 @@ def _line(curve: Curve, x: Axis, y: Axis, *, dots: bool) -> Markup:
 def _column(
     plot: Histogram, column: int, ends: tuple[float, float], style: int, axes: tuple[Axis, Axis], name: str
 ) -> Markup:
-    """One part of one column, with a hint."""
+    """One part of one bin, with a hint."""
     x, y = axes
     left, right = x.place(plot.edges[column]), x.place(plot.edges[column + 1])
     top, bottom = y.place(ends[1]), y.place(ends[0])
@@ -241,7 +241,7 @@ def _column(
 
 
 def swatch(style: int, *, line: bool) -> Markup:
-    """A short line for the legend, or a square."""
+    """The symbol of a style in the legend: a short line, or a square."""
     if not line:
         return Markup('<i style="background:{}"></i>').format(colour(style))
     dashes = Markup(' stroke-dasharray="{}"').format(dash(style)) if dash(style) else Markup("")
