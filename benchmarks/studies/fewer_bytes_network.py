@@ -29,15 +29,16 @@ def trained_repair(
     ours, theirs = (_inputs(codes, predicted, step) for codes, predicted in (known[:2], new))
     wanted = torch.from_numpy(np.ascontiguousarray(known[2][:, :SEEN]))
     held = torch.arange(len(ours)) % HELD_OUT == 0
-    network = nn.Sequential(nn.Linear(ours.shape[1], HIDDEN), nn.GELU(), nn.Dropout(0.1), nn.Linear(HIDDEN, SEEN))
-    nn.init.zeros_(network[-1].weight)
-    nn.init.zeros_(network[-1].bias)
+    last = nn.Linear(HIDDEN, SEEN)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    network = nn.Sequential(nn.Linear(ours.shape[1], HIDDEN), nn.GELU(), nn.Dropout(0.1), last)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
     rows = torch.nonzero(~held)[:, 0]
     best, kept = float("inf"), torch.zeros(len(theirs), SEEN)
     for _ in range(EPOCHS):
         network.train()
-        for part in rows[torch.randperm(len(rows))].split(BATCH):
+        for part in torch.split(rows[torch.randperm(len(rows))], BATCH):
             loss = (network(ours[part]) - wanted[part]).square().mean()
             optimiser.zero_grad()
             loss.backward()

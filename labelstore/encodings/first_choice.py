@@ -30,8 +30,8 @@ Float64Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 
-class _Short(NamedTuple):
-    """How labels stand.
+class Shortfall(NamedTuple):
+    """Which class a label's first choice leads too little, and by how much.
 
     Attributes:
         first: the teacher's choice ``[n]``.
@@ -42,6 +42,10 @@ class _Short(NamedTuple):
     first: IntArray
     other: IntArray
     missing: Float64Array
+
+    def take(self, rows: npt.NDArray[np.bool_]) -> Shortfall:
+        """That of some of the labels."""
+        return Shortfall(self.first[rows], self.other[rows], self.missing[rows])
 
 
 def keep_first_choice(
@@ -72,12 +76,12 @@ def keep_first_choice(
         bad = found.missing > 0
         if not bad.any():
             return
-        left, short = left[bad], _Short(*(each[bad] for each in found))
+        left, short = left[bad], found.take(bad)
         codes[left] = _moved(calibration, rest[left], quantised[left], codes[left], steps[left], short)
 
 
-def shortfall(calibration: Calibration, logits: Logits, components: Float64Array) -> _Short:
-    """Which class the teacher's choice leads least, of what it should, in labels of decoded components ``[n, r]``."""
+def shortfall(calibration: Calibration, logits: Logits, components: Float64Array) -> Shortfall:
+    """What the lead of the teacher's choice lacks most, in labels of decoded components ``[n, r]``."""
     row = np.arange(len(logits))
     # Sums of whole numbers below 2**53, however they are ordered.
     decoded = np.rint(components / calibration.unit) @ calibration.projection.T
@@ -89,7 +93,7 @@ def shortfall(calibration: Calibration, logits: Logits, components: Float64Array
     decoded += np.maximum(lead, LEAST_LEAD / BASIS_UNIT, out=lead)
     decoded[row, first] = -np.inf
     other = decoded.argmax(axis=1)
-    return _Short(first, other, decoded[row, other] - own)
+    return Shortfall(first, other, decoded[row, other] - own)
 
 
 def _moved(
@@ -98,7 +102,7 @@ def _moved(
     quantised: Float64Array,
     codes: Float64Array,
     steps: Float64Array,
-    short: _Short,
+    short: Shortfall,
 ) -> Float64Array:
     """Codes ``[n, r]`` of which some are moved by one, so that the first choice gains what is missing."""
     towards = calibration.projection[short.first] - calibration.projection[short.other]
@@ -125,7 +129,8 @@ def _edges(cells: npt.NDArray[np.float32], codes: Float64Array) -> Float64Array:
     lower = np.where(codes >= 0, codes, -codes - 1)  # magnitude of the one of both that is nearer to 0
     first, shift = cells.T.astype(np.float64)
     edges = np.where(lower == 0, first, lower + (0.5 + shift))
-    return np.copysign(edges, codes + 0.5)
+    signed: Float64Array = np.copysign(edges, codes + 0.5)
+    return signed
 
 
 def _values(calibration: Calibration, codes: Float64Array) -> Float64Array:
