@@ -454,15 +454,16 @@ def test_finer_means_make_labels_smaller_at_the_same_fidelity() -> None:
 
 
 @pytest.mark.parametrize(("images", "rows"), [(1, 30), (1, 1), (2, 8), (3, 400)])
-def test_small_sets_and_fewer_rows_than_columns(images: int, rows: int) -> None:
+@pytest.mark.parametrize("keep_top1", [False, True])
+def test_small_sets_and_fewer_rows_than_columns(images: int, rows: int, keep_top1: bool) -> None:
     world = World(96, images)
-    encoding, _ = world.fit(rows=rows, fidelity=0.8)
+    encoding, _ = world.fit(rows=rows, fidelity=0.8, keep_top1=keep_top1)
     assert encoding.calibration.means.shape == (images, encoding.calibration.components)
     assert 0 < world.fidelity(encoding) <= 1
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1e4])
-@pytest.mark.parametrize("options", [{"fidelity": 0.98}, {"step": 8.0}])
+@pytest.mark.parametrize("options", [{"fidelity": 0.98}, {"step": 8.0}, {"step": 8.0, "keep_top1": True}])
 def test_labels_that_are_all_the_same(value: float, options: dict[str, Any]) -> None:
     logits = np.full((50, 64), value, np.float32)
     logits[:, 7] *= 2
