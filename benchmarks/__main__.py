@@ -75,57 +75,59 @@ def claim(name: str) -> Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class ListConfig:
-    """Name every claim that can be measured."""
+    """Print the name of every claim that can be measured."""
 
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Measure a claim beside what a user would run instead."""
+    """Measure one claim, beside what a user would run instead."""
 
     name: tyro.conf.Positional[str]
-    """Name of the claim, from `list`."""
+    """Name of the claim, of those that `bench list` prints."""
     out: Path | None = None
-    """Folder for NAME.jsonl, one line for each figure and the summary last, and for plots."""
+    """Folder for NAME.jsonl, one line for each figure and the summary last, and for plots; nothing is written when left
+    out."""
     quick: bool = False
-    """The same at toy size, in seconds."""
+    """Try it out at toy size, in seconds."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuConfig:
-    """Every check and figure that needs a GPU, in about 7 minutes; without one all parts run small on the CPU."""
+    """Run every check and measurement that needs a GPU, in about 7 minutes; without a GPU, small ones on the CPU."""
 
     out: Path | None = None
-    """Folder for gpu.jsonl: a line for each figure as it is found, one for each part's end, and the summary last. Parts
-    that an earlier call finished there are not run again."""
+    """Folder for gpu.jsonl, a line for each figure and for the end of each part, and the summary last. Parts that an
+    earlier call finished there are skipped. Nothing is written when left out."""
     only: tuple[str, ...] = ()
-    """Run these parts alone."""
+    """Run these parts only; all when left out."""
     seconds: float = 420
-    """For all parts together; what does not begin in time is left to the next call."""
+    """Seconds for all parts together; parts that do not begin in time are left to the next call."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvidenceConfig:
-    """Make one page of all claims, from the lines of the studies and from cells that have no line yet, which are done.
+    """Make one page of all claims, each judged by a rule; run the cells of the studies that have no results yet.
 
-    Cells and how long they take are printed first. Typing the same command again continues.
+    A cell is one measured row of a study, such as a run of one loss and one seed. Cells and how long they take are
+    printed first. The same command continues.
     """
 
     out: Path
     """Folder for evidence.html."""
     suite: str = "quick"
-    """quick: what fits into 20 minutes; full: everything, at most 60 minutes a call; or the path of a TOML file, as
+    """quick: what fits into 20 minutes; full: everything, at most 60 minutes a call; or the path of a TOML file like
     those in benchmarks/evidence/."""
     only: tuple[str, ...] = ()
-    """Do the cells of these parts alone, in this order; the page has all parts."""
+    """Run the cells of these parts only, in this order; the page has all parts."""
     minutes: float | None = None
-    """Time for the cells of this call; the suite's when left out. A cell that takes longer than what is left of it is
+    """Minutes for the cells of this call; the suite's when left out. A cell that would take longer than what is left is
     not started."""
     dry_run: bool = False
-    """Print all cells and how long they take, and do nothing."""
+    """Print all cells and how long they take, and run nothing."""
     results: Path | None = None
     """File with a line for each finished cell; benchmarks/results/evidence.jsonl when left out."""
     folder: Path | None = None
@@ -189,7 +191,7 @@ COMMANDS = {
 
 def main(invocation: str = "python -m benchmarks") -> int:
     """Run the command that the arguments name."""
-    return run_program(invocation, "Every claim, measured.", COMMANDS)
+    return run_program(invocation, "Measure what docs/PERFORMANCE.md claims.", COMMANDS)
 
 
 def lines(values: dict[str, Json]) -> str:

@@ -1,8 +1,9 @@
 """A student trained by Lightning: `python -m examples.lightning_loop STORE IMAGES [EPOCHS]`.
 
-Needs `pip install lightning`. Stop it at any time: the same command continues after the last finished epoch. With the
-README's quickstart: `python -m examples.lightning_loop runs/store runs/demo/small 20`. The checkpoint is
-`runs/lightning/last.ckpt`; remove it to begin again.
+Needs `pip install 'lightning>=2.6'`. Stop it at any time: the same command continues at the batch after the last
+checkpoint, in the middle of an epoch too. With the README's quickstart:
+`python -m examples.lightning_loop runs/store runs/demo/small 20`. The checkpoint is `runs/lightning/last.ckpt`; remove
+it to begin again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from labelstore.command.console import run_command
 
 USAGE = "python -m examples.lightning_loop STORE IMAGES [EPOCHS]"
 FOLDER = Path("runs/lightning")
+BATCH_SIZE = 50
+SAVE_EVERY = 10  # steps
 
 
 class Student(LightningModule):
@@ -42,10 +45,11 @@ class Student(LightningModule):
     def train_dataloader(self) -> trainer.Replay:
         """The store's crops and labels: each process gets its slice of every batch.
 
-        After a finished epoch, Lightning restores no state of a loader, so the epoch is given.
+        Lightning's checkpoints hold the place of the replay. It is restored in the middle of an epoch; between two
+        epochs Lightning restores no state of a loader (`_FitLoop.restarting` of 2.6.6), so the epoch is given.
         """
         rank, world, epoch = self.global_rank, self.trainer.world_size, self.current_epoch
-        return trainer.Replay(*self._places, batch_size=50, epoch=epoch, rank=rank, world=world)
+        return trainer.Replay(*self._places, batch_size=BATCH_SIZE, epoch=epoch, rank=rank, world=world)
 
     def training_step(self, batch: trainer.TrainBatch, _index: int) -> Tensor:
         """The loss of a batch; ``share`` weighs slices of several processes by their sizes."""
@@ -61,14 +65,16 @@ def train(store: Path, images: Path, folder: Path, epochs: int) -> Trainer:
     """Train up to ``epochs`` epochs in all; each plays one view of the store."""
     trainer.seed_all(0)
     last = folder / "last.ckpt"
-    lightning = Trainer(
-        max_epochs=epochs,
-        callbacks=[ModelCheckpoint(folder, save_last=True, save_top_k=0)],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    # Saved after steps, where the loader and Lightning's counters agree: `save_on_exception` saves between a batch and
+    # its step, and `save_top_k=0` without a number of steps saves nothing before the end.
+    saving = ModelCheckpoint(
+        folder, save_last=True, save_top_k=0, every_n_train_steps=SAVE_EVERY, enable_version_counter=False
     )
-    lightning.fit(Student(store, images), ckpt_path=last if last.exists() else None)
+    lightning = Trainer(
+        max_epochs=epochs, callbacks=[saving], logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    lightning.fit(Student(store, images), ckpt_path=last if last.exists() else None, weights_only=True)
+    lightning.save_checkpoint(last)
     return lightning
 
 

@@ -22,6 +22,10 @@ from labelstore.errors import InputError
 
 PACKAGES = ("pipeline", "trainer", "labelstore")
 BENCH = "bench"
+ABOUT = f"""Soft labels for dataset distillation: made once, kept small, replayed exactly.
+
+In the usual order: build labels images, train trains students from the labels, evaluate and compare measure them.
+`giftwrap COMMAND --help` lists flags, and docs/GUIDE.md explains them. In a checkout, `giftwrap {BENCH}` measures."""
 
 
 def commands(wanted: str = "") -> dict[str, Command]:
@@ -57,8 +61,7 @@ def main() -> int:
         return bench()
     from pipeline import ranks
 
-    about = f"Soft labels for dataset distillation: made once, kept small, replayed exactly. See also {BENCH} --help."
-    return run_program("giftwrap", about, commands(*sys.argv[1:2]), start=ranks.started("giftwrap"))
+    return run_program("giftwrap", ABOUT, commands(*sys.argv[1:2]), start=ranks.started("giftwrap"))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from labelstore.command.cache_options import StoreCacheOptions
-from labelstore.command.console import Console, byte_count
+from labelstore.command.console import Console, byte_count, quantity
 from labelstore.command.encoding_options import CodeOptions, EncodingName
 from labelstore.command.export_config import ExportConfig
 from labelstore.command.flags import Addressable, Group
@@ -34,26 +34,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class InfoConfig:
-    """What a store, a projector, a generator or a synthesised image set is made of."""
+    """Print what a store, a projector, a generator or a synthesised image set is made of, and its size."""
 
     store: Annotated[tyro.conf.Positional[Path], Addressable()]
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...; of a projector or a
     generator; or of an image set of synthesize."""
     weights: Path | None = None
-    """File of the teacher's weights: its size is given beside the labels'."""
+    """File of the teacher's weights, whose size is printed beside that of the labels."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig:
-    """Read every byte of a store and compare it with its checksum."""
+    """Compare every byte of a store with its checksum; --repair mends what can be mended."""
 
     store: Annotated[tyro.conf.Positional[Path], Addressable()]
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
     repair: bool = False
-    """Make again what follows from the rest of the store, and remove damaged blocks, for a build to fill just those."""
+    """Rebuild damaged seals, markers and metadata from the rest of the store, and remove damaged blocks; the command
+    that made the store then fills just those."""
     take_over: bool = False
-    """With --repair: take the lease of a build on another host that is known to be dead."""
+    """With --repair: take over the store from a build on another host that you know to be dead."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
@@ -64,9 +65,9 @@ class CheckConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
-    """Make a store of another encoding from the sealed views of a store, without its teacher.
+    """Make a store of another encoding from the labels of a store, without its teacher.
 
-    Typing the same command again resumes a stopped conversion, or converts the views added since.
+    The same command continues a stopped conversion, and converts views that were added since.
     """
 
     source: Annotated[tyro.conf.Positional[Path], Addressable()]
@@ -74,12 +75,13 @@ class ConvertConfig:
     destination: tyro.conf.Positional[Path]
     """Folder of the store to make, resume or extend."""
     encoding: EncodingName
-    """How labels are stored; docs/ENCODINGS.md compares the bytes a label and the fidelity of each."""
+    """How labels are stored: float16, 2 bytes a logit; int8, 1 byte; transform, far smaller, with a small loss
+    (docs/ENCODINGS.md)."""
     codes: CodeOptions = field(default_factory=CodeOptions)
     views: int | None = None
-    """Convert the first views, rounded up to whole blocks; all that are sealed when left out."""
+    """Convert the first views only, rounded up to whole blocks; all finished views when left out."""
     take_over: bool = False
-    """Take the lease of a conversion on another host that is known to be dead."""
+    """Take over the new store from a conversion on another host that you know to be dead."""
     store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
@@ -93,29 +95,29 @@ class ConvertConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PushConfig:
-    """Copy what is sealed of a store to a bucket.
+    """Copy the finished views of a store to a bucket.
 
-    Typing the same command again continues a stopped copy, or adds the views sealed since. Nothing is deleted.
+    The same command continues a stopped copy, and adds views that were finished since. Nothing is deleted.
     """
 
     store: tyro.conf.Positional[Path]
     """Folder of the store."""
     address: Annotated[tyro.conf.Positional[Path], Addressable()]
-    """Its folder in a bucket: s3://BUCKET/FOLDER, gs://... or az://...."""
+    """Folder in a bucket: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or az://CONTAINER/FOLDER."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PullConfig:
-    """Copy what is sealed of a store at an address to a folder.
+    """Copy the finished views of a store at an address to a folder.
 
-    Typing the same command again continues a stopped copy, or adds the views sealed since. Nothing is deleted.
+    The same command continues a stopped copy, and adds views that were finished since. Nothing is deleted.
     """
 
     address: Annotated[tyro.conf.Positional[Path], Addressable()]
-    """Of the store: s3://BUCKET/FOLDER, hf://datasets/OWNER/NAME/FOLDER, https://HOST/FOLDER, ...."""
+    """Address of the store: s3://BUCKET/FOLDER, hf://datasets/OWNER/NAME/FOLDER, https://HOST/FOLDER, ...."""
     store: tyro.conf.Positional[Path]
-    """Folder to make, to complete or to bring up to date."""
+    """Folder of the copy; made, completed or brought up to date."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
 
@@ -193,7 +195,7 @@ def check_command(config: CheckConfig, console: Console) -> int:
     found = "all checksums match" if report.ok else f"{len(report.damaged)} DAMAGED"
     if report.missing:
         found += f"; {report.missing:,} of the requested blocks are not written yet"
-    text = f"{config.store}: {report.files:,} files, {byte_count(report.bytes)} read; {found}"
+    text = f"{config.store}: {quantity(report.files, 'file')}, {byte_count(report.bytes)} read; {found}"
     if report.fidelity:
         text += f"; fidelity {in_words(report.fidelity)}"
     if repaired is None:
@@ -224,7 +226,7 @@ def repair_lines(repaired: RepairReport) -> list[str]:
     if repaired.calibration:
         lines.append("removed the damaged calibration; a build makes it again, and refuses if its bytes are others")
     if repaired.unsealed:
-        lines.append(f"{repaired.unsealed} views are not sealed until that is filled")
+        lines.append(f"{quantity(repaired.unsealed, 'view')} not sealed until that is filled")
     if repaired.needs_build:
         lines.append(f"run the `{repaired.maker}` that made the store: it fills what is missing, and nothing else")
     lines += [
@@ -266,7 +268,8 @@ def convert_command(config: ConvertConfig, console: Console) -> int:
             "missed": [*missed(store.identity.encoding, store.fidelity)],
             "converted_from": store.state.versions[0].get("converted_from"),
         },
-        f"{config.destination}: {store.identity.images:,} images x {store.state.views_sealed:,} views sealed; "
+        f"{config.destination}: {quantity(store.identity.images, 'image')} x "
+        f"{quantity(store.state.views_sealed, 'view')} sealed; "
         f"{sum(after.values()):.1f} B a label instead of {sum(before.values()):.1f}; against the labels of "
         f"{config.source}, fidelity {in_words(store.fidelity)}",
     )
@@ -346,7 +349,8 @@ def tell_copied(found: Transfer, place: Path, console: Console) -> None:
     already = f"; {found.files - found.copied:,} were there" if found.copied < found.files else ""
     console.summary(
         values,
-        f"{place}: {state.views_sealed:,} sealed views; {found.copied:,} of {found.files:,} files copied, "
+        f"{place}: {quantity(state.views_sealed, 'sealed view')}; {found.copied:,} of {quantity(found.files, 'file')} "
+        f"copied, "
         f"{byte_count(found.bytes)}{already}",
     )
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from labelstore.command.console import Console, byte_count, duration
+from labelstore.command.console import Console, byte_count, duration, quantity
 from labelstore.command.program import Command, require_ours, run_program
 from labelstore.errors import InputError
 from labelstore.export_table import EXPORTS
@@ -44,6 +44,7 @@ def build_command(config: BuildConfig, console: Console) -> int:
 def summarise(done: Mapping[str, Any]) -> str:
     """The summary of a build for people."""
     from labelstore.encodings.fidelity import beside
+    from labelstore.operations.info import parts_of
 
     sizes = done["bytes_per_label"]
     fidelity = "; ".join(
@@ -52,9 +53,9 @@ def summarise(done: Mapping[str, Any]) -> str:
         if values is not None
     )
     return (
-        f"store {done['store']}: {done['images']:,} images x {done['views']:,} views sealed; {done['crops']:,} crops "
-        f"labelled in {duration(done['seconds'])}; {sum(sizes.values()):.1f} B a label ({sizes['labels']:.1f} labels, "
-        f"{sizes['columns']:.1f} columns, {sizes['side']:.1f} side); fidelity {fidelity}"
+        f"store {done['store']}: {quantity(done['images'], 'image')} x {quantity(done['views'], 'view')} sealed; "
+        f"{quantity(done['crops'], 'crop')} labelled in {duration(done['seconds'])}; "
+        f"{sum(sizes.values()):.1f} B a label ({parts_of(sizes)}); fidelity {fidelity}"
     )
 
 
@@ -71,11 +72,12 @@ def adopt_command(config: AdoptConfig, console: Console) -> int:
 
 def adopted(done: Mapping[str, Any]) -> str:
     """The summary of adopted labels for people."""
+    from labelstore.operations.info import parts_of
+
     sizes, views = done["bytes_per_label"], done["views"]
     return (
-        f"store {done['store']}: {done['images']:,} images x {views:,} views sealed, adopted; "
-        f"{done['labels']:,} labels written, {sum(sizes.values()):.1f} B a label ({sizes['labels']:.1f} labels, "
-        f"{sizes['columns']:.1f} columns)"
+        f"store {done['store']}: {quantity(done['images'], 'image')} x {quantity(views, 'view')} sealed, adopted; "
+        f"{quantity(done['labels'], 'label')} written, {sum(sizes.values()):.1f} B a label ({parts_of(sizes)})"
     )
 
 
@@ -112,11 +114,11 @@ def import_command(config: ImportConfig, console: Console) -> int:
     with console.progress("images", 1, "images") as progress:
         report = copy_images(config, progress.reach)
     console.report(report.notes)
-    shards = "1 shard" if report.shards == 1 else f"{report.shards:,} shards"
+    shards = quantity(report.shards, "shard")
     where = f"{shards} in {config.out}" if report.shards else config.out
     console.summary(
         {"out": str(config.out), "images": report.images, "classes": report.classes, "shards": report.shards},
-        f"{report.images:,} images in {report.classes:,} classes written to {where}, byte for byte",
+        f"{quantity(report.images, 'image')} in {quantity(report.classes, 'class')} written to {where}, byte for byte",
     )
     return 0
 
@@ -159,7 +161,8 @@ def import_tensor_file(config: ImportConfig, console: Console) -> int:
             "max_clipped": report.max_clipped,
             "mean_clipped": report.mean_clipped,
         },
-        f"{report.images:,} images in {report.classes:,} classes written to {config.out}; rounded to 8 bits: by "
+        f"{quantity(report.images, 'image')} in {quantity(report.classes, 'class')} written to {config.out}; rounded "
+        f"to 8 bits: by "
         f"{report.max_rounding_error:.4f} levels at most, {report.mean_rounding_error:.4f} on average; "
         f"{100 * report.clipped_share:.4f} % of values clipped, by {report.max_clipped:.1f} levels at most, "
         f"{report.mean_clipped:.1f} on average",
@@ -181,12 +184,12 @@ def show_command(config: ShowConfig, console: Console) -> int:
             render=config.render,
             options=config.source,
         )
-        console.summary({"out": str(config.out), "images": count}, f"{count} images drawn to {config.out}")
+        console.summary({"out": str(config.out), "images": count}, f"{quantity(count, 'image')} drawn to {config.out}")
         return 0
     from pipeline.replay.show import show
 
     count = show(config)
-    console.summary({"out": str(config.out), "crops": count}, f"{count} crops drawn to {config.out}")
+    console.summary({"out": str(config.out), "crops": count}, f"{quantity(count, 'crop')} drawn to {config.out}")
     return 0
 
 
@@ -210,15 +213,15 @@ def synthesised(done: Mapping[str, Any]) -> str:
     """The summary of a synthesis for people."""
     from pipeline.synthesis.looking import in_words
 
-    fewer = f", fewer than asked for in {len(done['fewer']):,} of them" if done["fewer"] else ""
+    fewer = f", fewer than --ipc in {len(done['fewer']):,} of them" if done["fewer"] else ""
     size = byte_count(done["bytes"])
     teacher = f"; {in_words(done['teacher'])}" if "teacher" in done else ""
     if done["found"]:
-        there = f"{done['images']:,} images in {done['classes']:,} classes, {size}"
+        there = f"{quantity(done['images'], 'image')} in {quantity(done['classes'], 'class')}, {size}"
         return f"{done['out']}: is there already, {there}{teacher}"
     return (
-        f"{done['out']}: {done['images']:,} images in {done['classes']:,} classes{fewer}, {done['made']:,} made now "
-        f"in {duration(done['seconds'])}; {size}{teacher}"
+        f"{done['out']}: {quantity(done['images'], 'image')} in {quantity(done['classes'], 'class')}{fewer}, "
+        f"{done['made']:,} made now in {duration(done['seconds'])}; {size}{teacher}"
     )
 
 
@@ -229,7 +232,7 @@ def text_command(config: TextConfig, console: Console) -> int:
     classes, width = text_embeddings(config)
     console.summary(
         {"out": str(config.out), "classes": classes, "width": width, "templates": len(config.template)},
-        f"text embeddings of {classes:,} classes, {width:,} numbers each, written to {config.out}",
+        f"text embeddings of {quantity(classes, 'class')}, {width:,} numbers each, written to {config.out}",
     )
     return 0
 
@@ -287,7 +290,7 @@ COMMANDS = {
         resumes=True,
         examples=(
             "random --images train --ipc 10 --out set",
-            "rded --images train --teacher resnet18 --weights w.safetensors --size 224 --ipc 10 --out set",
+            "rded --images train --teacher torchvision:resnet18 --weights w.safetensors --size 224 --ipc 10 --out set",
             "--check set --images train",
         ),
     ),

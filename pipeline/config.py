@@ -39,32 +39,33 @@ class TeacherOptions:
     """Which networks label, and what they expect."""
 
     names: Annotated[tuple[str, ...], Named("teacher")] = ()
-    """torchvision:NAME, timm:NAME, module:attribute, or a network of giftwrap's own (docs/GUIDE.md lists them).
-    Several label together: the weighted mean of their logits."""
+    """torchvision:NAME, timm:NAME, module:attribute, convnet-d1 to convnet-d6, resnet18-modified, resnet101-modified,
+    cifar-resnet20, 32, 44, 56 or 110, or projector. Several label together: the weighted mean of their logits."""
     weights: tuple[str, ...] = ()
-    """Weights, one a teacher, or several of one --teacher, an ensemble: a .safetensors or state-dict file,
-    torchvision:IMAGENET1K_V1 or timm:pretrained; of a projector, its folder."""
+    """Weights, one for each teacher, or several for one --teacher (an ensemble): a .safetensors or state-dict file,
+    torchvision:IMAGENET1K_V1, timm:pretrained, or the folder of a projector."""
     weights_key: tuple[str, ...] = ()
-    """Of several sets of weights in a file the one to take, such as model_ema or model.state_dict; one a teacher, or
-    one for all. Left out, a running mean (EMA) where there is one; what is taken is printed."""
+    """Which of several sets of weights in a file to take, such as model_ema or model.state_dict; one for each teacher,
+    or one for all. Left out, a running mean (EMA) where the file has one; the choice is printed."""
     args: Annotated[tuple[str, ...], Named("teacher-args")] = ()
-    """Keyword arguments of the teacher's constructor, as JSON; of several, one for each or one for all."""
+    """Keyword arguments of the teacher's constructor, as JSON; one for each teacher, or one for all. Left out, what its
+    weights record, or none."""
     shares: Annotated[tuple[float, ...], Named("teacher-weights")] = ()
-    """Weights of several teachers' logits in the mean, in any scale; equal when left out."""
+    """With several teachers: weights of their logits in the mean, in any scale; equal when left out."""
     classes: Annotated[str | None, Named("teacher-classes")] = None
-    """Columns of a wider teacher to keep: comma-separated indexes or class names, or a file with one a line; imagenet:
-    those of folders named as ImageNet's classes, by its public list; folders: column k is folder k."""
+    """Columns to keep of a teacher that has more classes than --images: comma-separated indexes or class names, or a
+    file with one a line; imagenet: found by WordNet id or ImageNet class name; folders: column k is folder k."""
     class_columns: str | None = None
-    """Keep all columns of a teacher wider than the folders: which of them are the folders', in the folders' order, or
-    imagenet."""
+    """Keep all columns of a teacher that has more classes than --images. The value states which of them are those of
+    --images, in the same forms as --teacher-classes."""
     mean: tuple[float, float, float] | None = None
-    """Channel means of the teacher's normalisation, of pixels in [0, 1]; left out, what its weights were trained with
-    (a student's, timm's, torchvision's), or else ImageNet's."""
+    """Channel means of the teacher's normalisation, for pixels in [0, 1]. Left out, what its weights record (a
+    student's, timm's, torchvision's), otherwise ImageNet's; printed."""
     std: tuple[float, float, float] | None = None
-    """Channel standard deviations of the teacher's normalisation; likewise."""
+    """Channel standard deviations of the teacher's normalisation; left out, as --mean."""
     labeller: str | None = None
-    """Instead of --teacher and --weights: a labeller of your own, as module:attribute; it is called with size, classes
-    and --labeller-args."""
+    """Instead of --teacher and --weights: your own code that labels crops, as module:attribute; it is called with size,
+    classes and --labeller-args."""
     labeller_args: str | None = None
     """Keyword arguments of the labeller, as JSON."""
 
@@ -93,64 +94,71 @@ class EngineOptions:
     """How the teacher is run; all of it decides the bytes of labels."""
 
     dtype: EngineDType = "float32"
-    """Precision of the teacher. tf32: float32 with products in TF32, on a GPU."""
+    """Precision of the teacher; tf32 is float32 with products in TF32, on a GPU. Part of the engine."""
     batch: int | None = None
-    """Crops per teacher batch, fixed and padded: part of the engine. Left out, the store's, and in a new store 128 on a
-    CPU, fewer where memory is short, and on a GPU what half of its free memory takes, at most 1,024, so that batches
-    divide a block evenly."""
+    """Crops in a batch of the teacher, the last of which is padded. Part of the engine. Left out, the store's; for a
+    new store 128 on a CPU, or less if memory is short, and on a GPU what fits half of its free memory, at most 1,024;
+    in training, at most the crops of a step."""
     fold: bool = False
     """Fold the teacher's batch norms into the convolutions before them. Part of the engine."""
     compile: CompileMode = "off"
-    """on: torch.compile the teacher, and run it uncompiled, with a warning, where that fails; require: stop there. A
-    store that was begun compiled is never continued otherwise. Part of the engine."""
+    """on: compile the teacher with torch.compile; if that fails, run it uncompiled, with a warning; require: stop if it
+    fails. Part of the engine."""
     cuda_graph: bool = False
     """Replay the teacher's batch as one CUDA graph. Part of the engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """Make a label store: a teacher labels augmented crops of a class folder of images.
+    """Make a label store: a teacher labels augmented crops of images.
 
-    Typing the same command again resumes a stopped build; a larger --views extends a finished store.
+    The same command continues a stopped build; a larger --views extends a finished store. A view is one crop of every
+    image, so that --views is the number of labels of each image. The engine is what labels depend on in their last
+    bits (device, precision, batch, threads, compilation): it is recorded, and a store is continued on the same one.
     """
 
     store: Path
     """Folder of the store; made when absent, resumed or extended when present."""
     views: int
-    """Crops per image; rounded up to whole blocks."""
+    """Crops of each image; rounded up to whole blocks, by a tenth at most."""
     recipe: RecipeName | None = None
-    """What a published protocol augments its images with; its values are printed, and flags override them."""
+    """Crops and augmentations of a published protocol; its values are printed, and flags override them."""
     images: Annotated[Path, Group("images"), Addressable()]
-    """Class folder, one subfolder a class, with JPEG, PNG, WebP or PPM files; or tar shards such as
-    'shards-{000..099}.tar', a zip, Parquet files, CIFAR, IDX or tensor files: docs/GUIDE.md lists them."""
+    """Class folder, with one subfolder for each class, of JPEG, PNG, WebP or PPM files; or tar shards such as
+    'shards-{000..099}.tar', a zip, Parquet files, CIFAR, IDX or tensor files (docs/IMAGES.md); or an address of
+    some."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("images")] = "auto"
-    """Order of classes that have names alone; numeric reads adjacent digits as one number; auto keeps the store's order
-    (bytes for a new store), and stops where numbers in the names sort otherwise."""
+    """Order of classes that have no numbers, by name: bytes; numeric, which puts class_2 before class_10; auto, the
+    store's (bytes for a new store), which stops where the two would differ."""
     rehash: Annotated[bool, Group("images")] = False
-    """Read every image again instead of trusting size and modification time."""
+    """Compute the digest of every image again, also where size and modification time are unchanged."""
     skip_broken: Annotated[bool, Group("images")] = False
-    """Leave out images that do not decode, list them, and record them in the store."""
+    """Leave out images that do not decode; they are listed, and recorded in the store. Without it they stop the
+    build."""
     crops: Annotated[PlanSpec, Group("crops")]
     teacher: Annotated[TeacherOptions, Group("teacher")] = field(default_factory=TeacherOptions)
     encoding: Annotated[EncodingName | None, Group("encoding")] = None
-    """How labels are stored; docs/ENCODINGS.md compares the bytes a label and the fidelity of each. Left out, the
-    store's, and of a new store int8 or transform, whichever is smaller."""
+    """How labels are stored: float16, 2 bytes a logit; int8, 1 byte; transform, far smaller, with a small loss
+    (docs/ENCODINGS.md). Left out, the store's; for a new store int8 or transform, whichever is smaller."""
     codes: Annotated[CodeOptions, Group("encoding")] = field(default_factory=CodeOptions)
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     engine: Annotated[EngineOptions, Group("engine")] = field(default_factory=EngineOptions)
     allow_engine_change: Annotated[bool, Group("engine")] = False
-    """Resume on another engine; the store records which views came from which."""
+    """Continue a store on another engine, if its audit rows come out again; the store records which views came from
+    which."""
     take_over: Annotated[bool, Group("running")] = False
-    """Take the lease of a build on another host that is known to be dead."""
+    """Take over the store from a build on another host that you know to be dead."""
     dry_run: Annotated[bool, Group("running")] = False
-    """Check everything, measure a short probe, print crops, bytes and time, and write nothing."""
+    """Check the flags and a few crops, print the teacher's agreement with the classes and estimates of bytes and time,
+    and write nothing."""
     progress_log: Annotated[Path | None, Group("running")] = None
-    """File that gets a line of JSON every ten seconds: what is done, how busy each stage is, and the bottleneck."""
+    """File to which a line of JSON is appended every ten seconds: crops done, how busy each stage is, and the
+    bottleneck."""
     metrics_port: Annotated[int | None, Group("running")] = None
-    """Serve the same as Prometheus metrics on this port."""
+    """Serve the progress as Prometheus metrics on this port (needs the extra metrics)."""
     metrics_host: Annotated[str, Group("running")] = "127.0.0.1"
-    """Address on which metrics are served: others can read them when it is not this machine's own."""
+    """Address to serve metrics at; 0.0.0.0 lets other machines read them."""
     launch: Annotated[LaunchOptions, Group("running")] = field(default_factory=LaunchOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
@@ -183,27 +191,30 @@ class BuildConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Render stored crops again, run the teacher on them, and compare with what the store holds."""
+    """Render stored crops again, run the teacher on them, and compare both with the store.
+
+    Takes one store; verify the stores of a training from several one by one.
+    """
 
     store: Annotated[Path, Addressable()]
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
     images: Annotated[Path, Group("images"), Addressable()]
-    """The images that the store was made of, as for build; in whatever container."""
+    """The images that the store was made of, in any container, as for build."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     weights: tuple[str, ...] = ()
-    """Weights of the store's teacher, of several one each; without them only the pixels are compared."""
+    """Weights of the store's teacher, one for each of several; without them only pixels are compared."""
     weights_key: tuple[str, ...] = ()
-    """Of several sets of weights in a file the one to take, as for build."""
+    """Which of several sets of weights in a file to take, as for build."""
     teacher_args: tuple[str, ...] = ()
-    """Arguments of the networks that are not in the store, as JSON, one for each or one for all: of a projector whose
-    encoder has moved, '{"encoder_weights": "FILE"}'."""
+    """Arguments of the networks that the store does not record, as JSON, one for each or one for all. For a projector
+    whose encoder has moved: '{"encoder_weights": "FILE"}'."""
     labeller: str | None = None
-    """The store's labeller, where it was built with --labeller: module:attribute, as for build."""
+    """For a store that was built with --labeller: the labeller, module:attribute, as for build."""
     labeller_args: str | None = None
     """Keyword arguments of the labeller, as JSON."""
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     rehash: bool = False
-    """Read every image again instead of trusting size and modification time."""
+    """Compute the digest of every image again, also where size and modification time are unchanged."""
     store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
@@ -222,29 +233,30 @@ class VerifyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig:
-    """Draw a contact sheet (PNG): crops as the student sees them, with target, the teacher's top-3, confidence.
+    """Draw a contact sheet (PNG): stored crops with their class, the teacher's top 3 and its confidence; or images.
 
-    Without a store, the images of a class folder, with their classes.
+    Without a store, the images of a set are drawn, with their classes.
     """
 
     data: Annotated[tyro.conf.Positional[Path | None], Addressable()] = None
-    """An image set, or a store, instead of --images or --store; an address is that of a store, unless of tar or Parquet
-    files."""
+    """An image set or a store, instead of --images or --store. An address is taken for a store's, unless it names tar
+    or Parquet files."""
     store: Annotated[Path | None, Addressable()] = None
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
     images: Annotated[Path, Group("images"), Addressable()] = None  # type: ignore[assignment]  # there from __post_init__ on
-    """The images that the store was made of, as for build; without a store, those that are drawn."""
+    """The images that the store was made of, as for build; without a store, the images to draw."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     out: Path
-    """The PNG to write."""
+    """PNG to write; must not exist."""
     view: int = 0
-    """View to show."""
+    """View to show, counted from 0."""
     start: int = 0
-    """First position to show; without a store, first image, where the first of each class come first."""
+    """First position to show, counted from 0; without a store, the first image, where the first of each class come
+    first."""
     count: int = 32
-    """Crops to show."""
+    """Number of crops or images to show."""
     columns: int = 8
-    """Crops a row of the sheet."""
+    """Crops or images in a row of the sheet."""
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as commands run, and before torch is imported
+# Before torch is imported: as commands run, and one thread, since as many tests run at once as there are cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 from labelstore.durable import disk
 from tests.journeys.world import World, draw_images, giftwrap, random_teacher
+
+# The same examples in every run, and no limit of time that a busy machine may break: --hypothesis-profile=default has
+# others each time.
+settings.register_profile("same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts so what it runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # children have what this process has
+
+
+@pytest.fixture(autouse=True)
+def signals_kept() -> Iterator[None]:
+    """A command that runs in this process sets handlers; the tests after it do not want those."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

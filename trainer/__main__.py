@@ -10,7 +10,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import sys
 from collections.abc import Sequence
 
-from labelstore.command.console import Console
+from labelstore.command.console import Console, quantity
 from labelstore.command.program import Command, require_ours, run_program
 from labelstore.errors import InputError
 
@@ -102,7 +102,8 @@ def evaluate_command(config: EvaluateConfig, console: Console) -> int:
     result = evaluate_network(config, console)
     console.summary(
         {"images": result.images, **result.numbers},
-        f"{result.images:,} images: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}",
+        f"{quantity(result.images, 'image')}: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss "
+        f"{result.loss:.4f}",
     )
     return 0
 

@@ -39,9 +39,11 @@ class LossSpec:
     """A loss and every number in it; each loss uses its own and ignores the others."""
 
     name: Annotated[str, Named("loss"), tyro.conf.arg(metavar=f"{{{','.join(LOSSES)}}}|MODULE:ATTRIBUTE")] = "gift"
-    """One of the table, each on raw logits; or module:attribute, called as loss(x, t, y, y2, lam)."""
+    """Loss on raw logits (docs/GUIDE.md); or module:attribute, called as loss(student's logits, teacher's logits,
+    target, mixed-in target, weight of the first)."""
     form: Annotated[GiftForm, Named("gift-form")] = "released"
-    """gift: released (t/|t| + gamma s/|s|) or convex ((1 - w) t/|t| + w s/|s|)."""
+    """gift: target made of teacher's logits t and smoothed hard label s: released, t/|t| + gamma s/|s|, or convex, (1 -
+    w) t/|t| + w s/|s|."""
     gamma: float = 0.1
     """gift, released form: weight of the hard label."""
     smoothing: float = 0.1
@@ -133,16 +135,16 @@ class OptimiserOptions:
     name: Annotated[str, Named("optimizer")] = "AdamW"
     """Any optimiser of torch.optim by its name, or module:attribute."""
     lr: float | None = None
-    """First learning rate; the schedule multiplies it. Left out, the optimiser's own: AdamW 1e-3, SGD 1e-2, others as
-    torch has them."""
+    """Learning rate before the schedule changes it. Left out, 1e-3 for AdamW, 1e-2 for SGD, and torch's default for
+    others."""
     weight_decay: float | None = None
-    """Weight decay. Left out, the optimiser's own: AdamW 1e-4, SGD 5e-4, others as torch has them."""
+    """Weight decay. Left out, 1e-4 for AdamW, 5e-4 for SGD, and torch's default for others."""
     decay: Decay = "all"
-    """What decays: all parameters, or weights of more than one dimension alone."""
+    """Parameters that decay: all, or weights, those of more than one dimension only (no biases, no norms)."""
     args: Annotated[str, Named("optimizer-args")] = "{}"
-    """More keyword arguments of the optimiser, as JSON; SGD has {"momentum": 0.9} of its own."""
+    """Further keyword arguments of the optimiser, as JSON; for SGD, {"momentum": 0.9} unless given."""
     fused: bool = False
-    """The fused kernel of Adam, AdamW, SGD and Adagrad."""
+    """Use the fused kernel of Adam, AdamW, SGD or Adagrad."""
 
     def spec(self) -> OptimiserSpec:
         """The optimiser with every number.
@@ -173,5 +175,5 @@ class OptimiserOptions:
 
         rate = defaults_of(self.name).lr if self.lr is None else self.lr
         if rate is None:
-            raise InputError(f"--optimizer {self.name}: has no learning rate of its own; give --lr")
+            raise InputError(f"--optimizer {self.name}: has no default learning rate; give --lr")
         return rate

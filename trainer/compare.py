@@ -37,9 +37,9 @@ class CompareConfig:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders of runs, folders that contain runs, or patterns such as 'runs/*'."""
     csv: Path | None = None
-    """File for the table as comma-separated values; must not exist."""
+    """CSV file to write with all digits of the table; must not exist."""
     markdown: Path | None = None
-    """File for the table in Markdown; must not exist."""
+    """Markdown file to write with the table; must not exist."""
     unfinished: bool = False
     """Average unfinished runs too, by the epochs that they have trained."""
     anyway: bool = False

@@ -45,77 +45,82 @@ class ImageRunConfig(RunConfig):
     """What a run on crops of images has besides: the images, how they are cut, who labels them, and the tests."""
 
     images: Annotated[Path, Group("images"), Addressable(), First()]
-    """The images that the store was made of, or that fresh crops are cut from: a class folder, tar shards or other
+    """The images that the store was made of, or from which fresh crops are cut: a class folder, tar shards or other
     containers, as for build."""
     source: Annotated[ImageOptions, Group("images"), First()] = field(default_factory=ImageOptions)
     crops: Annotated[CropOptions, Group("crops")] = field(default_factory=CropOptions)
     plan_seed: Annotated[int | None, Group("crops")] = None
-    """Seed of the plan of fresh crops: orders, boxes, flips, mixes; the run's seed when left out."""
+    """Seed of all draws of fresh crops: order in each view, boxes, flips, mixes; --seed when left out."""
     class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("crops")] = "auto"
-    """Order of the classes of fresh crops, where they have names alone; auto is byte order, and stops where numbers in
-    the names sort otherwise."""
+    """Fresh crops: order of classes that have no numbers: bytes; numeric, class_2 before class_10; auto, bytes, which
+    stops where the two would differ."""
     teacher: Annotated[OnlineTeacher, Group("teacher")] = field(default_factory=OnlineTeacher)
     engine: Annotated[EngineOptions, Group("teacher"), Named("teacher")] = field(default_factory=EngineOptions)
     test_images: Annotated[Path | None, Group("evaluation"), Addressable()] = None
-    """Test images with the same classes, in a class folder or another container; without it nothing is evaluated."""
+    """Test images of the same classes, in any container; nothing is evaluated when left out."""
     test_source: Annotated[ImageOptions, Group("evaluation"), Named("test")] = field(default_factory=ImageOptions)
     test_resize: Annotated[int | None, Group("evaluation")] = None
-    """Short side of a test image before the central crop; the student's crop size when left out."""
+    """Short side to which a test image is resized before the centre crop, in pixels; the side of the crop when left
+    out."""
     eval_every: Annotated[int | None, Group("evaluation")] = None
     """Epochs between evaluations; a tenth of the run when left out. The last epoch is always evaluated."""
     eval_from: Annotated[float, Group("evaluation")] = 0.0
-    """Fraction of the run before the first evaluation."""
+    """Fraction of the run, 0 to 1, before the first evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(ImageRunConfig):
-    """Train a network: a student from a label store, from fresh crops with labels made online, or a teacher.
+    """Train a student, from a label store or with labels made online; or train a teacher.
 
-    Typing the same command again resumes a stopped run exactly, and only reports a finished one.
+    With --store, a student is trained on the stored crops and labels. Without it, crops are fresh: --labels online runs
+    a teacher on them, and --labels none trains on the classes, as a teacher is trained. The same command continues a
+    stopped run exactly, and only reports a finished one.
     """
 
     store: Annotated[Path | None, Addressable(), First()] = None
-    """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...; without one, epoch e plays
-    view e of fresh crops, and nothing is stored."""
+    """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, .... Left out, crops are fresh:
+    drawn for each epoch from --images, and not stored."""
     more_stores: tuple[Path, ...] = ()
-    """Further stores, of other images and the same columns of one teacher, played as one with --store; `--store A B`
-    is the same."""
+    """Further stores, of other images labelled by the same teacher, which are trained on as one with --store; `--store
+    A B` is the same."""
     more_images: Annotated[tuple[Path, ...], Group("images")] = ()
-    """The images of those stores, in their order; `--images A B` is the same."""
+    """The images of --more-stores, in the same order; `--images A B` is the same."""
     store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
     recipe: RecipeName | None = None
     """A published protocol in full; its values are printed, and flags override them."""
     student: Annotated[str, Group("student"), First()]
-    """torchvision:NAME, timm:NAME, module:attribute, or a network of giftwrap's own (docs/GUIDE.md lists them)."""
+    """torchvision:NAME, timm:NAME, module:attribute, convnet-d1 to convnet-d6, resnet18-modified, resnet101-modified,
+    or cifar-resnet20, 32, 44, 56 or 110."""
     student_args: Annotated[str, Group("student")] = "{}"
     """Keyword arguments of the student's constructor, as JSON."""
     student_weights: Annotated[str | None, Group("student")] = None
-    """Weights to begin with: of an earlier run, a file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
+    """Initial weights: of an earlier run, a file, torchvision:IMAGENET1K_V1 or timm:pretrained; random when left
+    out."""
     new_head: Annotated[bool, Group("student")] = False
-    """With --student-weights of other classes: the student keeps a new classifier of its own."""
+    """With --student-weights of other classes: replace their classifier by a new one."""
     size: Annotated[int | None, Group("student")] = None
-    """Side of the student's crops: from the boxes of the store, whose own it is when left out, or of fresh crops."""
+    """Side of the student's crops in pixels; the store's when left out. Fresh crops need it."""
     labels: Annotated[LabelOptions, Group("labels")] = field(default_factory=LabelOptions)
     loss: Annotated[LossSpec, Group("loss")] = field(default_factory=LossSpec)
     temperatures: Annotated[TemperatureOptions, Group("loss")] = field(default_factory=TemperatureOptions)
     phase: Annotated[str | None, Group("loss")] = None
-    """Instead of --loss: losses one after the other, each with its epochs, such as kl:75,ce:150,kl:75; in the epochs of
-    a loss that reads no labels (ce) crops are fresh, drawn as the flags of crops say."""
+    """Instead of --loss: several losses, one after the other, each with its number of epochs, such as
+    kl:75,ce:150,kl:75. Epochs of a loss that reads no labels (ce) take fresh crops, by --crop, --mix and so on."""
     relabel: Annotated[tuple[str, ...], Group("loss"), Words(known_words)] = ()
     """Operators on labels before the loss, in order:"""
     views: Annotated[int | None, Group("schedule")] = None
-    """Play the first V views alone; left out, all that the store has, and of fresh crops another one each epoch."""
+    """Use the first V views only. Left out, all views of the store, or with fresh crops a new view in each epoch."""
     view_order: Annotated[Literal["shuffle", "cycle"] | None, Group("schedule")] = None
-    """Which view an epoch plays: shuffle, drawn by the seed (the default), or cycle, in order (--follow's, and that of
-    fresh crops without --views)."""
+    """Order of views over the epochs: shuffle, drawn by --seed, or cycle, in stored order. Left out, shuffle; cycle
+    with --follow, and for fresh crops without --views."""
     follow: Annotated[bool, Group("schedule")] = False
-    """Train from a store that is still being built: views in stored order, each waited for."""
+    """Train from a store that is still being built: views in stored order, waiting for each."""
     skip_broken: Annotated[bool, Group("evaluation")] = False
     """Leave out test images, and images of fresh crops, that do not decode; they are listed, counted and recorded."""
     seeds: Annotated[tuple[int, ...] | None, Group("running")] = None
-    """Instead of --seed: a run for each of these seeds, one after the other, in seed-S of --run-folder."""
+    """Instead of --seed: a run for each of these seeds, one after the other, in --run-folder/seed-S."""
     sync_bn: Annotated[bool, Group("running")] = False
-    """Batch norms take the whole batch of all processes; on GPUs."""
+    """Compute batch norms over the whole batch of all processes, on GPUs."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no run can have."""
@@ -313,9 +318,9 @@ class PlotConfig:
     """Draw the curves of one or more runs on one picture (PNG, SVG or PDF); needs matplotlib (the extra `plot`)."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of runs."""
+    """Folders of runs, folders that contain runs, or patterns such as 'runs/*'."""
     out: Path = Path("curves.png")
-    """The picture; must not exist."""
+    """Picture to write, .png, .svg or .pdf; must not exist."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:

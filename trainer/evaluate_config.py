@@ -18,47 +18,51 @@ from pipeline.teacher.engine.spec import DTypeName
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Measure top-1 and top-5 of a network on a class folder."""
+    """Measure top-1, top-5 and loss of a student, or of any weights, on test images."""
 
     run: Annotated[Path | None, Named("run-folder")] = None
-    """Folder of a run of `train`: its last weights, as it tested them, on its test images."""
+    """Folder of a run of `train`: test its last weights as the run did, on its test images."""
     weights: tuple[str, ...] = ()
-    """Instead: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained; of several files, or a
-    pattern such as 'run/epoch-*.safetensors', a row each, compared with the last."""
+    """Instead of --run-folder: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained. Several
+    files, or a pattern such as 'run/epoch-*.safetensors', give a row each, compared with the last."""
     images: Annotated[Path | None, Group("images"), Addressable()] = None
-    """Test images, in a class folder or another container; those of the run when left out."""
+    """Test images, in a class folder or another container; with --run-folder, those of the run when left out."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     cache_dir: Annotated[Path | None, Group("images")] = None
-    """Folder that keeps, of test images at an address, the index of tars and what decodes, for later commands."""
+    """For test images at an address: folder that keeps the index of tars and which images decode, for later
+    commands."""
     student: str | None = None
-    """Network, by the names that `train --student` takes; the one that the weights say they are of when left out."""
+    """Network, named as --student of `train`; the one that the weights record when left out."""
     student_args: str | None = None
-    """Keyword arguments of the network's constructor, as JSON; likewise."""
+    """Keyword arguments of the network's constructor, as JSON; those that the weights record when left out."""
     weights_key: str | None = None
-    """Of several sets of weights in the file the one to take, such as model_ema; left out, a running mean (EMA) where
-    there is one; what is taken is printed."""
+    """Which of several sets of weights in the file to take, such as model_ema. Left out, a running mean (EMA) where the
+    file has one; the choice is printed."""
     size: int | None = None
-    """Side of the network's input in pixels, cut from the centre; what it was trained with when left out."""
+    """Side of the centre crop in pixels; what the weights record when left out."""
     classes: str | None = None
-    """Columns of a wider network: comma-separated indexes or class names, a file with one a line, or imagenet: by its
-    public list."""
+    """Columns of --images in a network of more classes: comma-separated indexes or class names, a file with one a line,
+    or imagenet: found by WordNet id or class name."""
     resize: int | None = None
-    """Short side of an image before the central crop; as the run tested, or the crop's size, when left out."""
+    """Short side to which an image is resized before the centre crop, in pixels; left out, as the run tested, otherwise
+    the side of the crop."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
-    """Antialiased filter of the resize; as the run tested, or bilinear, when left out."""
+    """Antialiased filter of the resize; left out, as the run tested, otherwise bilinear."""
     mean: tuple[float, float, float] | None = None
-    """Channel means of the normalisation, of pixels in [0, 1]; what the network was trained with when left out."""
+    """Channel means of the normalisation, for pixels in [0, 1]; what the weights record when left out."""
     std: tuple[float, float, float] | None = None
-    """Channel standard deviations of the normalisation; likewise."""
+    """Channel standard deviations of the normalisation; left out, as --mean."""
     class_order: Literal["auto", "bytes", "numeric"] = "auto"
-    """Order of classes that have names alone; auto is byte order, and stops where numbers in names sort otherwise."""
+    """Order of classes that have no numbers: bytes; numeric, class_2 before class_10; auto, bytes, which stops where
+    the two would differ."""
     batch: int = 128
-    """Images a batch."""
+    """Images in a batch."""
     dtype: DTypeName | None = None
-    """Precision, under autocast where it is not float32; as the run tested, or float32, when left out."""
+    """Precision, by autocast unless it is float32; left out, as the run tested, otherwise float32."""
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     csv: Path | None = None
-    """File for the accuracy of each class: class, images, hits, top1 in percent; of several weights for their rows."""
+    """CSV file to write: class, images, hits, and top1 in percent of each class; with several weights, their rows. Must
+    not exist."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
-from labelstore.command.console import Console
+from labelstore.command.console import Console, quantity
 from labelstore.durable.newfile import write_over
 from labelstore.durable.removing import Proof
 from labelstore.operations.generator import DESCRIPTION, is_description
@@ -103,7 +103,7 @@ class GeneratorObjective(Objective):
         """Print what is learned, and how."""
         subject, config = self._subject, self._config
         manifest, backbone = subject.manifest, self.network
-        console.line(f"images: {len(manifest):,} in {len(manifest.classes):,} classes")
+        console.line(f"images: {len(manifest):,} in {quantity(len(manifest.classes), 'class')}")
         say_left_out(manifest, console)
         count = sum(weight.numel() for weight in backbone.parameters())
         side = latent_side(subject.vae, config.size)
@@ -112,8 +112,8 @@ class GeneratorObjective(Objective):
             f"({subject.vae.place}), {config.diffusion.prediction} prediction"
         )
         console.line(
-            f"length: {config.epochs:,} epochs of {len(subject.loader):,} steps, "
-            f"{config.epochs * len(subject.loader):,} steps in all"
+            f"length: {quantity(config.epochs, 'epoch')} of {quantity(len(subject.loader), 'step')}, "
+            f"{quantity(config.epochs * len(subject.loader), 'step')} in all"
         )
 
     def files(self) -> Mapping[str, Proof]:

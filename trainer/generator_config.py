@@ -28,11 +28,11 @@ class GeneratorOptimiser(OptimiserOptions):
     """The optimiser with the numbers of U-ViT."""
 
     lr: float | None = 2e-4
-    """First learning rate; the schedule multiplies it."""
+    """Learning rate before the schedule changes it."""
     weight_decay: float | None = 0.03
     """Weight decay."""
     args: Annotated[str, Named("optimizer-args")] = '{"betas": [0.99, 0.99]}'
-    """More keyword arguments of the optimiser, as JSON."""
+    """Further keyword arguments of the optimiser, as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,17 +40,17 @@ class GeneratorSchedule(ScheduleSpec):
     """The schedule of U-ViT."""
 
     name: Annotated[str, Choices(SCHEDULES), Named("schedule")] = "constant"
-    """How the learning rate changes over the run, after the warm-up."""
+    """Learning rate after the warm-up: step, times --drop at each of --milestones; cosine, down to --final;
+    constant."""
     warmup_steps: int | None = None
-    """Steps in which the rate rises to --lr; left out, 5,000, and at most a twentieth of the run."""
+    """Steps in which the rate rises linearly to --lr; left out, 5,000, but at most a twentieth of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig(RunConfig):
-    """Train a model that generates images of a class folder's classes: latent diffusion with a U-ViT (DEG).
+    """Train a model that generates images of the classes of a set: latent diffusion with a U-ViT (DEG).
 
-    Typing the same command again resumes a stopped run exactly. The folder of the run is what `synthesize diffusion`
-    takes as --model.
+    The same command continues a stopped run exactly. `synthesize diffusion --model` takes the folder of the run.
     """
 
     images: Annotated[Path, Group("images"), Addressable(), First()]
@@ -61,38 +61,39 @@ class GeneratorConfig(RunConfig):
     steps: int | None = None
     """Instead of --epochs: steps, rounded up to whole epochs."""
     minutes: float | None = None
-    """Instead of --epochs: as many as take that long by a measurement before the first; a run that is continued keeps
-    the number that it began with."""
+    """Instead of --epochs: as many as fit into this time, by a measurement before the first; a continued run keeps its
+    number."""
     size: int
-    """Side of the square images in pixels; an image is cut from its centre."""
+    """Side of the square images in pixels, which are cut from the centre."""
     vae: Annotated[str, Group("model")] = "none"
     """Autoencoder in whose latents images are generated: none (pixels), taef2 or taef2:FOLDER (FLUX.2's tiny one), or
     diffusers:ID-OR-FOLDER (an AutoencoderKL or AutoencoderTiny; needs the extra diffusion)."""
     backbone: Annotated[str, Choices(BACKBONES), Group("model")] = "uvit-s"
-    """The size of the U-ViT: S, S-deep, M, L and H as published, or xs, of a few million parameters."""
+    """Size of the U-ViT: s, s-deep, m, l and h as published, or xs, of a few million parameters, for a CPU."""
     backbone_args: Annotated[str, Group("model")] = "{}"
-    """Other numbers of the backbone, as JSON: dim, depth, heads, conv."""
+    """Changes to the backbone, as JSON: dim, depth, heads, conv (the final convolution)."""
     patch: Annotated[int | None, Group("model")] = None
     """Side of the backbone's patches, in pixels or latents; 2 when left out."""
     diffusion: Annotated[DiffusionSpec, Group("model")] = field(default_factory=DiffusionSpec)
     drop_labels: Annotated[float, Group("model")] = 0.15
-    """Probability with which an image comes without its class, so that guidance works."""
+    """Probability of training an image without its class, which classifier-free guidance needs."""
     flip: Annotated[float, Group("images")] = 0.5
-    """Probability of a horizontal flip; 0 for images whose mirror image is another thing, such as digits."""
+    """Probability of a horizontal flip; give 0 where mirror images mean something else, as for digits."""
     interpolation: Annotated[Interpolation, Group("images")] = "bilinear"
     """Antialiased filter of the resize."""
     class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("images")] = "auto"
-    """Order of the class folders; auto is byte order, and stops where numbers in the names sort otherwise."""
+    """Order of classes that have no numbers: bytes; numeric, class_2 before class_10; auto, bytes, which stops where
+    the two would differ."""
     skip_broken: Annotated[bool, Group("images")] = False
     """Leave out images that do not decode; they are listed, counted and recorded."""
     optimiser: Annotated[GeneratorOptimiser, Group("optimiser")] = field(default_factory=GeneratorOptimiser)
     ema: Annotated[float | None, Group("optimiser")] = 0.9999
-    """Decay of the running mean of the weights, which is what is saved and samples; after n steps at most
-    (1 + n) / (10 + n), so that short runs have a mean too."""
+    """Decay per step of the running mean of the weights, which is saved and sampled from; after n steps at most (1 + n)
+    / (10 + n), for short runs."""
     schedule: Annotated[GeneratorSchedule, Group("schedule")] = field(default_factory=GeneratorSchedule)
     sheet_every: Annotated[int | None, Group("running")] = None
-    """Epochs between sheets of samples, samples-STEP.png in the folder of the run, of the same noise each, and the loss
-    on fixed images and noise; a tenth of the run when left out."""
+    """Epochs between contact sheets of samples, samples-STEP.png in the run folder, always from the same noise, and
+    between measurements of the loss on fixed images; a tenth of the run when left out."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no run can have."""

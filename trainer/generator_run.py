@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from labelstore.command.console import Console, duration
+from labelstore.command.console import Console, duration, quantity
 from labelstore.command.flags import changed
 from labelstore.errors import MismatchError
 from labelstore.spec import Json
@@ -78,18 +78,19 @@ def epochs_of(
     if ranks.first and config.minutes:
         found = kept or pace_of(config, subject, backbone, denoising).epochs(config, steps)
         console.line(
-            f"--minutes {config.minutes:g}: the run keeps the {kept:,} epochs that it was begun with; a longer one "
+            f"--minutes {config.minutes:g}: the run keeps the {quantity(kept, 'epoch')} that it was begun with; a "
+            f"longer one "
             f"needs another --run-folder"
             if kept
-            else f"--minutes {config.minutes:g}: {found:,} epochs, which config.json keeps"
+            else f"--minutes {config.minutes:g}: {quantity(found, 'epoch')}, recorded in config.json"
         )
     elif ranks.first:
         found = config.epochs or -(-(config.steps or 0) // steps)
         if kept not in (None, found) and begun["run"]["batch_size"] == config.batch_size:
             name = "epochs" if config.epochs else "steps"
             raise MismatchError(
-                f"--{name} {getattr(config, name)}: {config.run} was begun with {kept:,} epoch"
-                f"{'s' * (kept > 1)} of {steps:,} steps; "
+                f"--{name} {getattr(config, name)}: {config.run} was begun with {quantity(kept, 'epoch')} of "
+                f"{quantity(steps, 'step')}; "
                 f"continue it with --epochs {kept}, or begin another --run-folder"
             )
     epochs: Any = ranks.broadcast(found)
@@ -199,8 +200,9 @@ def _train_on(config: GeneratorConfig, console: Console, ranks: Ranks) -> Mappin
 def summarise(values: Mapping[str, Any]) -> str:
     """The summary for people."""
     last, best = values["last"]["loss"], values["best"]
+    now = "" if values["steps_now"] == values["steps"] else f", {values['steps_now']:,} of them now,"
     return (
-        f"generator {values['run']}: {values['steps']:,} steps, {values['steps_now']:,} of them now, in "
+        f"generator {values['run']}: {quantity(values['steps'], 'step')}{now} in "
         f"{duration(values['seconds'])}; loss {last:.4f} at the last epoch, {best['loss']:.4f} at the best (epoch "
         f"{best['epoch'] + 1}); giftwrap synthesize diffusion --model {values['run']} makes images"
     )

@@ -23,12 +23,12 @@ class LabelOptions:
     """Where labels come from."""
 
     source: Annotated[LabelsName, Named("labels")] = "stored"
-    """stored: of each crop, in the store; image: one an image, from a store of one view; online: made by --teacher or
-    --labeller on the way; none: hard targets alone."""
+    """Where labels come from. stored: one for each crop, from --store; image: one for each image, from a --store of one
+    view; online: made in training by --teacher or --labeller; none: the classes only."""
     exact: bool = False
-    """Online labels as the teacher gives them, instead of rounded to float16 as a store has them."""
+    """With --labels online: do not round labels to float16, as a store of float16 does."""
     view: Annotated[int | None, Named("label-view")] = None
-    """With --labels image: which view of a store of several views has the labels."""
+    """With --labels image: the view, counted from 0, whose labels are used; needed for a store of several views."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,13 +36,13 @@ class OnlineTeacher(TeacherOptions):
     """Which networks label crops on their way."""
 
     names: Annotated[tuple[str, ...], Named("teacher")] = ()
-    """With --labels online: the networks that label, as build takes them; of several the weighted mean of their
-    logits."""
+    """The network that labels, named as for build; of several, the weighted mean of their logits. `train` needs it with
+    --labels online."""
     weights: tuple[str, ...] = ()
-    """Weights of the teacher, one a network, or several of one --teacher, an ensemble: a .safetensors or state-dict
-    file, torchvision:IMAGENET1K_V1 or timm:pretrained; of a projector, its folder."""
+    """Weights of the teacher, one for each network, or several for one --teacher (an ensemble): a .safetensors or
+    state-dict file, torchvision:IMAGENET1K_V1, timm:pretrained, or the folder of a projector."""
     size: Annotated[int | None, Named("teacher-size")] = None
-    """Side of the teacher's crops, from the same boxes; that of the crops when left out."""
+    """Side of the teacher's crops in pixels, cut from the same boxes; the student's when left out."""
 
 
 CROP_FLAGS = (*(field.name for field in fields(CropOptions)), "plan_seed", "class_order")
@@ -158,7 +158,7 @@ def _require_fresh(config: Flags) -> None:
         raise InputError("--size: fresh crops need a side in pixels; give --size")
     if config.view_order == "shuffle" and config.views is None:
         raise InputError(
-            "--view-order shuffle: every epoch of fresh crops plays a view of its own; leave it out, or give --views"
+            "--view-order shuffle: every epoch of fresh crops has a new view; leave it out, or give --views"
         )
     if config.size is not None:
         config.plan(config.size)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from labelstore.command.console import Console
+from labelstore.command.console import Console, quantity
 from labelstore.command.names import printable
 from labelstore.operations.opening import open_store
 from labelstore.spec import Identity, Json
@@ -78,7 +78,7 @@ class Material:
     def begin(self, console: Console) -> None:
         """Print what the user should know of images and labels before the first step."""
         if self.manifest is not None:
-            console.line(f"images: {len(self.manifest):,} in {len(self.classes):,} classes")
+            console.line(f"images: {len(self.manifest):,} in {quantity(len(self.classes), 'class')}")
             say_left_out(self.manifest, console)
             for path in self.manifest.skipped:
                 console.warn(f"left out, does not decode: {printable(path)}")

@@ -97,7 +97,7 @@ class OptimiserSpec:
     name: str = "AdamW"
     """Class in torch.optim, or module:attribute."""
     lr: float = 1e-3
-    """First learning rate; the schedule multiplies it."""
+    """Learning rate before the schedule changes it."""
     weight_decay: float = 1e-4
     """Applied as this optimiser defines it."""
     decay: Decay = "all"
@@ -112,7 +112,7 @@ class OptimiserSpec:
         if unknown and not self._takes_any:
             raise InputError(
                 f"optimiser {self.name}: unknown arguments {', '.join(unknown)}; "
-                f"it takes {', '.join(known)}, and lr and weight_decay by flags of their own"
+                f"it takes {', '.join(known)}, and lr and weight_decay by --lr and --weight-decay"
             )
         for name in ("lr", "weight_decay"):
             value = getattr(self, name)

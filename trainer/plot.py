@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from labelstore.command.console import Console
+from labelstore.command.console import Console, quantity
 from labelstore.durable.newfile import new_file
 from labelstore.errors import InputError
 from trainer.compare import shown
@@ -55,7 +55,7 @@ def plot(config: PlotConfig, console: Console) -> dict[str, int]:
     with new_file(config.out) as file:
         figure.savefig(file, dpi=120, format=config.out.suffix[1:])
     epochs = {str(run.folder): len(run.entries) for run in runs}
-    listed = ", ".join(f"{run} ({count} epochs)" for run, count in epochs.items())
+    listed = ", ".join(f"{run} ({quantity(count, 'epoch')})" for run, count in epochs.items())
     console.summary({"picture": str(config.out), "epochs": dict(epochs)}, f"{config.out}: {listed}")
     return epochs
 
@@ -107,7 +107,7 @@ def name_of(group: RunGroup, groups: Sequence[RunGroup]) -> str:
     named = len({each.name for each in groups}) > 1 or len(groups) == 1
     options = [f"{name} {shown(value)}" for name, value in group.differences.items() if value not in (None, [])]
     name = ", ".join([*([group.name] if named else []), *options])
-    return name if len(group.runs) == 1 else f"{name}: {len(group.runs)} runs"
+    return name if len(group.runs) == 1 else f"{name}: {quantity(len(group.runs), 'run')}"
 
 
 def style(number: int) -> dict[str, Any]:

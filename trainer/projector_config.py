@@ -25,23 +25,23 @@ class EncoderOptions:
     """Which network maps crops to features."""
 
     encoder: str
-    """Network whose features the projector reads, frozen: timm:NAME, torchvision:NAME, module:attribute, or a network
-    of giftwrap's own."""
+    """Frozen network whose features the projector uses: timm:NAME, torchvision:NAME, module:attribute, or another name
+    that --teacher takes."""
     encoder_weights: str
-    """Its weights: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
+    """Weights of --encoder: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
     encoder_args: str = "{}"
-    """Keyword arguments of its constructor, as JSON."""
+    """Keyword arguments of the encoder's constructor, as JSON."""
     features: Literal["penultimate", "output"] | None = None
-    """penultimate: a classifier without its last linear layer; output: the network as it is. Left out, output for
+    """Features of the encoder. penultimate: without its last linear layer; output: as it is. Left out, output for
     module:attribute and timm's CLIP towers, penultimate for all others."""
     encoder_mean: tuple[float, float, float] | None = None
-    """Channel means of its normalisation, of pixels in [0, 1]; left out, what its weights were trained with, or else
-    ImageNet's."""
+    """Channel means of the encoder's normalisation, for pixels in [0, 1]; left out, what its weights were trained with,
+    otherwise ImageNet's."""
     encoder_std: tuple[float, float, float] | None = None
-    """Channel standard deviations of its normalisation; likewise."""
+    """Channel standard deviations of the encoder's normalisation; left out, as --encoder-mean."""
     size: int | None = None
-    """Side of its crops in pixels; what its weights were trained with when left out. The teacher's is --teacher-size,
-    which is this one when left out."""
+    """Side of the encoder's crops in pixels; what its weights were trained with when left out. See also
+    --teacher-size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,27 +49,28 @@ class ProjectorOptions:
     """What is trained beside the encoder, and the loss."""
 
     rank: int = 8
-    """Rank of the matrices that adapt the encoder's layers; 0 trains the head alone."""
+    """Rank of the low-rank matrices (LoRA) that adapt the encoder's layers; 0 trains the head only."""
     lora_alpha: float | None = None
-    """Their product is scaled by alpha / rank; the rank when left out, so by 1."""
+    """Alpha of LoRA: the product of the matrices is scaled by alpha / rank; the rank when left out, so by 1."""
     lora_on: str | None = None
-    """Which layers: a regular expression that is searched for in their names; left out, every linear layer and every
+    """Layers that are adapted: a regular expression searched for in their names. Left out, every linear layer and every
     convolution that is not depthwise."""
     adapt_norms: bool = False
-    """Train the norm layers of the encoder too; else they stay in eval mode."""
+    """Also train the norm layers of the encoder, which otherwise stay in eval mode."""
     text: Path | None = None
     """The head starts from text embeddings of the classes, .npy or .safetensors [C, d], scaled to length 1: a
     zero-shot classifier."""
     head: Literal["means", "zero"] | None = None
-    """Without --text: the head starts from the mean features of the classes (means, the default), or from zero."""
+    """Without --text: the head starts from the mean features of the classes (means, when left out), or from zero."""
     head_rank: int | None = None
-    """Rank of the head's matrices; when left out 128, 64 below 200 columns, and at most what the head can have."""
+    """Rank of the head's matrices; left out, 128, or 64 below 200 columns, and at most the number of columns and of
+    features."""
     head_scale: float = 1.0
-    """What the rows that the head starts from are multiplied by."""
+    """Factor by which the rows that the head starts from are multiplied."""
     hard_weight: float = 0.1
     """Weight of the hard cross-entropy beside the mean squared error of the logits."""
     merge: bool = False
-    """Write merged.safetensors too: the adapted encoder and the head in full, which need no other weights."""
+    """Also write merged.safetensors: the adapted encoder and the head in full, which need no other weights."""
 
     def to_json(self) -> dict[str, Json]:
         """The numbers that decide what is trained."""
@@ -78,10 +79,10 @@ class ProjectorOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectorConfig(ImageRunConfig):
-    """Train a projector: a frozen encoder with low-rank matrices and a head, which gives labels as its teachers do.
+    """Train a projector (HeLlO): a frozen encoder with low-rank matrices and a head, which labels as its teachers do.
 
     It learns the mean logits of --teacher with --weights (several weights of one network are an ensemble) on fresh
-    crops. Typing the same command again resumes a stopped run exactly, and only reports a finished one.
+    crops. The same command continues a stopped run exactly, and only reports a finished one.
     """
 
     encoder: Annotated[EncoderOptions, Group("encoder"), First()]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from labelstore.command.cache_options import StoreCacheOptions
+from labelstore.command.console import quantity
 from labelstore.command.flags import flags_of as flags_of_class
 from pipeline.build.recipe import OWNED as OWNED_CROPS
 from pipeline.build.recipe import OWNED_LABELLER
@@ -171,7 +172,9 @@ def plays(epochs: int, views: int) -> str:
     times, more = divmod(epochs, views)
     counts = [(views - more, times), (more, times + 1)]
     parts = [f"{count:,} {often(number)}" for count, number in counts if count and (number or not times)]
-    return f"{epochs:,} epochs over {views:,} views: {', '.join(parts)}"
+    if not more:
+        parts = [f"each {often(times)}"]
+    return f"{quantity(epochs, 'epoch')} over {quantity(views, 'view')}: {', '.join(parts)}"
 
 
 def often(number: int) -> str:

@@ -30,40 +30,41 @@ class RunConfig:
     """How long, how fast and where something is trained."""
 
     epochs: int
-    """Epochs; each plays one view of the crops."""
+    """Epochs; each trains on one view: one crop of every image."""
     run: Annotated[Path, Named("run-folder")]
-    """Folder of the run: config.json, log.jsonl, checkpoint.pt, last.safetensors, best.safetensors."""
+    """Folder of the run: config.json, log.jsonl, checkpoint.pt, last.safetensors, best.safetensors. The same command
+    continues the run in it."""
     optimiser: Annotated[OptimiserOptions, Group("optimiser")] = field(default_factory=OptimiserOptions)
     batch_size: Annotated[int, Group("optimiser")] = 128
-    """Crops a step, over all processes; any number, the last batch of an epoch may be short."""
+    """Crops in a step, over all processes; the last batch of an epoch may be smaller."""
     accumulate: Annotated[int, Group("optimiser")] = 1
-    """Pieces that a batch is taken in, one after the other, for its gradient."""
+    """Split a batch into this many parts, one after the other, whose gradients are accumulated; it saves memory."""
     clip_norm: Annotated[float | None, Group("optimiser")] = None
-    """Largest norm of the gradient, over all parameters; it is scaled down to that."""
+    """Clip the norm of the gradient, over all parameters, to this; not clipped when left out."""
     ema: Annotated[float | None, Group("optimiser")] = None
-    """Decay of a running mean of the weights, over steps; the mean is what is evaluated and saved."""
+    """Decay per step of a running mean of the weights, which is then evaluated and saved; no mean when left out."""
     schedule: Annotated[ScheduleSpec, Group("schedule")] = field(default_factory=ScheduleSpec)
     seed: Annotated[int, Group("running")] = 0
-    """The run's seed: first weights, what the network draws (dropout), and which view each epoch plays."""
+    """Seed of the run: initial weights, dropout, and which view each epoch plays."""
     dtype: Annotated[Literal["float32", "bfloat16"], Group("running")] = "float32"
     """bfloat16 runs the network under autocast; the loss stays in float32."""
     compile: Annotated[bool, Group("running")] = False
     """torch.compile the network."""
     render: Annotated[RenderOptions, Group("running")] = field(default_factory=RenderOptions)
     checkpoint_every: Annotated[int | None, Group("running")] = None
-    """Epochs between checkpoints; when left out, as many as keep saving at a twentieth of the time."""
+    """Epochs between checkpoints; left out, so that saving takes at most a twentieth of the time."""
     checkpoint_steps: Annotated[int | None, Group("running")] = None
-    """Steps between further checkpoints, within epochs."""
+    """Steps between further checkpoints within epochs; none when left out."""
     keep_every: Annotated[int | None, Group("running")] = None
-    """Epochs between weights that are kept: epoch-0001.safetensors, ... beside last and best."""
+    """Keep the weights after every K-th epoch, as epoch-0001.safetensors and so on; none when left out."""
     keep: Annotated[str | None, Group("running")] = None
-    """Further epochs whose weights are kept, comma-separated, counted from 1: 1,2,4,8."""
+    """Keep the weights after these epochs too, comma-separated, counted from 1: 1,2,4,8."""
     log_every: Annotated[int | None, Group("running")] = None
-    """Steps between lines of steps.jsonl: loss, rate and the gradient's norm; no such file when left out."""
+    """Write loss, rate and the gradient's norm of every K-th step to steps.jsonl; not written when left out."""
     tensorboard: Annotated[bool, Group("running")] = False
-    """Write the numbers of each epoch as TensorBoard scalars too, into tensorboard/ of the run."""
+    """Also write the numbers of each epoch as TensorBoard scalars, to tensorboard/ in the run folder."""
     anyway: Annotated[bool, Group("running")] = False
-    """Continue a run though code, test images, versions or the renderer have changed; config.json records it."""
+    """Continue a run although code, test images, versions or the renderer have changed; config.json records it."""
     launch: Annotated[LaunchOptions, Group("running")] = field(default_factory=LaunchOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 

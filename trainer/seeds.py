@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from labelstore.command.console import Console
+from labelstore.command.console import Console, quantity
 from labelstore.command.flags import changed
 from labelstore.errors import InputError
 from labelstore.spec import Json
@@ -62,7 +62,7 @@ def summary(config: TrainConfig, found: list[Mapping[str, Any]]) -> dict[str, Js
 def say_seeds(values: Mapping[str, Any]) -> str:
     """The summary for people."""
     last, best = (Statistic(**values[when]["top1"]) for when in ("last", "best"))
-    text = f"runs {values['run']}: {len(values['runs'])} seeds"
+    text = f"runs {values['run']}: {quantity(len(values['runs']), 'seed')}"
     if not last.count:
         return f"{text}; no test images were given"
     return (

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from labelstore.command.console import duration
+from labelstore.command.console import duration, quantity
 
 
 def summarise(values: Mapping[str, Any]) -> str:
     """The summary for people, which counts epochs from 1."""
     steps, now = values["steps"], values["steps_now"]
-    text = f"run {values['run']}: {steps:,} steps{'' if now == steps else f', {now:,} of them now,'} in "
+    text = f"run {values['run']}: {quantity(steps, 'step')}{'' if now == steps else f', {now:,} of them now,'} in "
     text += duration(values["seconds"])
     last, best = values["last"], values["best"]
     name = next(iter(last), None)  # of the objective's numbers, the first one
@@ -21,7 +21,7 @@ def summarise(values: Mapping[str, Any]) -> str:
         return f"{text}; no test images were given"
     return (
         f"{text}; test {shown(name, last[name])} at the last epoch, {shown(name, best[name], named=False)} at the best "
-        f"(epoch {best['epoch'] + 1}) of {values['evaluations']} evaluated"
+        f"(epoch {best['epoch'] + 1}) of {quantity(values['evaluations'], 'evaluation')}"
     )
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from labelstore.command.console import Console, duration
+from labelstore.command.console import Console, duration, quantity
 from labelstore.command.flags import Group, Named
 from labelstore.command.output import Output
 from labelstore.command.stopping import StopSignals
@@ -43,7 +43,7 @@ INPUTS = (*PLACES, "weights", "student_weights")
 class SweepConfig:
     """Build stores and train students for every combination of the values in a TOML file, and compare the runs.
 
-    Typing the same command again continues a stopped sweep, and skips what is done.
+    The same command continues a stopped sweep, and skips what is done.
     """
 
     file: Annotated[Path, tyro.conf.Positional]
@@ -51,7 +51,7 @@ class SweepConfig:
     run_folder: Annotated[Path, Named("run-folder")]
     """Folder of the sweep: stores/ and runs/, with a folder and a log file for each combination."""
     jobs: int = 1
-    """Commands that run at a time, as processes; give --threads in the file where they share a CPU."""
+    """Commands that run at a time, as processes; if they share a CPU, set threads in the file."""
     dry_run: bool = False
     """Check the flags of all combinations, print their commands and the time that is left, and start nothing."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
@@ -71,7 +71,7 @@ def sweep(config: SweepConfig, console: Console) -> int:
         LeaseError: when another process runs this sweep.
     """
     if (place := place_of(os.environ)).world != 1:
-        raise InputError(f"sweep: starts processes of its own, found {place.launcher}; start it alone, with --jobs")
+        raise InputError(f"sweep: starts the processes, found {place.launcher}; start it alone, with --jobs")
     tasks = read_grid(config.file, config.run_folder)
     require_known(tasks, config.file)
     absent = inputs_absent(tasks)
@@ -251,7 +251,7 @@ def print_plan(tasks: Sequence[Task], absent: Sequence[str], jobs: int, console:
         "seconds_left": seconds,
     }
     builds = sum(task.command == "build" for task in tasks)
-    text = f"{builds} builds and {len(tasks) - builds} runs, {len(tasks) - len(left)} done"
+    text = f"{quantity(builds, 'build')} and {quantity(len(tasks) - builds, 'run')}, {len(tasks) - len(left)} done"
     console.summary(values, f"{text}; {in_words(seconds)}" if left else text)
 
 

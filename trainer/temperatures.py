@@ -19,14 +19,14 @@ class TemperatureOptions:
     """How the temperatures of teacher and student change; without these flags both are --temperature throughout."""
 
     every: Annotated[int | None, Named("temperature-every")] = None
-    """kl: lower the temperature at each K-th epoch, counted from 1; left out, it stays."""
+    """kl: lower the temperature at every K-th epoch, counted from 1; left out, it is constant."""
     drop: Annotated[float, Named("temperature-drop")] = 0.7
-    """kl, with --temperature-every: what the temperature is multiplied by each time."""
+    """kl, with --temperature-every: factor by which the temperature is multiplied each time."""
     floor: Annotated[float, Named("temperature-floor")] = 2.0
     """kl, with --temperature-every: lowest temperature."""
     calibrate: Annotated[bool, Named("calibrate-student")] = False
-    """kl: give the student a temperature of its own: 1 in the first epoch, then the one of 0.01, 0.02, ..., 1 at which
-    the last batch of the epoch before had the smallest divergence."""
+    """kl: give the student a separate temperature: 1 in the first epoch, then the one of 0.01, 0.02, ..., 1 with the
+    smallest divergence on the last batch of the epoch before."""
 
     def __post_init__(self) -> None:
         """Refuse what is no temperature, and numbers without effect."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from labelstore.command.console import Console, Progress
+from labelstore.command.console import Console, Progress, quantity
 from labelstore.durable.removing import require
 from labelstore.errors import GiftwrapError
 from labelstore.spec import Json
@@ -100,12 +100,12 @@ def complete(run: Run, console: Console) -> Mapping[str, Json]:
         with stops, run.ranks.together():
             return train_run(run, console)
     except StopRequested:
-        console.line(f"\nsaved after {run.replay.epoch} of {run.config.epochs} epochs, step {run.step}")
+        console.line(f"\nsaved after {run.replay.epoch} of {quantity(run.config.epochs, 'epoch')}, step {run.step}")
         raise stops.error() from None
     except DivergedError as error:
         kept = f"the checkpoint of step {run.saved} is kept" if run.saved else "there is no checkpoint yet"
         raise GiftwrapError(
-            f"{error}; {kept}; lower --lr, or bound the gradient by --clip-norm, in a --run of its own"
+            f"{error}; {kept}; lower --lr, or bound the gradient by --clip-norm, in another --run-folder"
         ) from error
     except RuntimeError as error:
         if is_fault(error) and run.saved:
@@ -135,7 +135,9 @@ def begin(run: Run, console: Console) -> None:
             run.forget_scores()
         if changes:
             save(run)
-        console.line(f"resuming {config.run} after {run.replay.epoch} of {config.epochs} epochs, step {run.step}")
+        console.line(
+            f"resuming {config.run} after {run.replay.epoch} of {quantity(config.epochs, 'epoch')}, step {run.step}"
+        )
     elif ranks.first and lines_of(config.run / LOG):
         console.warn(f"{run.checkpoint}: there is no checkpoint; the run begins again, and its log")
     for change in changes:
@@ -158,9 +160,9 @@ def begin(run: Run, console: Console) -> None:
 def views_played(replay: Loader, epochs: int) -> str:
     """How often each view is played, and in how many epochs crops are fresh instead."""
     views, stored = replay.order.views, replay.of_store(epochs)
-    played = f"{stored} views" if views == UNBOUNDED else recipes.plays(stored, views)
+    played = quantity(stored, "view") if views == UNBOUNDED else recipes.plays(stored, views)
     fresh = epochs - stored
-    more = f"; {fresh:,} {'epoch' if fresh == 1 else 'epochs'} of fresh crops with hard labels"
+    more = f"; {quantity(fresh, 'epoch')} of fresh crops with hard labels"
     return f"{played}{more if fresh else ''}"
 
 

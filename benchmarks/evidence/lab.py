@@ -107,6 +107,18 @@ def program(name: str) -> Callable[..., Mapping[str, Any]]:
     raise InputError(f"run: expected one of {', '.join([*RUNS, *OWN])}, found {name!r}")
 
 
+def typed(command: str) -> str:
+    """A cell's command as it is typed into a shell, in the root of this project."""
+    name, _, words = command.partition(" ")
+    if name == "refused":
+        return f"giftwrap {words}  # is refused"
+    if name not in OWN:
+        return f"giftwrap {command}"
+    module, _, function = OWN[name].partition(":")
+    code = f"import sys; from {module} import {function}; {function}(*sys.argv[1:])"
+    return f"python -c '{code}' {words}"
+
+
 def result_of(found: Mapping[str, Any], place: Path) -> dict[str, Any]:
     """What a line has of a command: of a training the scores, and which test images they are of."""
     if "last" not in found:

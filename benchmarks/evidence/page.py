@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from statistics import fmean, stdev
 
+from benchmarks.evidence.lab import typed
 from benchmarks.evidence.lines import UNKNOWN, Line, commit, labels_of
 from benchmarks.evidence.suite import Claim, Part, Suite
 from benchmarks.evidence.verdicts import Found, Judged, shown
@@ -150,7 +151,7 @@ def commands_of(claim: Claim, lines: Sequence[Line], part: Part) -> list[str]:
     if first is None:
         return [again]
     before = first.get("steps_before") or []
-    return [again, *(f"giftwrap {command}" for command in (*before, first.get("command")))]
+    return [again, *(typed(str(command)) for command in (*before, first.get("command")))]
 
 
 def many(values: Iterable[object]) -> str:

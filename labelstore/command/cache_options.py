@@ -15,10 +15,10 @@ class StoreCacheOptions:
     """Where parts of a store at an address are kept on this machine, and how much of it."""
 
     cache_dir: Path | None = None
-    """Folder that keeps what is read of a store at an address, and the digests of its images, for later commands;
-    nothing is kept without it."""
+    """Folder that keeps what is read of a store at an address, and the digests of its images, for later commands.
+    Nothing is kept when left out."""
     store_cache_gib: float = 50.0
-    """GiB that --cache-dir may take; what was used least recently makes room."""
+    """GiB that --cache-dir may take; what was used least recently is removed first."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that no folder can have."""

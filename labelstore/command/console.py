@@ -165,6 +165,12 @@ def byte_count(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def quantity(count: int, noun: str) -> str:
+    """A number of things for people: 1 epoch, 1,200 epochs, 2 classes."""
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "x", "ch")) else "s"
+    return f"{count:,} {noun}{ending}"
+
+
 def run_command(command: Callable[[], int | None], *, restart: Sequence[str] = ()) -> int:
     """Run a command and turn its end into an exit code.
 

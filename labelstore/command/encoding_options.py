@@ -52,15 +52,18 @@ class CodeOptions:
     """How the codes of an encoding are made and compressed; None leaves it to the encoding."""
 
     codec: CodecName | None = None
-    """How codes are compressed: zstd, or as the encoding does by itself (raw or pcodec), which is the default."""
+    """Compression of the stored codes: zstd, or the encoding's default, which is pcodec of transform and raw (none) of
+    the others."""
     fidelity: float | None = None
-    """transform: mean cosine between the GIFT targets of the exact and the stored labels, to be reached (0.98)."""
+    """transform: fidelity to reach, between 0 and 1 (0.98): mean cosine between the GIFT targets of the exact and of
+    the stored labels."""
     step: float | None = None
-    """transform: its quantiser's step, instead of --fidelity."""
+    """transform: quantisation step in logits, instead of --fidelity."""
     mean_steps: int | None = None
-    """transform: steps of mean labels in one of labels (2); 8 makes labels smaller, and the calibration larger."""
+    """transform: how many times finer than labels the mean labels of images are quantised (2); 8 makes labels smaller,
+    and the calibration larger."""
     keep_top1: bool = False
-    """transform: keep the teacher's first choice of every label, and most of its lead; takes 0.3 bytes more a label."""
+    """transform: keep the teacher's first choice of every label, and most of its lead, for about 0.3 bytes a label."""
 
     def parameters(self, name: str) -> dict[str, Json]:
         """What ``make_encoding`` takes for the encoding of that name.

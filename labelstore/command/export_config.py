@@ -22,23 +22,25 @@ class ExportConfig:
     store: Annotated[tyro.conf.Positional[Path], Addressable()]
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
     out: tyro.conf.Positional[Path]
-    """File to write, or with --format fkd folder; must not exist."""
+    """File to write, or with --format fkd a folder; must not exist."""
     format: Annotated[str, Choices(EXPORTS)] = "npy"
-    """npy: [V, N, C], or [N, C] with --view; parquet: one row a crop; fkd: SRe2L's epoch_*/batch_*.tar."""
+    """npy: one float16 array, views x images x columns, or images x columns with --view; parquet: one row for each
+    crop; fkd: SRe2L's epoch_*/batch_*.tar."""
     view: int | None = None
-    """Write this view alone."""
+    """Write this view only, counted from 0."""
     views: int | None = None
-    """Write the first views; all that are sealed when neither flag is given."""
+    """Write the first views only; all finished views when left out."""
     order: Literal["image", "stored"] = "image"
-    """Row n of a view is image n in manifest order, or position n as stored."""
+    """image: row n of a view is image n, in the order of classes and files; stored: row n is position n, as in the
+    store."""
     probabilities: bool = False
     """Write softmax(logits / temperature) instead of logits."""
     temperature: float | None = None
-    """Temperature of --probabilities (1)."""
+    """With --probabilities: temperature (1)."""
     images: Path | None = None
-    """The images of the store; fkd needs them, and only fkd."""
+    """The images of the store, which only --format fkd needs."""
     batch_size: int | None = None
-    """Crops a file of fkd (1024); of mixed crops it is the group of the store."""
+    """With --format fkd: crops in a file (1024); for mixed crops it must be the group of the store."""
     store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
@@ -55,5 +57,7 @@ class ExportConfig:
         if self.format == "fkd" and self.images is None:
             raise InputError("--images: --format fkd needs the images of the store, whose sizes its boxes refer to")
         if self.format == "fkd" and (self.probabilities or self.order == "stored"):
-            raise InputError("--format fkd: has an order of its own, and logits; leave --order and --probabilities out")
+            raise InputError(
+                "--format fkd: writes logits in the order of its files; leave out --order and --probabilities"
+            )
         self.store_cache.require_address(self.store)

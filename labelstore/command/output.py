@@ -10,4 +10,4 @@ class Output:
     """How a command prints its summary."""
 
     json: bool = False
-    """Print the summary as one JSON object on standard output and all else on standard error."""
+    """Print the summary as one JSON object on standard output, and everything else on standard error."""

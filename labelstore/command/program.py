@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import inspect
 import os
 import sys
@@ -16,7 +18,8 @@ from typing import Annotated, Any
 from labelstore.command.config_file import read_config, template, to_toml, words_of
 from labelstore.command.console import Console, run_command
 from labelstore.command.flags import OPTIONS, Flag, choices_of, flags_of, from_flags, is_positional
-from labelstore.command.mistakes import key_of, require_flags
+from labelstore.command.help_words import default_hint, placeholder
+from labelstore.command.mistakes import key_of, require_flags, require_single_values
 from labelstore.errors import InputError
 from labelstore.storage_table import STORAGES, as_typed, meant_address, no_path, scheme_of, without_credentials
 from labelstore.version import __version__
@@ -29,7 +32,8 @@ EVERYWHERE = (
         path=(),
         kind=Path | None,
         default=None,
-        help="TOML file of flags, as --print-config writes it; flags that are typed override it.",
+        help="TOML file of flags, as --print-config writes it; flags that are typed override it, and None unsets one "
+        "that has no default.",
         group="running",
     ),
     Flag(
@@ -37,8 +41,7 @@ EVERYWHERE = (
         path=(),
         kind=bool,
         default=False,
-        help="Print all flags, with the values that they have here, as a file for --config, and exit; alone, a "
-        "template.",
+        help="Print all flags with their values, as a file for --config, and exit; as the only flag, print a template.",
         group="running",
     ),
 )
@@ -80,6 +83,7 @@ def run_program(
     """
     # Idle OpenMP threads sleep: those that spin take the cores that other processes, and this one's own threads, need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    atexit.register(gc.freeze)  # else the interpreter's end looks for garbage, for up to a second with torch loaded
     words = sys.argv[1:]
     if words[:1] == ["--version"]:
         print(f"giftwrap {__version__}")
@@ -219,6 +223,7 @@ def read_command(command: Command, program: str, words: Sequence[str]) -> Parsed
     require_paths([*others, *spelled[1:]], flags)
     require_flags(spelled[1:], {**flags, **{flag.key: flag for flag in EVERYWHERE}}, program)
     typed = command.typed([spelled[0], *others, *spelled[1:]])
+    require_single_values(typed[1:], flags)
     shown = [without_credentials(word) for word in typed[1:]]  # the parser prints what it cannot parse
     values = with_addresses(parse(command, program, shown, positional), flags, typed[1:])
     del values[CONFIG]
@@ -257,8 +262,10 @@ def parse(command: Command, program: str, words: Sequence[str], given: Mapping[s
     for flag in [*flags_of(command.config).values(), *EVERYWHERE]:
         choices = choices_of(flag.kind) if is_positional(flag) else ()
         text = f"{flag.help} {', '.join(choices)}." if choices else flag.help
-        metavar = flag.key.upper() if choices else None  # all choices would make the usage long
-        kind: Any = Annotated[flag.kind, tyro.conf.arg(name=flag.name, help=text, metavar=metavar)]
+        shown: Any = tyro.conf.arg(
+            name=flag.name, help=text, metavar=placeholder(flag), help_behavior_hint=default_hint(flag)
+        )
+        kind: Any = Annotated[flag.kind, shown]
         default = field(default=given.get(flag.key, flag.default))
         groups.setdefault(flag.group, []).append((flag.key, kind, default))
     rows = groups.pop(OPTIONS)
@@ -269,7 +276,8 @@ def parse(command: Command, program: str, words: Sequence[str], given: Mapping[s
     about = inspect.getdoc(command.config) or ""
     if command.examples:
         about += "\n\nExamples:\n" + "\n".join(f"  {program} {example}" for example in command.examples)
-    found: Any = tyro.cli(flat, prog=program, description=about, args=list(words), config=(tyro.conf.OmitArgPrefixes,))
+    how = (tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)  # the latter reads no source of classes
+    found: Any = tyro.cli(flat, prog=program, description=about, args=list(words), config=how)
     tops = {name: value for name, value in vars(found).items() if not name.endswith("_group")}
     inner = [vars(getattr(found, f"{title}_group")) for title in groups]
     return {key: value for values in (tops, *inner) for key, value in values.items()}

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from labelstore.command.console import byte_count
+from labelstore.command.console import byte_count, quantity
 from labelstore.command.names import printable
 from labelstore.errors import InputError
 from labelstore.spec import Json
@@ -76,7 +76,7 @@ def generator_lines(values: Any) -> list[str]:
     backbone, vae = values["backbone"], values["vae"]
     shape = ", ".join(f"{name} {json.dumps(value)}" for name, value in backbone.items() if name != "name")
     shown = {
-        "images": f"{values['size']} px, of {len(values['classes']):,} classes",
+        "images": f"{values['size']} px, of {quantity(len(values['classes']), 'class')}",
         "backbone": f"{backbone['name']}: {shape}",
         "autoencoder": "none: pixels" if vae["name"] == "none" else str(vae.get("place", vae["name"])),
         "noise": ", ".join(f"{name} {value}" for name, value in values["diffusion"].items()).removeprefix("noise "),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from labelstore.command.console import byte_count
+from labelstore.command.console import byte_count, quantity
 from labelstore.encodings.bands import missed
 from labelstore.encodings.fidelity import beside
 from labelstore.errors import InputError
@@ -92,14 +92,12 @@ def lines(values: Mapping[str, Any]) -> list[str]:
     wanted = [f"{name} {encoding[name]} requested" for name in ("fidelity", "step") if name in encoding]
     wanted += [f"{encoding['mean_steps']} steps of mean labels in one of labels"] if "mean_steps" in encoding else []
     wanted += ["first choices kept"] if encoding.get("keep_top1") else []
-    labels = (
-        f"{sum(size.values()):.1f}: {size['labels']:.1f} labels, {size['columns']:.1f} columns, {size['side']:.1f} side"
-    )
+    labels = f"{sum(size.values()):.1f}: {parts_of(size)}"
     shown: dict[str, Any] = {
-        "images": f"{values['images']:,} in {values['classes']:,} classes, {values['size']} px",
+        "images": f"{values['images']:,} in {quantity(values['classes'], 'class')}, {values['size']} px",
         "views": f"{values['views']:,} of {values['views_target']:,} sealed"
-        + (", complete" if values["complete"] else f", {values['missing_blocks']:,} blocks missing"),
-        "labels": f"{values['columns']:,} columns: {values['content']}",
+        + (", complete" if values["complete"] else f", {quantity(values['missing_blocks'], 'block')} missing"),
+        "labels": f"{quantity(values['columns'], 'column')}: {values['content']}",
         "origin": "adopted: made elsewhere" if values["origin"] == "adopted" else None,
         "class columns": json.dumps(values["class_columns"]) if values["class_columns"] else None,
         "encoding": ", ".join([encoding["name"], f"codec {values['codec']}", *wanted]),
@@ -122,6 +120,12 @@ def lines(values: Mapping[str, Any]) -> list[str]:
         del shown["versions"]
     cut = {name: text if len(text) <= MAX_LINE else text[:MAX_LINE] + " ..." for name, text in shown.items() if text}
     return [f"{name:<16} {text}" for name, text in cut.items()]
+
+
+def parts_of(size: Mapping[str, float]) -> str:
+    """The bytes of a label by what they hold: its codes, the row of its crop, and scales, calibration and the like."""
+    rows, side = f"{size['columns']:.1f} crop rows", f"{size['side']:.1f} scales and calibration"
+    return f"{size['labels']:.1f} labels, {rows}, {side}"
 
 
 def in_words(fidelity: Json) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from labelstore.command.console import quantity
 from labelstore.durable import disk, documents
 from labelstore.durable.places import SYNTHESIS
 from labelstore.errors import DamagedError
@@ -42,7 +43,7 @@ def set_lines(values: Mapping[str, Any]) -> list[str]:
     shown = {
         "images": made_by(values),
         "classes": len(classes) if isinstance(classes := values.get("classes"), list) else None,
-        "made of": f"{source['images']} images, digest {str(source.get('manifest'))[:SHOWN]}"
+        "made of": f"{quantity(source['images'], 'image')}, digest {str(source.get('manifest'))[:SHOWN]}"
         if source.get("images")
         else None,
         "teacher": "; ".join(f"{each['name']}, weights {str(each.get('weights'))[:SHOWN]}" for each in members),

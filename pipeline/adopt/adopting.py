@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from labelstore.command.console import Console
+from labelstore.command.console import Console, quantity
 from labelstore.command.stopping import StopSignals
 from labelstore.encoding_table import ENCODINGS
 from labelstore.encodings import make_encoding
-from labelstore.errors import InputError, MismatchError
+from labelstore.errors import InputError
 from labelstore.format.arrays import AUDIT_BLOCK
 from labelstore.format.blocks import BlockGrid
 from labelstore.operations.adopting import adopted_identity
@@ -24,6 +24,7 @@ from pipeline.adopt import FORMATS
 from pipeline.adopt.agreeing import Evidence, agreeing, require_same_teacher, teacher_of
 from pipeline.adopt.blocks import Blocks
 from pipeline.adopt.config import AdoptConfig
+from pipeline.adopt.continuing import Shown, require_same_labels
 from pipeline.adopt.labels import MASKED, Labels, Request
 from pipeline.adopt.numbering import numbering
 from pipeline.build.continuing import provenance
@@ -166,7 +167,9 @@ def read_images(config: AdoptConfig, console: Console, store: LabelStore | None)
         )
     if store and (ordered or {*store.identity.classes} != {*manifest.classes}):
         manifest = with_order(store.image_digests, with_classes(store.identity.classes, manifest))
-    console.line(f"images: {len(manifest):,} in {len(manifest.classes):,} classes, digest {manifest.digest[:16]}")
+    console.line(
+        f"images: {len(manifest):,} in {quantity(len(manifest.classes), 'class')}, digest {manifest.digest[:16]}"
+    )
     say_left_out(manifest, console)
     return manifest
 
@@ -317,30 +320,14 @@ def open_for(config: AdoptConfig, work: Work, store: LabelStore | None, console:
 def write(config: AdoptConfig, work: Work, store: LabelStore, console: Console) -> Mapping[str, Json]:
     """Write and seal what is missing, under the store's lease."""
     with store.lease(take_over=config.take_over) as writer:
-        require_same_labels(work, store)
+        if AUDIT_BLOCK not in store.missing():
+            there = LabelStore.open(store.path, follow=True)
+            require_same_labels(work.labels, there)
+            check_pixels(Source(there, work.manifest, work.spec, work.renderer))
         writer.raise_target(work.labels.views, renderer=work.renderer.id)
         written = fill(work, store, writer, console)
         writer.seal()
     return summary(work, store, written)
-
-
-def require_same_labels(work: Work, store: LabelStore) -> None:
-    """Refuse to continue a store with other labels, or with crops that come out otherwise.
-
-    Raises:
-        MismatchError: when its first labels are others.
-    """
-    if AUDIT_BLOCK in store.missing():
-        return
-    stored = store.audit().logits
-    group = work.labels.group
-    given = work.labels.crops(0, 0, min(-(-len(stored) // group) * group, work.labels.images)).logits[: len(stored)]
-    if not np.array_equal(given.astype(np.float16), stored):
-        raise MismatchError(
-            f"other labels: those of the first {len(stored)} crops differ from what {store.path} holds; give the "
-            f"folder that it was adopted from, or another --store"
-        )
-    check_pixels(Source(LabelStore.open(store.path, follow=True), work.manifest, work.spec, work.renderer))
 
 
 def fill(work: Work, store: LabelStore, writer: StoreWriter, console: Console) -> int:
@@ -348,6 +335,7 @@ def fill(work: Work, store: LabelStore, writer: StoreWriter, console: Console) -
     grid, missing = BlockGrid.of(work.identity), store.missing()
     blocks = Blocks(work.labels, work.renderer, store.encoding, work.spec.group)
     counts = [int(np.prod(list(grid.extent(block).values()))) for block in missing]
+    shown = Shown(LabelStore.open(store.path, follow=True), missing, work.manifest.names)
     done = 0
     with (
         StopSignals(lambda _number: console.warn(STOPPING)) as stops,
@@ -357,7 +345,9 @@ def fill(work: Work, store: LabelStore, writer: StoreWriter, console: Console) -
         for block, count in zip(missing, counts, strict=True):
             if stops.number:
                 break
-            write_block(block, blocks.data(block, range(*grid.views(block)), grid.positions(block)))
+            data = blocks.data(block, range(*grid.views(block)), grid.positions(block))
+            shown.add(block, data.rows)
+            write_block(block, data)
             done += count
             progress.advance(count)
     if stops.number:

@@ -22,9 +22,9 @@ from pipeline.render.options import RenderOptions
 
 @dataclass(frozen=True, kw_only=True)
 class AdoptConfig:
-    """Make a label store of labels that others have made: of SRe2L, G-VBSM, EDC, CV-DD or FKD.
+    """Make a label store of existing labels, in the files that SRe2L, G-VBSM, EDC, CV-DD or FKD write.
 
-    Typing the same command again resumes a stopped one; a larger --views extends a finished store.
+    The same command continues a stopped one; a larger --views extends a finished store.
     """
 
     labels: tyro.conf.Positional[Path]
@@ -32,38 +32,38 @@ class AdoptConfig:
     store: Path
     """Folder of the store; made when absent, resumed or extended when present."""
     format: FormatName | None = None
-    """Format of the labels; left out, it is recognised."""
+    """Format of the labels; recognised when left out."""
     views: int | None = None
-    """Epochs to adopt, the first ones; of FKD, crops of each image. All when left out."""
+    """Adopt the first epochs only; of FKD, this many crops of each image. All when left out."""
     size: int
     """Side of the square crops that were labelled, in pixels."""
     interpolation: Interpolation | None = None
-    """Filter with which the crops were resized; left out, that of the format's own code: bicubic of FKD, else
+    """Filter with which the crops were resized; left out, that of the authors' code: bicubic for fkd, otherwise
     bilinear."""
     sampler_seed: int | None = None
-    """sre2l: seed of the sampler whose order of images is rebuilt, --fkd-seed of its code; 42 when left out."""
+    """sre2l: seed from which the order of images is rebuilt, --fkd-seed of the authors' code; 42 when left out."""
     order: Path | None = None
-    """sre2l: file of the images of each epoch instead, by their numbers: JSON, {"0": [...], ...}, or .npy [V, N]. Left
-    out, sampler_indices_epoch.json in the folder where it is there."""
+    """sre2l: instead of a seed, a file of the image numbers of each epoch: JSON, {"0": [...], ...}, or .npy [V, N].
+    Left out, sampler_indices_epoch.json of the folder, if there is one."""
     image_list: Path | None = None
-    """Text file with the path of one image a line, in the order in which their code numbered them. Left out,
-    torchvision's: classes, then files, by name."""
+    """Text file with the path of one image a line, in the order in which the authors' code numbered them. Left out,
+    torchvision's ImageFolder order."""
     images: Annotated[Path, Group("images"), Addressable()]
     """The images that were labelled, as for build."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("images")] = "auto"
-    """Order of classes that have names alone, as for build; torchvision's is bytes."""
+    """Order of classes that have no numbers, as for build; torchvision's ImageFolder has bytes."""
     rehash: Annotated[bool, Group("images")] = False
-    """Read every image again instead of trusting size and modification time."""
+    """Compute the digest of every image again, also where size and modification time are unchanged."""
     teacher: Annotated[TeacherOptions, Group("teacher")] = field(default_factory=TeacherOptions)
     encoding: Annotated[EncodingName | None, Group("encoding")] = None
-    """How labels are stored: float16, as they come, or int8. Left out, float16; of FKD's, int8. `giftwrap convert`
-    makes a smaller store of it."""
+    """How labels are stored: float16 (the default), or int8 (the default for fkd). `giftwrap convert` then makes a
+    store of transform, which needs a calibration."""
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     take_over: Annotated[bool, Group("running")] = False
-    """Take the lease of a command on another host that is known to be dead."""
+    """Take over the store from a command on another host that you know to be dead."""
     dry_run: Annotated[bool, Group("running")] = False
-    """Check everything, print the agreement with the folders, and write nothing."""
+    """Check everything, print how often labels agree with the classes, and write nothing."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
@@ -71,6 +71,8 @@ class AdoptConfig:
         for name, value in (("views", self.views), ("size", self.size)):
             if value is not None and value < 1:
                 raise InputError(f"--{name}: expected at least 1, found {value}")
+        if self.sampler_seed is not None and not 0 <= self.sampler_seed < 2**63:
+            raise InputError(f"--sampler-seed: expected 0 to 2**63 - 1, found {self.sampler_seed}")
         if self.order is not None and self.sampler_seed is not None:
             raise InputError("--order, --sampler-seed: expected one of them, found both")
         if (self.teacher.mean is None) != (self.teacher.std is None):

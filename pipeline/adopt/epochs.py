@@ -29,7 +29,7 @@ from pipeline.adopt.records import Batch, Layout, load, read_batch
 from pipeline.plan.spec import Interpolation
 
 SEED = 42  # of the sampler in their code
-EPOCH, BATCH = re.compile(r"epoch_(\d+)"), re.compile(r"batch_(\d+)\.tar")
+EPOCH, BATCH = (re.compile(pattern) for pattern in (r"epoch_(0|[1-9][0-9]*)", r"batch_(0|[1-9][0-9]*)\.tar"))
 
 
 def numbered(folder: Path, pattern: re.Pattern[str]) -> list[int]:
@@ -115,6 +115,7 @@ def measure(request: Request, layout: Layout) -> Shape:
     batches = numbered(folder / "epoch_0", BATCH) if 0 in epochs else []
     if not batches:
         raise InputError(f"{folder}: expected the labels epoch_0/batch_0.tar and so on, found none")
+    require_files(folder, 0, batches, batches[-1] + 1)
     first, last = (read_batch(batch_file(folder, 0, batch), layout) for batch in (batches[0], batches[-1]))
     labels = len(first) * (len(batches) - 1) + len(last)
     if labels != images:
@@ -131,6 +132,8 @@ def measure(request: Request, layout: Layout) -> Shape:
             "an "
             f"epoch ({len(batches):,} files of {len(first):,}){why}"
         )
+    if first.mix != "none" and len(first) == 1:
+        raise InputError(f"{folder}: expected files of several labels with {first.mix}, found files of one label each")
     views = len(epochs) if request.views is None else request.views
     require_whole(folder, epochs, batches, views)
     return Shape(
@@ -144,26 +147,38 @@ def measure(request: Request, layout: Layout) -> Shape:
 
 
 def require_whole(folder: Path, epochs: Sequence[int], batches: Sequence[int], views: int) -> None:
-    """Refuse a folder that lacks one of its first epochs, or a file of one.
+    """Refuse a folder that lacks one of its first epochs, or a file of one, or has a file too many.
 
     Raises:
-        InputError: names the first that is missing, and how many epochs come before it.
+        InputError: names the first, and how many epochs come before it.
     """
-    whole = set(range(len(batches)))
     present = set(epochs)
     for epoch in range(max(views, 1)):
-        before = f"--views {epoch} adopts the epochs before it" if epoch else "take the folder from its source again"
         if epoch not in present:
-            most = f"epochs up to epoch_{epochs[-1]}" if epochs else "none"
-            raise InputError(f"{folder}: epoch_{epoch} is missing: expected {views} epochs, found {most}; {before}")
-        absent = sorted(whole - set(numbered(folder / f"epoch_{epoch}", BATCH)))
-        if absent:
-            more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
             raise InputError(
-                f"{folder}: epoch_{epoch}/batch_{absent[0]}.tar{more} is missing: expected {len(whole)} files an "
-                "epoch; "
-                f"{before}"
+                f"{folder}: epoch_{epoch} is missing: expected {views} epochs, found epochs up to epoch_{epochs[-1]}; "
+                f"{earlier(epoch)}"
             )
+        require_files(folder, epoch, numbered(folder / f"epoch_{epoch}", BATCH), len(batches))
+
+
+def require_files(folder: Path, epoch: int, batches: Sequence[int], count: int) -> None:
+    """Refuse an epoch whose files are not those of batches 0 to ``count - 1``.
+
+    Raises:
+        InputError: names the first that is missing, or too much.
+    """
+    wanted, there = set(range(min(count, len(batches) + 1))), set(batches)
+    absent, more = sorted(wanted - there), sorted(there - set(range(count)))
+    if absent or more:
+        file = f"{folder}: epoch_{epoch}/batch_{(absent or more)[0]}.tar"
+        found = "is missing" if absent else "is one too many"
+        raise InputError(f"{file} {found}: expected {count:,} files an epoch, found {len(there):,}; {earlier(epoch)}")
+
+
+def earlier(epoch: int) -> str:
+    """What to do about an epoch that is not whole."""
+    return f"--views {epoch} adopts the epochs before it" if epoch else "take the folder from its source again"
 
 
 class Epochs:

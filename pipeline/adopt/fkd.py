@@ -31,7 +31,7 @@ from pipeline.adopt.labels import (
     image_columns,
     require_unused,
 )
-from pipeline.adopt.records import described, load, wrong
+from pipeline.adopt.records import described, is_whole, load, wrong
 from pipeline.images.manifest import Manifest
 from pipeline.plan import draws
 from pipeline.plan.spec import Interpolation
@@ -39,6 +39,7 @@ from pipeline.plan.spec import Interpolation
 WINDOW_BYTES = 256 << 20  # of labels in memory: as many views of all images as fit are read at a time
 DIRECT = 1_024  # labels that are read from their files alone
 EXACT_INDEXES = 2_048  # below which float16 holds all integers
+MOST_COLUMNS = 2**24  # below which float32 holds all integers
 SUM_ERROR = 1e-2  # by which probabilities in float16 may sum to more than 1
 
 
@@ -89,9 +90,12 @@ def read_image(path: Path) -> Records:
     if not (isinstance(shares, Tensor) and shares.is_floating_point() and shares.ndim == 2 and shares.shape[1] == 4):
         raise wrong(path, "coordinates [V, 4]", described(shares))
     count = len(shares)
-    if not (isinstance(flips, Tensor) and flips.shape == (count,) and not flips.is_floating_point()):
+    if not count:
+        raise wrong(path, "at least one crop", "none")
+    if not (is_whole(flips) and flips.shape == (count,)):
         raise wrong(path, f"flips [{count}], true or false", described(flips))
-    if not (isinstance(label, Tensor) and len(label) == count and label.ndim in (1, 2, 3)):
+    real = isinstance(label, Tensor) and not label.is_complex()
+    if not (real and label.ndim in (1, 2, 3) and len(label) == count):
         raise wrong(path, f"labels of {count} crops", described(label))
     half = str(label.dtype) == "torch.float16"
     columns, probabilities = _largest(path, label.float().numpy())
@@ -109,15 +113,21 @@ def _largest(path: Path, label: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np
         raise wrong(path, "labels [V, 2, k]: columns, then probabilities", f"labels {list(label.shape)}")
     else:
         columns, probabilities = (part.reshape(len(label), -1) for part in (label[:, 0], label[:, 1]))
-    whole = np.rint(columns)
-    if not np.array_equal(whole, columns) or (columns < 0).any():
-        raise wrong(path, "columns as whole numbers from 0 on", f"{float(columns[whole != columns][:1].sum()):g}")
+    odd = columns[~((np.rint(columns) == columns) & (columns >= 0) & (columns < MOST_COLUMNS))]
+    if len(odd):
+        raise wrong(path, "columns as whole numbers from 0 on", f"{float(odd[0]):g}")
+    whole = columns.astype(np.int32)
+    ascending = np.sort(whole, axis=1)
+    twice = (ascending[:, 1:] == ascending[:, :-1]).any(axis=1)
+    if twice.any():
+        crop = int(np.argmax(twice))
+        raise wrong(path, "each column once", f"columns {whole[crop].tolist()} of crop {crop}")
     sums = probabilities.sum(axis=1)
     right = (probabilities >= 0).all(axis=1) & (sums > 0) & (sums <= 1 + SUM_ERROR)
     if not right.all():
         crop = int(np.argmin(right))
         raise wrong(path, "probabilities", f"{probabilities[crop].tolist()} of crop {crop}")
-    return whole.astype(np.int32), probabilities
+    return whole, probabilities
 
 
 class Fkd:
@@ -235,7 +245,9 @@ def files_of(folder: Path, manifest: Manifest) -> list[Path]:
     """
     there: dict[tuple[str, str], Path] = {}
     for file in sorted(folder.rglob("*.tar")):
-        there.setdefault((file.parent.name, file.name.partition(".")[0]), file)
+        first = there.setdefault((file.parent.name, file.name.partition(".")[0]), file)
+        if first != file:
+            raise InputError(f"{folder}: expected one file of labels for an image, found {first} and {file}")
     found: dict[Path, int] = {}
     missing: list[str] = []
     for image, name in enumerate(manifest.names):

@@ -20,6 +20,7 @@ Int64Array = npt.NDArray[np.int64]
 Mix = Literal["none", "cutmix", "mixup"]
 MASKED = -1e4  # logit of columns that are not known
 OFF_PIXELS = 0.02  # that a stored share of a side may be off a whole pixel: float32 resolves 0.008 of 65,535
+HALF_ERROR = 2**-10  # of a share in float16, twice its rounding
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
@@ -171,13 +172,14 @@ def boxes_of(
         boxes[:, 2:] = np.clip(boxes[:, 2:], 1, sides[:, 2:])
         boxes[:, :2] = np.minimum(boxes[:, :2], sides[:, :2] - boxes[:, 2:])
     inside = (boxes[:, :2] >= 0) & (boxes[:, 2:] >= 1) & (boxes[:, :2] + boxes[:, 2:] <= sides[:, :2])
-    right = inside.all(axis=1) & (~np.isnan(pixels)).all(axis=1)
-    if exact:
-        right &= (np.abs(pixels - boxes) <= OFF_PIXELS).all(axis=1)
+    with np.errstate(invalid="ignore"):  # of infinite shares, which are refused
+        off = np.abs(pixels - boxes) <= (OFF_PIXELS if exact else 0.5 + HALF_ERROR * sides)
+    right = inside.all(axis=1) & off.all(axis=1) & (pixels[:, 2:] > 0.5).all(axis=1)
     if not right.all():
         crop = int(np.argmin(right))
+        whole = "a box in whole pixels of" if exact else "a box within"
         raise InputError(
-            f"{place}: crop {crop}: expected a box in whole pixels of an image of {int(heights[crop])} x "
+            f"{place}: crop {crop}: expected {whole} an image of {int(heights[crop])} x "
             f"{int(widths[crop])}, found top, left, height, width {', '.join(f'{side:.2f}' for side in pixels[crop])}; "
             f"give the images that were labelled, in the size that they had"
         )

@@ -87,7 +87,7 @@ def _read(path: Path, epochs: int) -> list[Any]:
     """What the file lists for each epoch."""
     try:
         if path.suffix == ".npy":
-            listed = list(np.load(path, allow_pickle=False))
+            listed = list(np.load(path, mmap_mode="r", allow_pickle=False))  # mapped: a header may claim any shape
         else:
             value = json.loads(path.read_bytes())
             listed = [value[str(epoch)] for epoch in range(epochs)] if isinstance(value, Mapping) else list(value)
@@ -113,8 +113,9 @@ def _permutation(path: Path, epoch: int, listed: Any, images: int) -> Int64Array
         raise InputError(
             f"{path}: epoch {epoch}: expected a list of {images:,} indexes of images, found something else"
         )
-    counts = np.bincount(order, minlength=images) if len(order) and order.min() >= 0 else np.zeros(images, int)
-    if len(order) != images or len(counts) != images or (counts != 1).any():
+    inside = order[(order >= 0) & (order < images)].astype(np.int64)
+    counts = np.bincount(inside, minlength=images)
+    if len(order) != images or (counts != 1).any():
         raise InputError(
             f"{path}: epoch {epoch} holds {len(order):,} labels of {int((counts > 0).sum()):,} of the {images:,} "
             "images: a "

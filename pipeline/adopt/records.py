@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from labelstore.errors import InputError
+from labelstore.writing.encoding import MAX_FLOAT16
 from pipeline.adopt.labels import Int64Array, Mix, largest_of
-from pipeline.networks.torch_files import of_numpy, read_content, settled
+from pipeline.networks.torch_files import OddTensor, load_torch, of_numpy, read_content
 
 ADVICE = "take it from where the folder comes from again"
 
@@ -80,11 +82,10 @@ def load(path: Path) -> object:
     Raises:
         InputError: names in one line what the file is instead.
     """
-    try:
-        with torch.serialization.safe_globals(of_numpy()), path.open("rb") as file:
-            return settled(torch.load(file, map_location="cpu", weights_only=True))
-    except Exception:  # torch raises whatever the bytes lead to: looked at again, to say what they are
-        return read_content(path, str(path), ADVICE, allowed=of_numpy())
+    with suppress(Exception):  # torch raises whatever the bytes lead to: looked at again, to say what they are
+        if path.is_file():  # a pipe would be waited for
+            return load_torch(path, allowed=of_numpy())
+    return read_content(path, str(path), ADVICE, allowed=of_numpy())
 
 
 def read_batch(path: Path, layout: Layout) -> Batch:
@@ -102,12 +103,14 @@ def read_batch(path: Path, layout: Layout) -> Batch:
     count = len(logits)
     if logits.dtype not in (torch.float16, torch.float32):
         logits = logits.float()
-    if not (np.isfinite(largest_of(logits.numpy())) if logits.dtype == torch.float16 else logits.isfinite().all()):
-        crop, column = (~torch.isfinite(logits)).nonzero()[0].tolist()
-        raise wrong(path, "numbers as logits", f"{float(logits[crop, column])} in column {column} of crop {crop}")
+    half = logits.dtype == torch.float16
+    if not (largest_of(logits.numpy()) if half else float(logits.abs().max())) <= MAX_FLOAT16:
+        crop, column = (~(logits.abs() <= MAX_FLOAT16)).nonzero()[0].tolist()
+        found = f"{float(logits[crop, column])} in column {column} of crop {crop}"
+        raise wrong(path, f"numbers of at most {MAX_FLOAT16:.0f} as logits", found)
     if not (_is(coordinates, 2) and coordinates.is_floating_point() and coordinates.shape == (count, 4)):
         raise wrong(path, f"coordinates [{count}, 4]", described(coordinates))
-    if not (_is(flips, 1) and len(flips) == count and not flips.is_floating_point()):
+    if not (is_whole(flips) and flips.shape == (count,)):
         raise wrong(path, f"flips [{count}], true or false", described(flips))
     return Batch(
         str(path),
@@ -133,13 +136,13 @@ def _own_indexes(path: Path, layout: Layout, value: Any, count: int) -> Int64Arr
     return None if layout.index is None else _integers(path, "indexes of images", value[layout.index], count)
 
 
-def _integers(path: Path, name: str, value: object, count: int, below: int = 2**32) -> Int64Array:
+def _integers(path: Path, name: str, value: Any, count: int, below: int = 2**32) -> Int64Array:
     """Integers [B] from 0 on.
 
     Raises:
         InputError: they are none, or one is not below ``below``.
     """
-    if not (isinstance(value, Tensor) and value.shape == (count,) and not value.is_floating_point()):
+    if not (is_whole(value) and value.shape == (count,)):
         raise wrong(path, f"{name}, integers [{count}]", described(value))
     numbers: Int64Array = value.long().numpy()
     if numbers.min() < 0 or numbers.max() >= below:
@@ -171,6 +174,11 @@ def _is(value: object, dimensions: int) -> bool:
     return isinstance(value, Tensor) and value.ndim == dimensions
 
 
+def is_whole(value: object) -> bool:
+    """Whether a value is a tensor of whole numbers, or of true and false."""
+    return isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex()
+
+
 def wrong(path: Path | str, expected: str, found: str) -> InputError:
     """The error that a file does not hold what it must."""
     return InputError(f"{path}: expected {expected}, found {found}; {ADVICE}")
@@ -182,4 +190,6 @@ def described(value: object) -> str:
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if isinstance(value, (list, tuple)):
         return f"a list of {len(value)}"
+    if isinstance(value, OddTensor):
+        return repr(value)
     return "nothing" if value is None else type(value).__name__

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from labelstore.command.console import Console
+from labelstore.command.console import Console, quantity
 from labelstore.command.stopping import StopSignals
 from labelstore.durable.removing import EMPTY
 from labelstore.encodings.bands import missed
@@ -227,7 +227,7 @@ def read_images(config: BuildConfig, console: Console, store: LabelStore | None)
             manifest = with_classes(store.identity.classes, manifest)
         manifest = with_order(store.image_digests, manifest)
     digest = f", digest {manifest.digest[:16]}" if thorough else ""
-    console.line(f"images: {len(manifest):,} in {len(manifest.classes):,} classes{digest}")
+    console.line(f"images: {len(manifest):,} in {quantity(len(manifest.classes), 'class')}{digest}")
     say_left_out(manifest, console)
     if not config.dry_run:
         say_foreign_cache(config.manifest_cache, console)
@@ -292,7 +292,7 @@ def write(
         views = writer.raise_target(config.views, engine=work.labeller.engine, renderer=work.renderer.id)
         whole = BlockGrid.of(work.identity).whole_views(config.views)
         if views > whole:
-            console.line(f"views: the store already has {views} views; --views {config.views} adds none")
+            console.line(f"views: the store already has {quantity(views, 'view')}; --views {config.views} adds none")
         elif whole != config.views:
             console.line(f"views: {config.views} rounded up to {whole}, whole blocks of {work.identity.block.views}")
         calibrate(store, writer, work, console)

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, replace
 
 from labelstore.command.console import Console
+from labelstore.encoding_table import ENCODINGS
 from labelstore.encodings import make_encoding
 from labelstore.encodings.int8 import masked_value
 from labelstore.spec import Json
@@ -66,7 +67,8 @@ def choose_encoding(config: BuildConfig, images: int, columns: int, console: Con
         mean_steps=config.codes.mean_steps,
     )
     asked = config.encoding or config.codes.implied_encoding
-    why = "the smaller one" if "transform" in found else "fewer columns than transform takes"
+    least = ENCODINGS["transform"].least_columns
+    why = "the smaller one" if "transform" in found else f"transform needs {least} columns"
     if asked:
         why = "--encoding" if config.encoding else "as its flags ask"
     name = asked or choosing.smaller(found)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from labelstore.command.console import Console, byte_count, duration
+from labelstore.command.console import Console, byte_count, duration, quantity
 from labelstore.format.blocks import BlockGrid
 from labelstore.format.columns import CropRows
 from labelstore.spec import Json
@@ -115,7 +115,7 @@ def dry_run(config: BuildConfig, work: Work, console: Console, store: LabelStore
     report_agreement(work, probed.data, console)
     crops, seconds = work.crops(views), work.crops(views) / probed.rate
     unchecked = [
-        f"whether images decode (except those of {probed.crops:,} crops)",
+        f"whether images decode (except those of {quantity(probed.crops, 'crop')})",
         *(() if work.identity.manifest else ("their digests",)),
         "whether a whole batch fits memory",
         *(("--compile",) if config.engine.compile != "off" else ()),
@@ -134,7 +134,8 @@ def dry_run(config: BuildConfig, work: Work, console: Console, store: LabelStore
     console.line(f"not checked: {', '.join(unchecked)}")
     console.summary(
         values,
-        f"dry run: {crops:,} crops ({identity.images:,} images x {views} views), at most {byte_count(size)}, "
+        f"dry run: {quantity(crops, 'crop')} ({quantity(identity.images, 'image')} x {quantity(views, 'view')}), at "
+        f"most {byte_count(size)}, "
         f"about {duration(seconds)} at {probed.rate:,.0f} crops/s; nothing was written",
     )
     return values

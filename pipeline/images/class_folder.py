@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from labelstore.command.console import quantity
 from labelstore.command.names import natural_key, printable, same_form, told_apart
 from labelstore.errors import InputError
 from pipeline.images.class_names import refuse_class_names
@@ -97,7 +98,8 @@ def list_images(root: Path, class_order: ClassOrder = "auto", leave_out: Collect
     names, loose = walk.class_names()
     if not names:
         raise InputError(
-            f"{_shown(root)}: expected one subfolder for each class, found none (and {loose} images directly in it); "
+            f"{_shown(root)}: expected one subfolder for each class, found none (and {quantity(loose, 'image')} "
+            f"directly in it); "
             f"put the images of each class into a subfolder named after it"
         )
     require_one_form(base, names)

@@ -10,6 +10,7 @@ from typing import NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from labelstore.command.console import quantity
 from labelstore.command.names import printable, same_form
 from labelstore.errors import InputError
 from pipeline.images.class_folder import SUFFIXES, instead, named, order_classes, require_one_form
@@ -204,7 +205,7 @@ class Members:
                 f"{self.location}: no folder {printable(inside)!r} with classes in it, found {named(tops)}"
             )
         raise InputError(
-            f"{self.location}: expected a folder for each class, found none and {len(self.paths):,} images"
+            f"{self.location}: expected a folder for each class, found none and {quantity(len(self.paths), 'image')}"
             f"{instead(self.left_out)}"
         )
 

@@ -86,10 +86,10 @@ class ImageOptions:
     """What a set of images is, and what its classes are called."""
 
     images_format: Annotated[str, Choices(SOURCES)] | None = None
-    """What the images are: left out, it is recognised."""
+    """Container of the images; recognised when left out."""
     class_names: str | None = None
-    """Names of the classes 0, 1, ... of images whose classes are numbers: comma-separated, or a file with one a line
-    or of JSON."""
+    """Names of the classes 0, 1, ..., for containers whose classes are numbers: comma-separated, or a file, with one
+    name a line or in JSON."""
 
 
 def options_of(known: Mapping[str, str | None]) -> ImageOptions:

@@ -17,34 +17,38 @@ from pipeline.images.opening import ImageOptions
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Write images from any container as a class folder or tar shards; of a tensor file, as PNG of 8 bits a channel."""
+    """Copy images from any container to a class folder or tar shards; write the images of a tensor file as 8-bit PNG.
+
+    The same command continues a stopped one.
+    """
 
     data: Annotated[tyro.conf.Positional[Path], Addressable()]
-    """A tensor file, as GIFT and other distillation repositories publish it: data.pt; or images that --images takes:
-    tar shards, a zip, Parquet, CIFAR, IDX, a class folder; or their address."""
+    """A tensor file such as data.pt, as distillation repositories publish; or images in any container that --images of
+    build takes, or their address."""
     out: Path
     """Class folder to make; with --shards or --shard-mib, folder for the tar shards."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     class_order: Literal["auto", "bytes", "numeric"] = "auto"
-    """Order of classes that have names alone, for the numbers in tar shards; auto is byte order, and stops where
-    numbers in the names sort otherwise."""
+    """Order of classes that have no numbers, which numbers them in tar shards: bytes; numeric, class_2 before class_10;
+    auto, bytes, which stops where the two would differ."""
     shards: int | None = None
-    """Write as many tar shards, as WebDataset reads them; the same command continues a stopped one."""
+    """Write tar shards instead, this many, as WebDataset reads them."""
     shard_mib: int | None = None
-    """Write tar shards of about as many MiB."""
+    """Write tar shards instead, of about this many MiB each."""
     mean: tuple[float, ...] | None = None
-    """Channel means that the images were normalised with; needed for float images."""
+    """Channel means that the images of a tensor file were normalised with; needed for floating-point images."""
     std: tuple[float, ...] | None = None
-    """Channel standard deviations that the images were normalised with."""
+    """Channel standard deviations that the images were normalised with; likewise needed."""
     normalise: Literal["mean-std", "per-image", "min-max"] | None = None
-    """Stretch each image (per-image) or all alike (min-max) to 0 to 255 instead of --mean and --std; mean-std: take
-    these though the values do not fit them, as of ZCA-whitened images, which are refused when this is left out."""
+    """For values that do not fit --mean and --std, such as ZCA-whitened images, which are refused when this is left
+    out: stretch each image (per-image) or all alike (min-max) to 0 to 255, or use mean and deviation nevertheless
+    (mean-std)."""
     labels: Path | None = None
-    """File of the labels, where they are not with the images (MTT, FTD, TESLA, DATM: labels_best.pt)."""
+    """File of the labels, if it is another one (MTT, FTD, TESLA, DATM: labels_best.pt)."""
     argmax: bool = False
-    """Of soft labels keep the class of the largest, and drop the rest; left out, they are refused."""
+    """Replace soft labels by their largest class. Soft labels are refused when this is left out."""
     index: int | None = None
-    """Which of several sets of images in the file (DC, DSA, DM: one an experiment), from 0."""
+    """Which of several sets of images in the file, counted from 0 (DC, DSA and DM store one for each experiment)."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
@@ -70,14 +74,14 @@ class TextConfig:
     """
 
     model: str
-    """open_clip:MODEL/WEIGHTS, such as open_clip:RN50/openai; downloaded where it is not in the cache."""
+    """open_clip:MODEL/WEIGHTS, such as open_clip:RN50/openai; downloaded if it is not in the cache."""
     classes: str
-    """Names of the classes, comma-separated, or a file with one a line, or a class folder, whose folders they are then
-    the names of; in the order of the labels' columns."""
+    """Names of the classes, in the order of the labels' columns: comma-separated, a file with one a line, or a class
+    folder, whose subfolders are the classes."""
     template: tuple[str, ...] = ("a photo of a {}.",)
     """Prompts, in which {} stands for the class."""
     out: Path
-    """File to write, .npy or .safetensors; the latter holds the names of the classes too."""
+    """File to write, .npy or .safetensors; the latter also has the names of the classes. Must not exist."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:

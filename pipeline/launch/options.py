@@ -16,10 +16,10 @@ class LaunchOptions:
     """Processes of this command that Ray starts."""
 
     ray: Annotated[tuple[str, ...] | None, OwnAddress()] = None
-    """Run --workers processes under Ray: on the cluster at an address, HOST:PORT or auto, or without an address on this
-    machine alone."""
+    """Run --workers processes under Ray, on the cluster at an address (HOST:PORT, or auto), or without an address on
+    this machine."""
     workers: int | None = None
-    """With --ray: how many processes share the work."""
+    """With --ray: number of processes that share the work (required)."""
     gpus_per_worker: int | None = None
     """With --ray: GPUs of each process, 0 or 1; left out, 1 with --device cuda, else 0."""
 

@@ -7,7 +7,9 @@ import os
 import platform
 import signal
 import socket
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -15,12 +17,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from labelstore.command.console import Stopped
+from labelstore.command.stopping import SIGNALS
 from labelstore.errors import InputError, reason
 from pipeline.launch.options import AUTO, LOCAL, LaunchOptions
 
 # Ray reads these when it is imported: no report of its use, and GPUs are left alone where none are asked for.
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 REACH_SECONDS = 5.0
+STDERR = 2
+STARTING = threading.Event()  # set while Ray starts processes of a local cluster
 OBJECT_BYTES = 100 << 20  # of the store of a local Ray, in which nothing is kept
 
 
@@ -53,17 +59,58 @@ def connected(options: LaunchOptions, gpus: int) -> Iterator[Cluster]:
     ray, workers = imported(), options.workers or 1
     if options.address not in (LOCAL, AUTO):
         require_reachable(options.address)
-    before = signal.getsignal(signal.SIGTERM)
     with redirect_stdout(StringIO()):  # where Ray prints its events, with terminal codes; they are in its logs too
         try:
-            context = connect(ray, options.address, workers)
-            signal.signal(signal.SIGTERM, before)  # Ray puts a handler of its own there
+            with signals_deferred(SIGNALS if options.address == LOCAL else ()), standard_error_silent():
+                context = connect(ray, options.address, workers)
             require_room(ray.cluster_resources(), options.address, workers, gpus)
             logs = Path(context.address_info["session_dir"]) / "logs"
             yield Cluster(ray, options.address, workers, gpus, logs)
         finally:
             ray.shutdown()
-            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def signals_deferred(numbers: Collection[signal.Signals]) -> Iterator[None]:
+    """Handle signals that arrive in this context at its end; processes that Ray starts in it leave the process group.
+
+    A terminal, `timeout` and batch systems signal the whole group. If that ended the processes of a local Ray, this one
+    would wait a minute for them, and fail: it stops its ranks first, and then ends these.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    if numbers:
+        STARTING.set()
+    try:
+        yield
+    finally:
+        STARTING.clear()
+        signal.signal(signal.SIGTERM, before)  # Ray puts a handler of its own there
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
+def leave_group() -> None:
+    """In a process that Ray starts: be alone in a process group, and take SIGTERM, by which Ray ends it."""
+    if STARTING.is_set():
+        os.setpgid(0, 0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+os.register_at_fork(after_in_child=leave_group)
+
+
+@contextmanager
+def standard_error_silent() -> Iterator[None]:
+    """Drop what Ray's C++ prints, a line a second while it tries to connect: the reason is in what it raises."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(STDERR), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, STDERR)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, STDERR)
+        os.close(kept)
 
 
 def imported() -> ModuleType:
@@ -105,6 +152,7 @@ def connect(ray: Any, address: str, workers: int) -> Any:
 
     Raises:
         InputError: that is not possible; with Ray's reason.
+        Stopped: SIGTERM arrived.
     """
     own: dict[str, Any] = {}
     if address == LOCAL:
@@ -112,6 +160,8 @@ def connect(ray: Any, address: str, workers: int) -> Any:
         own = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_BYTES}
     try:
         return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except SystemExit as error:  # of its handler of SIGTERM
+        raise Stopped from error
     except Exception as error:  # whatever Ray raises here, the cluster cannot be used
         raise InputError(refusal(error, address, ray.__version__)) from error
 

@@ -22,16 +22,16 @@ class DiffusionSpec:
     """How noise is added to images or latents, and what the network predicts of it."""
 
     noise: Noise = "scaled-linear"
-    """How the variance of a step's noise grows over the steps: its square root linearly (as for Stable Diffusion's
-    latents), or itself."""
+    """Noise schedule: linear, in the variance of each step; scaled-linear, in its square root, as for Stable
+    Diffusion."""
     beta_start: float = 0.00085
-    """Variance of the first step's noise."""
+    """Variance of the noise of the first step."""
     beta_end: float = 0.012
-    """Variance of the last step's noise."""
+    """Variance of the noise of the last step."""
     noise_steps: int = 1000
-    """Steps of noise."""
+    """Number of noise steps of the diffusion."""
     prediction: Prediction = "epsilon"
-    """What the network predicts: the noise, or v = alpha noise - sigma image."""
+    """What the network predicts: epsilon, the noise, or v = alpha noise - sigma image."""
 
     def __post_init__(self) -> None:
         """Refuse what is no schedule."""

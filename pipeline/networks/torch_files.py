@@ -28,6 +28,7 @@ _PICKLES = 5  # a legacy file is a row of as many
 _HELPERS = ("builtins.", "copyreg.", "functools.")
 _DTYPES = frozenset({"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"})
 _BITS = (8, 16, 32, 64)
+_UNBACKED_BYTES = 64 << 20  # of numbers that are more than their file holds: repeated, or compressed
 
 
 class Inert:
@@ -46,6 +47,25 @@ class Inert:
     def __repr__(self) -> str:
         """No more than that it is one."""
         return "<not read>"
+
+
+class OddTensor(Inert):
+    """In place of a tensor that has no dense numbers: sparse, quantised, nested, or of a shape alone.
+
+    Attributes:
+        kind: which of them.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __repr__(self) -> str:
+        """What it is."""
+        return f"a {self.kind} tensor"
+
+
+class _NotReadError(ValueError):
+    """A file is not read; its text is what was found in it."""
 
 
 class _NumpyType:
@@ -164,14 +184,16 @@ def read_content(
     if not path.exists():
         raise InputError(f"{place}: no such file")
     if not path.is_file():  # a pipe would be waited for
-        found = "a folder; give the file in it" if path.is_dir() else "none with content of its own"
+        found = "a folder; give the file in it" if path.is_dir() else "a pipe or a device"
         raise InputError(f"{place}: expected a file, found {found}")
     try:
         kind, remedy = kind_of(path)
         if kind == TORCH:
-            return settled(_torch_load(path, mapped, _allowed() if allowed is None else allowed))
+            return load_torch(path, mapped=mapped, allowed=allowed)
     except OSError as error:
         raise InputError(f"{place}: cannot be read ({error.strerror or type(error).__name__})") from error
+    except _NotReadError as error:
+        raise InputError(f"{place}: expected {WANTED}, found {error}; {advice}") from error
     except Exception as error:  # torch raises whatever the bytes lead to
         found, remedy = _diagnosis(path, advice, _allowed() if allowed is None else allowed)
         raise InputError(f"{place}: expected {WANTED}, found {found}; {remedy}") from error
@@ -180,12 +202,25 @@ def read_content(
     raise InputError(f"{place}: expected {WANTED}, found {kind}; {remedy}")
 
 
-def _torch_load(path: Path, mapped: bool, allowed: Allowed) -> object:
-    with torch.serialization.safe_globals(allowed), quiet():
+def load_torch(path: Path, *, mapped: bool = False, allowed: Allowed | None = None) -> object:
+    """What ``torch.save`` wrote, settled. Raises whatever torch does on other bytes."""
+    _require_backed_archive(path)
+    with torch.serialization.safe_globals(_allowed() if allowed is None else allowed), quiet():
         if mapped and zipfile.is_zipfile(path) and path.suffix != ".safetensors":  # torch goes by that suffix
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return settled(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
         with path.open("rb") as file:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return settled(torch.load(file, map_location="cpu", weights_only=True))
+
+
+def _require_backed_archive(path: Path) -> None:
+    """Refuse a compressed archive that unpacks to much more than its file: torch.save never compresses."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError):  # of an older format, or damaged: torch decides
+        return
+    if claimed > 4 * path.stat().st_size + _UNBACKED_BYTES:
+        raise _NotReadError(f"a compressed archive that unpacks to {claimed:,} bytes")
 
 
 def read_safetensors(path: Path, place: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -202,18 +237,52 @@ def read_safetensors(path: Path, place: str) -> tuple[dict[str, torch.Tensor], d
         raise InputError(f"{place}: a damaged .safetensors file ({shown(error)}); download it again") from error
 
 
-def settled(value: Any) -> Any:
-    """The content with tensors in the places of numpy's arrays."""
+def settled(value: Any, known: dict[int, Any] | None = None) -> Any:
+    """The content with tensors in the places of numpy's arrays, and what is no dense tensor as `OddTensor`.
+
+    Args:
+        value: the content, which stays alive meanwhile.
+        known: what was settled already, by identity: a list that is held many times is looked at once.
+    """
+    known = {} if known is None else known
+    if id(value) in known:
+        return known[id(value)]
     if isinstance(value, _NumpyArray):
         return Inert() if value.value is None else value.value
+    if isinstance(value, torch.Tensor):
+        return _dense(value)
     if isinstance(value, dict):
+        known[id(value)] = value
         for key, held in value.items():
-            value[key] = settled(held)
+            value[key] = settled(held, known)
     elif isinstance(value, list):
-        value[:] = [settled(held) for held in value]
+        known[id(value)] = value
+        value[:] = [settled(held, known) for held in value]
     elif type(value) is tuple:
-        return tuple(settled(held) for held in value)
+        known[id(value)] = tuple(settled(held, known) for held in value)
+        return known[id(value)]
     return value
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor | OddTensor:
+    """The numbers of a tensor, without its history; of one that has none, what it is.
+
+    Raises:
+        _NotReadError: when it repeats a few numbers to more than memory should be taken for.
+    """
+    for odd, kind in (
+        (tensor.is_nested, "nested"),
+        (tensor.layout != torch.strided, "sparse"),
+        (tensor.is_quantized, "quantised"),
+        (tensor.is_meta, "meta"),
+    ):
+        if odd:
+            return OddTensor(kind)
+    if tensor.nbytes > max(tensor.untyped_storage().nbytes(), _UNBACKED_BYTES):
+        raise _NotReadError(
+            f"a tensor of {tensor.nbytes:,} bytes that repeats {tensor.untyped_storage().nbytes():,} bytes"
+        )
+    return tensor.detach().resolve_neg()
 
 
 def _diagnosis(path: Path, advice: str, allowed: Allowed) -> tuple[str, str]:

@@ -33,29 +33,30 @@ class CropOptions:
     """How crops are drawn: the numbers of a plan but its side and its seed; checked where a plan is made of them."""
 
     crop: CropName = "resized"
-    """resized: RandomResizedCrop; center: centre fit; padded: zero-padded random crop (CIFAR); factor: GIFT's."""
+    """resized: RandomResizedCrop; center: the centre, after a resize of the short side; padded: a random crop after
+    zero padding (CIFAR); factor: GIFT's, see --factor."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """Range of the resized crop's share of the image's area."""
+    """resized: range of the crop's area, as a share of the image's."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Range of the resized crop's aspect ratio."""
+    """resized: range of the crop's aspect ratio, width to height."""
     pad: int = 4
-    """Zero padding of a padded crop, in pixels on each side."""
+    """padded: zero padding on each side, in pixels."""
     resize: int | None = None
-    """Centre fit: short side before the crop; the crop's size when left out."""
+    """center: short side before the crop, in pixels; --size when left out."""
     factor: int = 1
-    """Factor crop: with probability 1 - 1/F^2 one cell of the F x F grid, else the whole image."""
+    """factor: with probability 1 - 1/F^2 one cell of the image's F x F grid, else the whole image."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     mix: MixName = "none"
-    """Mix crops with partners of their group; labels are made after mixing."""
+    """Mix crops in pairs, within groups (--group); labels are made after mixing."""
     alpha: float = 1.0
     """Mixing weights are drawn from Beta(alpha, alpha)."""
     group: int = None  # type: ignore[assignment]  # a number from __post_init__ on, which depends on the mix
-    """Positions that mix with each other; 128 when left out."""
+    """Crops in a group, whose members mix with each other: consecutive positions of a view. 128 when left out."""
     mix_per: MixPer = "group"
-    """What has a mixing weight or box of its own: a group, or each crop with its partner."""
+    """Draw one mixing weight, and one box, for each group or for each pair."""
     augment: Annotated[tuple[str, ...], Words(known_words)] = ()
-    """Further augmentations, each at most once, in the order of their operators; docs/GUIDE.md explains them:"""
+    """Further augmentations (docs/GUIDE.md), each at most once, applied in a fixed order:"""
     interpolation: Interpolation = "bilinear"
     """Antialiased filter of the resize."""
 
@@ -67,7 +68,7 @@ class PlanSpec(CropOptions):
     size: int
     """Side S of the square crops in pixels."""
     seed: int = 0
-    """Seed of the plan: orders, boxes, flips, mixes."""
+    """Seed of all draws: order of the images in each view, boxes, flips, mixes."""
 
     def __post_init__(self) -> None:
         """Refuse what is not a plan."""

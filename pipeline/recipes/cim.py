@@ -10,10 +10,11 @@ from pipeline.recipes.setting import Flags, Setting
 
 RATES = {"swin_v2_t": 1e-4, "vit_tiny_patch16_224": 1e-4, "efficientnet_b0": 2e-3}
 build_differs = (
-    "the network that is trained labels each batch anew, once it is trained itself: give it as --teacher; DSA draws "
-    "one of crop, scale and rotation for each crop, where the authors' code draws it once a batch"
+    "the teacher has the student's architecture and labels each batch anew: give it as --teacher; DSA draws "
+    "one of crop, scale and rotation for each crop, where the authors' code draws it once a batch; that code "
+    "normalises each set by a mean and deviation of its own, here they are the teacher's: see --mean and --std"
 )
-train_differs = "images and order of the paper's batches; the best of four evaluations alone is reported there"
+train_differs = "the best of four evaluations alone is reported there, as mean and population deviation of three runs"
 
 
 def build(_setting: Setting) -> Flags:

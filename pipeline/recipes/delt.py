@@ -27,6 +27,9 @@ def build(setting: Setting) -> Flags:
     return {**cutmix_crops(SMALLEST, batch(setting)), "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
+stored_in = rded.stored_in
+
+
 def train(setting: Setting) -> Flags:
     """RDED's numbers, but for batches, and evaluations over the whole run."""
     size = batch(setting)
@@ -46,4 +49,4 @@ def batch(setting: Setting) -> int:
         size *= 2
     if setting.classes == TINY:
         size = 100
-    return min(25 if setting.conv3 else size, setting.images)
+    return min(rded.CONV3_BATCH if setting.conv3 else size, setting.images)

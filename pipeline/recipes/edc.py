@@ -23,15 +23,15 @@ BRANCHES: dict[str, Flags] = {
     "cifar10": {**ADAMW, **STEPS, "epochs": 1_000, "eval_every": 10, "eval_from": 0.8},
 }
 build_differs = (
-    "labels are the mean logits of several networks (four for ImageNet-1K, eight for CIFAR-10): give them as "
-    "--teacher; smaller sets are labelled anew in each batch; CIFAR-10's images go through RandAugment before the "
-    "crop"
+    "labels are the mean logits of several networks (four for ImageNet-1K, five for Tiny-ImageNet and CIFAR-100, "
+    "eight for CIFAR-10): give them as --teacher; images of all sets but ImageNet-1K are labelled anew in each batch, "
+    "and go through torchvision's RandAugment before the crop, where --augment rand-augment changes the crop"
 )
 train_differs = (
     "the hard cross-entropy takes the class of the crop alone, also where CutMix has mixed in another; the running "
     "mean begins with the first weights, and is tested with BatchNorm's statistics of the student, which are "
     "averaged too here; CIFAR-100's rate falls in a straight line over the last sixth; batches of CIFAR-10 for more "
-    "than one image a class are not published, and ours are CIFAR-100's"
+    "than one image a class are not published, and ours are CIFAR-100's; the best evaluation alone is reported there"
 )
 
 

@@ -86,8 +86,10 @@ def spelled(flag: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as it is printed; "none" for one that is left to the command."""
-    return "none" if value in (None, ()) else str(value)
+    """A value as it is typed; "none" for one that is left to the command."""
+    if value in (None, ()):
+        return "none"
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def same(ours: Any, theirs: Any) -> bool:

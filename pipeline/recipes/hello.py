@@ -10,7 +10,10 @@ from pipeline.recipes import rded
 from pipeline.recipes.setting import Flags, Setting, batch_norm
 
 HARD_WEIGHT = 0.1  # ours
-build_differs = "the paper stores no labels: give --labels online with the projector in training, or store its labels"
+build_differs = (
+    "in the paper the projector labels fresh crops during training, as --labels online does; a store has those "
+    "of its views alone"
+)
 train_differs = (
     "the paper publishes neither code nor the weight of its cross-entropy, its optimiser, rate, epochs and batches: "
     "those in effect are ours, after RDED's"

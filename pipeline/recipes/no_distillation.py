@@ -5,13 +5,17 @@ The label of an image is made once, of the image as it is. The student sees fres
 
 from __future__ import annotations
 
+from pipeline.recipes import sre2l
 from pipeline.recipes.setting import Flags, Setting
 
-build_differs = "ImageNet images as one random crop each, which the paper draws once; ZCA whitening of CIFAR-10"
+build_differs = (
+    "one random crop of each ImageNet image in its place (`giftwrap synthesize random --take crop` makes such images); "
+    "ZCA whitening of CIFAR-10"
+)
 train_differs = (
     "DSA draws its kind for each crop, where the paper's code draws it once a batch; one epoch more than --epochs; "
-    "AdamW with a cosine, and rates other than 0.01, which the paper takes for some sets; the mean over five seeds of "
-    "the best evaluation alone is reported there"
+    "AdamW with a cosine, and rates other than 0.01, which the paper takes for some sets; the sample command for "
+    "Tiny-ImageNet has 1,000 epochs; the mean over five seeds of the best evaluation alone is reported there"
 )
 
 
@@ -43,5 +47,5 @@ def train(setting: Setting) -> Flags:
         "drop": 0.3,
         "eval_every": 200,
         "eval_from": 0.0,
-        "test_resize": setting.crop_side,
+        "test_resize": sre2l.resize(setting),
     }

@@ -11,6 +11,7 @@ from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.recipes.setting import CIFAR100, IMAGENET, TINY, Flags, Setting, batch_norm
 
 COLLAGE_SIDE = 128  # from here on RDED's images are collages of 2 x 2
+CONV3_BATCH = 25
 RATES = {
     "vgg11": 5e-4,
     "efficientnet_b0": 2e-3,
@@ -20,7 +21,10 @@ RATES = {
     "swin_v2_t": 1e-4,
 }
 build_differs = "a group of crops shares its CutMix weight and box, where RDED's code draws them for each batch"
-train_differs = "a second forward in training mode each step, which moves BatchNorm's statistics twice"
+train_differs = (
+    "a second forward in training mode each step, which moves BatchNorm's statistics twice; the best evaluation alone "
+    "is reported there"
+)
 
 
 def build(setting: Setting) -> Flags:
@@ -40,6 +44,15 @@ def build(setting: Setting) -> Flags:
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
     }
+
+
+def stored_in(classes: int, plan: Flags) -> Flags:
+    """The flags of `build` that a store of so many classes may have instead.
+
+    A ConvNet-D3 that labels CIFAR-100 gives groups of 25, the batches of the same network; other students are trained
+    on them too.
+    """
+    return {"group": CONV3_BATCH} if classes == CIFAR100 and plan.get("group") == CONV3_BATCH else {}
 
 
 def train(setting: Setting) -> Flags:
@@ -76,7 +89,7 @@ def batch(setting: Setting) -> int:
         size *= 2
     if setting.classes == TINY:
         size = 100
-    return min(25 if setting.conv3 else size, setting.images)
+    return min(CONV3_BATCH if setting.conv3 else size, setting.images)
 
 
 def resize(setting: Setting) -> int:

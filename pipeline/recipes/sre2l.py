@@ -8,8 +8,14 @@ from __future__ import annotations
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.recipes.setting import Flags, Setting
 
-build_differs = "the group of crops that CutMix mixes is a batch of 1,024 at most, and of all images in a smaller set"
-train_differs = "a batch taken in two pieces (--accumulate 2 does), of images in the order of the relabelling"
+build_differs = (
+    "CutMix mixes within a batch of 1,024, and here within all images of a smaller set; the authors' code for CIFAR "
+    "and Tiny-ImageNet makes labels during training, by other protocols"
+)
+train_differs = (
+    "a batch taken in two halves, each with BatchNorm statistics of its own (--accumulate 2 does); the best evaluation "
+    "alone is reported there"
+)
 
 
 def build(setting: Setting) -> Flags:

@@ -14,19 +14,19 @@ class RenderOptions:
     """Where crops are rendered, and with how much of the machine."""
 
     device: str = "cpu"
-    """cpu, cuda or cuda:N, for the renderer and the network."""
+    """Where crops are rendered and networks run: cpu, cuda or cuda:N."""
     decoder: DecoderName | None = None
-    """What decodes files: cpu; gpu, in software; gpu-hw, by its JPEG hardware. Left out, what decoded the store's, and
-    otherwise the default of the device: gpu on a GPU."""
+    """What decodes image files: cpu; gpu, in software; gpu-hw, the GPU's JPEG hardware. Left out, the store's decoder,
+    or where there is no store cpu on a CPU and gpu on a GPU."""
     augmenter: AugmenterName | None = None
-    """What cuts and resizes crops: pillow, as Pillow does, bit for bit; dali, which streams files through DALI and
-    keeps no decoded images, for sets that no memory holds. Left out, what made the store's, and otherwise pillow."""
+    """What cuts and resizes crops: pillow, bit for bit as Pillow does; dali, which streams files through DALI, for sets
+    that do not fit into memory. Left out, the store's augmenter, or where there is no store pillow."""
     threads: int | None = None
-    """CPU threads; all cores when left out. On a CPU, labels depend on it: a store records it, and verify uses the
-    store's."""
+    """CPU threads; all cores when left out. On a CPU the last bits of labels depend on it: a store records it, and
+    verify uses the store's."""
     cache_gib: float | None = None
-    """Memory for decoded images, on the rendering device: as many as fit are decoded once, with the same pixels. 2 on a
-    CPU when left out; on a GPU half of what is free, less 2."""
+    """GiB for decoded images, in the memory of the device that renders; it never changes pixels. Left out, 2 on a CPU,
+    and on a GPU half of the free memory less 2."""
 
     def __post_init__(self) -> None:
         """Refuse what no machine has."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from labelstore.command.console import quantity
 from labelstore.encodings.fidelity import agreement
 
 MIN_COSINE, MIN_TOP1 = 0.99, 0.9
@@ -49,7 +50,8 @@ class Alike:
     def text(self) -> str:
         """The figures, and what is expected of them."""
         return (
-            f"{self.crops:,} crops rendered and labelled again; cosine with the labels {self.cosine:.5f} (at least "
+            f"{quantity(self.crops, 'crop')} rendered and labelled again; cosine with the labels {self.cosine:.5f} "
+            f"(at least "
             f"{MIN_COSINE}), same first choice on {100 * self.top1:.1f} % (at least {100 * MIN_TOP1:.0f} %), largest "
             f"difference {self.largest:.3g}"
         )

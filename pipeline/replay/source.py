@@ -179,6 +179,7 @@ def scan_as(
     digests: bool = True,
     leave_out: Sequence[str] = (),
     skip_broken: bool = False,
+    save: bool = True,
 ) -> Manifest:
     """The manifest of ``images`` with its classes named and ordered as ``classes``, where they are the same."""
     manifest = scan(
@@ -190,6 +191,7 @@ def scan_as(
         digests=digests,
         leave_out=leave_out,
         skip_broken=skip_broken,
+        save=save,
     )
     return with_classes(classes, manifest)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from labelstore.command.console import Console
+from labelstore.command.console import Console, quantity
 from labelstore.command.flags import from_flags
 from labelstore.durable.places import SYNTHESIS
 from labelstore.errors import DamagedError, InputError, MismatchError, reason
@@ -116,6 +116,7 @@ def _images(config: SynthesizeConfig, values: Mapping[str, Any]) -> Manifest:
         cache=manifest_cache(config.check),
         rehash=config.rehash,
         leave_out=recorded["skipped"],
+        save=False,  # a check writes nothing
     )
     if manifest.digest != recorded["manifest"]:
         raise MismatchError(
@@ -209,10 +210,10 @@ def verdict_of(found: Mapping[str, Any]) -> str:
     if not found["made_again"]:
         compared = "files and record alone: the method cannot make its images again from their pieces"
     if found["ok"]:
-        return f"{found['set']}: all {found['images']:,} images are what the record says ({compared})"
+        return f"{found['set']}: {quantity(found['images'], 'image')} compared, all as the record states ({compared})"
     more = found["different_images"] - len(found["different"])
     why = f"; {found['made_otherwise']}" if found["made_otherwise"] else ""
     return (
-        f"{found['set']}: NOT what the record says: {', '.join(found['different'])}"
+        f"{found['set']}: NOT as the record states: {', '.join(found['different'])}"
         f"{f' and {more:,} more' if more else ''} ({compared}){why}"
     )

@@ -36,9 +36,11 @@ class RandomOptions:
     """Which real images `random` takes, and how."""
 
     take: Taking = "copy"
-    """random: the files as they are (copy, or link to them), or cut to --size: center, or one frozen random crop."""
+    """random: copy the files, hard-link them (link), or cut images to --size: the centre (center), or one
+    RandomResizedCrop that is drawn once (crop)."""
     ce_decile: int | None = None
-    """random: draw from one tenth of each class alone, by the teacher's cross-entropy: 1 easiest, 10 hardest."""
+    """random: draw from one tenth of each class only, by the teacher's cross-entropy: from 1, the easiest, to 10, the
+    hardest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,13 +48,14 @@ class RdedOptions:
     """The numbers of `rded` (arXiv 2312.03526)."""
 
     pool: int = 300
-    """rded: images of each class that crops are taken from; all where there are fewer."""
+    """rded: images of each class from which crops are taken; all if there are fewer."""
     crops: int = 5
-    """rded: crops of each image of the pool, of which the best is kept."""
+    """rded: crops of each of these images, of which the best is kept."""
     factor: int | None = None
-    """rded: cells a side of a collage; 1 below 128 px and 2 from there on when left out."""
+    """rded: cells on each side of a collage. Left out, 1 for --size below 128, otherwise 2."""
     fit: Fit = "pad"
-    """rded: how the teacher gets a crop of --size / --factor: padded to --size as by the authors, or resized."""
+    """rded: how a crop of --size / --factor is shown to the teacher: padded with zeros to --size, as in the authors'
+    code, or resized to it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,32 +63,32 @@ class Sre2lOptions:
     """The numbers of `sre2l` (arXiv 2306.13092)."""
 
     iterations: int = 1000
-    """sre2l: steps of Adam on each batch of images; published are 1000 (CIFAR) and 4000."""
+    """sre2l: steps of Adam on each batch of images; published: 1000 for CIFAR, 4000 for ImageNet and Tiny-ImageNet."""
     lr: float = 0.25
     """sre2l: learning rate of the first step; it falls to 0 along half a cosine."""
     betas: tuple[float, float] = (0.5, 0.9)
-    """sre2l: of Adam."""
+    """sre2l: betas of Adam."""
     bn_weight: float = 0.01
-    """sre2l: weight of the distance between the batch's statistics and those of the teacher's batch norms, beside a
-    cross-entropy of weight 1."""
+    """sre2l: weight of the distance between the batch's statistics and those of the teacher's batch norms; the
+    cross-entropy has weight 1."""
     first_bn: float = 10.0
-    """sre2l: weight of the first batch norm within that distance, where the others have 1; 10 is the authors' code's, 1
-    the plain sum of the paper."""
+    """sre2l: weight of the first batch norm within that distance, where the others have 1; the authors' code has 10,
+    the paper 1."""
     tv_weight: float = 0.0
-    """sre2l: weight of the total variation of what the teacher is shown; the published sets have none."""
+    """sre2l: weight of the total variation of the teacher's input; 0 for the published sets."""
     l2_weight: float = 0.0
-    """sre2l: weight of the norm of what the teacher is shown; the published sets have none."""
+    """sre2l: weight of the L2 norm of the teacher's input; 0 for the published sets."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """sre2l: range of the share of an image's area that a step shows, stretched to the whole; 1 1 shows all of it, as
-    the authors' code for CIFAR does."""
+    """sre2l: range of the area, as a share of the image's, that each step cuts out and resizes to the whole side; 1 1
+    takes the whole image, as the authors' code for CIFAR does."""
     jitter: int | None = None
-    """sre2l: largest shift of what a step shows, in pixels; what leaves at one side comes in at the other. Left out, a
-    seventh of the side: 32 at 224 px and 4 at 32 px, as published."""
+    """sre2l: largest cyclic shift of the input of a step, in pixels. Left out, a seventh of the side: 32 at 224 px and
+    4 at 32 px, as published."""
     start: Annotated[Start, Named("start-from")] = "noise"  # torchrun takes --start for its own
     """sre2l: images begin as noise or as real images."""
     statistics: Statistics = "batch"
-    """sre2l: batches take classes in turn and match the teacher's running statistics (batch), or hold one class and
-    match that class's own (class, as LPLD)."""
+    """sre2l: batch: a batch has all classes in turn, and matches the teacher's running statistics; class: a batch has
+    one class, and matches the statistics of its real images (as in LPLD)."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that nothing can be optimised with."""
@@ -110,25 +113,25 @@ class DiffusionOptions:
     """How images are drawn from a model of `train-generator` (arXiv 2409.03929 publishes no numbers of its own)."""
 
     model: str | None = None
-    """diffusion: folder of the model, made by train-generator; it needs no --images."""
+    """diffusion: run folder of train-generator; no --images are needed."""
     vae: str | None = None
-    """diffusion: where the model's autoencoder is now, if it is not where it was in training."""
+    """diffusion: the model's autoencoder, if it is no longer where it was in training."""
     steps: int = 50
-    """diffusion: calls of the network for each image; 25 take half of the time."""
+    """diffusion: sampling steps of each image."""
     guidance: float = 1.4
-    """diffusion: how far from images of no class: 1 is the plain network, 1.4 U-ViT's."""
+    """diffusion: scale of classifier-free guidance; 1 is no guidance, 1.4 U-ViT's."""
     sampler: Sampler = "dpm"
     """diffusion: dpm: DPM-Solver++(2M); ddim: DDIM without added noise."""
     image_batch: int = 64
-    """diffusion: images made at a time, always as many, whatever is wanted of them; each pixel may depend on it. With
-    --candidates at most those of a class."""
+    """diffusion: images in a batch, which is always full; the last bits of pixels may depend on it. With --candidates a
+    batch has images of one class only."""
     model_dtype: Literal["float32", "bfloat16"] = "float32"
-    """diffusion: precision of the network; bfloat16 under autocast."""
+    """diffusion: precision of the backbone; bfloat16 under autocast."""
     candidates: int = 1
-    """diffusion: make so many times as many images, of which --select keeps --ipc a class."""
+    """diffusion: make this many times --ipc images of each class, of which --select keeps --ipc."""
     select: Selection = "none"
-    """diffusion: ce: of each class those with the teacher's smallest cross-entropy; kcenter: those that are far from
-    each other in the teacher's logits, one after the other."""
+    """diffusion: which candidates are kept: ce, those with the teacher's smallest cross-entropy; kcenter, those far
+    from each other in the teacher's logits (greedy k-center)."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no image can be made with."""
@@ -152,31 +155,32 @@ class HelloUpdateOptions:
     """The numbers of `hello-update` (arXiv 2408.08201, which publishes none): all defaults are ours."""
 
     encoder: str | None = None
-    """hello-update: network whose features are to stay, as for train-projector: timm:NAME, torchvision:NAME,
-    module:attribute, or a network of giftwrap's own."""
+    """hello-update: frozen network whose features of a patch and of its small copy are to agree; named as for
+    train-projector."""
     encoder_weights: str | None = None
-    """hello-update: its weights: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained."""
+    """hello-update: weights of --encoder: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or
+    timm:pretrained."""
     encoder_args: str = "{}"
-    """hello-update: keyword arguments of its constructor, as JSON."""
+    """hello-update: keyword arguments of the encoder's constructor, as JSON."""
     features: Features | None = None
-    """hello-update: penultimate: a classifier without its last linear layer; output: the network as it is. Left out, as
+    """hello-update: penultimate: the encoder without its last linear layer; output: the encoder as it is. Left out, as
     for train-projector."""
     encoder_size: int | None = None
-    """hello-update: side of its crops in pixels; what its weights were trained with when left out."""
+    """hello-update: side of the encoder's input in pixels; what its weights were trained with when left out."""
     encoder_mean: tuple[float, float, float] | None = None
-    """hello-update: channel means of its normalisation, of pixels in [0, 1]; left out, what its weights were trained
-    with, or else ImageNet's."""
+    """hello-update: channel means of the encoder's normalisation, for pixels in [0, 1]; left out, what its weights were
+    trained with, otherwise ImageNet's."""
     encoder_std: tuple[float, float, float] | None = None
-    """hello-update: channel standard deviations of its normalisation; likewise."""
+    """hello-update: channel standard deviations of the encoder's normalisation; left out, as --encoder-mean."""
     update_steps: int = 100
     """hello-update: steps of Adam on each batch of images."""
     update_lr: float = 0.01
-    """hello-update: learning rate of the first step, of pixels in [0, 1]; it falls to 0 along half a cosine."""
+    """hello-update: learning rate of the first step, for pixels in [0, 1]; it falls to 0 along half a cosine."""
     update_scale: float = 0.5
     """hello-update: side of a patch's small copy, as a share of the patch's."""
     update_cells: int | None = None
-    """hello-update: patches a side of an image; left out, the cells of RDED's collages by the record of --images, or 1:
-    the whole image."""
+    """hello-update: patches on each side of an image. Left out, the cells of RDED's collages, if the record of --images
+    states them, otherwise 1: the whole image."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that nothing can be optimised with."""
@@ -195,41 +199,41 @@ class HelloUpdateOptions:
 class SynthesizeConfig:
     """Make a small image set from a large one: a class folder with a record of what each image was made of.
 
-    Typing the same command again continues a stopped one, to the same files.
+    The same command continues a stopped one, to the same files. Flags whose help begins with the name of a method
+    belong to that method only.
     """
 
     method: Annotated[tyro.conf.Positional[str], Choices(METHODS)] = None  # type: ignore[assignment]  # as `out` is
     """What makes the images:"""
     out: Path = None  # type: ignore[assignment]  # left out with --check alone, for which no method is called
-    """Class folder to make; continued when a stopped command left it."""
+    """Class folder to make; the same command continues a stopped one."""
     images: Annotated[Path, Group("images"), Addressable()] = None  # type: ignore[assignment]  # diffusion needs none
     """Real images: a class folder, tar shards or other containers, as for build; diffusion needs none."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     ipc: int = None  # type: ignore[assignment]  # as `out` is
-    """Images a class; hello-update makes one of each image when it is left out, or of the first ones of each class."""
+    """Images of each class; hello-update changes only the first ones of each class, or all when left out."""
     size: int | None = None
-    """Side of the square images in pixels."""
+    """Side of the square images in pixels; needed by methods that cut or make images."""
     seed: int = 0
     """Seed of all draws."""
     check: Path | None = None
-    """Instead of a method and --out: a set that was made of --images; its files, and what its record says that they are
-    made of, are compared."""
+    """Instead of METHOD and --out: compare a set with its record, and with --images, of which it was made."""
     class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("images")] = "auto"
-    """Order of the class folders, as for build: it is the order of the teacher's columns."""
+    """Order of the classes, as for build; it is the order of the teacher's columns."""
     rehash: Annotated[bool, Group("images")] = False
-    """Read every image again instead of trusting size and modification time."""
+    """Compute the digest of every image again, also where size and modification time are unchanged."""
     skip_broken: Annotated[bool, Group("images")] = False
     """Leave out images that do not decode, and list them."""
     drop_classes: Annotated[tuple[str, ...], Group("images")] = ()
-    """Classes of which no images are made; the teacher keeps their columns."""
+    """Names of classes of which no images are made; the teacher keeps their columns."""
     allow_fewer: Annotated[bool, Group("images")] = False
-    """Make fewer images of a class that has too few of its own, instead of stopping."""
+    """Make fewer images of a class that has too few real ones, instead of stopping."""
     format: Annotated[FileFormat, Group("files")] = "png"
-    """How made images are stored: png keeps every pixel; jpeg rounds. Copied files stay as they are."""
+    """File format of images that are made: png is lossless; jpeg, see --quality. Copied files stay as they are."""
     quality: Annotated[int | None, Group("files")] = None
-    """Of JPEG files, 1 to 100; 95 when left out. Their colours are not subsampled."""
+    """JPEG quality, 1 to 100, without chroma subsampling; 95 when left out."""
     sheet: Annotated[Path | None, Group("files")] = None
-    """PNG to write: a contact sheet of the finished set."""
+    """PNG to write with a contact sheet of the finished set."""
     random: Annotated[RandomOptions, Group("random")] = field(default_factory=RandomOptions)
     rded: Annotated[RdedOptions, Group("rded")] = field(default_factory=RdedOptions)
     sre2l: Annotated[Sre2lOptions, Group("sre2l")] = field(default_factory=Sre2lOptions)

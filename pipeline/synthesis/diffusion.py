@@ -258,7 +258,7 @@ class Diffusion:
             f"generated: {rate:,.1f} images/s in full batches of {self._batch}, files included, "
             f"{rate / self._ceiling:.2f} of what {self._how.steps} calls of the backbone alone allow; "
             f"{100 * self._decoding / seconds:.0f} % of the time is decoding; {duration(now - self._began)} in all in "
-            f"this process, and the challenge allowed {duration(CHALLENGE_SECONDS)}"
+            f"this process, and the ECCV 2024 challenge allows {duration(CHALLENGE_SECONDS)}"
         )
 
 

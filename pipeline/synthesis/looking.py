@@ -120,9 +120,9 @@ def in_words(teacher: Mapping[str, Json]) -> str:
     """What the teacher says of a set, for people."""
     worst = teacher["worst"]
     assert isinstance(worst, dict)  # noqa: S101  for mypy: JSON
-    named = ", ".join(f"{name} {value:.2g}" for name, value in worst.items())
+    named = ", ".join(f"{name} ({value:.2g})" for name, value in worst.items())
     return (
         f"the teacher agrees with the targets on {teacher['agreement']:.2f} % of the whole images and "
         f"{teacher['agreement_on_crops']:.2f} % of random crops; cross-entropy {teacher['cross_entropy']:.3f} on "
-        f"average, most in {named}"
+        f"average, highest in {named}"
     )

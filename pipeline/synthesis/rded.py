@@ -347,8 +347,8 @@ class Pace:
     def text(self, batch: int) -> str:
         """For people."""
         return (
-            f"{self.crops:,} crops, {self.crops / self.seconds:,.1f} crops/s, {self.share(batch):.0%} of the "
-            f"teacher's own rate"
+            f"{self.crops:,} crops, {self.crops / self.seconds:,.1f} crops/s, {100 * self.share(batch):.0f} % of the "
+            f"teacher's rate"
         )
 
 

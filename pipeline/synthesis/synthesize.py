@@ -15,7 +15,7 @@ import numpy.typing as npt
 import PIL
 from PIL import features
 
-from labelstore.command.console import Console, Progress
+from labelstore.command.console import Console, Progress, quantity
 from labelstore.command.flags import flags_of
 from labelstore.command.stopping import StopSignals
 from labelstore.durable.places import SYNTHESIS
@@ -171,7 +171,9 @@ def read_images(config: SynthesizeConfig, cache: Path, console: Console, *, save
             progress=progress.reach,
             save=save,
         )
-    console.line(f"images: {len(manifest):,} in {len(manifest.classes):,} classes, digest {manifest.digest[:16]}")
+    console.line(
+        f"images: {len(manifest):,} in {quantity(len(manifest.classes), 'class')}, digest {manifest.digest[:16]}"
+    )
     say_left_out(manifest, console)
     say_foreign_cache(cache, console)
     say_skipped(manifest, console)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from labelstore.command.console import quantity
 from labelstore.command.names import natural_key, printable, same_form, told_apart
 from labelstore.errors import InputError
 from pipeline.images.class_names import entries
@@ -234,7 +235,7 @@ class Agreement:
         if not self.rows:
             return "how often the teacher agrees with the folders is not known: these crops are mostly other images'"
         return (
-            f"the teacher agrees with the folders on {self.top1:.2f} % of {self.rows:,} crops "
+            f"the teacher agrees with the folders on {self.top1:.2f} % of {quantity(self.rows, 'crop')} "
             f"(chance {self.chance:.2f} %)"
         )
 

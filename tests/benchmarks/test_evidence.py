@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 from benchmarks.evidence import assembling
 from benchmarks.evidence.assembling import Places, make_page
 from benchmarks.evidence.cells import Cell, cells_of, commands_of, picks
-from benchmarks.evidence.lab import Lab, all_cells, result_of
+from benchmarks.evidence.lab import Lab, all_cells, result_of, typed
 from benchmarks.evidence.lines import Line, read_lines
 from benchmarks.evidence.suite import Claim, Comparison, Part, read_suite
 from benchmarks.evidence.verdicts import judge
@@ -113,6 +116,19 @@ def test_a_folder_is_named_by_all_that_makes_it_and_made_once_a_choice(tmp_path:
     longer = replace(part, numbers={**part.numbers, "epochs": 4})
     assert commands_of(longer, gift, 0)[0] == made
     assert commands_of(longer, gift, 0)[1].out != own.out
+
+
+def test_a_shown_command_is_what_a_shell_runs(tmp_path: Path) -> None:
+    (tmp_path / "set/cat").mkdir(parents=True)
+    copied = subprocess.run(  # noqa: S602  shown to be typed
+        typed("copy $DIR/set $DIR/copy"),
+        shell=True,
+        env={**os.environ, "DIR": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )
+    assert copied.returncode == 0
+    assert (tmp_path / "copy/cat").is_dir()
+    assert typed("train --lr 1") == "giftwrap train --lr 1"
+    assert typed("refused check $DIR/a") == "giftwrap check $DIR/a  # is refused"
 
 
 def test_best_and_worst_are_picked_when_all_seeds_are_there(tmp_path: Path) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from threading import Event
@@ -22,14 +21,6 @@ from pipeline.teacher.teacher import Teacher
 from tests.journeys.world import TEACHER, World
 from tests.pipeline.test_faults import LOST, NO_MEMORY
 from trainer.__main__ import main as trainer_main
-
-
-@pytest.fixture(autouse=True)
-def _signals() -> Iterator[None]:
-    """A command sets what Ctrl-C does; the tests after it do not want that."""
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def run(

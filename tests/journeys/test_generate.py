@@ -45,7 +45,7 @@ def test_generate_build_train_compare(world: World, model: Path, tmp_path: Path)
     assert "generated: " in made.err
     checked = giftwrap("pipeline", "synthesize", "--check", out, "--threads", 1)
     assert checked.code == 0, checked.err
-    assert "all 9 images are what the record says (9 made again" in checked.out
+    assert "9 images compared, all as the record states (9 made again" in checked.out
     built = giftwrap(
         "pipeline", "build", "--images", out, *teacher, "--size", SIDE, "--views", 2, "--threads", 1, "--store", labels
     )

@@ -18,8 +18,9 @@ import pytest
 from labelstore import LabelStore, check
 from labelstore.errors import LeaseError
 from pipeline.launch.place import JOB
-from tests.journeys.test_torchrun import files
-from tests.journeys.world import World, giftwrap
+from pipeline.networks import read_weights
+from tests.journeys.test_torchrun import files, torchrun
+from tests.journeys.world import SIDE, TEACHER, World, giftwrap
 
 pytestmark = pytest.mark.long
 UNDER_RAY = ("--ray", "--workers", 2)
@@ -57,12 +58,21 @@ def running_in(folder: Path) -> list[str]:
     return [line for line in found if line]
 
 
-def wait_until(ready: Any, process: subprocess.Popen[bytes]) -> Any:
+def require_nothing_runs_in(folder: Path) -> None:
+    """All processes have ended; Ray's agents do so a moment after the others."""
+    end = time.monotonic() + 20
+    while (found := running_in(folder)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert found == []
+
+
+def wait_until(ready: Any, process: subprocess.Popen[bytes], folder: Path) -> Any:
+    """Wait for what is to happen while the process runs."""
     end = time.monotonic() + PATIENCE_SECONDS
     while not (found := ready()):
-        assert time.monotonic() < end
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.05)
+        assert process.poll() is None, printed(folder)
+        assert time.monotonic() < end, printed(folder)
+        time.sleep(0.05)
     return found
 
 
@@ -93,7 +103,7 @@ def test_ranks_that_are_lost_begin_again_and_make_what_one_process_makes(world: 
     store, folder = tmp_path / "store", tmp_path / "driver"
     words = world.build_words(store, "--views", 600, "--json", *UNDER_RAY)
     with driver(words, folder) as process:
-        wait_until(lambda: list(store.glob("markers/*.json")), process)
+        wait_until(lambda: list(store.glob("markers/*.json")), process, folder)
         first = ranks_in(folder)
         os.kill(first[1], signal.SIGKILL)
         before = len(list(store.glob("markers/*.json")))
@@ -103,7 +113,7 @@ def test_ranks_that_are_lost_begin_again_and_make_what_one_process_makes(world: 
             whole = len(now) == 2 and not {*now.values()} & {*first.values()}
             return now if whole and len(list(store.glob("markers/*.json"))) > before else None
 
-        second = wait_until(begun_again, process)
+        second = wait_until(begun_again, process, folder)
         status = Path(f"/proc/{second[1]}/status").read_text()
         parent = int(status.split("PPid:")[1].split()[0])
         os.kill(parent, signal.SIGKILL)
@@ -117,7 +127,7 @@ def test_ranks_that_are_lost_begin_again_and_make_what_one_process_makes(world: 
     assert err.count("was lost (its process") == 1, err
     for word in ("error: ", "stop", "resume with", "raylet", "Traceback"):
         assert word not in err
-    assert running_in(folder) == []
+    require_nothing_runs_in(folder)
     assert giftwrap(*world.build_words(tmp_path / "one", "--views", 600)).code == 0
     assert files(store) == files(tmp_path / "one")
     assert sum(summary["bytes_per_label"].values()) > 0
@@ -126,22 +136,109 @@ def test_ranks_that_are_lost_begin_again_and_make_what_one_process_makes(world: 
     assert Path(f"{logs}-2-rank-0.out").read_text() == out
 
 
-def test_ctrl_c_stops_all_ranks_and_the_same_command_continues(world: World, tmp_path: Path) -> None:
+def of_each_kind(world: World, out: Path) -> dict[str, list[object]]:
+    """The words of each command but `build`, at toy size; of batches that two ranks do not share evenly."""
+    teacher = (*TEACHER, "--weights", world.weights)
+    crops = ("--images", world.images, "--batch-size", 7, "--epochs", 100, "--threads", 1, "--run-folder", out)
+    encoder = ("--encoder", *TEACHER[1:2], "--encoder-args", *TEACHER[3:], "--encoder-weights", world.weights)
+    backbone = ("--backbone", "uvit-xs", "--backbone-args", '{"dim": 16, "depth": 2, "heads": 2}', "--patch", 4)
+    return {
+        "train": ["train", "--store", world.store, "--student", "convnet-d2", *crops],
+        "train-projector": ["train-projector", "--size", SIDE, *encoder, *teacher, *crops],
+        "train-generator": ["train-generator", "--size", SIDE, *backbone, *crops],
+        "synthesize": [
+            "synthesize", "sre2l", "--images", world.images, "--size", SIDE, "--ipc", 8, "--iterations", 400,
+            "--batch", 3, *teacher, "--threads", 1, "--out", out,
+        ],
+    }  # fmt: skip
+
+
+COMMANDS = ("train", "train-projector", "train-generator", "synthesize")
+
+
+def has_begun(out: Path, jobs: str) -> bool:
+    """Whether a command has finished an epoch, or there are such jobs of a set."""
+    return bool([*out.glob("log.jsonl"), *out.parent.glob(f".{out.name}.partial/{jobs}")])
+
+
+def require_same(name: str, ours: Path, theirs: Path) -> None:
+    """The same images, or the same weights after the same steps."""
+    if name == "synthesize":
+        assert files(ours) == files(theirs)
+        return
+    found, wanted = (
+        {path.name: read_weights(path).tensors for path in run.glob("*.safetensors")} for run in (ours, theirs)
+    )
+    assert found.keys() == wanted.keys() != set()
+    for file, tensors in wanted.items():
+        for key, value in tensors.items():
+            assert value.equal(found[file][key]), (file, key)
+    steps = [
+        [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] for run in (ours, theirs)
+    ]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_loses_a_rank_makes_what_ranks_without_ray_make(name: str, world: World, tmp_path: Path) -> None:
+    out, plain, folder = tmp_path / "out", tmp_path / "plain", tmp_path / "driver"
+    with driver(["giftwrap", *of_each_kind(world, out)[name], "--json", *UNDER_RAY], folder) as process:
+        wait_until(lambda: has_begun(out, "jobs/*.npz"), process, folder)
+        os.kill(ranks_in(folder)[1], signal.SIGKILL)
+        code = process.wait(PATIENCE_SECONDS)
+    printed_out, err = printed(folder)
+    assert code == 0, err
+    json.loads(printed_out)  # one summary
+    assert err.count("rank 1 on ") == err.count("was lost (ended by SIGKILL); starting all ranks again (1 of 3)") == 1
+    for word in ("error: ", "stopped", "resume with", "raylet", "Traceback"):
+        assert word not in err
+    require_nothing_runs_in(folder)
+    logs = err.split("logs of ranks: ")[1].split("-*")[0]
+    assert all(Path(f"{logs}-{attempt}-rank-{rank}.err").exists() for attempt in (0, 1) for rank in (0, 1))
+    ended = torchrun(2, ["giftwrap", *of_each_kind(world, plain)[name]], tmp_path / "ranks")
+    assert [rank.code for rank in ended] == [0, 0], ended[0].err
+    require_same(name, out, plain)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_ends_a_command_with_its_own_line(
+    number: int, name: str, world: World, tmp_path: Path
+) -> None:
+    """As a terminal, `timeout` and batch systems send it: to the processes of the local Ray as well."""
+    out, folder = tmp_path / "out", tmp_path / "driver"
+    longer = ("--iterations", 100_000) if name == "synthesize" else ("--epochs", 100_000)
+    words = ["giftwrap", *of_each_kind(world, out)[name], *longer, *UNDER_RAY]
+    with driver(words, folder) as process:
+        wait_until(lambda: has_begun(out, "jobs"), process, folder)
+        os.killpg(process.pid, number)
+        code = process.wait(PATIENCE_SECONDS)
+    printed_out, err = printed(folder)
+    assert code == 128 + number, err
+    assert err.count("stopped; what was finished is kept") == err.count("resume with: ") == 1, err
+    for word in ("GCS", "raylet", "Traceback", "error: ", "was lost"):
+        assert word not in printed_out + err
+    require_nothing_runs_in(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_ranks_of_a_build(number: int, world: World, tmp_path: Path) -> None:
     store, folder = tmp_path / "store", tmp_path / "driver"
     words = ["giftwrap", *world.build_words(store, "--views", 40_000, *UNDER_RAY)[1:]]
     with driver(words, folder) as process:
-        wait_until(lambda: list(store.glob("markers/*.json")), process)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it, to the whole group
+        wait_until(lambda: list(store.glob("markers/*.json")), process, folder)
+        os.killpg(process.pid, number)  # as a terminal, `timeout` and batch systems send it, to the whole group
         code = process.wait(PATIENCE_SECONDS)
     out, err = printed(folder)
-    assert code == 130, err
+    assert code == 128 + number, err
+    assert "GCS" not in err
     assert err.count("stopped; what was finished is kept") == 1
     assert err.count("resume with: ") == 1
     resume = err.split("resume with: ")[1].splitlines()[0]
     assert resume.startswith(f"{sys.executable} -m giftwrap build")
     assert resume.endswith("--ray --workers 2")
     assert "Traceback" not in out + err
-    assert running_in(folder) == []
+    require_nothing_runs_in(folder)
     assert check(store).ok
     with LabelStore.open(store).lease():
         pass
@@ -150,7 +247,7 @@ def test_ctrl_c_stops_all_ranks_and_the_same_command_continues(world: World, tmp
 def test_a_driver_that_is_killed_takes_its_ranks_with_it(world: World, tmp_path: Path) -> None:
     store, folder = tmp_path / "store", tmp_path / "driver"
     with driver(world.build_words(store, "--views", 40_000, *UNDER_RAY), folder) as process:
-        wait_until(lambda: list(store.glob("markers/*.json")), process)
+        wait_until(lambda: list(store.glob("markers/*.json")), process, folder)
         process.kill()
         process.wait()
         end = time.monotonic() + PATIENCE_SECONDS
@@ -181,5 +278,5 @@ def test_bad_input_of_a_rank_is_one_line_and_leaves_nothing(world: World, tmp_pa
     assert errors[0].startswith("error: "), err
     assert "none" in errors[0]
     assert not store.exists()
-    assert running_in(folder) == []
+    require_nothing_runs_in(folder)
     assert "Traceback" not in out + err

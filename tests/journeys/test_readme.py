@@ -58,8 +58,8 @@ from trainer.relabel import OPERATORS
 from trainer.schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/GUIDE.md", "docs/IMAGES.md", "docs/STORE.md", "docs/LABELS.md", "docs/BUCKETS.md",
-         "docs/ENCODINGS.md", "docs/RECIPES.md", "docs/CLUSTERS.md",
+PAGES = ("README.md", "docs/GUIDE.md", "docs/SETS.md", "docs/IMAGES.md", "docs/STORE.md", "docs/LABELS.md",
+         "docs/BUCKETS.md", "docs/ENCODINGS.md", "docs/RECIPES.md", "docs/CLUSTERS.md",
          "docs/PERFORMANCE.md", "docs/DESIGN.md", "docs/FORMAT.md", "CONTRIBUTING.md")  # fmt: skip
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```\n(<!-- not run: [^\n]+ -->\n)?", re.DOTALL | re.MULTILINE)
 SMALLER = ((r"--views 100\b", "--views 4"), (r"--epochs \d{2,}\b", "--epochs 2"), (r"\bepochs=3\b", "epochs=1"))
@@ -335,7 +335,7 @@ def rows_of(page: str, begin: str, cell: int) -> list[str]:
 # By page: how the rows begin, the cell that lists names, the names, and other words in backticks there.
 LISTS: dict[str, tuple[str, str, int, Iterable[str], set[str]]] = {
     "sources": ("docs/IMAGES.md", "| container | `--images`", 2, SOURCES, set()),
-    "methods": ("docs/GUIDE.md", "| `METHOD` |", 1, METHODS, set()),
+    "methods": ("docs/SETS.md", "| method |", 0, METHODS, set()),
     "augmentations": ("docs/GUIDE.md", "| `--augment` |", 1, (*REARRANGEMENTS, *PIXELS, *INPUTS), set()),
     "mixes": ("docs/GUIDE.md", "| `--mix` |", 1, ("none", *MIXES), {"group", "pair"}),
     "networks": ("docs/GUIDE.md", "| `--teacher T` |", 1, NETWORKS, {"d6"}),
@@ -344,7 +344,7 @@ LISTS: dict[str, tuple[str, str, int, Iterable[str], set[str]]] = {
     "schedules": ("docs/GUIDE.md", "| `--schedule --schedule-per` |", 1, SCHEDULES, {"epoch"}),
     "recipes": ("docs/GUIDE.md", "| `--recipe NAME` |", 1, RECIPES, set()),
     "recipes in full": ("docs/RECIPES.md", "| recipe | store |", 0, RECIPES, set()),
-    "backbones": ("docs/GUIDE.md", "| `--backbone` `--patch P`", 1, BACKBONES, {"dim", "depth", "heads", "conv"}),
+    "backbones": ("docs/SETS.md", "| `--backbone` `--patch P`", 1, BACKBONES, {"dim", "depth", "heads", "conv"}),
     "encodings": ("docs/ENCODINGS.md", "| `--encoding` |", 0, ENCODINGS, set()),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pipeline.images.manifest import Manifest
 from pipeline.replay.source import open_images
 from tests.journeys.world import SERVER, Ended, Running, World, giftwrap, run_as_command
 from tests.labelstore.buckets import BUCKET, SECRET, bucket, environment, put_folder
+from tests.labelstore.loopback import serving
 from tests.labelstore.test_addresses import Server
 from trainer.replay import Replay
 
@@ -25,13 +25,9 @@ from trainer.replay import Replay
 @pytest.fixture
 def address(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("NO_PROXY", "*")
-    with Server(world.store.parent) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with serving(Server(world.store.parent)) as server:
         server.mode = "private"
         yield server.address.replace("//", "//user:secret@") + f"/{world.store.name}"
-        server.shutdown()
-        thread.join()
 
 
 def test_it_is_verified_shown_and_trained_from(world: World, tmp_path: Path, address: str) -> None:

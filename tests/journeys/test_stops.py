@@ -22,9 +22,9 @@ from tests.journeys.world import Running, World, giftwrap, start
 
 def wait_for(path: Path, running: Running) -> None:
     """Wait until a file is there; fail when the command ends first."""
-    while not path.exists():
-        assert running.process.is_alive(), running.end()
+    while running.process.is_alive() and not path.exists():
         running.process.join(0.01)
+    assert path.exists(), running.end()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

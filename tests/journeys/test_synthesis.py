@@ -42,7 +42,7 @@ def test_synthesize_build_train(world: World, images: Path, tmp_path: Path) -> N
 
     checked = giftwrap("pipeline", "synthesize", "--check", out, "--images", images)
     assert checked.code == 0, checked.err
-    assert "all 12 images are what the record says (12 made again" in checked.out
+    assert "12 images compared, all as the record states (12 made again" in checked.out
 
     built = giftwrap(
         "pipeline", "build", "--images", out, *teacher, "--size", SIDE, "--views", 2, "--threads", 1, "--store", labels

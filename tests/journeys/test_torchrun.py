@@ -7,7 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +20,7 @@ from labelstore import LabelStore, check
 from pipeline.networks import build_network
 from pipeline.networks.weights import save_weights
 from tests.journeys.world import SERVER, SIDE, Ended, World, giftwrap, run_as_command
+from tests.ports import own_port
 
 STAGES = (24, 120)  # views: two blocks, then eight more
 
@@ -30,26 +36,50 @@ def torchrun(world: int, words: list[object], folder: Path, *, hosts: int = 1) -
     ]
 
 
-def launch(world: int, words: list[object], folder: Path, hosts: int = 1) -> list:
-    """Start the ranks."""
+def launch(
+    world: int,
+    words: list[object],
+    folder: Path,
+    hosts: int = 1,
+    faults: dict[int, Callable[[], object]] | None = None,
+) -> list:
+    """Start the ranks; ``faults`` is what some of them do before the command, as `signalled_at` does."""
     folder.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     processes = []
     for rank in range(world):
         local = world // hosts
-        place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": local, "MASTER_PORT": port}
+        place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": local, "MASTER_PORT": own_port()}
         place |= {"LOCAL_RANK": rank % local}
-        process = SERVER.Process(target=be_rank, args=(place, [str(word) for word in words], folder), daemon=True)
+        process = SERVER.Process(
+            target=be_rank, args=(place, [str(word) for word in words], folder, (faults or {}).get(rank)), daemon=True
+        )
         process.start()
         processes.append(process)
     return processes
 
 
-def be_rank(place: dict[str, int], words: list[str], folder: Path) -> None:
+def signalled_at(module: str, name: str, call: int, number: int) -> Callable[[], object]:
+    """A fault: the process is sent a signal when it calls a function of a module for the nth time, from 1."""
+    return partial(_send_at, module, name, call, number)
+
+
+def _send_at(module: str, name: str, call: int, number: int) -> None:
+    home, calls = import_module(module), count(1)
+    plain = getattr(home, name)
+
+    def calling(*args: Any, **named: Any) -> Any:
+        if next(calls) == call:
+            os.kill(os.getpid(), number)
+        return plain(*args, **named)
+
+    setattr(home, name, calling)
+
+
+def be_rank(place: dict[str, int], words: list[str], folder: Path, fault: Callable[[], object] | None) -> None:
     os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
     rank = place["RANK"]
+    if fault:
+        fault()
     if place["LOCAL_WORLD_SIZE"] < place["WORLD_SIZE"]:  # on hosts of their own, as far as the lease can see
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         socket.gethostname = lambda: f"host{rank // place['LOCAL_WORLD_SIZE']}"
@@ -92,15 +122,12 @@ def test_a_rank_that_is_killed_ends_the_others_and_the_next_build_fills_the_gap(
     store, few = tmp_path / "store", 10  # by which a block has few views, and an extension many blocks
     for path in (store, tmp_path / "one"):
         assert giftwrap(*world.build_words(path, "--views", few)).code == 0
-    words = world.build_words(store, "--views", 600, "--json")
+    words = world.build_words(store, "--views", 200, "--json")
     for victim in (1, 0):
-        ranks = launch(2, words, tmp_path / "said")
-        before = len(list(store.glob("markers/*.json")))
-        while len(list(store.glob("markers/*.json"))) == before and all(rank.is_alive() for rank in ranks):
-            ranks[0].join(0.005)
-        ranks[victim].kill()
+        killed = signalled_at("labelstore.durable.disk", "link", 6, signal.SIGKILL)  # within a block
+        ranks = launch(2, words, tmp_path / "said", faults={victim: killed})
         for rank in ranks:
-            rank.join(60)
+            rank.join(300)
         assert ranks[victim].exitcode == -signal.SIGKILL
         assert ranks[1 - victim].exitcode == 1
         said = (tmp_path / "said" / f"err{1 - victim}").read_text()
@@ -109,7 +136,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_the_next_build_fills_the_gap(
         assert check(store).ok
         assert LabelStore.open(store).state.views_sealed == few
     assert all(rank.code == 0 for rank in torchrun(2, words, tmp_path / "said"))
-    alone = giftwrap(*world.build_words(tmp_path / "one", "--views", 600))
+    alone = giftwrap(*world.build_words(tmp_path / "one", "--views", 200))
     assert alone.code == 0, alone.err
     assert files(store) == files(tmp_path / "one")
 

@@ -9,11 +9,13 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.labelstore.loopback import Loopback, serving
 
 SECRET = "s3cr3t/of+the=tests"  # noqa: S105  of no account
 BUCKET = "shelf"
@@ -23,7 +25,7 @@ SIGNED = "AWS4-HMAC-SHA256 Credential=tests/20260101/us-east-1/s3/aws4_request"
 MOST = 4  # faults of one request in a row; the library tries a request nine times
 
 
-class Proxy(ThreadingHTTPServer):
+class Proxy(Loopback):
     """Passes requests on to a server; each request takes the next of `faults`, if there is one.
 
     A request that failed `MOST` times in a row is passed on, whatever is next: which of several requests at the same
@@ -37,31 +39,22 @@ class Proxy(ThreadingHTTPServer):
         requests: method and path of each.
     """
 
-    daemon_threads = True
-
     def __init__(self, port: int) -> None:
-        super().__init__(("127.0.0.1", 0), _Passing)
+        super().__init__(_Passing)
         self.port, self.faults, self.always = port, list[str](), ""
         self.requests: list[tuple[str, str]] = []
-        self._failed: Counter[tuple[str, str]] = Counter()
+        self._failed: Counter[tuple[str, str, str]] = Counter()
         self._lock = threading.Lock()
 
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def fault(self, method: str, path: str) -> str:
+    def fault(self, method: str, path: str, part: str) -> str:
         with self._lock:
-            request = method, path
-            self.requests.append(request)
+            request = method, path, part
+            self.requests.append((method, path))
             fault = self.faults.pop(0) if self.faults else self.always
             if fault and fault != self.always and self._failed[request] == MOST:
                 fault = ""
             self._failed[request] = self._failed[request] + 1 if fault else 0
             return fault
-
-    def handle_error(self, *_: object) -> None:
-        pass  # a client that has gone
 
 
 class _Passing(BaseHTTPRequestHandler):
@@ -70,7 +63,7 @@ class _Passing(BaseHTTPRequestHandler):
 
     def act(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        fault = self.server.fault(self.command, self.path)
+        fault = self.server.fault(self.command, self.path, self.headers.get("Range") or "")
         if fault in ("drop", "hold"):
             if fault == "hold":
                 self.rfile.read(1)  # ends when the client closes the connection
@@ -114,16 +107,13 @@ def bucket() -> Iterator[Proxy]:
     server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
-    with Proxy(port) as proxy, pytest.MonkeyPatch.context() as patch:
-        thread = threading.Thread(target=proxy.serve_forever, args=(0.01,))
-        thread.start()
+    with serving(Proxy(port)) as proxy, pytest.MonkeyPatch.context() as patch:
+        send("POST", f"127.0.0.1:{port}", "/moto-api/reset")  # of what an earlier server of this process was sent
         for name, value in environment(proxy).items():
             patch.setenv(name, value)
         put("", b"")
         proxy.requests.clear()
         yield proxy
-        proxy.shutdown()
-        thread.join()
     server.stop()
 
 
@@ -147,9 +137,13 @@ def google(proxy: Proxy) -> dict[str, str]:
 
 def put(key: str, data: bytes) -> None:
     """An object, or with an empty key the bucket."""
-    host = os.environ["AWS_ENDPOINT_URL"].partition("//")[2]
+    send("PUT", os.environ["AWS_ENDPOINT_URL"].partition("//")[2], f"/{BUCKET}/{key}".rstrip("/"), data)
+
+
+def send(method: str, host: str, path: str, data: bytes = b"") -> None:
+    """A request that is answered with 200."""
     with closing(http.client.HTTPConnection(host)) as connection:
-        connection.request("PUT", f"/{BUCKET}/{key}".rstrip("/"), data)
+        connection.request(method, path, data)
         answer = connection.getresponse()
         assert answer.status == 200, answer.read()
 

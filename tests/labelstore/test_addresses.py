@@ -6,11 +6,10 @@ import base64
 import pickle
 import re
 import socket
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from labelstore.durable.storage import LocalStorage, storage_at
 from labelstore.errors import AddressError, GiftwrapError, InputError
 from labelstore.operations.repair import repair
 from labelstore.storage_table import STORAGES, Address, as_typed, without_credentials
+from tests.labelstore.loopback import Loopback, serving
 from tests.labelstore.making import GOLDEN
 
 OTHER = (
@@ -34,18 +34,12 @@ OTHER = (
 )
 
 
-class Server(ThreadingHTTPServer):
+class Server(Loopback):
     """Serves a folder by ranges, or misbehaves in one of the ways of `Answers`."""
 
-    daemon_threads = True
-
     def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Answers)
+        super().__init__(Answers)
         self.folder, self.mode, self.requests = folder, "ranges", list[tuple[str, str | None]]()
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -57,8 +51,8 @@ class Answers(BaseHTTPRequestHandler):
         if mode == "private" and self.headers["Authorization"] is None:
             self.reply(401)
         elif mode == "moved":
-            self.reply(302, {"Location": f"http://localhost:{self.server.server_address[1]}/elsewhere{self.path}"})
             self.server.mode = "ranges"
+            self.reply(302, {"Location": f"http://localhost:{self.server.server_address[1]}/elsewhere{self.path}"})
         elif not path.is_file():
             self.reply(404)
         elif mode in ("503", "drop"):
@@ -99,12 +93,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in ("int8", "transform-mixed"):
         zipfile.ZipFile(GOLDEN / "format-2" / f"{name}.zip").extractall(folder)
     (folder / "empty").touch()
-    with Server(folder) as made:
-        thread = threading.Thread(target=made.serve_forever, args=(0.01,))
-        thread.start()
+    with serving(Server(folder)) as made:
         yield made
-        made.shutdown()
-        thread.join()
 
 
 @pytest.mark.parametrize("name", ["int8", "transform-mixed"])

@@ -178,7 +178,7 @@ def test_what_passes_is_tried_again(proxy: Proxy, folder: Path, fault: str) -> N
 
 
 def test_an_answer_that_is_late_is_asked_for_again(proxy: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    patience(monkeypatch, TIMEOUT=timedelta(milliseconds=300))
+    patience(monkeypatch, TIMEOUT=timedelta(milliseconds=300), RETRIES=100)  # a busy machine may be as late itself
     proxy.faults = ["hold", "", "hold", "", "", ""]
     assert_same(LabelStore.open(f"s3://{BUCKET}/int8"), LabelStore.open(folder / "int8"))
     assert not proxy.faults
@@ -292,12 +292,13 @@ def test_it_is_never_written(proxy: Proxy) -> None:
 def test_an_answer_that_never_comes_ends(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
-    patience(monkeypatch, RETRIES=1, TIMEOUT=timedelta(milliseconds=50))
+    patience(monkeypatch, RETRIES=1)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(AddressError, match="connection refused"):
             LabelStore.open(f"s3://{BUCKET}/int8")
         taken.listen()
+        patience(monkeypatch, TIMEOUT=timedelta(milliseconds=50))
         with pytest.raises(AddressError, match="no answer in time"):
             LabelStore.open(f"s3://{BUCKET}/int8")

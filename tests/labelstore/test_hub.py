@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from labelstore.errors import InputError
 from labelstore.storage_table import STORAGES, Address
+from tests.labelstore.loopback import Loopback, serving
 from tests.labelstore.making import GOLDEN
 from tests.labelstore.test_addresses import Answers
 
@@ -26,11 +25,9 @@ AT_ONCE = (
 )
 
 
-class Hub(ThreadingHTTPServer):
-    daemon_threads = True
-
+class Hub(Loopback):
     def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Answers)
+        super().__init__(_Answers)
         self.folder, self.mode, self.busy = folder, "ranges", 2
         self.tokens: set[str | None] = set()
 
@@ -58,20 +55,15 @@ class _Answers(Answers):
 def hub(tmp_path: Path) -> Iterator[Hub]:
     pytest.importorskip("huggingface_hub")
     zipfile.ZipFile(GOLDEN / "format-2" / "int8.zip").extractall(tmp_path)
-    with Hub(tmp_path) as made:
-        thread = threading.Thread(target=made.serve_forever, args=(0.01,))
-        thread.start()
+    with serving(Hub(tmp_path)) as made:
         yield made
-        made.shutdown()
-        thread.join()
 
 
 @pytest.fixture
 def run(hub: Hub) -> Callable[..., Run]:
-    port = hub.server_address[1]
     environment = {
         **os.environ,
-        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+        "HF_ENDPOINT": hub.address,
         "HF_TOKEN": TOKEN,
         "NO_PROXY": "*",
         "HF_HUB_OFFLINE": "0",
@@ -82,7 +74,6 @@ def run(hub: Hub) -> Callable[..., Run]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
     )
 
 

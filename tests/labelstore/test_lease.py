@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from multiprocessing.synchronize import Event
@@ -23,6 +22,7 @@ from labelstore.durable.publish import PARTIAL
 from labelstore.errors import InputError, LeaseError
 from labelstore.writing import lease as leases
 from labelstore.writing.lease import LEASE, Lease, hold, join, require_held
+from tests.forking import in_a_fork
 from tests.labelstore.making import Content, build, create, make_identity, tree
 
 
@@ -148,25 +148,6 @@ def test_a_process_that_is_hidden_is_asked_for_and_believed_to_be_there(
     assert 4321 in asked
 
 
-def in_a_fork(work: Callable[[], object]) -> str:
-    """What a forked child says; it ends as a child does whose stack unwinds."""
-    ends = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            said = repr(work())
-        except BaseException as error:
-            said = f"{type(error).__name__}: {error}"
-        os.write(ends[1], said.encode())
-        os._exit(0)
-    os.close(ends[1])
-    with os.fdopen(ends[0]) as told:
-        said = told.read()
-    assert os.waitpid(child, 0)[1] == 0
-    return said
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_neither_lets_go_of_the_lease_nor_writes_under_it(tmp_path: Path) -> None:
     content = Content(make_identity(), 2)
     store = create(tmp_path / "s", content, 2)

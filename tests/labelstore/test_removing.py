@@ -24,6 +24,7 @@ from labelstore.format.shards import encode_shard
 from labelstore.operations.convert import convert
 from labelstore.operations.export import export
 from labelstore.operations.repair import repair
+from tests.forking import in_a_fork
 from tests.labelstore.faults import KilledError, killed_after
 from tests.labelstore.making import Content, build, create, make_identity, tree
 
@@ -392,10 +393,7 @@ def test_a_killed_export_leaves_nothing_or_a_file_that_is_named(
     tmp_path: Path, content: Content, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, out = build(tmp_path / "s", content, 2), tmp_path / "out.npy"
-    child = os.fork()
-    if child == 0:
-        export(store, out, progress=lambda _done, _all: os._exit(0))
-    os.waitpid(child, 0)
+    assert in_a_fork(lambda: export(store, out, progress=lambda _done, _all: os._exit(0))) == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s"]
     monkeypatch.setattr(disk, "open_unnamed", no_unnamed)
     left = put(tmp_path / ".out.npy.partial")

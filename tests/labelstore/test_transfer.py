@@ -96,17 +96,16 @@ def test_a_reader_sees_the_old_state_or_the_new_one(proxy: Proxy, address: str, 
 
 
 @pytest.mark.parametrize("direction", ["push", "pull"])
-def test_a_copy_that_stops_anywhere_continues(
-    proxy: Proxy, address: str, tmp_path: Path, direction: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    patience(monkeypatch, RETRIES=0)
+def test_a_copy_that_stops_anywhere_continues(proxy: Proxy, address: str, tmp_path: Path, direction: str) -> None:
     store = golden("int8", tmp_path)
     if direction == "pull":
         push(store, address)
     for passed in (3, 20):
         proxy.faults, proxy.always = [""] * passed, "drop"
-        with pytest.raises(AddressError):
-            push(store, address) if direction == "push" else pull(address, tmp_path / "pulled")
+        with pytest.MonkeyPatch.context() as patch:
+            patience(patch, RETRIES=0)
+            with pytest.raises(AddressError):
+                push(store, address) if direction == "push" else pull(address, tmp_path / "pulled")
         proxy.faults, proxy.always = [], ""
         if direction == "push":
             assert "zarr.json" not in ObjectStorage(Address(address)).tags()

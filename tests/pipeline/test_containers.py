@@ -221,7 +221,7 @@ def test_numbers_need_names_and_keep_their_order(tmp_path: Path) -> None:
 def test_names_are_refused_where_classes_have_them(folder: Path, tmp_path: Path) -> None:
     options = ImageOptions(class_names="a,b,c")
     for path in (folder, *(CONTAINERS[kind](FILES, tmp_path, 0) for kind in ("tar", "zip", "parquet"))):
-        with pytest.raises(InputError, match="have names of their own; leave it out"):
+        with pytest.raises(InputError, match="have names already; leave it out"):
             scan(path, options=options)
 
 
@@ -296,7 +296,7 @@ def test_what_is_wrong_with_a_tar_is_named(tmp_path: Path) -> None:
         (["a/0.png", "a/0.png"], r"each image once, found 'a/0\.png' twice \(in a\.tar\)"),
         (["../a/0.png"], r"relative paths, found '\.\./a/0\.png'"),
         (["/a/0.png"], "relative paths"),
-        (["0.png"], "expected a folder for each class, found none and 1 images"),
+        (["0.png"], "expected a folder for each class, found none and 1 image"),
     ):
         with tarfile.open(path, "w") as tar:
             for name in names:

@@ -196,7 +196,7 @@ def test_no_folder_and_no_classes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="absent: cannot be reached"):
         scan(tmp_path / "absent")
     file = write(tmp_path / "flat" / "x.png")
-    with pytest.raises(InputError, match=r"expected one subfolder for each class, found none \(and 1 images"):
+    with pytest.raises(InputError, match=r"expected one subfolder for each class, found none \(and 1 image "):
         scan(file.parent)
     with pytest.raises(InputError, match="expected a folder"):
         scan(file)

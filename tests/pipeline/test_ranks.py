@@ -14,6 +14,7 @@ from labelstore.errors import InputError
 from pipeline.config import BuildConfig
 from pipeline.ranks import Ranks, join, started
 from tests.journeys.world import SERVER
+from tests.ports import own_port
 
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
@@ -119,10 +120,8 @@ def be_host(rank: int, port: int, place: Path, fault: str, told: Any) -> None:
 )
 def test_hosts_must_see_one_folder_with_shared_locks(fault: str, message: str, tmp_path: Path) -> None:
     place, told = tmp_path / "absent/store", SERVER.SimpleQueue()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [SERVER.Process(target=be_host, args=(rank, port, place, fault, told), daemon=True) for rank in range(2)]
+    args = [(rank, own_port(), place, fault, told) for rank in range(2)]
+    ranks = [SERVER.Process(target=be_host, args=each, daemon=True) for each in args]
     for process in ranks:
         process.start()
     for process in ranks:

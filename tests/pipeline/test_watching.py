@@ -33,6 +33,7 @@ from pipeline.build.watching import watching as watch_for
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.ranks import Ranks
 from pipeline.teacher.labeller import Pending
+from tests.ports import own_port
 
 SIDE, COLUMNS, POSITIONS, BATCH = 4, 3, 16, 8
 
@@ -203,15 +204,8 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         full.log(full.so_far())
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
-
-
 def test_metrics_are_served_while_the_watch_is_open() -> None:
-    port = free_port()
+    port = own_port()
     url = f"http://127.0.0.1:{port}/metrics"
     with watch_for(None, port, "127.0.0.1", Console(silent=True)) as watch:
         watch.begin(blocks=4, crops=200)
@@ -260,12 +254,12 @@ def test_a_gpus_teacher_gets_its_batches_from_a_thread_and_gives_the_same(monkey
 
 def test_labelling_that_is_left_early_ends_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.build.labelling._on_gpu", lambda _labeller: True)
-    work, before = make_work(), threading.active_count()
+    work, before = make_work(), {*threading.enumerate()}
     labelled = label(work.renderer, work.labeller, 1, [Rows([work.plan.rows(0, 0, POSITIONS)], ["view 0"])] * 9)
     next(labelled)
-    assert threading.active_count() == before + 1
+    (thread,) = {*threading.enumerate()} - before
     labelled.close()
-    assert threading.active_count() == before
+    assert not thread.is_alive()
 
 
 def test_a_signal_lets_the_current_block_end(tmp_path: Path) -> None:

@@ -415,3 +415,43 @@ def test_a_running_mean_that_is_the_network_keeps_its_digest() -> None:
     tensors = {"n_averaged": torch.tensor(3), **behind("module.", state())}
     found = choose_set(tensors, "w", None, tensors).chosen
     assert Weights("w", found.tensors).digest == plain_digest(tensors)
+
+
+def test_a_list_that_is_held_many_times_is_looked_at_once(tmp_path: Path) -> None:
+    """2**40 members, in 1,500 bytes."""
+    members: Any = state()
+    for _ in range(40):
+        members = {"a": members, "b": members}
+    torch.save({"model": state(), "more": members}, tmp_path / "w.pt")
+    assert load(tmp_path / "w.pt").digest == plain_digest(state())
+
+
+BOMBS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "numbers repeated": (
+        lambda at: torch.save({"w": torch.zeros(1).expand(10**6, 10**6)}, at),
+        "a tensor of 4,000,000,000,000 bytes that repeats 4 bytes",
+    ),
+    "numbers compressed": (lambda at: compressed({"w": torch.zeros(1 << 25)}, at), "a compressed archive that unpacks"),
+}
+
+
+def compressed(content: object, path: Path) -> None:
+    torch.save(content, path.with_suffix(".whole"))
+    with zipfile.ZipFile(path.with_suffix(".whole")) as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        for entry in whole.infolist():
+            out.writestr(entry.filename, whole.read(entry))
+
+
+@pytest.mark.parametrize("what", BOMBS)
+def test_what_takes_much_more_memory_than_its_file_is_refused(what: str, tmp_path: Path) -> None:
+    write, message = BOMBS[what]
+    write(tmp_path / "w.pt")
+    assert (tmp_path / "w.pt").stat().st_size < 1 << 20
+    with pytest.raises(InputError, match=rf"w.pt: expected nothing but tensors, .*, found {message}"):
+        read_weights(tmp_path / "w.pt")
+
+
+def test_a_position_index_that_repeats_itself_is_read(tmp_path: Path) -> None:
+    """Some networks save a buffer as a view of one row."""
+    torch.save({"w": torch.arange(8.0), "index": torch.arange(8).expand(1, -1)}, tmp_path / "w.pt")
+    assert read_weights(tmp_path / "w.pt").tensors["index"].tolist() == [[*range(8)]]

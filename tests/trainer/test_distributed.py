@@ -14,7 +14,7 @@ from torch import nn
 
 from pipeline.networks.weights import read_weights
 from pipeline.ranks import MEETING_TIMEOUT, Ranks
-from tests.journeys.test_torchrun import launch, torchrun
+from tests.journeys.test_torchrun import launch, signalled_at, torchrun
 from tests.journeys.world import SIDE, TEACHER, World, draw_images, giftwrap
 from trainer import distributed
 
@@ -85,14 +85,12 @@ def test_processes_train_on_fresh_crops_what_one_trains(labels: str, world: Worl
 def test_a_run_goes_on_on_other_processes(world: World, tmp_path: Path) -> None:
     """Two processes, of which one is told to stop; then three, then one."""
     run, whole = tmp_path / "run", tmp_path / "whole"
-    more = ("--epochs", 40, "--checkpoint-every", 40, "--lr", 0.0002)  # a rate that makes nothing of rounding
+    more = ("--epochs", 20, "--checkpoint-every", 40, "--lr", 0.0002)  # a rate that makes nothing of rounding
     assert giftwrap(*train_words(world, whole, *more)).code == 0
-    ranks = launch(2, train_words(world, run, *more), tmp_path / "said")
-    while not (run / "log.jsonl").exists() and all(rank.is_alive() for rank in ranks):
-        ranks[0].join(0.005)
-    ranks[1].terminate()
+    stopped = signalled_at("trainer.train", "step", 6, signal.SIGTERM)
+    ranks = launch(2, train_words(world, run, *more), tmp_path / "said", faults={1: stopped})
     for rank in ranks:
-        rank.join(60)
+        rank.join(300)
     said = [(tmp_path / "said" / f"err{rank}").read_text() for rank in range(2)]
     assert [rank.exitcode for rank in ranks] == [143, 143], said
     assert [text.count("resume with: torchrun") for text in said] == [1, 0]
@@ -107,12 +105,10 @@ def test_a_run_goes_on_on_other_processes(world: World, tmp_path: Path) -> None:
 def test_a_rank_that_is_killed_ends_the_others(world: World, tmp_path: Path) -> None:
     for victim in (1, 0):
         run = tmp_path / f"run{victim}"
-        ranks = launch(2, train_words(world, run, "--epochs", 4_000), tmp_path / "said")
-        while not (run / "checkpoint.pt").exists() and all(rank.is_alive() for rank in ranks):
-            ranks[0].join(0.005)
-        ranks[victim].kill()
+        killed = signalled_at("trainer.train", "step", 6, signal.SIGKILL)
+        ranks = launch(2, train_words(world, run, "--epochs", 40), tmp_path / "said", faults={victim: killed})
         for rank in ranks:
-            rank.join(60)
+            rank.join(300)
         said = (tmp_path / "said" / f"err{1 - victim}").read_text()
         assert ranks[victim].exitcode == -signal.SIGKILL
         assert ranks[1 - victim].exitcode == 1, said

@@ -47,9 +47,8 @@ def test_a_build_is_followed_to_its_end(config: TrainConfig, world: World, tmp_p
     words = world.build_words(store, "--views", views)
     (tmp_path / "said").mkdir()
     build = start(tmp_path / "said", *words)
-    while not LabelStore.exists(store) or not (store / "lease.json").exists():
+    while build.process.is_alive() and not (LabelStore.exists(store) and (store / "lease.json").exists()):
         build.process.join(0.005)
-        assert build.process.is_alive()
     run = changed(config, store=store, follow=True, epochs=views, checkpoint_every=views)
     summary = loop.train(run, Console(as_json=True))
     assert build.end().code == 0

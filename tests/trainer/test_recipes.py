@@ -27,7 +27,7 @@ from pipeline.images.manifest import scan
 from pipeline.networks import build_network
 from pipeline.plan.plan import PlanSpec
 from pipeline.recipes import RECIPES
-from pipeline.recipes.flags import words
+from pipeline.recipes.flags import shown, words
 from pipeline.recipes.setting import Setting
 from pipeline.recipes.stores import NORMALISATION, require_store
 from tests.journeys.world import draw_images
@@ -109,6 +109,24 @@ def test_conv3_of_conv3_on_100_classes_is_rdeds_exception(recipe: str) -> None:
     assert (ours["batch_size"], ours["lr"]) == (25, 2e-3)
     other = RECIPES[recipe].train(setting(100, 10, "convnet-d3", "resnet18-modified"))
     assert (other["batch_size"], other["lr"]) == (100, 1e-3)
+
+
+@pytest.mark.parametrize("recipe", ["rded", "delt"])
+@pytest.mark.parametrize("student", ["convnet-d3", "resnet18-modified"])
+def test_any_student_takes_the_labels_of_conv3_on_100_classes(recipe: str, student: str) -> None:
+    flags = RECIPES[recipe].build(setting(100, 10, "convnet-d3", "convnet-d3"))
+    assert flags["group"] == 25
+    numbers: dict[str, Any] = {name: value for name, value in flags.items() if name not in NORMALISATION}
+    teacher = {"name": "convnet-d3", **{name: [*flags[name]] for name in NORMALISATION}}  # type: ignore[misc]
+    plan = PlanSpec(size=32, **numbers)
+    identity = make_identity(
+        1000, 100, classes=tuple(f"{k:03}" for k in range(100)), size=32, teacher=teacher, plan=plan.to_json(),
+        block=(1, 1000),
+    )  # fmt: skip
+    require_store(recipe, identity, student)
+    other = replace(identity, plan=replace(plan, group=50).to_json())
+    with pytest.raises(MismatchError, match="trains on a store with group"):
+        require_store(recipe, other, student)
 
 
 def test_delt_halves_the_batches_of_resnet101_on_imagenet() -> None:
@@ -265,6 +283,8 @@ TESTED = {
     ("rded", 10, "s", 5): 5, ("rded", 10, "s", 20): 20,  # never less than the crop
     ("sre2l", 1000, "torchvision:resnet18", 224): 256, ("sre2l", 200, "resnet18-modified", 64): 64,
     ("sre2l", 10, "resnet18-modified", 32): 32,
+    ("no-distillation", 1000, "torchvision:resnet18", 224): 256,  # softlabel/utils.py, ClassificationPresetEval
+    ("no-distillation", 200, "convnet-d4", 64): 64,
 }  # fmt: skip
 
 
@@ -364,7 +384,7 @@ def test_every_value_is_said(recipe: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     ("epochs", "views", "text"),
-    [(60, 41, "22 once, 19 twice"), (41, 41, "41 once"), (10, 41, "31 never, 10 once"), (300, 100, "100 3 times")],
+    [(60, 41, "22 once, 19 twice"), (41, 41, "each once"), (10, 41, "31 never, 10 once"), (300, 100, "each 3 times")],
 )
 def test_how_often_each_view_is_played(epochs: int, views: int, text: str) -> None:
     order = Order(views=views, images=4, group=1, seed=0, mode="shuffle")
@@ -372,7 +392,8 @@ def test_how_often_each_view_is_played(epochs: int, views: int, text: str) -> No
     said = trained.plays(epochs, views)
     assert said.endswith(text)
     for times, count in played.items():
-        assert f"{count} {({1: 'once', 2: 'twice'}).get(times, f'{times} times')}" in said
+        which = "each" if count == views else str(count)
+        assert f"{which} {({1: 'once', 2: 'twice'}).get(times, f'{times} times')}" in said
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -555,6 +576,12 @@ def test_help_and_choices_need_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     for config in (BuildConfig, TrainConfig):
         assert get_args(get_args(flags_of(config)["recipe"].kind)[0]) == tuple(RECIPES)
+
+
+def test_values_are_printed_as_they_are_typed() -> None:
+    assert [shown(value) for value in ((0.08, 1.0), ["a", "b"], (), None, False)] == [
+        "0.08 1.0", "a b", "none", "none", "False",
+    ]  # fmt: skip
 
 
 def test_words_are_what_would_be_typed() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import signal
 import subprocess
@@ -29,6 +28,7 @@ from pipeline.build.build import build
 from pipeline.config import BuildConfig
 from pipeline.teacher.labeller import Pending
 from pipeline.teacher.teacher import Teacher
+from tests.forking import in_a_fork
 from tests.journeys.world import SIDE, World, draw_images, random_teacher
 from trainer import Replay, TrainBatch
 from trainer.batch import COLUMNS
@@ -288,6 +288,7 @@ def test_a_loop_that_is_left_early_ends_with_the_program(how: str, code: int, wo
     assert (ended.returncode, ended.stdout.split("\n")) == (code, ["left", "0 []", ""]), ended.stderr
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_another_process_is_told_what_to_do(world: World) -> None:
     """A forked one has none of the threads; a spawned one would have to be sent the replay."""
     with closing(Replay(world.store, world.images, batch_size=5, threads=1)) as replay:
@@ -306,15 +307,7 @@ def test_an_iterator_that_was_begun_does_not_wait_in_a_forked_process(world: Wor
         closing(replay.play(9)) as batches,
     ):
         next(batches)
-        process = os.fork()
-        if not process:  # pragma: no cover  another process
-            try:
-                for _ in batches:
-                    pass
-            except InputError:
-                os._exit(7)
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 7
+        assert in_a_fork(lambda: [*batches]).startswith("InputError: ")
         next(batches)
 
 

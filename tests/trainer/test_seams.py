@@ -320,11 +320,11 @@ def test_a_summary_states_the_objectives_first_number() -> None:
     values: dict[str, Any] = {"run": "r", "steps": 6, "steps_now": 6, "seconds": 1.0, "evaluations": 2}
     error = {"last": {"error": 0.25}, "best": {"error": 0.125, "epoch": 1}}
     assert summarise({**values, **error}).endswith(
-        "; test error 0.25 at the last epoch, 0.125 at the best (epoch 2) of 2 evaluated"
+        "; test error 0.25 at the last epoch, 0.125 at the best (epoch 2) of 2 evaluations"
     )
     top1 = {"last": {"top1": 50.0, "top5": 99.0}, "best": {"top1": 60.0, "epoch": 1}}
     assert summarise({**values, **top1}).endswith(
-        "; test top-1 50.00 % at the last epoch, 60.00 % at the best (epoch 2) of 2 evaluated"
+        "; test top-1 50.00 % at the last epoch, 60.00 % at the best (epoch 2) of 2 evaluations"
     )
     none = {"last": {"top1": None}, "best": {"top1": None, "epoch": None}, "evaluations": 0}
     assert summarise({**values, **none}).endswith("; no test images were given")

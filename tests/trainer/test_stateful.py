@@ -96,7 +96,40 @@ def test_a_batch_is_a_tree_that_moves(make: Callable[[], Replay]) -> None:
     assert repr(batch) == f"TrainBatch({BATCH} crops: {shapes}, on cpu)"
 
 
-def test_lightning_continues_where_it_stopped(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", [2, 7, 10])  # steps of 5 an epoch, of which every third is saved
+def test_lightning_continues_in_the_middle_of_an_epoch(
+    at: int, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed: the checkpoint of every third step is all that is left."""
+    pytest.importorskip("lightning.pytorch")
+    from examples import lightning_loop
+
+    class Killed(BaseException):
+        pass
+
+    class Watched(lightning_loop.Student):
+        def training_step(self, batch: TrainBatch, index: int) -> torch.Tensor:
+            if self.global_step == stop:
+                raise Killed
+            taken.append((self.global_step, *places([batch])))
+            return super().training_step(batch, index)
+
+    for name, value in (("Student", Watched), ("BATCH_SIZE", BATCH), ("SAVE_EVERY", 3)):
+        monkeypatch.setattr(lightning_loop, name, value)
+    stop, taken = -1, list[Any]()
+    whole = lightning_loop.train(world.store, world.images, tmp_path / "whole", 3)
+    wanted, taken = taken, []
+    stop = at
+    with pytest.raises(Killed):
+        lightning_loop.train(world.store, world.images, tmp_path / "parts", 3)
+    del taken[at // 3 * 3 :]  # the steps after the last checkpoint
+    stop = -1
+    parts = lightning_loop.train(world.store, world.images, tmp_path / "parts", 3)
+    assert taken == wanted
+    same(whole.lightning_module.network.state_dict(), parts.lightning_module.network.state_dict())
+
+
+def test_lightning_continues_a_finished_run(world: World, tmp_path: Path) -> None:
     pytest.importorskip("lightning.pytorch")
     from examples import lightning_loop
 
@@ -105,6 +138,7 @@ def test_lightning_continues_where_it_stopped(world: World, tmp_path: Path) -> N
     parts = lightning_loop.train(world.store, world.images, tmp_path / "parts", 2)
     assert whole.global_step == parts.global_step == 2
     same(whole.lightning_module.network.state_dict(), parts.lightning_module.network.state_dict())
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["last.ckpt"]
 
 
 def test_accelerate_continues_where_it_stopped(world: World, tmp_path: Path) -> None:

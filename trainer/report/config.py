@@ -20,20 +20,21 @@ SUFFIXES = (".html", ".htm")
 class ReportConfig:
     """Make one self-contained web page of runs, stores, image sets, projectors and generators.
 
-    A card for each store, set and model: what it is made of, its size, its pictures, what its labels are like; and a
-    table with curves for the runs. The page holds its styles and pictures and loads nothing.
+    It has a card for each store, set and model, with what it is made of, its size and pictures, and a table with curves
+    for the runs. The page contains its styles and pictures, and loads nothing.
     """
 
-    things: Annotated[tuple[Path, ...], tyro.conf.Positional, Addressable()]
-    """Runs, stores, image sets, projectors and generators, folders that hold some, or patterns such as 'runs/*'."""
+    things: Annotated[tuple[Path, ...], tyro.conf.Positional, Addressable(), tyro.conf.arg(metavar="PATH [PATH ...]")]
+    """Folders of runs, stores, image sets, projectors and generators, folders that contain some, or patterns such as
+    'runs/*'."""
     out: Path
-    """The page to write, such as page.html; under 3 MB."""
+    """Page to write, such as page.html; at most 3 MB. Must not exist, unless --replace."""
     title: str | None = None
-    """Title of the page; the names of what is on it when left out."""
+    """Title of the page; when left out, the names of what is on it."""
     tiles: int = 24
     """Pictures on each contact sheet; fewer and smaller ones where the page grows too large."""
     replace: bool = False
-    """Replace the page at --out, where `report` has made it."""
+    """Replace the page at --out, if `report` made it."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:

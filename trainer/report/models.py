@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from labelstore.command.console import byte_count
+from labelstore.command.console import byte_count, quantity
 from labelstore.command.names import printable
 from labelstore.operations.generator import generator_info, generator_lines
 from labelstore.operations.projector import projector_info, projector_lines
@@ -35,7 +35,8 @@ def projector_card(folder: Path) -> Card:
     parts = [(name, float(size), byte_count(size)) for name, size in values["bytes"].items()]
     encoder = values["encoder"]["name"]
     items: list[Item] = [facts(lines), Shares("Bytes of the projector", parts), *training(folder)]
-    subtitle = f"Makes labels of {values['columns']:,} columns with {printable(str(encoder))}, in place of stored ones."
+    columns = quantity(values["columns"], "column")
+    subtitle = f"Makes labels of {columns} with {printable(str(encoder))}, in place of stored ones."
     return Card(printable(str(folder)), "projector", subtitle, items)
 
 
@@ -48,7 +49,7 @@ def generator_card(folder: Path, tiles: int) -> Card:
         items.append(samples(sheets[-1], [class_title(name) for name in values["classes"]], values["size"], tiles))
     else:
         items.append(Text("No sheet of samples in its folder.", "note"))
-    subtitle = f"Draws images of {values['size']} px of {len(values['classes']):,} classes."
+    subtitle = f"Draws images of {values['size']} px of {quantity(len(values['classes']), 'class')}."
     return Card(printable(str(folder)), "generator", subtitle, items)
 
 
@@ -77,7 +78,8 @@ def progress(run: RunRecord) -> str:
         for key, title in NUMBERS.items()
         if isinstance(last.get(key), int | float)
     )
-    return f"Trained for {run.epochs_done:,} of {run.epochs:,} epochs, {last.get('step', 0):,} steps: {reached}."
+    steps = quantity(last.get("step", 0), "step")
+    return f"Trained for {run.epochs_done:,} of {quantity(run.epochs, 'epoch')}, {steps}: {reached}."
 
 
 def _plot(run: RunRecord, key: str, title: str) -> LinePlot:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from labelstore.command.console import Console, byte_count
+from labelstore.command.console import Console, byte_count, quantity
 from labelstore.durable.places import require_apart
 from labelstore.spec import Json
 from labelstore.storage_table import scheme_of, without_credentials
@@ -76,7 +76,7 @@ def card(found: Found, tiles: int) -> Card:
 def counted(found: Sequence[Found]) -> str:
     """How many there are of each kind: 3 runs, 1 store."""
     counts = {name: sum(each.kind == kind for each in found) for kind, name in NAMES.items()}
-    return ", ".join(f"{count:,} {name}{'s' * (count > 1)}" for name, count in counts.items() if count)
+    return ", ".join(quantity(count, name) for name, count in counts.items() if count)
 
 
 def title_of(found: Sequence[Found]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from labelstore.command.console import byte_count
+from labelstore.command.console import byte_count, quantity
 from labelstore.command.names import printable
 from trainer.compare import Row, Statistic, shown, table
 from trainer.plot import PANELS, curve, loss_of
@@ -82,10 +82,10 @@ def title_of(records: Sequence[RunRecord]) -> str:
 
 def subtitle_of(records: Sequence[RunRecord], groups: int, home: str) -> str:
     """How many runs there are, of how many groups, where they are, and on how many images they were tested."""
-    runs = "1 run" if len(records) == 1 else f"{len(records):,} runs"
-    text = f"{runs} in {'1 group' if groups == 1 else f'{groups:,} groups'}; runs of one group differ in seed alone."
+    runs = quantity(len(records), "run")
+    text = f"{runs} in {quantity(groups, 'group')}; runs of one group differ in seed alone."
     if test := records[0].made_of.get("test"):
-        text += f" Tested on {test['images']:,} images, digest {str(test['digest'])[:DIGEST]}."
+        text += f" Tested on {quantity(test['images'], 'image')}, digest {str(test['digest'])[:DIGEST]}."
     return text + (f" Their folders are in {home}." if home else "")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from labelstore.command.console import quantity
 from labelstore.command.names import printable
 from labelstore.durable.places import is_synthesised
 from labelstore.operations.synthesised import made_by, set_info
@@ -66,7 +67,7 @@ def of_images(manifest: Manifest, counts: npt.NDArray[np.int64]) -> list[tuple[s
     """How many images there are, and how large."""
     sizes = f"{in_range(manifest.heights)} px high, {in_range(manifest.widths)} px wide"
     return [
-        ("images", f"{len(manifest):,} in {len(manifest.classes):,} classes, {in_range(counts)} a class"),
+        ("images", f"{len(manifest):,} in {quantity(len(manifest.classes), 'class')}, {in_range(counts)} a class"),
         ("size", sizes),
     ]
 

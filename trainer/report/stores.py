@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from labelstore.command.console import byte_count
+from labelstore.command.console import byte_count, quantity
 from labelstore.encodings.bands import missed
 from labelstore.errors import NotStoredError
 from labelstore.operations.info import info
@@ -70,8 +70,10 @@ def subtitle(values: Mapping[str, Any]) -> str:
     """What a store is, in a sentence."""
     labels = values["images"] * values["views"]
     return (
-        f"{labels:,} labels of {values['columns']:,} columns: {values['images']:,} images in {values['classes']:,} "
-        f"classes, {values['views']:,} views of each, crops of {values['size']} px, labelled by "
+        f"{quantity(labels, 'label')} of {quantity(values['columns'], 'column')}: "
+        f"{quantity(values['images'], 'image')} in "
+        f"{quantity(values['classes'], 'class')}, {quantity(values['views'], 'view')} of each, crops of "
+        f"{values['size']} px, labelled by "
         f"{teacher_of(values['teacher'])}."
     )
 
@@ -98,7 +100,7 @@ def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         "complete": "yes: all requested views are sealed"
         if values["complete"]
         else f"no: {values['views']:,} of {values['views_target']:,} views are sealed, "
-        f"{values['missing_blocks']:,} blocks missing",
+        f"{quantity(values['missing_blocks'], 'block')} missing",
         "crops": crops_in_words(plan) if plan else "made elsewhere, by a plan that is not known",
         "encoding": f"{encoding}, codec {values['codec']}",
         "bytes a label": f"{sum(size.values()):.1f}"

@@ -46,21 +46,22 @@ class ScheduleSpec:
     """A schedule and every number in it; each schedule uses its own and ignores the others."""
 
     name: Annotated[str, Choices(SCHEDULES), Named("schedule")] = "cosine"
-    """How the learning rate changes over the run, after the warm-up."""
+    """Learning rate after the warm-up: step, times --drop at each of --milestones; cosine, down to --final;
+    constant."""
     per: Annotated[SchedulePer, Named("schedule-per")] = "step"
-    """Whether the rate changes once a step or once an epoch."""
+    """Change the rate once a step, or once an epoch."""
     warmup: Annotated[int, Named("warmup-epochs")] = 0
-    """Epochs in which the rate rises to --lr; the schedule has the rest of the run."""
+    """Epochs in which the rate rises linearly to --lr; the schedule takes the rest of the run."""
     warmup_steps: int | None = None
-    """Instead of --warmup-epochs: the steps of it."""
+    """Length of the warm-up in steps, instead of --warmup-epochs."""
     final: float = 0.0
-    """cosine: fraction of --lr that is reached at the end of its half wave."""
+    """cosine: fraction of --lr at the end of the cosine."""
     horizon: float = 1.0
-    """cosine: length of the half wave in runs; 2 ends the run at half of --lr."""
+    """cosine: length of the cosine as a multiple of the run; with 2 the run ends at half of --lr."""
     milestones: tuple[float, ...] = (2 / 3, 5 / 6)
     """step: fractions of the run at which the rate drops."""
     drop: float = 0.2
-    """step: what the rate is multiplied by at each milestone."""
+    """step: factor by which the rate is multiplied at each milestone."""
 
     def __post_init__(self) -> None:
         """Refuse what is not a schedule."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import filecmp
+import os
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, functional
@@ -19,10 +22,12 @@ from torchvision.transforms import InterpolationMode, functional
 from labelstore import LabelStore
 from labelstore.command.console import Console
 from labelstore.errors import InputError
+from labelstore.spec import BlockShape
 from pipeline.adopt.adopting import adopt
 from pipeline.adopt.blocks import Blocks
 from pipeline.adopt.config import AdoptConfig
 from pipeline.adopt.labels import largest_of
+from pipeline.adopt.orders import SamplerOrder
 from pipeline.build.continuing import require_built
 from pipeline.config import TeacherOptions, VerifyConfig
 from pipeline.render.options import RenderOptions
@@ -30,7 +35,8 @@ from pipeline.replay.source import open_source
 from pipeline.replay.verify import verify
 from tests.journeys.world import SIDE
 from tests.pipeline.adopt.conftest import EPOCHS
-from tests.pipeline.adopt.taught import ARGS, Taught
+from tests.pipeline.adopt.taught import ARGS, MEAN, STD, Taught
+from tests.pipeline.adopt.writers import Writer
 
 Written = Callable[..., Path]
 KINDS: list[dict[str, Any]] = [
@@ -213,11 +219,61 @@ def same_files(left: Path, right: Path) -> int:
 def test_more_views_are_added_and_other_labels_are_refused(made: Taught, written: Written, tmp_path: Path) -> None:
     labels = written(layout="sre2l")
     assert adopted(made, labels, tmp_path / "store", views=2).state.views_sealed == 2
-    with pytest.raises(InputError, match="other labels: those of the first 24 crops differ"):
+    with pytest.raises(InputError, match=r"other labels, or other .* at positions 0 to 23 of view 0 differ"):
         adopted(made, other_labels(labels, tmp_path / "others"), tmp_path / "store")
     store = adopted(made, labels, tmp_path / "store")
     assert store.state.views_sealed == EPOCHS
     assert np.array_equal(store.read(3, slice(0, 10)).logits, records(labels, 3)[0][5].half().float().numpy())
+
+
+def test_the_same_labels_of_other_images_do_not_continue_a_store(
+    made: Taught, written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two images of one size and class change places in the last view that is there: nothing else shows it."""
+    monkeypatch.setattr("labelstore.spec.SMALL_BLOCK_ROWS", 24)  # blocks of one view
+    names = [Path(path) for path, _ in ImageFolder(made.images).samples]
+    images = tmp_path / "images"
+    for name in names:
+        (images / name.parent.name).mkdir(parents=True, exist_ok=True)
+        Image.open(name).convert("RGB").resize((40, 40)).save(images / name.parent.name / f"{name.stem}.png")
+    same = replace(made, images=images)
+    writer = Writer(images=images, network=made.network, size=SIDE, mean=MEAN, std=STD)
+    torch.manual_seed(1)
+    labels = writer.write(tmp_path / "labels", EPOCHS)
+    orders = np.stack([SamplerOrder(24, 42, 2).images(epoch) for epoch in range(EPOCHS)])
+    np.save(tmp_path / "order.npy", orders)
+    adopted(same, labels, tmp_path / "store", order=tmp_path / "order.npy", views=2)
+    first, second = (int(np.flatnonzero(orders[1] == image)[0]) for image in (0, 1))
+    orders[1, [first, second]] = orders[1, [second, first]]
+    np.save(tmp_path / "other.npy", orders)
+    with pytest.raises(InputError, match=r"other labels, or other images of them: .* of view 1 differ"):
+        adopted(same, labels, tmp_path / "store", order=tmp_path / "other.npy")
+    assert adopted(same, labels, tmp_path / "store", order=tmp_path / "order.npy").state.views_sealed == EPOCHS
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_an_image_that_a_view_shows_twice_in_two_blocks_is_refused(
+    made: Taught, written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: int
+) -> None:
+    monkeypatch.setattr(BlockShape, "choose", lambda *_args: BlockShape(views=1, positions=10))
+    shutil.copytree(written(layout="g-vbsm", mix=None), tmp_path / "labels")
+    shutil.copy(tmp_path / "labels/epoch_0/batch_0.tar", tmp_path / "labels/epoch_0/batch_1.tar")
+    if stopped:
+        with monkeypatch.context() as patch:
+            stopped_after(1, patch)
+            with pytest.raises(KeyboardInterrupt):
+                adopted(made, tmp_path / "labels", tmp_path / "store")
+    with pytest.raises(InputError, match=r"view 0: expected every image once, found .* twice"):
+        adopted(made, tmp_path / "labels", tmp_path / "store")
+    assert not LabelStore.exists(tmp_path / "store") or LabelStore.open(tmp_path / "store").state.views_sealed == 0
+
+
+def test_labels_with_a_history_are_read(made: Taught, written: Written, tmp_path: Path) -> None:
+    """Written without torch.no_grad()."""
+    shutil.copytree(written(layout="sre2l"), tmp_path / "labels")
+    for file in (tmp_path / "labels").rglob("*.tar"):
+        change(file, lambda record: replaced(record, 5, record[5].float().requires_grad_()))
+    assert adopted(made, tmp_path / "labels", tmp_path / "store").state.views_sealed == EPOCHS
 
 
 def other_labels(labels: Path, folder: Path) -> Path:
@@ -269,7 +325,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "NaN": (
         lambda at: change(at / "epoch_3/batch_1.tar", lambda r: r[5][4].fill_(float("nan"))),
-        r"batch_1.tar: expected numbers as logits, found nan in column 0 of crop 4",
+        r"batch_1.tar: expected numbers of at most 65504 as logits, found nan in column 0 of crop 4",
     ),
     "a truncated file": (
         lambda at: (at / "epoch_0/batch_0.tar").write_bytes((at / "epoch_0/batch_0.tar").read_bytes()[:900]),
@@ -303,6 +359,42 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pruned pool": (
         lambda at: (at / "sampler_indices_epoch.json").write_text(str([[0] * 24] * EPOCHS)),
         r"holds 24 labels of 1 of the 24 images: a view of a store shows every image once; .* LPLD",
+    ),
+    "a file too many": (
+        lambda at: shutil.copy(at / "epoch_2/batch_1.tar", at / "epoch_2/batch_3.tar"),
+        r"epoch_2/batch_3.tar is one too many: expected 3 files an epoch, found 4; --views 2",
+    ),
+    "a gap in the first epoch": (
+        lambda at: (at / "epoch_0/batch_1.tar").unlink(),
+        r"epoch_0/batch_1.tar is missing: expected 3 files an epoch, found 2",
+    ),
+    "a sparse tensor": (
+        lambda at: change(at / "epoch_0/batch_0.tar", lambda r: replaced(r, 5, r[5].float().to_sparse())),
+        r"expected logits, .* found a sparse tensor",
+    ),
+    "a tensor without numbers": (
+        lambda at: change(at / "epoch_0/batch_0.tar", lambda r: replaced(r, 0, torch.empty(10, 4, device="meta"))),
+        r"expected coordinates \[10, 4\], found a meta tensor",
+    ),
+    "complex numbers": (
+        lambda at: change(at / "epoch_0/batch_0.tar", lambda r: replaced(r, 2, r[2] + 0j)),
+        r"expected partners, integers \[10\], found complex64",
+    ),
+    "numbers repeated to more than memory": (
+        lambda at: change(at / "epoch_0/batch_0.tar", lambda r: replaced(r, 5, torch.zeros(1).expand(10, 10**12))),
+        r"found a tensor of 40,000,000,000,000 bytes that repeats 4 bytes",
+    ),
+    "a logit that float16 cannot hold": (
+        lambda at: change(at / "epoch_3/batch_1.tar", lambda r: replaced(r, 5, r[5].float() * 1e6)),
+        r"epoch_3/batch_1.tar: expected numbers of at most 65504 as logits, found",
+    ),
+    "a pipe": (
+        lambda at: ((at / "epoch_1/batch_0.tar").unlink(), os.mkfifo(at / "epoch_1/batch_0.tar")),
+        r"epoch_1/batch_0.tar: expected a file, found a pipe or a device",
+    ),
+    "an order with numbers of no image": (
+        lambda at: (at / "sampler_indices_epoch.json").write_text(str([[2**62] * 24] * EPOCHS)),
+        r"holds 24 labels of 0 of the 24 images",
     ),
     "something else": (
         lambda at: [shutil.rmtree(epoch) for epoch in at.iterdir()],

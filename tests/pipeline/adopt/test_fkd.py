@@ -17,6 +17,7 @@ from labelstore.errors import InputError
 from pipeline.adopt import fkd
 from pipeline.adopt.adopting import adopt
 from pipeline.adopt.config import AdoptConfig
+from pipeline.adopt.labels import boxes_of
 from pipeline.render.options import RenderOptions
 from tests.journeys.world import CLASSES, SIDE
 from tests.pipeline.adopt.taught import MEAN, STD, Taught
@@ -76,6 +77,14 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda at: changed(at / "ant/00.tar", slice(None), column=7),
         r"00.tar: expected columns below 3, .* found 7; .*--class-columns",
     ),
+    "a column beyond all": (
+        lambda at: changed(at / "ant/00.tar", slice(None), column=float("inf")),
+        r"00.tar: expected columns as whole numbers from 0 on, found inf",
+    ),
+    "two files of one image": (
+        lambda at: shutil.copytree(at / "ant", at / "more/ant"),
+        r"expected one file of labels for an image, found .*ant/00.tar and .*more/ant/00.tar",
+    ),
     "no probabilities": (
         lambda at: changed(at / "ant/00.tar", slice(None), value=float("nan")),
         r"00.tar: expected probabilities, found .*nan",
@@ -83,7 +92,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def changed(file: Path, part: slice, column: int | None = None, value: float | None = None) -> None:
+def changed(file: Path, part: slice, column: float | None = None, value: float | None = None) -> None:
     coordinates, flips, label = torch.load(file, weights_only=False)
     if column is not None:
         label[:, 0, 0] = column
@@ -114,3 +123,22 @@ def test_indexes_in_float16_are_refused_where_it_rounds_them(tmp_path: Path) -> 
     torch.save([np.full((1, 4), 0.5, np.float16), np.array([True]), label], tmp_path / "a.tar")
     with pytest.raises(InputError, match="columns below 2,048, which float16 holds exactly"):
         fkd.read_image(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("share", [np.inf, 5.0, 0.0, -1.0, np.nan])
+@pytest.mark.parametrize("place", range(4))
+def test_shares_in_float16_may_be_rounded_and_no_more(share: float, place: int) -> None:
+    """All whole boxes of images of some sides come back; what float16 does not explain is refused."""
+    draws, sides = np.random.default_rng(place), np.array([17, 224, 500, 1333])
+    ends = np.sort(draws.integers(0, sides[None, :, None] + 1, (200, 4, 2)), axis=2)
+    cut = np.maximum(ends[..., 1] - ends[..., 0], 1)
+    top = np.minimum(ends[..., 0], sides - cut)
+    boxes = np.stack([top, top, cut, cut], axis=2).reshape(-1, 4)
+    each = np.tile(sides, 200)
+    shares = (boxes / each[:, None]).astype(np.float16)
+    found = boxes_of(shares, each, each, "labels", exact=False)
+    assert np.abs(found - boxes).max() <= 1
+    if not (share == 0 and place < 2):
+        shares[3, place] = share
+        with pytest.raises(InputError, match=r"labels: crop 3: expected a box within an image of 1333 x 1333"):
+            boxes_of(shares, each, each, "labels", exact=False)

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from labelstore.command.console import Console
+from labelstore.command.console import Console, Stopped
 from labelstore.command.flags import from_flags
+from labelstore.command.stopping import StopSignals
 from labelstore.errors import InputError
 from pipeline.config import BuildConfig
 from pipeline.launch import ray_cluster
@@ -139,17 +140,26 @@ def test_too_few_gpus_or_cpus_are_refused() -> None:
         require_room({"CPU": 4.0}, "a:1", 5, 0)
 
 
+CHILD = "import os, signal; print(os.getpgrp() == os.getpid(), [*signal.pthread_sigmask(signal.SIG_BLOCK, ())])"
+
+
 class FakeRay(SimpleNamespace):
-    """Records how it is started and that it is shut down."""
+    """Records how it is started and that it is shut down; starts a process as Ray does."""
 
     __version__ = "2.60.0"
 
-    def __init__(self, resources: dict[str, float], error: Exception | None = None) -> None:
-        super().__init__(started=[], ended=0, resources=resources, error=error)
+    def __init__(self, resources: dict[str, float], error: BaseException | None = None) -> None:
+        super().__init__(started=[], ended=0, resources=resources, error=error, signalled=False)
 
     def init(self, **flags: Any) -> Any:
         self.started.append(flags)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray puts a handler of its own there
+        words = [sys.executable, "-c", CHILD]
+        ended = subprocess.run(words, preexec_fn=lambda: None, capture_output=True, text=True, check=True)
+        self.child = ended.stdout
+        if self.signalled:
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.write(2, b"as Ray's C++ prints")
         if self.error:
             raise self.error
         return SimpleNamespace(address_info={"session_dir": "/session"})
@@ -176,6 +186,31 @@ def test_a_connection_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     assert ray.ended == 3
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_signals_are_left_to_the_driver(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """The processes of a local Ray are in groups of their own; what arrives while they start is handled afterwards."""
+    ray = FakeRay({"CPU": 2.0})
+    ray.signalled = True
+    monkeypatch.setattr(ray_cluster, "imported", lambda: ray)
+    with StopSignals() as stops, connected(LaunchOptions(ray=(), workers=2), 0):
+        assert ray.child == "True []\n"
+        assert stops.number == signal.SIGTERM
+        assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    ray.error = RuntimeError("no cluster")
+    with pytest.raises(InputError, match="no cluster"), connected(LaunchOptions(ray=("auto",), workers=2), 0):
+        pass
+    assert ray.child == "False []\n"  # Ctrl-C works while a cluster does not answer
+    os.write(2, b"printed")
+    assert capfd.readouterr().err == "printed"
+
+
+def test_ray_ended_by_sigterm_while_it_starts_ends_the_command_as_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay({}, SystemExit(15))
+    monkeypatch.setattr(ray_cluster, "imported", lambda: ray)
+    with pytest.raises(Stopped), connected(LaunchOptions(ray=(), workers=2), 0):
+        pass
+    assert ray.ended == 1
 
 
 def test_a_local_ray_has_a_cpu_for_each_rank() -> None:
@@ -218,6 +253,8 @@ def test_each_rank_gets_the_environment_that_torchrun_would_give() -> None:
         ([Ended(1), Ended(1)], [1, 0], 0, Verdict(1, 1)),
         ([Ended(1), Ended(lost="ended by SIGKILL")], [0, 1], 0, Verdict(None, 1, "ended by SIGKILL")),
         ([Ended(143), Ended(lost="node"), Ended(lost="later")], [1, 2, 0], 0, Verdict(None, 1, "node")),
+        ([Ended(), Ended(lost="node")], [0, 1], 0, Verdict(0)),  # after all was finished
+        ([Ended(), Ended(lost="node")], [1, 0], 0, Verdict(0)),
         ([Ended(130), Ended(130)], [0, 1], signal.SIGINT, Verdict(130)),
         ([Ended(), Ended(lost="x")], [0, 1], signal.SIGTERM, Verdict(143)),
         ([Ended(2), Ended()], [0, 1], signal.SIGTERM, Verdict(2)),
