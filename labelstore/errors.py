@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+_OBJECT = re.compile(r" ?<[\w.]+ object at 0x[0-9a-f]+>")
 _CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x1f\x7f-\x9f]")
 
 
@@ -64,10 +65,10 @@ class AddressError(GiftwrapError):
 def reason(error: BaseException) -> str:
     """The message of another library's error, in one printable line; of an OSError, the file and the reason.
 
-    Such texts may have many lines, terminal codes and numbers of errors, and none at all.
+    Such texts may have many lines, terminal codes, addresses and numbers of errors, and none at all.
     """
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return _CODES.sub("", text)
+    return _CODES.sub("", _OBJECT.sub("", text))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,16 @@ from labelstore.errors import InputError, reason
 from trainer.file_names import CONFIG, LOG
 
 STORE_ROOT = "zarr.json"
+# What a description has, as far as it is read here.
+KINDS: Mapping[str, type[Any] | tuple[type[Any], ...]] = {
+    **dict.fromkeys(("run", "versions", "store", "store.identity", "store.identity.engine"), dict),
+    **dict.fromkeys(("crops", "crops.plan", "labels", "loss", "test"), dict),
+    **dict.fromkeys(("store.identity.images", "crops.images", "run.batch_size"), (int, float)),
+    **dict.fromkeys(("store.identity.manifest", "crops.manifest"), str),
+}
+MAY_BE_NULL = ("loss", "test")
+AVERAGED = ("test_top1", "crops_per_second")
+PLACES, MEASURED = ("epoch", "step"), ("loss", "lr", "test_top1", "test_top5", "test_loss", "crops_per_second")
 # Of what a run is made of: where and how fast it was made, which is no difference between runs.
 _PLACE = ("versions", "replay_renderer", "format", "test", "engine")
 _PLACE_FLAGS = ("seed", "threads", "processes", "device", "compile")
@@ -168,7 +179,7 @@ def _runs_in(folder: Path, *, logs: bool) -> list[Path]:
         folders.sort(key=natural_key)
         if STORE_ROOT in files:
             folders.clear()
-        elif (LOG in files and logs) or (CONFIG in files and _is_run(Path(name) / CONFIG)):
+        elif (LOG in files and (logs or CONFIG in files)) or (CONFIG in files and _is_run(Path(name) / CONFIG)):
             runs.append(Path(name))
             folders.clear()
     return runs
@@ -177,7 +188,7 @@ def _runs_in(folder: Path, *, logs: bool) -> list[Path]:
 def _is_run(path: Path) -> bool:
     try:
         return "made_of" in json.loads(path.read_text())
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
@@ -191,13 +202,43 @@ def read_run(folder: Path) -> RunRecord:
     try:
         document = json.loads(path.read_text())
         made_of, made_with = dict(document["made_of"]), dict(document.get("made_with", {}))
-        int(made_of["run"]["epochs"])
+        _require_description(made_of)
     except FileNotFoundError:
         made_of, made_with = {}, {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path}: expected the config.json of a run ({reason(error)})") from error
     entries = read_log(folder) if (folder / LOG).exists() or not made_of else []
     return RunRecord(folder=folder, made_of=made_of, made_with=made_with, entries=entries)
+
+
+def _require_description(made_of: Mapping[str, Any]) -> None:
+    """Refuse a description whose parts are not what a training writes: all that reads it relies on them.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: for the first one.
+    """
+    for place, kind in KINDS.items():
+        value: Any = made_of
+        for name in place.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        absent = value is None and (place in MAY_BE_NULL or "." in place or place not in made_of)
+        if not absent and not isinstance(value, kind):
+            raise TypeError(f"{place}: expected another value than {value!r:.40}")
+    if test := made_of.get("test"):
+        str(test["digest"]), test["skipped"], int(test["images"])
+    if int(made_of["run"]["epochs"]) < 0:
+        raise ValueError("run.epochs: expected a number from 0 on")
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a value is an epoch of a log: its place, and numbers as what was measured."""
+    return (
+        isinstance(entry, dict)
+        and all(type(entry.get(name, 0)) is int and entry.get(name, 0) >= 0 for name in PLACES)
+        and "epoch" in entry
+        and all(isinstance(entry.get(name), int | float | None) for name in MEASURED)
+        and all(math.isfinite(entry.get(name) or 0) for name in AVERAGED)
+    )
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -209,11 +250,16 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     path = run / LOG
     try:
         entries = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else reason(error)
         raise InputError(f"{path}: expected the log of a run ({why}); give folders that `train --run` made") from error
-    if not entries or not all(isinstance(entry, dict) and "epoch" in entry for entry in entries):
+    if not entries:
         raise InputError(f"{path}: expected a line an epoch, found none; the run has finished no epoch yet")
+    wrong = next((number for number, entry in enumerate(entries) if not _is_entry(entry)), None)
+    if wrong is not None:
+        raise InputError(
+            f"{path}: expected a line an epoch, with its number and measured numbers; found another in line {wrong + 1}"
+        )
     return entries
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
@@ -16,15 +17,16 @@ from benchmarks.evidence.lines import read_lines
 from benchmarks.evidence.page import page_of
 from benchmarks.evidence.suite import Part, Suite
 from benchmarks.evidence.verdicts import Judged, judge
-from benchmarks.studies.ledger import RESULTS, RUNS, Ledger, drawn_data, print_plan, run_cells
+from benchmarks.studies.ledger import RESULTS, RUNS, Ledger, drawn_data, is_ledger, print_plan, run_cells
 from labelstore.command.console import Console
+from labelstore.durable import removing
 from labelstore.durable.newfile import write_over
 from labelstore.durable.removing import Proof
 from labelstore.errors import InputError
 from pipeline.networks import build_network, save_weights
 from trainer.report.html import render
 
-PAGE = Proof("a page of giftwrap", lambda path: b"giftwrap report" in path.read_bytes()[:4000])
+PAGE = Proof("a page of giftwrap", lambda path: path.is_file() and b"giftwrap report" in path.read_bytes()[:4000])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,9 @@ class Evidence:
         alike = [
             line["seconds"]
             for line in self._results.lines
-            if line["cell"]["part"] == cell.part and line["cell"].get("student") == student
+            if line["cell"].get("part") == cell.part
+            and line["cell"].get("student") == student
+            and isinstance(line.get("seconds"), int | float)
         ]
         missing = [step for step in steps if not self._lab.place(step.out).exists()]
         first = [step for step in missing if self._first.setdefault(step.out, cell) == cell]
@@ -125,6 +129,7 @@ def make_page(
     Raises:
         InputError: when a cell cannot run, before the first starts, or lines of two test sets meet in a table.
     """
+    require_places(places)
     data = data_folder()
     skipped = {part.name: reason for part in suite.parts if (reason := left_out(part, data, drawn=bool(suite.draw)))}
     lab, results = Lab(suite.parts, places.folder, data), Ledger[Cell](places.results)
@@ -157,6 +162,24 @@ def make_page(
     }
 
 
+def require_places(places: Places) -> None:
+    """Refuse, before cells are done, a page or a file of results that could not be written.
+
+    Raises:
+        InputError: names it.
+    """
+    for flag, folder in (("--out", places.out), ("--folder", places.folder)):
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise InputError(f"{flag} {folder}: expected a folder, found a file")
+    if os.path.lexists(page := places.out / "evidence.html"):
+        removing.require(page, PAGE)
+    if places.results.exists() and not is_ledger(places.results):
+        raise InputError(
+            f"--results {places.results}: expected a file with a line of JSON for each finished cell, found another "
+            f"one; give another name"
+        )
+
+
 def chosen(suite: Suite, only: Sequence[str]) -> list[Part]:
     """The parts of a suite whose cells are wanted, in the order in which they are."""
     named = {part.name: part for part in suite.parts}
@@ -169,7 +192,7 @@ def chosen(suite: Suite, only: Sequence[str]) -> list[Part]:
 def scores(part: Part, results: Ledger[Cell]) -> dict[Cell, float]:
     """Top-1 of the finished cells of a part, by which others are picked."""
     lines = {cell: results.of(cell) for cell in cells_of(part, {})}
-    return {cell: line["top1"] for cell, line in lines.items() if line and "top1" in line}
+    return {cell: line["top1"] for cell, line in lines.items() if line and isinstance(line.get("top1"), int | float)}
 
 
 def judge_all(suite: Suite, places: Places) -> dict[str, Judged]:

@@ -63,7 +63,10 @@ def commands_of(part: Part, choices: Mapping[str, str], seed: int) -> list[Work]
     """What a cell runs, in this order; its own command is the last."""
     assert part.cell is not None  # noqa: S101  parts with grids have one
     made: dict[str, Work] = {}
-    own = _work("cell", part.cell, part, choices, seed, made)
+    try:
+        own = _work("cell", part.cell, part, choices, seed, made)
+    except RecursionError as error:
+        raise InputError(f"part {part.name}: expected names that end, found some that name themselves") from error
     return [*made.values(), own]
 
 
@@ -88,6 +91,9 @@ def expand(template: str, part: Part, choices: Mapping[str, str], seed: int, mad
             return OUT
         if name == "seed":
             return str(seed)
+        if axis and choice not in part.axes.get(axis, {}):
+            known = ", ".join(part.axes.get(axis, {})) or "an axis of the part"
+            raise InputError(f"part {part.name}: {found[0]}: expected {known}, found {axis}={choice}")
         if name in part.steps:
             chosen = {**choices, axis: choice} if axis else choices
             work = _work(name, part.steps[name], part, chosen, seed, made)

@@ -72,9 +72,13 @@ class Lab:
         """Do a cell, or continue it; what is found, for its line."""
         start, version = time.monotonic(), commit()
         *steps, own = self.commands(cell)
-        for step in steps:
-            self._do(step, again=step.command.startswith(("build ", "train ")))
-        values = result_of(self._do(own, again=True), self.place(own.out))
+        try:
+            for step in steps:
+                self._do(step, again=step.command.startswith(("build ", "train ")))
+            values = result_of(self._do(own, again=True), self.place(own.out))
+        except GiftwrapError as error:
+            error.args = (f"{cell.name}: {error}",)
+            raise
         return {
             **values,
             "steps_before": [step.command for step in steps],
@@ -181,7 +185,12 @@ def parsed(command: str) -> Any:
     Raises:
         InputError: when it is none, or its flags do not go together.
     """
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise InputError(f"run: expected a command as a shell reads it, found {command!r} ({error})") from error
+    if not words:
+        raise InputError("run: expected a command, found none")
     # A recipe becomes flags by the images and the store, which are not there yet; so words stay as they are typed.
     known = {**PIPELINE, "train": replace(TRAINER["train"], typed=without_more)}
     tables = {name: known[name] if name == "train" else replace(known[name], typed=tuple) for name in RUNS}

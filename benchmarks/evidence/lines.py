@@ -42,7 +42,9 @@ class Line:
                 value = value[int(name)]
             elif isinstance(value, list) and "=" in name:
                 key, _, wanted = name.partition("=")
-                value = next((each for each in value if str(each.get(key)) == wanted), None)
+                value = next(
+                    (each for each in value if isinstance(each, Mapping) and str(each.get(key)) == wanted), None
+                )
             else:
                 return None
         return value
@@ -74,24 +76,28 @@ class Line:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """All lines of a file; lines that are cut off are passed over, and a file that is absent has none."""
+    """The lines of a file, of a cell the last one: two would count as two runs.
+
+    Lines that are cut off are passed over, and a file that is absent has none.
+    """
     if not path.is_file():
         return []
-    texts = path.read_text().splitlines()
+    texts = path.read_bytes().splitlines()
     commits = added_in(path, len(texts))
-    found = []
+    found: dict[str, Line] = {}
     for number, (text, commit) in enumerate(zip(texts, commits, strict=True), 1):
         try:
             values = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(values, dict):
-            cell = values.get("cell", {})
+        cell = values.get("cell", {}) if isinstance(values, dict) else None
+        if isinstance(cell, dict):
             fields = {**cell, **values}
             own = fields.get("commit") or fields.get("code")
             where = f"{path.name}:{number}"
-            found.append(Line(fields=fields, cell=tuple(cell), commit=str(own or commit), place=where))
-    return found
+            key = json.dumps(cell, sort_keys=True) if cell else where
+            found[key] = Line(fields=fields, cell=tuple(cell), commit=str(own or commit), place=where)
+    return [*found.values()]
 
 
 def added_in(path: Path, count: int) -> list[str]:

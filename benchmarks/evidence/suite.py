@@ -6,11 +6,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from labelstore.errors import InputError
 
 HERE = Path(__file__).parent
+ENDS = ("best", "worst")  # that a grid may pick
 Selection = Mapping[str, Any]
 """Values of fields that a line of results must have."""
 
@@ -183,6 +185,8 @@ def read_suite(name: str) -> Suite:
         raise InputError(f"--suite: expected quick, full or the path of a TOML file, found {name!r}; {path} is no file")
     values = _read(path)
     wanted, numbers = values.pop("parts", ()), values.pop("numbers", {})
+    require_kind(wanted, tuple[str, ...], f"{path}: parts")
+    require_kind(numbers, Mapping[str, Any], f"{path}: numbers")
     head = _made(Suite, {**values, "name": path.stem, "parts": ()}, path)
     parts = tuple(read_part(_beside(path, each), numbers) for each in wanted)
     if not parts:
@@ -198,10 +202,14 @@ def read_part(path: Path, numbers: Mapping[str, Any] | None = None) -> Part:
         numbers: of the suite, in place of the part's own; ``seeds`` too.
     """
     values, own = _read(path), dict(numbers or {})
+    for key, kind in TABLES.items():
+        if key in values:
+            require_kind(values[key], kind, f"{path}: {key}")
     if "seeds" in own:
         values["seeds"] = own.pop("seeds")
     values["numbers"] = {**values.get("numbers", {}), **own}
     for claim in values.get("claims", ()):
+        require_kind(claim.get("rule", ()), TABLES["claims"], f"{path}: claims.rule")
         claim["rule"] = tuple(_made(Comparison, each, path, "claims.rule") for each in claim.get("rule", ()))
     values["claims"] = tuple(_made(Claim, each, path, "claims") for each in values.get("claims", ()))
     values["steps"] = {key: _made(Step, each, path, f"steps.{key}") for key, each in values.get("steps", {}).items()}
@@ -247,7 +255,13 @@ def _require_whole(part: Part, path: Path) -> None:
                 )
     if len({claim.id for claim in part.claims}) < len(part.claims):
         raise InputError(f"{path}: expected different ids of claims")
-    for grid in part.grids:
+    for number, grid in enumerate(part.grids):
+        first = {**part.grids[0].choose} if number else {}
+        if set(grid.pick) - {*ENDS} or set(grid.of) - {*first} or bool(grid.pick) != bool(grid.of):
+            raise InputError(
+                f"{path}: grid: pick, of: expected {' or '.join(ENDS)} of axes of a grid before it, found "
+                f"{[*grid.pick]} of {[*grid.of]}"
+            )
         if part.cell is None:
             raise InputError(f"{path}: grid: expected a [cell] that says what its cells run, found none")
         for axis, chosen in grid.choose.items():
@@ -258,6 +272,13 @@ def _require_whole(part: Part, path: Path) -> None:
 
 
 T = TypeVar("T")
+TABLES: Mapping[str, Any] = {
+    "numbers": Mapping[str, Any],
+    "steps": Mapping[str, Mapping[str, Any]],
+    "cell": Mapping[str, Any],
+    "claims": tuple[Mapping[str, Any], ...],
+    "grid": tuple[Mapping[str, Any], ...],
+}
 
 
 def _made(kind: type[T], values: Mapping[str, Any], path: Path, where: str = "") -> T:
@@ -270,4 +291,34 @@ def _made(kind: type[T], values: Mapping[str, Any], path: Path, where: str = "")
     for key, each in known.items():
         if key not in values and each.default is MISSING and each.default_factory is MISSING:
             raise InputError(f"{place}{key}: expected a value, found none")
+    hints = get_type_hints(kind)
+    for key, each in values.items():
+        require_kind(each, hints[key], f"{place}{key}")
     return kind(**{key: tuple(each) if isinstance(each, list) else each for key, each in values.items()})
+
+
+def require_kind(value: Any, kind: Any, place: str) -> None:
+    """Refuse a value of a file that is of another kind than the field that it is for.
+
+    Raises:
+        InputError: names both.
+    """
+    if not is_kind(value, kind):
+        wanted = getattr(kind, "__name__", "") if not get_args(kind) else str(kind).replace("typing.", "")
+        raise InputError(f"{place}: expected {wanted}, found {value!r:.100}")
+
+
+def is_kind(value: Any, kind: Any) -> bool:
+    """Whether a value of TOML is of a kind: a list is a tuple, an integer is a number, true is neither."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(is_kind(value, each) for each in inside)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(is_kind(each, inside[0]) for each in value)
+    if origin is not None:
+        return isinstance(value, Mapping) and all(is_kind(each, inside[1]) for each in value.values())
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return isinstance(value, kind)

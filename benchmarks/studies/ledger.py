@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Generic, Protocol, TypeVar
 
 from benchmarks.harness import machine
@@ -74,11 +75,17 @@ class Ledger(Generic[InT]):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lines: dict[str, Mapping[str, Any]] = {}
-        for text in path.read_text().splitlines() if path.exists() else []:
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the lines that another process has added since."""
+        content = self.path.read_bytes() if self.path.exists() else b""
+        for text in content.splitlines():
             try:
                 line = json.loads(text)
-                self._lines[_key(line["cell"])] = line
-            except (ValueError, LookupError, TypeError):
+                if isinstance(line["cell"], dict):
+                    self._lines[_key(line["cell"])] = line
+            except (ValueError, LookupError, TypeError, RecursionError):
                 continue
 
     def __contains__(self, cell: InT) -> bool:
@@ -99,11 +106,18 @@ class Ledger(Generic[InT]):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         before = self.path.read_bytes() if self.path.exists() else b"\n"
         cut_off = not before.endswith(b"\n")
-        with self.path.open("a") as file:
-            file.write("\n" * cut_off + json.dumps(line) + "\n")
-            file.flush()
+        with self.path.open("ab", buffering=0) as file:  # whole lines, also where two processes write
+            file.write(("\n" * cut_off + json.dumps(line) + "\n").encode())
             os.fsync(file.fileno())
         self._lines[_key(line["cell"])] = line
+
+
+def is_ledger(path: Path) -> bool:
+    """Whether a file is empty or has lines of cells; those of others are not appended to."""
+    if not path.is_file():
+        return False
+    content = path.read_bytes()
+    return not content.strip() or any(line.startswith(b'{"cell": {') for line in content.splitlines())
 
 
 def _key(cell: Mapping[str, Any]) -> str:
@@ -146,6 +160,7 @@ def run_cells(work: Work[CellT], ledger: Ledger[CellT], minutes: float) -> None:
             print(f"{len(left)} cells are left; the next one takes {needed}, more than --minutes leaves")
             return
         values = work.run(cell)
+        ledger.refresh()  # a process beside this one adds lines too
         expected, taken = expected + estimate, taken + values["seconds"]
         if cell not in ledger:
             ledger.add(cell, {**values, "estimate": round(estimate, 1), "machine": machine()})
@@ -220,6 +235,8 @@ def drawn_data(data: Path, images: int, side: int) -> Path:
     from benchmarks.step import draw_set
 
     for split in ("train", "test"):
-        if not (data / split).exists():
-            draw_set(data / split, images, (side, side))
+        if not (data / split).exists():  # drawn beside, so that a stopped call leaves no part of it
+            data.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=data) as beside:
+                draw_set(Path(beside) / split, images, (side, side)).rename(data / split)
     return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -116,9 +117,9 @@ TEMPERATURES = (1e-30, 1e30)  # what float32 divides by without a zero or an inf
 
 def require_temperature(temperature: float) -> None:
     """Refuse a temperature that is not above 0."""
-    if not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
-        low, high = TEMPERATURES
-        raise InputError(f"temperature: expected a number above 0, from {low:g} to {high:g}, found {temperature}")
+    low, high = TEMPERATURES
+    if not (isinstance(temperature, Real) and low <= temperature <= high):
+        raise InputError(f"temperature: expected a number above 0, from {low:g} to {high:g}, found {temperature!r}")
 
 
 def softmax(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from labelstore.durable.places import require_local
 from labelstore.durable.publish import PARTIAL, Described, FileEntry, publish
 from labelstore.durable.removing import Proof
 from labelstore.durable.storage import LocalStorage, ReadStorage, read_whole
-from labelstore.errors import DamagedError, FormatError, GiftwrapError, InputError
+from labelstore.errors import DamagedError, FormatError, GiftwrapError, InputError, reason
 from labelstore.format import leftovers
 from labelstore.format.arrays import StoreLayout, group_metadata
 from labelstore.format.blocks import BlockGrid
@@ -158,6 +159,24 @@ def make_skeleton(
     made = Root(identity, {array.name: files[array.file()].entry for array, _ in tables}, notes, state)
     publish(root, {ROOT: Described.of(root_document(made))})
     return made
+
+
+def require_storable(root: Path, identity: Identity, state: State, notes: Mapping[str, Json]) -> None:
+    """Refuse, before anything is written, what a root's metadata cannot hold or would not be read from it.
+
+    Raises:
+        InputError: names it.
+    """
+    try:
+        data = root_document(Root(identity, {}, notes, state))
+        fields = Fields(root / ROOT, json.loads(data)["attributes"])
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{root}: expected numbers, texts, lists and objects of JSON: {reason(error)}") from error
+    try:
+        read_identity(fields.fields("identity"), FORMAT)
+        fields.plain("notes")
+    except DamagedError as error:
+        raise InputError(f"{root}: {error.why or error}") from error
 
 
 def clear(root: Path) -> None:

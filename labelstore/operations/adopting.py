@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from labelstore.access.records import AuditRows, BlockData
 from labelstore.encodings import make_encoding
-from labelstore.errors import GiftwrapError, InputError, MismatchError
+from labelstore.errors import InputError, MismatchError
 from labelstore.format.arrays import AUDIT_BLOCK, StoreLayout
 from labelstore.format.blocks import BlockIndex
 from labelstore.format.columns import CROP_COLUMNS, CUTMIX_COLUMNS, MIXUP_COLUMNS, CropRows
@@ -24,6 +24,8 @@ from labelstore.writing.encoding import encode_block
 from labelstore.writing.space import require_free_space, store_bytes
 
 DIGEST_POSITIONS = 4  # crops of a block of which the marker holds a digest
+MAX_SIZE = 65_535  # of crops: columns are uint16
+INTERPOLATIONS = ("bilinear", "bicubic")
 MIXES: dict[str, tuple[str, ...]] = {"none": (), "mixup": MIXUP_COLUMNS, "cutmix": CUTMIX_COLUMNS}
 
 
@@ -89,6 +91,15 @@ def adopted_identity(
     """
     if mix not in MIXES:
         raise InputError(f"mix: expected one of {', '.join(MIXES)}, found {mix!r}")
+    if interpolation not in INTERPOLATIONS:
+        raise InputError(f"interpolation: expected {' or '.join(INTERPOLATIONS)}, found {interpolation!r}")
+    require_names(classes)
+    if encoding is not None and not isinstance(encoding, Mapping):
+        raise InputError(f'encoding: expected {{"name": "int8"}} or None, found {encoding!r}')
+    group, size = require_integer("group", group), require_integer("size", size)
+    if not 1 <= size <= MAX_SIZE:
+        raise InputError(f"size: expected 1 to {MAX_SIZE} pixels, found {size}")
+    class_columns = [require_integer("class_columns", column) for column in class_columns]
     if (group > 1) != (mix != "none"):
         raise InputError(f"group: expected 1 without mixing, and more with it, found {group} with mix {mix!r}")
     images, views = len(image_digests), require_integer("views", views)
@@ -186,7 +197,7 @@ def write_adopted(
                     if progress:
                         progress(done + 1, len(missing))
             writer.seal()
-    except GiftwrapError:
+    except BaseException:  # what `read` and `pixels` raise too
         store.discard()  # when nothing was written
         raise
     return store
@@ -249,6 +260,21 @@ class _Labels:
         if crops.shape != shape or crops.dtype != np.uint8:
             raise InputError(f"pixels: expected uint8 {[*shape]}, found {crops.dtype} {[*crops.shape]}")
         return AuditRows(crops, logits[: shape[0]].astype(np.float16))
+
+
+def require_names(classes: object) -> None:
+    """Refuse what is no list of texts; one text alone would be a list of its letters.
+
+    Raises:
+        InputError: names what was found.
+    """
+    try:
+        names = [] if isinstance(classes, str | bytes) else list(classes)  # type: ignore[call-overload]
+        wrong = not names or not all(isinstance(name, str) and name.encode() for name in names)
+    except (TypeError, UnicodeEncodeError):
+        wrong = True
+    if wrong:
+        raise InputError(f"classes: expected a list of names, found {classes!r:.100}")
 
 
 def require_finite(

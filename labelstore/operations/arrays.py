@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from labelstore.encodings import make_encoding
-from labelstore.errors import InputError
+from labelstore.errors import InputError, reason
 from labelstore.format.columns import CropRows
 from labelstore.operations.adopting import (
     AdoptedCrops,
@@ -21,9 +21,10 @@ from labelstore.operations.adopting import (
     adopted_identity,
     require_boxes,
     require_finite,
+    require_names,
     write_adopted,
 )
-from labelstore.spec import Identity, Json
+from labelstore.spec import Identity, Json, require_integer
 from labelstore.store import LabelStore
 
 Numbers: TypeAlias = npt.ArrayLike
@@ -109,13 +110,18 @@ def from_arrays(
     """
     digests = digests_of(images)
     count = len(digests)
-    values = np.asarray(logits)
+    values = array_of("logits", logits)
     if values.ndim != 3 or values.shape[1] != count or 0 in values.shape or values.dtype.kind != "f":
         raise InputError(f"logits: expected floats [V, {count}, C], found {values.dtype} {[*values.shape]}")
     views, _, columns = values.shape
     mix: Literal["none", "cutmix", "mixup"] = "none"
+    if not isinstance(labeller, str) or not labeller:
+        raise InputError(f"labeller: expected a name, found {labeller!r}")
     if mixing:
+        if not isinstance(mixing, Mixing):
+            raise InputError(f"mixing: expected a labelstore.Mixing, found a {type(mixing).__name__}")
         mix = "mixup" if mixing.boxes is None else "cutmix"
+    require_names(classes)
     classified = integers("targets", targets, (count,), 0, len(classes) - 1)
     identity = adopted_identity(
         image_digests=digests,
@@ -215,9 +221,24 @@ def digests_of(images: Sequence[Path | str] | npt.NDArray[np.uint8]) -> npt.NDAr
     return np.frombuffer(b"".join(found), np.uint8).reshape(-1, 32)
 
 
+def array_of(name: str, values: object) -> npt.NDArray[Any]:
+    """Values as an array, which is a view where they are one.
+
+    Raises:
+        InputError: they are none, or hide some of their entries.
+    """
+    try:
+        array: npt.NDArray[Any] = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors of a GPU or with a history
+        raise InputError(f"{name}: expected an array, found a {type(values).__name__} ({reason(error)})") from error
+    if np.ma.is_masked(values):
+        raise InputError(f"{name}: expected an array whose entries all count, found a masked one")
+    return array
+
+
 def integers(name: str, values: Numbers, shape: tuple[int, ...], least: int, most: int) -> npt.NDArray[np.int64]:
     """Integers of a shape within limits, as int64."""
-    array = np.asarray(values)
+    array = array_of(name, values)
     if array.shape != shape or array.dtype.kind not in "iu":
         raise InputError(f"{name}: expected integers {[*shape]}, found {array.dtype} {[*array.shape]}")
     wrong = (array < least) | (array > most)
@@ -229,7 +250,10 @@ def integers(name: str, values: Numbers, shape: tuple[int, ...], least: int, mos
 
 def three(name: str, values: Sequence[float]) -> list[Json]:
     """A number for each channel."""
-    numbers = [float(value) for value in values]
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: expected three numbers, found {values!r:.100}") from error
     low = 0.0 if name == "std" else -np.inf
     if len(numbers) != 3 or not all(low < value < np.inf for value in numbers):
         raise InputError(f"{name}: expected three {'positive ' if name == 'std' else ''}numbers, found {numbers}")
@@ -251,7 +275,7 @@ def permutations(order: Numbers, views: int, count: int) -> npt.NDArray[np.int64
 
 def drawn_order(seed: int, views: int, count: int) -> npt.NDArray[np.int64]:
     """A permutation for each view, int64 ``[V, N]``: of a seed, the same with every version of numpy."""
-    if not 0 <= seed < 2**63:
+    if not 0 <= require_integer("seed", seed) < 2**63:
         raise InputError(f"seed: expected 0 to 2**63 - 1, found {seed}")
     words = (np.random.Philox(key=[seed, view]).random_raw(count) for view in range(views))
     return np.stack([np.argsort(each, kind="stable") for each in words])
@@ -268,7 +292,7 @@ def columns_of(
 ) -> dict[str, npt.NDArray[np.int64]]:
     """The crop columns but the image's, by name, int64 ``[V, N]``."""
     cut = integers("boxes", boxes, (*axes, 4), 0, MAX_SIDE)
-    flipped = np.asarray(flips)
+    flipped = array_of("flips", flips)
     if flipped.shape != axes or flipped.dtype != bool:
         raise InputError(f"flips: expected bool {[*axes]}, found {flipped.dtype} {[*flipped.shape]}")
     columns = {name: cut[..., at] for at, name in enumerate(("top", "left", "height", "width"))}
@@ -297,7 +321,7 @@ def columns_of(
 
 def shares_of(shares: Numbers | None, axes: tuple[int, int]) -> npt.NDArray[np.int64]:
     """MixUp's shares as the format has them, int64 ``[V, N]``."""
-    array = np.asarray(shares)
+    array = array_of("mixing.shares", shares)
     if array.shape != axes or array.dtype.kind != "f" or not ((array >= 0) & (array <= 1)).all():
         raise InputError(f"mixing.shares: expected floats from 0 to 1, {[*axes]}, found {array.dtype} {[*array.shape]}")
     rounded: npt.NDArray[np.int64] = np.minimum(np.rint(array * SHARE), SHARE - 1).astype(np.int64)

@@ -19,6 +19,7 @@ from labelstore.format.root import (
     read_root,
     require_images,
     require_own,
+    require_storable,
     require_views,
     require_writable,
 )
@@ -59,6 +60,7 @@ def create_root(
         "renderer": dict(identity.renderer) if identity.renderer is not None else None,
     }
     state = State(views_target=target, views_sealed=0, versions=tuple(versions or (version,)))
+    require_storable(root, identity, state, notes)
     folders = tuple(folder for folder in (root, *root.parents) if not folder.exists())
     disk.make_folder(root)
     try:

@@ -76,7 +76,12 @@ def export_fkd(store: LabelStore, out: Path, options: ExportOptions) -> Exported
 
 
 def require_expressible(store: LabelStore) -> None:
-    """Refuse crops that SRe2L's record has no place for."""
+    """Refuse crops and labels that SRe2L's record has no place for."""
+    if store.identity.content == "topk":
+        raise InputError(
+            f"{store.path}: expected the logits of all columns, as SRe2L's record holds them, found those of the "
+            f"largest alone; --format parquet states that too"
+        )
     known = {*CROP_COLUMNS, *CUTMIX_COLUMNS, *MIXUP_COLUMNS}
     others = [name for name in store.identity.crop_columns if name not in known]
     if others:

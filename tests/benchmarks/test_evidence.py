@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import pytest
 from benchmarks.evidence import assembling
 from benchmarks.evidence.assembling import Places, make_page
 from benchmarks.evidence.cells import Cell, cells_of, commands_of, picks
-from benchmarks.evidence.lab import Lab, all_cells, result_of, typed
+from benchmarks.evidence.lab import Lab, all_cells, require_runnable, result_of, typed
 from benchmarks.evidence.lines import Line, read_lines
 from benchmarks.evidence.suite import Claim, Comparison, Part, read_suite
 from benchmarks.evidence.verdicts import judge
@@ -205,12 +206,35 @@ def test_runs_of_different_test_images_are_refused_unless_a_claim_states_by_what
         (('rate = ["low"]', 'rate = ["lower"]'), "found 'lower'"),
         (('sentence = "GIFT is above KL."', ""), "sentence: expected a value"),
         (("[cell]", "[cell"), "expected TOML"),
+        (("at_least = 1.0", 'at_least = "1"'), "at_least: expected float | None, found '1'"),
+        (("seeds = [0, 1]", "seeds = 1"), "seeds: expected tuple[int, ...], found 1"),
+        (("seeds = [0, 1]", "seeds = [true]"), "seeds: expected tuple[int, ...], found [True]"),
+        (('run = "train', 'run = 5 # "train'), "cell: run: expected str, found 5"),
+        (("[numbers]", "numbers = 5\n[axes.more]"), "numbers: expected"),
+        (('pick = ["best", "worst"]', 'pick = ["first"]'), "pick, of: expected best or worst"),
+        (('of = ["loss"]', 'of = ["lass"]'), "pick, of: expected best or worst"),
     ],
 )
 def test_a_wrong_suite_is_refused_by_file_and_key(tmp_path: Path, change: tuple[str, str], text: str) -> None:
     with pytest.raises(InputError, match=r"part\.toml.*") as refused:
         read_suite(written(tmp_path, SMALL.replace(*change)))
     assert text in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (("epochs = 3", 'epochs = "{epochs}"'), "some that name themselves"),
+        (("--out {out}", "--more {set} --out {out}"), "some that name themselves"),
+        (("{set}", "{set:rate=lower}"), r"{set:rate=lower}: expected low, high, found rate=lower"),
+        (("{set}", "{set:rite=low}"), "expected an axis of the part, found rite=low"),
+        (("--size 16 --labels", "'--size 16 --labels"), "as a shell reads it"),
+    ],
+)
+def test_commands_that_are_none_are_refused(tmp_path: Path, change: tuple[str, str], text: str) -> None:
+    (part,) = read_suite(written(tmp_path, SMALL.replace(*change))).parts
+    with pytest.raises(InputError, match=re.escape(text)):
+        require_runnable(part, Lab([part], tmp_path, tmp_path))
 
 
 def places(folder: Path) -> Places:
@@ -274,6 +298,50 @@ def test_nothing_of_the_users_is_written_over(tmp_path: Path, monkeypatch: Any) 
     with pytest.raises(GiftwrapError):
         make_page(read_suite(written(tmp_path)), places(tmp_path), Console(silent=True))
     assert page.read_text() == "mine"
+    page.unlink()
+    (tmp_path / "lines.jsonl").write_text("my notes\n")
+    with pytest.raises(GiftwrapError, match=r"--results .*lines.jsonl: expected a file with a line of JSON"):
+        make_page(read_suite(written(tmp_path)), places(tmp_path), Console(silent=True))
+    assert (tmp_path / "lines.jsonl").read_text() == "my notes\n"
+    assert [*page.parent.iterdir()] == []
+
+
+def test_damaged_lines_are_passed_over_and_a_cell_that_two_have_done_counts_once(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("GIFTWRAP_DATA", str(tmp_path))
+    monkeypatch.setattr(assembling, "Lab", Known)
+    monkeypatch.setattr(assembling, "require_runnable", lambda _part, _lab: None)
+    (tmp_path / "images").mkdir()
+    suite, file = read_suite(written(tmp_path)), tmp_path / "lines.jsonl"
+    make_page(suite, places(tmp_path), Console(silent=True))
+    lines = file.read_bytes().splitlines(keepends=True)
+    damaged = [b"\xff\xfe\n", b'{"cell": 5}\n', b'{"cell": {}}\n', b"[]\n", b"[" * 100_000 + b"\n", lines[1][:40]]
+    file.write_bytes(b"".join([lines[0], *damaged, b"\n", *lines, lines[0]]))
+    assert len([found for found in read_lines(file) if "loss" in found.fields]) == 8
+    assert make_page(suite, places(tmp_path), Console(silent=True))["holds"] == 1
+    assert "50.50 ± 0.71 (2)" in (tmp_path / "out" / "evidence.html").read_text()
+
+
+def test_a_line_of_a_process_beside_this_one_is_not_added_again(tmp_path: Path) -> None:
+    cell = Cell("part", (("loss", "kl"),), 0, "train")
+    ours, theirs = (Ledger[Cell](tmp_path / "lines.jsonl") for _ in range(2))
+    theirs.add(cell, {"top1": 1.0})
+    assert cell not in ours
+    ours.refresh()
+    assert cell in ours
+
+
+def test_a_cell_that_fails_is_named(tmp_path: Path, monkeypatch: Any) -> None:
+    (part,) = read_suite(written(tmp_path)).parts
+    lab = Lab([part], tmp_path, tmp_path)
+
+    def fail(*_args: object, **_flags: object) -> Any:
+        raise InputError("no such thing")
+
+    monkeypatch.setattr(lab, "_do", fail)
+    with pytest.raises(InputError, match="part gift low seed 0: no such thing"):
+        lab.run(cells_of(part, {})[0])
 
 
 def test_parts_are_chosen_by_name(tmp_path: Path) -> None:

@@ -137,9 +137,9 @@ def test_networks_of_the_examples_exist(name: str) -> None:
 
 
 def test_helps_show_no_default_as_none() -> None:
-    out = outcome_of("giftwrap", "train", "--help")[0]
+    out = giftwrap("giftwrap", "train", "--help").out
     assert not re.search(r"\{None|default: (None)?\)|\[-h\] \[OPTIONS\] PATH", out)
-    usage = outcome_of("giftwrap", "convert", "--help")[0].splitlines()[0]
+    usage = giftwrap("giftwrap", "convert", "--help").out.splitlines()[0]
     assert usage == "usage: giftwrap convert [-h] [OPTIONS] SOURCE DESTINATION"
 
 

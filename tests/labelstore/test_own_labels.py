@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,25 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "other shape": ({"logits": np.zeros((V, N + 1, C), np.float32)}, r"logits: expected floats \[V, 9, C\], found"),
     "integers": ({"logits": np.zeros((V, N, C), int)}, r"logits: expected floats"),
     "NaN": (broken("logits", (2, 3, 1), np.nan), "logits of view 2, image 3, column 1: expected a finite number"),
+    "ragged": ({"logits": [[[1.0], [2.0, 3.0]]]}, "logits: expected an array, found a list"),
+    "masked": (
+        {"logits": np.ma.masked_greater(arrays()["logits"], 0)},
+        "logits: expected an array whose entries all count",
+    ),
+    "one text as classes": ({"classes": "ab"}, "classes: expected a list of names, found 'ab'"),
+    "numbers as classes": ({"classes": [1, 2]}, r"classes: expected a list of names, found \[1, 2\]"),
+    "half a character": ({"classes": ["a", "\ud800"]}, "classes: expected a list of names"),
+    "no classes": ({"classes": None}, "classes: expected a list of names, found None"),
+    "a size that is true": ({"size": True}, "size: expected an integer, found True"),
+    "a size beyond all": ({"size": 70_000}, "size: expected 1 to 65535 pixels, found 70000"),
+    "a filter that nothing has": ({"interpolation": "nearest"}, "interpolation: expected bilinear or bicubic"),
+    "a path as labeller": ({"labeller": Path("net.pt")}, "labeller: expected a name, found"),
+    "no mean": ({"mean": None}, "mean: expected three numbers, found None"),
+    "notes that are no JSON": ({"notes": {"a": {1.5}}}, "expected numbers, texts, lists and objects of JSON"),
+    "notes that are no number": ({"notes": {"a": float("nan")}}, "expected numbers, texts, lists and objects of JSON"),
+    "half a column": ({"class_columns": [0.0, 1.0]}, "class_columns: expected an integer, found 0.0"),
+    "a text as encoding": ({"encoding": "int8"}, "encoding: expected .* or None, found 'int8'"),
+    "a dict as mixing": ({"mixing": {"group": 2}}, "mixing: expected a labelstore.Mixing, found a dict"),
     "infinite": (broken("logits", (0, 0, 0), np.inf), "found inf"),
     "box below": (broken("boxes", (1, 2, 0), -1), r"boxes\[1, 2, 0\]: expected 0 to 65535, found -1"),
     "box beyond": (broken("boxes", (1, 2, 3), 400), r"box of image 2 in view 1: expected .* within \d+ x \d+ pixels"),
@@ -221,4 +241,31 @@ def test_what_reads_must_give_what_was_asked_for(tmp_path: Path) -> None:
     for arguments, message in bad:
         with pytest.raises(GiftwrapError, match=message):
             write_adopted(tmp_path / "s", identity, **(numbers | arguments))
+        assert not (tmp_path / "s").exists()
+
+
+def test_what_crops_raise_comes_out_and_leaves_nothing(tmp_path: Path) -> None:
+    def crops(_view: int, _images: Any) -> Any:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        from_arrays(tmp_path / "s", **arrays(crops=crops))
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_identity_that_could_not_be_read_again_leaves_nothing(tmp_path: Path) -> None:
+    given = arrays()
+    identity = adopted_identity(
+        image_digests=np.zeros((N, 32), np.uint8), targets=np.asarray(given["targets"]), classes=given["classes"],
+        columns=C, size=S, views=V, teacher={"name": Path("net.pt")},  # type: ignore[dict-item]
+    )  # fmt: skip
+    for wrong in (identity, replace(identity, teacher=None, size=True)):
+        with pytest.raises(InputError, match=r"of JSON|identity.size: expected an integer"):
+            LabelStore.create(
+                tmp_path / "s",
+                wrong,
+                image_digests=np.zeros((N, 32), np.uint8),
+                targets=np.asarray(given["targets"]),
+                views=V,
+            )
         assert not (tmp_path / "s").exists()

@@ -135,6 +135,8 @@ def test_what_their_record_cannot_hold_is_refused(images: Path, tmp_path: Path) 
     boxes = np.random.default_rng(0).integers(0, 4, (V, 12, 4))
     mixing = Mixing(group=5, partners=np.tile(np.arange(12) // 5 * 5, (V, 1)), boxes=boxes)
     several = store_of(images, tmp_path / "several", "cutmix", mixing=mixing)
+    largest = store_of(images, tmp_path / "largest")
+    object.__setattr__(largest.identity, "content", "topk")
     draw_images(tmp_path / "other", per_class=4, classes=("a", "b", "c"))
     out = tmp_path / "fkd"
     for wrong, options, error, message in (
@@ -143,6 +145,7 @@ def test_what_their_record_cannot_hold_is_refused(images: Path, tmp_path: Path) 
         (store, ExportOptions(images=images, batch_size=0), InputError, "--batch-size: expected at least 1"),
         (store, ExportOptions(images=images, views=range(4)), InputError, "views: expected 0 to 2, found 3"),
         (mixed, ExportOptions(images=images, batch_size=6), InputError, "--batch-size: expected 5, .*found 6"),
+        (largest, ExportOptions(images=images), InputError, "expected the logits of all columns, .* --format parquet"),
         (several, ExportOptions(images=images), InputError, "one mixing weight and box a file, found several"),
     ):
         with pytest.raises(error, match=message):

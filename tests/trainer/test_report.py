@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
-from labelstore.errors import InputError
+from labelstore.errors import GiftwrapError, InputError
 from labelstore.spec import Identity
 from labelstore.store import LabelStore
 from pipeline.teacher.column_names import class_title, column_titles, title_of
@@ -21,13 +24,14 @@ from tests.trainer.test_compare import make_run
 from trainer.compare import table
 from trainer.report.config import ReportConfig
 from trainer.report.finding import find
+from trainer.report.html import render
 from trainer.report.models import generator_card
-from trainer.report.page import Card, Item, LinePlot, Plots, Sheet, Table, Text
+from trainer.report.page import Card, Item, LinePlot, Page, Plots, Sheet, Table, Text
 from trainer.report.report import report
 from trainer.report.runs import runs_section
 from trainer.report.sets import set_card
 from trainer.report.stores import store_card
-from trainer.runs import read_run
+from trainer.runs import find_runs, read_run
 
 
 def page_of(*things: Path, out: Path, replace: bool = False) -> str:
@@ -195,6 +199,78 @@ def test_unfinished_runs_are_named_and_not_averaged(tmp_path: Path) -> None:
     (found,) = all_of(card, Table)
     assert isinstance(found, Table)
     assert [cell.text for cell in found.rows[0][:4]] == [tmp_path.name, "20.00", "20.00", "1 (+1 unfinished)"]
+
+
+JUNK: tuple[Any, ...] = (None, "text", -1, 1.5, True, [], [1], {}, {"a": 1}, float("nan"), float("inf"), 10**30)
+
+
+def leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The places of a document, its own among them."""
+    yield path
+    for key, each in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from leaves(each, (*path, key))
+
+
+def with_junk(value: Any, path: tuple[str | int, ...], junk: Any) -> Any:
+    """A document with something else at a place."""
+    if not path:
+        return junk
+    changed = copy(value)
+    changed[path[0]] = with_junk(value[path[0]], path[1:], junk)
+    return changed
+
+
+def refusal(folders: list[Path]) -> str:
+    """Why runs are refused; empty where they have a page."""
+    try:
+        section = runs_section(folders)
+    except InputError as error:
+        return str(error)
+    render(Page(title="runs", sections=[section]))
+    return ""
+
+
+@pytest.mark.parametrize("damaged", ["config.json", "log.jsonl"])
+def test_a_damaged_run_has_a_row_or_is_refused_by_file(tmp_path: Path, damaged: str) -> None:
+    make_run(tmp_path / "runs/a")
+    file = make_run(tmp_path / "runs/b", seed=1) / damaged
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    refused = 0
+    for path in leaves(lines[-1]):
+        for junk in JUNK:
+            changed = [*lines[:-1], with_junk(lines[-1], path, junk)]
+            file.write_text("".join(json.dumps(line) + "\n" for line in changed))
+            found = [each.path for each in find([tmp_path / "runs"])]
+            assert found == find_runs([tmp_path / "runs"]), "a damaged run is passed over without a word"
+            why = refusal(found)
+            assert str(file.parent) in why or not why
+            assert "\n" not in why
+            refused += bool(why)
+    assert refused > 10
+    file.write_text("[" * 100_000)
+    for read in (lambda: runs_section([file.parent]), lambda: table([read_run(file.parent)])):
+        with pytest.raises(InputError, match=damaged):
+            read()
+
+
+def test_a_store_whose_root_is_damaged_is_named_as_one(tmp_path: Path) -> None:
+    fill(tmp_path / "things/store", identity(), 2)
+    (tmp_path / "things/store/zarr.json").write_text("{")
+    with pytest.raises(GiftwrapError, match=r"store/zarr.json: .*restore it from a copy"):
+        page_of(tmp_path / "things", out=tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_sheet_of_samples_that_is_damaged_is_left_out_with_a_note(tmp_path: Path) -> None:
+    folder = make_generator(tmp_path / "model", ("ant", "bee"))
+    (folder / "samples-mine.png").write_bytes(b"mine")
+    assert all_of(generator_card(folder, 12), Sheet)
+    (folder / "samples-000012.png").write_bytes((folder / "samples-000012.png").read_bytes()[:40])
+    card = generator_card(folder, 12)
+    assert not all_of(card, Sheet)
+    assert any(
+        isinstance(item, Text) and "samples-000012.png cannot be read" in item.text for item in card.items
+    )
 
 
 def test_the_card_of_a_folder_of_images(tmp_path: Path) -> None:

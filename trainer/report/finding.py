@@ -19,9 +19,10 @@ from labelstore.store import LabelStore
 from pipeline.images.opening import CLASS_FOLDER, recognised
 from pipeline.images.places import is_there
 from trainer.file_names import CONFIG, LOG
-from trainer.runs import read_run
+from trainer.runs import STORE_ROOT, read_run
 
 Kind: TypeAlias = Literal["store", "set", "run", "projector", "generator"]
+STORE_MARKERS = "markers"
 KINDS = "a run, a store, an image set, a projector or a generator"
 
 
@@ -84,8 +85,8 @@ def _opens(place: Path) -> bool:
 
 def kind_at(folder: Path) -> Kind | None:
     """What a folder is by its files; None of what has no file of ours."""
-    if is_store(folder):
-        return "store"
+    if is_store(folder) or ((folder / STORE_ROOT).is_file() and (folder / STORE_MARKERS).is_dir()):
+        return "store"  # or what was one, whose root is damaged: opening it names the damage
     if is_generator(folder):
         return "generator"
     if is_projector(folder):
@@ -97,8 +98,9 @@ def kind_at(folder: Path) -> Kind | None:
 
 def _is_run(folder: Path) -> bool:
     """Whether a folder is that of a run: by its description, or by its log where it has none."""
-    if not (folder / CONFIG).is_file() and not (folder / LOG).is_file():
-        return False
+    there = [(folder / name).is_file() for name in (CONFIG, LOG)]
+    if all(there) or not any(there):  # what has both is a run, though it may be damaged: that is not passed over
+        return all(there)
     try:
         read_run(folder)
     except InputError:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from labelstore.command.console import byte_count, quantity
@@ -44,11 +45,15 @@ def generator_card(folder: Path, tiles: int) -> Card:
     """The card of a generator: what `giftwrap info` prints of it, its training, and its last sheet of samples."""
     values: Mapping[str, Any] = generator_info(folder)
     items: list[Item] = [facts(generator_lines(values)), *training(folder)]
-    sheets = sorted(folder.glob("samples-*.png"))
-    if sheets:
-        items.append(samples(sheets[-1], [class_title(name) for name in values["classes"]], values["size"], tiles))
+    sheets = sorted(path for path in folder.glob("samples-*.png") if path.stem.partition("-")[2].isdecimal())
+    drawn = _pixels(sheets[-1]) if sheets else None
+    if drawn is not None:
+        items.append(
+            samples(sheets[-1], drawn, [class_title(name) for name in values["classes"]], values["size"], tiles)
+        )
     else:
-        items.append(Text("No sheet of samples in its folder.", "note"))
+        why = f"{printable(sheets[-1].name)} cannot be read" if sheets else "none in its folder"
+        items.append(Text(f"No sheet of samples: {why}.", "note"))
     subtitle = f"Draws images of {values['size']} px of {quantity(len(values['classes']), 'class')}."
     return Card(printable(str(folder)), "generator", subtitle, items)
 
@@ -92,10 +97,17 @@ def _plot(run: RunRecord, key: str, title: str) -> LinePlot:
     return LinePlot(title.removesuffix(", %"), "epoch", title[:1].lower() + title[1:], [Curve("", points)])
 
 
-def samples(path: Path, classes: list[str], size: int, tiles: int) -> Sheet:
+def _pixels(path: Path) -> npt.NDArray[np.uint8] | None:
+    """The pixels of a picture, uint8 ``[H, W, 3]``; None of a file that is damaged, or is no picture."""
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def samples(path: Path, pixels: npt.NDArray[np.uint8], classes: list[str], size: int, tiles: int) -> Sheet:
     """The sheet that a training drew, a sample of each class, taken apart."""
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB"))
     count = min(len(classes), 100)
     columns = min(count, max(round(count**0.5), 10))
     cell = pixels.shape[1] // columns
@@ -104,7 +116,8 @@ def samples(path: Path, classes: list[str], size: int, tiles: int) -> Sheet:
     for number in range(min(count, tiles)):
         top, left = number // columns * cell, number % columns * cell
         tile = pixels[top : top + size * enlarged : enlarged, left : left + size * enlarged : enlarged]
-        shown.append(Tile(np.ascontiguousarray(tile), classes[number]))
+        if tile.size:  # a picture of another size has fewer
+            shown.append(Tile(np.ascontiguousarray(tile), classes[number]))
     return Sheet(
         shown,
         f"Samples after {int(path.stem.partition('-')[2]):,} steps: one of each class, of the same noise each time.",
