@@ -291,7 +291,8 @@ IDEAS = (
     Idea("1/8 step, bit worth 3", fine, Settings(worth=3.0)),
     Idea("1/8 step, a centroid a component", fine, Settings(centroids=True)),
     Idea("1/8 step, network of 512 features", fine, Settings(repair=512)),
-    Idea("1/8 step, basis of other images", lambda lab: of_means(lab, 8, None, slice(0, None, 2))),
+    Idea("1/8 step, trained network of 256 units", fine, Settings(trained=True)),
+    Idea("1/8 step, basis fitted to half of the images", lambda lab: of_means(lab, 8, None, slice(0, None, 2))),
     Idea("today at 0.98", lambda lab: of_means(lab, 2), Settings(fidelity=0.98)),
     Idea("1/8 step at 0.98", fine, Settings(fidelity=0.98)),
     Idea("1/8 step at 0.96", fine, Settings(fidelity=0.96)),
@@ -304,7 +305,10 @@ IDEAS = (
     Idea("16 crops and what is shown, 1/2 step", lambda lab: of_patches(lab, 0.5), PLAIN, only_mixed=True),
     Idea("16 crops, 1/2 step, bit worth 1.5", lambda lab: of_crops(lab, KNOWN, 0.5), Settings(worth=1.5)),
     Idea("16 crops, 1/2 step, at 0.96", lambda lab: of_crops(lab, KNOWN, 0.5), Settings(fidelity=0.96)),
-    Idea("16 crops, 1/2 step, basis of other images", lambda lab: of_crops(lab, KNOWN, 0.5, slice(0, None, 2))),
+    Idea(
+        "16 crops, 1/2 step, basis fitted to half of the images",
+        lambda lab: of_crops(lab, KNOWN, 0.5, slice(0, None, 2)),
+    ),
 )
 
 

@@ -15,6 +15,7 @@ SMALLEST = 1e-6  # size that is expected
 SPANS = (4.0, 16.0, 64.0)  # components before, that magnitudes are averaged over
 
 FloatArray = npt.NDArray[np.floating]
+IntArray = npt.NDArray[np.integer]
 Codes = npt.NDArray[np.int16]
 
 
@@ -55,6 +56,23 @@ def by_class(fitted: Codes, codes: Codes, classes: int) -> tuple[float, float]:
     share = share[share > 0]
     stored = float(-(share * np.log2(share)).sum()) / 8
     return _bits(fitted, codes, smooth[places[0]], smooth[places[1]]) / 8, stored
+
+
+def by_target(fitted: Codes, codes: Codes, targets: tuple[IntArray, IntArray], prior: float) -> float:
+    """Bytes a row where the target class is known: components are as large as they are in rows of that class.
+
+    Args:
+        fitted: codes that the model is fitted to ``[n, r]``.
+        codes: codes to count ``[m, r]``.
+        targets: classes of both ``[n]`` and ``[m]``.
+        prior: rows that the mean of all classes counts as, in that of one.
+    """
+    mean = np.abs(fitted).mean(axis=0) + 1e-4
+    factors = np.ones((int(max(map(np.max, targets))) + 1, len(mean)))
+    for target in np.unique(targets[0]):
+        rows = np.abs(fitted[targets[0] == target]).astype(np.float64)
+        factors[target] = (rows.sum(axis=0) + prior * mean) / (len(rows) + prior) / mean
+    return _bits(fitted, codes, factors[targets[0]], factors[targets[1]]) / 8
 
 
 def _before(codes: Codes, mean: FloatArray) -> list[FloatArray]:

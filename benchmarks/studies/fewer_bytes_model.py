@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.rivals import entropy
+from benchmarks.studies.fewer_bytes_network import trained_repair
 from labelstore.encodings.base import Pairs
 from labelstore.encodings.components import SCALES, scales_of
 from labelstore.encodings.fidelity import Quality, gift_fidelity, quality
@@ -97,12 +98,14 @@ class Settings:
         worth: of a bit, over that of the theory at high rate.
         centroids: one for each component, instead of two for all.
         repair: features of a small network that predicts what quantisation loses; none at 0.
+        trained: whether a network is trained to, by gradients.
         fidelity: to reach.
     """
 
     worth: float = 1.0
     centroids: bool = False
     repair: int = 0
+    trained: bool = False
     fidelity: float = 0.95
 
 
@@ -190,9 +193,10 @@ def code(problem: Problem, predict: Predict, step: float, settings: Settings) ->
     values = codes + np.sign(codes) * np.where(np.abs(codes) > 1, more, one)
     components = outside.copy()
     components[:, :width] += values * (step * measured.scales)
-    if settings.repair:
+    if settings.repair or settings.trained:
         learnt = known + np.sign(known) * np.where(np.abs(known) > 1, more, one)
-        lost = _lost((learnt, inside, ours - learnt), (values, outside), settings.repair, step)
+        before = (learnt, inside, ours - learnt), (values, outside)
+        lost = trained_repair(*before, step) if settings.trained else _lost(*before, settings.repair, step)
         components[:, :width] += lost * (step * measured.scales)
     decoded = components @ problem.basis + problem.center
     return Coded(step, codes.astype(np.int16), known.astype(np.int16), decoded, side)

@@ -17,6 +17,7 @@ IntArray = npt.NDArray[np.integer]
 # fitted to 1,000 photographs x 35 crops (least squares, none below 0). What is left of 1 is noise.
 SHARED, OVERLAP, AREA, NOISE = 0.25, 0.53, 0.2, 0.02
 AREA_POWER = 3  # of the ratio of areas
+BOX_BYTES = 8
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,10 +35,12 @@ class Known:
     def stored(self, step: float) -> tuple[Float32Array, float]:
         """Values as a store would keep them, in codes of a step, and their bytes an image.
 
-        The mean of an image's crops is kept eight times finer, and each crop as what the mean leaves of it.
+        The mean of an image's crops is kept eight times finer, and each crop as what the mean leaves of it, beside its
+        box.
         """
         mean = self.values.mean(axis=0)
         kept, size = quantised_means(mean, step / 8)
+        size += BOX_BYTES * len(self.values)
         codes = np.rint((self.values - kept) / step)
         for each in codes:
             size += entropy(each.astype(np.int32))

@@ -13,7 +13,8 @@ COLUMNS = ("bytes", "entropy", "contexts", "classes", "side", "fidelity", "kl_1"
 TEXT = """\
 MobileNetV2, 1,000 columns, 1,000 photographs; 3,000 rows measured, 9,000 to fit to, all searched to fidelity 0.95.
 Made by `python -m benchmarks.studies.fewer_bytes`, whose text explains the columns. Bytes a label; KL in nats; CPU
-seconds of one thread on a busy machine. Crops that are exact show what is possible: their bytes are not counted."""
+seconds of one thread on a busy machine. Crops that are exact show what is possible: their bytes are not counted.
+What came of it is in [fewer-bytes-built.md](fewer-bytes-built.md)."""
 
 
 def sections(lines: Iterable[Mapping[str, Any]], ideas: Sequence[str]) -> list[str]:

@@ -27,6 +27,7 @@ from labelstore.encodings.components import (
     unit_of,
 )
 from labelstore.encodings.fidelity import gift_fidelity, quality, rounded_kl
+from labelstore.encodings.first_choice import keep_first_choice
 from labelstore.encodings.klt import SMALLEST, apart, make_basis, parts, split
 from labelstore.encodings.transform import GROUP, Transform
 from labelstore.errors import InputError
@@ -275,8 +276,11 @@ class _Fitter:
             cells=cells[:components],
             means=bare.means[:, :components],
         )
-        labels: Codes = {"labels": found[:, :components].astype(np.int16), "scales": self._outside.scales}
-        pairs = self._search.pairs
+        pairs, found = self._search.pairs, found[:, :components]
+        if self._encoding.keep_top1:
+            rest = outside[:, :components]
+            keep_first_choice(calibration, self._search.logits, pairs, rest, self._outside.scales, found)
+        labels: Codes = {"labels": found.astype(np.int16), "scales": self._outside.scales}
         decoded = self._encoding.calibrated(calibration).decode(labels, pairs)
         reached = quality(
             self._search.logits, decoded, self._targets[pairs.images], self._targets[pairs.partners], pairs.weights

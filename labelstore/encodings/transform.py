@@ -15,6 +15,9 @@ by as much as is fitted for each component; a code decodes to the centroid of it
 integers of a fixed unit, so that ``y`` is exact in float64: codes do not depend on threads, order or device.
 
 Columns that were constant in the calibration, such as masked ones, come into none of this: they are in ``center``.
+
+With ``keep_top1``, some codes are then moved by one, so that the first choice stays the teacher's
+(`labelstore.encodings.first_choice`); labels are decoded the same.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from labelstore.encodings.components import (
     quantise,
     require_codes,
 )
+from labelstore.encodings.first_choice import keep_first_choice
 from labelstore.errors import InputError, NotStoredError
 from labelstore.spec import Json
 
@@ -60,6 +64,7 @@ class Transform:
         step: in logits.
         mean_steps: steps of the mean labels in one of the labels: with 8, labels take 15 to 20 % less, and the mean of
             each image takes 2.5 times as much, which pays from some 30 views on.
+        keep_top1: whether codes are moved where the first choice of a label would be another than the teacher's.
     """
 
     name = "transform"
@@ -76,6 +81,7 @@ class Transform:
         fidelity: float | None = None,
         step: float | None = None,
         mean_steps: int = MEAN_STEPS,
+        keep_top1: bool = False,
     ) -> None:
         if columns < MIN_COLUMNS:
             raise InputError(
@@ -100,8 +106,10 @@ class Transform:
                 f"label encoding transform: expected 1 to {MOST_MEAN_STEPS} steps of means in a step, "
                 f"found {mean_steps}"
             )
+        if not isinstance(keep_top1, bool):
+            raise InputError(f"label encoding transform: keep_top1: expected true or false, found {keep_top1!r}")
         self.columns, self.codec, self.fidelity, self.step = columns, codec, fidelity, step
-        self.mean_steps = mean_steps
+        self.mean_steps, self.keep_top1 = mean_steps, keep_top1
         self._calibration: Calibration | None = None
         most = columns if columns <= MAX_EXACT else MAX_COMPONENTS
         self.width = -(-most // GROUP) * GROUP
@@ -137,11 +145,13 @@ class Transform:
         """It depends on the fidelity and on how many labels share the calibration: `pipeline.build.choosing`."""
 
     def to_json(self) -> dict[str, Json]:
-        """Name, what the step is chosen by, and what else is not as usual: steps of the means, codec."""
+        """Name, what the step is chosen by, and what else is not as usual."""
         chosen: dict[str, Json] = {"fidelity": self.fidelity} if self.step is None else {"step": self.step}
         named: dict[str, Json] = {"name": self.name, **chosen}
         if self.mean_steps != MEAN_STEPS:  # else it is left out, as before there was a choice
             named["mean_steps"] = self.mean_steps
+        if self.keep_top1:
+            named["keep_top1"] = True
         return named if self.codec == "pcodec" else {**named, "codec": self.codec}
 
     def encode(self, logits: Logits, pairs: Pairs) -> dict[str, npt.NDArray[Any]]:
@@ -161,6 +171,8 @@ class Transform:
                 rest, scales[part] = calibration.rest(rows[part], flat.take(part))
                 found = quantise(rest, calibration.cells)
                 require_codes(found)
+                if self.keep_top1:
+                    keep_first_choice(calibration, rows[part], flat.take(part), rest, scales[part], found)
             except UncodableError as error:
                 row = start + error.row
                 raise InputError(f"label {row} of {len(rows)}, of image {flat.images[row]}: {error.why}") from error

@@ -90,6 +90,8 @@ def lines(values: Mapping[str, Any]) -> list[str]:
     """What ``info`` found, one line a fact, the main ones in words; long ones are cut, `--json` has them whole."""
     size, wide, encoding = values["bytes_per_label"], values["as_float16"], values["encoding"]
     wanted = [f"{name} {encoding[name]} requested" for name in ("fidelity", "step") if name in encoding]
+    wanted += [f"{encoding['mean_steps']} steps of mean labels in one of labels"] if "mean_steps" in encoding else []
+    wanted += ["first choices kept"] if encoding.get("keep_top1") else []
     labels = f"{sum(size.values()):.1f}: {parts_of(size)}"
     shown: dict[str, Any] = {
         "images": f"{values['images']:,} in {quantity(values['classes'], 'class')}, {values['size']} px",

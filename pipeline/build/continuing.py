@@ -32,7 +32,8 @@ ADVICE: Mapping[str, str] = {
     "teacher": "give the teacher that the store was made with (--weights, --mean, --std), or its --labeller and "
     "--labeller-args, or another --store",
     "plan": "give the crop, mix, size and seed flags of the store, or another --store",
-    "label encoding": "give the store's --encoding, --codec, --fidelity, --step or --mean-steps, or another --store",
+    "label encoding": "give the store's --encoding, --codec, --fidelity, --step, --mean-steps or --keep-top1, or "
+    "another --store",
 }
 # The flag that sets a value, by its place in an identity or an engine.
 FLAG_AT: Mapping[str, str] = {

@@ -28,6 +28,7 @@ from labelstore.encodings.components import (
     quantise,
     require_codes,
 )
+from labelstore.encodings.first_choice import LEAD, LEAST_LEAD
 from labelstore.encodings.int8 import MASKED_CODE, MAX_OFFSET, SMALLEST_STEP, TOP
 from labelstore.encodings.transform import Transform
 from labelstore.errors import InputError
@@ -132,7 +133,7 @@ class TransformTwin:
 
     def __init__(self, encoding: Transform, device: torch.device) -> None:
         calibration = encoding.calibration
-        self._calibration, self._device = calibration, device
+        self._encoding, self._calibration, self._device = encoding, calibration, device
         self._scales = torch.from_numpy(SCALES).to(device)
         self._bounds = torch.from_numpy(BOUNDS * calibration.reference**2).to(device)
         self._cells = torch.from_numpy(calibration.cells.astype(np.float64)).to(device)
@@ -164,7 +165,33 @@ class TransformTwin:
         bad |= codes.amax(dim=1) > MAX_CODE
         if bad.any():
             self._refuse(int(bad.nonzero()[0]), logits, pairs)
-        return {"labels": codes.copysign_(rest).to(torch.int16), "scales": scales.to(torch.uint8)}
+        found = {"labels": codes.copysign_(rest).to(torch.int16), "scales": scales.to(torch.uint8)}
+        if self._encoding.keep_top1:
+            self._keep_first_choice(found, logits, pairs)
+        return found
+
+    def _keep_first_choice(self, found: Mapping[str, Tensor], logits: Tensor, pairs: Pairs) -> None:
+        """Labels whose first choice lacks some of its lead, one in three or so, are coded again in memory."""
+        rows = self._short(found, logits, pairs).nonzero()[:, 0]
+        if not len(rows):
+            return
+        again = self._encoding.encode(logits[rows].cpu().numpy(), pairs.take(rows.cpu().numpy()))
+        found["labels"][rows] = to_device(torch.from_numpy(again["labels"]), self._device)
+
+    def _short(self, found: Mapping[str, Tensor], logits: Tensor, pairs: Pairs) -> Tensor:
+        """Which labels those are, bool ``[n]``; twin of ``first_choice.shortfall``."""
+        unit = self._calibration.unit
+        components = self._points[found["labels"].int() & 0xFFFF].double()
+        components *= self._scales[found["scales"].int()].double()[:, None]
+        components += self._prediction(pairs, torch.float64)
+        decoded = (components / unit).round_() @ self._basis.double()
+        decoded += self._center / BASIS_UNIT
+        exact = logits.double()
+        first = logits.argmax(dim=1, keepdim=True)
+        lead = (exact.gather(1, first) - exact).mul_(LEAD / (unit * BASIS_UNIT)).clamp_(min=LEAST_LEAD / BASIS_UNIT)
+        own = decoded.gather(1, first)
+        decoded += lead
+        return decoded.scatter_(1, first, -torch.inf).amax(dim=1) > own[:, 0]
 
     def _whole(self, units: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Squares of lengths ``[n]``, components ``[n, r]``, and what cannot be coded ``[n]``, as format 1 had them."""

@@ -41,6 +41,7 @@ def test_the_codec_of_an_encodings_own_is_not_named(name: str) -> None:
         ("transform", {"step": 0.0}, "above 0, found 0.0"),
         ("transform", {"step": float("nan")}, "found nan"),
         ("int8", {"mean_steps": 8}, "--mean-steps: belongs to --encoding transform"),
+        ("int8", {"keep_top1": True}, "--keep-top1: belongs to --encoding transform"),
         ("int8", {"codec": "pcodec"}, "expected raw or zstd, found 'pcodec'"),
         ("no-such", {}, "found 'no-such'"),
     ],
@@ -53,6 +54,7 @@ def test_flags_that_do_not_go_together_are_refused(name: str, flags: dict[str, A
 def test_numbers_are_handed_on() -> None:
     assert encoding_parameters("transform", fidelity=0.95) == {"name": "transform", "fidelity": 0.95}
     assert encoding_parameters("transform", mean_steps=8) == {"name": "transform", "mean_steps": 8}
+    assert encoding_parameters("transform", keep_top1=True) == {"name": "transform", "keep_top1": True}
     assert encoding_parameters("transform", codec="zstd", step=2) == {"name": "transform", "codec": "zstd", "step": 2}
 
 

@@ -47,7 +47,7 @@ def test_a_stranger_reads_labels_and_rows_in_twenty_lines(
 
 
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3 specification")
-@pytest.mark.parametrize("options", [{"codec": "pcodec"}, {"codec": "zstd"}, {"mean_steps": 8}])
+@pytest.mark.parametrize("options", [{"codec": "pcodec"}, {"codec": "zstd"}, {"mean_steps": 8}, {"keep_top1": True}])
 @pytest.mark.parametrize("columns", [CROP_COLUMNS, CROP_COLUMNS + CUTMIX_COLUMNS, CROP_COLUMNS + MIXUP_COLUMNS])
 def test_a_stranger_decodes_a_transform_in_twenty_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Json], columns: tuple[str, ...]

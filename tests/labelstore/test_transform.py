@@ -69,9 +69,9 @@ def any_calibration(
     )
 
 
-def ready(seed: int = 0, **options: Any) -> Transform:
+def ready(seed: int = 0, *, keep_top1: bool = False, **options: Any) -> Transform:
     steps = options.get("mean_steps", 2)
-    return Transform(C, mean_steps=steps).calibrated(any_calibration(seed, **options))
+    return Transform(C, mean_steps=steps, keep_top1=keep_top1).calibrated(any_calibration(seed, **options))
 
 
 def mixed_pairs(rng: np.random.Generator, shape: tuple[int, ...], images: int = N) -> Pairs:
@@ -168,10 +168,11 @@ def test_codes_and_labels_are_those_of_the_definition(
             assert np.array_equal(decoded.reshape(-1, C)[row, list(DROPPED)], x[row, list(DROPPED)])
 
 
-def test_codes_do_not_depend_on_rows_at_once_order_or_threads() -> None:
+@pytest.mark.parametrize("keep_top1", [False, True])
+def test_codes_do_not_depend_on_rows_at_once_order_or_threads(keep_top1: bool) -> None:
     rng = np.random.default_rng(0)
     x = (3 * rng.standard_normal((2 * ROWS_AT_ONCE + 3, C))).astype(np.float32)
-    pairs, encoding = mixed_pairs(rng, (len(x),)), ready()
+    pairs, encoding = mixed_pairs(rng, (len(x),)), ready(keep_top1=keep_top1)
     whole = encoding.encode(x, pairs)
     decoded = encoding.decode(whole, pairs)
     order = rng.permutation(len(x))
@@ -262,6 +263,7 @@ def test_what_a_transform_may_be() -> None:
         ({"step": 0.0}, "1e-6 to 1e6"),
         ({"mean_steps": 0}, "1 to 64 steps of means in a step, found 0"),
         ({"mean_steps": 2.5}, "found 2.5"),
+        ({"keep_top1": 1}, "true or false, found 1"),
     ):
         with pytest.raises(InputError, match=found):
             Transform(64, **options)
@@ -275,6 +277,8 @@ def test_what_a_transform_may_be() -> None:
     finer: dict[str, Any] = {"name": "transform", "fidelity": 0.95, "mean_steps": 8}
     assert make_encoding(finer, 64).to_json() == finer
     assert make_encoding({**finer, "mean_steps": 2}, 64).to_json() == {"name": "transform", "fidelity": 0.95}
+    assert make_encoding({**finer, "keep_top1": True}, 64).to_json() == {**finer, "keep_top1": True}
+    assert make_encoding({**finer, "keep_top1": False}, 64).to_json() == finer
     assert Transform(5000).width == definition.MAX_COMPONENTS
 
 
@@ -450,15 +454,16 @@ def test_finer_means_make_labels_smaller_at_the_same_fidelity() -> None:
 
 
 @pytest.mark.parametrize(("images", "rows"), [(1, 30), (1, 1), (2, 8), (3, 400)])
-def test_small_sets_and_fewer_rows_than_columns(images: int, rows: int) -> None:
+@pytest.mark.parametrize("keep_top1", [False, True])
+def test_small_sets_and_fewer_rows_than_columns(images: int, rows: int, keep_top1: bool) -> None:
     world = World(96, images)
-    encoding, _ = world.fit(rows=rows, fidelity=0.8)
+    encoding, _ = world.fit(rows=rows, fidelity=0.8, keep_top1=keep_top1)
     assert encoding.calibration.means.shape == (images, encoding.calibration.components)
     assert 0 < world.fidelity(encoding) <= 1
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1e4])
-@pytest.mark.parametrize("options", [{"fidelity": 0.98}, {"step": 8.0}])
+@pytest.mark.parametrize("options", [{"fidelity": 0.98}, {"step": 8.0}, {"step": 8.0, "keep_top1": True}])
 def test_labels_that_are_all_the_same(value: float, options: dict[str, Any]) -> None:
     logits = np.full((50, 64), value, np.float32)
     logits[:, 7] *= 2
@@ -483,11 +488,13 @@ def build_apart(path: Path, content: Content, views: int, seed: int = 0) -> Labe
     return build(path, content, views)
 
 
-@pytest.fixture(params=["pcodec", "zstd", "finer means"])
+@pytest.fixture(params=["pcodec", "zstd", "finer means", "first choice"])
 def content(request: pytest.FixtureRequest) -> Content:
     encoding: dict[str, Json] = {"name": "transform", "step": 0.7}
     if request.param == "finer means":
         encoding["mean_steps"] = 8
+    if request.param == "first choice":
+        encoding["keep_top1"] = True
     if request.param == "zstd":
         encoding["codec"] = "zstd"
     return Content(make_identity(22, C, encoding=encoding, block=(2, 10), group=5, size=8), 4)
@@ -497,8 +504,9 @@ def test_a_store_gives_what_its_encoding_gives(tmp_path: Path, content: Content)
     build_apart(tmp_path / "s", content, 2)
     store = build_apart(tmp_path / "s", content, 4)  # extended: with the calibration that is there
     assert check(store.path).ok
-    steps = 8 if "mean_steps" in content.identity.encoding else 2
-    encoding = Transform(C, step=0.7, mean_steps=steps).calibrated(any_calibration(images=22))
+    options: dict[str, Any] = {key: content.identity.encoding.get(key) for key in ("mean_steps", "keep_top1")}
+    given_options = {key: value for key, value in options.items() if value is not None}
+    encoding = Transform(C, step=0.7, **given_options).calibrated(any_calibration(images=22))
     for view in range(4):
         pairs = store.pairs(view, slice(None))
         codes = encoding.encode(content.logits[view], pairs)

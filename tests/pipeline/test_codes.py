@@ -40,7 +40,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DROPPED = [3, 40, 69]  # columns that were constant
 
 
-def transform(seed: int = 0, *, offset_apart: bool = True) -> Transform:
+def transform(seed: int = 0, *, offset_apart: bool = True, keep_top1: bool = False) -> Transform:
     rng = np.random.default_rng(seed)
     kept = ~np.isin(np.arange(C), DROPPED if seed % 2 and offset_apart else [])
     rows = rng.standard_normal((R, C)) * kept
@@ -61,7 +61,7 @@ def transform(seed: int = 0, *, offset_apart: bool = True) -> Transform:
         means=np.rint(4 * rng.standard_normal((N, R))).astype(np.int16),
         fidelity=0.5,
     )
-    return Transform(C).calibrated(calibration)
+    return Transform(C, keep_top1=keep_top1).calibrated(calibration)
 
 
 def drawn(rows: int, seed: int) -> tuple[np.ndarray, Pairs]:
@@ -135,10 +135,12 @@ def test_directions_are_codes_only_where_codes_are_directions() -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("offset_apart", [True, False])
+@pytest.mark.parametrize(("offset_apart", "keep_top1"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("seed", range(4))
-def test_codes_of_a_transform_are_those_of_numpy_and_labels_agree(device: str, seed: int, offset_apart: bool) -> None:
-    encoding = transform(seed, offset_apart=offset_apart)
+def test_codes_of_a_transform_are_those_of_numpy_and_labels_agree(
+    device: str, seed: int, offset_apart: bool, keep_top1: bool
+) -> None:
+    encoding = transform(seed, offset_apart=offset_apart, keep_top1=keep_top1)
     twin, kept = DeviceCodes(encoding, torch.device(device)), encoding.calibration.kept
     x, pairs = drawn(ROWS_AT_ONCE + 50, seed)
     x[::3] += 100
