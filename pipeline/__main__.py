@@ -213,7 +213,7 @@ def synthesised(done: Mapping[str, Any]) -> str:
     """The summary of a synthesis for people."""
     from pipeline.synthesis.looking import in_words
 
-    fewer = f", fewer than asked for in {len(done['fewer']):,} of them" if done["fewer"] else ""
+    fewer = f", fewer than --ipc in {len(done['fewer']):,} of them" if done["fewer"] else ""
     size = byte_count(done["bytes"])
     teacher = f"; {in_words(done['teacher'])}" if "teacher" in done else ""
     if done["found"]:

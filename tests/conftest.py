@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as commands run, and before torch is imported
+# Before torch is imported: as commands run, and one thread, since as many tests run at once as there are cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 from labelstore.durable import disk
 from tests.journeys.world import World, draw_images, giftwrap, random_teacher
 

@@ -714,7 +714,7 @@ REFUSED = {
     "Boxed": "expected logits: a tensor, something with a tensor named 'logits'",
     "FeaturesFirst": r"expected logits \[2, 3\] for 2 crops.*found \[2, 8\]",
     "Detached": "does not require grad",
-    "Expanded": "expected parameters with memory of their own.*found scale, which is expanded",
+    "Expanded": "expected parameters whose numbers have separate memory.*found scale, which is expanded",
     "WrongKind": "does not take crops of 16 px: .*type",
     "WideComplex": "found phase of torch.complex128",
 }

@@ -113,7 +113,7 @@ def load_checkpoint(
         place, theirs, ours = found
         raise MismatchError(
             f"different configuration ({place}): the checkpoint {path} has {theirs!r}, this run has {ours!r}; "
-            "give this run the same, or a folder of its own"
+            "give this run the same, or another --run-folder"
         )
     state: dict[str, Any] = stored["state"]
     return state

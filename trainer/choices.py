@@ -175,5 +175,5 @@ class OptimiserOptions:
 
         rate = defaults_of(self.name).lr if self.lr is None else self.lr
         if rate is None:
-            raise InputError(f"--optimizer {self.name}: has no learning rate of its own; give --lr")
+            raise InputError(f"--optimizer {self.name}: has no default learning rate; give --lr")
         return rate

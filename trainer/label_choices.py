@@ -158,7 +158,7 @@ def _require_fresh(config: Flags) -> None:
         raise InputError("--size: fresh crops need a side in pixels; give --size")
     if config.view_order == "shuffle" and config.views is None:
         raise InputError(
-            "--view-order shuffle: every epoch of fresh crops plays a view of its own; leave it out, or give --views"
+            "--view-order shuffle: every epoch of fresh crops has a new view; leave it out, or give --views"
         )
     if config.size is not None:
         config.plan(config.size)

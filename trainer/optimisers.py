@@ -112,7 +112,7 @@ class OptimiserSpec:
         if unknown and not self._takes_any:
             raise InputError(
                 f"optimiser {self.name}: unknown arguments {', '.join(unknown)}; "
-                f"it takes {', '.join(known)}, and lr and weight_decay by flags of their own"
+                f"it takes {', '.join(known)}, and lr and weight_decay by --lr and --weight-decay"
             )
         for name in ("lr", "weight_decay"):
             value = getattr(self, name)

@@ -83,7 +83,7 @@ def require_process(process: int) -> None:
     if os.getpid() != process:
         raise InputError(
             "replay: it was made in another process, whose threads are not here (a DataLoader worker?); iterate over "
-            "it where it was made, without workers: it renders ahead in threads of its own. For several processes "
+            "it where it was made, without workers: it renders ahead in threads. For several processes "
             "that train together make one in each, with rank and world"
         )
 

@@ -52,7 +52,8 @@ def _read_array(path: Path, place: str) -> npt.NDArray[np.float32]:
         with path.open("rb") as file:
             begin = file.read(len(NPY))
         kind = kind_of(path)[0]
-        array = np.load(path, allow_pickle=False) if begin == NPY else None
+        # mapped: a header may claim any shape
+        array = np.load(path, mmap_mode="r", allow_pickle=False) if begin == NPY else None
     except OSError as error:
         raise InputError(f"{place}: cannot be read ({error.strerror or reason(error)})") from error
     except (ValueError, EOFError) as error:  # numpy's own advice is to execute what is in the file
@@ -62,7 +63,7 @@ def _read_array(path: Path, place: str) -> npt.NDArray[np.float32]:
         raise InputError(f"{expected}, found {found}; `giftwrap text-embeddings` makes one")
     if array.dtype.kind not in "fiu":
         raise InputError(f"{expected} of numbers, found {array.dtype}; give floats")
-    return np.asarray(array, np.float32)
+    return np.array(array, np.float32)
 
 
 def _require_classes(names: str | None, classes: Sequence[str], place: str) -> None:

@@ -236,7 +236,7 @@ def normalisation_of(
     given = tuple(mean or teacher["mean"]), tuple(std or teacher["std"])
     if augmented and given != (tuple(teacher["mean"]), tuple(teacher["std"])):
         raise InputError(
-            f"mean, std: expected the teacher's, {teacher['mean']} and {teacher['std']}, behind which the crops of "
-            f"{store.path} are augmented further, found {[*given[0]]} and {[*given[1]]}; leave them out"
+            f"mean, std: expected the teacher's, {teacher['mean']} and {teacher['std']}, since the crops of "
+            f"{store.path} are augmented after the normalisation, found {[*given[0]]} and {[*given[1]]}; leave them out"
         )
     return given

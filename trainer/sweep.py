@@ -71,7 +71,7 @@ def sweep(config: SweepConfig, console: Console) -> int:
         LeaseError: when another process runs this sweep.
     """
     if (place := place_of(os.environ)).world != 1:
-        raise InputError(f"sweep: starts processes of its own, found {place.launcher}; start it alone, with --jobs")
+        raise InputError(f"sweep: starts the processes, found {place.launcher}; start it alone, with --jobs")
     tasks = read_grid(config.file, config.run_folder)
     require_known(tasks, config.file)
     absent = inputs_absent(tasks)

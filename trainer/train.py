@@ -105,7 +105,7 @@ def complete(run: Run, console: Console) -> Mapping[str, Json]:
     except DivergedError as error:
         kept = f"the checkpoint of step {run.saved} is kept" if run.saved else "there is no checkpoint yet"
         raise GiftwrapError(
-            f"{error}; {kept}; lower --lr, or bound the gradient by --clip-norm, in a --run of its own"
+            f"{error}; {kept}; lower --lr, or bound the gradient by --clip-norm, in another --run-folder"
         ) from error
     except RuntimeError as error:
         if is_fault(error) and run.saved:

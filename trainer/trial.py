@@ -67,8 +67,8 @@ def fit(student: nn.Module, config: TrainConfig, columns: int, size: int, counts
     for name, value in student.named_parameters():
         if value.requires_grad and 0 in value.stride():
             raise InputError(
-                f"student {config.student}: expected parameters with memory of their own for every number, which a "
-                f"step can change, found {name}, which is expanded; make a parameter of what is expanded"
+                f"student {config.student}: expected parameters whose numbers have separate memory, which a step "
+                f"can change, found {name}, which is expanded; make a parameter of what is expanded"
             )
     try:
         with undrawn(torch.device(config.render.device)):
@@ -193,7 +193,7 @@ class Trial:
         if not self.alike(*found) or not self.alike(self.seeded(self.student), self.seeded(self.student)):
             raise InputError(
                 f"student {self.config.student}: gives other logits when it is called again: it keeps state "
-                f"outside of its parameters and buffers, or draws random numbers of its own, and a run could not "
+                f"outside of its parameters and buffers, or draws random numbers by itself, and a run could not "
                 f"be continued; keep state in buffers (register_buffer), and draw from torch, numpy or random"
             )
         self.student.train()

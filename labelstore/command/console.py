@@ -167,7 +167,7 @@ def byte_count(count: float) -> str:
 
 def quantity(count: int, noun: str) -> str:
     """A number of things for people: 1 epoch, 1,200 epochs, 2 classes."""
-    ending = "" if count == 1 else "es" if noun.endswith(("s", "x", "ch")) else "s"
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "x")) else "s"
     return f"{count:,} {noun}{ending}"
 
 

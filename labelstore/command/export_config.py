@@ -57,5 +57,7 @@ class ExportConfig:
         if self.format == "fkd" and self.images is None:
             raise InputError("--images: --format fkd needs the images of the store, whose sizes its boxes refer to")
         if self.format == "fkd" and (self.probabilities or self.order == "stored"):
-            raise InputError("--format fkd: has an order of its own, and logits; leave --order and --probabilities out")
+            raise InputError(
+                "--format fkd: writes logits in the order of its files; leave out --order and --probabilities"
+            )
         self.store_cache.require_address(self.store)

@@ -42,6 +42,30 @@ def require_flags(words: Sequence[str], flags: Mapping[str, Flag], program: str)
             require_choice(flag, value if equals else following)
 
 
+def require_single_values(words: Sequence[str], flags: Mapping[str, Flag]) -> None:
+    """Refuse a second value of a flag that takes one, where no value without a flag is expected.
+
+    Args:
+        words: of the command line, after the name of the command.
+        flags: that the command has, by key.
+
+    Raises:
+        InputError: names the flag and both values.
+    """
+    if any(map(is_positional, flags.values())):
+        return
+    name, values = "", list[str]()
+    flag: Flag | None = None
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            flag, values = flags.get(key_of(name, flags)), [value] if equals else []
+            continue
+        values.append(word)
+        if flag and len(values) > 1 and flag.kind is not bool and not takes_list(flag):
+            raise InputError(f"{name}: takes one value, found {values[0]} and {values[1]}")
+
+
 def key_of(name: str, flags: Mapping[str, Flag]) -> str:
     """The key of a flag as it is typed, ``--no-NAME`` included."""
     key = name.removeprefix("--").replace("-", "_")

@@ -19,7 +19,7 @@ from labelstore.command.config_file import read_config, template, to_toml, words
 from labelstore.command.console import Console, run_command
 from labelstore.command.flags import OPTIONS, Flag, choices_of, flags_of, from_flags, is_positional
 from labelstore.command.help_words import default_hint, placeholder
-from labelstore.command.mistakes import key_of, require_flags
+from labelstore.command.mistakes import key_of, require_flags, require_single_values
 from labelstore.errors import InputError
 from labelstore.storage_table import STORAGES, as_typed, meant_address, no_path, scheme_of, without_credentials
 from labelstore.version import __version__
@@ -223,6 +223,7 @@ def read_command(command: Command, program: str, words: Sequence[str]) -> Parsed
     require_paths([*others, *spelled[1:]], flags)
     require_flags(spelled[1:], {**flags, **{flag.key: flag for flag in EVERYWHERE}}, program)
     typed = command.typed([spelled[0], *others, *spelled[1:]])
+    require_single_values(typed[1:], flags)
     shown = [without_credentials(word) for word in typed[1:]]  # the parser prints what it cannot parse
     values = with_addresses(parse(command, program, shown, positional), flags, typed[1:])
     del values[CONFIG]
@@ -275,7 +276,8 @@ def parse(command: Command, program: str, words: Sequence[str], given: Mapping[s
     about = inspect.getdoc(command.config) or ""
     if command.examples:
         about += "\n\nExamples:\n" + "\n".join(f"  {program} {example}" for example in command.examples)
-    found: Any = tyro.cli(flat, prog=program, description=about, args=list(words), config=(tyro.conf.OmitArgPrefixes,))
+    how = (tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)  # the latter reads no source of classes
+    found: Any = tyro.cli(flat, prog=program, description=about, args=list(words), config=how)
     tops = {name: value for name, value in vars(found).items() if not name.endswith("_group")}
     inner = [vars(getattr(found, f"{title}_group")) for title in groups]
     return {key: value for values in (tops, *inner) for key, value in values.items()}

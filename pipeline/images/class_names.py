@@ -79,7 +79,7 @@ def refuse_class_names(path: Path, given: str | None) -> None:
         InputError: names the flag.
     """
     if given is not None:
-        raise InputError(f"{FLAG}: the classes of {printable(str(path))} have names of their own; leave it out")
+        raise InputError(f"{FLAG}: the classes of {printable(str(path))} have names already; leave it out")
 
 
 def require_named(place: str, highest: int, names: Sequence[str]) -> None:

@@ -60,7 +60,7 @@ def splits_warning(manifest: Manifest) -> str | None:
             return f"{what} {are} taken for classes, but named as splits of a set without class folders"
         return (
             f"{what} {are} taken for classes, but seem{'' if len(splits) > 1 else 's'} to be splits with class folders "
-            f"of their own; give one of them: --images {root}/{printable(first)}"
+            f"in them; give one of them: --images {root}/{printable(first)}"
         )
     folders = {path.rpartition("/")[0] for path in manifest.names}
     shared = os.path.commonpath(folders)

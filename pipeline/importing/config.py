@@ -91,10 +91,19 @@ class TextConfig:
         if library != "open_clip" or not (model and slash and weights):
             raise InputError(f"--model: expected open_clip:MODEL/WEIGHTS, found {self.model}")
         for template in self.template:
-            if template.count("{}") != 1:
+            if not has_one_place(template):
                 raise InputError(f"--template: expected a prompt with one {{}} for the class, found {template!r}")
         if not self.template:
             raise InputError("--template: expected at least one, found none")
         if self.out.suffix not in (".npy", ".safetensors"):
             raise InputError(f"--out: expected a name that ends in .npy or .safetensors, found {self.out}")
         require_place("--out", self.out)
+
+
+def has_one_place(template: str) -> bool:
+    """Whether a class name is put into a prompt once; other braces are doubled."""
+    name = "name of a class"
+    try:
+        return template.count("{}") == 1 and template.format(name).count(name) == 1 + template.count(name)
+    except (LookupError, ValueError, AttributeError):
+        return False

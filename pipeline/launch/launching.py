@@ -33,7 +33,7 @@ def launched(command: Callable[[Any, Console], int]) -> Callable[[Any, Console],
         if place.launcher == "ray":
             return command(changed(config, ray=None, workers=None, gpus_per_worker=None), console)
         if place.world > 1:
-            raise InputError(f"--ray: starts processes of its own, found those of {place.launcher}; start one command")
+            raise InputError(f"--ray: starts the processes, found those of {place.launcher}; start one command")
         gpus = config.launch.gpus(config.render.device)
         from pipeline.launch.ray_cluster import connected
         from pipeline.launch.ray_ranks import run_ranks

@@ -22,7 +22,7 @@ def end_with(parent: int) -> None:
 
 def take_signals() -> None:
     """Have Ctrl-C and SIGTERM arrive here: Ray's processes block them, and those that they start inherit that."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the command runs
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
 
 

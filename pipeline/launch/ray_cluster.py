@@ -8,7 +8,8 @@ import platform
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -17,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from labelstore.command.console import Stopped
+from labelstore.command.stopping import SIGNALS
 from labelstore.errors import InputError, reason
 from pipeline.launch.options import AUTO, LOCAL, LaunchOptions
 
@@ -24,6 +26,7 @@ from pipeline.launch.options import AUTO, LOCAL, LaunchOptions
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 REACH_SECONDS = 5.0
 STDERR = 2
+STARTING = threading.Event()  # set while Ray starts processes of a local cluster
 OBJECT_BYTES = 100 << 20  # of the store of a local Ray, in which nothing is kept
 
 
@@ -58,7 +61,7 @@ def connected(options: LaunchOptions, gpus: int) -> Iterator[Cluster]:
         require_reachable(options.address)
     with redirect_stdout(StringIO()):  # where Ray prints its events, with terminal codes; they are in its logs too
         try:
-            with sigterm_blocked(), standard_error_silent():
+            with signals_deferred(SIGNALS if options.address == LOCAL else ()), standard_error_silent():
                 context = connect(ray, options.address, workers)
             require_room(ray.cluster_resources(), options.address, workers, gpus)
             logs = Path(context.address_info["session_dir"]) / "logs"
@@ -68,19 +71,32 @@ def connected(options: LaunchOptions, gpus: int) -> Iterator[Cluster]:
 
 
 @contextmanager
-def sigterm_blocked() -> Iterator[None]:
-    """Have the processes that Ray starts block SIGTERM, as Ray itself has them block SIGINT.
+def signals_deferred(numbers: Collection[signal.Signals]) -> Iterator[None]:
+    """Handle signals that arrive in this context at its end; processes that Ray starts in it leave the process group.
 
-    `timeout` and batch systems signal the whole process group. Without its processes this one would wait a minute for
-    them, and fail: only this one stops, and it ends them. What arrives meanwhile is handled at the end.
+    A terminal, `timeout` and batch systems signal the whole group. If that ended the processes of a local Ray, this one
+    would wait a minute for them, and fail: it stops its ranks first, and then ends these.
     """
     before = signal.getsignal(signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    if numbers:
+        STARTING.set()
     try:
         yield
     finally:
+        STARTING.clear()
         signal.signal(signal.SIGTERM, before)  # Ray puts a handler of its own there
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
+def leave_group() -> None:
+    """In a process that Ray starts: be alone in a process group, and take SIGTERM, by which Ray ends it."""
+    if STARTING.is_set():
+        os.setpgid(0, 0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+os.register_at_fork(after_in_child=leave_group)
 
 
 @contextmanager
@@ -144,7 +160,7 @@ def connect(ray: Any, address: str, workers: int) -> Any:
         own = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_BYTES}
     try:
         return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-    except SystemExit as error:  # of its handler of SIGTERM, where another thread took the signal
+    except SystemExit as error:  # of its handler of SIGTERM
         raise Stopped from error
     except Exception as error:  # whatever Ray raises here, the cluster cannot be used
         raise InputError(refusal(error, address, ray.__version__)) from error

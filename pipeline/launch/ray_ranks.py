@@ -43,10 +43,12 @@ class Ended:
     Attributes:
         code: its exit code; 0 when it is lost.
         lost: why it did not end by itself; empty when it did.
+        killed: whether a signal of the command ended it before it could print that it is stopped.
     """
 
     code: int = 0
     lost: str = ""
+    killed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +278,11 @@ class Attempt:
         self._alone_since: float | None = None  # since a rank has ended badly, or a signal came
 
     def run(self, words: Sequence[str], start: Sequence[str], job: str, attempt: int) -> Verdict:
-        """Run the command in all ranks; what the first one prints is printed, and the error of the one that failed."""
+        """Run the command in all ranks; what the first one prints is printed, and the error of the one that failed.
+
+        Raises:
+            KeyboardInterrupt: or `Stopped`, when a signal came before the first rank could handle it.
+        """
         ray = self._cluster.ray
         port: int = ray.get(self._actors[0].free_port.remote())
         each = environments(self._hosts, port, job, attempt, start)
@@ -298,6 +304,8 @@ class Attempt:
         found = verdict_of(self._ended, self._order, self._stops.number)
         if found.code is not None:
             relay.finish()
+            if self._stops.number and (self._ended[0].killed or self._ended[0].lost):
+                raise self._stops.error()  # which prints what that rank would have printed
             if found.rank:
                 Relay(ray, self._actors[found.rank], sys.stderr, f"rank {found.rank}: ").finish()
         return found
@@ -310,7 +318,7 @@ class Attempt:
             return Ended(lost=why_lost(error))
         if code < 0 and -code not in self._sent:
             return Ended(lost=f"ended by {signal.Signals(-code).name}")
-        return Ended(code if code >= 0 else 128 - code)
+        return Ended(code) if code >= 0 else Ended(128 - code, killed=True)
 
     def _stop_when_due(self, ranks: Sequence[int]) -> bool:
         """Pass a signal on; stop ranks beside one that has ended badly, and kill those that do not end in time.

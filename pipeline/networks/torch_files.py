@@ -184,7 +184,7 @@ def read_content(
     if not path.exists():
         raise InputError(f"{place}: no such file")
     if not path.is_file():  # a pipe would be waited for
-        found = "a folder; give the file in it" if path.is_dir() else "none with content of its own"
+        found = "a folder; give the file in it" if path.is_dir() else "a pipe or a device"
         raise InputError(f"{place}: expected a file, found {found}")
     try:
         kind, remedy = kind_of(path)

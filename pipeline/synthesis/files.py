@@ -68,7 +68,7 @@ def _unchanged(manifest: Manifest, image: int) -> bytes:
 def _linkable(manifest: Manifest, image: int) -> Path:
     place = Path(manifest.place(image))
     if not place.is_file():
-        raise InputError(f"--take link: {place} is no file of its own; give --take copy")
+        raise InputError(f"--take link: {place} is not a single file; give --take copy")
     return place
 
 

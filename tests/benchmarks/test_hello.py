@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.studies import hello as study
+from benchmarks.studies import jobs
 from benchmarks.studies.hello_cells import ABLATION, REAL, STORED, TOY, WHOLE, Cell, Scale, cells
 from benchmarks.studies.hello_run import Lab, Pace
 from benchmarks.studies.hello_table import report, sections
@@ -129,7 +131,10 @@ class Failing(Quick):
         return super().run(cell)
 
 
-def test_what_a_failed_cell_does_not_hold_up_is_done_nevertheless(tmp_path: Path) -> None:
+def test_what_a_failed_cell_does_not_hold_up_is_done_nevertheless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "workers", ThreadPoolExecutor)  # the test above has processes
     results = Ledger[Cell](tmp_path / "hello.jsonl")
     work = Few(Failing(TOY, tmp_path, tmp_path), Still(TOY), results)
     with pytest.raises(InputError, match="no teacher"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -23,6 +24,7 @@ from labelstore.command.flags import flags_of as fields_of
 from labelstore.command.program import Command, read_command
 from pipeline.__main__ import COMMANDS as PIPELINE
 from pipeline.networks.table import NETWORKS
+from tests.journeys.world import Ended, giftwrap
 from trainer.__main__ import COMMANDS as TRAINER
 
 PROGRAMS: dict[str, dict[str, Command]] = {
@@ -32,51 +34,53 @@ PROGRAMS: dict[str, dict[str, Command]] = {
     "benchmarks": BENCHMARKS,
 }
 GIFTWRAP = commands()
-EVERY = [(program, name) for program, commands in PROGRAMS.items() for name in commands]
 # What takes longest to import; none of it is needed to read a command line.
 HEAVY = ("torch", "torchvision", "zarr", "numcodecs", "PIL", "nvidia.dali", "timm", "matplotlib", "hypothesis")
 # The flags of the others need the tables of augmentations, whose files draw with numpy.
 WITHOUT_NUMPY = ("labelstore", "benchmarks")
 SCRIPT = "import giftwrap.__main__ as m; m.main()"  # what the installed script does
-PRINTS_IMPORTS = """
-import runpy, sys
-program, *words = sys.argv[1:]
-sys.argv = [program, *words]
-try:
-    runpy.run_module(program, run_name="__main__", alter_sys=True)
-except SystemExit as end:
-    print("imported", [name for name in {heavy} if name in sys.modules], end.code)
+PRINTS_OUTCOMES = """
+import contextlib, io, json, runpy, sys
+program, lines, heavy = json.loads(sys.argv[1])
+found = []
+for words in lines:
+    sys.argv = [program, *words]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            code = end.code
+    found.append([out.getvalue(), err.getvalue(), [name for name in heavy if name in sys.modules], code])
+print(json.dumps(found))
 """
 
 
-def outcome_of(*words: str) -> tuple[str, str, list[str], int]:
-    """The output of a command line, its errors, which heavy modules it imported, and its exit code."""
-    code = PRINTS_IMPORTS.replace("{heavy}", repr((*HEAVY, "numpy") if words[0] in WITHOUT_NUMPY else HEAVY))
-    ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
-    out, _, last = ended.stdout.rpartition("imported ")
-    imported, code_of = re.fullmatch(r"\[(.*)\] (\w+)\n", last).groups()
-    return out, ended.stderr, imported.split(", ") if imported else [], int(code_of)
+def outcomes_of(program: str, *lines: list[str]) -> list[tuple[str, str, list[str], int]]:
+    """Of command lines, one after the other: what is printed, the errors, the heavy modules imported, the exit code."""
+    asked = json.dumps([program, lines, (*HEAVY, "numpy") if program in WITHOUT_NUMPY else HEAVY])
+    ended = subprocess.run([sys.executable, "-c", PRINTS_OUTCOMES, asked], capture_output=True, text=True, check=True)
+    return [(out, err, imported, code) for out, err, imported, code in json.loads(ended.stdout)]
 
 
-@pytest.mark.parametrize(("program", "name"), [*EVERY, *((program, "") for program in PROGRAMS)])
-def test_help_imports_nothing_that_takes_long(program: str, name: str) -> None:
-    out, err, imported, code = outcome_of(program, *filter(None, [name]), "--help")
-    assert (imported, code, err) == ([], 0, "")
-    assert f"usage: python -m {program}" in out
-    assert all(command in out for command in PROGRAMS[program]) or name
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_imports_nothing_that_takes_long(program: str) -> None:
+    names = [*PROGRAMS[program]]
+    found = outcomes_of(program, ["--help"], *([name, "--help"] for name in names))
+    for out, err, imported, code in found:
+        assert (imported, code, err) == ([], 0, "")
+        assert f"usage: python -m {program}" in out
+    assert all(name in found[0][0] for name in names)
 
 
 def test_one_command_has_those_of_all_packages() -> None:
     assert list(GIFTWRAP) == [*PIPELINE, *TRAINER, *LABELSTORE]  # and none of them twice
-    out, err, imported, code = outcome_of("giftwrap", "--help")
-    assert (imported, code, err) == ([], 0, "")
-    assert all(f"\n  {name} " in out for name in GIFTWRAP)
-    out, _, imported, code = outcome_of("giftwrap", "train", "--help")
-    assert (imported, code) == ([], 0)
-    assert "usage: giftwrap train" in out
-    out, _, imported, code = outcome_of("giftwrap", "bench", "run", "--help")
-    assert (imported, code) == ([], 0)
-    assert "usage: giftwrap bench run" in out
+    found = outcomes_of("giftwrap", ["--help"], ["train", "--help"], ["bench", "run", "--help"])
+    assert [others for _out, *others in found] == [["", [], 0]] * 3
+    every, train, bench = (out for out, *_ in found)
+    assert all(f"\n  {name} " in every for name in GIFTWRAP)
+    assert "usage: giftwrap train" in train
+    assert "usage: giftwrap bench run" in bench
 
 
 def test_modules_of_the_working_folder_are_not_taken_for_ours_and_are_found(tmp_path: Path) -> None:
@@ -108,7 +112,7 @@ def test_another_package_of_the_name_of_ours_is_named(tmp_path: Path) -> None:
 def test_helps_begin_with_a_short_usage_and_two_examples(name: str) -> None:
     command = GIFTWRAP[name]
     assert len(command.examples) >= 2
-    out = outcome_of("giftwrap", name, "--help")[0]
+    out = giftwrap("giftwrap", name, "--help").out
     assert len(out.splitlines()[0]) <= 80
     head = out[: out.index("╭")]
     assert all(f"\n  giftwrap {name} {example}\n" in head for example in command.examples)
@@ -133,9 +137,9 @@ def test_networks_of_the_examples_exist(name: str) -> None:
 
 
 def test_helps_show_no_default_as_none() -> None:
-    out = outcome_of("giftwrap", "train", "--help")[0]
+    out = giftwrap("giftwrap", "train", "--help").out
     assert not re.search(r"\{None|default: (None)?\)|\[-h\] \[OPTIONS\] PATH", out)
-    usage = outcome_of("giftwrap", "convert", "--help")[0].splitlines()[0]
+    usage = giftwrap("giftwrap", "convert", "--help").out.splitlines()[0]
     assert usage == "usage: giftwrap convert [-h] [OPTIONS] SOURCE DESTINATION"
 
 
@@ -158,23 +162,23 @@ def test_benchmarks_are_named_where_they_are_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_mistakes_are_named_before_anything_is_imported(program: str) -> None:
     name, command = next(iter(PROGRAMS[program].items()))
-    for words, expected in (
+    mistakes: tuple[tuple[list[str], str], ...] = (
         ([], f"usage: python -m {program}"),
         ([f"{name}x"], f"found '{name}x'; did you mean {name}?"),
         (["--verbose"], f"found '--verbose'; see python -m {program} --help"),
         ([name, "--no-such-flag"], f"python -m {program} {name} --help"),
-    ):
-        out, err, imported, code = outcome_of(program, *words)
+    )
+    *found, version = outcomes_of(program, *(words for words, _ in mistakes), ["--version"])
+    for (out, err, imported, code), (_, expected) in zip(found, mistakes, strict=True):
         assert (out, imported, code) == ("", [], 2)
         assert expected in err
         assert "Traceback" not in err
         assert command.config.__name__ not in err
-    out, err, imported, code = outcome_of(program, "--version")
-    assert (out, err, imported, code) == (f"giftwrap {__version__}\n", "", [], 0)
+    assert version == (f"giftwrap {__version__}\n", "", [], 0)
 
 
 def test_flags_that_exclude_each_other_are_named_without_our_names() -> None:
-    _, err, imported, code = outcome_of("labelstore", "export", "x", "y", "--view", "1", "--views", "2")
+    ((_, err, imported, code),) = outcomes_of("labelstore", ["export", "x", "y", "--view", "1", "--views", "2"])
     assert (err, imported, code) == ("error: --view and --views: expected one of them, found both\n", [], 2)
 
 
@@ -185,10 +189,10 @@ def test_addresses_are_no_paths(word: str, program: str) -> None:
     word = word.removeprefix("--store=") if program == "labelstore" else word  # what it writes has no flag
     word = word.replace("--store", "--run-folder") if program == "trainer" else word  # it reads stores at addresses
     words = ("STORE", word) if program == "labelstore" else (word,)
-    _, err, _, code = outcome_of(program, name, *words, *(("--order", "stored") if name == "export" else ()))
-    assert code == 2
-    assert err.startswith(f"error: {word}: expected a path on this machine")
-    assert err.endswith("address; copy it here and give its path\n")
+    ended = giftwrap(program, name, *words, *(("--order", "stored") if name == "export" else ()))
+    assert ended.code == 2
+    assert ended.err.startswith(f"error: {word}: expected a path on this machine")
+    assert ended.err.endswith("address; copy it here and give its path\n")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +203,9 @@ def test_addresses_are_no_paths(word: str, program: str) -> None:
 def test_torchrun_passes_every_flag_on(command: Command) -> None:
     parser = get_args_parser()
     theirs = {option for action in parser._actions for option in action.option_strings}
-    for flag in flags_of(command):
+    flags = flags_of(command)
+    assert len(flags) > 20
+    for flag in flags:
         words = ["train", flag, "1", f"{flag}=1"]
         found = parser.parse_args(["--nproc-per-node=2", "-m", "trainer", *words])
         assert (found.training_script, found.training_script_args) == ("trainer", words)
@@ -209,8 +215,8 @@ def test_torchrun_passes_every_flag_on(command: Command) -> None:
 
 def flags_of(command: Command) -> list[str]:
     """Every flag that a command's help names."""
-    help_text = outcome_of(*next([p, n, "--help"] for p in PROGRAMS for n, c in PROGRAMS[p].items() if c is command))[0]
-    return sorted(set(re.findall(r"(?<=[│,] )--[a-z][a-z0-9-]*", help_text)))
+    words = next((p, n) for p in PROGRAMS for n, c in PROGRAMS[p].items() if c is command)
+    return sorted(set(re.findall(r"(?<=[│,] )--[a-z][a-z0-9-]*", giftwrap(*words, "--help").out)))
 
 
 def test_defaults_and_types_of_flags_are_the_fields() -> None:
@@ -258,6 +264,7 @@ def test_ctrl_c_while_modules_are_imported_ends_quietly(
             "--source: convert takes the source without a flag: giftwrap convert a b",
         ),
         (["compare", "--runs", "a", "b"], "--runs: compare takes the runs without a flag: giftwrap compare a b"),
+        (["verify", "--store", "A", "B", "--images", "x"], "--store: takes one value, found A and B"),
         (["build", "--imges", "x"], "--imges: no flag of this command; did you mean --images?"),
         (["train", "--bach_size", "8"], "--bach_size: no flag of this command; did you mean --batch-size?"),
         (["train", "--nonsensical", "3"], "--nonsensical: no flag of this command; see giftwrap train --help"),
@@ -268,20 +275,19 @@ def test_ctrl_c_while_modules_are_imported_ends_quietly(
     ],
 )
 def test_mistakes_in_flags_are_named_also_where_others_are_missing(words: list[str], message: str) -> None:
-    out, err, _, code = outcome_of("giftwrap", *words)
-    assert (out, err, code) == ("", f"error: {message}\n", 2)
+    assert giftwrap("giftwrap", *words) == Ended(2, "", f"error: {message}\n")
 
 
 def test_a_loss_that_is_misspelt_has_the_nearest_one() -> None:
     words = ["--store", "s", "--images", "x", "--epochs", "3", "--run", "r", "--student", "convnet-d3"]
-    _, err, _, code = outcome_of("giftwrap", "train", *words, "--loss", "gitf")
-    assert (err.startswith("error: --loss: expected one of gift, "), code) == (True, 2)
-    assert err.endswith("found 'gitf'; did you mean gift?\n")
+    ended = giftwrap("giftwrap", "train", *words, "--loss", "gitf")
+    assert (ended.err.startswith("error: --loss: expected one of gift, "), ended.code) == (True, 2)
+    assert ended.err.endswith("found 'gitf'; did you mean gift?\n")
 
 
 @pytest.mark.parametrize("name", GIFTWRAP)
 def test_print_config_alone_is_a_template_of_all_flags(name: str) -> None:
-    text = outcome_of("giftwrap", name, "--print-config")[0]
+    text = giftwrap("giftwrap", name, "--print-config").out
     tomllib.loads(text)
     every = tomllib.loads(re.sub(r"^# (\S+ =) .*", r"\1 0", text, flags=re.MULTILINE))
     found = {inner for key, value in every.items() for inner in (value if isinstance(value, dict) else [key])}

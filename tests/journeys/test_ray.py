@@ -58,6 +58,14 @@ def running_in(folder: Path) -> list[str]:
     return [line for line in found if line]
 
 
+def require_nothing_runs_in(folder: Path) -> None:
+    """All processes have ended; Ray's agents do so a moment after the others."""
+    end = time.monotonic() + 20
+    while (found := running_in(folder)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert found == []
+
+
 def wait_until(ready: Any, process: subprocess.Popen[bytes], folder: Path) -> Any:
     """Wait for what is to happen while the process runs."""
     end = time.monotonic() + PATIENCE_SECONDS
@@ -117,9 +125,9 @@ def test_ranks_that_are_lost_begin_again_and_make_what_one_process_makes(world: 
     assert err.count("was lost (ended by SIGKILL); starting all ranks again (1 of 3)") == 1, err
     assert err.count("starting all ranks again (2 of 3)") == 1, err
     assert err.count("was lost (its process") == 1, err
-    for word in ("error: ", "stop", "resume with", "raylet", "Traceback"):
+    for word in ("error: ", "stop", "resume with", "(raylet", "Traceback"):
         assert word not in err
-    assert running_in(folder) == []
+    require_nothing_runs_in(folder)
     assert giftwrap(*world.build_words(tmp_path / "one", "--views", 600)).code == 0
     assert files(store) == files(tmp_path / "one")
     assert sum(summary["bytes_per_label"].values()) > 0
@@ -182,9 +190,9 @@ def test_a_command_that_loses_a_rank_makes_what_ranks_without_ray_make(name: str
     assert code == 0, err
     json.loads(printed_out)  # one summary
     assert err.count("rank 1 on ") == err.count("was lost (ended by SIGKILL); starting all ranks again (1 of 3)") == 1
-    for word in ("error: ", "stopped", "resume with", "raylet", "Traceback"):
+    for word in ("error: ", "stopped", "resume with", "(raylet", "Traceback"):
         assert word not in err
-    assert running_in(folder) == []
+    require_nothing_runs_in(folder)
     logs = err.split("logs of ranks: ")[1].split("-*")[0]
     assert all(Path(f"{logs}-{attempt}-rank-{rank}.err").exists() for attempt in (0, 1) for rank in (0, 1))
     ended = torchrun(2, ["giftwrap", *of_each_kind(world, plain)[name]], tmp_path / "ranks")
@@ -208,9 +216,9 @@ def test_a_signal_to_the_whole_group_ends_a_command_with_its_own_line(
     printed_out, err = printed(folder)
     assert code == 128 + number, err
     assert err.count("stopped; what was finished is kept") == err.count("resume with: ") == 1, err
-    for word in ("GCS", "raylet", "Traceback", "error: ", "was lost"):
+    for word in ("GCS", "(raylet", "Traceback", "error: ", "was lost"):
         assert word not in printed_out + err
-    assert running_in(folder) == []
+    require_nothing_runs_in(folder)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -230,7 +238,7 @@ def test_a_signal_stops_all_ranks_of_a_build(number: int, world: World, tmp_path
     assert resume.startswith(f"{sys.executable} -m giftwrap build")
     assert resume.endswith("--ray --workers 2")
     assert "Traceback" not in out + err
-    assert running_in(folder) == []
+    require_nothing_runs_in(folder)
     assert check(store).ok
     with LabelStore.open(store).lease():
         pass
@@ -270,5 +278,5 @@ def test_bad_input_of_a_rank_is_one_line_and_leaves_nothing(world: World, tmp_pa
     assert errors[0].startswith("error: "), err
     assert "none" in errors[0]
     assert not store.exists()
-    assert running_in(folder) == []
+    require_nothing_runs_in(folder)
     assert "Traceback" not in out + err

@@ -44,27 +44,7 @@ class Ended:
 
 # Commands run in processes forked from one that has imported everything: seconds less each, and still processes.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    [
-        "tyro._cli",
-        "tyro._parsers",
-        "typeguard",
-        "nvidia.dali",
-        "PIL.JpegImagePlugin",
-        "PIL.PngImagePlugin",
-        "PIL.WebPImagePlugin",
-        "labelstore.command.program",
-        "labelstore.operations.export",
-        "labelstore.operations.repair",
-        "pipeline.render.crops",
-        "pipeline.build.build",
-        "pipeline.networks.load",
-        "pipeline.replay.verify",
-        "pipeline.replay.show",
-        "trainer.optimisers",
-        "trainer.train",
-    ]
-)
+SERVER.set_forkserver_preload(["tests.journeys.preloaded"])
 
 
 @dataclass(frozen=True)
@@ -100,7 +80,7 @@ def run_as_command(words: list[str], out: Path, err: Path, cwd: Path | None) -> 
     """What `python -m WORDS` does, with its output in files."""
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), number)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    sys.stdout, sys.stderr = os.fdopen(1, "w", encoding="utf-8"), os.fdopen(2, "w", encoding="utf-8")  # by that name
     sys.argv = words
     if cwd:
         os.chdir(cwd)

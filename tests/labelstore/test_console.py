@@ -1,10 +1,12 @@
-"""How commands speak."""
+"""What commands print."""
 
 from __future__ import annotations
 
 import warnings
 
-from labelstore.command.console import run_command
+import pytest
+
+from labelstore.command.console import quantity, run_command
 from labelstore.errors import reason
 
 
@@ -24,3 +26,16 @@ def test_a_reason_has_no_address_of_an_object() -> None:
     assert reason(ValueError("cannot identify image file <_io.BytesIO object at 0x7fe6b0dd6070>\nmore")) == (
         "cannot identify image file"
     )
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [
+        (0, "epoch", "0 epochs"),
+        (1, "epoch", "1 epoch"),
+        (1200, "class", "1,200 classes"),
+        (2, "sealed view", "2 sealed views"),
+    ],
+)
+def test_counts_are_in_singular_or_plural(count: int, noun: str, text: str) -> None:
+    assert quantity(count, noun) == text

@@ -25,7 +25,7 @@ def content() -> Content:
     return Content(make_identity(), 8)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(
     images=st.integers(1, 12),
     columns=st.integers(1, 4),

@@ -221,7 +221,7 @@ def test_numbers_need_names_and_keep_their_order(tmp_path: Path) -> None:
 def test_names_are_refused_where_classes_have_them(folder: Path, tmp_path: Path) -> None:
     options = ImageOptions(class_names="a,b,c")
     for path in (folder, *(CONTAINERS[kind](FILES, tmp_path, 0) for kind in ("tar", "zip", "parquet"))):
-        with pytest.raises(InputError, match="have names of their own; leave it out"):
+        with pytest.raises(InputError, match="have names already; leave it out"):
             scan(path, options=options)
 
 

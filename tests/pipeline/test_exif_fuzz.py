@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
-    ("first", "count"), [(0, 3_000), pytest.param(3_000, 20_000, marks=pytest.mark.long)], ids=["short", "long"]
+    ("first", "count"), [(0, 1_500), pytest.param(1_500, 20_000, marks=pytest.mark.long)], ids=["short", "long"]
 )
 def test_files_with_exif_and_xmp_are_what_pillow_shows(first: int, count: int) -> None:
     words = [sys.executable, "-m", "tests.pipeline.exif_files", str(first), str(count)]

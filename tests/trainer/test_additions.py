@@ -135,7 +135,7 @@ def test_a_loss_of_the_users(config: TrainConfig, tmp_path: Path) -> None:
 
 
 def test_an_optimiser_of_the_users(config: TrainConfig) -> None:
-    with pytest.raises(InputError, match="has no learning rate of its own; give --lr"):
+    with pytest.raises(InputError, match="has no default learning rate; give --lr"):
         train(config, optimizer=f"{HERE}:Plain")
     train(config, optimizer=f"{HERE}:Plain", lr=0.01)
     made = json.loads((config.run / "config.json").read_text())["made_of"]["optimizer"]

@@ -421,6 +421,7 @@ def test_text_of_other_classes_or_another_width_is_refused(flags: Mapping[str, A
         ("npz", "found a NumPy archive (.npz)"),
         ("objects", "found one that ends early, or holds Python objects"),
         ("short", "found one that ends early"),
+        ("claims", "found one that ends early"),
         ("words", "of numbers, found <U1"),
         ("names", "metadata 'classes' is not a JSON list"),
     ],
@@ -442,6 +443,10 @@ def test_files_that_hold_no_text_embeddings_are_named_for_what_they_are(
             np.save(file, np.array([{}, []], object), allow_pickle=True)
         elif content == "short":
             file.write((tmp_path / "whole.npy").read_bytes()[:-1])
+        elif content == "claims":  # more than memory
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "<f4", "fortran_order": False, "shape": (10**7, 10**6)}
+            )
         elif content == "words":
             np.save(file, np.array([["a"]]))
         elif content == "names":

@@ -52,7 +52,7 @@ def generator_card(folder: Path, tiles: int) -> Card:
             samples(sheets[-1], drawn, [class_title(name) for name in values["classes"]], values["size"], tiles)
         )
     else:
-        why = f"{printable(sheets[-1].name)} is none that can be read" if sheets else "none in its folder"
+        why = f"{printable(sheets[-1].name)} cannot be read" if sheets else "none in its folder"
         items.append(Text(f"No sheet of samples: {why}.", "note"))
     subtitle = f"Draws images of {values['size']} px of {quantity(len(values['classes']), 'class')}."
     return Card(printable(str(folder)), "generator", subtitle, items)

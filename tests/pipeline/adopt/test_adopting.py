@@ -390,7 +390,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a pipe": (
         lambda at: ((at / "epoch_1/batch_0.tar").unlink(), os.mkfifo(at / "epoch_1/batch_0.tar")),
-        r"epoch_1/batch_0.tar: expected a file, found none with content of its own",
+        r"epoch_1/batch_0.tar: expected a file, found a pipe or a device",
     ),
     "an order with numbers of no image": (
         lambda at: (at / "sampler_indices_epoch.json").write_text(str([[2**62] * 24] * EPOCHS)),

@@ -140,18 +140,25 @@ def test_too_few_gpus_or_cpus_are_refused() -> None:
         require_room({"CPU": 4.0}, "a:1", 5, 0)
 
 
+CHILD = "import os, signal; print(os.getpgrp() == os.getpid(), [*signal.pthread_sigmask(signal.SIG_BLOCK, ())])"
+
+
 class FakeRay(SimpleNamespace):
-    """Records how it is started and that it is shut down."""
+    """Records how it is started and that it is shut down; starts a process as Ray does."""
 
     __version__ = "2.60.0"
 
     def __init__(self, resources: dict[str, float], error: BaseException | None = None) -> None:
-        super().__init__(started=[], ended=0, resources=resources, error=error)
+        super().__init__(started=[], ended=0, resources=resources, error=error, signalled=False)
 
     def init(self, **flags: Any) -> Any:
         self.started.append(flags)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray puts a handler of its own there
-        self.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # as the processes that it starts inherit it
+        words = [sys.executable, "-c", CHILD]
+        ended = subprocess.run(words, preexec_fn=lambda: None, capture_output=True, text=True, check=True)
+        self.child = ended.stdout
+        if self.signalled:
+            os.kill(os.getpid(), signal.SIGTERM)
         os.write(2, b"as Ray's C++ prints")
         if self.error:
             raise self.error
@@ -181,18 +188,19 @@ def test_a_connection_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_sigterm_is_left_to_the_driver(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """What Ray starts blocks it; what arrives meanwhile is handled afterwards."""
+def test_signals_are_left_to_the_driver(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """The processes of a local Ray are in groups of their own; what arrives while they start is handled afterwards."""
     ray = FakeRay({"CPU": 2.0})
+    ray.signalled = True
     monkeypatch.setattr(ray_cluster, "imported", lambda: ray)
     with StopSignals() as stops, connected(LaunchOptions(ray=(), workers=2), 0):
-        assert signal.SIGTERM in ray.blocked
-        assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        signal.raise_signal(signal.SIGTERM)
+        assert ray.child == "True []\n"
         assert stops.number == signal.SIGTERM
+        assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
     ray.error = RuntimeError("no cluster")
-    with pytest.raises(InputError, match="no cluster"), connected(LaunchOptions(ray=(), workers=2), 0):
+    with pytest.raises(InputError, match="no cluster"), connected(LaunchOptions(ray=("auto",), workers=2), 0):
         pass
+    assert ray.child == "False []\n"  # Ctrl-C works while a cluster does not answer
     os.write(2, b"printed")
     assert capfd.readouterr().err == "printed"
 

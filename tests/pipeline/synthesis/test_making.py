@@ -59,9 +59,10 @@ def test_a_finished_set_typed_again_is_there_and_stays(images: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("named", ["unnamed", "named"])
-def test_killed_at_any_step_and_continued_it_ends_with_the_same_bytes(tmp_path: Path, named: str) -> None:
+@pytest.mark.parametrize("every", [13, pytest.param(3, marks=pytest.mark.long)])
+def test_killed_at_any_step_and_continued_it_ends_with_the_same_bytes(tmp_path: Path, named: str, every: int) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.pipeline.synthesis.killing", str(tmp_path), "7", named],
+        [sys.executable, "-m", "tests.pipeline.synthesis.killing", str(tmp_path), str(every), named],
         capture_output=True,
         text=True,
         check=False,

@@ -1,0 +1,35 @@
+"""What commands import, for the process that theirs are forked from: see `SERVER` in world.py."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+
+LIBRARIES = (
+    "multiprocessing.synchronize",
+    "numpy.ctypeslib",
+    "numpy.ma",
+    "nvidia.dali._debug_mode",
+    "nvidia.dali.fn",
+    "nvidia.dali.types",
+    "PIL.BmpImagePlugin",
+    "PIL.GifImagePlugin",
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
+    "PIL.PpmImagePlugin",
+    "PIL.WebPImagePlugin",
+    "torch.distributed",
+    "torch.utils.data",
+    "torch.utils.serialization.config",
+    "tyro._cli",
+    "tyro._parsers",
+    "typeguard",
+)
+WHOLE = ("tyro._backends", "tyro.constructors", "labelstore", "pipeline", "trainer")
+
+for name in LIBRARIES:
+    import_module(name)
+for name in WHOLE:
+    for module in pkgutil.walk_packages(import_module(name).__path__, f"{name}."):
+        if not module.name.endswith(("__main__", "kernels")):  # Triton's kernels are slow to import, and rarely needed
+            import_module(module.name)
