@@ -41,7 +41,7 @@ def open_any(
     engine: Mapping[str, Any] | None = None,
     normal: Normal | None = None,
 ) -> Material:
-    """What a run is trained on, of one store, of several, or of none; the arguments are those of `open_material`."""
+    """Open the material of a run with one store, several or none; arguments as of `open_material`."""
     if config.more_stores:
         return open_joint(config, ranks, views)
     return open_material(config, ranks, views, engine, normal)
@@ -51,8 +51,8 @@ def open_joint(config: TrainConfig, ranks: Ranks, views: int | None) -> Material
     """The crops of several stores with the labels that are stored for them.
 
     Raises:
-        InputError: when their labels cannot be of one training: other columns, another teacher, other sides.
-        MismatchError: when images are not those of their store, or crops do not come out again.
+        InputError: the labels cannot be used together, such as two columns for one class.
+        MismatchError: teachers, columns or sizes differ, or images or replayed crops are not those of a store.
     """
     kept = config.store_cache
     cache = PieceCache(kept.cache_dir, kept.bytes) if kept.cache_dir else None
@@ -87,7 +87,7 @@ def open_joint(config: TrainConfig, ranks: Ranks, views: int | None) -> Material
 
 
 def joined(identities: Sequence[Identity], names: Sequence[str]) -> Identity:
-    """What several stores are together: the images of all, and classes in the order of their columns.
+    """The identity of several stores together: the images of all, and classes in the order of their columns.
 
     Args:
         identities: of the stores.
@@ -129,7 +129,7 @@ def joined(identities: Sequence[Identity], names: Sequence[str]) -> Identity:
 
 
 def _plain(value: Any) -> Json:
-    """A field as messages compare it."""
+    """A field of an identity as JSON."""
     return [*value] if isinstance(value, tuple) else value
 
 
@@ -187,7 +187,7 @@ class JointCrops(CropSource):
         return CropRows(names, values)
 
     def parts(self, rows: CropRows) -> Iterator[tuple[int, Int64Array, CropRows]]:
-        """Of each store that rows are of: its number, where they are, and the rows with its own images."""
+        """Split rows by store: its number, the places of its rows, and the rows with the image indexes of the store."""
         which = np.searchsorted(self.starts, rows.image.astype(np.int64), side="right") - 1
         for number in np.unique(which).tolist():
             at = np.flatnonzero(which == number)
@@ -260,7 +260,7 @@ def _mixed(groups: tuple[int, ...], view: int) -> tuple[Int64Array, Int64Array]:
 
 
 def moved(rows: CropRows, images: int) -> CropRows:
-    """The rows with images counted from another one on."""
+    """The rows with ``images`` added to each image index."""
     image = (rows.image.astype(np.int64) + images).astype(np.uint32)
     values = rows.values.copy()
     values[rows.names.index("image_low")] = (image & 0xFFFF).astype(np.uint16)

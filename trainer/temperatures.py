@@ -43,7 +43,7 @@ class TemperatureOptions:
 
     @property
     def change(self) -> bool:
-        """Whether any temperature is another one than --temperature."""
+        """Whether any temperature differs from --temperature."""
         return self.every is not None or self.calibrate
 
     @property

@@ -1,4 +1,4 @@
-"""What kind of file system a folder is on, and so on which hosts a lock of it holds."""
+"""The kind of file system of a folder, which decides on which hosts a lock holds."""
 
 from __future__ import annotations
 

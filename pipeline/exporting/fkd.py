@@ -93,7 +93,7 @@ def require_expressible(store: LabelStore) -> None:
 
 
 def batch_size_of(store: LabelStore, wanted: int | None) -> int:
-    """Crops a file: of mixed crops a group, which mixes within a file."""
+    """The number of crops in a file; for mixed crops the size of a group, since they mix within a file."""
     group = store.identity.group
     if wanted is not None and wanted < 1:
         raise InputError(f"--batch-size: expected at least 1, found {wanted}")
@@ -120,7 +120,7 @@ def write_epochs(
     sides: npt.NDArray[np.int32],
     progress: Callable[[int, int], None] | None,
 ) -> int:
-    """Write an epoch for each view; the bytes that were written."""
+    """Write an epoch for each view; returns the number of bytes written."""
     aside, paths = make_aside(out), list[Path]()
     try:
         for epoch, view in enumerate(chosen):
@@ -149,7 +149,7 @@ def batches(store: LabelStore, view: int, order: Order, batch: int) -> Iterator[
 
 
 def record_of(store: LabelStore, labels: LabelBatch, sides: npt.NDArray[np.int32]) -> list[Any]:
-    """The six things of a file."""
+    """The six values of a file."""
     rows = labels.rows
     each = sides[rows.image]
     coordinates = (rows.boxes() / np.concatenate([each, each], axis=1)).astype(np.float32)

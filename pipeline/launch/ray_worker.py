@@ -99,7 +99,7 @@ class RankWorker:
                 self._process.send_signal(signal.Signals(number))
 
     def printed(self, offsets: Sequence[int]) -> tuple[bytes, ...]:
-        """What the command has printed on each of its streams from these offsets on, a piece at most."""
+        """The bytes that the command has printed to each stream after these offsets, up to 1 MiB each."""
         found = []
         for path, offset in zip(self._files, offsets, strict=False):
             with path.open("rb") as file:
