@@ -66,7 +66,9 @@ def commands_of(part: Part, choices: Mapping[str, str], seed: int) -> list[Job]:
     try:
         own = _job("cell", part.cell, part, choices, seed, made)
     except RecursionError as error:
-        raise InputError(f"part {part.name}: expected names that end, found some that name themselves") from error
+        raise InputError(
+            f"part {part.name}: a name is defined by itself; give it a value without its own name"
+        ) from error
     return [*made.values(), own]
 
 

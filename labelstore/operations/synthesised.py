@@ -19,7 +19,7 @@ SHOWN = 16  # characters of a digest
 
 
 def set_info(folder: Path) -> dict[str, Json]:
-    """What the record of a set says.
+    """What the record of a set states.
 
     Raises:
         DamagedError: it was changed, or is another file.

@@ -29,8 +29,8 @@ from pipeline.launch.relay import Relay
 RESTARTS = 3  # of all ranks, after one was lost
 POLL_SECONDS = 0.2
 WAIT_SECONDS = 10.0  # before a line states that there is no room yet
-START_SECONDS = 2.0  # before an actor is asked again
-GRACE_SECONDS = 2.0  # in which the ranks beside one that has ended find that out by themselves
+START_SECONDS = 2.0  # between two requests to an actor that is starting
+GRACE_SECONDS = 2.0  # for the other ranks to end by themselves when one has ended
 PATIENCE_SECONDS = 30.0  # in which ranks end their current block, as torchrun has it
 KEPT = "what was finished is kept"
 LOOPBACK = "127.0.0.1"
@@ -226,10 +226,10 @@ def hosts_of(cluster: Cluster, actors: list[Any], console: Console, stops: StopS
 
     def answered() -> bool:
         """Ask those that have not answered; an actor that Ray is restarting is not available for a while."""
-        asked = {actor.host.remote(): index for index, actor in enumerate(actors) if index not in found}
-        for reference in ray.wait([*asked], num_returns=len(asked), timeout=START_SECONDS)[0]:
+        requests = {actor.host.remote(): index for index, actor in enumerate(actors) if index not in found}
+        for reference in ray.wait([*requests], num_returns=len(requests), timeout=START_SECONDS)[0]:
             try:
-                found[asked[reference]] = ray.get(reference)
+                found[requests[reference]] = ray.get(reference)
             except ray.exceptions.ActorUnavailableError:
                 time.sleep(POLL_SECONDS)
         return len(found) == len(actors)

@@ -230,8 +230,8 @@ def test_folders_with_spaces_are_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (("epochs = 3", 'epochs = "{epochs}"'), "some that name themselves"),
-        (("--out {out}", "--more {set} --out {out}"), "some that name themselves"),
+        (("epochs = 3", 'epochs = "{epochs}"'), "a name is defined by itself"),
+        (("--out {out}", "--more {set} --out {out}"), "a name is defined by itself"),
         (("{set}", "{set:rate=lower}"), r"{set:rate=lower}: expected low, high, found rate=lower"),
         (("{set}", "{set:rite=low}"), "expected an axis of the part, found rite=low"),
         (("--size 16 --labels", "'--size 16 --labels"), "as a shell reads it"),
