@@ -123,6 +123,7 @@ class Loader(IterableDataset[TrainBatch]):
         self._device, self._dtype, self.channels_last = torch.device(device), dtype, channels_last
         self._epoch, self._position = epoch, 0
         self._process = os.getpid()
+        self._played: list[Prefetcher[tuple[TrainBatch, torch.cuda.Event | None]]] = []  # those that may still work
         self._turn = 0  # of iterators and states: an older iterator must not continue
 
     def __len__(self) -> int:
@@ -168,7 +169,11 @@ class Loader(IterableDataset[TrainBatch]):
             if epochs > self._epoch + 1:
                 raise InputError(f"play: expected one epoch of a store that is followed, found {epochs - self._epoch}")
             self.crops.wait_for(self.view)
+        for left in [each for each in self._played if each.stopped]:
+            left.join()  # so that no two iterations render at the same time, unless both are in use
+            self._played.remove(left)
         with Prefetcher(self._made(self._epoch, self._position, epochs), READ_AHEAD) as batches:
+            self._played.append(batches)
             for batch, made in batches:
                 # Advanced before the batch is handed out: the state names the next batch while this one is used.
                 if self._turn != turn:
@@ -211,7 +216,9 @@ class Loader(IterableDataset[TrainBatch]):
         return epochs
 
     def close(self) -> None:
-        """Release what renders the crops."""
+        """Release what renders the crops, once no iteration uses it."""
+        for each in self._played:
+            each.join()
         self.crops.close()
 
     def __reduce__(self) -> NoReturn:

@@ -44,14 +44,15 @@ def stream(
         budget: the most bytes of encoded blocks, and of positions, that are ahead or in use. Of a request for more,
             and of a block that is larger, the rest is read when its turn comes.
     """
-    with ThreadPoolExecutor(reader.threads, thread_name_prefix="giftwrap-stream") as pool:
-        prefetcher = _Prefetcher(requests, reader, index, budget, pool)
-        try:
-            while entry := prefetcher.first():
-                yield read(*(entry.indexed or index(*entry.request)))
-                prefetcher.done()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    pool = ThreadPoolExecutor(reader.threads, thread_name_prefix="giftwrap-stream")
+    prefetcher = _Prefetcher(requests, reader, index, budget, pool)
+    try:
+        while entry := prefetcher.first():
+            yield read(*(entry.indexed or index(*entry.request)))
+            prefetcher.done()
+    finally:
+        # Garbage collection may come here, in a thread with a lock that a read needs: it must not wait for reads.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(slots=True)

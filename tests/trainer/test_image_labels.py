@@ -83,7 +83,7 @@ def test_the_recipe_trains_from_labels_of_whole_images_alone(store: Path, world:
     )  # fmt: skip
     ended = giftwrap("giftwrap", *words, "--store", store, "--run-folder", tmp_path / "run")
     assert ended.code == 0, ended.err
-    assert "augment ('dsa=one',)" in ended.out
+    assert "augment dsa=one" in ended.out
     flipped = tmp_path / "flipped"
     build_into(world, flipped, views=1, crop="center", flip=0.5)
     refused = giftwrap("giftwrap", *words, "--store", flipped, "--run-folder", tmp_path / "other")
