@@ -345,14 +345,19 @@ def conditioned(coded: Coded) -> dict[str, Json]:
     }
 
 
-def labs(out: Path, data: Path) -> Iterator[tuple[str, Lab]]:
-    """The labels of both kinds; stores that exist are read as they are."""
+def sources(out: Path, data: Path) -> list[LabelStore]:
+    """The float16 stores of both kinds; those that exist are read as they are."""
     maker = Real(data, out / "stores")
     folders = [out / "stores" / kind for kind in KINDS]
-    stores = [
+    return [
         LabelStore.open(folder) if LabelStore.exists(folder) else maker.source(mixed=bool(mix))
         for mix, folder in enumerate(folders)
     ]
+
+
+def labs(out: Path, data: Path) -> Iterator[tuple[str, Lab]]:
+    """The labels of both kinds."""
+    stores = sources(out, data)
     files = sorted(path for path in (data / "imagenet-samples").glob("*/*") if path.is_file())
     sides = np.array([Image.open(path).size for path in files], np.float64)
     plain = stores[0]

@@ -260,9 +260,9 @@ def measure_encodings(board: Board, case: Case, fidelities: Sequence[float]) -> 
             board.add(case, (f"transform, {codec}", str(fidelity)), decoded, size, bound)
 
 
-def fitted_transform(case: Case, fidelity: float) -> Transform:
-    """A transform with the calibration that a build would make."""
-    encoding = Transform(case.identity.columns, fidelity=fidelity)
+def fitted_transform(case: Case, fidelity: float, **options: Any) -> Transform:
+    """A transform with the calibration that a build would make; ``options`` are others of its parameters."""
+    encoding = Transform(case.identity.columns, fidelity=fidelity, **options)
     found = fit(encoding, case.means, case.fitted, case.search, case.targets)
     return encoding.calibrated(found.with_means(found.code(case.means)))
 

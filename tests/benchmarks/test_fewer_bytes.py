@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from benchmarks.drawn import Drawn
+from benchmarks.studies import fewer_bytes_built as built
 from benchmarks.studies import fewer_bytes_context as context
+from benchmarks.studies import rate_labels
 from benchmarks.studies.fewer_bytes import IDEAS
 from benchmarks.studies.fewer_bytes_model import Settings, fidelity_of, make_problem, search
 from benchmarks.studies.fewer_bytes_predict import (
@@ -109,3 +114,24 @@ def test_every_idea_has_a_line_of_its_own() -> None:
     assert len({idea.name for idea in IDEAS}) == len(IDEAS)
     line = {"cell": {"kind": KINDS[0], "idea": "any"}, **dict.fromkeys(COLUMNS, 1)}
     assert "| any | 1 |" in sections([line], ["any"])[1]
+
+
+def test_flags_are_measured_on_labels_that_nothing_was_fitted_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("MEASURED_ROWS", 512), ("MEAN_CROPS", 2), ("LEARN_VIEWS", 6)):
+        monkeypatch.setattr(rate_labels, name, value)
+    source = Drawn(256, 64, 10, spread=0.8).store(tmp_path / "float16", {"name": "float16"})
+    case = rate_labels.case_of(source, source, mixed=False)
+    trials = [built.Trial(mean_steps=8, keep_top1=kept, logits=factor) for kept in (False, True) for factor in (1, 4)]
+    plain, louder, kept, _ = lines = [built.measured(case, trial) for trial in trials]
+    assert plain["step"] == pytest.approx(louder["step"] / 4, rel=0.01)
+    assert plain["fidelity"] == pytest.approx(0.95, abs=0.01)
+    assert plain["KL 1"] < louder["KL 1"]
+    assert plain["top-1"] < kept["top-1"]
+    assert kept["top-1"] > 0.99
+    assert built.measured(case, built.Trial(keep_top1=True))["side"] < kept["side"]
+    each = [{"cell": trial.to_json(), **line} for trial, line in zip(trials, lines, strict=True)]
+    table = built.section(each[::-1]).splitlines()
+    assert f"| unmixed | x 1 | 8 | 0.95 | no | {plain['label']:.2f} |" in table[2]
+    assert len(table) == 2 + len(set(trials) & set(built.TRIALS))

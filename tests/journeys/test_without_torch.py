@@ -52,7 +52,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["int8", "float16-mixed", "transform-mixed"])
+@pytest.mark.parametrize("name", ["int8", "float16-mixed", "transform-mixed", "transform-top1"])
 def test_a_golden_store_is_read_without_torch(name: str, python: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(GOLDEN / f"{name}.zip").extractall(tmp_path)
     printed = run(python, "-I", "-c", READ, tmp_path / name, tmp_path / "logits.npy")

@@ -27,6 +27,7 @@ WAITS = ("sync_file", "sync_folder")
 STORES: dict[str, tuple[Any, int, tuple[int, ...]]] = {
     "int8": ("int8", 3, (1, 2)),
     "transform": ({"name": "transform", "step": 0.5}, 64, (1,)),
+    "transform-top1": ({"name": "transform", "step": 1.0, "mean_steps": 8, "keep_top1": True}, 64, (1,)),
 }
 
 

@@ -84,15 +84,17 @@ def test_another_codec_keeps_every_bit_of_the_labels(tmp_path: Path, encoding: s
 
 
 def golden(name: str, folder: Path) -> tuple[LabelStore, np.ndarray]:
-    """A store that format 1 wrote, and its labels ``[V, N, C]`` as format 1 read them."""
-    found = GOLDEN / "format-1" / name
+    """A golden store, and its labels ``[V, N, C]`` as the release that introduced it read them."""
+    found = GOLDEN / name
     zipfile.ZipFile(found.with_suffix(".zip")).extractall(folder)
-    return LabelStore.open(folder / name), np.load(found.with_suffix(".npz"))["logits"]
+    return LabelStore.open(folder / found.name), np.load(found.with_suffix(".npz"))["logits"]
 
 
 @pytest.mark.parametrize("codec", [None, "zstd"])
-@pytest.mark.parametrize("name", ["int8", "float16-mixed", "transform-mixed"])
-def test_codes_of_format_1_are_copied(tmp_path: Path, name: str, codec: str | None) -> None:
+@pytest.mark.parametrize(
+    "name", ["format-1/int8", "format-1/float16-mixed", "format-1/transform-mixed", "format-2/transform-top1"]
+)
+def test_codes_of_golden_stores_are_copied(tmp_path: Path, name: str, codec: str | None) -> None:
     old, logits = golden(name, tmp_path)
     parameters = {**old.identity.encoding, **({"codec": codec} if codec else {})}
     new = convert(old, tmp_path / "new", parameters)
@@ -101,13 +103,13 @@ def test_codes_of_format_1_are_copied(tmp_path: Path, name: str, codec: str | No
     for view in range(6):
         ours, theirs = (store.codes(view, slice(None)) for store in (new, old))
         assert np.array_equal(ours["labels"], theirs["labels"])
-        if name == "int8":
+        if name == "format-1/int8":
             assert np.array_equal(ours["scales"], np.stack([theirs["scales"], 0 * theirs["scales"]], axis=-1))
         elif "scales" in ours:
             assert np.array_equal(ours["scales"], theirs["scales"])
         assert np.array_equal(new.read(view, slice(None)).logits, old.read(view, slice(None)).logits)
         assert np.allclose(new.read(view, slice(None)).logits, logits[view], rtol=0, atol=1e-5)
-    if name == "transform-mixed":
+    if name == "format-1/transform-mixed":
         assert not calibration_of(new).offset_apart
         assert not json.loads((new.path / FILE).read_bytes())["offset"]
         again = convert(new, tmp_path / "again", old.identity.encoding)

@@ -15,6 +15,7 @@ import pytest
 from labelstore import BlockIndex, LabelStore, check
 from labelstore.format.arrays import StoreLayout
 from labelstore.format.columns import CROP_COLUMNS, CUTMIX_COLUMNS, MIXUP_COLUMNS
+from labelstore.operations.export import export
 from labelstore.spec import Json
 from tests.labelstore.making import GOLDEN, Content, build, calibration, create, make_identity
 
@@ -140,3 +141,16 @@ def test_the_first_stores_of_each_format_are_still_read(tmp_path: Path, path: Pa
     assert np.array_equal(store.image_digests, expected["digests"])
     assert np.array_equal(store.audit().crops, expected["crops"])
     assert store.pixels_digest(BlockIndex(2, 1)) == str(expected["pixels"])
+    export(store, tmp_path / "labels.npy", order="stored")
+    np.testing.assert_allclose(np.load(tmp_path / "labels.npy"), expected["logits"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3 specification")
+@pytest.mark.parametrize("name", ["transform-mixed", "transform-top1"])
+def test_a_stranger_reads_the_first_transforms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    golden = GOLDEN / "format-2" / name
+    zipfile.ZipFile(golden.with_suffix(".zip")).extractall(tmp_path)
+    (tmp_path / name).rename(tmp_path / "STORE")
+    monkeypatch.chdir(tmp_path)
+    expected = np.load(golden.with_suffix(".npz"))["logits"][0]
+    np.testing.assert_allclose(run_snippets(2)["logits"], expected, rtol=0, atol=1e-5)

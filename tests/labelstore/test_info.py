@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from labelstore import LabelStore
 from labelstore.__main__ import InfoConfig, info_command
 from labelstore.command.console import Console
 from labelstore.durable.places import require_apart
@@ -15,7 +17,7 @@ from labelstore.errors import FormatError, InputError
 from labelstore.operations.convert import convert
 from labelstore.operations.generator import generator_info, generator_lines
 from labelstore.operations.info import info, lines
-from tests.labelstore.making import Content, build, make_identity
+from tests.labelstore.making import GOLDEN, Content, build, make_identity
 
 
 def text_of(values: dict[str, Any]) -> dict[str, str]:
@@ -44,6 +46,13 @@ def test_sizes_stand_beside_float16_and_the_teacher(tmp_path: Path) -> None:
     assert "64 rows" in told["fidelity"]
     with pytest.raises(InputError, match="expected a file"):
         info(store, tmp_path)
+
+
+def test_what_its_labels_were_requested_with_is_in_words(tmp_path: Path) -> None:
+    zipfile.ZipFile(GOLDEN / "format-2/transform-top1.zip").extractall(tmp_path)
+    assert text_of(info(LabelStore.open(tmp_path / "transform-top1")))["encoding"] == (
+        "transform, codec pcodec, step 1.0 requested, 8 steps of mean labels in one of labels, first choices kept"
+    )
 
 
 def test_an_unfinished_store_says_what_is_missing(tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ def test_a_new_store_exists_when_all_of_it_is_durable(
     [
         ("int8", 0, 4),
         ("transform", 2, 4),
-        *(pytest.param(name, 0, 1, marks=pytest.mark.long) for name in ("int8", "transform")),
+        ("transform-top1", 4, 16),
+        *(pytest.param(name, 0, 1, marks=pytest.mark.long) for name in ("int8", "transform", "transform-top1")),
     ],
 )
 def test_killed_at_every_step_and_run_again_the_bytes_are_the_same(

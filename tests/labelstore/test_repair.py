@@ -15,10 +15,15 @@ from labelstore.errors import DamagedError, FormatError, LeaseError, MismatchErr
 from labelstore.format.blocks import BlockIndex
 from labelstore.operations.info import info
 from labelstore.operations.repair import repair
+from labelstore.spec import Json
 from tests.labelstore.faults import HARM, killed_after
 from tests.labelstore.making import Content, build, calibration, make_identity, tree
 
 VIEWS = 4
+TRANSFORMS: list[dict[str, Json]] = [
+    {"name": "transform", "step": 0.5},
+    {"name": "transform", "step": 1.0, "mean_steps": 8, "keep_top1": True},
+]
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +164,12 @@ def test_a_held_store_is_not_repaired_and_a_broken_root_is_not_guessed(tmp_path:
         repair(path)
 
 
+@pytest.mark.parametrize("encoding", TRANSFORMS)
 @pytest.mark.parametrize("name", ["markers/calibration.json", "calibration/means/c.0.0", "calibration/center/c.0"])
-def test_a_damaged_calibration_is_made_again_to_the_same_bytes_or_refused(tmp_path: Path, name: str) -> None:
-    content = Content(make_identity(10, 64, block=(2, 4), encoding={"name": "transform", "step": 0.5}), VIEWS)
+def test_a_damaged_calibration_is_made_again_to_the_same_bytes_or_refused(
+    tmp_path: Path, name: str, encoding: dict[str, Json]
+) -> None:
+    content = Content(make_identity(10, 64, block=(2, 4), encoding=encoding), VIEWS)
     path = tmp_path / "s"
     build(path, content, VIEWS)
     whole = tree(path)
@@ -263,8 +271,11 @@ def test_the_root_is_written_again_where_its_attributes_are_whole(tmp_path: Path
     assert tree(path) == tree(store)
 
 
-def test_a_block_of_another_calibration_goes_and_the_calibration_stays(tmp_path: Path) -> None:
-    content = Content(make_identity(10, 64, block=(2, 4), encoding={"name": "transform", "step": 0.5}), VIEWS)
+@pytest.mark.parametrize("encoding", TRANSFORMS)
+def test_a_block_of_another_calibration_goes_and_the_calibration_stays(
+    tmp_path: Path, encoding: dict[str, Json]
+) -> None:
+    content = Content(make_identity(10, 64, block=(2, 4), encoding=encoding), VIEWS)
     other = Content(content.identity, VIEWS, seed=1)
     path, far = tmp_path / "s", tmp_path / "far"
     whole = tree(build(path, content, VIEWS, blocks=4).path)

@@ -29,6 +29,7 @@ ENCODINGS: dict[str, dict[str, Any]] = {
     "float16 zstd": {"name": "float16", "codec": "zstd"},
     "transform": {"name": "transform", "step": 0.5},
     "transform zstd": {"name": "transform", "step": 0.5, "codec": "zstd"},
+    "transform top-1": {"name": "transform", "step": 1.0, "mean_steps": 8, "keep_top1": True},
 }
 _wholes: dict[tuple[str, int], tuple[dict[str, str], list[np.ndarray]]] = {}
 

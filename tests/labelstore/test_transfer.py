@@ -52,7 +52,7 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("name", ["int8", "transform-mixed"])
+@pytest.mark.parametrize("name", ["int8", "transform-mixed", "transform-top1"])
 def test_what_is_pushed_and_pulled_is_the_same(proxy: Proxy, address: str, tmp_path: Path, name: str) -> None:
     store = golden(name, tmp_path)
     there = push(store, address)
