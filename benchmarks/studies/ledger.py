@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from benchmarks.harness import machine
 from labelstore.command.console import duration
+from labelstore.durable.removing import move_folder
 from labelstore.errors import InputError
 
 RESULTS, RUNS = Path("benchmarks/results"), Path("runs")
@@ -238,5 +239,5 @@ def drawn_data(data: Path, images: int, side: int) -> Path:
         if not (data / split).exists():  # drawn beside, so that a stopped call leaves no part of it
             data.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=data) as beside:
-                draw_set(Path(beside) / split, images, (side, side)).rename(data / split)
+                move_folder(draw_set(Path(beside) / split, images, (side, side)), data / split)
     return data

@@ -361,7 +361,7 @@ def test_content_decides_and_not_the_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="found a folder; give the file in it"):
         read_weights(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="expected a file, found none"):
+    with pytest.raises(InputError, match="expected a file, found a pipe or a device"):
         read_weights(tmp_path / "pipe")
 
 

