@@ -10,9 +10,9 @@ from pipeline.recipes.setting import Flags, Setting
 
 RATES = {"swin_v2_t": 1e-4, "vit_tiny_patch16_224": 1e-4, "efficientnet_b0": 2e-3}
 build_differs = (
-    "the teacher has the student's architecture and labels each batch anew: give it as --teacher; DSA draws "
+    "the teacher has the student's architecture and labels each batch during training: give it as --teacher; DSA draws "
     "one of crop, scale and rotation for each crop, where the authors' code draws it once a batch; that code "
-    "normalises each set by a mean and deviation of its own, here they are the teacher's: see --mean and --std"
+    "normalises each set by its own mean and deviation, here they are the teacher's: see --mean and --std"
 )
 train_differs = "the best of four evaluations alone is reported there, as mean and population deviation of three runs"
 

@@ -24,7 +24,7 @@ BRANCHES: dict[str, Flags] = {
 }
 build_differs = (
     "labels are the mean logits of several networks (four for ImageNet-1K, five for Tiny-ImageNet and CIFAR-100, "
-    "eight for CIFAR-10): give them as --teacher; images of all sets but ImageNet-1K are labelled anew in each batch, "
+    "eight for CIFAR-10): give them as --teacher; images of all sets but ImageNet-1K are labelled during training, "
     "and go through torchvision's RandAugment before the crop, where --augment rand-augment changes the crop"
 )
 train_differs = (

@@ -12,7 +12,7 @@ SLOW = ("swin_v2_t", "vit_b_16")
 LOSS = ("loss", "gift_form", "gamma", "smoothing")  # what belongs to the loss
 build_differs = (
     "DSA draws one of crop, scale and rotation for each crop, where GIFT's code draws it once a batch; that code "
-    "normalises each set by a mean and deviation of its own, here they are the teacher's: see --mean and --std"
+    "normalises each set by its own mean and deviation, here they are the teacher's: see --mean and --std"
 )
 train_differs = "the best of four evaluations alone is reported there, as mean and population deviation of three runs"
 

@@ -42,7 +42,7 @@ few_views = True
 
 
 def build(setting: Setting) -> Flags:
-    """SRe2L's crops; CIFAR-100 has a mean and deviation of its own. The fresh crops of hard epochs are the same."""
+    """SRe2L's crops; CIFAR-100 has its own mean and deviation. The fresh crops of hard epochs are the same."""
     cifar = setting.classes == CIFAR100 and setting.size <= 32
     return {
         **cutmix_crops(0.08, min(BATCH, setting.images)),

@@ -25,7 +25,7 @@ few_views = True
 
 
 def build(setting: Setting) -> Flags:
-    """Resized crop and CutMix; Tiny-ImageNet has a mean and deviation of its own."""
+    """Resized crop and CutMix; Tiny-ImageNet has its own mean and deviation."""
     tiny = setting.classes == TINY
     return {
         **cutmix_crops(0.08, min(BATCH, setting.images)),

@@ -13,7 +13,7 @@ build_differs = (
     "and Tiny-ImageNet makes labels during training, by other protocols"
 )
 train_differs = (
-    "a batch taken in two halves, each with BatchNorm statistics of its own (--accumulate 2 does); the best evaluation "
+    "a batch taken in two halves, each with its own BatchNorm statistics (--accumulate 2 does); the best evaluation "
     "alone is reported there"
 )
 
