@@ -40,6 +40,7 @@ from trainer.file_names import TEST_CACHE
 from trainer.loss_plan import LossPlan
 from trainer.material import Material
 from trainer.objective import Objective, Score
+from trainer.optimisers import optimiser_of
 from trainer.relabel import LabelColumns, describe
 from trainer.run_folder import kept_weights, made_of, trained_as
 from trainer.trial import Counts, Fit, fit, made_anew, undrawn
@@ -211,7 +212,7 @@ def say_skipped(test: Test, console: Console) -> None:
 def make_objective(config: TrainConfig, ranks: Ranks, material: Material, test: Test | None) -> Student:
     """The student with its loss; refuses what does not fit together."""
     losses = losses_of(config, material)
-    config.optimiser.spec()  # refused before the student is made, which takes longer
+    optimiser_of(config.optimiser)  # refused before the student is made, which takes longer
     student, found = make_student(config, ranks, material, test)
     return Student(config, material, student, found, losses, test, ranks.world)
 

@@ -12,7 +12,7 @@ from labelstore.command.names import printable
 from labelstore.durable.newfile import new_file
 from labelstore.errors import InputError
 from pipeline.images.manifest import Manifest, scan
-from pipeline.images.opening import ImageOptions
+from pipeline.images.source_table import ImageOptions
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import make_renderer
 from pipeline.render.options import RenderOptions
