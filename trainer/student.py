@@ -26,7 +26,7 @@ from pipeline.networks.weights import packed, save_weights, weights_like
 from pipeline.plan.plan import PlanSpec
 from pipeline.ranks import Ranks
 from pipeline.recipes.stores import require_store
-from pipeline.render import Renderer, augmenter_of, decoder_of, make_renderer
+from pipeline.render import Renderer, make_renderer
 from pipeline.replay.source import scan_as
 from trainer import distributed, recipes
 from trainer.batch import TrainBatch
@@ -271,13 +271,5 @@ def open_test(config: TrainConfig, material: Material) -> Test:
         flip=0,
         interpolation=material.interpolation,
     )
-    renderer = make_renderer(
-        images,
-        spec,
-        device=config.render.device,
-        decoder=decoder_of(material.renderer),
-        augmenter=augmenter_of(material.renderer),
-        threads=config.render.threads,
-        cache_bytes=config.render.cache_bytes,
-    )
+    renderer = make_renderer(images, spec, **config.render.like(material.renderer))
     return Test(images, spec, renderer)
