@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from labelstore.command.program import Command, require_ours, run_program
+
+require_ours("labelstore")
+
 import tyro
 
 from labelstore.command.cache_options import StoreCacheOptions
@@ -20,7 +24,6 @@ from labelstore.command.encoding_options import CodeOptions, EncodingName
 from labelstore.command.export_config import ExportConfig
 from labelstore.command.flags import Addressable, Group
 from labelstore.command.output import Output
-from labelstore.command.program import Command, run_program
 from labelstore.durable.places import require_apart
 from labelstore.errors import FormatError, InputError
 from labelstore.export_table import EXPORTS, Exported, ExportOptions

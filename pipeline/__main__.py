@@ -101,7 +101,8 @@ def verdict(ok: bool, values: Mapping[str, Any]) -> str:
 
 def import_command(config: ImportConfig, console: Console) -> int:
     """Import images, and print how many; of a tensor file how much was rounded."""
-    from pipeline.images.opening import CLASS_FOLDER, recognised
+    from pipeline.images.opening import recognised
+    from pipeline.images.source_table import CLASS_FOLDER
 
     kind = config.source.images_format or recognised(config.data)
     there = config.data.is_dir() or scheme_of(config.data)

@@ -22,8 +22,8 @@ from labelstore.durable.places import is_store, require_apart, require_writable
 from labelstore.durable.removing import require_absent
 from labelstore.errors import InputError, reason
 from labelstore.storage_table import scheme_of
-from pipeline.images.opening import ImageOptions
 from pipeline.images.patterns import names_files
+from pipeline.images.source_table import ImageOptions
 from pipeline.launch.options import LaunchOptions
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.spec import PlanSpec

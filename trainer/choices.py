@@ -1,21 +1,17 @@
-"""What flags choose from, and the numbers of a loss; read by commands before torch is needed."""
+"""The flags of a loss and of an optimiser; read by commands before torch is needed."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from labelstore.command.flags import Named, meant
 from labelstore.errors import InputError
 from labelstore.spec import Json
-from pipeline.config import json_object
 from trainer.loss_table import LOSSES, LossKind, on_largest_columns, users_kind
-
-if TYPE_CHECKING:
-    from trainer.optimisers import OptimiserSpec
 
 GiftForm = Literal["released", "convex"]
 # all: every parameter; weights: those named weight with more than one dimension, so no bias and no norm layer.
@@ -145,35 +141,3 @@ class OptimiserOptions:
     """Further keyword arguments of the optimiser, as JSON; for SGD, {"momentum": 0.9} unless given."""
     fused: bool = False
     """Use the fused kernel of Adam, AdamW, SGD or Adagrad."""
-
-    def spec(self) -> OptimiserSpec:
-        """The optimiser with every number.
-
-        Raises:
-            InputError: when it has no learning rate of its own, and none is given, or does not take what is given.
-        """
-        from trainer.optimisers import OptimiserSpec, defaults_of  # takes seconds to import
-
-        own = defaults_of(self.name)
-        given = json_object("--optimizer-args", self.args)
-        return OptimiserSpec(
-            name=self.name,
-            lr=self.rate,
-            weight_decay=own.weight_decay if self.weight_decay is None else self.weight_decay,
-            decay=self.decay,
-            args={**own.args, **given, **({"fused": True} if self.fused else {})},
-        )
-
-    @property
-    def rate(self) -> float:
-        """The first learning rate.
-
-        Raises:
-            InputError: when the optimiser has none of its own, and none is given.
-        """
-        from trainer.optimisers import defaults_of  # takes seconds to import
-
-        rate = defaults_of(self.name).lr if self.lr is None else self.lr
-        if rate is None:
-            raise InputError(f"--optimizer {self.name}: has no default learning rate; give --lr")
-        return rate

@@ -19,7 +19,7 @@ from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.config import EngineOptions, require_place
-from pipeline.images.opening import ImageOptions
+from pipeline.images.source_table import ImageOptions
 from pipeline.plan.spec import CropOptions, PlanSpec
 from pipeline.recipes import RecipeName
 from trainer.choices import LossSpec
@@ -205,7 +205,9 @@ class TrainConfig(ImageRunConfig):
 
     def in_effect(self) -> dict[str, Any]:
         """Every flag that has an effect, by its key, with the value that is used."""
-        optimiser = self.optimiser.spec()
+        from trainer.optimisers import optimiser_of  # takes seconds to import
+
+        optimiser = optimiser_of(self.optimiser)
         used: dict[str, Any] = {
             "lr": optimiser.lr,
             "weight_decay": optimiser.weight_decay,

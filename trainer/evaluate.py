@@ -237,15 +237,7 @@ def measure(
     config = subject.config
     measured = load_measured(subject, images.classes)
     console.report(measured.notes, measured.warnings)
-    renderer = make_renderer(
-        images,
-        subject.plan,
-        device=config.render.device,
-        decoder=config.render.decoder,
-        augmenter=config.render.augmenter,
-        threads=config.render.threads,
-        cache_bytes=config.render.cache_bytes,
-    )
+    renderer = make_renderer(images, subject.plan, **config.render.arguments)
     with closing(renderer), device_faults(TESTED, LESS):
         result = evaluate(
             measured.network,

@@ -11,7 +11,7 @@ from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from pipeline.config import require_place
-from pipeline.images.opening import ImageOptions
+from pipeline.images.source_table import ImageOptions
 from pipeline.render.options import RenderOptions
 from pipeline.teacher.engine.spec import DTypeName
 

@@ -35,6 +35,7 @@ from trainer.ema import Average
 from trainer.generator_config import GeneratorConfig
 from trainer.generator_subject import Denoising, Subject
 from trainer.objective import Objective, Score
+from trainer.optimisers import optimiser_of
 from trainer.run_folder import FORMAT, NOT_THE_RUN, VERSIONS, kept_weights
 
 GENERATOR = "generator"
@@ -250,7 +251,7 @@ def made_of(config: GeneratorConfig, subject: Subject, backbone: nn.Module, proc
             "processes": processes,
         },
         "backbone": {"layout": layout_of(backbone)},
-        "optimizer": config.optimiser.spec().to_json(),
+        "optimizer": optimiser_of(config.optimiser).to_json(),
         "schedule": config.schedule.to_json(),
         "replay_renderer": dict(subject.renderer),
         "versions": {name: version(name) for name in VERSIONS},

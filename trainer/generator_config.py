@@ -12,7 +12,7 @@ from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.config import json_object
-from pipeline.images.opening import ImageOptions
+from pipeline.images.source_table import ImageOptions
 from pipeline.networks.backbones import BACKBONES, Shape, shape_of
 from pipeline.networks.noise import DiffusionSpec
 from pipeline.plan.spec import Interpolation, PlanSpec
@@ -154,5 +154,7 @@ class GeneratorConfig(RunConfig):
 
     def in_effect(self) -> dict[str, Any]:
         """Every flag, by its key, with the value that is used."""
-        optimiser = self.optimiser.spec()
+        from trainer.optimisers import optimiser_of  # takes seconds to import
+
+        optimiser = optimiser_of(self.optimiser)
         return {**values_of(self), "lr": optimiser.lr, "weight_decay": optimiser.weight_decay}

@@ -29,6 +29,7 @@ from trainer.file_names import CONFIG
 from trainer.generator import GENERATOR, GeneratorObjective
 from trainer.generator_config import GeneratorConfig
 from trainer.generator_subject import Denoising, Subject, open_subject
+from trainer.optimisers import optimiser_of
 from trainer.order import UNBOUNDED
 from trainer.run import Run, start_run
 from trainer.run_folder import described_in
@@ -116,7 +117,7 @@ def seconds_of_a_step(config: GeneratorConfig, subject: Subject, backbone: UViT,
     state, taken, first, whole = loader.state_dict(), 0, 0.0, min(config.batch_size, loader.crops.images)
     with closing(loader.play(UNBOUNDED)) as batches:
         network = copy.deepcopy(backbone)
-        called, optimizer = compiled(network, config), config.optimiser.spec().make(network.named_parameters())
+        called, optimizer = compiled(network, config), optimiser_of(config.optimiser).make(network.named_parameters())
         average = Average(copy.deepcopy(network), config.ema) if config.ema else None
         of_a_run = (batch for batch in batches if batch.total == whole)  # a short one is compiled anew
         for number, batch in enumerate(islice(of_a_run, UNTIMED_STEPS + 1000 * PROBED_STEPS)):

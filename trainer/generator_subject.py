@@ -68,15 +68,7 @@ def open_subject(config: GeneratorConfig, ranks: Ranks, console: Console) -> Sub
             cache=config.run / TRAIN_CACHE,
             skip_broken=config.skip_broken,
         )
-    renderer = make_renderer(
-        manifest,
-        spec,
-        device=config.render.device,
-        decoder=config.render.decoder,
-        augmenter=config.render.augmenter,
-        threads=config.render.threads,
-        cache_bytes=config.render.cache_bytes,
-    )
+    renderer = make_renderer(manifest, spec, **config.render.arguments)
     if config.vae == NONE:
         return _of_pixels(config, ranks, manifest, vae, renderer)
     with closing(renderer), ranks.first_alone(), console.progress("latents", len(manifest), "images") as progress:

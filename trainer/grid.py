@@ -266,6 +266,7 @@ def require_known(tasks: Sequence[Task], file: Path) -> None:
         InputError: names the run or the store, and what it expects.
     """
     from pipeline.networks.table import constructor_of  # takes seconds to import
+    from trainer.optimisers import optimiser_of
 
     for task in tasks:
         values = with_recipe(task.command, task.values)
@@ -274,7 +275,7 @@ def require_known(tasks: Sequence[Task], file: Path) -> None:
             for name in networks:
                 constructor_of(name)
             if task.command == "train":
-                from_flags(TrainConfig, **values).optimiser.spec()
+                optimiser_of(from_flags(TrainConfig, **values).optimiser)
         except InputError as error:
             raise InputError(f"{file} [{task.command}] {task.name}: {error}") from error
 

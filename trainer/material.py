@@ -179,11 +179,7 @@ def crops_of(config: TrainConfig, store: LabelStore, images: Path, views: int | 
         images,
         views=views,
         size=config.size,
-        device=config.render.device,
-        decoder=config.render.decoder,
-        augmenter=config.render.augmenter,
-        threads=config.render.threads,
-        cache_bytes=config.render.cache_bytes,
+        **config.render.arguments,
         options=config.source,
     )
     return crops
@@ -224,15 +220,7 @@ def open_fresh(
 ) -> Material:
     """Crops of a plan with labels of each image, made on the way, or none."""
     manifest, spec, found = labelled(config, ranks, engine, normal)
-    renderer = make_renderer(
-        manifest,
-        spec,
-        device=config.render.device,
-        decoder=config.render.decoder,
-        augmenter=config.render.augmenter,
-        threads=config.render.threads,
-        cache_bytes=config.render.cache_bytes,
-    )
+    renderer = make_renderer(manifest, spec, **config.render.arguments)
     mean, std = normal or (found.mean, found.std)
     crops = FreshCrops(manifest, spec, renderer, mean=mean, std=std, label_columns=found.label_columns, views=views)
     labels = found.labels_of(config, crops, manifest, spec, renderer)

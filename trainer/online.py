@@ -20,7 +20,7 @@ from pipeline.config import json_object
 from pipeline.images.manifest import Manifest
 from pipeline.plan.augment.sides import at_size
 from pipeline.plan.plan import PlanSpec
-from pipeline.render import Renderer, augmenter_of, decoder_of, make_renderer
+from pipeline.render import Renderer, make_renderer
 from pipeline.teacher.engine.batches import CPU_BATCH, GPU_BATCHES
 from pipeline.teacher.engine.precision import precision
 from pipeline.teacher.labeller import BrokenLogitsError, Labeller, load_labeller, started
@@ -263,15 +263,7 @@ def labels_of(
     """
     size, own = online.teacher.size, None
     if size != crops.size:
-        own = make_renderer(
-            manifest,
-            spec.at_side(size),
-            device=config.render.device,
-            decoder=decoder_of(renderer),
-            augmenter=augmenter_of(renderer),
-            threads=config.render.threads,
-            cache_bytes=config.render.cache_bytes,
-        )
+        own = make_renderer(manifest, spec.at_side(size), **config.render.like(renderer))
     return OnlineLabels(
         online.teacher,
         crops.drawn_size,

@@ -15,8 +15,9 @@ from torch.nn import Parameter
 from labelstore.command.flags import meant
 from labelstore.errors import InputError, reason
 from labelstore.spec import Json
+from pipeline.config import json_object
 from pipeline.networks.imported import imported
-from trainer.choices import Decay
+from trainer.choices import Decay, OptimiserOptions
 
 # LBFGS calls the loss again and again, SparseAdam takes sparse gradients: neither fits a student's loop.
 OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -172,3 +173,32 @@ class OptimiserSpec:
             for name, argument in named.items()
             if name not in ("lr", "weight_decay")
         }
+
+
+def optimiser_of(options: OptimiserOptions) -> OptimiserSpec:
+    """The optimiser of its flags, with every number.
+
+    Raises:
+        InputError: when it has no learning rate of its own, and none is given, or does not take what is given.
+    """
+    own = defaults_of(options.name)
+    given = json_object("--optimizer-args", options.args)
+    return OptimiserSpec(
+        name=options.name,
+        lr=first_rate(options),
+        weight_decay=own.weight_decay if options.weight_decay is None else options.weight_decay,
+        decay=options.decay,
+        args={**own.args, **given, **({"fused": True} if options.fused else {})},
+    )
+
+
+def first_rate(options: OptimiserOptions) -> float:
+    """The learning rate before the schedule changes it.
+
+    Raises:
+        InputError: when the optimiser has none of its own, and none is given.
+    """
+    rate = defaults_of(options.name).lr if options.lr is None else options.lr
+    if rate is None:
+        raise InputError(f"--optimizer {options.name}: has no default learning rate; give --lr")
+    return rate

@@ -100,15 +100,7 @@ def with_phases(material: Material, config: TrainConfig, ranks: Ranks) -> Materi
     replayed = labelled.crops
     assert isinstance(replayed, ReplayedCrops)  # noqa: S101  those of a store
     manifest, spec = replayed.source.manifest, config.plan(replayed.size)
-    renderer = make_renderer(
-        manifest,
-        spec,
-        device=config.render.device,
-        decoder=config.render.decoder,
-        augmenter=config.render.augmenter,
-        threads=config.render.threads,
-        cache_bytes=config.render.cache_bytes,
-    )
+    renderer = make_renderer(manifest, spec, **config.render.arguments)
     crops = FreshCrops(
         manifest, spec, renderer, mean=replayed.mean, std=replayed.std, label_columns=material.label_columns
     )

@@ -44,6 +44,7 @@ from trainer.config import TrainConfig
 from trainer.ema import Average
 from trainer.evaluate import EvalResult
 from trainer.material import Material, Normal
+from trainer.optimisers import optimiser_of
 from trainer.projector_config import ProjectorConfig
 from trainer.projector_start import MEANS, class_means, read_text
 from trainer.run import Run, make_run
@@ -256,7 +257,7 @@ def make_objective(
     own: ProjectorConfig, setup: Setup, config: TrainConfig, ranks: Ranks, material: Material, test: Test | None
 ) -> ProjectorObjective:
     """The projector of flags, before its first step; refuses what does not fit together."""
-    config.optimiser.spec()  # refused before the encoder is loaded, which takes longer
+    optimiser_of(config.optimiser)  # refused before the encoder is loaded, which takes longer
     encoder, columns = load_encoder(setup.spec, setup.size, load_network), material.columns
     options, design = own.projector, design_of(own, columns, encoder.width)
     make_head(design, columns, encoder.width, None)  # a rank that does not fit is refused before features are made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline.networks.file_kinds import TORCH, is_safetensors, kind_of
 from pipeline.networks.torch_files import read_safetensors
 from pipeline.networks.weights import CLASSES_KEY
 from pipeline.plan.plan import Plan, PlanSpec
-from pipeline.render import augmenter_of, decoder_of, make_renderer
+from pipeline.render import make_renderer
 from pipeline.render.normalise import normalise
 from trainer.config import TrainConfig
 from trainer.evaluate import BATCH
@@ -118,15 +119,7 @@ def class_means(
     sums = torch.zeros(material.columns, encoder.width, dtype=torch.float64)
     counts = torch.zeros(material.columns, dtype=torch.float64)
     columns = torch.tensor(material.label_columns)
-    renderer = make_renderer(
-        manifest,
-        spec,
-        device=config.render.device,
-        decoder=decoder_of(material.renderer),
-        augmenter=augmenter_of(material.renderer),
-        threads=config.render.threads,
-        cache_bytes=0,
-    )
+    renderer = make_renderer(manifest, spec, **replace(config.render, cache_gib=0).like(material.renderer))
     try:
         for first in range(0, len(chosen), BATCH):
             part = chosen[first : first + BATCH]

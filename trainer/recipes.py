@@ -14,7 +14,8 @@ from labelstore.command.console import quantity
 from labelstore.command.flags import flags_of as flags_of_class
 from pipeline.build.recipe import OWNED as OWNED_CROPS
 from pipeline.build.recipe import OWNED_LABELLER
-from pipeline.images.opening import open_images, options_of
+from pipeline.images.opening import open_images
+from pipeline.images.source_table import options_of
 from pipeline.launch.options import LaunchOptions
 from pipeline.plan.spec import CropOptions
 from pipeline.recipes import recipe_of

@@ -15,7 +15,7 @@ from labelstore.errors import InputError, NotStoredError
 from labelstore.format.blocks import BlockGrid
 from labelstore.store import LabelStore
 from pipeline.images.manifest import Manifest
-from pipeline.images.opening import ImageOptions
+from pipeline.images.source_table import ImageOptions
 from pipeline.networks.normalisation import require_normalisation
 from pipeline.plan.augment import inputs_of
 from pipeline.replay.source import PixelReport, Source, check_pixels, open_source

@@ -23,6 +23,7 @@ from trainer.joint import open_any
 from trainer.loader import Loader
 from trainer.material import Material, Normal
 from trainer.objective import Objective, Score
+from trainer.optimisers import optimiser_of
 from trainer.phased import with_phases
 from trainer.run_config import RunConfig
 from trainer.run_folder import begun_with
@@ -233,7 +234,7 @@ def start_run(config: RunConfig, ranks: Ranks, stops: StopSignals, replay: Loade
         "start all ranks with the same command",
         holder="the first rank",
     )
-    optimizer = config.optimiser.spec().make(objective.network.named_parameters())
+    optimizer = optimiser_of(config.optimiser).make(objective.network.named_parameters())
     average = objective.average(config.ema) if config.ema and ranks.first else None
     spread = distributed.spread(objective.called, config, ranks, some_unused=objective.some_unused)
     device = torch.device(config.render.device)

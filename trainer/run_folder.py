@@ -22,7 +22,7 @@ from labelstore.spec import Json, first_difference, require_same, shorten
 from labelstore.version import __version__
 from pipeline.config import json_object
 from pipeline.images.manifest import Manifest
-from pipeline.images.opening import ImageOptions
+from pipeline.images.source_table import ImageOptions
 from pipeline.networks.trained import Trained
 from pipeline.networks.weights import state_digest
 from trainer.checkpoint import elsewhere
@@ -30,6 +30,7 @@ from trainer.code_digests import code_of, layout_of
 from trainer.config import TrainConfig
 from trainer.file_names import CONFIG, FLAGS
 from trainer.label_choices import CROP_FLAGS, TEACHER_FLAGS
+from trainer.optimisers import optimiser_of
 from trainer.run_config import RunConfig, trained_by
 from trainer.schedules import SCHEDULES
 
@@ -117,7 +118,7 @@ def made_of(
             **({"begins": state_digest(student.state_dict())} if config.student_weights else {}),
         },
         "loss": config.loss_to_json(),
-        "optimizer": config.optimiser.spec().to_json(),
+        "optimizer": optimiser_of(config.optimiser).to_json(),
         "schedule": config.schedule.to_json(),
     }
     losses = [loss.name for loss in config.losses]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainer.batch import TrainBatch
 from trainer.losses.fused import backward
+from trainer.optimisers import first_rate
 from trainer.run import Run
 from trainer.schedules import lr_factor
 
@@ -18,7 +19,7 @@ def step(run: Run, batch: TrainBatch) -> Tensor:
     config = run.config
     factor = lr_factor(config.schedule, run.step, run.total_steps, steps_per_epoch=len(run.replay))
     for group in run.optimizer.param_groups:
-        group["lr"] = config.optimiser.rate * factor
+        group["lr"] = first_rate(config.optimiser) * factor
     run.optimizer.zero_grad(set_to_none=True)
     loss = gradients(run, batch)
     run.stop_conditions.see(loss, run.step)

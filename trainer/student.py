@@ -26,7 +26,7 @@ from pipeline.networks.weights import packed, save_weights, weights_like
 from pipeline.plan.plan import PlanSpec
 from pipeline.ranks import Ranks
 from pipeline.recipes.stores import require_store
-from pipeline.render import Renderer, augmenter_of, decoder_of, make_renderer
+from pipeline.render import Renderer, make_renderer
 from pipeline.replay.source import scan_as
 from trainer import distributed, recipes
 from trainer.batch import TrainBatch
@@ -40,6 +40,7 @@ from trainer.file_names import TEST_CACHE
 from trainer.loss_plan import LossPlan
 from trainer.material import Material
 from trainer.objective import Objective, Score
+from trainer.optimisers import optimiser_of
 from trainer.relabel import LabelColumns, describe
 from trainer.run_folder import kept_weights, made_of, trained_as
 from trainer.trial import Counts, Fit, fit, made_anew, undrawn
@@ -211,7 +212,7 @@ def say_skipped(test: Test, console: Console) -> None:
 def make_objective(config: TrainConfig, ranks: Ranks, material: Material, test: Test | None) -> Student:
     """The student with its loss; refuses what does not fit together."""
     losses = losses_of(config, material)
-    config.optimiser.spec()  # refused before the student is made, which takes longer
+    optimiser_of(config.optimiser)  # refused before the student is made, which takes longer
     student, found = make_student(config, ranks, material, test)
     return Student(config, material, student, found, losses, test, ranks.world)
 
@@ -270,13 +271,5 @@ def open_test(config: TrainConfig, material: Material) -> Test:
         flip=0,
         interpolation=material.interpolation,
     )
-    renderer = make_renderer(
-        images,
-        spec,
-        device=config.render.device,
-        decoder=decoder_of(material.renderer),
-        augmenter=augmenter_of(material.renderer),
-        threads=config.render.threads,
-        cache_bytes=config.render.cache_bytes,
-    )
+    renderer = make_renderer(images, spec, **config.render.like(material.renderer))
     return Test(images, spec, renderer)

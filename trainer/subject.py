@@ -14,7 +14,8 @@ from labelstore.storage_table import scheme_of
 from pipeline.config import json_object
 from pipeline.images.manifest import Manifest, scan, with_classes
 from pipeline.images.manifest_cache import cache_in
-from pipeline.images.opening import ImageOptions, open_images
+from pipeline.images.opening import open_images
+from pipeline.images.source_table import ImageOptions
 from pipeline.networks.normalisation import require_normalisation
 from pipeline.networks.pretrained import is_distributed
 from pipeline.networks.settling import differences, normalisation, require_network

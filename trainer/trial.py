@@ -22,6 +22,7 @@ from trainer.batch import slices
 from trainer.config import TrainConfig
 from trainer.distributed import autocast, compiled
 from trainer.ema import Average
+from trainer.optimisers import optimiser_of
 
 FEW = 2
 DRAWS = 12
@@ -127,7 +128,7 @@ class Trial:
             raise InputError(f"student {name}: expected weights to train, found none; give another --student")
         self.student.train()
         self.require_repeatable()
-        optimizer = self.config.optimiser.spec().make(self.student.named_parameters())
+        optimizer = optimiser_of(self.config.optimiser).make(self.student.named_parameters())
         unused = [self.backward(Logits(self.student), count) for count in counts.training]
         if counts.world > 1:  # which parameters get a gradient may be drawn, and processes must know whether to look
             unused += [self.backward(Logits(self.student), FEW) for _ in range(DRAWS)]

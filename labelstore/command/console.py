@@ -16,11 +16,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from types import FrameType
 from typing import TextIO
 
 from labelstore.command.names import printable
-from labelstore.errors import GiftwrapError, MismatchError, reason
+from labelstore.errors import GiftwrapError, InputError, MismatchError, reason
 from labelstore.spec import Json
 from labelstore.storage_table import without_credentials
 
@@ -211,6 +212,12 @@ def run_command(command: Callable[[], int | None], *, restart: Sequence[str] = (
         if restart:
             print_how_to_resume()
         return 143 if isinstance(stopped, Stopped) else 130
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or find_spec(package):
+            raise
+        print_error(not_installed(package))
+        return InputError.exit_code
     except OSError as error:
         again = "; mend that and type the same command again, what was finished is kept" if restart else ""
         print_error(f"{reason(error)}{again}", notes_of(error))
@@ -232,6 +239,14 @@ def _one_line(
 ) -> str:
     """A warning of the code below a command as the command's own are written, without the place in the code."""
     return f"warning: {message}\n"
+
+
+def not_installed(module: str) -> str:
+    """The message about a module that commands need."""
+    return (
+        f"{module}: not installed, and this command needs it; `pip install .` in the source tree of giftwrap installs "
+        f"all that commands need (docs/STORE.md: how Python reads a store without it)"
+    )
 
 
 def notes_of(error: BaseException) -> Sequence[str]:

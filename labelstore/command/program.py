@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from labelstore.command.config_file import read_config, template, to_toml, words_of
-from labelstore.command.console import Console, run_command
+from labelstore.command.console import Console, not_installed, run_command
 from labelstore.command.flags import OPTIONS, Flag, choices_of, flags_of, from_flags, is_positional
 from labelstore.command.help_words import default_hint, placeholder
 from labelstore.command.mistakes import key_of, require_flags, require_single_values
@@ -115,11 +115,14 @@ def run_program(
 
 
 def require_ours(*packages: str) -> None:
-    """End the program, with a line, where a package of ours is hidden by another one of that name.
+    """End the program, with a line, where a package of ours is hidden by another one of that name, or tyro is missing.
 
     Raises:
-        SystemExit: names both places.
+        SystemExit: names both places, or what to install.
     """
+    if find_spec("tyro") is None:
+        print(f"error: {not_installed('tyro')}", file=sys.stderr)
+        raise SystemExit(2)
     home = Path(__file__).resolve().parents[2]
     for name in packages:
         spec = find_spec(name)

@@ -15,7 +15,7 @@ from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from pipeline.adopt import FormatName
 from pipeline.config import TeacherOptions, manifest_cache, require_one_labeller
-from pipeline.images.opening import ImageOptions
+from pipeline.images.source_table import ImageOptions
 from pipeline.plan.spec import Interpolation
 from pipeline.render.options import RenderOptions
 

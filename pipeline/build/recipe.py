@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from labelstore.command.flags import flags_of, values_of
 from labelstore.errors import GiftwrapError
 from pipeline.config import BuildConfig
-from pipeline.images.opening import open_images, options_of
+from pipeline.images.opening import open_images
+from pipeline.images.source_table import options_of
 from pipeline.launch.options import LaunchOptions
 from pipeline.recipes import recipe_of
 from pipeline.recipes.flags import describe, given, without_replaced, words

@@ -13,8 +13,8 @@ from labelstore.errors import InputError
 from pipeline.images.class_folder import named
 from pipeline.images.class_names import read_class_names, require_named
 from pipeline.images.file_formats import ppm_file, ppm_head
-from pipeline.images.opening import Request
 from pipeline.images.source import Listing, Stamp
+from pipeline.images.source_table import Request
 
 Int64Array = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]

@@ -24,7 +24,7 @@ from labelstore.errors import InputError, reason
 from pipeline.images.arrays import ArrayImages, named_classes
 from pipeline.images.class_names import refuse_class_names, require_named
 from pipeline.images.containers import Containers
-from pipeline.images.opening import Request, SourceKind
+from pipeline.images.source_table import Request, SourceKind
 
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE

@@ -16,9 +16,9 @@ from pipeline.images.class_names import refuse_class_names
 from pipeline.images.file_formats import readable
 from pipeline.images.kinds import HEAD_BYTES, other_kind
 from pipeline.images.left_out import LeftOut, left_out_kind
-from pipeline.images.opening import SOURCES, ClassOrder, Request, SourceKind
 from pipeline.images.provenance import RECORD_FILES
 from pipeline.images.source import ImageFile, Listing, Stamp
+from pipeline.images.source_table import SOURCES, ClassOrder, Request, SourceKind
 
 FORMER_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """The suffixes by which versions before 0.2 knew images."""

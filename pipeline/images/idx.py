@@ -16,7 +16,7 @@ from pipeline.images.arrays import ArrayImages, named_classes
 from pipeline.images.class_folder import named
 from pipeline.images.containers import Containers
 from pipeline.images.headers import MAX_PIXELS, MAX_SIDE
-from pipeline.images.opening import Request, SourceKind
+from pipeline.images.source_table import Request, SourceKind
 
 _IMAGES = re.compile(r"(.*)images([-.])idx([34])-ubyte(\.gz)?")
 _UINT8 = 8

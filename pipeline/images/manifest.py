@@ -25,8 +25,9 @@ from pipeline.images.decodes import require_decodes
 from pipeline.images.headers import BrokenImageError, Header, read_header
 from pipeline.images.left_out import LeftOut
 from pipeline.images.manifest_cache import ImageRows
-from pipeline.images.opening import ClassOrder, ImageOptions, open_images
+from pipeline.images.opening import open_images
 from pipeline.images.source import ImageSource, Listing, Stamp
+from pipeline.images.source_table import ClassOrder, ImageOptions
 from pipeline.quiet import quiet
 
 _FILES_IN_FLIGHT = 1_024

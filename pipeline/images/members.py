@@ -17,7 +17,7 @@ from pipeline.images.class_folder import SUFFIXES, instead, named, order_classes
 from pipeline.images.file_formats import readable
 from pipeline.images.kinds import HEAD_BYTES, other_kind
 from pipeline.images.left_out import LeftOut, left_out_kind
-from pipeline.images.opening import ClassOrder
+from pipeline.images.source_table import ClassOrder
 
 Int64Array = npt.NDArray[np.int64]
 

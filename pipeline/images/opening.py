@@ -1,100 +1,16 @@
-"""The table of image sources: what opens the folder or file that is given as ``--images``.
-
-Nothing that takes long to import is imported here: the names of the table are the choices of a flag.
-"""
+"""The image source at a path or an address; what is there is recognised unless a flag names it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeAlias
 
-from labelstore.command.flags import Choices
 from labelstore.command.names import printable
 from labelstore.errors import InputError
 from labelstore.storage_table import as_typed, scheme_of
-from labelstore.tables import Table
-
-if TYPE_CHECKING:
-    from pipeline.images.source import ImageSource
-
-CLASS_FOLDER = "class-folder"
-ClassOrder: TypeAlias = Literal["auto", "bytes", "numeric"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """How a source is to be opened.
-
-    Attributes:
-        class_order: order of classes that have names alone; a source whose classes are numbered keeps their order.
-        leave_out: names of images that are not listed.
-        class_names: of the classes 0, 1, ..., as the flag is typed.
-        cache: the file that keeps what is read of the images. What a source wants to keep beside it, an index of a
-            large archive, is named after it; None keeps nothing.
-    """
-
-    class_order: ClassOrder = "auto"
-    leave_out: Collection[str] = ()
-    class_names: str | None = None
-    cache: Path | None = None
-
-    def kept(self, word: str) -> Path | None:
-        """The file beside the cache that is named after it: ``labels.images.tar.npz`` for ``tar``."""
-        return self.cache.with_name(f"{self.cache.name.removesuffix('.npz')}.{word}.npz") if self.cache else None
-
-
-class SourceKind(NamedTuple):
-    """A kind of image source.
-
-    Attributes:
-        recognises: whether a path is one, from its name or a look at what is there; cheap, and never raises.
-        open: called with a path and how it is to be opened; InputError where it is no source.
-    """
-
-    recognises: Callable[[Path], bool]
-    open: Callable[[Path, Request], ImageSource]
-
-
-SOURCES: Table[SourceKind] = Table(
-    {
-        CLASS_FOLDER: "pipeline.images.class_folder:KIND",
-        "tar": "pipeline.images.tars:KIND",
-        "zip": "pipeline.images.zips:KIND",
-        "parquet": "pipeline.images.parquet:KIND",
-        "cifar": "pipeline.images.cifar:KIND",
-        "idx": "pipeline.images.idx:KIND",
-        "tensors": "pipeline.importing.tensors:KIND",
-    }
-)
-"""By name. What none of them recognises is taken for a class folder. A line names the `SourceKind` in the file of a
-source."""
-
-AT_ADDRESSES: Table[SourceKind] = Table(
-    {
-        CLASS_FOLDER: "pipeline.images.remote:FOLDER_KIND",
-        "tar": "pipeline.images.tars:KIND",
-        "parquet": "pipeline.images.parquet:KIND",
-    }
-)
-"""What opens those of them that can also be at an address: in a bucket, on a hub, at a web server."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageOptions:
-    """What a set of images is, and what its classes are called."""
-
-    images_format: Annotated[str, Choices(SOURCES)] | None = None
-    """Container of the images; recognised when left out."""
-    class_names: str | None = None
-    """Names of the classes 0, 1, ..., for containers whose classes are numbers: comma-separated, or a file, with one
-    name a line or in JSON."""
-
-
-def options_of(known: Mapping[str, str | None]) -> ImageOptions:
-    """The options among the flags of a command line, as they are typed."""
-    return ImageOptions(images_format=known["--images-format"], class_names=known["--class-names"])
+from pipeline.images.addresses import kind_at
+from pipeline.images.source import ImageSource
+from pipeline.images.source_table import AT_ADDRESSES, CLASS_FOLDER, SOURCES, ClassOrder, ImageOptions, Request
 
 
 def open_images(
@@ -138,8 +54,6 @@ def recognised(path: Path) -> str:
         AddressError: an address cannot be read.
     """
     if scheme_of(path):
-        from pipeline.images.addresses import kind_at  # with numpy
-
         return kind_at(path) or CLASS_FOLDER
     found = [name for name, kind in SOURCES.items() if kind.recognises(path)]
     if len(found) > 1:

@@ -26,10 +26,10 @@ from pipeline.images.addresses import files_at
 from pipeline.images.class_folder import named, order_classes, require_one_form
 from pipeline.images.class_names import FLAG, read_class_names, refuse_class_names, require_named
 from pipeline.images.containers import Containers
-from pipeline.images.opening import Request, SourceKind
 from pipeline.images.remote import RemoteFiles, read_together
 from pipeline.images.row_groups import RowGroups
 from pipeline.images.source import Listing, Stamp
+from pipeline.images.source_table import Request, SourceKind
 
 SUFFIX = ".parquet"
 _LABELS = ("label", "fine_label")  # which of several columns of classes is meant

@@ -26,8 +26,8 @@ from labelstore.errors import AddressError, InputError
 from labelstore.storage_table import STORAGES, Address, as_typed, no_path
 from pipeline.images.class_names import refuse_class_names
 from pipeline.images.members import Members
-from pipeline.images.opening import Request, SourceKind
 from pipeline.images.source import ImageSource, Listing, Stamp
+from pipeline.images.source_table import Request, SourceKind
 
 MOST_FILES = 1_000_000  # of a class folder
 WINDOW_BYTES = 4 << 20  # that are read for the headers of a tar

@@ -24,10 +24,10 @@ from pipeline.images.class_folder import order_classes
 from pipeline.images.class_names import FLAG, read_class_names, refuse_class_names, require_named
 from pipeline.images.containers import Containers
 from pipeline.images.members import Chosen
-from pipeline.images.opening import Request, SourceKind
 from pipeline.images.patterns import COMPRESSED_TARS, expanded
 from pipeline.images.remote import RemoteFiles, read_together
 from pipeline.images.source import Listing, Stamp
+from pipeline.images.source_table import Request, SourceKind
 from pipeline.images.tar_index import TarIndex
 
 SUFFIX = ".tar"

@@ -20,9 +20,9 @@ from pipeline.images.class_names import refuse_class_names
 from pipeline.images.containers import Containers
 from pipeline.images.kinds import HEAD_BYTES
 from pipeline.images.members import Members, named_as_image
-from pipeline.images.opening import Request, SourceKind
 from pipeline.images.places import not_there, split
 from pipeline.images.source import Listing, Stamp
+from pipeline.images.source_table import Request, SourceKind
 
 SUFFIX = ".zip"
 _LOCAL = struct.Struct("<4s22xHH")  # a member's own header: lengths of its name and of what is after it

@@ -12,7 +12,7 @@ from labelstore.command.flags import Addressable, Group
 from labelstore.command.output import Output
 from labelstore.errors import InputError
 from pipeline.config import require_place
-from pipeline.images.opening import ImageOptions
+from pipeline.images.source_table import ImageOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from labelstore.command.names import printable
 from labelstore.errors import InputError
 from pipeline.images.arrays import ArrayImages, Int64Array, named_classes
 from pipeline.images.containers import Containers
-from pipeline.images.opening import Request, SourceKind
 from pipeline.images.places import Place, not_there, split
+from pipeline.images.source_table import Request, SourceKind
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 from labelstore.errors import InputError
-from pipeline.render.identity import AugmenterName, DecoderName
+from labelstore.spec import Json
+from pipeline.render.identity import AugmenterName, DecoderName, augmenter_of, decoder_of
+
+
+class RenderArguments(TypedDict):
+    """The keyword arguments of `pipeline.render.make_renderer`."""
+
+    device: str
+    decoder: str | None
+    augmenter: str | None
+    threads: int | None
+    cache_bytes: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,3 +52,18 @@ class RenderOptions:
     def cache_bytes(self) -> int | None:
         """The memory budget of decoded images, in bytes; None for the device's default."""
         return None if self.cache_gib is None else int(self.cache_gib * 2**30)
+
+    @property
+    def arguments(self) -> RenderArguments:
+        """What a renderer is made with."""
+        return {
+            "device": self.device,
+            "decoder": self.decoder,
+            "augmenter": self.augmenter,
+            "threads": self.threads,
+            "cache_bytes": self.cache_bytes,
+        }
+
+    def like(self, renderer: Mapping[str, Json]) -> RenderArguments:
+        """The same, with the decoder and the augmenter that the id of a renderer names."""
+        return {**self.arguments, "decoder": decoder_of(renderer), "augmenter": augmenter_of(renderer)}

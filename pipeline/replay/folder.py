@@ -12,7 +12,7 @@ from labelstore.command.names import printable
 from labelstore.durable.newfile import new_file
 from labelstore.errors import InputError
 from pipeline.images.manifest import Manifest, scan
-from pipeline.images.opening import ImageOptions
+from pipeline.images.source_table import ImageOptions
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import make_renderer
 from pipeline.render.options import RenderOptions
@@ -68,15 +68,7 @@ def centres(manifest: Manifest, chosen: npt.NDArray[np.int64], render: RenderOpt
     """Some images, centre fit to one square of at most 224 pixels a side, uint8 ``[n, S, S, 3]``."""
     sides = np.minimum(manifest.heights[chosen], manifest.widths[chosen])
     spec = PlanSpec(size=min(int(sides.max()), MAX_SIDE), crop="center", flip=0.0)
-    renderer = make_renderer(
-        manifest,
-        spec,
-        device=render.device,
-        decoder=render.decoder,
-        augmenter=render.augmenter,
-        threads=render.threads,
-        cache_bytes=render.cache_bytes,
-    )
+    renderer = make_renderer(manifest, spec, **render.arguments)
     with closing(renderer):
         rows = Plan(spec, manifest.heights, manifest.widths).unmixed(0, chosen)
         crops: npt.NDArray[np.uint8] = renderer.render(rows).cpu().numpy()

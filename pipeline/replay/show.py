@@ -31,11 +31,7 @@ def show(config: ShowConfig) -> int:
     source = open_source(
         open_store(config.store, config.store_cache),
         config.images,
-        device=config.render.device,
-        decoder=config.render.decoder,
-        augmenter=config.render.augmenter,
-        threads=config.render.threads,
-        cache_bytes=config.render.cache_bytes,
+        **config.render.arguments,
         options=config.source,
     )
     with closing(source):

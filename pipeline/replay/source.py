@@ -21,7 +21,7 @@ from labelstore.store import LabelStore
 from pipeline.config import manifest_cache
 from pipeline.images.manifest import Manifest, require_same_images, scan, with_classes, with_order
 from pipeline.images.manifest_cache import cache_in
-from pipeline.images.opening import ClassOrder, ImageOptions
+from pipeline.images.source_table import ClassOrder, ImageOptions
 from pipeline.plan.plan import PlanSpec
 from pipeline.render import Renderer, augmenter_of, decoder_of, make_renderer
 from pipeline.render.audit import DIGEST_POSITIONS, compare, pixels_digest

@@ -51,11 +51,7 @@ def verify(config: VerifyConfig, console: Console, labeller: Labeller | None = N
     source = open_source(
         store,
         config.images,
-        device=config.render.device,
-        decoder=config.render.decoder,
-        augmenter=config.render.augmenter,
-        threads=config.render.threads,
-        cache_bytes=config.render.cache_bytes,
+        **config.render.arguments,
         rehash=config.rehash,
         options=config.source,
     )

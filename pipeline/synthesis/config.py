@@ -15,7 +15,7 @@ from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.config import EngineOptions, TeacherOptions, manifest_cache, require_one_labeller
-from pipeline.images.opening import ImageOptions
+from pipeline.images.source_table import ImageOptions
 from pipeline.launch.options import LaunchOptions
 from pipeline.networks.noise import Sampler
 from pipeline.render.options import RenderOptions

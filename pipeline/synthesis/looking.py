@@ -45,15 +45,7 @@ class Looking:
         render, size, seed = self._setting.config.render, self._size, self._setting.config.seed
         spec = PlanSpec(size=size, seed=seed, crop="center", flip=0.0) if whole else PlanSpec(size=size, seed=seed)
         plan = Plan(spec, manifest.heights, manifest.widths)
-        renderer = make_renderer(
-            manifest,
-            spec,
-            device=render.device,
-            decoder=render.decoder,
-            augmenter=render.augmenter,
-            threads=render.threads,
-            cache_bytes=render.cache_bytes,
-        )
+        renderer = make_renderer(manifest, spec, **render.arguments)
 
         def parts() -> Iterator[npt.NDArray[np.float32]]:
             for start in range(0, len(images), self._teacher.batch):

@@ -93,16 +93,7 @@ class Random:
         if setting.config.size is not None and (teacher or self._take in ("center", "crop")):
             spec = PlanSpec(size=setting.config.size, crop="center", flip=0.0)
             self._plan = Plan(spec, setting.manifest.heights, setting.manifest.widths)
-            render = setting.config.render
-            self._renderer = make_renderer(
-                setting.manifest,
-                spec,
-                device=render.device,
-                decoder=render.decoder,
-                augmenter=render.augmenter,
-                threads=render.threads,
-                cache_bytes=render.cache_bytes,
-            )
+            self._renderer = make_renderer(setting.manifest, spec, **setting.config.render.arguments)
 
     @property
     def parameters(self) -> Mapping[str, Json]:

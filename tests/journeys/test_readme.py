@@ -33,7 +33,7 @@ from labelstore.command.flags import choices_of, flags_of, is_positional
 from labelstore.command.program import EVERYWHERE
 from labelstore.encoding_table import ENCODINGS
 from labelstore.tables import Table
-from pipeline.images.opening import SOURCES
+from pipeline.images.source_table import SOURCES
 from pipeline.networks import build_network, save_weights
 from pipeline.networks.backbones import BACKBONES
 from pipeline.networks.table import NETWORKS

@@ -11,7 +11,7 @@ from labelstore.encodings.base import EncodingClass
 from labelstore.tables import Table
 from pipeline.adopt import FORMATS
 from pipeline.adopt.labels import Format
-from pipeline.images.opening import SOURCES, SourceKind
+from pipeline.images.source_table import SOURCES, SourceKind
 from pipeline.plan import augment
 from pipeline.recipes import RECIPES, Recipe
 from trainer.relabel import OPERATORS, Operator

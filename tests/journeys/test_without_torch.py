@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -28,8 +29,15 @@ print(json.dumps({"ok": check(store.path).ok, "imported": absent}))
 """
 
 
-def run(*words: object) -> str:
-    ended = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+def ran(*words: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """What has ended, which found no module of this checkout."""
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(word) for word in words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=own)
+
+
+def run(*words: object, folder: Path | None = None) -> str:
+    ended = ran(*words, folder=folder)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
 
@@ -60,5 +68,15 @@ def test_a_golden_store_is_read_without_torch(name: str, python: Path, tmp_path:
     expected = np.load(GOLDEN / f"{name}.npz")["logits"]
     tolerance = 1e-5 if name.startswith("transform") else 0  # a matrix product rounds as its library likes
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, rtol=0, atol=tolerance)
-    script = run(python, ROOT / "examples/read_store.py", tmp_path / name, 3)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    script = run(python, "-m", "examples.read_store", tmp_path / name, 3, folder=tmp_path)
     assert "image 3, mean over 6 views" in script
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("words", [("giftwrap", "info", "store"), ("labelstore", "check", "store"), ("pipeline",)])
+def test_a_command_without_what_it_needs_names_it(words: tuple[str, ...], python: Path, tmp_path: Path) -> None:
+    ended = ran(python, "-m", *words, folder=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: tyro: not installed, and this command needs it; `pip install .`")
+    assert ended.stderr.count("\n") == 1

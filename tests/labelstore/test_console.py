@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
 
 import pytest
 
@@ -39,3 +40,16 @@ def test_a_reason_has_no_address_of_an_object() -> None:
 )
 def test_counts_are_in_singular_or_plural(count: int, noun: str, text: str) -> None:
     assert quantity(count, noun) == text
+
+
+def test_a_package_that_is_not_installed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> int:
+        return int(import_module("nowhere_installed.inside").number)
+
+    assert run_command(command) == 2
+    assert capsys.readouterr().err.startswith("error: nowhere_installed: not installed, and this command needs it; ")
+
+
+def test_a_module_that_is_missing_in_a_package_is_a_fault_of_that_package() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        run_command(lambda: import_module("labelstore.nowhere").number)

@@ -24,7 +24,8 @@ from pipeline.images.decodes import require_decodes
 from pipeline.images.file_formats import ppm_file, readable
 from pipeline.images.headers import BrokenImageError, UnsupportedImageError, read_header
 from pipeline.images.manifest import Manifest, scan
-from pipeline.images.opening import ImageOptions, recognised
+from pipeline.images.opening import recognised
+from pipeline.images.source_table import ImageOptions
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import make_renderer
 from tests.pipeline.packing import idx, python2_names, python2_pickle

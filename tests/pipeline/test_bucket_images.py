@@ -17,7 +17,8 @@ from labelstore.durable import objects
 from labelstore.errors import AddressError, InputError
 from pipeline.images import remote
 from pipeline.images.manifest import scan
-from pipeline.images.opening import ImageOptions, open_images
+from pipeline.images.opening import open_images
+from pipeline.images.source_table import ImageOptions
 from tests.labelstore.buckets import BUCKET, Proxy, bucket, patience, put, put_folder
 
 pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")

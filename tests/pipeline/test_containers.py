@@ -21,8 +21,9 @@ from PIL import Image
 from labelstore.errors import InputError
 from pipeline.images import parquet, tar_index
 from pipeline.images.manifest import Manifest, scan
-from pipeline.images.opening import ImageOptions, open_images, recognised
+from pipeline.images.opening import open_images, recognised
 from pipeline.images.patterns import expanded
+from pipeline.images.source_table import ImageOptions
 from pipeline.images.tar_headers import entries
 from tests.pipeline.packing import (
     Files,

@@ -18,7 +18,7 @@ from labelstore.errors import InputError
 from labelstore.store import LabelStore
 from pipeline.build.build import build
 from pipeline.config import BuildConfig
-from pipeline.images import opening
+from pipeline.images import opening, source_table
 from pipeline.images.class_folder import ClassFolder
 from pipeline.images.manifest import Manifest, require_same_images, scan
 from pipeline.images.source import ImageSource
@@ -147,13 +147,13 @@ def test_a_folder_is_looked_at_before_it_is_a_class_folder(tmp_path: Path, monke
         return path.is_dir() and any(path.glob("*.arc"))
 
     opened = MemoryImages({"a/0": b"x"})
-    kind = opening.SourceKind(archives, lambda *_: opened)
-    monkeypatch.setitem(opening.SOURCES, "arc", kind)
+    kind = source_table.SourceKind(archives, lambda *_: opened)
+    monkeypatch.setitem(source_table.SOURCES, "arc", kind)
     (tmp_path / "a").mkdir()
     (tmp_path / "a/0.png").write_bytes(b"")
     assert isinstance(opening.open_images(tmp_path), ClassFolder)
     (tmp_path / "0.arc").touch()
     assert opening.open_images(tmp_path) is opened
-    monkeypatch.setitem(opening.SOURCES, "other", kind)
+    monkeypatch.setitem(source_table.SOURCES, "other", kind)
     with pytest.raises(InputError, match="found what could be arc or other"):
         opening.open_images(tmp_path)

@@ -20,7 +20,7 @@ from tests.trainer.interrupting import interrupted_after
 from trainer import train as loop
 from trainer.config import TrainConfig
 from trainer.losses import LossSpec, make_loss
-from trainer.optimisers import OPTIMISERS, OptimiserSpec, defaults_of
+from trainer.optimisers import OPTIMISERS, OptimiserSpec, defaults_of, optimiser_of
 from trainer.schedules import ScheduleSpec, lr_factor
 
 
@@ -148,7 +148,7 @@ def test_an_optimiser_of_the_users(config: TrainConfig) -> None:
 def test_each_optimiser_has_defaults_of_its_own(
     name: str, config: TrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = changed(config, optimizer=name).optimiser.spec()
+    spec = optimiser_of(changed(config, optimizer=name).optimiser)
     make: Any = OPTIMISERS[name]
     theirs = make([nn.Parameter(torch.zeros(1, 1))]).defaults
     ours = {"AdamW": (1e-3, 1e-4), "SGD": (0.01, 5e-4)}.get(name, (theirs["lr"], theirs.get("weight_decay", 0.0)))

@@ -35,7 +35,7 @@ from tests.labelstore.making import make_identity
 from trainer import recipes as trained
 from trainer.__main__ import COMMANDS as TRAINER
 from trainer.config import TrainConfig
-from trainer.optimisers import OptimiserSpec
+from trainer.optimisers import OptimiserSpec, optimiser_of
 from trainer.order import Order
 from trainer.schedules import ScheduleSpec
 
@@ -314,14 +314,14 @@ def identity_of(images: int, classes: int = 10, skipped: tuple[str, ...] = ()) -
 def test_another_optimiser_goes_without_the_values_of_the_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
     identity = identity_of(100)
     config = typed_config(identity, monkeypatch, "rded", "--optimizer", "SGD")
-    spec = config.optimiser.spec()
+    spec = optimiser_of(config.optimiser)
     assert (spec.lr, spec.weight_decay, spec.args, spec.decay) == (0.01, 5e-4, {"momentum": 0.9}, "weights")
     text = trained.describe_recipe(config, setting_of(config, identity), 300)
     assert "optimizer SGD (the recipe has AdamW)" in text
     assert "lr 0.01 (the recipe has 0.001)" in text
     assert "weight-decay 0.0005 (the recipe has 0.01)" in text
     given = typed_config(identity, monkeypatch, "rded", "--optimizer", "SGD", "--lr", 0.3, "--optimizer-args", "{}")
-    assert given.optimiser.spec().lr == 0.3
+    assert optimiser_of(given.optimiser).lr == 0.3
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,9 @@ def test_student_args_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert args() == {"norm": "batch"}
     assert args("--student-args", '{"width": 8}') == {"norm": "batch", "width": 8}
     assert args('--student_args={"norm": "instance"}') == {"norm": "instance"}
-    betas = typed_config(identity_of(100), monkeypatch, "rded", "--optimizer-args", '{"eps": 1e-7}').optimiser.spec()
+    betas = optimiser_of(
+        typed_config(identity_of(100), monkeypatch, "rded", "--optimizer-args", '{"eps": 1e-7}').optimiser
+    )
     assert betas.args == {"betas": [0.9, 0.999], "eps": 1e-7}
     with pytest.raises(InputError, match="--student-args: expected a JSON object"):
         json_object(

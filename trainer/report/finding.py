@@ -16,8 +16,9 @@ from labelstore.operations.generator import is_generator
 from labelstore.operations.projector import is_projector
 from labelstore.storage_table import as_typed, scheme_of
 from labelstore.store import LabelStore
-from pipeline.images.opening import CLASS_FOLDER, recognised
+from pipeline.images.opening import recognised
 from pipeline.images.places import is_there
+from pipeline.images.source_table import CLASS_FOLDER
 from trainer.file_names import CONFIG, LOG
 from trainer.runs import STORE_ROOT, read_run
 
