@@ -33,7 +33,7 @@ from pipeline.config import manifest_cache
 from pipeline.device.faults import device_faults
 from pipeline.images.manifest import Manifest, scan, with_classes, with_order
 from pipeline.images.manifest_cache import CACHE
-from pipeline.images.remarks import say_left_out
+from pipeline.images.remarks import report_left_out
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.spec import PlanSpec
 from pipeline.render import Renderer, augmenter_of, make_renderer
@@ -171,7 +171,7 @@ def read_images(config: AdoptConfig, console: Console, store: LabelStore | None)
     console.line(
         f"images: {len(manifest):,} in {quantity(len(manifest.classes), 'class')}, digest {manifest.digest[:16]}"
     )
-    say_left_out(manifest, console)
+    report_left_out(manifest, console)
     return manifest
 
 

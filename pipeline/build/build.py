@@ -40,7 +40,7 @@ from pipeline.device.faults import DeviceMemoryError, device_faults
 from pipeline.device.memory import keep_freed_memory
 from pipeline.images.manifest import Manifest, scan, with_classes, with_order
 from pipeline.images.manifest_cache import CACHE
-from pipeline.images.remarks import say_foreign_cache, say_left_out, say_skipped
+from pipeline.images.remarks import report_foreign_cache, report_left_out, report_skipped
 from pipeline.networks.imported import imported
 from pipeline.networks.load import require_known
 from pipeline.plan.plan import Plan
@@ -228,10 +228,10 @@ def read_images(config: BuildConfig, console: Console, store: LabelStore | None)
         manifest = with_order(store.image_digests, manifest)
     digest = f", digest {manifest.digest[:16]}" if thorough else ""
     console.line(f"images: {len(manifest):,} in {quantity(len(manifest.classes), 'class')}{digest}")
-    say_left_out(manifest, console)
+    report_left_out(manifest, console)
     if not config.dry_run:
-        say_foreign_cache(config.manifest_cache, console)
-    say_skipped(manifest, console)
+        report_foreign_cache(config.manifest_cache, console)
+    report_skipped(manifest, console)
     return manifest
 
 
