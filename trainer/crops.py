@@ -17,7 +17,7 @@ from pipeline.plan.augment.sides import at_size
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import Renderer
 from pipeline.render.batches import render_each
-from pipeline.replay.source import Source
+from pipeline.replay.source import Replayer
 from trainer.following import view_is_there, wait_for_view
 
 Int64Array = npt.NDArray[np.int64]
@@ -111,7 +111,7 @@ class ReplayedCrops(CropSource):
     """
 
     def __init__(
-        self, source: Source, views: int, mean: tuple[float, ...], std: tuple[float, ...], remark: str = ""
+        self, source: Replayer, views: int, mean: tuple[float, ...], std: tuple[float, ...], remark: str = ""
     ) -> None:
         identity = source.store.identity
         self.source = source

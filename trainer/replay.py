@@ -18,7 +18,7 @@ from pipeline.images.manifest import Manifest
 from pipeline.images.opening import ImageOptions
 from pipeline.networks.normalisation import require_normalisation
 from pipeline.plan.augment import inputs_of
-from pipeline.replay.source import PixelReport, Source, check_pixels, open_source
+from pipeline.replay.source import PixelReport, Replayer, check_pixels, open_source
 from trainer.batch import TrainBatch
 from trainer.crops import ReplayedCrops
 from trainer.following import wait_for_view
@@ -115,7 +115,7 @@ class Replay(Loader):
                 cache_bytes=cache_bytes,
                 options=options,
             )
-        self.source: Source = crops.source
+        self.source: Replayer = crops.source
         self.store = self.source.store
         super().__init__(
             crops,
@@ -187,7 +187,7 @@ def followed(store: LabelStore | Path | str) -> LabelStore:
     return store if store.follow else LabelStore.open(store.path, follow=True)
 
 
-def remark_on(pixels: PixelReport, source: Source) -> str:
+def remark_on(pixels: PixelReport, source: Replayer) -> str:
     """A line about the check of a store's pixels, and the size at which they are replayed."""
     drawn, size = source.store.identity.size, source.spec.size
     if not pixels.crops:

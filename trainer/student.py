@@ -204,8 +204,7 @@ def report_skipped(test: Test, console: Console) -> None:
     if skipped := test.images.skipped:
         console.warn(
             f"{len(skipped)} test images cannot be decoded and are left out: {named(skipped)}; accuracy is for the "
-            f"other "
-            f"{len(test.images):,}"
+            f"other {len(test.images):,}"
         )
 
 
@@ -240,8 +239,7 @@ def make_student(
     evaluating = {min(images, BATCH), images % BATCH} - {0}
     counts = Counts.of(config, material.loader.crops.images, ranks.world, [*evaluating])
     found = fit(student, config, columns, size, counts)
-    # type: ignore[call-overload]
-    student = student.to(device=config.render.device, memory_format=memory_format(found.channels_last))
+    student = student.to(device=config.render.device, memory_format=memory_format(found.channels_last))  # type: ignore[call-overload]
     if ranks.rank:
         distributed.seed_rank(config.seed, ranks.rank, 0)
     return student, found

@@ -210,8 +210,7 @@ class Trial:
         with one_line_errors(f"student {self.config.student}: cannot be made again from its state dict"):
             again = constructed(self.config, self.columns, self.size)
             again.load_state_dict(self.student.state_dict())
-            # type: ignore[call-overload]
-            again.to(device=self.config.render.device, memory_format=memory_format(self.channels_last))
+            again.to(device=self.config.render.device, memory_format=memory_format(self.channels_last))  # type: ignore[call-overload]
         if not self.alike(self.seeded(self.student), self.seeded(again)):
             raise InputError(
                 f"student {self.config.student}: constructed again with its saved weights it gives other logits: it "

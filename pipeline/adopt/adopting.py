@@ -37,7 +37,7 @@ from pipeline.images.remarks import report_left_out
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.spec import PlanSpec
 from pipeline.render import Renderer, augmenter_of, make_renderer
-from pipeline.replay.source import Source, check_pixels, order_of
+from pipeline.replay.source import Replayer, check_pixels, order_of
 from pipeline.teacher.class_order import CLASS_COLUMNS, check_classes, choose, require_known_columns
 from pipeline.teacher.imagenet import COLUMNS as IMAGENET_COLUMNS
 from pipeline.teacher.imagenet import IMAGENET
@@ -324,7 +324,7 @@ def write(config: AdoptConfig, work: Work, store: LabelStore, console: Console) 
         if AUDIT_BLOCK not in store.missing():
             there = LabelStore.open(store.path, follow=True)
             require_same_labels(work.labels, there)
-            check_pixels(Source(there, work.manifest, work.spec, work.renderer))
+            check_pixels(Replayer(there, work.manifest, work.spec, work.renderer))
         writer.raise_target(work.labels.views, renderer=work.renderer.id)
         written = fill(work, store, writer, console)
         writer.seal()
