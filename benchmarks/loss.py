@@ -16,7 +16,7 @@ from pipeline.device.memory import keep_freed_memory
 from pipeline.teacher.engine.compiling import CompileError, compilers
 from trainer.losses import LossSpec, gift_loss, make_loss
 from trainer.losses.closed import gift_rows
-from trainer.losses.fused import Fused, Handed, Rows, backward
+from trainer.losses.fused import Fused, KnownGradient, Rows, backward
 
 # What is promised at 1024 x 1000 on a CPU, and at 8192 x 1000 on a GPU: the other's time over ours.
 CPU = {"closed_over_released": 2.2, "compiled_over_released": 3.0, "compiled_over_released_compiled": 1 / 1.1}
@@ -124,7 +124,7 @@ def twin(rows: Rows, fused: Fused) -> Loss:
     def loss(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
             made = rows(x.detach(), t, y, **fused.numbers)
-        value: Tensor = Handed.apply(x, *made)
+        value: Tensor = KnownGradient.apply(x, *made)
         return value
 
     return loss

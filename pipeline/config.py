@@ -1,6 +1,6 @@
-"""The flags of each command: one frozen dataclass each, whose fields are the flags.
+"""The flags of the commands: a frozen dataclass for each command, with a field for each flag.
 
-Nothing that takes long to import is imported here, so that help and the errors of a command line come at once.
+Nothing slow is imported here, so that help and usage errors are printed at once.
 """
 
 from __future__ import annotations
@@ -31,22 +31,23 @@ from pipeline.recipes import RecipeName
 from pipeline.render.options import RenderOptions
 from pipeline.teacher.engine.spec import CompileMode, EngineDType, TeacherSpec, make_members
 
-OF_LABELLER = ("labeller", "labeller_args", "size")  # fields of a teacher's options that a labeller of one's own has
+# fields of the teacher's options that also apply to a user's labeller
+OF_LABELLER = ("labeller", "labeller_args", "size")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherOptions:
-    """Which networks label, and what they expect."""
+    """The networks that label, and their input."""
 
     names: Annotated[tuple[str, ...], Named("teacher")] = ()
     """torchvision:NAME, timm:NAME, module:attribute, convnet-d1 to convnet-d6, resnet18-modified, resnet101-modified,
-    cifar-resnet20, 32, 44, 56 or 110, or projector. Several label together: the weighted mean of their logits."""
+    cifar-resnet20, 32, 44, 56 or 110, or projector. Several are averaged: the weighted mean of their logits."""
     weights: tuple[str, ...] = ()
     """Weights, one for each teacher, or several for one --teacher (an ensemble): a .safetensors or state-dict file,
     torchvision:IMAGENET1K_V1, timm:pretrained, or the folder of a projector."""
     weights_key: tuple[str, ...] = ()
-    """Which of several sets of weights in a file to take, such as model_ema or model.state_dict; one for each teacher,
-    or one for all. Left out, a running mean (EMA) where the file has one; the choice is printed."""
+    """Which set of weights to take from a file with several, such as model_ema or model.state_dict; one for each
+    teacher, or one for all. Left out, a running mean (EMA) if the file has one; the choice is printed."""
     args: Annotated[tuple[str, ...], Named("teacher-args")] = ()
     """Keyword arguments of the teacher's constructor, as JSON; one for each teacher, or one for all. Left out, what its
     weights record, or none."""
@@ -56,8 +57,8 @@ class TeacherOptions:
     """Columns to keep of a teacher that has more classes than --images: comma-separated indexes or class names, or a
     file with one a line; imagenet: found by WordNet id or ImageNet class name; folders: column k is folder k."""
     class_columns: str | None = None
-    """Keep all columns of a teacher that has more classes than --images. The value states which of them are those of
-    --images, in the same forms as --teacher-classes."""
+    """Keep all columns of a teacher that has more classes than --images. The value selects the columns of --images, in
+    the same forms as --teacher-classes."""
     mean: tuple[float, float, float] | None = None
     """Channel means of the teacher's normalisation, for pixels in [0, 1]. Left out, what its weights record (a
     student's, timm's, torchvision's), otherwise ImageNet's; printed."""
@@ -91,13 +92,13 @@ class TeacherOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineOptions:
-    """How the teacher is run; all of it decides the bytes of labels."""
+    """How the teacher runs. All of these options affect the bytes of labels."""
 
     dtype: EngineDType = "float32"
     """Precision of the teacher; tf32 is float32 with products in TF32, on a GPU. Part of the engine."""
     batch: int | None = None
-    """Crops in a batch of the teacher, the last of which is padded. Part of the engine. Left out, the store's; for a
-    new store 128 on a CPU, or less if memory is short, and on a GPU what fits half of its free memory, at most 1,024;
+    """Crops in a batch of the teacher; the last batch is padded. Part of the engine. Left out, the store's; for a new
+    store 128 on a CPU, or less if memory is short, and on a GPU what fits into half of its free memory, at most 1,024;
     in training, at most the crops of a step."""
     fold: bool = False
     """Fold the teacher's batch norms into the convolutions before them. Part of the engine."""
@@ -113,8 +114,8 @@ class BuildConfig:
     """Make a label store: a teacher labels augmented crops of images.
 
     The same command continues a stopped build; a larger --views extends a finished store. A view is one crop of every
-    image, so that --views is the number of labels of each image. The engine is what labels depend on in their last
-    bits (device, precision, batch, threads, compilation): it is recorded, and a store is continued on the same one.
+    image, so that --views is the number of labels of each image. The engine (device, precision, batch, threads,
+    compilation) affects the last bits of labels: it is recorded, and a store is continued on the same engine.
     """
 
     store: Path
@@ -132,9 +133,9 @@ class BuildConfig:
     """Order of classes that have no numbers, by name: bytes; numeric, which puts class_2 before class_10; auto, the
     store's (bytes for a new store), which stops where the two would differ."""
     rehash: Annotated[bool, Group("images")] = False
-    """Compute the digest of every image again, also where size and modification time are unchanged."""
+    """Compute the digest of every image again, even if size and modification time are unchanged."""
     skip_broken: Annotated[bool, Group("images")] = False
-    """Leave out images that do not decode; they are listed, and recorded in the store. Without it they stop the
+    """Leave out images that cannot be decoded; they are listed, and recorded in the store. Without it they stop the
     build."""
     crops: Annotated[PlanSpec, Group("crops")]
     teacher: Annotated[TeacherOptions, Group("teacher")] = field(default_factory=TeacherOptions)
@@ -145,8 +146,8 @@ class BuildConfig:
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     engine: Annotated[EngineOptions, Group("engine")] = field(default_factory=EngineOptions)
     allow_engine_change: Annotated[bool, Group("engine")] = False
-    """Continue a store on another engine, if its audit rows come out again; the store records which views came from
-    which."""
+    """Continue a store on another engine, if it reproduces the audit rows; the store records the engine of each
+    view."""
     take_over: Annotated[bool, Group("running")] = False
     """Take over the store from a build on another host that you know to be dead."""
     dry_run: Annotated[bool, Group("running")] = False
@@ -185,7 +186,7 @@ class BuildConfig:
 
     @property
     def manifest_cache(self) -> Path:
-        """The file beside the store that keeps sizes and digests of the images."""
+        """The manifest cache beside the store, with sizes and digests of the images."""
         return manifest_cache(self.store)
 
 
@@ -199,12 +200,12 @@ class VerifyConfig:
     store: Annotated[Path, Addressable()]
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
     images: Annotated[Path, Group("images"), Addressable()]
-    """The images that the store was made of, in any container, as for build."""
+    """The images of the store, in any container, as for build."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     weights: tuple[str, ...] = ()
     """Weights of the store's teacher, one for each of several; without them only pixels are compared."""
     weights_key: tuple[str, ...] = ()
-    """Which of several sets of weights in a file to take, as for build."""
+    """Which set of weights to take from a file with several, as for build."""
     teacher_args: tuple[str, ...] = ()
     """Arguments of the networks that the store does not record, as JSON, one for each or one for all. For a projector
     whose encoder has moved: '{"encoder_weights": "FILE"}'."""
@@ -214,7 +215,7 @@ class VerifyConfig:
     """Keyword arguments of the labeller, as JSON."""
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     rehash: bool = False
-    """Compute the digest of every image again, also where size and modification time are unchanged."""
+    """Compute the digest of every image again, even if size and modification time are unchanged."""
     store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
@@ -244,15 +245,15 @@ class ShowConfig:
     store: Annotated[Path | None, Addressable()] = None
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
     images: Annotated[Path, Group("images"), Addressable()] = None  # type: ignore[assignment]  # there from __post_init__ on
-    """The images that the store was made of, as for build; without a store, the images to draw."""
+    """The images of the store, as for build; without a store, the images to draw."""
     source: Annotated[ImageOptions, Group("images")] = field(default_factory=ImageOptions)
     out: Path
     """PNG to write; must not exist."""
     view: int = 0
     """View to show, counted from 0."""
     start: int = 0
-    """First position to show, counted from 0; without a store, the first image, where the first of each class come
-    first."""
+    """First position to show, counted from 0; without a store, the first image, in an order that starts with the first
+    image of each class."""
     count: int = 32
     """Number of crops or images to show."""
     columns: int = 8
@@ -262,7 +263,7 @@ class ShowConfig:
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
-        """Refuse, before anything is drawn, what could not be written."""
+        """Refuse invalid flags, and files that could not be written, before anything is drawn."""
         if self.data is not None:
             stored = not names_files(self.data) if scheme_of(self.data) else is_store(self.data)
             name = "store" if stored else "images"
@@ -318,7 +319,7 @@ def require_labeller_args(labeller: str | None, args: str | None) -> None:
 
 
 def require_labels(teacher: TeacherOptions) -> None:
-    """Refuse a build that nothing labels.
+    """Refuse a build without a teacher or a labeller.
 
     Raises:
         InputError: names the flags that are missing.
@@ -330,7 +331,7 @@ def require_labels(teacher: TeacherOptions) -> None:
 
 
 def manifest_cache(store: Path) -> Path:
-    """The file beside a store that keeps its images' sizes and digests."""
+    """The manifest cache beside a store."""
     named = Path(os.path.abspath(store))  # noqa: PTH100  "." has no name, and links stay
     return named.with_name(f"{named.name}.images.npz")
 
@@ -347,8 +348,8 @@ def json_object(flag: str, text: str) -> Mapping[str, Any]:
 
 
 def require_place(flag: str, path: Path) -> None:
-    """Refuse a file that could not be written, or is there already, before the work that it is for."""
+    """Refuse an output file that could not be written, or exists, before the work starts."""
     if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"{flag}: expected the name of a file in a folder that is there, found {path}")
+        raise InputError(f"{flag}: expected the name of a file in an existing folder, found {path}")
     require_absent(path)
     require_writable(path)

@@ -20,7 +20,7 @@ __all__ = [
     "seed_all",
 ]
 
-# Imported when they are asked for: torch takes seconds, and the help of a command needs none of it.
+# Imported on first use: importing torch takes seconds, and the help of a command does not need it.
 _HOMES = {
     "Replay": "trainer.replay",
     "TrainBatch": "trainer.batch",

@@ -31,12 +31,12 @@ MORE = {"--store": "--more-stores", "--images": "--more-images"}
 
 
 def train_command(config: TrainConfig, console: Console) -> int:
-    """Train a student, or one for each of --seeds, and print how it does."""
+    """Train a student, or one for each of --seeds, and print its accuracy."""
     if config.seeds is not None:
-        from trainer.seeds import say_seeds, train_seeds
+        from trainer.seeds import summarise_seeds, train_seeds
 
         if values := train_seeds(config, console):
-            console.summary(values, say_seeds(values))
+            console.summary(values, summarise_seeds(values))
         return 0
     from trainer.summary import summarise
     from trainer.train import train
@@ -56,7 +56,7 @@ def train_generator_command(config: GeneratorConfig, console: Console) -> int:
 
 
 def projector_command(config: ProjectorConfig, console: Console) -> int:
-    """Train a projector and print how it does beside its teachers."""
+    """Train a projector and print its accuracy beside that of its teachers."""
     from trainer.projecting import summarise, train_projector
 
     if values := train_projector(config, console):
@@ -68,7 +68,7 @@ def typed_train(words: Sequence[str]) -> Sequence[str]:
     """The words of `train` with those of its recipe.
 
     Raises:
-        InputError: --seed and --seeds are both typed; a file of flags may hold the default of --seed.
+        InputError: --seed and --seeds are both typed. A config file may contain the default of --seed.
     """
     if "--seed" in words and any(word.partition("=")[0] == "--seeds" for word in words):
         raise InputError("--seed, --seeds: expected one of them, found both; leave one of them out")
@@ -76,7 +76,7 @@ def typed_train(words: Sequence[str]) -> Sequence[str]:
 
 
 def without_more(words: Sequence[str]) -> list[str]:
-    """The words with all but the first path of --store and --images under the flags of their own: `--store A B`."""
+    """The words with all but the first path of --store and --images moved to --more-stores and --more-images."""
     found, flag, paths = list[str](), "", 0
     for word in words:
         if word.startswith("--"):

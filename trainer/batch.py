@@ -25,17 +25,17 @@ class TrainBatch:
     Attributes:
         images: the student's input, ``[n, 3, S, S]``, normalised as the teacher's was.
         logits: the teacher's logits, float32 ``[n, C]``, without temperature or softmax; ``[n, 0]`` where crops have no
-            labels. With ``any_scale`` as they are stored, each row up to a factor of its own.
-        targets: hard labels, as columns of ``logits``, int64 ``[n]``.
-        targets2: hard labels of the partners, int64 ``[n]``; equal to ``targets`` where nothing is mixed.
-        lam: weight of ``targets``, the rest is that of ``targets2``, float32 ``[n]``; 1 where nothing is mixed.
+            labels. With ``any_scale`` as they are stored: each row has an unknown positive scale.
+        targets: hard labels, as column indexes into ``logits``, int64 ``[n]``.
+        targets2: hard labels of the partners, int64 ``[n]``; equal to ``targets`` for unmixed crops.
+        lam: weight of ``targets``, float32 ``[n]``; ``targets2`` has weight ``1 - lam``. 1 for unmixed crops.
         index: image index of each crop, int64 ``[n]``.
         view: view of each crop, int64 ``[n]``.
         position: position of each crop in its view, int64 ``[n]``; ``store.read(view, position)`` finds it again.
-        total: crops of the whole batch, over all processes.
+        total: number of crops in the whole batch, over all processes.
         share: weight of the mean loss of these n crops where gradients are averaged over W processes: ``n W / total``;
-            0 for a crop that only fills the slice of a process that would have none.
-        rows: what made the crops, where they are augmented further after the normalisation.
+            0 for a crop that only pads the slice of a process that would otherwise be empty.
+        rows: the rows of the crops, if they are augmented further after the normalisation; else None.
     """
 
     images: Tensor
@@ -61,20 +61,20 @@ class TrainBatch:
         return replace(self.change(lambda column: column[rows]), rows=self.rows and self.rows.take(rows))
 
     def change(self, to: Callable[[Tensor], Tensor]) -> TrainBatch:
-        """The batch with every column changed."""
+        """The batch with a function applied to every tensor."""
         changed: dict[str, Any] = {name: to(getattr(self, name)) for name in COLUMNS}
         return replace(self, **changed)
 
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> TrainBatch:
-        """The batch on a device; what Lightning and Accelerate call."""
+        """The batch on a device; Lightning and Accelerate call this."""
         return self.change(lambda column: column.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> TrainBatch:
-        """The batch in pinned memory, which is copied to a GPU asynchronously."""
+        """The batch in pinned memory, from which copies to a GPU are asynchronous."""
         return self.change(Tensor.pin_memory)
 
     def pieces(self, count: int) -> Iterator[TrainBatch]:
-        """At most ``count`` pieces whose sizes differ by at most one, each with its part of the share."""
+        """At most ``count`` pieces whose sizes differ by at most one, the weight ``share`` divided among them."""
         for rows in slices(len(self), min(count, len(self))):
             piece = self[rows]
             yield replace(piece, share=self.share * len(piece) / len(self))
@@ -82,7 +82,7 @@ class TrainBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Beside:
-    """What a batch has beside its tensors: a part of the tree's structure, compared by value."""
+    """The fields of a batch that are not tensors: part of the pytree structure, compared by value."""
 
     total: int
     share: float
@@ -113,7 +113,7 @@ def _whole(tensors: Iterable[Any], beside: _Beside) -> TrainBatch:
     return TrainBatch(**columns, total=beside.total, share=beside.share, rows=beside.rows)
 
 
-# To functions of trees of tensors (torch.utils._pytree.tree_map) a batch is its tensors.
+# Functions such as torch.utils._pytree.tree_map treat a batch as its tensors.
 pytree.register_pytree_node(TrainBatch, _flat, _whole, flatten_with_keys_fn=_flat_with_keys)
 
 

@@ -1,4 +1,4 @@
-"""The weights that a student begins with: of an earlier run or published, with their classifier or a new one."""
+"""Initial weights of a student from an earlier run or a publication, with their classifier or a new one."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from trainer.config import TrainConfig
 
 
 def begin_with(student: nn.Module, config: TrainConfig, columns: int, size: int) -> nn.Module:
-    """The student with the weights of --student-weights, where they are given.
+    """Load --student-weights into the student, if they are given, and return it.
 
     Args:
         student: built for the labels of the store.
         config: of the run.
-        columns: of the labels.
+        columns: number of label columns.
         size: side of the student's crops.
 
     Raises:
-        InputError: when they do not fit, but for a classifier that --new-head replaces.
+        InputError: when they do not fit. With --new-head the classifier may differ.
     """
     if config.student_weights is None:
         return student

@@ -28,7 +28,7 @@ LEFT = re.compile(r"\.(.+)\.[0-9a-f]{16}\.partial")  # as `labelstore.durable.ne
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any], config: Mapping[str, Json]) -> None:
-    """Write a checkpoint in place of the one at ``path``; a crash leaves one of the two, whole.
+    """Replace the checkpoint at ``path`` atomically: a crash leaves the old or the new one, never a part.
 
     Args:
         path: the file.
@@ -38,12 +38,12 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], config: Mapping[str, J
     content = io.BytesIO()
     torch.save({"format": FORMAT, "config": json.dumps(config), "state": dict(state)}, content)
     payload = content.getvalue()
-    # torch.load takes most flipped bits for data, so the file ends with a digest of what is before it
+    # torch.load does not detect most flipped bits, so the file ends with a digest of the bytes before it
     write_over(path, payload + hashlib.sha256(payload).digest(), CHECKPOINT)
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a file ends with the digest of what is before it."""
+    """Whether a file ends with the digest of the bytes before it."""
     data = path.read_bytes()
     return hashlib.sha256(data[:-DIGEST_BYTES]).digest() == data[-DIGEST_BYTES:]
 
@@ -52,11 +52,11 @@ CHECKPOINT = Proof("the checkpoint of a run", is_checkpoint)
 
 
 def remove_left(folder: Path, proofs: Mapping[str, Proof]) -> None:
-    """Remove what killed calls left of the files of a run: whole, but not yet under their names.
+    """Remove temporary files of a run that killed processes left: complete, but not yet renamed.
 
     Args:
-        folder: of the run, which no other process trains in.
-        proofs: by the names of the files.
+        folder: run folder, in which no other process trains.
+        proofs: how each file is recognised, by file name.
     """
     for path in sorted(folder.glob(".*.partial")):
         left = LEFT.fullmatch(path.name)
@@ -65,7 +65,7 @@ def remove_left(folder: Path, proofs: Mapping[str, Proof]) -> None:
 
 
 def elsewhere(stored: Any, made: Any) -> Any:
-    """What a run was made of, for other processes that continue it: their number and their threads may differ."""
+    """The description of a run, for comparison when it is continued with other numbers of processes and threads."""
     ours, theirs = made.get("run", {}), stored.get("run", {})
     if theirs.get("processes") == ours.get("processes"):
         return stored
@@ -80,12 +80,12 @@ def load_checkpoint(
     Args:
         path: the file.
         config: the resolved configuration of this run.
-        accept: makes of the checkpoint's configuration and of this run's what must equal this run's.
+        accept: maps the checkpoint's configuration and this run's to the one that must equal this run's.
 
     Raises:
-        InputError: there is none, or it is of another format.
-        DamagedError: its bytes are not those that were written.
-        MismatchError: it belongs to a run with another configuration; names the first difference.
+        InputError: there is no checkpoint, or it has another format.
+        DamagedError: the file is corrupt.
+        MismatchError: the run has another configuration; the message has the first difference.
     """
     try:
         data = path.read_bytes()
@@ -120,14 +120,14 @@ def load_checkpoint(
 
 
 def seed_all(seed: int) -> None:
-    """Seed the generators that a network may draw from: torch's, numpy's and Python's own."""
+    """Seed the global random number generators of torch, numpy and Python."""
     torch.manual_seed(seed)
     np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002  the one that networks draw from
     random.seed(seed)
 
 
 def random_state(device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """The states of the generators that a run on ``device`` draws from: torch's, numpy's and Python's own."""
+    """The states of the global generators of torch, numpy and Python, and of ``device``."""
     state = {"cpu": torch.get_rng_state(), "numpy": _as_tensor(_numpy_state()), "python": _as_tensor(random.getstate())}
     if torch.device(device).type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -135,7 +135,7 @@ def random_state(device: torch.device | str = "cpu") -> dict[str, Tensor]:
 
 
 def restore_random_state(state: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
-    """Put back what `random_state` gave on the same kind of device."""
+    """Restore a `random_state` of the same kind of device."""
     torch.set_rng_state(state["cpu"])
     name, key, *rest = _from_tensor(state["numpy"])
     np.random.set_state((name, np.array(key, np.uint32), *rest))  # noqa: NPY002
@@ -157,17 +157,17 @@ def _as_tensor(value: Any) -> Tensor:
 
 
 def _from_tensor(value: Tensor) -> Any:
-    """What `_as_tensor` made bytes of."""
+    """Inverse of `_as_tensor`."""
     return json.loads(value.numpy().tobytes())
 
 
 def packed(state: Mapping[str, Tensor]) -> dict[str, Json]:
-    """A `random_state` as text, to be sent and kept with those of other processes."""
+    """A `random_state` as text, to send it to the first process and store it with those of the others."""
     return {name: base64.b64encode(value.numpy().tobytes()).decode() for name, value in state.items()}
 
 
 def unpacked(state: Mapping[str, str]) -> dict[str, Tensor]:
-    """What `packed` made text of."""
+    """Inverse of `packed`."""
     return {
         name: torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8) for name, text in state.items()
     }

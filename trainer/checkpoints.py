@@ -1,4 +1,4 @@
-"""Several checkpoints on the same images: accuracy, how sure they are, and how far they agree with the last one."""
+"""Compare several checkpoints on the same images: accuracy, entropy, and agreement with the last one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from labelstore.durable.newfile import write_new
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.device.memory import keep_freed_memory
-from pipeline.images.remarks import say_left_out
+from pipeline.images.remarks import report_left_out
 from trainer.evaluate import measure
 from trainer.evaluate_config import EvaluateConfig, is_pattern
 from trainer.subject import settle
@@ -30,15 +30,15 @@ DIGITS = re.compile(r"(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """How one checkpoint does.
+    """The measurements of one checkpoint.
 
     Attributes:
-        weights: its file.
-        top1: share of the images whose class has the largest logit, in percent.
-        top5: share of them whose class is among the five largest, in percent.
+        weights: file of the weights.
+        top1: percentage of images whose class has the largest logit.
+        top5: percentage of images whose class is among the five largest logits.
         loss: mean cross-entropy.
         entropy: mean entropy of the softmax of its logits, in nats.
-        agreement: share of the images that it gives the class that the last checkpoint gives, in percent.
+        agreement: percentage of images for which its first choice is that of the last checkpoint.
     """
 
     weights: str
@@ -49,20 +49,20 @@ class Checkpoint:
     agreement: float
 
     def to_json(self) -> dict[str, Json]:
-        """The fields; a number that is not finite is None."""
+        """The fields; numbers that are not finite become None."""
         values: dict[str, Json] = asdict(self)
         return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
 
 
 class Seen:
-    """What is kept of the logits of a checkpoint, batch by batch."""
+    """Accumulates statistics of the logits of a checkpoint, batch by batch."""
 
     def __init__(self) -> None:
         self._choices: list[Tensor] = []
         self._entropy, self._count = 0.0, 0
 
     def __call__(self, logits: Tensor) -> None:
-        """See a batch, ``[n, C]``."""
+        """Add the logits of a batch, ``[n, C]``."""
         logs = logits.float().log_softmax(1)
         self._entropy += float(torch.special.entr(logs.exp()).sum(dtype=torch.float64))
         self._count += len(logits)
@@ -74,22 +74,22 @@ class Seen:
         return self._entropy / self._count
 
     def agreement(self, other: Seen) -> float:
-        """The share of images for which both have the same largest logit, in percent."""
+        """The percentage of images for which both have the same largest logit."""
         return 100 * float((torch.cat(self._choices) == torch.cat(other._choices)).float().mean())
 
 
 def compare_checkpoints(config: EvaluateConfig, console: Console) -> list[Checkpoint]:
-    """Measure each of several weights on the same images, in their order; ``--csv`` gets a line each.
+    """Measure each of several weights on the same images, in their order; ``--csv`` gets a line for each.
 
     Raises:
-        InputError: when a pattern matches nothing, or a file is of a network that does not fit.
+        InputError: when a pattern matches nothing, or a file does not fit the network or the images.
     """
     keep_freed_memory()
     files = matched(config.weights)
     subjects = [settle(changed(config, weights=(file,), csv=None)) for file in files]
     images = subjects[-1].scan()
     console.report(subjects[-1].notes, subjects[-1].warnings)
-    say_left_out(images, console)
+    report_left_out(images, console)
     found, results = [], []
     with console.progress("evaluate", len(files) * len(images), "images") as progress:
         for subject in subjects:
@@ -106,7 +106,7 @@ def compare_checkpoints(config: EvaluateConfig, console: Console) -> list[Checkp
 
 
 def matched(weights: Sequence[str]) -> list[str]:
-    """The files that names and patterns stand for; those of a pattern by the numbers in their names.
+    """The files that names and patterns match; files of one pattern in natural order.
 
     Raises:
         InputError: when a pattern matches nothing.
@@ -117,18 +117,18 @@ def matched(weights: Sequence[str]) -> list[str]:
             files.append(name)
             continue
         if not (found := glob(name)):  # noqa: PTH207  the pattern may begin anywhere
-            raise InputError(f"--weights {name}: matches no file; give the pattern of files that are there")
+            raise InputError(f"--weights {name}: matches no file; give a pattern of existing files")
         files += sorted(found, key=by_numbers)
     return files
 
 
 def by_numbers(name: str) -> list[tuple[int, int, str]]:
-    """What a name is sorted by: runs of digits as numbers."""
+    """The sort key of a name: runs of digits compare as numbers."""
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in DIGITS.split(name)]
 
 
 def as_csv(rows: Sequence[Checkpoint]) -> str:
-    """A line a checkpoint, after one with the names of the columns."""
+    """A header line, then one line for each checkpoint."""
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow([field.name for field in fields(Checkpoint)])
@@ -145,5 +145,5 @@ def in_columns(rows: Sequence[Checkpoint]) -> str:
 
 
 def shown(value: Json) -> str:
-    """A number with four places; nothing for one that is not finite."""
+    """A number with four decimals; empty if it is not finite."""
     return "" if value is None else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""The flags of a loss and of an optimiser; read by commands before torch is needed."""
+"""Options of losses and optimisers. Command lines are parsed with these, so this module does not import torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from labelstore.spec import Json
 from trainer.loss_table import LOSSES, LossKind, on_largest_columns, users_kind
 
 GiftForm = Literal["released", "convex"]
-# all: every parameter; weights: those named weight with more than one dimension, so no bias and no norm layer.
+# all: every parameter. weights: parameters named weight with more than one dimension, so no biases or norm layers.
 Decay = Literal["all", "weights"]
 
 
 def check_numbers(form: str, gamma: float, smoothing: float, weight: float) -> None:
-    """Raise InputError unless these are numbers that the loss is defined for."""
+    """Raise InputError unless the loss is defined for these numbers."""
     if form not in ("released", "convex"):
         raise InputError(f"gift form: expected 'released' or 'convex', found {form!r}")
     if not (math.isfinite(gamma) and gamma >= 0):
@@ -36,7 +36,7 @@ class LossSpec:
 
     name: Annotated[str, Named("loss"), tyro.conf.arg(metavar=f"{{{','.join(LOSSES)}}}|MODULE:ATTRIBUTE")] = "gift"
     """Loss on raw logits (docs/GUIDE.md); or module:attribute, called as loss(student's logits, teacher's logits,
-    target, mixed-in target, weight of the first)."""
+    target, mixed-in target, weight of target)."""
     form: Annotated[GiftForm, Named("gift-form")] = "released"
     """gift: target made of teacher's logits t and smoothed hard label s: released, t/|t| + gamma s/|s|, or convex, (1 -
     w) t/|t| + w s/|s|."""
@@ -53,10 +53,10 @@ class LossSpec:
     hard_weight: float = 0.1
     """mse+ce, soft_ce+ce: weight of the hard cross-entropy."""
     hard_smoothing: float = 0.0
-    """ce: share of the hard label that is spread evenly over all classes."""
+    """ce: fraction of the hard label that is spread evenly over all classes (label smoothing)."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that a loss is not defined for."""
+        """Refuse numbers for which the loss is not defined."""
         if self.name not in LOSSES and ":" not in self.name:
             raise InputError(
                 f"--loss: expected one of {', '.join(LOSSES)}, or module:attribute, found {self.name!r}"
@@ -72,12 +72,12 @@ class LossSpec:
 
     @property
     def kind(self) -> LossKind:
-        """What the table declares of it."""
+        """The entry of the loss in the table."""
         return LOSSES[self.name] if self.name in LOSSES else users_kind(self.name)
 
     @property
     def numbers(self) -> dict[str, Json]:
-        """The numbers that this loss uses, by the name of its keyword argument."""
+        """The numbers that this loss uses, by keyword argument."""
         unused = []
         if "form" in self.kind.numbers:
             unused.append("weight" if self.form == "released" else "gamma")
@@ -87,31 +87,31 @@ class LossSpec:
 
     @property
     def weights(self) -> tuple[float, float]:
-        """gift, cosine: weights of the soft and of the hard label, each of length 1."""
+        """gift, cosine: weights of the soft and of the hard label, once both are normalised to length 1."""
         if not self.kind.targets:
             return 1.0, 0.0
         return (1.0, self.gamma) if self.form == "released" else (1 - self.weight, self.weight)
 
     @property
     def any_scale(self) -> bool:
-        """Whether a label may come in any scale, as its codes are without theirs."""
+        """Whether the loss is invariant to the scale of a label, so that unscaled codes will do."""
         return self.kind.any_scale
 
     @property
     def takes_probabilities(self) -> bool:
-        """Whether labels may be probabilities, as operators on labels make them; a loss of the user's gets either."""
+        """Whether labels may be probabilities, which operators on labels can produce; a user's loss accepts either."""
         return self.kind.on_probabilities is not None
 
     @property
     def reads_labels(self) -> bool:
-        """Whether labels matter, besides hard targets."""
+        """Whether the loss uses labels, not hard targets only."""
         return self.kind.labels
 
     def require_content(self, content: str) -> None:
-        """Refuse labels that do not hold what the loss looks at.
+        """Refuse labels that lack what the loss needs.
 
         Raises:
-            InputError: when only the largest columns are known, and the loss needs all logits.
+            InputError: when only the largest logits are stored, and the loss needs all of them.
         """
         if content == "topk" and self.kind.all_columns:
             raise InputError(
@@ -120,13 +120,13 @@ class LossSpec:
             )
 
     def to_json(self) -> dict[str, Json]:
-        """Name and the numbers in effect; ``LossSpec(**spec.to_json())`` is the same loss."""
+        """The name and the numbers in effect; ``LossSpec(**spec.to_json())`` is the same loss."""
         return {"name": self.name, **self.numbers}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimiserOptions:
-    """An optimiser by its flags; None takes the optimiser's own."""
+    """The flags of an optimiser; None means the optimiser's default."""
 
     name: Annotated[str, Named("optimizer")] = "AdamW"
     """Any optimiser of torch.optim by its name, or module:attribute."""

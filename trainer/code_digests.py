@@ -1,4 +1,4 @@
-"""What a network of the user's is made by: digests of its code, and of what its state dict looks like."""
+"""Digests of the code of a user's network, and of the layout of its state dict."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from labelstore.spec import Json
 
-# A version says what these are: Python's own library, what is installed, and this software.
+# Not hashed, since the recorded versions identify them: the standard library, installed packages, and this package.
 INSTALLED = {Path(path).resolve() for name, path in sysconfig.get_paths().items() if name.endswith(("lib", "stdlib"))}
 INSTALLED_FOLDERS = ("site-packages", "dist-packages")
 OURS = ("labelstore", "pipeline", "trainer", "benchmarks", "giftwrap")
 
 
 def code_of(student: nn.Module, *names: str) -> dict[str, Json]:
-    """SHA-256 of the source of every module of the user's that a run calls, hex, by the module's name.
+    """SHA-256 (hex) of the source of each of the user's modules that a run uses, by module name.
 
-    These are the modules of the classes in ``student``, those of ``names`` that are ``module:attribute``, and what
-    they import of the user's in their turn.
+    These are the modules of the classes in ``student``, those of ``names`` that are ``module:attribute``, and,
+    recursively, the user's modules that they import.
     """
     given = [name.partition(":")[0] for name in names if ":" in name]
     todo = [*given, *(type(layer).__module__ for layer in student.modules())]
@@ -43,7 +43,7 @@ def code_of(student: nn.Module, *names: str) -> dict[str, Json]:
 
 
 def imported_by(module: ModuleType) -> Iterable[str]:
-    """Names of the modules that a module's names come from."""
+    """Names of the modules from which a module imports names."""
     for value in list(vars(module).values()):
         if isinstance(value, ModuleType):
             yield value.__name__
@@ -52,7 +52,7 @@ def imported_by(module: ModuleType) -> Iterable[str]:
 
 
 def source_of(module: ModuleType) -> Path | None:
-    """The file of a module that the user has written; None of all others."""
+    """The source file of one of the user's modules; None for installed ones and this package."""
     file = getattr(module, "__file__", None)
     if not isinstance(file, str) or not file.endswith(".py") or module.__name__.partition(".")[0] in OURS:
         return None
@@ -62,7 +62,7 @@ def source_of(module: ModuleType) -> Path | None:
 
 
 def layout_of(student: nn.Module) -> str:
-    """SHA-256 over name, type and shape of all that a network's state dict holds, hex."""
+    """SHA-256 (hex) over name, type and shape of every entry of a network's state dict."""
     lines = []
     for name, value in student.state_dict().items():
         kind = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

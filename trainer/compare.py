@@ -1,4 +1,4 @@
-"""`compare`: a table of runs, those that differ in seed alone as one row, with mean, standard deviation and count."""
+"""`compare`: a table of runs. Runs that differ only in their seed are one row: mean, standard deviation, count."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DIGEST = re.compile(r"[0-9a-f]{32,}")
 class CompareConfig:
     """Compare runs in a table: mean, standard deviation and count over seeds, and which options differ.
 
-    Runs that differ in seed alone are one row. Unfinished runs are listed and not averaged.
+    Runs that differ only in their seed are one row. Unfinished runs are listed but not averaged.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -41,13 +41,13 @@ class CompareConfig:
     markdown: Path | None = None
     """Markdown file to write with the table; must not exist."""
     unfinished: bool = False
-    """Average unfinished runs too, by the epochs that they have trained."""
+    """Average unfinished runs too, with the epochs that they have trained."""
     anyway: bool = False
     """Compare runs that were tested on different images; the table names the test images."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
-        """Refuse no runs, and files that could not be written."""
+        """Refuse an empty list of runs, and files that could not be written."""
         if not self.runs:
             raise InputError("compare: expected the folder of a run, found none")
         files = {"--csv": self.csv, "--markdown": self.markdown}
@@ -62,8 +62,8 @@ class Statistic:
     """Mean, standard deviation and count of some numbers.
 
     Attributes:
-        mean: None of no number.
-        std: with n - 1 in the denominator; None of fewer than two.
+        mean: None if there are no numbers.
+        std: with n - 1 in the denominator; None for fewer than two numbers.
         count: how many.
     """
 
@@ -73,13 +73,13 @@ class Statistic:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Statistic:
-        """Of the numbers among ``values``."""
+        """The statistic of the values that are not None."""
         found = [value for value in values if value is not None]
         mean = statistics.fmean(found) if found else None
         return cls(mean, statistics.stdev(found) if len(found) > 1 else None, len(found))
 
     def text(self, digits: int = 2) -> str:
-        """As people write it: 61.20 ± 0.31; empty of no number."""
+        """The statistic as text, such as 61.20 ± 0.31; empty if there are no numbers."""
         if self.mean is None:
             return "-"
         return f"{self.mean:.{digits}f}" + (f" ± {self.std:.{digits}f}" if self.std is not None else "")
@@ -87,18 +87,18 @@ class Statistic:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A row of the table: runs that differ in seed alone.
+    """A row of the table: runs that differ only in their seed.
 
     Attributes:
-        name: folder of the run, or the one that its runs are in.
-        differences: what is not the same in all rows, by name.
-        runs: how many are averaged.
-        unfinished: folders of those that are not finished, with the epochs that they have.
+        name: folder of the run, or the common folder of its runs.
+        differences: options that differ between rows, by name.
+        runs: number of runs that are averaged.
+        unfinished: folders of unfinished runs, with the epochs that they have trained.
         last: test top-1 in percent after the last epoch.
-        best: at the best evaluation of each run.
-        steps_per_second: training steps, evaluations aside.
-        label_bytes: size of the labels of its stores; None where there is none, or one is not found any more.
-        folders: of all runs.
+        best: the same at the best evaluation of each run.
+        steps_per_second: training steps a second, without evaluations.
+        label_bytes: size of the labels of its stores; None if it has none, or one no longer exists.
+        folders: the folders of all its runs.
     """
 
     name: str
@@ -116,8 +116,8 @@ def compare(config: CompareConfig, console: Console) -> list[Row]:
     """Print and write the table of runs; returns its rows.
 
     Raises:
-        InputError: when there are no such runs.
-        MismatchError: without ``anyway``, when runs were tested on different images.
+        InputError: when a path has no run.
+        MismatchError: when runs were tested on different images, without ``anyway``.
     """
     records = [read_run(folder) for folder in find_runs(config.runs)]
     if not config.anyway:
@@ -135,31 +135,31 @@ def require_same_test(records: Sequence[RunRecord]) -> None:
     """Refuse runs that were tested on different images.
 
     Raises:
-        MismatchError: names two of them.
+        MismatchError: for the first two that differ.
     """
     tested = [record for record in records if record.test_digest]
     for record in tested[1:]:
         if record.test_digest != tested[0].test_digest:
             first, other = (f"{each.folder} ({each.made_with.get('test_images')})" for each in (tested[0], record))
             raise MismatchError(
-                f"test images: expected the same for all runs, found others for {first} than for {other}; compare runs "
-                f"on the same images, or all of them by --anyway"
+                f"test images: expected the same for all runs, found others for {first} than for {other}; compare on "
+                f"the same images, or all of them by --anyway"
             )
 
 
 def table(records: Sequence[RunRecord], *, unfinished: bool = False) -> list[Row]:
-    """The rows of some runs.
+    """Group runs into the rows of the table.
 
     Args:
         records: the runs.
-        unfinished: whether those that are not finished are averaged too.
+        unfinished: whether unfinished runs are averaged too.
     """
     sizes: dict[str, int | None] = {}
     return [_row(group, sizes, unfinished=unfinished) for group in grouped(records)]
 
 
 def _row(group: RunGroup, sizes: dict[str, int | None], *, unfinished: bool) -> Row:
-    """The row of a group; ``sizes`` keeps the bytes of each store."""
+    """The row of a group; ``sizes`` caches the bytes of each store."""
     used = [run for run in group.runs if run.finished or unfinished]
     stores = group.runs[0].stores
     for store in stores:
@@ -180,7 +180,7 @@ def _row(group: RunGroup, sizes: dict[str, int | None], *, unfinished: bool) -> 
 
 
 def label_bytes(path: Path) -> int | None:
-    """Bytes of a store's labels, with the columns and side arrays that they need; None where there is no such store."""
+    """Bytes of a store's labels, with the crop columns and side arrays that they need; None if the store is missing."""
     from labelstore import LabelStore
 
     try:
@@ -191,7 +191,7 @@ def label_bytes(path: Path) -> int | None:
 
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """The table as it is read: a header, and a line a row."""
+    """The cells of the table as text: a header, then one line for each row."""
     names = list(rows[0].differences) if rows else []
     named = len({row.name for row in rows}) > 1 or not names
     header = [
@@ -217,7 +217,7 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def shown(value: Any) -> str:
-    """A value in a table: digests are cut, and what is not set is a dash."""
+    """A value as text: digests are shortened, and unset values are a dash."""
     if value is None or value == []:
         return "-"
     text = value if isinstance(value, str) else json.dumps(value)
@@ -225,7 +225,7 @@ def shown(value: Any) -> str:
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """The table for a terminal, and a line for each unfinished run."""
+    """The table for a terminal, followed by a line for each unfinished run."""
     lines = cells(rows)
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

@@ -1,6 +1,6 @@
-"""The flags of each command: one frozen dataclass each, whose fields are the flags.
+"""The flags of the commands: a frozen dataclass for each command, with a field for each flag.
 
-Nothing that takes long to import is imported here, so that help and the errors of a command line come at once.
+Nothing slow is imported here, so that help and usage errors are printed at once.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from trainer.temperatures import TemperatureOptions
 
 LABELS = {
     "stored": "raw logits of the teacher, made after mixing",
-    "online": "raw logits of the teacher, made after mixing, on the way",
-    "image": "raw logits of the teacher for each image; of mixed crops the logarithm of mean probabilities",
+    "online": "raw logits of the teacher, made after mixing, during training",
+    "image": "raw logits of the teacher for each image; for mixed crops the logarithm of mean probabilities",
     "none": "none: hard targets",
 }
 PICTURES = (".png", ".svg", ".pdf")
-# The flag of each number of a loss, by its field.
+# The flag key of each number of a loss, by field name.
 LOSS_NUMBERS = {flag.path[-1]: flag.key for flag in flags_of(LossSpec).values() if flag.path != ("name",)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRunConfig(RunConfig):
-    """What a run on crops of images has besides: the images, how they are cut, who labels them, and the tests."""
+    """Further flags of a run on crops of images: the images, their crops and labels, and the test images."""
 
     images: Annotated[Path, Group("images"), Addressable(), First()]
-    """The images that the store was made of, or from which fresh crops are cut: a class folder, tar shards or other
-    containers, as for build."""
+    """The images of the store, or those from which fresh crops are cut: a class folder, tar shards or another
+    container, as for build."""
     source: Annotated[ImageOptions, Group("images"), First()] = field(default_factory=ImageOptions)
     crops: Annotated[CropOptions, Group("crops")] = field(default_factory=CropOptions)
     plan_seed: Annotated[int | None, Group("crops")] = None
-    """Seed of all draws of fresh crops: order in each view, boxes, flips, mixes; --seed when left out."""
+    """Seed of the plan of fresh crops: the order in each view, boxes, flips and mixes; --seed when left out."""
     class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("crops")] = "auto"
     """Fresh crops: order of classes that have no numbers: bytes; numeric, class_2 before class_10; auto, bytes, which
     stops where the two would differ."""
@@ -60,8 +60,8 @@ class ImageRunConfig(RunConfig):
     """Test images of the same classes, in any container; nothing is evaluated when left out."""
     test_source: Annotated[ImageOptions, Group("evaluation"), Named("test")] = field(default_factory=ImageOptions)
     test_resize: Annotated[int | None, Group("evaluation")] = None
-    """Short side to which a test image is resized before the centre crop, in pixels; the side of the crop when left
-    out."""
+    """Length in pixels to which the short side of a test image is resized before the centre crop; the side of the crop
+    when left out."""
     eval_every: Annotated[int | None, Group("evaluation")] = None
     """Epochs between evaluations; a tenth of the run when left out. The last epoch is always evaluated."""
     eval_from: Annotated[float, Group("evaluation")] = 0.0
@@ -73,16 +73,16 @@ class TrainConfig(ImageRunConfig):
     """Train a student, from a label store or with labels made online; or train a teacher.
 
     With --store, a student is trained on the stored crops and labels. Without it, crops are fresh: --labels online runs
-    a teacher on them, and --labels none trains on the classes, as a teacher is trained. The same command continues a
-    stopped run exactly, and only reports a finished one.
+    a teacher on them, and --labels none trains on the classes, which is how teachers are trained. The same command
+    continues a stopped run exactly, and only prints the results of a finished one.
     """
 
     store: Annotated[Path | None, Addressable(), First()] = None
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, .... Left out, crops are fresh:
     drawn for each epoch from --images, and not stored."""
     more_stores: tuple[Path, ...] = ()
-    """Further stores, of other images labelled by the same teacher, which are trained on as one with --store; `--store
-    A B` is the same."""
+    """Further stores, of other images labelled by the same teacher, to train on together with --store; `--store A B` is
+    the same."""
     more_images: Annotated[tuple[Path, ...], Group("images")] = ()
     """The images of --more-stores, in the same order; `--images A B` is the same."""
     store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
@@ -109,18 +109,19 @@ class TrainConfig(ImageRunConfig):
     relabel: Annotated[tuple[str, ...], Group("loss"), Words(known_words)] = ()
     """Operators on labels before the loss, in order:"""
     views: Annotated[int | None, Group("schedule")] = None
-    """Use the first V views only. Left out, all views of the store, or with fresh crops a new view in each epoch."""
+    """Use only the first V views. Left out, all views of the store, or with fresh crops a new view in each epoch."""
     view_order: Annotated[Literal["shuffle", "cycle"] | None, Group("schedule")] = None
     """Order of views over the epochs: shuffle, drawn by --seed, or cycle, in stored order. Left out, shuffle; cycle
     with --follow, and for fresh crops without --views."""
     follow: Annotated[bool, Group("schedule")] = False
-    """Train from a store that is still being built: views in stored order, waiting for each."""
+    """Train from a store while it is being built: play views in stored order, and wait for each."""
     skip_broken: Annotated[bool, Group("evaluation")] = False
-    """Leave out test images, and images of fresh crops, that do not decode; they are listed, counted and recorded."""
+    """Leave out test images, and images of fresh crops, that cannot be decoded; they are listed, counted and
+    recorded."""
     seeds: Annotated[tuple[int, ...] | None, Group("running")] = None
-    """Instead of --seed: a run for each of these seeds, one after the other, in --run-folder/seed-S."""
+    """Instead of --seed: train one run for each of these seeds, one after the other, in --run-folder/seed-S."""
     sync_bn: Annotated[bool, Group("running")] = False
-    """Compute batch norms over the whole batch of all processes, on GPUs."""
+    """Compute batch norms over the whole batch of all processes (GPUs only)."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no run can have."""
@@ -146,7 +147,7 @@ class TrainConfig(ImageRunConfig):
             self._require_seeds(self.seeds)
 
     def _require_losses(self) -> None:
-        """Refuse losses, and numbers of them, that do not go with each other or with the run."""
+        """Refuse losses, and numbers of losses, that do not fit each other or the run."""
         if self.phase is not None and self.loss.name != LossSpec().name:
             raise InputError(f"--loss {self.loss.name}: has no effect with --phase {self.phase}; leave one of them out")
         total = sum(phase.epochs for phase in self.phases)
@@ -165,7 +166,7 @@ class TrainConfig(ImageRunConfig):
         self.temperatures.require(self.losses)
         if self.temperatures.calibrate and self.relabel:
             raise InputError(
-                f"--calibrate-student: compares the student with the labels as they come, before --relabel "
+                f"--calibrate-student: compares the student with the original labels, before --relabel "
                 f"{self.relabel[0]}; leave one of them out"
             )
         if self.follow and self.hard_phases:
@@ -174,7 +175,7 @@ class TrainConfig(ImageRunConfig):
             )
 
     def _require_joint(self) -> None:
-        """Refuse what several stores cannot be played with."""
+        """Refuse flags that do not work with several stores."""
         if len(self.more_stores) != len(self.more_images):
             raise InputError(
                 f"--store, --images: expected the images of each store, in the same order, found "
@@ -196,7 +197,7 @@ class TrainConfig(ImageRunConfig):
             )
 
     def _require_seeds(self, seeds: tuple[int, ...]) -> None:
-        """Refuse seeds that no runs can have."""
+        """Refuse seeds that are not valid or not distinct."""
         if self.seed != 0:
             raise InputError(f"--seed {self.seed}, --seeds: expected one of them, found both; leave one of them out")
         if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**63 for seed in seeds):
@@ -204,7 +205,7 @@ class TrainConfig(ImageRunConfig):
             raise InputError(f"--seeds: expected different seeds of 0 <= seed < 2**63, found {found}")
 
     def in_effect(self) -> dict[str, Any]:
-        """Every flag that has an effect, by its key, with the value that is used."""
+        """The flags that have an effect, by key, with the values that are used."""
         from trainer.optimisers import optimiser_of  # takes seconds to import
 
         optimiser = optimiser_of(self.optimiser)
@@ -238,7 +239,7 @@ class TrainConfig(ImageRunConfig):
 
     @property
     def made_with(self) -> dict[str, Json]:
-        """Where crops, labels and test images are, and what is reported."""
+        """The paths of the store, images and test images, and what is reported."""
         return {
             "store": str(self.store) if self.store else None,
             "images": str(self.images),
@@ -251,12 +252,12 @@ class TrainConfig(ImageRunConfig):
 
     @property
     def fresh(self) -> bool:
-        """Whether all crops are fresh, and none those of a store."""
+        """Whether all crops are fresh, and none come from a store."""
         return self.store is None or self.labels.source == "image"
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """The losses of the run one after the other, each with its epochs; one where --phase is left out."""
+        """The phases of the run, each a loss and its epochs; a single one without --phase."""
         return (Phase(self.loss, self.epochs),) if self.phase is None else phases_of(self.phase, self.loss)
 
     @property
@@ -266,7 +267,7 @@ class TrainConfig(ImageRunConfig):
 
     @property
     def hard_phases(self) -> bool:
-        """Whether some phases, and not all, read no labels."""
+        """Whether some phases, but not all, use no labels."""
         return plays_fresh(self.phases)
 
     @property
@@ -276,11 +277,11 @@ class TrainConfig(ImageRunConfig):
 
     @property
     def any_scale(self) -> bool:
-        """Whether labels may come in any scale, as their codes are without theirs."""
+        """Whether all losses are invariant to the scale of a label; see `LossSpec.any_scale`."""
         return not self.relabel and all(loss.any_scale for loss in self.losses if loss.reads_labels or not self.phase)
 
     def require_content(self, content: str) -> None:
-        """Refuse labels that do not hold what a loss of the run looks at; see `LossSpec.require_content`."""
+        """Refuse labels that lack what a loss of the run needs; see `LossSpec.require_content`."""
         for loss in self.losses:
             loss.require_content(content)
 
@@ -290,17 +291,17 @@ class TrainConfig(ImageRunConfig):
         return {"name": self.phase or self.loss.name, **values, **self.temperatures.to_json()}
 
     def plan(self, size: int) -> PlanSpec:
-        """The plan of fresh crops of a side in pixels.
+        """The plan of fresh crops of ``size`` pixels a side.
 
         Raises:
-            InputError: names the flag of the first number that no plan can have.
+            InputError: names the flag of the first invalid number.
         """
         seed = self.seed if self.plan_seed is None else self.plan_seed
         return PlanSpec(size=size, seed=seed, **asdict(self.crops))
 
     @property
     def play_order(self) -> Literal["shuffle", "cycle"]:
-        """Which view an epoch plays: views of a build that still runs, and views without a bound, come in order."""
+        """How epochs choose their view. Views of a running build, and of an unbounded plan, are played in order."""
         unbounded = self.fresh and self.views is None
         return "cycle" if self.follow or unbounded else self.view_order or "shuffle"
 
@@ -317,7 +318,7 @@ class TrainConfig(ImageRunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PlotConfig:
-    """Draw the curves of one or more runs on one picture (PNG, SVG or PDF); needs matplotlib (the extra `plot`)."""
+    """Draw the curves of one or more runs in one picture (PNG, SVG or PDF); needs matplotlib (the extra `plot`)."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders of runs, folders that contain runs, or patterns such as 'runs/*'."""
@@ -326,7 +327,7 @@ class PlotConfig:
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
-        """Refuse no runs."""
+        """Refuse an empty list of runs."""
         if not self.runs:
             raise InputError("plot: expected the folder of a run, found none")
         require_apart({"--out": self.out}, {})

@@ -1,4 +1,4 @@
-"""Where the crops of a run come from: `CropSource`, the crops of a store rendered again, and fresh ones of a plan."""
+"""Sources of crops: the `CropSource` protocol, crops replayed from a store, and fresh crops of a plan."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.plan.augment.sides import at_size
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import Renderer
 from pipeline.render.batches import render_each
-from pipeline.replay.source import Source
+from pipeline.replay.source import Replayer
 from trainer.following import view_is_there, wait_for_view
 
 Int64Array = npt.NDArray[np.int64]
@@ -25,12 +25,12 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Crops:
-    """n crops of one view, in whole groups, before the normalisation.
+    """n crops of one view, in whole groups, not yet normalised.
 
     Attributes:
         view: the view.
         positions: their positions in it, int64 ``[n]``.
-        rows: what made each crop.
+        rows: their rows.
         pixels: after mixing, uint8 ``[n, S, S, 3]``, on the device of the renderer.
     """
 
@@ -41,22 +41,22 @@ class Crops:
 
 
 class CropSource(Protocol):
-    """Crops by view and position; what a class that names this one as its base leaves out, it gets from here.
+    """Crops by view and position. Subclasses inherit the default methods below.
 
-    Called by one thread at a time.
+    Methods are called by one thread at a time.
 
     Attributes:
-        images: N, the positions of a view.
-        group: consecutive positions that mix with each other; rows are asked for in whole groups.
-        views: how many views there are; None where any view can be made.
+        images: N, the number of positions in a view.
+        group: consecutive positions that mix with each other; rows are requested in whole groups.
+        views: number of views; None if any view can be made.
         size: side S of the pixels.
-        drawn_size: side that the rows were drawn for, in whose pixels they give the boxes of CutMix.
+        drawn_size: side that the rows were drawn for; boxes of CutMix are in its pixels.
         mean: channel means of the normalisation, of pixels in [0, 1].
         std: channel standard deviations of the normalisation.
         targets: hard label of each image, as a column of the labels, int64 ``[N]``.
-        identity: what tells these crops from others; kept in the state of a run, and compared when it is loaded.
-        remark: a line about them for the start of a run; may be empty.
-        growing: whether views are still being made while others are played.
+        identity: distinguishes these crops from others; part of a run's state, and compared when it is loaded.
+        remark: a line about the crops, printed when a run starts; may be empty.
+        growing: whether views may still be added while others are played.
     """
 
     images: int
@@ -72,18 +72,18 @@ class CropSource(Protocol):
     growing: bool = False
 
     def rows(self, view: int, positions: Int64Array) -> CropRows:
-        """What makes the crops at some positions of a view, whole groups of them."""
+        """The rows of some positions of a view, in whole groups."""
         ...
 
     def pixels(self, rows: CropRows) -> Tensor:
         """The crops of whole groups, after mixing, uint8 ``[n, S, S, 3]``.
 
-        Or what a network gets as it is, in floating-point numbers of any shape ``[n, ...]``, such as latents.
+        Alternatively the network's input itself, such as latents: floating-point, of any shape ``[n, ...]``.
         """
         ...
 
     def stream(self, parts: Iterable[CropRows]) -> Iterator[Tensor]:
-        """The crops of each of ``parts`` as by `pixels`; parts may be taken ahead of their crops."""
+        """The crops of each of ``parts``, equal to `pixels`; parts may be read ahead."""
         return map(self.pixels, parts)
 
     def has(self, view: int) -> bool:  # noqa: ARG002
@@ -91,11 +91,11 @@ class CropSource(Protocol):
         return True
 
     def wait_for(self, view: int) -> None:  # noqa: ARG002
-        """Wait until a view can be played; raises when it never will."""
+        """Wait until a view can be played; raises if it never will be."""
         return
 
     def close(self) -> None:
-        """Release what renders."""
+        """Release the renderer."""
         return
 
 
@@ -103,15 +103,15 @@ class ReplayedCrops(CropSource):
     """The crops of a store, rendered again.
 
     Args:
-        source: the store with its images.
-        views: how many of its views are played, the first ones.
+        source: the store, its images and a renderer.
+        views: how many of its views are played, from the first on.
         mean: channel means of the normalisation.
         std: channel standard deviations of the normalisation.
-        remark: what P2's check of the pixels found.
+        remark: result of the check of the pixels (P2).
     """
 
     def __init__(
-        self, source: Source, views: int, mean: tuple[float, ...], std: tuple[float, ...], remark: str = ""
+        self, source: Replayer, views: int, mean: tuple[float, ...], std: tuple[float, ...], remark: str = ""
     ) -> None:
         identity = source.store.identity
         self.source = source
@@ -128,11 +128,11 @@ class ReplayedCrops(CropSource):
         return self.source.store.rows(view, positions)
 
     def pixels(self, rows: CropRows) -> Tensor:
-        """The same boxes, at the side of these crops."""
+        """The stored boxes, rendered at the size of this source."""
         return self.source.renderer.render(at_size(rows, self.drawn_size, self.size))
 
     def stream(self, parts: Iterable[CropRows]) -> Iterator[Tensor]:
-        """The crops of each of ``parts``; taken ahead where the renderer works ahead and no view must be waited for."""
+        """The crops of each of ``parts``; rendered ahead if the renderer can, and the store is not growing."""
         sized = (at_size(rows, self.drawn_size, self.size) for rows in parts)
         return map(self.source.renderer.render, sized) if self.growing else render_each(self.source.renderer, sized)
 
@@ -141,7 +141,7 @@ class ReplayedCrops(CropSource):
         return not self.growing or view_is_there(self.source.store, view)
 
     def wait_for(self, view: int) -> None:
-        """Wait for the build that makes the view; NotStoredError when there is none."""
+        """Wait for the build to publish the view; NotStoredError if no build is running."""
         if self.growing:
             wait_for_view(self.source.store, view)
 
@@ -151,16 +151,16 @@ class ReplayedCrops(CropSource):
 
 
 class FreshCrops(CropSource):
-    """The crops that a build of the same plan would store, made as they are played.
+    """The crops that a build with the same plan would store, rendered as they are played.
 
     Args:
         manifest: the images.
         spec: the plan.
-        renderer: made of both.
+        renderer: renders ``spec`` from ``manifest``.
         mean: channel means of the normalisation.
         std: channel standard deviations of the normalisation.
-        label_columns: the column of each class in the labels.
-        views: how many views of the plan are played; None does not bound them.
+        label_columns: the label column of each class.
+        views: how many views of the plan are played; None for no limit.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A student on one of several processes: gradients averaged, compiled where that is wanted."""
+"""Training on several processes: gradients are averaged; the network is compiled if requested."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def prepare(student: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
-    """The student before it is tried: with norms over all processes where that is wanted."""
+    """Convert batch norms to synchronised ones if --sync-bn is given; called before the student is tried."""
     device = torch.device(config.render.device)
     if config.sync_bn and device.type == "cpu":
         raise InputError("--sync-bn: works on GPUs; leave it out, or take instance norm")
@@ -37,29 +37,29 @@ def prepare(student: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
 
 
 def connected(ranks: Ranks, device: torch.device) -> ProcessGroup:
-    """What connects the devices of all processes, made at its first use: NCCL between GPUs, gloo between CPUs.
+    """The process group between the devices of all processes, created on first use: NCCL for GPUs, gloo for CPUs.
 
-    Norms and gradients go through the same one. Without it norms would go through `Ranks.group`, and so through memory.
+    Norms and gradients share it. Otherwise norms would use `Ranks.group`, which communicates through host memory.
     """
     make_current(device)
     return _group(ranks, "nccl" if device.type == "cuda" else "gloo")
 
 
 @cache
-def _group(ranks: Ranks, backend: str) -> ProcessGroup:  # noqa: ARG001  of these ranks there is one
+def _group(ranks: Ranks, backend: str) -> ProcessGroup:  # noqa: ARG001  the cache key; there is one `Ranks` a process
     from torch import distributed
 
     return cast("ProcessGroup", distributed.new_group(backend=backend, timeout=WORK_TIMEOUT))
 
 
 def spread(network: nn.Module, config: RunConfig, ranks: Ranks, *, some_unused: bool) -> DistributedDataParallel | None:
-    """The network with its gradients averaged over the processes; None when there is one.
+    """The network wrapped so that gradients are averaged over processes; None if there is only one process.
 
     Args:
-        network: as a step calls it.
+        network: the one that a step calls.
         config: of the run.
         ranks: the processes.
-        some_unused: whether steps leave some parameters without a gradient, which is looked for then.
+        some_unused: whether a step may leave parameters without a gradient; torch then searches for them.
     """
     if ranks.world == 1:
         return None
@@ -78,7 +78,7 @@ def spread(network: nn.Module, config: RunConfig, ranks: Ranks, *, some_unused: 
             raise
         raise InputError(
             f"{config.subject}: has parameters or buffers of a type that processes cannot send each other; "
-            f"train it alone"
+            f"train it in one process"
         ) from error
     trained = trained_parameters(network)
 
@@ -86,7 +86,7 @@ def spread(network: nn.Module, config: RunConfig, ranks: Ranks, *, some_unused: 
         if trained_parameters(network) != trained:
             raise InputError(
                 f"{config.subject}: its forward changed which parameters are trained (requires_grad); several "
-                f"processes cannot train it: train it alone"
+                f"processes cannot train it; train it in one process"
             )
 
     spread.register_forward_hook(require_same)
@@ -95,7 +95,7 @@ def spread(network: nn.Module, config: RunConfig, ranks: Ranks, *, some_unused: 
 
 @contextmanager
 def explain_missing_gradients(config: TrainConfig) -> Iterator[None]:
-    """Explain torch's error about a parameter that got no gradient."""
+    """Replace torch's error about a parameter without a gradient by one that a user can act on."""
     try:
         yield
     except RuntimeError as error:
@@ -103,27 +103,27 @@ def explain_missing_gradients(config: TrainConfig) -> Iterator[None]:
             raise
         raise InputError(
             f"student {config.student}: a step left a parameter without a gradient, which no step of the trial did; "
-            f"several processes cannot train it: train it alone"
+            f"several processes cannot train it; train it in one process"
         ) from error
 
 
-def compiled(network: nn.Module, config: RunConfig) -> nn.Module:
-    """The network as it is called in a step."""
+def compile_network(network: nn.Module, config: RunConfig) -> nn.Module:
+    """The network that a step calls: compiled with --compile."""
     if not config.compile:
         return network
     compilers(torch.device(config.render.device))
-    # For each shape alone, since what is compiled for all of them depends on which one came first.
+    # One graph for each shape: a graph with dynamic shapes would depend on which shape came first.
     return cast("nn.Module", torch.compile(network, dynamic=False))
 
 
 def autocast(config: RunConfig) -> AbstractContextManager[Any]:
-    """The network's precision."""
+    """The autocast context of --dtype."""
     if config.dtype == "bfloat16":
         return torch.autocast(torch.device(config.render.device).type, torch.bfloat16)
     return nullcontext()
 
 
 def seed_rank(seed: int, rank: int, step: int) -> None:
-    """Seed what this process draws (dropout), apart from what the others draw."""
+    """Seed the random numbers that this process draws (such as dropout), differently on each rank."""
     digest = hashlib.sha256(f"{seed} {rank} {step}".encode()).digest()
     seed_all(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,4 +1,4 @@
-"""The running mean of a student's weights."""
+"""The exponential moving average of a network's weights."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pipeline.networks.state import load_unsaved_buffers, unsaved_buffers
 
 
 class Average:
-    """An exponential moving average of parameters and buffers; begins with those of the first step.
+    """An exponential moving average of parameters and buffers; it starts from those after the first step.
 
     Attributes:
-        network: has the averages; those that are no floating-point numbers are the student's own.
+        network: holds the averages. Tensors that are not floating-point are copies of the student's.
 
     Args:
-        network: another network of the student's class, which shares nothing with it.
+        network: another network of the student's class, which shares no tensors with it.
         decay: of the mean.
-        rising: whether the decay begins small: ``(1 + n) / (10 + n)`` after n steps, where that is less.
+        rising: whether the decay starts small: ``min(decay, (1 + n) / (10 + n))`` after n steps.
     """
 
     def __init__(self, network: nn.Module, decay: float, *, rising: bool = False) -> None:
         self.network = network
-        self.network.eval()  # what it returns is the user's
+        self.network.eval()  # a user's network may not return itself
         for parameter in self.network.parameters():  # a scripted network has no requires_grad_
             parameter.requires_grad_(False)
         self._decay, self._begun = decay, False
@@ -34,7 +34,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """Take in the student after a step: ``decay * average + (1 - decay) * student``."""
+        """Update after a step: ``decay * average + (1 - decay) * student``."""
         ours, theirs = _tensors(self.network), _tensors(student)
         decay = min(self._decay, (1 + self._steps) / (10 + self._steps)) if self.rising else self._decay
         weight = 1 - decay if self._begun else 1.0
@@ -49,7 +49,7 @@ class Average:
         self._begun, self._steps = True, self._steps + 1
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes."""
+        """The state for `load_state_dict`."""
         buffers = unsaved_buffers(self.network)
         state = {"network": self.network.state_dict(), "buffers": buffers, "begun": self._begun}
         return {**state, "steps": self._steps} if self.rising else state

@@ -1,4 +1,4 @@
-"""Top-1, top-5, loss and accuracy by class of a network on a class folder, rendered as the store's crops are."""
+"""Top-1, top-5, loss and accuracy by class of a network on test images, rendered by the renderer of a plan."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from labelstore.errors import InputError
 from pipeline.device.faults import device_faults
 from pipeline.device.memory import keep_freed_memory
 from pipeline.images.manifest import Manifest
-from pipeline.images.remarks import say_left_out
+from pipeline.images.remarks import report_left_out
 from pipeline.networks.layout import takes_channels_last
 from pipeline.networks.normalisation import require_normalisation
 from pipeline.networks.outputs import logits_of
@@ -43,15 +43,15 @@ BATCH = 128
 
 @dataclass(frozen=True, slots=True)
 class EvalResult:
-    """How a network does on test images.
+    """The accuracy of a network on test images.
 
     Attributes:
         images: number of images.
-        top1: share of them whose class has the largest logit, in percent.
-        top5: share of them whose class is among the five largest logits, in percent.
+        top1: percentage of images whose class has the largest logit.
+        top5: percentage of images whose class is among the five largest logits.
         loss: mean cross-entropy of the logits.
         class_images: number of images of each class.
-        class_hits: how many of them have the largest logit in their class.
+        class_hits: number of top-1 hits of each class.
     """
 
     images: int
@@ -63,7 +63,7 @@ class EvalResult:
 
     @property
     def numbers(self) -> dict[str, float | None]:
-        """Top-1, top-5 and loss, for a log; a loss that is no number is None."""
+        """Top-1, top-5 and loss for the log; a loss that is not finite is None."""
         return {"top1": self.top1, "top5": self.top5, "loss": self.loss if math.isfinite(self.loss) else None}
 
 
@@ -83,20 +83,20 @@ def evaluate(
     advance: Callable[[int], None] = lambda _: None,
     see: Callable[[Tensor], None] = lambda _: None,
 ) -> EvalResult:
-    """How a network in eval mode does; its modes afterwards are what they were before.
+    """Evaluate a network in eval mode; the modes of its modules are restored afterwards.
 
     Args:
-        network: on ``device``.
+        network: a network on ``device``.
         images: test images.
-        spec: how they are cut: the centre fit, nothing random, nothing mixed.
+        spec: plan of the crops: the centre fit, nothing random, nothing mixed.
         renderer: made of ``images`` and ``spec``.
         mean: channel means of the normalisation.
         std: channel standard deviations of the normalisation.
         batch: images a batch.
-        dtype: bfloat16 and float16 run the network under autocast.
-        device: where the network is.
-        columns: of the network, one a class; None takes all.
-        channels_last: memory layout of its images; tried out on the first batch when None.
+        dtype: with bfloat16 and float16 the network runs under autocast.
+        device: device of the network.
+        columns: output column of each class; None takes all columns.
+        channels_last: memory layout of its input; found by a trial on the first batch when None.
         advance: called with the number of images after each batch.
         see: called with the logits ``[n, C]`` of each batch; images come in the order of ``images``.
     """
@@ -135,19 +135,19 @@ def count_hits(
     advance: Callable[[int], None] = lambda _: None,
     see: Callable[[Tensor], None] = lambda _: None,
 ) -> EvalResult:
-    """Top-1, top-5, loss and hits by class of a function from pixels, uint8 ``[n, S, S, 3]``, to logits ``[n, C]``.
+    """Evaluate a function from pixels, uint8 ``[n, S, S, 3]``, to logits ``[n, C]``.
 
     Args:
-        logits: the function; gets ``batch`` images at a time, at the end fewer.
+        logits: the function; called with ``batch`` images at a time, the last time with fewer.
         images: test images.
-        spec: how they are cut.
+        spec: plan of the crops.
         renderer: made of ``images`` and ``spec``.
         batch: images a batch.
         advance: called with the number of images after each batch.
         see: called with the logits of each batch.
     """
     rows = Plan(spec, images.heights, images.widths).rows(0, 0, len(images))
-    rows = rows.take(np.argsort(rows.image))  # manifest order: neighbours on the disk
+    rows = rows.take(np.argsort(rows.image))  # manifest order: adjacent on the disk
     targets = torch.from_numpy(images.targets)
     top1, top5, loss = torch.zeros(len(images), dtype=torch.bool), 0, 0.0
     for start in range(0, len(images), batch):
@@ -187,7 +187,7 @@ def write_classes(path: Path, classes: Sequence[str], result: EvalResult) -> Non
 
 
 def table_of(classes: Sequence[str]) -> Proof:
-    """The proof of a table of the same classes."""
+    """Recognises a table of the same classes."""
 
     def holds(path: Path) -> bool:
         try:
@@ -201,12 +201,12 @@ def table_of(classes: Sequence[str]) -> Proof:
 
 
 def evaluate_network(config: EvaluateConfig, console: Console) -> EvalResult:
-    """Measure a network by the flags of the command, by the rule by which `train` tests its student."""
+    """Evaluate the network that the flags choose, the same way as `train` evaluates its student."""
     keep_freed_memory()
     subject = settle(config)
     console.report(subject.notes, subject.warnings)
     images = subject.scan()
-    say_left_out(images, console)
+    report_left_out(images, console)
     with console.progress("evaluate", len(images), "images") as progress:
         result = measure(subject, images, console, advance=progress.advance)
     if config.csv:
@@ -222,17 +222,17 @@ def measure(
     advance: Callable[[int], None] = lambda _: None,
     see: Callable[[Tensor], None] = lambda _: None,
 ) -> EvalResult:
-    """Load the network of a subject, and measure it; what it is made of is printed.
+    """Load the network of a subject and evaluate it; its description is printed.
 
     Args:
-        subject: what is measured.
+        subject: the network and how it is evaluated.
         images: the test images.
-        console: where notes and warnings go.
+        console: prints notes and warnings.
         advance: as of `evaluate`.
         see: as of `evaluate`.
 
     Raises:
-        InputError: when there is no such network, or it does not fit the images.
+        InputError: when the network does not exist, or does not fit the images.
     """
     config = subject.config
     measured = load_measured(subject, images.classes)

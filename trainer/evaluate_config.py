@@ -21,7 +21,7 @@ class EvaluateConfig:
     """Measure top-1, top-5 and loss of a student, or of any weights, on test images."""
 
     run: Annotated[Path | None, Named("run-folder")] = None
-    """Folder of a run of `train`: test its last weights as the run did, on its test images."""
+    """Folder of a run of `train`: test its last weights the way the run did, on its test images."""
     weights: tuple[str, ...] = ()
     """Instead of --run-folder: a .safetensors or state-dict file, torchvision:IMAGENET1K_V1 or timm:pretrained. Several
     files, or a pattern such as 'run/epoch-*.safetensors', give a row each, compared with the last."""
@@ -36,7 +36,7 @@ class EvaluateConfig:
     student_args: str | None = None
     """Keyword arguments of the network's constructor, as JSON; those that the weights record when left out."""
     weights_key: str | None = None
-    """Which of several sets of weights in the file to take, such as model_ema. Left out, a running mean (EMA) where the
+    """Which set of weights to take from a file with several, such as model_ema. Left out, a running mean (EMA) if the
     file has one; the choice is printed."""
     size: int | None = None
     """Side of the centre crop in pixels; what the weights record when left out."""
@@ -44,8 +44,8 @@ class EvaluateConfig:
     """Columns of --images in a network of more classes: comma-separated indexes or class names, a file with one a line,
     or imagenet: found by WordNet id or class name."""
     resize: int | None = None
-    """Short side to which an image is resized before the centre crop, in pixels; left out, as the run tested, otherwise
-    the side of the crop."""
+    """Length in pixels to which the short side of an image is resized before the centre crop; left out, as the run
+    tested, otherwise the side of the crop."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Antialiased filter of the resize; left out, as the run tested, otherwise bilinear."""
     mean: tuple[float, float, float] | None = None
@@ -61,12 +61,12 @@ class EvaluateConfig:
     """Precision, by autocast unless it is float32; left out, as the run tested, otherwise float32."""
     render: Annotated[RenderOptions, Group("engine")] = field(default_factory=RenderOptions)
     csv: Path | None = None
-    """CSV file to write: class, images, hits, and top1 in percent of each class; with several weights, their rows. Must
-    not exist."""
+    """CSV file to write, with class, images, hits, and top1 in percent for each class; with several weights, a row for
+    each. Must not exist."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
-        """Refuse, before anything is measured, what could not be written."""
+        """Refuse invalid flags, and files that could not be written, before anything is measured."""
         if (self.run is None) == (not self.weights):
             found = "neither" if self.run is None else "both"
             raise InputError(f"--run, --weights: expected the folder of a run or a file of weights, found {found}")
@@ -80,10 +80,10 @@ class EvaluateConfig:
 
     @property
     def several(self) -> bool:
-        """Whether several checkpoints are compared: several weights, or a pattern, whatever it matches."""
+        """Whether several checkpoints are compared: several weights, or a pattern, even if it matches one file."""
         return len(self.weights) > 1 or any(is_pattern(name) for name in self.weights)
 
 
 def is_pattern(weights: str) -> bool:
-    """Whether --weights names files by a pattern, and no file that is there."""
+    """Whether a value of --weights is a pattern, and not the name of an existing file."""
     return any(mark in weights for mark in "*?[") and not Path(weights).exists()

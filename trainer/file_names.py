@@ -5,4 +5,4 @@ CONFIG, FLAGS = "config.json", "config.toml"
 TEST_CACHE, TRAIN_CACHE = "test.images.npz", "train.images.npz"
 LATENT_CACHE = "latents.safetensors"
 CACHES = (TEST_CACHE, TRAIN_CACHE, "test.images.tar.npz", "train.images.tar.npz")
-"""The caches of images, and the indexes of tars beside them."""
+"""The manifest caches of images, and the indexes of tar files."""

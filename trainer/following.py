@@ -9,28 +9,28 @@ from labelstore.store import LabelStore
 from labelstore.writing import lease
 
 POLL_SECONDS = 0.5
-POLLS_ALONE = 6  # a build releases the store for a moment after creating it, before it fills it
+POLLS_ALONE = 6  # a build releases the lease for a moment between creating a store and filling it
 
 
 def wait_for_view(store: LabelStore, view: int) -> None:
     """Wait until every block of a view is published.
 
     Args:
-        store: opened to follow; its state is read again.
-        view: one below the target of the build.
+        store: opened with ``follow``; its state is read again.
+        view: below the number of views that the build makes.
 
     Raises:
         NotStoredError: when the view is missing and no build is running.
     """
     alone = 0
     while True:
-        building = is_being_built(store)  # read first: a build writes its last block before it ends
+        building = is_being_built(store)  # read before the blocks: a build writes its last block before it ends
         if view_is_there(store, view):
             return
         alone = 0 if building else alone + 1
         if alone > POLLS_ALONE:
             raise NotStoredError(
-                f"{store.path}: view {view} is not there, and no build holds the store; continue the build, then type "
+                f"{store.path}: view {view} is not stored, and no build holds the store; continue the build, then type "
                 f"the same command again"
             )
         time.sleep(POLL_SECONDS)
@@ -44,6 +44,6 @@ def view_is_there(store: LabelStore, view: int) -> bool:
 
 
 def is_being_built(store: LabelStore) -> bool:
-    """Whether a build holds the store; one on another host counts as running."""
+    """Whether a build holds the store's lease; a build on another host is assumed to be running."""
     held = lease.read(store.path)
     return held is not None and (held.elsewhere or not held.dead)

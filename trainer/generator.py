@@ -1,4 +1,4 @@
-"""A backbone that learns to take noise away from images of known classes, trained by the loop of students."""
+"""The objective of a generator: a backbone learns to denoise images of known classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from labelstore.durable.newfile import write_over
 from labelstore.durable.removing import Proof
 from labelstore.operations.generator import DESCRIPTION, is_description
 from labelstore.spec import Json
-from pipeline.images.remarks import say_left_out
+from pipeline.images.remarks import report_left_out
 from pipeline.networks.autoencoders import latent_side
 from pipeline.networks.uvit import UViT
 from pipeline.networks.weights import packed, weights_like
@@ -39,10 +39,10 @@ from trainer.optimisers import optimiser_of
 from trainer.run_folder import FORMAT, NOT_THE_RUN, VERSIONS, kept_weights
 
 GENERATOR = "generator"
-HELD = 64  # images whose loss is measured again and again
+HELD = 64  # images on which every evaluation measures the loss
 SHOWN = 100  # classes on a sheet
 SHEET = Generation(steps=25)
-SHEET_SIDE = 64  # of a sample on a sheet, at least
+SHEET_SIDE = 64  # least side of a sample on a sheet, in pixels
 MARK = {"Software": "giftwrap train-generator"}
 NOT_MADE_OF = (*NOT_THE_RUN, *("steps", "minutes", "vae", "optimizer", "optimizer_args", "fused"))
 
@@ -60,14 +60,14 @@ class Denoised:
 
 
 class GeneratorObjective(Objective):
-    """A backbone, with samples of its running mean.
+    """A backbone and its loss; evaluations also draw samples with the running mean of the weights.
 
     Args:
-        config: of the run, with its epochs.
+        config: of the run, with the number of epochs.
         subject: what is learned.
-        backbone: on the device.
+        backbone: the network, on the device.
         denoising: its loss.
-        processes: how many train together.
+        processes: number of training processes.
     """
 
     name = GENERATOR
@@ -93,19 +93,19 @@ class GeneratorObjective(Objective):
         self._sheet: bytes = b""
 
     def loss(self, called: nn.Module, batch: TrainBatch) -> Tensor:
-        """The loss of noisy images."""
+        """The loss of the backbone on noisy images."""
         return self._denoising.loss(called, batch)
 
     def average(self, decay: float) -> Average:
-        """The running mean of the weights, whose decay rises."""
+        """The running mean of the weights, with a rising decay."""
         return Average(copy.deepcopy(self.network), decay, rising=True)
 
     def begin(self, console: Console) -> None:
-        """Print what is learned, and how."""
+        """Print the images, the backbone and the length of the run."""
         subject, config = self._subject, self._config
         manifest, backbone = subject.manifest, self.network
         console.line(f"images: {len(manifest):,} in {quantity(len(manifest.classes), 'class')}")
-        say_left_out(manifest, console)
+        report_left_out(manifest, console)
         count = sum(weight.numel() for weight in backbone.parameters())
         side = latent_side(subject.vae, config.size)
         console.line(
@@ -118,7 +118,7 @@ class GeneratorObjective(Objective):
         )
 
     def files(self) -> Mapping[str, Proof]:
-        """Weights of this backbone, and its description."""
+        """The weights of this backbone, and its description."""
         weights = weights_like(packed(self.network.state_dict(), None))
         kept = map(kept_weights, self._config.kept_epochs())
         return {**dict.fromkeys(("last.safetensors", "best.safetensors", *kept), weights), DESCRIPTION: DESCRIBED}
@@ -135,7 +135,7 @@ class GeneratorObjective(Objective):
         return Denoised(loss)
 
     def better(self, found: Score, best: Score) -> bool:
-        """By a smaller loss."""
+        """A smaller loss is better."""
         assert isinstance(found, Denoised)  # noqa: S101  for mypy: scores of this objective  what `evaluate` gives
         assert isinstance(best, Denoised)  # noqa: S101  for mypy: scores of this objective
         return found.loss < best.loss
@@ -150,7 +150,7 @@ class GeneratorObjective(Objective):
         write_over(folder / f"samples-{loader.epoch * len(loader):06d}.png", self._sheet, SAMPLES)
 
     def save_weights(self, state: Mapping[str, Tensor], path: Path) -> None:
-        """With generator.json beside them."""
+        """Write the weights, with generator.json beside them."""
         super().save_weights(state, path)
         content = (json.dumps(self._description, indent=1) + "\n").encode()
         place = path.parent / DESCRIPTION
@@ -164,7 +164,7 @@ class GeneratorObjective(Objective):
         return {"images": len(manifest), "classes": len(manifest.classes), "parameters": parameters}
 
     def _hold(self, crops: CropSource) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Normalised latents, labels, times and noise of the first images, always the same."""
+        """Normalised latents, labels, times and noise of the first images; the same in every evaluation."""
         device, draw = torch.device(self._config.render.device), torch.Generator().manual_seed(0)
         rows = crops.rows(0, np.arange(min(HELD, crops.images)))
         found = crops.pixels(rows).to(device)
@@ -199,7 +199,7 @@ class GeneratorObjective(Objective):
 
 
 def sheet(images: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    """Images ``[n, S, S, 3]`` in rows, in order, as PNG; small ones are enlarged."""
+    """A grid of images ``[n, S, S, 3]``, row by row, as PNG; small images are enlarged."""
     count, size = images.shape[:2]
     columns = min(count, max(round(count**0.5), 10))
     rows = -(-count // columns)
@@ -229,7 +229,7 @@ DESCRIBED = Proof("the description of a generator", is_description)
 
 
 def made_of(config: GeneratorConfig, subject: Subject, backbone: nn.Module, processes: int) -> dict[str, Json]:
-    """Everything that decides what a run comes to."""
+    """Everything that determines the result of a run."""
     manifest = subject.manifest
     plain = {name: value for name, value in config.in_effect().items() if name not in NOT_MADE_OF}
     described: dict[str, Json] = {

@@ -1,4 +1,4 @@
-"""The flags of `train-generator`; read before torch is needed."""
+"""The flags of `train-generator`; this module does not import torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LENGTHS = ("epochs", "steps", "minutes")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GeneratorOptimiser(OptimiserOptions):
-    """The optimiser with the numbers of U-ViT."""
+    """The optimiser, with the defaults of U-ViT."""
 
     lr: float | None = 2e-4
     """Learning rate before the schedule changes it."""
@@ -37,13 +37,13 @@ class GeneratorOptimiser(OptimiserOptions):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GeneratorSchedule(ScheduleSpec):
-    """The schedule of U-ViT."""
+    """The schedule, with the defaults of U-ViT."""
 
     name: Annotated[str, Choices(SCHEDULES), Named("schedule")] = "constant"
     """Learning rate after the warm-up: step, times --drop at each of --milestones; cosine, down to --final;
     constant."""
     warmup_steps: int | None = None
-    """Steps in which the rate rises linearly to --lr; left out, 5,000, but at most a twentieth of the run."""
+    """Steps in which the rate rises linearly to --lr; left out, 5,000 or a twentieth of the run, whichever is less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +61,13 @@ class GeneratorConfig(RunConfig):
     steps: int | None = None
     """Instead of --epochs: steps, rounded up to whole epochs."""
     minutes: float | None = None
-    """Instead of --epochs: as many as fit into this time, by a measurement before the first; a continued run keeps its
-    number."""
+    """Instead of --epochs: as many as fit into this time, estimated by a measurement before the first step; a continued
+    run keeps its number."""
     size: int
-    """Side of the square images in pixels, which are cut from the centre."""
+    """Side in pixels of the square images, which are cut from the centre."""
     vae: Annotated[str, Group("model")] = "none"
-    """Autoencoder in whose latents images are generated: none (pixels), taef2 or taef2:FOLDER (FLUX.2's tiny one), or
-    diffusers:ID-OR-FOLDER (an AutoencoderKL or AutoencoderTiny; needs the extra diffusion)."""
+    """Autoencoder in whose latents images are generated: none (pixels), taef2 or taef2:FOLDER (FLUX.2's tiny
+    autoencoder), or diffusers:ID-OR-FOLDER (an AutoencoderKL or AutoencoderTiny; needs the extra diffusion)."""
     backbone: Annotated[str, Choices(BACKBONES), Group("model")] = "uvit-s"
     """Size of the U-ViT: s, s-deep, m, l and h as published, or xs, of a few million parameters, for a CPU."""
     backbone_args: Annotated[str, Group("model")] = "{}"
@@ -85,15 +85,15 @@ class GeneratorConfig(RunConfig):
     """Order of classes that have no numbers: bytes; numeric, class_2 before class_10; auto, bytes, which stops where
     the two would differ."""
     skip_broken: Annotated[bool, Group("images")] = False
-    """Leave out images that do not decode; they are listed, counted and recorded."""
+    """Leave out images that cannot be decoded; they are listed, counted and recorded."""
     optimiser: Annotated[GeneratorOptimiser, Group("optimiser")] = field(default_factory=GeneratorOptimiser)
     ema: Annotated[float | None, Group("optimiser")] = 0.9999
-    """Decay per step of the running mean of the weights, which is saved and sampled from; after n steps at most (1 + n)
-    / (10 + n), for short runs."""
+    """Decay per step of the running mean of the weights, which is saved and sampled from. After n steps it is at most
+    (1 + n) / (10 + n), for short runs."""
     schedule: Annotated[GeneratorSchedule, Group("schedule")] = field(default_factory=GeneratorSchedule)
     sheet_every: Annotated[int | None, Group("running")] = None
-    """Epochs between contact sheets of samples, samples-STEP.png in the run folder, always from the same noise, and
-    between measurements of the loss on fixed images; a tenth of the run when left out."""
+    """Epochs between evaluations: contact sheets of samples from the same noise, written to samples-STEP.png in the run
+    folder, and the loss on fixed images; a tenth of the run when left out."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no run can have."""
@@ -124,13 +124,13 @@ class GeneratorConfig(RunConfig):
         """The numbers of the backbone.
 
         Raises:
-            InputError: names what no backbone has.
+            InputError: names the number that no backbone can have.
         """
         args = json_object("--backbone-args", self.backbone_args)
         return shape_of(self.backbone, {**args, **({} if self.patch is None else {"patch": self.patch})})
 
     def plan(self) -> PlanSpec:
-        """The plan of the images: their centres, in another order each epoch."""
+        """The plan of the images: centre crops, in a different order each epoch."""
         return PlanSpec(size=self.size, seed=self.seed, crop="center", flip=self.flip, interpolation=self.interpolation)
 
     @property
@@ -140,20 +140,20 @@ class GeneratorConfig(RunConfig):
 
     @property
     def made_with(self) -> dict[str, Json]:
-        """Where the images are, and what is reported."""
+        """The path of the images, and what is reported."""
         return {"images": str(self.images), "reported": "the loss of the running mean on fixed images and noise"}
 
     @property
     def evaluation_interval(self) -> int:
-        """Epochs between sheets."""
+        """Epochs between evaluations."""
         return self.interval(self.epochs)
 
     def interval(self, epochs: int) -> int:
-        """The same of a run of so many epochs."""
+        """Epochs between evaluations in a run of ``epochs`` epochs."""
         return self.sheet_every or max(epochs // 10, 1)
 
     def in_effect(self) -> dict[str, Any]:
-        """Every flag, by its key, with the value that is used."""
+        """Every flag, by key, with the value that is used."""
         from trainer.optimisers import optimiser_of  # takes seconds to import
 
         optimiser = optimiser_of(self.optimiser)

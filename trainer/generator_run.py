@@ -1,4 +1,4 @@
-"""`train-generator`: how long a run of a generator is, and the run."""
+"""`train-generator`: determine the length of a run, and train."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.networks.autoencoders import latent_side
 from pipeline.networks.uvit import UViT
 from pipeline.ranks import Ranks, join
 from trainer.checkpoint import seed_all
-from trainer.distributed import compiled, seed_rank
+from trainer.distributed import compile_network, seed_rank
 from trainer.ema import Average
 from trainer.file_names import CONFIG
 from trainer.generator import GENERATOR, GeneratorObjective
@@ -44,18 +44,18 @@ PROBED_STEPS, PROBED_SECONDS, UNTIMED_STEPS = 5, 5.0, 2
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast a generator is trained.
+    """Measured training speed of a generator.
 
     Attributes:
         step: seconds of a step.
-        sheet: seconds of a sheet of samples and the loss beside it.
+        sheet: seconds of an evaluation: a sheet of samples and the loss.
     """
 
     step: float
     sheet: float
 
     def epochs(self, config: GeneratorConfig, steps: int) -> int:
-        """The most epochs of so many steps each that --minutes has time for, with their sheets; at least 1."""
+        """The most epochs of ``steps`` steps, with evaluations, that fit into --minutes; at least 1."""
         assert config.minutes is not None  # noqa: S101  it is what asks for a pace
         seconds, epoch = 60 * config.minutes, steps * self.step
         epochs = max(int(seconds / epoch), 1)
@@ -67,10 +67,10 @@ class Pace:
 def epochs_of(
     config: GeneratorConfig, subject: Subject, backbone: UViT, denoising: Denoising, ranks: Ranks, console: Console
 ) -> int:
-    """The epochs of a run, from its steps, its minutes or what it was begun with.
+    """The epochs of a run, from --epochs, --steps, --minutes or the run that is continued.
 
     Raises:
-        MismatchError: when the folder has a run of another length.
+        MismatchError: when the run in the folder has another length.
     """
     steps = len(subject.loader)
     begun: Any = described_in(config.run / CONFIG) if ranks.first else None
@@ -79,7 +79,7 @@ def epochs_of(
     if ranks.first and config.minutes:
         found = kept or pace_of(config, subject, backbone, denoising).epochs(config, steps)
         console.line(
-            f"--minutes {config.minutes:g}: the run keeps the {quantity(kept, 'epoch')} that it was begun with; a "
+            f"--minutes {config.minutes:g}: the run keeps the {quantity(kept, 'epoch')} that it started with; a "
             f"longer one "
             f"needs another --run-folder"
             if kept
@@ -99,12 +99,12 @@ def epochs_of(
 
 
 def pace_of(config: GeneratorConfig, subject: Subject, backbone: UViT, denoising: Denoising) -> Pace:
-    """Measured on copies of the backbone; nothing that is drawn here changes the run."""
+    """Measure the speed on copies of the backbone; random numbers drawn here do not change the run."""
     device = torch.device(config.render.device)
     with undrawn(device):
         step = seconds_of_a_step(config, subject, backbone, denoising)
         objective = GeneratorObjective(config, subject, copy.deepcopy(backbone), denoising, 1)
-        for _ in range(2 if device.type == "cuda" else 1):  # a GPU prepares at the first call
+        for _ in range(2 if device.type == "cuda" else 1):  # the first call on a GPU includes setup
             start = _now(device)
             objective.evaluate(objective.network)
             sheet = _now(device) - start
@@ -112,14 +112,17 @@ def pace_of(config: GeneratorConfig, subject: Subject, backbone: UViT, denoising
 
 
 def seconds_of_a_step(config: GeneratorConfig, subject: Subject, backbone: UViT, denoising: Denoising) -> float:
-    """Measured on a copy of the backbone, on whole batches; the loader is put back."""
+    """Time training steps on a copy of the backbone, with full batches; the loader is reset afterwards."""
     device, loader = torch.device(config.render.device), subject.loader
     state, taken, first, whole = loader.state_dict(), 0, 0.0, min(config.batch_size, loader.crops.images)
     with closing(loader.play(UNBOUNDED)) as batches:
         network = copy.deepcopy(backbone)
-        called, optimizer = compiled(network, config), optimiser_of(config.optimiser).make(network.named_parameters())
+        called, optimizer = (
+            compile_network(network, config),
+            optimiser_of(config.optimiser).make(network.named_parameters()),
+        )
         average = Average(copy.deepcopy(network), config.ema) if config.ema else None
-        of_a_run = (batch for batch in batches if batch.total == whole)  # a short one is compiled anew
+        of_a_run = (batch for batch in batches if batch.total == whole)  # a short batch would be compiled again
         for number, batch in enumerate(islice(of_a_run, UNTIMED_STEPS + 1000 * PROBED_STEPS)):
             if number == UNTIMED_STEPS:
                 first = _now(device)
@@ -139,14 +142,14 @@ def seconds_of_a_step(config: GeneratorConfig, subject: Subject, backbone: UViT,
 
 
 def _now(device: torch.device) -> float:
-    """The time when a device has done what it was given."""
+    """The time after a device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.monotonic()
 
 
 def settled(config: GeneratorConfig, epochs: int, steps_per_epoch: int) -> GeneratorConfig:
-    """The run with its length in epochs, and the steps of its warm-up."""
+    """The configuration with its length in epochs, and the steps of its warm-up."""
     schedule = config.schedule
     rise = schedule.warmup_steps
     if rise is None and not schedule.warmup and schedule.per == "step":
@@ -178,7 +181,7 @@ def make_generator_run(config: GeneratorConfig, ranks: Ranks, stops: StopSignals
 
 
 def train_generator(config: GeneratorConfig, console: Console) -> Mapping[str, Json]:
-    """Train, or continue, or report a finished run; returns the summary, on the first rank alone."""
+    """Train, continue, or report a finished run; returns the summary, on the first rank only."""
     with join("training") as ranks:
         return _train_on(config, console, ranks)
 

@@ -1,4 +1,4 @@
-"""What a generator learns: images or their latents in batches, and the loss of a backbone on them."""
+"""The training data of a generator, images or latents in batches, and the loss of a backbone on them."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from trainer.loader import Loader
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Subject:
-    """What a generator learns, and the numbers between its images and the backbone.
+    """The training data of a generator, and how images become the input of the backbone.
 
     Attributes:
         manifest: the images.
-        vae: on the device.
-        loader: gives the batches of this process.
-        mean: subtracted from latents, float32 ``[C]`` on the CPU; zeros where batches are normalised already.
-        std: likewise what they are divided by.
-        latents: ``mean`` and ``std`` of latents, and where they come from, for the description of the model.
-        renderer: id of what renders images.
-        key: of the latents; None of pixels.
+        vae: the autoencoder, on the device.
+        loader: yields the batches of this process.
+        mean: subtracted from latents, float32 ``[C]`` on the CPU; zeros if batches are already normalised.
+        std: latents are divided by it, likewise; ones if batches are already normalised.
+        latents: ``mean`` and ``std`` of latents and their origin, for the description of the model.
+        renderer: id of the renderer of images.
+        key: digest of the latents; None for pixels.
     """
 
     manifest: Manifest
@@ -52,10 +52,10 @@ class Subject:
 
 
 def open_subject(config: GeneratorConfig, ranks: Ranks, console: Console) -> Subject:
-    """Open the images, and make their latents where there is an autoencoder.
+    """Open the images, and compute their latents if there is an autoencoder.
 
     Raises:
-        InputError: when images, size and autoencoder do not fit together.
+        InputError: when images, size and autoencoder are incompatible.
     """
     vae, spec, device = open_autoencoder(config.vae), config.plan(), torch.device(config.render.device)
     latent_side(vae, config.size)
@@ -112,7 +112,7 @@ def _of_pixels(
 
 
 def _loader(config: GeneratorConfig, ranks: Ranks, crops: CropSource) -> Loader:
-    """Batches of crops without labels but their targets."""
+    """Batches of crops with targets, but without labels."""
     return Loader(
         crops,
         NoLabels(),
@@ -140,7 +140,7 @@ class Denoising:
         self._moments, self._null = subject.vae.moments, len(subject.manifest.classes)
 
     def loss(self, called: nn.Module, batch: TrainBatch) -> Tensor:
-        """The mean loss of a batch; latents, times, noise and dropped labels are drawn anew."""
+        """The mean loss of a batch; latents, times, noise and dropped labels are drawn each time."""
         encoded, labels = batch.images, batch.targets
         latents = self.normalised(encoded, torch.randn_like(encoded[:, ::2]) if self._moments else None)
         times = torch.randint(len(self._alpha), labels.shape, device=labels.device)
@@ -149,11 +149,11 @@ class Denoising:
         return self.of(called, latents, torch.where(dropped, self._null, labels), times, noise)
 
     def normalised(self, encoded: Tensor, noise: Tensor | None) -> Tensor:
-        """What the backbone learns of latents or their moments."""
+        """The normalised latents that the backbone learns, from latents or from their moments."""
         return (drawn(encoded, noise) - self._mean) / self._std
 
     def of(self, called: nn.Module, latents: Tensor, labels: Tensor, times: Tensor, noise: Tensor) -> Tensor:
-        """The mean squared error of what the backbone predicts."""
+        """The mean squared error of the backbone's prediction."""
         alpha, sigma = self._alpha[times], self._sigma[times]
         with autocast(self._config):
             found: Tensor = called(noisy(latents, noise, alpha, sigma), times, labels)

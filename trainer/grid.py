@@ -26,11 +26,11 @@ from trainer import recipes as train_recipe
 from trainer.config import TrainConfig
 
 CONFIGS: dict[str, Any] = {"build": BuildConfig, "train": TrainConfig}
-# What values in [train] can refer to: the store of the cell's build, and the images that it was made of.
+# Placeholders in [train]: the store of the cell's build, and the images of that store.
 STORE, IMAGES = "{store}", "{images}"
-# Flags that the sweep itself decides, or that would not run a cell.
+# Flags that the sweep sets itself, or with which a command would not run a cell.
 TAKEN = {"build": ("store", "json", "dry_run", "metrics_port"), "train": ("run_folder", "json")}
-MAX_NAME = 100  # characters of a folder's name, of the 255 bytes that file systems have
+MAX_NAME = 100  # characters of a folder name; file systems allow 255 bytes
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
@@ -40,10 +40,10 @@ class Task:
 
     Attributes:
         command: ``build`` or ``train``.
-        name: of its folder; unique among the tasks of the command.
-        folder: of its store or run.
-        values: of its flags, by key, the folder's included.
-        needs: the folder of the store that has to be built first.
+        name: name of its folder; unique among the tasks of the command.
+        folder: folder of its store or run.
+        values: values of its flags by key, including the folder.
+        needs: folder of the store that must be built first; None for none.
     """
 
     command: str
@@ -54,22 +54,22 @@ class Task:
 
     @property
     def words(self) -> list[str]:
-        """The command line, after the words that start the program."""
+        """The command line, without the program name."""
         return [self.command, *words_of(self.values, flags_of(CONFIGS[self.command]))]
 
     @property
     def log(self) -> Path:
-        """The file of all that it prints."""
+        """The file with the output of the command."""
         return self.folder.with_name(f"{self.name}.log")
 
     @property
     def done(self) -> Path:
-        """The file that says that it has ended well."""
+        """The file whose existence marks the task as done."""
         return self.folder.with_name(f"{self.name}.done.json")
 
     @property
     def work(self) -> float:
-        """How much it is, in units that tasks of the same command share: views, or epochs of all seeds."""
+        """The amount of work, comparable between tasks of the same command: views, or epochs of all seeds."""
         values = with_recipe(self.command, self.values)
         if self.command == "build":
             return float(values.get("views", 1))
@@ -78,21 +78,21 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The flags of one command in a cell: their values, and the parts of its name."""
+    """The flags of one command in a cell, and their parts of its name."""
 
     values: Mapping[str, Any]
     names: Sequence[str]
 
 
 def read_grid(file: Path, folder: Path) -> list[Task]:
-    """The tasks of a sweep, checked: builds first, each store once.
+    """Read and check the tasks of a sweep: builds first, each store once.
 
     Args:
         file: the TOML file: tables ``build`` and ``train`` of flags, and any number of ``[[cell]]``.
-        folder: of the sweep.
+        folder: folder of the sweep.
 
     Raises:
-        InputError: a flag or a value that a command refuses; names the cell.
+        InputError: names the cell with a flag or value that a command refuses.
     """
     document = read_document(file, str(file))
     if unknown := [name for name in document if name not in (*CONFIGS, "cell")]:
@@ -118,7 +118,7 @@ def read_grid(file: Path, folder: Path) -> list[Task]:
 
 
 def _combined(document: Mapping[str, Any], row: Mapping[str, Any], place: str) -> Iterator[tuple[_Part, _Part]]:
-    """Every combination of what a row leaves open; the row's own flags take the place of those in the tables."""
+    """Every combination of the lists of values; flags of a row override those of the tables."""
     title = row.get("name")
     if title is not None and not isinstance(title, str):
         raise InputError(f"{place}: name: expected a string, found {title!r}")
@@ -140,7 +140,7 @@ def _combined(document: Mapping[str, Any], row: Mapping[str, Any], place: str) -
 
 
 def _table(source: Mapping[str, Any], command: str, place: str) -> list[tuple[Flag, Any]]:
-    """The flags of a command in the file or in a row, as they are written."""
+    """The flags of a command in the file or in a row, with unparsed values."""
     table = source.get(command, {})
     if not isinstance(table, dict):
         raise InputError(f"{place}: {command}: expected a table of flags, found {table!r}")
@@ -152,9 +152,9 @@ def _table(source: Mapping[str, Any], command: str, place: str) -> list[tuple[Fl
 
 
 def _values(flag: Flag, raw: Any, place: str) -> tuple[list[Any], bool]:
-    """The values of a flag, and whether they are written as a list of several.
+    """The values of a flag, and whether the file lists several.
 
-    One value of some flags is a list: of these a list of lists is several values.
+    For flags whose value is itself a list, several values are a list of lists.
     """
     several = isinstance(raw, list) and (not takes_list(flag) or (bool(raw) and all(isinstance(v, list) for v in raw)))
     if several and not raw:
@@ -166,13 +166,13 @@ def _values(flag: Flag, raw: Any, place: str) -> tuple[list[Any], bool]:
 
 
 def _part(choice: Sequence[tuple[Flag, Any, bool]], names: Sequence[str]) -> _Part:
-    """One combination of a command's flags; each comes with whether it is part of names of folders."""
+    """One combination of a command's flags; ``choice`` has for each whether it is part of the folder's name."""
     own = [f"{flag.name}={_short(value)}" for flag, value, named in choice if named]
     return _Part({flag.key: value for flag, value, _ in choice}, [*names, *own])
 
 
 def _short(value: Any) -> str:
-    """A value in the name of a folder: the last part of a path."""
+    """A value for the name of a folder; of a path the last component."""
     if isinstance(value, tuple):
         return "+".join(map(_short, value))
     text = str(value)
@@ -182,7 +182,7 @@ def _short(value: Any) -> str:
 def _add(
     build: _Part, train: _Part, folder: Path, builds: dict[str, Task], trains: dict[str, Task], place: str
 ) -> None:
-    """Add the tasks of a cell, where they are not there yet, and check them."""
+    """Check the tasks of a cell, and add those that are new."""
     made: Task | None = None
     if build.values:
         key = _key(build.values)
@@ -198,7 +198,7 @@ def _add(
     names = [*build.names, *(each for each in train.names if each not in build.names)] if needs else train.names
     key = _key(values)
     if left := [word for word in (STORE, IMAGES) if word in key]:
-        raise InputError(f"{place} [train]: {left[0]} is of the cell's build; expected flags in [build], found none")
+        raise InputError(f"{place} [train]: {left[0]} needs a build; expected flags in [build], found none")
     if made and values.get("labels", "stored") in ("stored", "image") and "store" not in values:
         raise InputError(f'{place} [train]: expected store = "{STORE}", the store of the cell\'s build, found no store')
     if key not in trains:
@@ -208,7 +208,7 @@ def _add(
 
 
 def _filled(value: Any, known: Mapping[str, Path]) -> Any:
-    """A value with the store and the images of the cell's build in the place of their names."""
+    """A value with its placeholders replaced by the paths of the store and the images of the cell's build."""
     if isinstance(value, tuple):
         return tuple(_filled(each, known) for each in value)
     for word, path in known.items():
@@ -224,7 +224,7 @@ def _key(values: Mapping[str, Any]) -> str:
 def _task(
     command: str, part: _Part, names: Sequence[str], parent: Path, others: Mapping[str, Task], needs: Path | None = None
 ) -> Task:
-    """A task in a folder of its own, named by its values: readable, safe on any file system, and unique."""
+    """A task and its folder, whose name is made from its values: readable, safe on any file system, and unique."""
     name = ",".join(map(_safe, names)) or {"build": "store", "train": "run"}[command]
     digest = hashlib.sha256(_key(part.values).encode()).hexdigest()[:8]
     if len(name) > MAX_NAME:
@@ -237,16 +237,16 @@ def _task(
 
 
 def _safe(part: str) -> str:
-    """Part of a name without characters that a shell or a file system treats in a way of its own."""
+    """Part of a name, without characters that are special to a shell or a file system."""
     flag, equals, value = part.partition("=")
     return _UNSAFE.sub("-", flag).lstrip(".-") + equals + _UNSAFE.sub("-", value)
 
 
 def check(task: Task, place: str) -> None:
-    """Refuse what the command of a task would refuse of its flags.
+    """Refuse flags that the command of the task would refuse.
 
     Raises:
-        InputError: names the cell, and what is wrong with it.
+        InputError: names the cell and the error.
     """
     config = CONFIGS[task.command]
     values = with_recipe(task.command, task.values)
@@ -260,10 +260,10 @@ def check(task: Task, place: str) -> None:
 
 
 def require_known(tasks: Sequence[Task], file: Path) -> None:
-    """Refuse networks and optimisers that are not there, before the first command starts.
+    """Refuse unknown networks and optimisers before the first command starts.
 
     Raises:
-        InputError: names the run or the store, and what it expects.
+        InputError: names the run or the store, and the error.
     """
     from pipeline.networks.table import constructor_of  # takes seconds to import
     from trainer.optimisers import optimiser_of
@@ -281,7 +281,7 @@ def require_known(tasks: Sequence[Task], file: Path) -> None:
 
 
 def with_recipe(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of a task with those of its recipe, as far as they are known without its images."""
+    """The flags of a task with those of its recipe, as far as they can be determined without its images."""
     name = values.get("recipe")
     if name is None:
         return dict(values)

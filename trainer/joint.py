@@ -1,7 +1,7 @@
-"""Several stores played as one: `train --store A B`. Their labels have the same columns, of one teacher.
+"""Train on several stores together: `train --store A B`. One teacher labelled all of them, with the same columns.
 
-Each view shows the crops of all stores once, mixed by a draw of groups; of each store they come in its own order, so
-that each is still read from its beginning to its end.
+Each view plays the crops of all stores once. The groups of the stores are interleaved at random, but the groups of one
+store keep their order, so that each store is still read sequentially.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ def open_any(
     engine: Mapping[str, Any] | None = None,
     normal: Normal | None = None,
 ) -> Material:
-    """Open the material of a run with one store, several or none; arguments as of `open_material`."""
+    """Open the material of a run with one store, several or none; the arguments are those of `open_material`."""
     if config.more_stores:
         return open_joint(config, ranks, views)
     return open_material(config, ranks, views, engine, normal)
 
 
 def open_joint(config: TrainConfig, ranks: Ranks, views: int | None) -> Material:
-    """The crops of several stores with the labels that are stored for them.
+    """The crops of several stores with their stored labels.
 
     Raises:
-        InputError: the labels cannot be used together, such as two columns for one class.
-        MismatchError: teachers, columns or sizes differ, or images or replayed crops are not those of a store.
+        InputError: the labels cannot be combined, such as when a class has two columns.
+        MismatchError: teachers, columns or sizes differ, or images or replayed crops do not match a store.
     """
     kept = config.store_cache
     cache = PieceCache(kept.cache_dir, kept.bytes) if kept.cache_dir else None
@@ -87,14 +87,14 @@ def open_joint(config: TrainConfig, ranks: Ranks, views: int | None) -> Material
 
 
 def joined(identities: Sequence[Identity], names: Sequence[str]) -> Identity:
-    """The identity of several stores together: the images of all, and classes in the order of their columns.
+    """The joint identity of several stores: all images, and the classes in the order of their columns.
 
     Args:
-        identities: of the stores.
-        names: of the stores, for messages.
+        identities: identities of the stores.
+        names: names of the stores, for messages.
 
     Raises:
-        InputError: names the first difference of two stores that cannot be played together.
+        InputError: names the first difference between stores that cannot be combined.
     """
     first, columns = identities[0], dict[str, int]()
     for identity, name in zip(identities, names, strict=True):
@@ -137,8 +137,8 @@ class JointCrops(CropSource):
     """The crops of several stores, in one order of whole groups.
 
     Args:
-        sources: of the stores, alike in side, normalisation and groups.
-        manifest: digest of all images together.
+        sources: crops of each store; sizes, normalisations and groups must be equal.
+        manifest: digest of all images.
 
     Raises:
         InputError: when groups do not divide the images of a store, or normalisations differ.
@@ -166,13 +166,13 @@ class JointCrops(CropSource):
         self.remark = "; ".join(source.remark for source in sources)
 
     def places(self, view: int, positions: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """The store of each position of a view, and the position there, int64 ``[n]`` both."""
+        """The store of each position of a view, and the position in that store, both int64 ``[n]``."""
         groups, within = positions // self.group, positions % self.group
         which, number = _mixed(tuple(source.images // self.group for source in self.sources), view)
         return which[groups], number[groups] * self.group + within
 
     def rows(self, view: int, positions: Int64Array) -> CropRows:
-        """The stored rows, whose images are counted through all stores."""
+        """The stored rows, with image indexes that count through all stores."""
         which, own = self.places(view, positions)
         values: Any = None
         for number, source in enumerate(self.sources):
@@ -187,14 +187,14 @@ class JointCrops(CropSource):
         return CropRows(names, values)
 
     def parts(self, rows: CropRows) -> Iterator[tuple[int, Int64Array, CropRows]]:
-        """Split rows by store: its number, the places of its rows, and the rows with the image indexes of the store."""
+        """Split rows by store: its number, the indexes of its rows, and the rows with its image indexes."""
         which = np.searchsorted(self.starts, rows.image.astype(np.int64), side="right") - 1
         for number in np.unique(which).tolist():
             at = np.flatnonzero(which == number)
             yield number, at, moved(rows.take(at), -self.starts[number])
 
     def pixels(self, rows: CropRows) -> Tensor:
-        """Each crop by the renderer of its store."""
+        """Render each crop with the renderer of its store."""
         pixels: Tensor | None = None
         for number, at, own in self.parts(rows):
             made = self.sources[number].pixels(own)
@@ -213,8 +213,8 @@ class JointLabels(LabelSource):
     """The label that each crop has in its store.
 
     Args:
-        crops: of the stores.
-        labels: of the stores, in the same order.
+        crops: the crops of the stores.
+        labels: the labels of each store, in the same order.
     """
 
     def __init__(self, crops: JointCrops, labels: Sequence[LabelSource]) -> None:
@@ -250,7 +250,7 @@ class JointLabels(LabelSource):
 
 @lru_cache(maxsize=8)
 def _mixed(groups: tuple[int, ...], view: int) -> tuple[Int64Array, Int64Array]:
-    """Of each group of a view the store, and its number there: stores in a drawn order, each in its own."""
+    """The store of each group of a view, in random order, and the number of the group in that store."""
     stores = np.repeat(np.arange(len(groups)), groups)
     which = stores[draws.permutation(draws.key("order of stores", view, *groups), len(stores))]
     number = np.empty(len(which), np.int64)

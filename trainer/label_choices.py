@@ -1,4 +1,4 @@
-"""Where the crops and the labels of a run come from, by flags: `labels`, the teacher's, and which go together."""
+"""The flags that choose the labels of a run, and checks of which flags go together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.plan.spec import CropOptions
 from trainer.choices import LossSpec
 
 LabelsName = Literal["stored", "image", "online", "none"]
-# Losses on raw logits: an average of probabilities has none.
+# Losses on raw logits, which an average of probabilities does not have.
 ON_LOGITS = ("gift", "cosine", "mse", "mse+ce")
 
 
@@ -24,34 +24,34 @@ class LabelOptions:
 
     source: Annotated[LabelsName, Named("labels")] = "stored"
     """Where labels come from. stored: one for each crop, from --store; image: one for each image, from a --store of one
-    view; online: made in training by --teacher or --labeller; none: the classes only."""
+    view; online: made during training by --teacher or --labeller; none: the classes only."""
     exact: bool = False
-    """With --labels online: do not round labels to float16, as a store of float16 does."""
+    """With --labels online: keep labels in float32 instead of rounding them to float16, as a float16 store does."""
     view: Annotated[int | None, Named("label-view")] = None
-    """With --labels image: the view, counted from 0, whose labels are used; needed for a store of several views."""
+    """With --labels image: the view, counted from 0, whose labels are used; required if the store has several views."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OnlineTeacher(TeacherOptions):
-    """Which networks label crops on their way."""
+    """The networks that label crops during training."""
 
     names: Annotated[tuple[str, ...], Named("teacher")] = ()
-    """The network that labels, named as for build; of several, the weighted mean of their logits. `train` needs it with
-    --labels online."""
+    """The network that labels, named as for build; several are averaged (weighted mean of their logits). `train` needs
+    it with --labels online."""
     weights: tuple[str, ...] = ()
     """Weights of the teacher, one for each network, or several for one --teacher (an ensemble): a .safetensors or
     state-dict file, torchvision:IMAGENET1K_V1, timm:pretrained, or the folder of a projector."""
     size: Annotated[int | None, Named("teacher-size")] = None
-    """Side of the teacher's crops in pixels, cut from the same boxes; the student's when left out."""
+    """Side of the teacher's crops in pixels, cut from the same boxes as the student's; the student's when left out."""
 
 
 CROP_FLAGS = (*(field.name for field in fields(CropOptions)), "plan_seed", "class_order")
 TEACHER_FLAGS = (*flags_of(OnlineTeacher), *(f"teacher_{field.name}" for field in fields(EngineOptions)))
-NORMALISATION = ("mean", "std")  # of fresh crops without a teacher too
+NORMALISATION = ("mean", "std")  # also used by fresh crops without a teacher
 
 
 def given(config: Flags, names: tuple[str, ...]) -> Iterator[str]:
-    """Those of some flags, by key, that have another value than their default."""
+    """The keys among ``names`` whose flags differ from their defaults."""
     flags = flags_of(type(config))
     for name in names:
         value: Any = config
@@ -93,7 +93,7 @@ class Flags(Protocol):
 
 
 def unused_flags(config: Flags) -> list[str]:
-    """The flags of crops and labels that have no effect on a run, by key."""
+    """The flags of crops and labels that have no effect in a run, by key."""
     source = config.labels.source
     crops = () if config.fresh else ("class_order",) if config.draws_crops else CROP_FLAGS
     unused = [*crops, *(() if source == "online" else ("exact", *TEACHER_FLAGS))]
@@ -144,14 +144,14 @@ def _needed(teacher: OnlineTeacher) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def _cause(config: Flags, name: str) -> str:
-    """The choice because of which a flag has no effect."""
+    """The choice that makes a flag have no effect."""
     if name in CROP_FLAGS:
         return f"--labels {config.labels.source}, whose crops are those of --store"
     return f"--labels {config.labels.source}"
 
 
 def _require_fresh(config: Flags) -> None:
-    """Refuse what no run of fresh crops can have."""
+    """Refuse flags that do not work with fresh crops."""
     if config.follow:
         raise InputError("--follow: plays the crops of a store that is being built; leave it out for fresh crops")
     if config.size is None and config.store is None:

@@ -1,4 +1,4 @@
-"""Where the labels of a run come from: `LabelSource`, labels stored for each crop or for each image, and none."""
+"""Sources of labels: the `LabelSource` protocol, labels stored for each crop or for each image, and none."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from labelstore.writing.encoding import pairs_of
 from pipeline.device.codes import DeviceCodes
 from trainer.crops import Crops, Int64Array
 
-LABEL_BYTES = 256 << 20  # of encoded labels, read ahead of the crops that they belong to
+LABEL_BYTES = 256 << 20  # most bytes of encoded labels that are read ahead of their crops
 
 Request = tuple[int, Int64Array]
-"""A view, and positions in it, whole groups of them."""
+"""A view, and positions in it, in whole groups."""
 
 
 class LabelSource(Protocol):
-    """Labels of crops. What decides them is recorded by whoever makes the source: see `trainer.material`."""
+    """Labels of crops. Whatever constructs a source also records what determines its labels: see `trainer.material`."""
 
     def label(self, requests: Iterator[Request]) -> Callable[[Crops], Tensor | None]:
-        """Begin to label the crops of ``requests``.
+        """Start to label the crops of ``requests``.
 
         Args:
-            requests: all that will be played, to be read ahead of the crops, or ignored; made as they are taken.
+            requests: all requests that will be played, generated lazily; a source may read them ahead or ignore them.
 
         Returns:
-            A function that is called with the crops of each request, in their order, and gives their labels: raw
-            logits ``[n, C]`` on any device, or None where crops have none.
+            A function that is called with the crops of each request, in order, and returns their labels: raw logits
+            ``[n, C]`` on any device, or None if crops have no labels.
         """
         ...
 
 
 class StoredLabels:
-    """The label that a store has for each of its crops.
+    """The labels stored for each crop of a store.
 
     Args:
-        store: the store that the crops are replayed from.
-        device: where labels are decoded: codes are several times smaller than what they decode to.
-        any_scale: whether labels may come in any scale, as they are stored.
+        store: the store from which the crops are replayed.
+        device: where labels are decoded, since codes are several times smaller than logits.
+        any_scale: whether labels may be returned without their scales.
     """
 
     def __init__(self, store: LabelStore, device: torch.device, *, any_scale: bool) -> None:
@@ -53,44 +53,44 @@ class StoredLabels:
         self._decode = decoder_for(store, device, any_scale=any_scale)
 
     def label(self, requests: Iterator[Request]) -> Callable[[Crops], Tensor]:
-        """Blocks of codes come ahead of the crops, within `LABEL_BYTES`; the crops have their rows already."""
+        """Read encoded labels ahead, within `LABEL_BYTES`; decode them with the rows of the crops."""
         codes = self._store.stream_codes(requests, budget_bytes=LABEL_BYTES)
         decode = self._decode or self._store.encoding.decode
         return lambda crops: torch.as_tensor(decode(next(codes), self._pairs(crops.rows)))
 
     def _pairs(self, rows: CropRows) -> Pairs:
-        """Which images the crops of whole groups show, as far as the encoding needs to know."""
+        """The images and weights of the crops of whole groups, if the encoding uses them."""
         if not self._store.encoding.needs_calibration:
             return Pairs.unmixed(rows.image)
         return pairs_of(self._store.identity, rows.values[None]).flat()
 
 
 class NoLabels:
-    """Crops alone, for losses on hard targets."""
+    """No labels, for losses on hard targets."""
 
     def label(self, requests: Iterator[Request]) -> Callable[[Crops], None]:  # noqa: ARG002
-        """Nothing."""
+        """Return None for all crops."""
         return lambda _crops: None
 
 
 class ImageLabels:
-    """One label an image, whatever crop of it is played; of mixed crops the mean of both probabilities.
+    """One label for each image, for all of its crops; mixed crops get the mean of both probabilities.
 
     Args:
-        logits: of the images, float32 ``[N, C]``.
+        logits: logits of the images, float32 ``[N, C]``.
         group: consecutive crops that mix with each other.
-        drawn_size: side that the rows of the crops are drawn for.
+        drawn_size: side for which the rows of the crops were drawn.
     """
 
     def __init__(self, logits: Tensor, group: int, drawn_size: int) -> None:
         self._logits, self._group, self._drawn_size = logits, group, drawn_size
 
     def label(self, requests: Iterator[Request]) -> Callable[[Crops], Tensor]:  # noqa: ARG002
-        """Looked up for each crop."""
+        """Look the label of each crop up."""
         return self.of
 
     def of(self, crops: Crops) -> Tensor:
-        """The raw logits of unmixed crops; of mixed ones the logarithm of the mean, by weight, of probabilities."""
+        """The raw logits for unmixed crops; for mixed ones the logarithm of the weighted mean of probabilities."""
         own = self._logits[torch.from_numpy(crops.rows.image.astype(np.int64))]
         if not crops.rows.mixed:
             return own
@@ -101,15 +101,15 @@ class ImageLabels:
 
 
 def logits_of_images(store: LabelStore, view: int | None) -> Tensor:
-    """The labels of a store's images, float32 ``[N, C]``.
+    """The label of each image of a store, float32 ``[N, C]``.
 
     Args:
-        store: of one view, unless ``view`` is given.
-        view: the one whose labels are taken.
+        store: a store of one view, unless ``view`` is given.
+        view: the view whose labels are taken.
 
     Raises:
-        InputError: when the store has more views, or labels of mixed crops.
-        NotStoredError: when the view is not there.
+        InputError: when the store has several views, or its crops are mixed.
+        NotStoredError: when the view is not stored.
     """
     there = store.state.views_sealed
     if view is None and there > 1:
@@ -118,7 +118,7 @@ def logits_of_images(store: LabelStore, view: int | None) -> Tensor:
             f"--crop center --flip 0, or choose a view: --label-view 0"
         )
     if not 0 <= (view or 0) < there:
-        raise NotStoredError(f"--labels image: {store.path} has {there} sealed views, none of number {view or 0}")
+        raise NotStoredError(f"--labels image: {store.path} has {there} sealed views, and no view {view or 0}")
     if "partner" in store.identity.crop_columns:
         raise InputError(
             f"--labels image: the crops of {store.path} are mixed, and their labels are of two images each; "
@@ -131,7 +131,7 @@ def logits_of_images(store: LabelStore, view: int | None) -> Tensor:
 
 
 def decoder_for(store: LabelStore, device: torch.device, *, any_scale: bool) -> Callable[[Codes, Pairs], Tensor] | None:
-    """What makes labels of codes on a device; None where the encoding itself does, on a CPU."""
+    """The function that decodes codes on a device; None on a CPU, where the encoding decodes them."""
     as_stored = any_scale and store.encoding.scaled
     if device.type == "cpu" and not as_stored:
         return None

@@ -1,8 +1,8 @@
-"""Latents of every image and its mirror image, made once: a file beside the run, and crops that are read from it.
+"""Latents of every image and its mirror image, computed once: a file in the run folder, and a crop source from it.
 
 The file is a ``.safetensors`` file: ``latents``, float16 ``[N, F, M, s, s]`` (F: plain, mirrored; M: channels of the
-latents or of their moments), and their ``mean`` and ``std`` by channel, float64 ``[C]``. Its metadata has the key of
-all that they depend on.
+latents or of their moments), and their ``mean`` and ``std`` by channel, float64 ``[C]``. Its metadata has a digest of
+everything on which they depend.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ UNSCALED = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """What the file holds.
+    """The content of the file.
 
     Attributes:
-        values: float16 ``[N, F, M, s, s]``, in the file, read when they are used.
-        mean: of latents by channel, float64 ``[C]``; of those with moments, of latents drawn from them.
-        std: likewise.
+        values: float16 ``[N, F, M, s, s]``, memory-mapped.
+        mean: mean of latents by channel, float64 ``[C]``; for moments, of latents drawn from them.
+        std: standard deviation, likewise.
     """
 
     values: npt.NDArray[np.float16]
@@ -53,7 +53,7 @@ class Latents:
 
 
 def key_of(manifest: Manifest, spec: PlanSpec, vae: Autoencoder, renderer: Mapping[str, Json]) -> str:
-    """Digest of all that latents depend on, hex."""
+    """Digest (hex) of everything on which latents depend."""
     made: dict[str, Json] = {
         "version": 1,
         "manifest": manifest.digest,
@@ -75,19 +75,19 @@ def open_latents(
     device: torch.device,
     progress: Callable[[int], None] = lambda _count: None,
 ) -> Latents:
-    """The latents of all images, made when the file is absent or of other images, another autoencoder or renderer.
+    """The latents of all images, computed if the file is missing or of other images, autoencoder or renderer.
 
     Args:
         path: the file.
         manifest: the images.
-        spec: their plan, whose crops are the images' centres.
-        vae: on the device.
-        renderer: of the plan.
+        spec: their plan, of centre crops.
+        vae: the autoencoder, on the device.
+        renderer: id of the renderer.
         device: where images are encoded.
-        progress: called with the number of images that were encoded since the last call.
+        progress: called with the number of images encoded since the last call.
 
     Raises:
-        InputError: when the name is taken by another file, or a latent is not finite.
+        InputError: when another file has this name, or a latent is not finite.
     """
     key = key_of(manifest, spec, vae, renderer.id)
     if _key_in(path, whole=True) != key:
@@ -105,7 +105,7 @@ def open_latents(
 def _encoded(
     plan: Plan, vae: Autoencoder, renderer: Renderer, device: torch.device, flips: int
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Latents or moments of some images after others, float32 ``[n, F, M, s, s]``."""
+    """Latents or moments of consecutive images, batch by batch, float32 ``[n, F, M, s, s]``."""
     firsts = range(0, plan.images, BATCH)
     rows = (_mirrored(plan.unmixed(0, np.arange(first, min(first + BATCH, plan.images))), flips) for first in firsts)
     for pixels in render_each(renderer, rows):
@@ -115,7 +115,7 @@ def _encoded(
 
 
 def _mirrored(rows: CropRows, flips: int) -> CropRows:
-    """Each row plain, and then mirrored where that is wanted."""
+    """Each row, followed by its mirrored copy if ``flips`` is 2."""
     values = np.repeat(rows.values, flips, axis=1)
     bits = rows.names.index("bits")
     values[bits] = values[bits] & ~np.uint16(FLIP_BIT) | np.tile(np.arange(flips, dtype=np.uint16), len(rows))
@@ -130,7 +130,7 @@ def _write(
     parts: Iterator[npt.NDArray[np.float32]],
     progress: Callable[[int], None],
 ) -> None:
-    """The whole file, part by part; the statistics come last."""
+    """Write the file, part by part; the statistics come last."""
     size, channels = 2 * int(np.prod(shape)), vae.channels
     header = json.dumps(
         {
@@ -166,14 +166,14 @@ def _write(
 
 
 def _header_of(path: Path) -> tuple[Any, int]:
-    """The header of the file, and where its data begin."""
+    """The header of the file, and the offset of its data."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         return json.loads(file.read(min(length, LONGEST_HEADER))), 8 + length
 
 
 def _key_in(path: Path, *, whole: bool = False) -> str | None:
-    """The key of the latents in a file; None where there are none, or, if ``whole``, where the file is cut off."""
+    """The key of the latents in a file; None if it has none, or, with ``whole``, if the file is truncated."""
     try:
         header, start = _header_of(path)
         size = start + int(header["std"]["data_offsets"][1])
@@ -183,7 +183,7 @@ def _key_in(path: Path, *, whole: bool = False) -> str | None:
 
 
 def _read(path: Path) -> Latents:
-    """What a whole file holds; its latents stay in it."""
+    """Map a complete file."""
     header, start = _header_of(path)
     shape = tuple(header["latents"]["shape"])
     values = np.memmap(path, "<f2", "r", start, shape)
@@ -196,13 +196,13 @@ LATENTS = Proof("the latents of a run's images", lambda path: _key_in(path) is n
 
 
 class LatentCrops(CropSource):
-    """The latents of a plan's images, in its orders and with its flips, in place of their pixels.
+    """The latents of a plan's images in place of their pixels, in the order and with the flips of the plan.
 
     Args:
         manifest: the images.
-        spec: the plan of their centres.
-        latents: of both.
-        key: of the latents: see `key_of`.
+        spec: the plan of centre crops.
+        latents: the latents of both.
+        key: key of the latents: see `key_of`.
     """
 
     def __init__(self, manifest: Manifest, spec: PlanSpec, latents: Latents, key: str) -> None:

@@ -1,4 +1,4 @@
-"""Batches of crops times labels, in the one order of a run: what a training loop iterates over."""
+"""Batches of crops and labels in the order of a run; a training loop iterates over a `Loader`."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from trainer.labels import LabelSource
 from trainer.order import UNBOUNDED, Order, OrderMode
 from trainer.prefetch import Prefetcher, require_process
 
-READ_AHEAD = 2  # batches waiting, as uint8, while one more is rendered
+READ_AHEAD = 2  # batches that wait, as uint8, while the next one is rendered
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What one process makes of one batch; offsets into the epoch.
+    """The part of a batch that one process makes, as offsets into the epoch.
 
     Attributes:
-        low: where the groups begin that its slice lies in.
-        high: where they end.
-        begin: where its slice begins.
-        end: where it ends.
-        total: crops of the whole batch.
+        low: start of the groups that contain its slice.
+        high: end of these groups.
+        begin: start of its slice.
+        end: end of its slice.
+        total: number of crops in the whole batch.
         share: as in `TrainBatch`.
-        reused: rows from ``low`` on that the span before has rendered.
+        reused: rows from ``low`` on that were rendered for the span before.
     """
 
     low: int
@@ -50,12 +50,12 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """A span of an epoch, and what is rendered for it.
+    """A span of an epoch, and the crops that are rendered for it.
 
     Attributes:
-        span: what this process makes of the batch.
+        span: the part of the batch that this process makes.
         view: the view that the epoch plays.
-        positions: of the crops that the span before has not rendered, int64 ``[n]``; may be empty.
+        positions: positions of the crops that were not rendered for the span before, int64 ``[n]``; may be empty.
     """
 
     span: Span
@@ -66,23 +66,24 @@ class Play:
 class Loader(IterableDataset[TrainBatch]):
     """Crops of any source, with labels of any source.
 
-    Iterating gives the batches of one epoch; iterating again gives the next epoch. The order is a function of
-    (seed, epoch) alone: see :class:`trainer.order.Order`. Nothing is dropped: the last batch may be short. Of several
-    processes each gets its slice of every batch; their sizes differ by one at most.
+    Iterating yields the batches of one epoch; iterating again yields the next epoch. The order depends only on (seed,
+    epoch): see :class:`trainer.order.Order`. Nothing is dropped: the last batch may be short. With several processes,
+    each gets a slice of every batch; sizes of slices differ by at most one.
 
-    It has threads of its own: give it to a loop, or to Lightning, as it is. Around it, a
-    ``DataLoader(loader, batch_size=None)`` does nothing; with workers it is refused, since these are other processes.
+    It renders in its own threads: pass it to a loop, or to Lightning, directly. Wrapping it in ``DataLoader(loader,
+    batch_size=None)`` changes nothing; DataLoader workers are refused, since they are other processes.
 
     Args:
-        crops: gives the crops.
-        labels: gives their labels.
+        crops: source of the crops.
+        labels: source of their labels.
         batch_size: crops a batch.
         epoch: the epoch that the first iteration plays.
         seed: the run's seed; draws which view each epoch plays.
         view_order: ``shuffle`` or ``cycle`` (stored order).
-        views: views to play, the first ones; all when None. Without a bound, epoch e plays view e.
-        rank: this process's number among those that train together.
-        world: how many there are.
+        views: number of views to play, from the first on; all when None. If ``crops`` has no limit, epoch e plays view
+            e.
+        rank: rank of this process.
+        world: number of processes.
         device: where batches are made and delivered.
         dtype: of ``images``.
         channels_last: memory layout of ``images``, of the same shape.
@@ -123,8 +124,8 @@ class Loader(IterableDataset[TrainBatch]):
         self._device, self._dtype, self.channels_last = torch.device(device), dtype, channels_last
         self._epoch, self._position = epoch, 0
         self._process = os.getpid()
-        self._played: list[Prefetcher[tuple[TrainBatch, torch.cuda.Event | None]]] = []  # those that may still work
-        self._turn = 0  # of iterators and states: an older iterator must not continue
+        self._played: list[Prefetcher[tuple[TrainBatch, torch.cuda.Event | None]]] = []  # may still run
+        self._turn = 0  # counts iterators and loaded states: an older iterator must not continue
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -142,7 +143,7 @@ class Loader(IterableDataset[TrainBatch]):
 
     @property
     def position(self) -> int:
-        """Crops of :attr:`epoch` that were handed out."""
+        """Number of crops of :attr:`epoch` that were yielded."""
         return self._position
 
     @property
@@ -159,8 +160,8 @@ class Loader(IterableDataset[TrainBatch]):
         """The rest of all epochs before ``epochs``, batch by batch, without a pause between them.
 
         Raises:
-            InputError: when another iteration was begun meanwhile, or a state loaded; when more than the current epoch
-                is wanted of a store that is followed, whose next view may not be there.
+            InputError: when another iteration was started meanwhile, or a state loaded; or when more than the current
+            epoch is requested of a store that is followed, since its next view may not be stored yet.
         """
         require_process(self._process)
         self._turn += 1
@@ -170,12 +171,12 @@ class Loader(IterableDataset[TrainBatch]):
                 raise InputError(f"play: expected one epoch of a store that is followed, found {epochs - self._epoch}")
             self.crops.wait_for(self.view)
         for left in [each for each in self._played if each.stopped]:
-            left.join()  # so that no two iterations render at the same time, unless both are in use
+            left.join()  # so that two iterations never render at the same time, unless both are in use
             self._played.remove(left)
         with Prefetcher(self._made(self._epoch, self._position, epochs), READ_AHEAD) as batches:
             self._played.append(batches)
             for batch, made in batches:
-                # Advanced before the batch is handed out: the state names the next batch while this one is used.
+                # Advanced before the batch is yielded: while this batch is used, the state refers to the next one.
                 if self._turn != turn:
                     raise InputError(
                         "replay: another iteration was begun, or a state loaded, while an epoch was being iterated; "
@@ -188,11 +189,11 @@ class Loader(IterableDataset[TrainBatch]):
                 yield self._deliver(batch, made, crops)
 
     def state_dict(self) -> dict[str, int | str]:
-        """Epoch and position of the next batch that will be handed out, and what the order depends on."""
+        """Epoch and position of the next batch, and everything on which the order depends."""
         return {**self._order_state(), "epoch": self._epoch, "position": self._position}
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
-        """Continue from a state; the order must be that of the state.
+        """Continue from a state, which must have the same order.
 
         Raises:
             InputError: when seed, views, images or view order differ from the state's.
@@ -212,11 +213,11 @@ class Loader(IterableDataset[TrainBatch]):
         return self.crops.remark
 
     def of_store(self, epochs: int) -> int:
-        """How many of the first ``epochs`` epochs play the views of :attr:`order`."""
+        """How many of the first ``epochs`` epochs play views of :attr:`order`."""
         return epochs
 
     def close(self) -> None:
-        """Release what renders the crops, once no iteration uses it."""
+        """Release the renderer, once no iteration uses it."""
         for each in self._played:
             each.join()
         self.crops.close()
@@ -228,7 +229,7 @@ class Loader(IterableDataset[TrainBatch]):
         )
 
     def _at(self, epoch: int) -> tuple[Loader, int]:
-        """The loader that plays an epoch, and which of its own epochs that is."""
+        """The loader that plays an epoch, and the number of that epoch in this loader."""
         return self, epoch
 
     def _order_state(self) -> dict[str, int | str]:
@@ -246,9 +247,9 @@ class Loader(IterableDataset[TrainBatch]):
     def _made(self, first: int, start: int, stop: int) -> Generator[tuple[TrainBatch, torch.cuda.Event | None]]:
         """This process's slices of epochs ``first`` to ``stop``, the first one from an offset on, on the device.
 
-        On a GPU with an event for when they are there.
+        On a GPU each comes with an event that marks when it is ready.
         """
-        make_current(self._device)  # of the prefetcher's thread
+        make_current(self._device)  # for the prefetcher's thread
         stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         with torch.cuda.stream(stream):
             for batch in self._slices(first, start, stop):
@@ -256,13 +257,13 @@ class Loader(IterableDataset[TrainBatch]):
                 yield moved, stream.record_event() if stream else None
 
     def _slices(self, first: int, start: int, stop: int) -> Iterator[TrainBatch]:
-        """This process's slice of each batch, in memory, of epochs ``first`` to ``stop``."""
-        # Labels may be read ahead of the crops; what is ahead is made once and waits here.
+        """This process's slice of each batch of epochs ``first`` to ``stop``."""
+        # Labels may be read ahead of the crops, so that plays are computed once and buffered by `tee`.
         plays, ahead, further = tee(self._plays(first, start, stop), 3)
         label = self.labels.label((play.view, play.positions) for play in ahead if len(play.positions))
         rows, given = tee(self.crops.rows(play.view, play.positions) for play in further if len(play.positions))
         pixels = self.crops.stream(given)
-        del ahead, further, given  # a source that ignores them keeps nothing waiting
+        del ahead, further, given  # so that nothing is buffered for a source that ignores them
         held: TrainBatch | None = None
         for play in plays:
             span = play.span
@@ -284,7 +285,7 @@ class Loader(IterableDataset[TrainBatch]):
                 yield Play(span, view, self.order.positions(epoch, span.low + span.reused, span.high))
 
     def _spans(self, start: int) -> Iterator[Span]:
-        """What this process makes of each batch of an epoch from ``start`` on; mixed crops need their whole groups."""
+        """This process's part of each batch of an epoch from ``start`` on; mixed crops need their whole groups."""
         group, images, rendered = self.crops.group, self.crops.images, 0
         for first in range(start, images, self.batch_size):
             total = min(self.batch_size, images - first)
@@ -315,13 +316,13 @@ class Loader(IterableDataset[TrainBatch]):
         )
 
     def _deliver(self, batch: TrainBatch, made: torch.cuda.Event | None, crops: CropSource) -> TrainBatch:
-        """The batch with pixels normalised as those of their source, once it is there."""
+        """The batch, once it is ready, with pixels normalised as ``crops`` defines."""
         if made:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(made)
             batch.change(lambda column: _used_on(column, stream))
         how = (crops.mean, crops.std, self._dtype, self.channels_last)
-        if batch.images.is_floating_point():  # no pixels
+        if batch.images.is_floating_point():  # not pixels
             return replace(batch, images=batch.images.to(self._dtype))
         if batch.rows is None:
             return replace(batch, images=normalise(batch.images, *how))
@@ -345,6 +346,6 @@ def require_slice(batch_size: int, epoch: int, rank: int, world: int) -> None:
 
 
 def _used_on(column: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
-    """Keep memory from being used again before ``stream`` is done with it."""
+    """Prevent memory from being reused before ``stream`` has finished with it."""
     column.record_stream(stream)
     return column

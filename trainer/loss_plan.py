@@ -1,4 +1,4 @@
-"""The loss of each epoch of a run: one throughout, or phases; with temperatures that change, where they do."""
+"""The loss of each epoch of a run: a single loss or phases, with constant or changing temperatures."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from trainer.phases import Phase, phase_at
 from trainer.relabel import LabelColumns
 from trainer.temperatures import FIRST_STUDENT, TemperatureOptions
 
-GRID = tuple(number / 100 for number in range(1, 101))  # temperatures that a calibrated student may have
+GRID = tuple(number / 100 for number in range(1, 101))  # temperatures that are tried for a calibrated student
 STUDENT = "student_temperature"
 
 
 class LossPlan:
-    """Called with a student's logits and their batch; `begin_epoch` chooses what that comes to.
+    """A loss, called with a student's logits and their batch; `begin_epoch` selects the loss of the epoch.
 
-    Everything but the temperature of a calibrated student follows from the epoch; that is in `state`.
+    The temperature of a calibrated student is kept in `state`. Everything else follows from the epoch.
 
     Args:
-        phases: of the run.
-        relabel: operators on labels, of losses that read them.
+        phases: phases of the run.
+        relabel: operators on labels, applied for losses that read labels.
         temperatures: how they change.
-        columns: of the labels.
+        columns: columns of the labels.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class LossPlan:
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Take the loss and the temperatures of an epoch, counted from 0."""
+        """Set the loss and the temperatures of an epoch, counted from 0."""
         self._number = phase_at(self._phases, epoch)
         self._spec = self._phases[self._number].loss
         self._loss = self._losses[self._spec.name]
@@ -65,15 +65,15 @@ class LossPlan:
             return self._loss(x, t, *targets)
         if self._temperatures.calibrate:
             self._last = (x.detach(), t, batch.share > 0)
-        # The loss divides both by the temperature of its own: twins are then compiled for one temperature alone.
+        # The loss divides both by its constant temperature, so that kernels are compiled for one temperature only.
         first, student = self._spec.temperature, self._student if self._temperatures.calibrate else self._teacher
         loss = self._loss(scaled(x, first / student), scaled(t, first / self._teacher), *targets)
         return loss * (self._teacher / first) ** 2 if self._spec.t_squared else loss
 
     def end_epoch(self, ranks: Ranks) -> dict[str, Json]:
-        """Calibrate the student by the last batch of the epoch; what the epoch was trained with, for its log entry.
+        """Calibrate the student on the last batch of the epoch; returns the phase and temperatures for the log entry.
 
-        The last batch is its last piece where it was taken in several; of several processes, all their pieces.
+        With --accumulate only the last piece of the batch is used; with several processes, that of each process.
         """
         entry: dict[str, Json] = {"phase": self._number + 1} if len(self._phases) > 1 else {}
         if not self._softened:
@@ -91,7 +91,7 @@ class LossPlan:
         return entry
 
     def state(self) -> dict[str, float]:
-        """What `load_state` takes; nothing where all follows from the epoch."""
+        """The state for `load_state`; empty if everything follows from the epoch."""
         return {STUDENT: self._student} if self._temperatures.calibrate else {}
 
     def load_state(self, state: Mapping[str, float]) -> None:
@@ -100,7 +100,7 @@ class LossPlan:
 
 
 def scaled(logits: Tensor, factor: float) -> Tensor:
-    """Logits times a factor, in float32 at least; as they are where that is 1."""
+    """Logits times a factor, in float32 at least; unchanged if the factor is 1."""
     if factor == 1:
         return logits
     return (logits if logits.dtype.itemsize >= 4 else logits.float()) * factor
@@ -108,7 +108,7 @@ def scaled(logits: Tensor, factor: float) -> Tensor:
 
 @torch.no_grad()
 def divergences(x: Tensor, t: Tensor, teacher: float) -> list[float]:
-    """``KL(softmax(t / teacher) || softmax(x / T))``, summed over rows, for each T of `GRID`, but for a constant.
+    """``KL(softmax(t / teacher) || softmax(x / T))``, summed over rows, for each T of `GRID`, up to a constant.
 
     Args:
         x: student logits ``[n, C]``.

@@ -1,7 +1,7 @@
-"""The table of losses: what each is, in one line, and where its function is; read without importing torch.
+"""The table of losses: a declaration of each, with the place of its function. Does not import torch.
 
 A new loss is one file in `trainer/losses/` and one line in `LOSSES`. Its numbers are fields of `LossSpec`. A loss with
-numbers of its own beyond those is given as ``--loss module:attribute`` instead, and holds them itself.
+other numbers is given as ``--loss module:attribute`` instead, and defines them itself.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossKind:
-    """What a loss is.
+    """Declaration of a loss.
 
     Attributes:
-        function: ``module:attribute`` of its definition in plain torch, imported when the loss is made. It is called as
-            ``function(x, t, y, y2, lam, **numbers)``, less ``t`` where it reads no labels, or as
-            ``function(x, t, **numbers)`` where it reads no targets.
-        on_probabilities: likewise, of its definition where labels are probabilities; None where it has none.
+        function: ``module:attribute`` of its definition in plain torch, imported when the loss is constructed. It is
+        called as
+            ``function(x, t, y, y2, lam, **numbers)``, without ``t`` if it reads no labels, or as ``function(x, t,
+            **numbers)`` if it reads no targets.
+        on_probabilities: the same for labels that are probabilities; None if the loss has no such definition.
         numbers: the fields of `LossSpec` that it takes as keyword arguments.
-        labels: whether it reads labels, besides hard targets.
+        labels: whether it reads labels, not hard targets only.
         targets: whether it reads hard targets.
         hard_term: whether ``hard_weight`` times the hard cross-entropy is added to it.
-        any_scale: whether a label may come in any scale, as its codes are without theirs.
-        all_columns: whether it needs the logits of all columns: labels of content topk are then refused.
+        any_scale: whether it is invariant to the scale of a label.
+        all_columns: whether it needs the logits of all columns, so that stores with content topk are refused.
         twin: the faster twin of `trainer.losses.fused` that computes it, if any.
     """
 
@@ -68,17 +69,17 @@ LOSSES: dict[str, LossKind] = {
 
 
 def users_kind(name: str) -> LossKind:
-    """A loss of the user's, ``module:attribute``: it takes logits or probabilities, as they come."""
+    """The declaration of a user's loss, ``module:attribute``; it is called with logits or probabilities alike."""
     return LossKind(function=name, on_probabilities=name)
 
 
 def on_probabilities() -> str:
-    """The losses that labels may be probabilities for, in words."""
+    """The losses that accept probabilities as labels, as text."""
     return in_words([name for name, kind in LOSSES.items() if kind.on_probabilities])
 
 
 def on_largest_columns() -> str:
-    """The losses for which columns that are not known have probability 0, in words."""
+    """The losses that treat unknown columns as probability 0, as text."""
     return in_words([name for name, kind in LOSSES.items() if kind.labels and not kind.all_columns])
 
 

@@ -1,4 +1,4 @@
-"""What a run is trained on: crops of a store or fresh ones, with labels of any source, opened as the flags ask."""
+"""The training data of a run, opened from its flags: replayed or fresh crops, with labels of any source."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import numpy as np
 from torch import Tensor
 
 from labelstore.command.console import Console, quantity
-from labelstore.command.names import printable
 from labelstore.operations.opening import open_store
 from labelstore.spec import Identity, Json
 from labelstore.store import LabelStore
 from pipeline.images.manifest import Manifest, scan
-from pipeline.images.remarks import say_left_out
+from pipeline.images.remarks import report_left_out, report_skipped
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD, require_normalisation
 from pipeline.plan.plan import PlanSpec
 from pipeline.plan.spec import Interpolation
@@ -40,21 +39,21 @@ Normal: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Material:
-    """Batches, and what a student, its tests and its record need to know of them.
+    """The batches of a run, and what the student, its evaluation and its record need of them.
 
     Attributes:
-        loader: gives the batches of this process.
-        columns: C of the labels, and of the student.
+        loader: yields the batches of this process.
+        columns: C, the columns of the labels and of the student.
         classes: class names in target order.
-        label_columns: the column of each class.
-        interpolation: filter of the crops' resize.
-        renderer: id of what renders them.
-        setting: what a recipe's numbers depend on.
-        made_of: what decides crops and labels, in the description of a run.
-        store: identity of the store whose crops are replayed; None of fresh crops.
+        label_columns: the label column of each class.
+        interpolation: filter with which crops are resized.
+        renderer: id of the renderer.
+        setting: the inputs of a recipe's formulas.
+        made_of: everything that determines crops and labels, for the description of a run.
+        store: identity of the store whose crops are replayed; None for fresh crops.
         manifest: the images of fresh crops.
-        online: the teacher that labels on the way.
-        labels: what is made of it, images or nothing; None where they are stored for each crop.
+        online: the teacher that labels crops during training.
+        labels: the label source; None if labels are stored for each crop.
     """
 
     loader: Loader
@@ -72,22 +71,21 @@ class Material:
 
     @property
     def engine(self) -> Mapping[str, Json] | None:
-        """What runs the teacher that labels on the way."""
+        """The engine of the online teacher; None if there is none."""
         return self.online.teacher.engine if self.online else None
 
     def begin(self, console: Console) -> None:
-        """Print what the user should know of images and labels before the first step."""
+        """Print notes and warnings about images and labels, before the first step."""
         if self.manifest is not None:
             console.line(f"images: {len(self.manifest):,} in {quantity(len(self.classes), 'class')}")
-            say_left_out(self.manifest, console)
-            for path in self.manifest.skipped:
-                console.warn(f"left out, does not decode: {printable(path)}")
+            report_left_out(self.manifest, console)
+            report_skipped(self.manifest, console)
         if self.online and isinstance(self.labels, OnlineLabels):
             console.report(self.online.notes, self.online.warnings)
             probe(self.labels, self.loader.crops, console)
 
     def close(self) -> None:
-        """Release what the loader does not."""
+        """Release the renderer of the online teacher's crops; the loader releases its own."""
         if isinstance(self.labels, OnlineLabels):
             self.labels.close()
 
@@ -99,17 +97,17 @@ def open_material(
     engine: Mapping[str, Any] | None = None,
     normal: Normal | None = None,
 ) -> Material:
-    """Open what a run is trained on.
+    """Open the training data of a run.
 
     Args:
         config: of the run.
-        ranks: its processes.
-        views: how many views are played; all when None.
-        engine: the one that the run's labels were begun with, where they are made on the way.
-        normal: normalisation of fresh crops, where it is not the teacher's.
+        ranks: the processes of the run.
+        views: number of views to play; all when None.
+        engine: engine with which the run started, if its labels are made online.
+        normal: normalisation of fresh crops, if it is not the teacher's.
 
     Raises:
-        GiftwrapError: when images, store, teacher and flags do not fit together.
+        GiftwrapError: when images, store, teacher and flags are incompatible.
     """
     if config.fresh:
         return open_fresh(config, ranks, views, engine, normal)
@@ -119,7 +117,7 @@ def open_material(
 
 
 def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
-    """This process's part of what a store holds: crops and their labels."""
+    """The replay of a store's crops and labels in this process."""
     config.require_content(store_of(config).identity.content)
     return Replay(
         store_of(config),
@@ -138,7 +136,7 @@ def open_replay(config: TrainConfig, ranks: Ranks, views: int | None) -> Replay:
 
 
 def order_of(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
-    """What a loader of any crops is given of a run."""
+    """The arguments of a `Loader` that determine the batches and their order."""
     return {
         "batch_size": config.batch_size,
         "seed": config.seed,
@@ -156,7 +154,7 @@ def store_of(config: TrainConfig) -> LabelStore:
 
 
 def open_stored(config: TrainConfig, ranks: Ranks, views: int | None) -> Material:
-    """Crops of a store with the labels that are stored for them."""
+    """Crops of a store with their stored labels."""
     replay = open_replay(config, ranks, views)
     identity = replay.store.identity
     return Material(
@@ -173,7 +171,7 @@ def open_stored(config: TrainConfig, ranks: Ranks, views: int | None) -> Materia
 
 
 def crops_of(config: TrainConfig, store: LabelStore, images: Path, views: int | None) -> ReplayedCrops:
-    """The crops of a store of a run, rendered again from its images."""
+    """The crops of a store, replayed from its images."""
     crops, _ = open_crops(
         store,
         images,
@@ -186,7 +184,7 @@ def crops_of(config: TrainConfig, store: LabelStore, images: Path, views: int | 
 
 
 def open_replayed(config: TrainConfig, ranks: Ranks, views: int | None, engine: Mapping[str, Any] | None) -> Material:
-    """Crops of a store with labels that are made on the way, or none."""
+    """Crops of a store with online labels, or without labels."""
     crops = crops_of(config, store_of(config), config.images, views)
     source, identity = crops.source, crops.source.store.identity
     spec = PlanSpec.from_json(identity.require("plan"))
@@ -218,7 +216,7 @@ def open_fresh(
     engine: Mapping[str, Any] | None,
     normal: Normal | None = None,
 ) -> Material:
-    """Crops of a plan with labels of each image, made on the way, or none."""
+    """Crops of a plan with image labels, online labels, or without labels."""
     manifest, spec, found = labelled(config, ranks, engine, normal)
     renderer = make_renderer(manifest, spec, **config.render.arguments)
     mean, std = normal or (found.mean, found.std)
@@ -242,12 +240,12 @@ def open_fresh(
 def labelled(
     config: TrainConfig, ranks: Ranks, engine: Mapping[str, Any] | None, normal: Normal | None
 ) -> tuple[Manifest, PlanSpec, Found]:
-    """The images of fresh crops, how these are cut, and their labels."""
+    """The images, the plan and the labels of fresh crops."""
     if config.labels.source == "image":
         store = store_of(config)
         manifest = open_images(store, config.images, options=config.source)
         config.require_content(store.identity.content)
-        if config.recipe and hasattr(recipe_of(config.recipe), "fresh"):  # whose `build` makes image labels
+        if config.recipe and hasattr(recipe_of(config.recipe), "fresh"):  # its store of image labels is made by `build`
             require_store(config.recipe, store.identity, config.student)
         spec, found = config.plan(config.size or store.identity.size), Found.of_images(store, config.labels.view)
     else:
@@ -267,7 +265,7 @@ def labelled(
 
 
 def setting_of(config: TrainConfig, manifest: Manifest, spec: PlanSpec) -> Setting:
-    """What a recipe's numbers depend on, of fresh crops."""
+    """The inputs of a recipe's formulas, for fresh crops."""
     return Setting(
         images=listed(len(manifest), manifest.skipped),
         classes=len(manifest.classes),
@@ -279,7 +277,7 @@ def setting_of(config: TrainConfig, manifest: Manifest, spec: PlanSpec) -> Setti
 
 
 def described(manifest: Manifest, crops: FreshCrops, spec: PlanSpec) -> dict[str, Json]:
-    """What decides fresh crops, for the description of a run."""
+    """Everything that determines fresh crops, for the description of a run."""
     return {
         "plan": spec.to_json(),
         "views": crops.views,
@@ -294,16 +292,16 @@ def described(manifest: Manifest, crops: FreshCrops, spec: PlanSpec) -> dict[str
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Found:
-    """Where labels come from that are not stored for each crop, and what their columns are.
+    """The origin of labels that are not stored for each crop, and their columns.
 
     Attributes:
         columns: C.
-        label_columns: the column of each class.
+        label_columns: the label column of each class.
         mean: channel means of fresh crops' normalisation.
         std: channel standard deviations of fresh crops' normalisation.
-        made_of: what decides the labels, in the description of a run.
+        made_of: everything that determines the labels, for the description of a run.
         images: the label of each image, float32 ``[N, C]``.
-        online: the teacher that labels on the way.
+        online: the teacher that labels crops during training.
     """
 
     columns: int

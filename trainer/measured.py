@@ -1,4 +1,4 @@
-"""The network that `evaluate` measures: loaded, tried on crops, and its columns chosen."""
+"""Load the network that `evaluate` measures, try it on crops, and choose its columns."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from pipeline.teacher.engine.neighbours import require_independent
 from trainer.subject import Subject
 
 CLASSES = "--classes"
-TESTED, LESS = "the network is tested", "a smaller --batch or --cache-gib"  # of `device_faults`
+TESTED, LESS = "the network is tested", "a smaller --batch or --cache-gib"  # arguments of `device_faults`
 PROBE_CROPS = 2
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Measured:
-    """A network in eval mode, and how it is run.
+    """A network in eval mode, and how it is called.
 
     Attributes:
-        network: on its device; images to logits ``[n, C]``.
+        network: maps images to logits ``[n, C]``, on its device.
         channels_last: memory layout of its weights and images.
-        columns: of its logits, one a class; None takes all.
-        notes: which of the weights in a file it has, and which columns are the folders', where that was looked up.
-        warnings: what the user should look at before believing the scores.
+        columns: output column of each class; None takes all columns.
+        notes: which weights were taken from the file, and how columns were matched with folders, if they were.
+        warnings: what to check before trusting the results.
     """
 
     network: nn.Module
@@ -46,14 +46,14 @@ class Measured:
 
 
 def load_measured(subject: Subject, classes: Sequence[str]) -> Measured:
-    """Load the network of `evaluate` and choose its columns; the types of its weights stay what they are.
+    """Load the network of `evaluate` and choose its columns; the dtypes of its weights are kept.
 
     Args:
-        subject: what is measured.
-        classes: of the test images, in target order.
+        subject: the network and how it is evaluated.
+        classes: classes of the test images, in target order.
 
     Raises:
-        InputError: when there is no such network, it does not take the crops, or has other columns than the classes.
+        InputError: when the network does not exist, does not accept the crops, or its columns do not match the classes.
     """
     config, member = subject.config, subject.member
     device = teacher_device(config.render.device, subject.dtype)
@@ -76,7 +76,7 @@ def load_measured(subject: Subject, classes: Sequence[str]) -> Measured:
                 member.name, network, lambda pixels: probe.logits(pixels, channels_last), subject.size, config.batch
             )
         except InputError as error:
-            warnings.append(f"{error}; its scores are those of batches of {config.batch}, and depend on --batch")
+            warnings.append(f"{error}; its results are for batches of {config.batch}, and depend on --batch")
     return Measured(
         network=network,
         channels_last=channels_last,
@@ -103,13 +103,13 @@ class Probe:
         return found
 
     def count_columns(self, channels_last: bool) -> int:
-        """Columns of the network in a layout, which it is brought into."""
+        """Convert the network to a layout, and count its columns."""
         name, size, columns = self.subject.member.name, self.subject.size, 0
         self.network.to(memory_format=memory_format(channels_last))
         for count in range(1, min(self.subject.config.batch, PROBE_CROPS) + 1):
             try:
                 logits: Any = self.logits(torch.zeros(count, size, size, 3, dtype=torch.uint8), channels_last)
-            except Exception as error:  # a network may raise anything at a size that it does not take
+            except Exception as error:  # a network may raise anything for a size that it does not accept
                 if is_fault(error):
                     raise
                 raise InputError(
@@ -127,11 +127,11 @@ class Probe:
 def choose_columns(
     selection: str | None, names: tuple[str, ...] | None, total: int, classes: Sequence[str]
 ) -> tuple[tuple[int, ...] | None, list[str], list[str]]:
-    """The columns that --classes selects, checked against the class folders; notes and warnings.
+    """The columns that --classes selects, checked against the class folders, with notes and warnings.
 
     Args:
-        selection: what the user wrote, or the run's own.
-        names: class names of all columns, where the weights name them.
+        selection: value of the flag, or of the run.
+        names: class names of all columns, if the weights record them.
         total: columns of the network.
         classes: folder names in target order.
     """

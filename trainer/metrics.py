@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def ranks(logits: Tensor, targets: Tensor) -> Tensor:
-    """How many classes come before the target, int64 ``[B]``: 0 is a top-1 hit, below 5 a top-5 hit.
+    """The rank of the target in each row, int64 ``[B]``: 0 is a top-1 hit, below 5 a top-5 hit.
 
-    Among equal logits the lower class comes first, so a network that has learnt nothing scores chance and not
-    100 %. A row with NaN is no hit at all.
+    Ties are broken in favour of the lower class, so that a constant output scores chance and not 100 %. A row with NaN
+    is never a hit.
 
     Args:
         logits: ``[B, C]``.

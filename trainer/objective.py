@@ -1,4 +1,4 @@
-"""What a run trains, as the loop sees it: a network, the loss of a batch, and what is evaluated, saved and reported."""
+"""The interface of the training loop to what it trains: network, loss, evaluation, saving and reporting."""
 
 from __future__ import annotations
 
@@ -19,29 +19,31 @@ from trainer.ema import Average
 
 
 class Score(Protocol):
-    """What an evaluation found; a dataclass of numbers, strings and tuples of them."""
+    """The result of an evaluation; a dataclass of numbers, strings and tuples of them."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def numbers(self) -> Mapping[str, float | None]:
-        """Those of the log, by the names in `Objective.numbers`; None for what is no number."""
+        """The numbers for the log, by the names in `Objective.numbers`; None if not finite."""
 
 
 class Objective(Protocol):
-    """What a run trains; what a class that names this one as its base leaves out, it gets from here.
+    """What a run trains. Subclasses inherit the default methods below.
 
     Attributes:
-        name: what the weights are called in a checkpoint, such as ``student``.
-        network: has the weights that steps change and that are saved.
-        called: what a step calls, which may be the network or hold it; several processes and the compiler wrap it.
-        made_of: everything that decides what a run comes to, kept in its config.json and its checkpoints: ``format``
-            (`trainer.run_folder.FORMAT`), ``run`` with ``epochs``, ``schedule`` and ``eval_from``, and its own.
-        numbers: names of the numbers that an evaluation gives, first the one that the summary of a run states; none
-            where nothing is evaluated.
-        some_unused: whether steps leave some parameters without a gradient.
+        name: name of the weights in a checkpoint, such as ``student``.
+        network: contains the weights that are trained and saved.
+        called: module that a step calls: the network, or a module that contains it. It is wrapped for several processes
+            and for the compiler.
+        made_of: everything that determines the result of a run, stored in its config.json and checkpoints: ``format``
+            (`trainer.run_folder.FORMAT`), ``run`` with ``epochs``, ``schedule`` and ``eval_from``, and entries of the
+            objective.
+        numbers: names of the numbers that an evaluation returns; the first one is shown in the summary of a run. Empty
+            if nothing is evaluated.
+        some_unused: whether a step may leave parameters without a gradient.
         channels_last: memory layout of the crops.
-        flags: dataclass of the command's flags, for config.toml; None: those of `train`.
+        flags: dataclass of the command's flags, for config.toml; None for those of `train`.
     """
 
     name: str
@@ -54,19 +56,19 @@ class Objective(Protocol):
     flags: object | None = None
 
     def loss(self, called: nn.Module, batch: TrainBatch) -> Tensor:
-        """The mean loss of a batch, a scalar with a gradient; ``called`` is `called`, wrapped."""
+        """The mean loss of a batch, a scalar with a gradient; ``called`` is the attribute of that name, wrapped."""
         ...
 
     def begin_epoch(self, epoch: int) -> None:  # noqa: ARG002
-        """Called before the first step of an epoch (from 0) that this call of the run takes."""
+        """Called before the first step in an epoch (from 0), also when a run continues within the epoch."""
         return
 
     def end_epoch(self, ranks: Ranks) -> Mapping[str, Json]:  # noqa: ARG002
-        """Called after the last step of an epoch, on every process; numbers for the epoch's log entry."""
+        """Called after the last step of an epoch, on every process; returns numbers for the epoch's log entry."""
         return {}
 
     def state(self) -> Mapping[str, Any]:
-        """What `loss` depends on besides the network and the epoch: for checkpoints; numbers, strings and tensors."""
+        """Further state of `loss`, besides the network and the epoch, for checkpoints: numbers, strings and tensors."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: ARG002
@@ -79,19 +81,19 @@ class Objective(Protocol):
         return False
 
     def average(self, decay: float) -> Average:
-        """The running mean of the weights, in a copy that shares nothing with the network."""
+        """The running mean of the weights, in a copy that shares no tensors with the network."""
         return Average(copy.deepcopy(self.network), decay)
 
     def begin(self, console: Console) -> None:  # noqa: ARG002
-        """Check and print what the user should know before the first step."""
+        """Check the run, and print notes and warnings, before the first step."""
         return
 
     def files(self) -> Mapping[str, Proof]:
-        """What shows that a file in a run's folder is the run's own, by the names of the files that it writes."""
+        """How to recognise the files that the objective writes into the run folder, by name."""
         return {}
 
     def evaluate(self, network: nn.Module) -> Score:
-        """How a network with the weights of this one, or their running mean, does."""
+        """Evaluate a network that has these weights, or their running mean."""
         raise NotImplementedError
 
     def better(self, found: Score, best: Score) -> bool:
@@ -99,11 +101,11 @@ class Objective(Protocol):
         raise NotImplementedError
 
     def restored(self, fields: Mapping[str, Any]) -> Score:
-        """The score whose fields a checkpoint holds."""
+        """Construct a score from the fields in a checkpoint."""
         raise NotImplementedError
 
     def record(self, folder: Path, score: Score) -> None:  # noqa: ARG002
-        """Write files of an evaluation beside the log."""
+        """Write files of an evaluation into the run folder."""
         return
 
     def save_weights(self, state: Mapping[str, Tensor], path: Path) -> None:
@@ -111,9 +113,9 @@ class Objective(Protocol):
         save_weights(state, path)
 
     def report(self) -> Mapping[str, Json]:
-        """What the summary of a run says of it."""
+        """Entries for the summary of a run."""
         return {}
 
     def close(self) -> None:
-        """Release what evaluations need."""
+        """Release the resources of evaluations."""
         return

@@ -1,4 +1,4 @@
-"""Labels made on the way: a teacher labels each batch of crops, as a build would have stored them."""
+"""Labels made during training: a teacher labels each batch of crops, as a build would have stored them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from trainer.labels import Request
 
 
 class OnlineLabels:
-    """Labels that a labeller makes of the crops on their way.
+    """Labels that a labeller makes during training.
 
     Args:
-        labeller: makes them.
-        drawn_size: side that the rows of the crops are drawn for.
-        renderer: of the crops at the labeller's side, where the student's have another one.
-        exact: whether labels come as they are made, and not rounded to float16.
-        any_scale: whether float16 labels come in that type, as those of a store do then.
+        labeller: makes the labels.
+        drawn_size: side for which the rows of the crops were drawn.
+        renderer: renders the crops at the labeller's size, if that is not the student's.
+        exact: whether labels are not rounded to float16.
+        any_scale: whether labels stay float16, as a store returns them with ``any_scale``.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class OnlineLabels:
         self._exact, self._any_scale = exact, any_scale
 
     def label(self, requests: Iterator[Request]) -> Callable[[Crops], Tensor]:  # noqa: ARG002
-        """Made of the pixels of each request."""
+        """Label the crops of each request."""
         return self.of
 
     def of(self, crops: Crops) -> Tensor:
@@ -71,7 +71,7 @@ class OnlineLabels:
         return logits.half() if self._any_scale else logits.half().float()
 
     def pixels(self, crops: Crops) -> Tensor:
-        """The crops at the side of the labeller, uint8 ``[n, S, S, 3]``."""
+        """The crops at the labeller's size, uint8 ``[n, S, S, 3]``."""
         if self._renderer is None:
             return crops.pixels
         return self._renderer.render(at_size(crops.rows, self._drawn_size, self.labeller.size))
@@ -90,13 +90,13 @@ class OnlineLabels:
                     f"logit of image {rows.image[piece][error.row]} in view {view}, class {error.column}: expected a "
                     f"number, found {error.value}; look at the teacher's weights, --teacher-dtype and --mean/--std"
                 ) from error
-        logits = torch.cat(found)  # another tensor than those of inference mode, which no loss can be derived with
-        return logits.to(pixels.device)  # a labeller of the user's own may make them elsewhere
+        logits = torch.cat(found)  # a new tensor: autograd does not accept those of inference mode
+        return logits.to(pixels.device)  # a user's labeller may return them on another device
 
     def slot_difference(self, crops: Crops) -> float:
-        """The largest difference between the logits of one crop in several slots of a batch; 0: bit for bit the same.
+        """The largest difference between logits of the same crop in different slots of a batch; 0 if they are equal.
 
-        The crops are labelled in their order, in reverse, and the first half of them alone.
+        The crops are labelled in order, in reverse order, and the first half separately.
         """
         count = min(len(crops.rows), self.labeller.batch)
         pixels, rows = self.pixels(crops)[:count], crops.rows.take(slice(count))
@@ -114,13 +114,13 @@ class OnlineLabels:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Online:
-    """A teacher, or a labeller of the user's own, that labels on the way.
+    """A teacher, or a user's labeller, that labels during training.
 
     Attributes:
         teacher: the networks, or the labeller.
-        options: its flags, complete.
-        notes: for people.
-        warnings: what the user should look at before trusting the labels.
+        options: its flags, with all defaults resolved.
+        notes: lines to print.
+        warnings: what to check before trusting the labels.
     """
 
     teacher: Labeller
@@ -139,7 +139,7 @@ class Online:
         return self.teacher.std
 
     def made_of(self, *, exact: bool) -> dict[str, Json]:
-        """What decides the labels, for the description of a run, which has the number of threads elsewhere."""
+        """Everything that determines the labels, for the description of a run, except the number of threads."""
         engine = {name: value for name, value in self.teacher.engine.items() if name != "threads"}
         columns: list[Json] = [*self.teacher.class_columns]
         return {
@@ -156,12 +156,12 @@ class Online:
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """What crops a teacher is shown.
+    """The crops that a teacher labels.
 
     Attributes:
-        classes: of the images, in target order.
+        classes: classes of the images, in target order.
         spec: the plan of the crops.
-        normalisation: channel means and deviations that the plan's augmentations work on; None: the teacher's own.
+        normalisation: channel means and deviations for augmentations of normalised pixels; None for the teacher's.
     """
 
     classes: tuple[str, ...]
@@ -175,11 +175,11 @@ def load_online(config: TrainConfig, shown: Shown, world: int, engine: Mapping[s
     Args:
         config: of the run.
         shown: the crops.
-        world: processes that share a batch.
-        engine: the one that the run was begun with, whose batch and layout are kept.
+        world: number of processes between which a batch is divided.
+        engine: engine with which the run started; its batch and layout are kept.
 
     Raises:
-        InputError: when there is no such teacher, it has other classes, or cannot be run so.
+        InputError: when the teacher does not exist, has other classes, or cannot run with these flags.
     """
     size = config.teacher.size or shown.spec.size
     if config.teacher.labeller:
@@ -207,7 +207,7 @@ def load_online(config: TrainConfig, shown: Shown, world: int, engine: Mapping[s
 
 
 def own_online(config: TrainConfig, shown: Shown, place: str, size: int) -> Online:
-    """The labeller of --labeller, for crops of ``size`` px; the arguments are those of `load_online`."""
+    """Load the labeller of --labeller, for crops of ``size`` px; the other arguments are those of `load_online`."""
     args = json_object("--labeller-args", config.teacher.labeller_args or "{}")
     labeller = load_labeller(place, args, size, shown.classes, shown.spec.columns)
     note = note_on(config, shown, str(labeller.identity.get("name", place)), labeller)
@@ -215,7 +215,7 @@ def own_online(config: TrainConfig, shown: Shown, place: str, size: int) -> Onli
 
 
 def note_on(config: TrainConfig, shown: Shown, name: str, labeller: Labeller) -> str:
-    """Who labels, and how, for people."""
+    """A line to print: the labeller, and how it labels."""
     how = "as they are made" if config.labels.exact else "rounded to float16"
     at = "" if labeller.size == shown.spec.size else f", of the same boxes at {labeller.size} px"
     return f"labels: online, by {name} in batches of {labeller.batch}{at}, {how}"
@@ -223,10 +223,10 @@ def note_on(config: TrainConfig, shown: Shown, name: str, labeller: Labeller) ->
 
 @contextmanager
 def one_precision(labels: object) -> Iterator[None]:
-    """The precision of a run's teacher for all of the run, where one labels on the way.
+    """Keep the precision of the online teacher set for the whole run, if there is one.
 
-    Torch has one setting a process. A teacher that set its own in the loader's thread, batch by batch, would change the
-    kernels of the student in the main thread, depending on which of the two is ahead.
+    torch has one setting per process. If the teacher set its precision in the loader's thread, batch by batch, it would
+    change the student's kernels in the main thread, depending on timing.
 
     Args:
         labels: of the run.
@@ -237,7 +237,7 @@ def one_precision(labels: object) -> Iterator[None]:
 
 
 def batch_of(config: TrainConfig, group: int, world: int) -> int:
-    """Crops a batch of the teacher, where no flag says: those of a step of one process, at most a build's own batch."""
+    """Default batch of the teacher: the crops of one process in a step, at most the default of a build."""
     step = -(-config.batch_size // world)
     most = GPU_BATCHES[-1] if config.render.device.startswith("cuda") else CPU_BATCH
     return min(-(-step // group) * group, most)
@@ -255,11 +255,11 @@ def labels_of(
 
     Args:
         config: of the run.
-        online: makes them.
+        online: the labeller.
         crops: of the run.
         manifest: their images.
-        spec: their plan, at the side that the rows are drawn for.
-        renderer: id of what renders them.
+        spec: their plan, at the size for which the rows were drawn.
+        renderer: id of the renderer of the crops.
     """
     size, own = online.teacher.size, None
     if size != crops.size:
@@ -274,7 +274,7 @@ def labels_of(
 
 
 def probe(labels: OnlineLabels, crops: CropSource, console: Console) -> None:
-    """Print whether a label depends on its slot in the batch, found out on the first crops."""
+    """Label the first crops in different slots of a batch, and print whether their labels are equal."""
     group = crops.group
     count = min(-(-labels.labeller.batch // group) * group, crops.images)
     positions = np.arange(count)
@@ -283,7 +283,7 @@ def probe(labels: OnlineLabels, crops: CropSource, console: Console) -> None:
     if difference:
         console.warn(
             f"labels: a label depends on the other crops of its batch, by {difference:.1e} at most: online labels "
-            f"equal stored ones to that, and not bit for bit"
+            f"match stored ones up to this difference, not bit for bit"
         )
     else:
         console.line("labels: each is the same in every slot of the teacher's batch, bit for bit")

@@ -1,4 +1,4 @@
-"""Any optimiser of ``torch.optim`` by its name, or one of the user's; each with defaults of its own."""
+"""Any optimiser of ``torch.optim`` by name, or a user's; with defaults for each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.config import json_object
 from pipeline.networks.imported import imported
 from trainer.choices import Decay, OptimiserOptions
 
-# LBFGS calls the loss again and again, SparseAdam takes sparse gradients: neither fits a student's loop.
+# LBFGS evaluates the loss several times a step, and SparseAdam needs sparse gradients: neither fits the training loop.
 OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
     name: value
     for name, value in sorted(vars(torch.optim).items())
@@ -31,11 +31,11 @@ OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Defaults:
-    """What `train` gives an optimiser where no flag says anything.
+    """The defaults of an optimiser in `train`.
 
     Attributes:
-        lr: first learning rate; None: it has to be given.
-        weight_decay: 0 where the optimiser has none.
+        lr: initial learning rate; None if it must be given.
+        weight_decay: 0 if the optimiser has none.
         args: further keyword arguments.
     """
 
@@ -44,7 +44,7 @@ class Defaults:
     args: Mapping[str, Json] = field(default_factory=dict)
 
 
-# AdamW as GIFT has it; SGD as data-efficient training has it (the ECCV 2024 challenge, no-distillation).
+# AdamW as in GIFT; SGD as in data-efficient training (the ECCV 2024 challenge, no-distillation).
 DEFAULTS = {
     "AdamW": Defaults(lr=1e-3, weight_decay=1e-4),
     "SGD": Defaults(lr=1e-2, weight_decay=5e-4, args={"momentum": 0.9}),
@@ -55,7 +55,7 @@ def optimiser_class(name: str) -> Callable[..., Any]:
     """The class of an optimiser.
 
     Raises:
-        InputError: when there is none of that name.
+        InputError: when there is no optimiser of that name.
     """
     if ":" in name:
         return cast("Callable[..., Any]", imported("--optimizer", name))
@@ -70,7 +70,7 @@ def optimiser_class(name: str) -> Callable[..., Any]:
 
 @lru_cache
 def defaults_of(name: str) -> Defaults:
-    """What `train` gives an optimiser where no flag says anything: `DEFAULTS`, or what its class says."""
+    """The defaults of an optimiser in `train`: those in `DEFAULTS`, or else those of its class."""
     if name in DEFAULTS:
         return DEFAULTS[name]
     arguments = _arguments(name)
@@ -82,7 +82,7 @@ def defaults_of(name: str) -> Defaults:
 
 
 def _arguments(name: str) -> Mapping[str, inspect.Parameter]:
-    """The arguments of an optimiser's class, without the first, the parameters."""
+    """The arguments of an optimiser's class, without the first one (the parameters)."""
     made = optimiser_class(name)
     try:
         found = inspect.signature(made).parameters
@@ -100,14 +100,14 @@ class OptimiserSpec:
     lr: float = 1e-3
     """Learning rate before the schedule changes it."""
     weight_decay: float = 1e-4
-    """Applied as this optimiser defines it."""
+    """Weight decay, as the optimiser defines it."""
     decay: Decay = "all"
-    """Which parameters decay."""
+    """Which parameters have weight decay."""
     args: Mapping[str, Json] = field(default_factory=dict)
     """Further keyword arguments of the class."""
 
     def __post_init__(self) -> None:
-        """Refuse what the class would not take, before any work starts."""
+        """Refuse arguments that the class would not accept, before any work starts."""
         known = self._defaults()
         unknown = [name for name in self.args if name not in known]
         if unknown and not self._takes_any:
@@ -124,7 +124,7 @@ class OptimiserSpec:
         self.make([("weight", Parameter(torch.zeros(1, 1)))])
 
     def make(self, parameters: Iterable[tuple[str, Parameter]]) -> torch.optim.Optimizer:
-        """The optimiser of a network's named parameters."""
+        """Construct the optimiser for a network's named parameters."""
         values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in self._given().items()}
         try:
             made = optimiser_class(self.name)(self._groups(parameters), **values)
@@ -137,13 +137,13 @@ class OptimiserSpec:
         return made
 
     def to_json(self) -> dict[str, Json]:
-        """Name and every argument with its value; those that are None are left to torch."""
+        """The name and every argument with its value; None leaves an argument to torch."""
         values = {**self._defaults(), **self._given()}
         plain = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items() if v is not None}
         return {"name": self.name, **plain, **({} if self.decay == "all" else {"decay": self.decay})}
 
     def _groups(self, parameters: Iterable[tuple[str, Parameter]]) -> list[dict[str, Any]]:
-        """Parameters that decay, and those that do not, as SRe2L and RDED part them."""
+        """Parameter groups with and without weight decay, split as in SRe2L and RDED."""
         decaying: list[Parameter] = []
         others: list[Parameter] = []
         for name, parameter in parameters:
@@ -152,7 +152,7 @@ class OptimiserSpec:
         return [{"params": decaying}, *([{"params": others, "weight_decay": 0.0}] if others else [])]
 
     def _given(self) -> dict[str, Json]:
-        """The keyword arguments of the class that are not left to their defaults."""
+        """The keyword arguments that are passed to the class."""
         decay: dict[str, Json] = {"weight_decay": self.weight_decay}
         if "weight_decay" not in _arguments(self.name) and not self._takes_any:
             if self.weight_decay:
@@ -162,11 +162,11 @@ class OptimiserSpec:
 
     @property
     def _takes_any(self) -> bool:
-        """Whether the class takes arguments that it does not name."""
+        """Whether the class accepts arbitrary keyword arguments."""
         return any(each.kind is each.VAR_KEYWORD for each in _arguments(self.name).values())
 
     def _defaults(self) -> dict[str, Json]:
-        """The arguments of the class, without those that have a field of their own, and their defaults."""
+        """The defaults of the class's arguments, except those that are fields here."""
         named = {n: a for n, a in _arguments(self.name).items() if a.kind not in (a.VAR_KEYWORD, a.VAR_POSITIONAL)}
         return {
             name: None if argument.default is argument.empty else argument.default

@@ -1,8 +1,8 @@
-"""Which crop comes when: one global sequence, a pure function of the run's seed (P5).
+"""The order of crops in a run: one global sequence, a pure function of the run's seed (P5).
 
-An epoch plays one view. A view is stored shuffled, so its first play is its stored order: sequential reads,
-and a perfect shuffle for the student. Later plays are permuted in windows, and so read window by window.
-It does not depend on world size, workers or where a run stopped: each reader takes its slice of the sequence.
+An epoch plays one view. A view is stored shuffled, so the first time it is played in stored order: reads are
+sequential, and the student gets a perfect shuffle. Later plays are permuted within windows, and are read window by
+window. The sequence does not depend on world size, workers or where a run stopped: each reader takes its slice of it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from labelstore.errors import InputError
 from pipeline.plan import draws
 
 WINDOW = 65_536
-"""Positions of a window, at most; part of the format, not a memory setting."""
+"""Most positions in a window; part of the format, not a memory setting."""
 UNBOUNDED = 2**62
-"""Views of crops that are made as they are played: more than any run has epochs."""
+"""Number of views of crops that are rendered as they are played: more than any run has epochs."""
 
 OrderMode = Literal["shuffle", "cycle"]
 Int64Array = npt.NDArray[np.int64]
@@ -30,7 +30,7 @@ Int64Array = npt.NDArray[np.int64]
 class Order:
     """The order in which a run plays the crops of a store.
 
-    Groups stay whole and start at multiples of ``group`` in every epoch: where ``group`` does not divide the
+    Groups stay whole and start at multiples of ``group`` in every epoch. If ``group`` does not divide the number of
     images, the short last group is played last.
 
     Attributes:
@@ -38,8 +38,8 @@ class Order:
         images: positions of a view, N.
         group: consecutive positions that mix with each other and are kept together.
         seed: the run's seed, not the store's.
-        mode: ``shuffle`` draws a permutation of the views, and another one each time all have been played;
-            ``cycle`` plays them in stored order, again and again.
+        mode: ``shuffle`` draws a permutation of the views, and a new one each time all have been played; ``cycle``
+            repeats them in stored order.
     """
 
     views: int
@@ -49,7 +49,7 @@ class Order:
     mode: OrderMode = "shuffle"
 
     def __post_init__(self) -> None:
-        """Refuse what is not an order."""
+        """Refuse invalid numbers."""
         for name in ("views", "images", "group"):
             if getattr(self, name) < 1:
                 raise InputError(f"order: {name}: expected at least 1, found {getattr(self, name)}")
@@ -64,11 +64,11 @@ class Order:
         return step if self.mode == "cycle" else int(_permutation(self.views, "views", self.seed, cycle)[step])
 
     def times_played(self, epoch: int) -> int:
-        """How often the view of an epoch was played before it."""
+        """How often the view of an epoch was played in earlier epochs."""
         return epoch // self.views
 
     def positions(self, epoch: int, start: int = 0, stop: int | None = None) -> Int64Array:
-        """The positions in its view that an epoch plays from offset ``start`` to ``stop``, int64 ``[n]``."""
+        """The positions that an epoch plays from offset ``start`` to ``stop``, int64 ``[n]``."""
         stop = self.images if stop is None else stop
         if not 0 <= start <= stop <= self.images:
             raise InputError(f"order: expected a range of offsets within [0, {self.images}], found {start}:{stop}")
@@ -85,16 +85,16 @@ class Order:
 
     @property
     def _whole(self) -> int:
-        """Positions in whole groups."""
+        """Number of positions in whole groups."""
         return self.images // self.group * self.group
 
     @property
     def _step(self) -> int:
-        """Positions of a full window: the whole groups within `WINDOW`, at least one."""
+        """Number of positions in a full window: the whole groups within `WINDOW`, at least one."""
         return max(WINDOW // self.group, 1) * self.group
 
     def _size(self, window: int) -> int:
-        """Positions of a window; the last may have fewer groups."""
+        """Number of positions in a window; the last may have fewer groups."""
         return min(self._step, self._whole - window * self._step)
 
     def _windows(self, epoch: int) -> list[int]:
@@ -112,13 +112,13 @@ class Order:
         return played[start - whole * self.group : stop - whole * self.group]
 
     def _played(self, epoch: int) -> tuple[int, int, int]:
-        """What the order of a replayed view is keyed by: run seed, view, times played."""
+        """The key of the order of a replayed view: run seed, view, times played."""
         return self.seed, self.view(epoch), self.times_played(epoch)
 
 
 @lru_cache(maxsize=8)
 def _permutation(length: int, what: str, *numbers: int) -> Int64Array:
-    """The permutation of ``range(length)`` for a key; the last few are kept, half a megabyte each at most."""
+    """The permutation of ``range(length)`` for a key; the last few are cached, at most half a megabyte each."""
     permutation = draws.permutation(draws.key(f"order of {what}", *numbers), length)
     permutation.flags.writeable = False
     return permutation

@@ -1,4 +1,4 @@
-"""Epochs of labelled crops and epochs of fresh crops with hard labels in one run: the loader of `--phase`."""
+"""The loader of `--phase`: epochs of labelled crops, and epochs of fresh crops with hard labels, in one run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from trainer.material import Material, described, order_of
 
 
 class PhasedLoader(Loader):
-    """The epochs of two loaders of the same images, in batches of the same size.
+    """Plays the epochs of two loaders of the same images, in batches of the same size.
 
-    The views of a store are played in its labelled epochs alone, as by a run that has no others: the first of these
-    plays the first view of the order. Where views have no bound, epoch e plays view e, whichever loader plays it.
+    The views of a store are played only in labelled epochs, in the same order as in a run without other epochs: the
+    first labelled epoch plays the first view of the order. If views have no limit, epoch e plays view e in either
+    loader.
 
     Args:
-        labelled: gives crops with labels.
-        fresh: gives fresh crops without labels; its views have no bound.
-        hard: of each epoch of the run, whether ``fresh`` plays it.
-        order: the arguments of a loader that decide batches and order, as those of both.
+        labelled: yields crops with labels.
+        fresh: yields fresh crops without labels; its views have no limit.
+        hard: for each epoch of the run, whether ``fresh`` plays it.
+        order: the arguments of a loader that determine batches and order, the same for both.
     """
 
     def __init__(self, labelled: Loader, fresh: Loader, hard: Sequence[bool], **order: Any) -> None:
@@ -41,7 +42,7 @@ class PhasedLoader(Loader):
 
     @property
     def remark(self) -> str:
-        """Lines about the crops of both for the start of a run."""
+        """Lines about the crops of both, printed when a run starts."""
         own, fresh = self.crops.remark, self._fresh.crops.remark
         return own if own == fresh else f"{own}\n{fresh}"
 
@@ -50,7 +51,7 @@ class PhasedLoader(Loader):
         return self._hard[:epochs].count(False)
 
     def close(self) -> None:
-        """Release what renders the crops of both."""
+        """Release the renderers of both."""
         super().close()
         if self._fresh.crops is not self.crops:
             self._fresh.close()
@@ -69,7 +70,7 @@ class PhasedLoader(Loader):
         }
 
     def _slices(self, first: int, start: int, stop: int) -> Iterator[TrainBatch]:
-        """Those of consecutive epochs of one loader at a time: nothing is read ahead from one to the other."""
+        """The slices of consecutive epochs of the same loader at a time; nothing is read ahead across a change."""
         for _, run in groupby(range(first, stop), lambda epoch: self._at(epoch)[0] is self._fresh):
             epochs = [*run]
             loader, begin = self._at(epochs[0])
@@ -78,23 +79,23 @@ class PhasedLoader(Loader):
 
 
 def with_phases(material: Material, config: TrainConfig, ranks: Ranks) -> Material:
-    """What a run is trained on, with fresh crops in the epochs of losses that read no labels.
+    """The training data of a run, with fresh crops in epochs whose loss reads no labels.
 
-    These show the images of a store at the side and in the normalisation of its crops.
+    Fresh crops show the images of the store, with its crop size and normalisation.
 
     Args:
-        material: of a run without these epochs.
+        material: training data without these epochs.
         config: of the run.
         ranks: its processes.
 
     Raises:
-        InputError: when the flags of crops are no plan.
+        InputError: when the flags of crops are invalid.
     """
     if not config.hard_phases:
         return material
     hard = [not phase.loss.reads_labels for phase in config.phases for _ in range(phase.epochs)]
     order, labelled = order_of(config, ranks), material.loader
-    if config.fresh:  # the same crops, which need no labels then
+    if config.fresh:  # the same crops, without labels
         fresh = Loader(labelled.crops, NoLabels(), views=labelled.crops.views, **order)
         return replace(material, loader=PhasedLoader(labelled, fresh, hard, **order))
     replayed = labelled.crops

@@ -1,4 +1,4 @@
-"""`train --phase`: losses one after the other, each for some epochs; read by commands before torch is needed."""
+"""`train --phase`: a sequence of losses, each for some epochs. Does not import torch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Phase:
     """Consecutive epochs of a run with the same loss.
 
     Attributes:
-        loss: with every number.
-        epochs: how many.
+        loss: the loss and its numbers.
+        epochs: number of epochs.
     """
 
     loss: LossSpec
@@ -30,10 +30,10 @@ def phases_of(text: str, numbers: LossSpec) -> tuple[Phase, ...]:
 
     Args:
         text: value of the flag; a loss is one of the table, or ``module:attribute``.
-        numbers: those of the losses, of which each takes its own.
+        numbers: numbers of all losses; each loss uses its own.
 
     Raises:
-        InputError: names what is wrong with the text.
+        InputError: when the text is not valid.
     """
     phases = []
     for part in text.split(","):
@@ -56,12 +56,12 @@ def phases_of(text: str, numbers: LossSpec) -> tuple[Phase, ...]:
 
 
 def plays_fresh(phases: Sequence[Phase]) -> bool:
-    """Whether some phases read no labels, and play fresh crops, beside others that do."""
+    """Whether some phases, but not all, read no labels and so play fresh crops."""
     return len({phase.loss.reads_labels for phase in phases}) > 1
 
 
 def phase_at(phases: Sequence[Phase], epoch: int) -> int:
-    """Number of the phase that an epoch (from 0) belongs to; of epochs after the last one, the last phase's."""
+    """The number of the phase of an epoch (from 0); epochs after the last phase belong to it."""
     end = 0
     for number, phase in enumerate(phases):
         end += phase.epochs

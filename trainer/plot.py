@@ -1,6 +1,6 @@
-"""Curves of runs on one picture: training loss, learning rate, test top-1 and test loss against epochs.
+"""Plot curves of runs in one picture: training loss, learning rate, test top-1 and test loss over epochs.
 
-Runs that differ in seed alone are one line, their mean, in a band from the least to the largest of them.
+Runs that differ only in their seed are one line, their mean, in a band from minimum to maximum.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from trainer.compare import shown
 from trainer.config import PlotConfig
 from trainer.runs import RunGroup, RunRecord, find_runs, grouped, read_log, read_run
 
-# Measured alike in all runs; losses of other definitions have axes of their own.
+# Comparable between all runs; each definition of the training loss gets a separate panel.
 PANELS = {"lr": "learning rate", "test_top1": "test top-1, %", "test_loss": "test loss"}
-# matplotlib's own ten; further ones are spread over the hues by the golden ratio, and never come again.
+# matplotlib's ten colours; further ones are spread over the hues by the golden ratio, and never repeat.
 COLOURS = 10
 GOLDEN = 0.618033988749895
 DASHES = ("-", "--", ":", "-.")
 
 
 def plot(config: PlotConfig, console: Console) -> dict[str, int]:
-    """Draw the runs; the number of epochs that each has."""
+    """Draw the runs; returns the number of epochs of each."""
     runs = begun(find_runs(config.runs, logs=True), console)
     groups = grouped(runs)
     losses = list(dict.fromkeys(map(loss_of, runs)))
@@ -49,7 +49,7 @@ def plot(config: PlotConfig, console: Console) -> dict[str, int]:
     figure.legend(
         lines,
         [name_of(group, groups) for group in groups],
-        title="several runs: their mean, and a band from the least to the largest",
+        title="several runs: mean, with a band from minimum to maximum",
         loc="outside lower center",
     )
     with new_file(config.out) as file:
@@ -61,7 +61,7 @@ def plot(config: PlotConfig, console: Console) -> dict[str, int]:
 
 
 def begun(folders: Sequence[Path], console: Console) -> list[RunRecord]:
-    """The runs that have finished an epoch; the others are named in a warning.
+    """The runs that have finished an epoch; a warning lists the others.
 
     Raises:
         InputError: when none has.
@@ -75,7 +75,7 @@ def begun(folders: Sequence[Path], console: Console) -> list[RunRecord]:
 
 
 def loss_of(run: RunRecord) -> str:
-    """The definition of a run's training loss: its name and every number; empty where it is not known."""
+    """The definition of a run's training loss: its name and numbers; empty if unknown."""
     loss = dict(run.made_of.get("loss") or {})
     name = str(loss.pop("name", ""))
     return ", ".join([name, *(f"{key} {shown(value)}" for key, value in loss.items())])
@@ -92,7 +92,7 @@ def curve(group: RunGroup, key: str) -> dict[int, list[float]]:
 
 
 def draw(axes: Any, points: Mapping[int, Sequence[float]], drawn: Mapping[str, Any]) -> None:
-    """The mean as a line, and the range of several runs as a band."""
+    """Draw the mean as a line, and the range of several runs as a band."""
     if not points:
         return
     marker = "." if len(points) < 50 else None
@@ -103,7 +103,7 @@ def draw(axes: Any, points: Mapping[int, Sequence[float]], drawn: Mapping[str, A
 
 
 def name_of(group: RunGroup, groups: Sequence[RunGroup]) -> str:
-    """A group in the legend: what differs from the others, its folder where folders do, and the number of its runs."""
+    """The legend entry of a group: its options that differ, its folder if folders differ, and its number of runs."""
     named = len({each.name for each in groups}) > 1 or len(groups) == 1
     options = [f"{name} {shown(value)}" for name, value in group.differences.items() if value not in (None, [])]
     name = ", ".join([*([group.name] if named else []), *options])
@@ -111,7 +111,7 @@ def name_of(group: RunGroup, groups: Sequence[RunGroup]) -> str:
 
 
 def style(number: int) -> dict[str, Any]:
-    """Colour and dashes of a group; no two groups have the same."""
+    """Colour and dashes of a group, unique to it."""
     colour: Any = f"C{number}"
     if number >= COLOURS:
         colour = colorsys.hsv_to_rgb(number * GOLDEN % 1, 0.9, 0.7)

@@ -1,4 +1,4 @@
-"""Items made in a thread while the ones before them are used."""
+"""Prefetch the items of an iterator in a thread."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from labelstore.errors import InputError
 
 T = TypeVar("T")
 
-POLL_SECONDS = 0.05  # after which a thread that waits looks whether it was stopped
+POLL_SECONDS = 0.05  # interval at which a waiting thread checks whether it was stopped
 
 _RUNNING: set[Prefetcher[Any]] = set()
 
 
 class Prefetcher(Iterator[T]):
-    """Take items of an iterator in a thread; at most ``depth`` wait, while one more is made.
+    """Run an iterator in a thread; at most ``depth`` items wait while the next one is made.
 
-    A context manager: leaving it stops the thread, however the consumer ended; the end of the program does too, since
-    native code that still runs when Python is torn down aborts the process. Leaving does not wait for the thread:
-    garbage collection leaves a loop that was dropped, in any thread, and that one may hold a lock that the prefetching
-    thread needs (those of `concurrent.futures` are shared by all executors). :meth:`join` waits. Errors of the iterator
-    are raised where its item would have come.
+    A context manager: exiting it stops the thread. The exit of the program stops it too, since native code that still
+    runs when the interpreter shuts down aborts the process. Exiting does not wait for the thread: when a dropped loop
+    is garbage collected, that can happen in any thread, and it may hold a lock that the prefetching thread needs (all
+    executors of `concurrent.futures` share one). :meth:`join` waits. Errors of the iterator are raised in place of the
+    item.
     """
 
     def __init__(self, items: Generator[T], depth: int) -> None:
@@ -35,7 +35,7 @@ class Prefetcher(Iterator[T]):
         self._ended = False
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._work, daemon=True, name="giftwrap-prefetch")
-        self.stopped = False  # set by an assignment alone, which takes no lock
+        self.stopped = False  # a plain attribute: setting it takes no lock
 
     def __enter__(self) -> Prefetcher[T]:
         _RUNNING.add(self)
@@ -46,7 +46,7 @@ class Prefetcher(Iterator[T]):
         self.stopped = True
 
     def join(self) -> None:
-        """Stop the thread, and wait until it has ended."""
+        """Stop the thread and wait for it."""
         self.stopped = True
         if self._thread.is_alive():
             self._thread.join()
@@ -77,7 +77,7 @@ class Prefetcher(Iterator[T]):
                 raise InputError("replay: it was closed while an epoch was being iterated; make another one")
 
     def _put(self, more: bool, value: Any) -> bool:
-        """Whether the consumer will take a result; it is not put once the thread was stopped."""
+        """Put a result into the queue; returns False if the thread was stopped first."""
         while not self.stopped:
             with suppress(queue.Full):
                 self._results.put((more, value), timeout=POLL_SECONDS)
@@ -93,7 +93,7 @@ class Prefetcher(Iterator[T]):
     def _make(self) -> None:
         end: BaseException | None = None
         try:
-            with closing(self._items):  # in the thread that started it
+            with closing(self._items):  # in the thread that runs the generator
                 for item in self._items:
                     if not self._put(True, item):
                         return
@@ -103,10 +103,10 @@ class Prefetcher(Iterator[T]):
 
 
 def require_process(process: int) -> None:
-    """Refuse to wait in a forked process, where no thread of ``process`` runs.
+    """Refuse to wait in a forked process, where the threads of ``process`` do not run.
 
     Raises:
-        InputError: with what to do instead.
+        InputError: when this is another process.
     """
     if os.getpid() != process:
         raise InputError(
@@ -118,6 +118,6 @@ def require_process(process: int) -> None:
 
 @atexit.register
 def _stop_all() -> None:
-    """Stop the threads of loops that were left early and of iterators that were never closed."""
+    """At exit, stop the threads of unfinished loops and of iterators that were never closed."""
     for each in list(_RUNNING):
         each.join()

@@ -1,4 +1,4 @@
-"""The process of one command of a sweep: it writes a log, and ends when the sweep does."""
+"""The process of one command of a sweep: it writes a log, and is killed when the sweep is killed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A command that did not end well.
+    """A command that failed or was not started.
 
     Attributes:
-        task: which.
+        task: the task.
         error: its last error line, or why it was not started.
     """
 
@@ -36,14 +36,14 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A command that runs.
+    """A running command.
 
     Attributes:
         task: which.
         process: its process.
-        began: when, by the monotonic clock.
-        offset: length of its log before.
-        fresh: whether its folder was not there, so that its time is that of all its work.
+        began: start time, by the monotonic clock.
+        offset: length of its log at the start.
+        fresh: whether its folder did not exist, so that its time covers all of its work.
     """
 
     task: Task
@@ -54,16 +54,16 @@ class Running:
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """Seconds since it started."""
         return time.monotonic() - self.began
 
     def stop(self) -> None:
-        """Ask it to save and end."""
+        """Send it the signal on which it saves and exits."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
 
     def error(self) -> str:
-        """Why it did not end well, from the last error line of its log; empty where it did."""
+        """The last error line of its log; empty if it succeeded."""
         code = self.process.returncode
         if code == 0:
             return ""
@@ -77,7 +77,7 @@ class Running:
 
 
 def start(task: Task) -> Running:
-    """Start the process of a command; what it prints is appended to its log."""
+    """Start the process of a command; its output is appended to its log."""
     fresh = not task.folder.exists()
     with task.log.open("ab") as log:
         offset = log.tell()
@@ -86,13 +86,13 @@ def start(task: Task) -> Running:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on once
+            start_new_session=True,  # Ctrl-C reaches only the sweep, which passes it on once
             preexec_fn=_end_with_parent,
         )
     return Running(task, process, time.monotonic(), offset, fresh)
 
 
 def _end_with_parent() -> None:
-    """Have the kernel kill this process when the sweep is killed, so that continuing it finds no run in use."""
+    """Have the kernel kill this process when the sweep is killed, so that no run is locked when it is continued."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

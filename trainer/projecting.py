@@ -1,4 +1,4 @@
-"""`train-projector`: the run of a projector, and at its end how it does beside its teachers on the test images."""
+"""`train-projector`: train a projector, then compare it with its teachers on the test images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MERGED = "merged.safetensors"
 
 
 def train_projector(config: ProjectorConfig, console: Console) -> Mapping[str, Json]:
-    """Train a projector, or continue, or report a finished one; returns the summary, on the first process."""
+    """Train a projector, continue it, or report a finished one; returns the summary, on the first process."""
     setup = settle_encoder(config)
     run = config.as_train(setup.size)
     values = loop.train(run, console, partial(make_projector_run, config, setup))
@@ -67,28 +67,28 @@ def summarise(values: Mapping[str, Any]) -> str:
 
 
 class Kept:
-    """The logits of all images, as they come."""
+    """Collects the logits of all images."""
 
     def __init__(self) -> None:
         self._parts: list[Tensor] = []
 
     def __call__(self, logits: Tensor) -> None:
-        """See a batch, ``[n, C]``."""
+        """Add the logits of a batch, ``[n, C]``."""
         self._parts.append(logits.float().cpu())
 
     @property
     def logits(self) -> Tensor:
-        """Of all, ``[N, C]``."""
+        """The logits of all images, ``[N, C]``."""
         return torch.cat(self._parts)
 
 
 def beside_teachers(config: ProjectorConfig, size: int, console: Console) -> dict[str, Json]:
-    """Top-1 of a projector and of each of its teachers on the test images, and how far it agrees with their mean.
+    """Top-1 of a projector and of each of its teachers on the test images, and its agreement with their mean logits.
 
     Args:
-        config: of the finished run.
+        config: configuration of the finished run.
         size: side of the projector's crops.
-        console: where progress goes.
+        console: shows progress.
     """
     subjects = [settle(flags) for flags in evaluations(config, size)]
     images = subjects[0].scan()
@@ -101,7 +101,7 @@ def beside_teachers(config: ProjectorConfig, size: int, console: Console) -> dic
             found.append(measure(subject, images, quiet, advance=progress.advance, see=kept))
             logits.append(kept.logits)
     values: dict[str, Json] = {"top1": found[0].top1}
-    if not subjects[1:]:  # a labeller of the user's
+    if not subjects[1:]:  # a user's labeller
         return values
     values["teachers"] = [
         {"name": subject.member.name, "weights": subject.member.weights, "top1": each.top1}
@@ -120,7 +120,7 @@ def beside_teachers(config: ProjectorConfig, size: int, console: Console) -> dic
 
 
 def shares(config: ProjectorConfig) -> list[float]:
-    """The share of each teacher in the mean."""
+    """The weight of each teacher in the mean."""
     return [member.share for member in config.teacher.spec(config.engine, config.render).members]
 
 

@@ -1,4 +1,4 @@
-"""The projector as an objective: few numbers beside a frozen encoder are trained to give the labels of teachers."""
+"""The objective of a projector: few parameters beside a frozen encoder are trained to predict teachers' labels."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ LAST = "last.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """The encoder's part of the flags, complete.
+    """The encoder's flags, with all defaults resolved.
 
     Attributes:
-        spec: which encoder.
+        spec: the encoder.
         size: side of its crops in pixels.
-        normal: its normalisation.
+        normal: the encoder's normalisation.
         notes: for people.
     """
 
@@ -75,10 +75,10 @@ class Setup:
 
 
 def settle_encoder(config: ProjectorConfig) -> Setup:
-    """The encoder's flags with what its weights were trained with in the place of those that are left out.
+    """Resolve the encoder's flags: those that are left out are taken from the record of its weights.
 
     Raises:
-        InputError: when no side of its crops is known.
+        InputError: when the side of its crops is unknown.
     """
     given, args = config.encoder, config.encoder_args()
     require_normalisation(given.encoder_mean or (), given.encoder_std or (), "encoder: ")
@@ -109,7 +109,7 @@ def settle_encoder(config: ProjectorConfig) -> Setup:
 def _chosen(
     flag: tuple[float, ...] | None, name: str, known: Trained | None, key: str, default: tuple[float, ...]
 ) -> tuple[tuple[float, ...], str]:
-    """A mean or a deviation, and where it is from."""
+    """A mean or a deviation, and its origin."""
     if flag is not None:
         return flag, name
     theirs: tuple[float, ...] | None = getattr(known, key) if known else None
@@ -118,14 +118,14 @@ def _chosen(
 
 @dataclass
 class Parts:
-    """What a projector's objective is made of, beside what every student has.
+    """The parts of a projector's objective that other students do not have.
 
     Attributes:
         config: the command's flags.
-        encoder: as it was loaded.
-        design: the numbers.
+        encoder: the encoder as loaded.
+        design: the sizes of the trained parts.
         projector: the network.
-        start: digest of the text that the head starts from, or None.
+        start: digest of the text embeddings from which the head starts, or None.
         notes: for people.
     """
 
@@ -138,15 +138,15 @@ class Parts:
 
 
 class ProjectorObjective(Student):
-    """A projector: trained as a student is, of which a few numbers alone are trained, saved and averaged.
+    """A projector: a student of which only a few parameters are trained, saved and averaged.
 
     Args:
-        parts: of the projector.
-        run: of the run, as the loop has it.
-        material: what it is trained on.
+        parts: parts of the projector.
+        run: configuration of the run for the training loop.
+        material: the training data.
         channels_last: memory layout of its images and weights.
-        test: the test images, where there are some.
-        processes: how many train together.
+        test: the test images, if any.
+        processes: number of training processes.
     """
 
     name = "projector"
@@ -180,16 +180,16 @@ class ProjectorObjective(Student):
         self._record = json.dumps(record, indent=1).encode() + b"\n"
 
     def begin(self, console: Console) -> None:
-        """Print what is trained, and the labels."""
+        """Print the trained parts and the labels."""
         super().begin(console)
         console.report(self._parts.notes)
 
     def average(self, decay: float) -> Average:
-        """The running mean of what is trained."""
+        """The running mean of the trained parameters."""
         return Average(copy.deepcopy(self.network), decay)
 
     def files(self) -> Mapping[str, Proof]:
-        """Weights of this projector, its record, and the table of its classes."""
+        """The weights of this projector, its record, and the table of its classes."""
         state = saved(self.network.state_dict())
         weights = weights_like(packed(state, None, self.trained))
         kept = map(kept_weights, self._config.kept_epochs())
@@ -202,7 +202,7 @@ class ProjectorObjective(Student):
         }
 
     def _is_record(self) -> Proof:
-        """The proof of a record of the same projector."""
+        """Recognises a record of the same projector."""
 
         def holds(path: Path) -> bool:
             try:
@@ -214,13 +214,13 @@ class ProjectorObjective(Student):
         return Proof("the record of this projector", holds)
 
     def evaluate(self, network: nn.Module) -> EvalResult:
-        """Accuracy with these numbers in the projector's place."""
+        """Accuracy of the projector with the parameters of ``network``."""
         assert isinstance(self.called, Projector)  # noqa: S101  made so in __init__
         with having(self.network, network):
             return super().evaluate(self.called)
 
     def save_weights(self, state: Mapping[str, Tensor], path: Path) -> None:
-        """With the record of the encoder, beside which the last ones stand."""
+        """Write the weights: the last ones with projector.json beside them, others with the record in the file."""
         if path.name != LAST:
             save_weights(saved(state), path, trained=self.trained)
             return
@@ -234,7 +234,7 @@ class ProjectorObjective(Student):
 
 @contextmanager
 def having(network: nn.Module, other: nn.Module) -> Iterator[None]:
-    """A network with the numbers of another one of its class, and afterwards with its own again."""
+    """A network with the parameters of another network of its class; restored on exit."""
     if network is other:
         yield
         return
@@ -256,11 +256,11 @@ def make_projector_run(
 def make_objective(
     own: ProjectorConfig, setup: Setup, config: TrainConfig, ranks: Ranks, material: Material, test: Test | None
 ) -> ProjectorObjective:
-    """The projector of flags, before its first step; refuses what does not fit together."""
-    optimiser_of(config.optimiser)  # refused before the encoder is loaded, which takes longer
+    """Construct the projector that the flags describe; refuses incompatible flags and images."""
+    optimiser_of(config.optimiser)  # checked before the encoder is loaded, which is slower
     encoder, columns = load_encoder(setup.spec, setup.size, load_network), material.columns
     options, design = own.projector, design_of(own, columns, encoder.width)
-    make_head(design, columns, encoder.width, None)  # a rank that does not fit is refused before features are made
+    make_head(design, columns, encoder.width, None)  # refuses a rank that is too large before features are computed
     start, bias, text = None, None, None
     if options.text:
         rows = read_text(options.text, material)
@@ -288,7 +288,7 @@ def make_objective(
 
 
 def design_of(own: ProjectorConfig, columns: int, width: int) -> Design:
-    """The numbers of a projector, complete."""
+    """The sizes of a projector, with all defaults resolved."""
     options = own.projector
     rank = options.head_rank
     return Design(
@@ -302,7 +302,7 @@ def design_of(own: ProjectorConfig, columns: int, width: int) -> Design:
 
 
 def described(projector: Projector, design: Design, encoder: Encoder, columns: int) -> list[str]:
-    """What is trained, for people."""
+    """Lines to print: the trained parts."""
     found = lora.listed(projector.places, design.rank) if design.rank else ["low-rank matrices: none in the encoder"]
     count = projector.parameters_by_part
     norms = f"; norm layers {count['norms']:,} parameters" if count["norms"] else ""
@@ -316,7 +316,7 @@ def described(projector: Projector, design: Design, encoder: Encoder, columns: i
 
 
 def lay_out(network: nn.Module, setup: Setup, device: torch.device) -> bool:
-    """Bring an encoder to its device, in the layout that it takes; whether that is channels-last."""
+    """Move an encoder to its device, in a memory layout that it supports; returns whether that is channels-last."""
 
     def trial(channels_last: bool) -> None:
         network.to(device=device, memory_format=memory_format(channels_last))  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""The flags of `train-projector`: those of any run, the encoder, and the few numbers that are trained."""
+"""The flags of `train-projector`: those of any run, of the encoder, and of the trained parts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from trainer.choices import LossSpec
 from trainer.config import ImageRunConfig, TrainConfig
 from trainer.label_choices import LabelOptions
 
-ANY_SIZE = 224  # stands for the encoder's own while flags are checked
+ANY_SIZE = 224  # placeholder for the encoder's size while flags are checked
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderOptions:
-    """Which network maps crops to features."""
+    """The network that maps crops to features."""
 
     encoder: str
     """Frozen network whose features the projector uses: timm:NAME, torchvision:NAME, module:attribute, or another name
@@ -32,8 +32,8 @@ class EncoderOptions:
     encoder_args: str = "{}"
     """Keyword arguments of the encoder's constructor, as JSON."""
     features: Literal["penultimate", "output"] | None = None
-    """Features of the encoder. penultimate: without its last linear layer; output: as it is. Left out, output for
-    module:attribute and timm's CLIP towers, penultimate for all others."""
+    """Features of the encoder. penultimate: the input of its last linear layer; output: its output. Left out, output
+    for module:attribute and timm's CLIP towers, penultimate for all others."""
     encoder_mean: tuple[float, float, float] | None = None
     """Channel means of the encoder's normalisation, for pixels in [0, 1]; left out, what its weights were trained with,
     otherwise ImageNet's."""
@@ -46,14 +46,14 @@ class EncoderOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProjectorOptions:
-    """What is trained beside the encoder, and the loss."""
+    """The parts that are trained beside the encoder, and the loss."""
 
     rank: int = 8
     """Rank of the low-rank matrices (LoRA) that adapt the encoder's layers; 0 trains the head only."""
     lora_alpha: float | None = None
-    """Alpha of LoRA: the product of the matrices is scaled by alpha / rank; the rank when left out, so by 1."""
+    """Alpha of LoRA: the product of the matrices is scaled by alpha / rank. Left out, the rank, for a scale of 1."""
     lora_on: str | None = None
-    """Layers that are adapted: a regular expression searched for in their names. Left out, every linear layer and every
+    """Layers to adapt: a regular expression that is searched in their names. Left out, every linear layer and every
     convolution that is not depthwise."""
     adapt_norms: bool = False
     """Also train the norm layers of the encoder, which otherwise stay in eval mode."""
@@ -66,23 +66,23 @@ class ProjectorOptions:
     """Rank of the head's matrices; left out, 128, or 64 below 200 columns, and at most the number of columns and of
     features."""
     head_scale: float = 1.0
-    """Factor by which the rows that the head starts from are multiplied."""
+    """Factor by which the initial rows of the head are multiplied."""
     hard_weight: float = 0.1
     """Weight of the hard cross-entropy beside the mean squared error of the logits."""
     merge: bool = False
-    """Also write merged.safetensors: the adapted encoder and the head in full, which need no other weights."""
+    """Also write merged.safetensors: the adapted encoder and the head in one file, which needs no other weights."""
 
     def to_json(self) -> dict[str, Json]:
-        """The numbers that decide what is trained."""
+        """The options that determine what is trained."""
         return {name: value for name, value in asdict(self).items() if name not in ("text", "merge")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectorConfig(ImageRunConfig):
-    """Train a projector (HeLlO): a frozen encoder with low-rank matrices and a head, which labels as its teachers do.
+    """Train a projector (HeLlO): a frozen encoder with low-rank matrices and a head, which replaces its teachers.
 
     It learns the mean logits of --teacher with --weights (several weights of one network are an ensemble) on fresh
-    crops. The same command continues a stopped run exactly, and only reports a finished one.
+    crops. The same command continues a stopped run exactly, and only prints the results of a finished one.
     """
 
     encoder: Annotated[EncoderOptions, Group("encoder"), First()]
@@ -115,7 +115,7 @@ class ProjectorConfig(ImageRunConfig):
         return json_object("--encoder-args", self.encoder.encoder_args)
 
     def as_train(self, size: int) -> TrainConfig:
-        """The same run as the training loop has it: labels online, and the projector in the student's place.
+        """The configuration for the training loop: online labels, and the projector in place of the student.
 
         Args:
             size: side of the crops in pixels.

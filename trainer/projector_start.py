@@ -1,4 +1,4 @@
-"""What the head of a projector starts from: text embeddings in a file, or the mean features of the classes."""
+"""Initial weights of a projector's head: text embeddings from a file, or the mean features of the classes."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from trainer.config import TrainConfig
 from trainer.evaluate import BATCH
 from trainer.material import Material, Normal
 
-NPY = b"\x93NUMPY"  # the first bytes of such a file
-MEANS = 100  # images of each class whose features the head can start from
+NPY = b"\x93NUMPY"  # first bytes of a .npy file
+MEANS = 100  # most images of each class for its mean feature
 
 
 def read_text(path: Path, material: Material) -> Tensor:
-    """Text embeddings, float ``[C, d]``, of a file.
+    """Read text embeddings, float ``[C, d]``, from a file.
 
     Raises:
-        InputError: when it holds something else, or names other classes.
+        InputError: when the file holds something else, or names other classes.
     """
     place = f"--text {path}"
     if not path.is_file():
@@ -57,7 +57,7 @@ def _read_array(path: Path, place: str) -> npt.NDArray[np.float32]:
         array = np.load(path, mmap_mode="r", allow_pickle=False) if begin == NPY else None
     except OSError as error:
         raise InputError(f"{place}: cannot be read ({error.strerror or reason(error)})") from error
-    except (ValueError, EOFError) as error:  # numpy's own advice is to execute what is in the file
+    except (ValueError, EOFError) as error:  # numpy's message suggests to unpickle the file, which executes code
         raise InputError(f"{expected}, found one that ends early, or holds Python objects; make it again") from error
     if array is None:
         found = "one saved by torch, or something else" if kind == TORCH else kind
@@ -71,9 +71,9 @@ def _require_classes(names: str | None, classes: Sequence[str], place: str) -> N
     """Refuse text embeddings of other classes than the images'.
 
     Args:
-        names: of their classes, as JSON; None where the file has none.
-        classes: of the images.
-        place: for messages.
+        names: class names in the file, as JSON; None if it has none.
+        classes: classes of the images.
+        place: the file, for messages.
     """
     if names is None:
         return
@@ -81,7 +81,8 @@ def _require_classes(names: str | None, classes: Sequence[str], place: str) -> N
         found = [str(name) for name in json.loads(names)]
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{place}: metadata {CLASSES_KEY!r} is not a JSON list: {reason(error)}") from error
-    if found == list(classes) or not {*found} & {*classes}:  # none in common: perhaps other words for the same
+    # no common names: they may be other names of the same classes
+    if found == list(classes) or not {*found} & {*classes}:
         return
     advice = "give text embeddings of these classes, in their order"
     if len(found) != len(classes):
@@ -95,19 +96,19 @@ def _require_classes(names: str | None, classes: Sequence[str], place: str) -> N
 def class_means(
     encoder: Encoder, normal: Normal, config: TrainConfig, material: Material, channels_last: bool
 ) -> Tensor:
-    """The mean feature of each column of the labels, float ``[C, d]``; of columns without images 0.
+    """The mean feature of each label column, float ``[C, d]``; 0 for columns without images.
 
-    Of each class the first `MEANS` images in manifest order, cut from their centre.
+    Uses centre crops of the first `MEANS` images of each class in manifest order.
 
     Args:
-        encoder: on the device of the run, in its layout.
-        normal: its normalisation.
+        encoder: the encoder, on the device of the run, in its memory layout.
+        normal: the encoder's normalisation.
         config: of the run.
-        material: has the images.
+        material: the training data.
         channels_last: memory layout of the encoder.
 
     Raises:
-        InputError: when a feature is no number.
+        InputError: when a feature is not finite.
     """
     manifest = material.manifest
     assert manifest is not None  # noqa: S101  of fresh crops
@@ -134,5 +135,5 @@ def class_means(
         renderer.close()
     means = (sums / counts.clamp_min(1)[:, None]).float()
     if not bool(torch.isfinite(means).all()):
-        raise InputError(f"{encoder.spec.words}: some features are no numbers; look at --encoder-mean and its weights")
+        raise InputError(f"{encoder.spec.words}: some features are not finite; check --encoder-mean and the weights")
     return means

@@ -1,6 +1,6 @@
-"""`train --recipe`: the flags of a published protocol, and the text that lists what is in effect.
+"""`train --recipe`: the flags of a published protocol, and a description of what is in effect.
 
-The protocols themselves, with what their stores must contain, are in `pipeline.recipes`.
+The protocols themselves, and their requirements on stores, are in `pipeline.recipes`.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ BESIDE = (
     "--teacher",
     "--epochs",
     "--size",
-)  # flags that numbers depend on
+)  # flags on which numbers of recipes depend
 CROPS = (*flags_of_class(CropOptions),)
 IDLE = tuple(name for names in OWNED_CROPS.values() for name in names if name != "mix_per")
-# Flags that belong to the choice of another flag: another choice has values of its own.
+# Flags that depend on the value of another flag; they are left out if the user gives it another value.
 TEMPERATURES = tuple(flags_of_class(TemperatureOptions))
 OWNED = {
     "loss": (*LOSS_NUMBERS.values(), *TEMPERATURES, "phase"),
@@ -59,13 +59,13 @@ NO_PROTOCOL = (
 
 
 def typed(arguments: Sequence[str]) -> list[str]:
-    """The arguments of `train` with the flags of their recipe put first, so that those that are given count.
+    """Put the flags of the recipe before the arguments of `train`, so that given flags override them.
 
-    What belongs to a loss, optimiser or schedule in whose place another one is given is left out; JSON arguments are
+    If the user gives another loss, optimiser or schedule, the recipe's flags of it are left out. JSON arguments are
     merged.
 
     Raises:
-        GiftwrapError: when there is no such recipe, or the store does not open.
+        GiftwrapError: when the recipe does not exist, or the store cannot be opened.
     """
     choices = {**OWNED, **OWNED_CROPS, **OWNED_LABELLER}
     also = (*BESIDE, *(f"--{choice}" for choice in choices), *(spelled_out(name) for name in MERGED))
@@ -84,21 +84,21 @@ def typed(arguments: Sequence[str]) -> list[str]:
 
 
 def setting_of(known: Mapping[str, str]) -> Setting | None:
-    """What the numbers of a recipe depend on; None where flags are missing or no numbers: the command refuses them.
+    """The inputs of a recipe's formulas; None if flags are missing or not numbers, which the command refuses later.
 
     Args:
-        known: the values of flags; None where they are not given.
+        known: the values of the flags that are given.
     """
     epochs, side = (int(text) if (text := known[flag] or "").isdecimal() else None for flag in ("--epochs", "--size"))
     if known["--store"]:
-        from labelstore.store import LabelStore  # takes numpy
+        from labelstore.store import LabelStore  # imports numpy
 
         return Setting.of(LabelStore.open(known["--store"], follow=True).identity, known["--student"], epochs, side)
     if not known["--images"] or side is None:
         return None
     listing = open_images(
         Path(known["--images"]), "bytes", options=options_of(known)
-    ).listing  # counted, in whatever order
+    ).listing  # only counted, so the order does not matter
     return Setting(
         images=len(listing.names),
         classes=len(listing.classes),
@@ -110,14 +110,14 @@ def setting_of(known: Mapping[str, str]) -> Setting | None:
 
 
 def flags_of(recipe: str, setting: Setting, labels: str | None, store: Path | str | None, *, fresh: bool) -> Flags:
-    """The flags of a recipe: of fresh crops both halves; a store has the normalisation of its labels.
+    """The flags of a recipe. Fresh crops need both halves; with a store, the normalisation is that of its labels.
 
     Args:
         recipe: its name.
-        setting: what its numbers depend on.
-        labels: where labels come from, if that is given.
+        setting: the inputs of its formulas.
+        labels: value of --labels, if given.
         store: of the run.
-        fresh: whether there are fresh crops beside those of a store.
+        fresh: whether there are fresh crops besides those of a store.
     """
     found = recipe_of(recipe)
     student = found.train(setting)
@@ -129,17 +129,17 @@ def flags_of(recipe: str, setting: Setting, labels: str | None, store: Path | st
 
 
 def replays(student: Flags, labels: str | None, store: Path | str | None) -> bool:
-    """Whether the crops of a run are those of a store."""
+    """Whether a run replays the crops of a store."""
     return bool(store) and (labels or student.get("labels")) != "image"
 
 
 def spelled_out(name: str) -> str:
-    """A field's flag."""
+    """The flag of a field."""
     return f"--{spelled(name)}"
 
 
 def merge(ours: Value, theirs: str | None) -> Value:
-    """The JSON object of a recipe with what is given in its place; what is no object is left to the command."""
+    """The JSON object of a recipe, updated with the given one; other JSON is left for the command to refuse."""
     try:
         values = json.loads(theirs or "{}")
     except ValueError:
@@ -148,7 +148,7 @@ def merge(ours: Value, theirs: str | None) -> Value:
 
 
 def describe_recipe(config: TrainConfig, setting: Setting, views: int) -> str:
-    """Every value of a run's recipe, what was given instead, all else in effect, and what is not reproduced."""
+    """Describe a run's recipe: its values, overrides, other flags in effect, and differences from the paper."""
     name = config.recipe or ""
     side = setting.crop_side
     recipe = recipe_of(name)
@@ -169,7 +169,7 @@ def describe_recipe(config: TrainConfig, setting: Setting, views: int) -> str:
 
 
 def plays(epochs: int, views: int) -> str:
-    """How often each view of a store is played."""
+    """How often each view of a store is played, as text."""
     times, more = divmod(epochs, views)
     counts = [(views - more, times), (more, times + 1)]
     parts = [f"{count:,} {often(number)}" for count, number in counts if count and (number or not times)]
@@ -179,5 +179,5 @@ def plays(epochs: int, views: int) -> str:
 
 
 def often(number: int) -> str:
-    """How often, in words."""
+    """A number of times as text."""
     return {0: "never", 1: "once", 2: "twice"}.get(number, f"{number:,} times")

@@ -1,4 +1,4 @@
-"""Crops replayed from a store, with the labels that are stored for them."""
+"""Crops replayed from a store, with their stored labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.images.manifest import Manifest
 from pipeline.images.source_table import ImageOptions
 from pipeline.networks.normalisation import require_normalisation
 from pipeline.plan.augment import inputs_of
-from pipeline.replay.source import PixelReport, Source, check_pixels, open_source
+from pipeline.replay.source import PixelReport, Replayer, check_pixels, open_source
 from trainer.batch import TrainBatch
 from trainer.crops import ReplayedCrops
 from trainer.following import wait_for_view
@@ -29,41 +29,43 @@ __all__ = ["Replay", "TrainBatch"]
 
 
 class Replay(Loader):
-    """The crops of a store, rendered again and paired with their labels.
+    """A :class:`trainer.loader.Loader` of the replayed crops of a store and their labels.
 
-    A :class:`trainer.loader.Loader` of a store's crops and labels: how it iterates is described there.
+    Iteration is described there.
 
     Args:
-        store: a label store, wherever it is read from, or the path of its folder, or its address.
-        images: the class folder that the store was made of (or its manifest); any other is refused.
+        store: an open label store, or the path of its folder, or its address.
+        images: the images of the store, or their manifest; other images are refused.
         batch_size: crops a batch.
         epoch: the epoch that the first iteration plays.
         seed: the run's seed; draws which view each epoch plays.
         view_order: ``shuffle`` or ``cycle`` (stored order).
-        views: views to play, the first ones of the store; all that are sealed when None. A run keeps its number when
-            the store is extended.
+        views: number of views to play, from the first on; all sealed views when None. A run keeps its number if the
+            store is extended.
         rank: this process's number among those that train together.
         world: how many there are.
-        size: side of ``images``; the store's when None. The same boxes, at another resolution.
-        follow: play views of a build that is still running, all that it was asked for when ``views`` is None; each is
-            waited for.
+        size: side of the crops in pixels; the store's when None. Another size renders the same boxes at another
+            resolution.
+        follow: play the views of a running build, waiting for each; all that the build will make when ``views`` is
+            None.
         mean: channel means of the normalisation; the teacher's when None.
         std: channel standard deviations of the normalisation; the teacher's when None.
         device: where batches are made and delivered.
-        decoder: what decodes files: ``cpu``, ``gpu`` or ``gpu-hw``; on a GPU what decoded the store's when None.
-        augmenter: what cuts and resizes crops: ``pillow`` or ``dali``; what made the store's when None.
+        decoder: decoder of image files: ``cpu``, ``gpu`` or ``gpu-hw``; on a GPU that of the store when None.
+        augmenter: library that cuts and resizes crops: ``pillow`` or ``dali``; that of the store when None.
         dtype: of ``images``.
-        channels_last: memory layout of ``images``, of the same shape: channels-last spares a copy and is fastest for
-            convolutions whose weights have it too; networks that flatten by ``view`` need the other.
-        any_scale: labels come as they are stored, in float16 or as int8 codes without their scales, for a loss that
-            takes them in any scale (`LossSpec.any_scale`); those of ``transform``, and of ``int8`` where they have
-            offsets or masked values, come decoded.
+        channels_last: memory layout of ``images``; the shape is the same. Channels-last saves a copy and is fastest for
+            convolutions whose weights are channels-last too. Networks that flatten with ``view`` need contiguous
+            images.
+        any_scale: return labels as they are stored, in float16 or as int8 codes without scales, for a loss that is
+            invariant to the scale (`LossSpec.any_scale`). Labels of ``transform``, and of ``int8`` with offsets or
+            masked values, are decoded.
         threads: CPU threads of the renderer; all cores when None.
         cache_bytes: memory budget of decoded images.
-        options: of images at a path: what they are, where it is not to be recognised, and names of their classes.
+        options: for images at a path: the kind of source, if it is not to be detected, and class names.
 
     Raises:
-        MismatchError: when the images are not the store's, or its crops do not come out again (P2), at its own size.
+        MismatchError: when the images are not the store's, or its replayed crops differ at the stored size (P2).
     """
 
     def __init__(
@@ -92,13 +94,13 @@ class Replay(Loader):
         cache_bytes: int | None = None,
         options: ImageOptions | None = None,
     ) -> None:
-        require_slice(batch_size, epoch, rank, world)  # before anything is opened
+        require_slice(batch_size, epoch, rank, world)  # checked before anything is opened
         if follow and view_order != "cycle":
             raise InputError("follow: views come in stored order; give view_order 'cycle'")
         opened = followed(store) if follow else store if isinstance(store, LabelStore) else LabelStore.open(store)
-        # A calibration holds codes of all images; to unpack them takes as long as to look these up, by other cores.
+        # A calibration has codes of all images; unpacking them takes as long as looking the images up, on other cores.
         with ThreadPoolExecutor(1, thread_name_prefix="giftwrap-unpack") as unpacking:
-            unpacking.submit(lambda: opened.encoding)  # an error of it is raised again where it is used
+            unpacking.submit(lambda: opened.encoding)  # its error is raised again on use
             crops, self.pixels = open_crops(
                 opened,
                 images,
@@ -113,7 +115,7 @@ class Replay(Loader):
                 cache_bytes=cache_bytes,
                 options=options,
             )
-        self.source: Source = crops.source
+        self.source: Replayer = crops.source
         self.store = self.source.store
         super().__init__(
             crops,
@@ -145,10 +147,10 @@ def open_crops(
     cache_bytes: int | None = None,
     options: ImageOptions | None = None,
 ) -> tuple[ReplayedCrops, PixelReport]:
-    """The crops of a store, and what the check of its pixels found; the arguments are those of `Replay`.
+    """The crops of a store, and the result of the check of its pixels; the arguments are those of `Replay`.
 
     Raises:
-        MismatchError: when the images are not the store's, or its crops do not come out again (P2), at its own size.
+        MismatchError: when the images are not the store's, or its replayed crops differ at the stored size (P2).
     """
     source = open_source(
         store,
@@ -171,32 +173,32 @@ def open_crops(
 
 
 def followed(store: LabelStore | Path | str) -> LabelStore:
-    """A store, opened to be followed.
+    """A store, opened with ``follow``.
 
     Raises:
-        InputError: when it is read from elsewhere than a folder, where no build can be watched.
+        InputError: when it is not a folder on this machine, since a build can only be watched there.
     """
     store = store if isinstance(store, LabelStore) else LabelStore.open(store, follow=True)
     if not isinstance(store.storage, LocalStorage):
         raise InputError(
-            f"{store.path}: expected a store in a folder of this machine to follow, found one that is read by "
+            f"{store.path}: expected a store in a folder of this machine to follow, found one that is read with "
             f"{type(store.storage).__name__}; wait for its build to end, and leave follow out"
         )
     return store if store.follow else LabelStore.open(store.path, follow=True)
 
 
-def remark_on(pixels: PixelReport, source: Source) -> str:
-    """What the check of a store's pixels found, and at which side they are replayed."""
+def remark_on(pixels: PixelReport, source: Replayer) -> str:
+    """A line about the check of a store's pixels, and the size at which they are replayed."""
     drawn, size = source.store.identity.size, source.spec.size
     if not pixels.crops:
         return "replay: not checked, since the labels were made elsewhere and no crops are stored with them"
     how = "bit for bit" if pixels.equal else f"within {pixels.max_difference} levels, on another renderer"
     other = "" if size == drawn else f"; the student gets the same boxes at {size} px"
-    return f"replay: {pixels.crops} stored crops came out again at {drawn} px, {how}{other}"
+    return f"replay: {pixels.crops} stored crops were reproduced at {drawn} px, {how}{other}"
 
 
 def views_of(store: LabelStore, views: int | None) -> int:
-    """How many views are played: the first ``views``, or all that are there, or will be where the store is followed."""
+    """How many views are played: ``views``, or all sealed views; all that will be built if followed."""
     there = store.state.views_target if store.follow else store.state.views_sealed
     if not there:
         raise NotStoredError(f"{store.path}: no view is sealed yet; finish the build first, or follow it: --follow")
@@ -210,15 +212,15 @@ def views_of(store: LabelStore, views: int | None) -> int:
     removed = sorted({view for block in store.missing() for view in range(*grid.views(block)) if view < wanted})
     if removed and not store.follow:
         raise NotStoredError(
-            f"{store.path}: views {in_runs(removed)} lack blocks that were damaged and are removed; "
-            f"run the `{store.maker}` that made the store, which fills just them"
+            f"{store.path}: views {in_runs(removed)} lack blocks that were damaged and have been removed; "
+            f"run the `{store.maker}` that made the store, which makes only these again"
             + (f", or play the first {removed[0]}: --views {removed[0]}" if removed[0] else "")
         )
     return wanted
 
 
 def in_runs(numbers: Sequence[int]) -> str:
-    """Ascending numbers in words, runs of them as "3 to 7"."""
+    """Ascending numbers as text, with runs such as "3 to 7"."""
     edges = [at for at in range(1, len(numbers)) if numbers[at] != numbers[at - 1] + 1]
     runs = [numbers[start:stop] for start, stop in pairwise((0, *edges, len(numbers)))]
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
@@ -227,7 +229,7 @@ def in_runs(numbers: Sequence[int]) -> str:
 def normalisation_of(
     store: LabelStore, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of the network's input: the teacher's unless others are given, where others can be."""
+    """Mean and deviation of the network's input: the teacher's, or given ones if the store allows them."""
     augmented = inputs_of(store.identity.crop_columns)
     require_normalisation(mean or (), std or (), "Replay: ")
     if mean is not None and std is not None and not augmented:

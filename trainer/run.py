@@ -1,4 +1,4 @@
-"""A run: what a step changes, what it is made with, and how it is saved."""
+"""The state of a run, how it is constructed, and how it is saved and loaded."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ from trainer.student import Test, make_objective, open_test
 
 @dataclass
 class Run:
-    """What a step changes, and what it is made with.
+    """The state of a run, and the objects that a step uses.
 
     Attributes:
         objective: what is trained.
-        network: what a step calls: the objective's, on several processes, compiled.
+        network: module that a step calls: the objective's, wrapped for several processes and compiled.
         spread: the part of ``network`` that averages gradients over processes; None when there is one.
-        average: the running mean of the weights, where it is wanted, on the first process.
-        best_weights: those of the best evaluation, in memory, on the first process; files are written of what a
-            checkpoint holds alone.
+        average: the running mean of the weights, with --ema, on the first process.
+        best_weights: weights of the best evaluation, in memory, on the first process. Their file is written only once a
+            checkpoint contains them.
         total: sum of the losses of the current epoch, each times its batch's share.
-        gradient: norm of the last step's gradient, where it is logged.
-        entry: the log entry of an epoch that is trained and not evaluated yet.
+        gradient: norm of the last step's gradient, if it is logged.
+        entry: the log entry of an epoch that is trained but not yet evaluated.
         saved: the step of the last checkpoint; None before the first.
-        saved_at: when it was saved, by the monotonic clock.
-        save_seconds: how long that took.
+        saved_at: time of the last checkpoint, by the monotonic clock.
+        save_seconds: duration of saving it.
     """
 
     config: RunConfig
@@ -81,7 +81,7 @@ class Run:
 
     @property
     def logs_step(self) -> bool:
-        """Whether the next step is one of those of --log-every; of a run's steps, each K-th."""
+        """Whether the next step is logged: every K-th step of the run, by --log-every."""
         return self.config.log_every is not None and (self.step + 1) % self.config.log_every == 0
 
     @property
@@ -96,12 +96,12 @@ class Run:
 
     @property
     def result(self) -> nn.Module:
-        """What is evaluated and kept: the running mean of the weights, or the weights."""
+        """The network that is evaluated and saved: with the running mean of the weights, or with the weights."""
         return self.average.network if self.average else self.objective.network
 
     @property
     def made_of(self) -> Mapping[str, Json]:
-        """Everything that decides what the run comes to."""
+        """Everything that determines the result of the run."""
         return self.objective.made_of
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class Run:
         self.objective.close()
 
     def save(self) -> None:
-        """Save all that resuming needs, of all processes, in place of what was saved before.
+        """Replace the checkpoint by the current state of all processes.
 
         Raises:
             DivergedError: when a loss or a weight is not finite.
@@ -126,7 +126,7 @@ class Run:
         self.save_seconds = self.saved_at - start
 
     def keep_best(self, result: Score, epoch: int) -> None:
-        """Remember these weights as the best so far; the next checkpoint holds them, and then their file."""
+        """Keep these weights in memory as the best so far; they are written with the next checkpoint."""
         self.best, self.best_epoch = result, epoch
         self.best_weights = {
             name: value.detach().cpu().clone() if isinstance(value, Tensor) else value
@@ -135,11 +135,11 @@ class Run:
         self.best_written = False
 
     def forget_scores(self) -> None:
-        """Begin the best anew, on other test images: scores on different images do not compare."""
+        """Forget the best score, since scores on other test images cannot be compared with it."""
         self.last, self.best, self.best_epoch, self.best_weights, self.evaluations = None, None, None, None, 0
 
     def state(self) -> dict[str, Any]:
-        """What all processes share; tensors, numbers and strings only."""
+        """The state that is the same on all processes; tensors, numbers and strings only."""
         return {
             self.objective.name: self.objective.network.state_dict(),
             "buffers": unsaved_buffers(self.objective.network),
@@ -158,10 +158,10 @@ class Run:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from what :meth:`save` saved, on as many processes as there are now."""
+        """Continue from a checkpoint of :meth:`save`, on any number of processes."""
         self.objective.network.load_state_dict(state[self.objective.name])
         load_unsaved_buffers(self.objective.network, state.get("buffers", {}))
-        if "trained" in state:  # a forward may freeze layers, or thaw them
+        if "trained" in state:  # a forward may change requires_grad
             set_trained(self.objective.network, state["trained"])
         if self.average:
             self.average.load_state_dict(state["average"])
@@ -192,16 +192,16 @@ def make_run(
     make: Callable[[TrainConfig, Ranks, Material, Test | None], Objective] = make_objective,
     normal: Normal | None = None,
 ) -> Run:
-    """A run on crops and labels that flags choose: open these and test images, make what is trained and optimiser.
+    """Construct a run from its flags: open crops, labels and test images, and make the objective and the optimiser.
 
     Args:
         config: of the run.
         ranks: the processes.
         stops: records signals.
-        make: what is trained; a student when left out.
-        normal: normalisation of fresh crops, where it is not the teacher's.
+        make: constructs the objective; a student when left out.
+        normal: normalisation of fresh crops, if it is not the teacher's.
     """
-    if ranks.first:  # and the others find what it has found out of the images
+    if ranks.first:  # the other processes then read its manifest caches
         begun = begun_with(config.run)
         views = config.views if config.fresh else config.views or begun.views
         material = with_phases(open_any(config, ranks, views, begun.engine, normal), config, ranks)
@@ -212,19 +212,19 @@ def make_run(
         found: Any = ranks.broadcast()
         material = with_phases(open_any(config, ranks, found["views"], found["engine"], normal), config, ranks)
         test = open_test(config, material) if config.test_images else None
-    ranks.barrier()  # a process that is refused removes the caches of images, which another one would write again
+    ranks.barrier()  # a refused process removes the manifest caches, which another process would otherwise write again
     return start_run(config, ranks, stops, material.loader, make(config, ranks, material, test))
 
 
 def start_run(config: RunConfig, ranks: Ranks, stops: StopSignals, replay: Loader, objective: Objective) -> Run:
-    """A run of any objective on any crops and labels, before its first step.
+    """Construct a run of any objective on any crops and labels.
 
     Args:
-        config: of the run: its folder, epochs, optimiser, schedule, precision, and what is saved when.
+        config: folder, epochs, optimiser, schedule, precision and saving intervals of the run.
         ranks: the processes.
         stops: records signals.
-        replay: gives the batches of this process.
-        objective: what is trained, the same on every process.
+        replay: yields the batches of this process.
+        objective: the objective, the same on every process.
     """
     replay.channels_last = objective.channels_last
     require_same(
@@ -243,7 +243,7 @@ def start_run(config: RunConfig, ranks: Ranks, stops: StopSignals, replay: Loade
         ranks=ranks,
         replay=replay,
         objective=objective,
-        network=distributed.compiled(spread or objective.called, config),
+        network=distributed.compile_network(spread or objective.called, config),
         spread=spread,
         average=average,
         optimizer=optimizer,

@@ -1,4 +1,4 @@
-"""The flags of a run of any objective: what the loop reads; a command that trains has them besides its own."""
+"""The flags of a run of any objective, which the training loop reads; commands that train add their own."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pipeline.render.options import RenderOptions
 from trainer.choices import OptimiserOptions
 from trainer.schedules import ScheduleSpec
 
-# The flag of each number of a schedule, by its field.
+# The flag key of each number of a schedule, by field name.
 SCHEDULE_NUMBERS = {
     flag.path[-1]: flag.key
     for flag in flags_of(ScheduleSpec).values()
-    if flag.path[-1] not in ("name", "per", "warmup", "warmup_steps")  # which all have
+    if flag.path[-1] not in ("name", "per", "warmup", "warmup_steps")  # fields that all schedules use
 }
 
 
@@ -38,11 +38,11 @@ class RunConfig:
     batch_size: Annotated[int, Group("optimiser")] = 128
     """Crops in a step, over all processes; the last batch of an epoch may be smaller."""
     accumulate: Annotated[int, Group("optimiser")] = 1
-    """Split a batch into this many parts, one after the other, whose gradients are accumulated; it saves memory."""
+    """Split a batch into this many parts and accumulate their gradients; saves memory."""
     clip_norm: Annotated[float | None, Group("optimiser")] = None
     """Clip the norm of the gradient, over all parameters, to this; not clipped when left out."""
     ema: Annotated[float | None, Group("optimiser")] = None
-    """Decay per step of a running mean of the weights, which is then evaluated and saved; no mean when left out."""
+    """Decay per step of a running mean of the weights, which is evaluated and saved instead; no mean when left out."""
     schedule: Annotated[ScheduleSpec, Group("schedule")] = field(default_factory=ScheduleSpec)
     seed: Annotated[int, Group("running")] = 0
     """Seed of the run: initial weights, dropout, and which view each epoch plays."""
@@ -52,34 +52,34 @@ class RunConfig:
     """torch.compile the network."""
     render: Annotated[RenderOptions, Group("running")] = field(default_factory=RenderOptions)
     checkpoint_every: Annotated[int | None, Group("running")] = None
-    """Epochs between checkpoints; left out, so that saving takes at most a twentieth of the time."""
+    """Epochs between checkpoints; left out, chosen so that saving takes at most a twentieth of the time."""
     checkpoint_steps: Annotated[int | None, Group("running")] = None
-    """Steps between further checkpoints within epochs; none when left out."""
+    """Steps between additional checkpoints within epochs; none when left out."""
     keep_every: Annotated[int | None, Group("running")] = None
-    """Keep the weights after every K-th epoch, as epoch-0001.safetensors and so on; none when left out."""
+    """Keep the weights of every K-th epoch, as epoch-0001.safetensors and so on; none when left out."""
     keep: Annotated[str | None, Group("running")] = None
-    """Keep the weights after these epochs too, comma-separated, counted from 1: 1,2,4,8."""
+    """Also keep the weights of these epochs, comma-separated and counted from 1: 1,2,4,8."""
     log_every: Annotated[int | None, Group("running")] = None
-    """Write loss, rate and the gradient's norm of every K-th step to steps.jsonl; not written when left out."""
+    """Write loss, learning rate and gradient norm of every K-th step to steps.jsonl; not written when left out."""
     tensorboard: Annotated[bool, Group("running")] = False
     """Also write the numbers of each epoch as TensorBoard scalars, to tensorboard/ in the run folder."""
     anyway: Annotated[bool, Group("running")] = False
-    """Continue a run although code, test images, versions or the renderer have changed; config.json records it."""
+    """Continue a run even if code, test images, versions or the renderer have changed; config.json records it."""
     launch: Annotated[LaunchOptions, Group("running")] = field(default_factory=LaunchOptions)
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     @property
     def subject(self) -> str:
-        """What is trained, for messages."""
+        """Name of what is trained, for messages."""
         return "network"
 
     @property
     def made_with(self) -> dict[str, Json]:
-        """What a reader of config.json wants to know of a run, and nothing depends on."""
+        """Information for readers of config.json, on which nothing depends."""
         return {}
 
     def require_numbers(self) -> None:
-        """Refuse numbers that no run can have, whatever its length.
+        """Refuse invalid numbers that do not depend on the length of the run.
 
         Raises:
             InputError: names the flag.
@@ -100,7 +100,7 @@ class RunConfig:
             raise InputError(f"--ema: expected a decay between 0 and 1, found {self.ema}")
 
     def require_length(self) -> None:
-        """Refuse what does not fit the number of epochs.
+        """Refuse flags that do not fit the number of epochs.
 
         Raises:
             InputError: names the flag.
@@ -117,7 +117,7 @@ class RunConfig:
         """The epochs whose weights are kept, counted from 1.
 
         Raises:
-            InputError: when --keep is no list of epochs of this run.
+            InputError: when --keep is not a list of epochs of this run.
         """
         listed = [text.strip() for text in self.keep.split(",")] if self.keep is not None else []
         for text in listed:
@@ -137,7 +137,7 @@ class RunConfig:
 
 
 def trained_by(made: Mapping[str, Any]) -> str:
-    """What a run trains, in words, from what it is made of."""
+    """What a run trains, as text, from its description."""
     if "objective" in made:
         return f"a {made['objective']}"
     return "a projector" if "projector" in made else "a student"

@@ -1,4 +1,4 @@
-"""A run's folder: what the run was made of, and what may change when it is resumed."""
+"""The folder of a run: its description, and what may change when the run is resumed."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from trainer.schedules import SCHEDULES
 if TYPE_CHECKING:
     from trainer.material import Material
 
-FORMAT = 2  # of a run: 1 knew neither digests of code and test images nor the random numbers of numpy and Python
+FORMAT = 2  # of a run; format 1 had no digests of code and test images, and no random states of numpy and Python
 VERSIONS = ("torch", "torchvision", "numpy", "numcodecs")
-# Where and how fast a run is made does not change what it is; what is recorded of the store has views and renderer.
+# Flags that do not identify a run: places, speed, and what the recorded identity of the store already contains.
 NOT_THE_RUN = (
     "run_folder",
     "seeds",
@@ -72,36 +72,36 @@ NOT_THE_RUN = (
     "anyway",
     "log_every",
     "student_weights",
-    *CROP_FLAGS,  # what they choose is described by crops, labels and engine
+    *CROP_FLAGS,  # described by crops, labels and engine
     *TEACHER_FLAGS,
     "exact",
     "label_view",
 )
-# What may have changed since a run began, where --anyway is given: it decides what comes out, not whether that works.
+# What may have changed when a run continues with --anyway: it affects the results, but the run still works.
 CHANGES = {
-    "code": "the code of the student has changed since the run began",
-    "test": "these are not the test images with which the run began",
-    "versions": "other versions than those with which the run began",
-    "replay_renderer": "another renderer than the one with which the run began",
-    "engine": "the teacher is run by another engine than the one with which the run began",
+    "code": "the code of the student has changed since the run started",
+    "test": "these are not the test images with which the run started",
+    "versions": "other versions than those with which the run started",
+    "replay_renderer": "another renderer than the one with which the run started",
+    "engine": "the teacher runs on another engine than the one with which the run started",
 }
 
 
 def made_of(
     config: TrainConfig, material: Material, student: nn.Module, test: Manifest | None, processes: int = 1
 ) -> dict[str, Json]:
-    """Everything that decides what a run comes to: the same here means the same student.
+    """Everything that determines the result of a run: equal descriptions give equal students.
 
     Args:
-        config: of the run, as one process has it.
-        material: what it is trained on.
+        config: configuration of the run, of one process.
+        material: the training data.
         student: what it trains.
         test: the test images.
-        processes: how many train together.
+        processes: number of training processes.
     """
     plain = {name: value for name, value in config.in_effect().items() if name not in NOT_THE_RUN}
     size = material.loader.size
-    # In this order differences are looked for: what others follow from comes first.
+    # Differences are searched in this order, so that causes are reported before their consequences.
     described: dict[str, Json] = {
         "format": FORMAT,
         **{name: value for name, value in material.made_of.items() if name not in CHANGES},
@@ -134,7 +134,7 @@ def made_of(
 
 
 def described_in(path: Path) -> Any:
-    """What the run whose config.json this is was made of; None when there is none."""
+    """The description of a run in its config.json; None if there is no file."""
     if not path.exists():
         return None
     try:
@@ -148,13 +148,13 @@ def described_in(path: Path) -> Any:
     if form != FORMAT:
         raise InputError(
             f"{path}: expected a run of format {FORMAT}, found format {form}; continue it with the version of giftwrap "
-            f"that began it, or give another --run-folder"
+            f"that started it, or give another --run-folder"
         )
     return made
 
 
 def test_images_of(folder: Path) -> Path | None:
-    """The test images that a run began with; None when there were none."""
+    """The test images with which a run started; None if there were none."""
     try:
         named = json.loads((folder / CONFIG).read_text())["made_with"]["test_images"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -163,7 +163,7 @@ def test_images_of(folder: Path) -> Path | None:
 
 
 def test_source_of(folder: Path) -> ImageOptions:
-    """What the flags of a run stated of its test images."""
+    """The source options of a run's test images."""
     try:
         return ImageOptions(**json.loads((folder / CONFIG).read_text())["made_with"]["test_source"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -171,16 +171,16 @@ def test_source_of(folder: Path) -> ImageOptions:
 
 
 def accepted(stored: Any, made: Mapping[str, Json], *, anyway: bool) -> Any:
-    """What a run was made of, with what may be another now put in its place; all else must equal ``made``.
+    """The description of a run, updated with what may change; everything else must equal ``made``.
 
     Args:
-        stored: what the run was made of.
-        made: what this call would make it of.
-        anyway: whether other code, test images, versions and renderers are taken.
+        stored: description of the run.
+        made: description of this call.
+        anyway: whether other code, test images, versions, renderers and engines are accepted.
 
     Raises:
-        InputError: when it has more epochs now, and its schedule or evaluations do not allow that.
-        MismatchError: without ``anyway``, when the code or the like has changed and nothing else has.
+        InputError: when the number of epochs has changed, and the schedule or the evaluations do not allow that.
+        MismatchError: when only code, test images and the like have changed, without ``anyway``.
     """
     taken = lengthened(elsewhere(stored, made), made)
     kept = {key: value for key, value in taken.items() if key not in CHANGES}
@@ -189,17 +189,17 @@ def accepted(stored: Any, made: Mapping[str, Json], *, anyway: bool) -> Any:
             if difference := first_difference({key: taken.get(key)}, {key: made.get(key)}):
                 place, theirs, ours = difference
                 raise MismatchError(
-                    f"{what}: {place} was {shorten(theirs)} and is {shorten(ours)}; put back what there was, give "
-                    f"another --run-folder, or continue with what there is now by --anyway, which {CONFIG} records"
+                    f"{what}: {place} was {shorten(theirs)} and is {shorten(ours)}; restore it, give "
+                    f"another --run-folder, or continue with the change by --anyway, which {CONFIG} records"
                 )
     return {**kept, **{key: made[key] for key in CHANGES if key in made}}
 
 
 def lengthened(stored: Any, made: Mapping[str, Json]) -> Any:
-    """What a run was made of, with more epochs where all that was trained by now would have been the same.
+    """The description of a run, with the new number of epochs if that does not affect the epochs trained so far.
 
     Raises:
-        InputError: names the flag that makes the beginning of a run depend on its length.
+        InputError: names the flag because of which the beginning of a run depends on its length.
     """
     ours: Any = made.get("run", {})
     theirs = stored.get("run", {})
@@ -214,7 +214,7 @@ def lengthened(stored: Any, made: Mapping[str, Json]) -> Any:
     for flag, forbids in because.items():
         if forbids:
             raise InputError(
-                f"--epochs {now}: the run began with {before}, and {flag} depends on the length of the whole run; "
+                f"--epochs {now}: the run started with {before}, and {flag} depends on the length of the whole run; "
                 f"keep --epochs {before}, or give another --run-folder (a run of --schedule "
                 f"{' or '.join(lengthened_schedules)} can be lengthened)"
             )
@@ -222,20 +222,20 @@ def lengthened(stored: Any, made: Mapping[str, Json]) -> Any:
 
 
 def with_its_interval(config: TrainConfig) -> TrainConfig:
-    """A run that is continued, lengthened or not, is evaluated as often as it was, unless a flag says how often."""
+    """Keep the evaluation interval of a run that is continued, even if lengthened, unless a flag sets it."""
     stored = described_in(config.run / CONFIG)
     if stored is None or config.eval_every is not None or config.epochs < stored["run"]["epochs"]:
         return config
-    return changed(config, eval_every=stored["run"].get("eval_every"))  # a run of a generator has none
+    return changed(config, eval_every=stored["run"].get("eval_every"))  # runs of generators have none
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """What a run keeps that flags leave open.
+    """Values that a run keeps if flags leave them open.
 
     Attributes:
-        views: those that it plays of a store, which may have more by now.
-        engine: what runs the teacher of its labels, where they are made on the way.
+        views: number of views of the store that it plays; the store may have more by now.
+        engine: engine of its teacher, if labels are made online.
     """
 
     views: int | None = None
@@ -243,7 +243,7 @@ class Begun:
 
 
 def begun_with(folder: Path) -> Begun:
-    """What a run that is continued was begun with; nothing where there is none."""
+    """The values with which the run in a folder started; empty if there is none."""
     stored = described_in(folder / CONFIG) or {}
     return Begun(stored.get("store", {}).get("views"), stored.get("engine"))
 
@@ -254,14 +254,14 @@ def kept_weights(epoch: int) -> str:
 
 
 def trained_as(made: Mapping[str, Any], source: str) -> Trained:
-    """What the weights of a run are trained with, from what the run is made of.
+    """The record for weights of a run, from its description.
 
     Args:
-        made: as ``made_of`` gives it, or the run's config.json holds it.
-        source: where it comes from, for messages.
+        made: description of the run, from ``made_of`` or config.json.
+        source: its origin, for messages.
 
     Raises:
-        InputError: when it is no description of a run, or of one that trains no classifier.
+        InputError: when it is not the description of a run, or the run does not train a classifier.
     """
     if "objective" in made:
         raise InputError(f"{source}: expected a run that trains a student, found one that trains {trained_by(made)}")
@@ -289,7 +289,7 @@ def trained_as(made: Mapping[str, Any], source: str) -> Trained:
 
 
 def plan_of(made: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The plan of the crops that a run is made of: of its store, or of fresh ones; empty where it is not known."""
+    """The plan of the crops of a run, stored or fresh; empty if unknown."""
     crops = made["store"]["identity"] if "store" in made else made["crops"]
     return crops["plan"] or {}
 
@@ -297,16 +297,16 @@ def plan_of(made: Mapping[str, Any]) -> Mapping[str, Any]:
 def describe(
     config: RunConfig, made: Mapping[str, Json], student: nn.Module, flags: object | None = None
 ) -> list[Json]:
-    """Write config.json of a new run; refuse to continue a run that was another one.
+    """Write config.json of a new run; refuse to continue a different run.
 
     Args:
         config: of the run.
-        made: what it is made of.
+        made: description of this run.
         student: what it trains.
-        flags: dataclass of the command's flags, where they are not those of `train`.
+        flags: dataclass of the command's flags, if they are not those of `train`.
 
     Returns:
-        What has changed since the run began, and is taken: place, what it was, what it is.
+        The accepted changes since the run started: place, old value, new value.
 
     Raises:
         MismatchError: names the first difference between the run folder and this run.
@@ -328,7 +328,8 @@ def describe(
     alike = all(stored.get(key) == made.get(key) for key in ("store", "crops", "labels", "projector"))
     if alike and same.get("student", {}).get("layout") != student_now.get("layout"):
         raise MismatchError(
-            f"the student has other weights than when the run began: names, shapes or types in its state dict differ; "
+            f"the student has other weights than when the run started: names, shapes or types in its state dict "
+            f"differ; "
             f"give the code and the arguments of {path} again, or another --run-folder"
         )
     advice = f"give the flags of {path}, or another --run-folder"
@@ -343,7 +344,7 @@ def describe(
 
 
 def flags_at(config: object) -> dict[str, str]:
-    """The flags of a command, by their places in the description of a run."""
+    """The flags of a command, by their place in the description of a run."""
     every = flags_of(type(config)).items()
     parts = {".".join(flag.path): f"--{flag.name}" for _, flag in every if len(flag.path) > 1}
     plan = {f"crops.plan.{key}": f"--{flag.name}" for key, flag in every}
@@ -352,14 +353,14 @@ def flags_at(config: object) -> dict[str, str]:
 
 
 def write_flags(config: RunConfig, flags: object | None = None) -> None:
-    """Write config.toml, the flags of the run as --config of its command reads them, unless it is there."""
+    """Write config.toml, the flags of the run in the format of --config, unless it exists."""
     path = config.run / FLAGS
     if not path.exists():
         write_new(path, to_toml(flags or config).encode())
 
 
 def record_changes(config: RunConfig, made: Mapping[str, Json], changes: Sequence[Any], step: int) -> None:
-    """Write into config.json what a run is made of from ``step`` on, and what it was before."""
+    """Write the new description into config.json, and record the changes at ``step``."""
     path = config.run / CONFIG
     document = json.loads(path.read_text())
     changed = [*document.get("changed", ()), *({"step": step, **change} for change in changes)]
@@ -374,7 +375,7 @@ def _document(made: Mapping[str, Json], where: Mapping[str, Json], changed: list
 
 
 def _made_with(config: RunConfig, student: nn.Module) -> dict[str, Json]:
-    """What a reader of config.json wants to know, and nothing depends on."""
+    """Information for readers of config.json, on which nothing depends."""
     kinds = {type(layer).__name__ for layer in student.modules()}
     norms: Json = [name for name in sorted(kinds) if "Norm" in name]
     return {

@@ -17,12 +17,12 @@ CACHE_PROOFS = {**dict.fromkeys(CACHES, CACHE), LATENT_CACHE: LATENTS}
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder; the system releases it however this process ends.
+    """Lock a run's folder against other processes; the system releases the lock however this process ends.
 
-    A call that is refused before its run has begun leaves nothing behind.
+    A call that is refused before its run has started leaves nothing behind.
 
     Raises:
-        InputError: when there is something else than a run.
+        InputError: when the folder contains something else than a run.
         LeaseError: when another process trains there.
     """
     made = not folder.exists()
@@ -33,7 +33,7 @@ def hold(folder: Path) -> Iterator[None]:
             f"{folder}: expected a folder, found a file in its place; give another --run-folder"
         ) from error
     except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror}); give another --run-folder") from error
+        raise InputError(f"{folder}: cannot be created ({error.strerror}); give another --run-folder") from error
     others = [
         path
         for path in folder.iterdir()

@@ -1,4 +1,4 @@
-"""The logs of a run: a line of JSON for each epoch, and for steps."""
+"""The logs of a run: a line of JSON for each epoch, and for logged steps."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from trainer.file_names import LOG, STEPS
 def open_log(
     folder: Path, epoch: int, warn: Callable[[str], object], *, tensorboard: bool = False, step: int = 0
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """What takes the entry of each epoch: a line of log.jsonl, and with ``tensorboard`` its numbers as scalars.
+    """A function that logs the entry of an epoch: a line of log.jsonl, and with ``tensorboard`` scalars.
 
     Args:
         folder: of the run.
-        epoch: the next one; lines of it and of later ones, written after the last checkpoint, are dropped.
-        warn: called when epochs before it are missing.
-        tensorboard: whether scalars are wanted.
-        step: the last one of the last checkpoint; lines of later ones in steps.jsonl are dropped.
+        epoch: the next epoch; its lines and later ones, written after the last checkpoint, are dropped.
+        warn: called if earlier epochs are missing.
+        tensorboard: whether scalars are written.
+        step: step of the last checkpoint; lines of later steps in steps.jsonl are dropped.
     """
     path = folder / LOG
     kept = {number: line for number, line in lines_of(path).items() if number < epoch}
     if len(kept) < epoch:
-        warn(f"{path}: expected a line for each of {epoch} epochs, found {len(kept)}; the others are not made again")
+        warn(f"{path}: expected a line for each of {epoch} epochs, found {len(kept)}; the others cannot be restored")
     for file, key, first in ((path, "epoch", epoch), (folder / STEPS, "step", step + 1)):
         if file.exists():
             content, others = file.read_bytes(), Proof("the log of a run", lambda found: found.is_file())
             if (lines := without(content, first, key)) != content:
-                write_over(file, lines, others)  # a line that is not the run's is kept
+                write_over(file, lines, others)  # other lines are kept
     scalars = _scalars(folder / "tensorboard", epoch) if tensorboard else None
 
     def log(entry: Mapping[str, Any]) -> None:
@@ -70,7 +70,7 @@ def _scalars(folder: Path, epoch: int) -> Any:
 
 
 def without(content: bytes, first: int, key: str = "epoch") -> bytes:
-    """A log without the lines of epoch (or step) ``first`` and later ones, and without a last line cut off."""
+    """A log without the lines from epoch (or step) ``first`` on, and without an incomplete last line."""
     kept = []
     *lines, last = content.split(b"\n")
     for line in lines:
@@ -85,11 +85,11 @@ def without(content: bytes, first: int, key: str = "epoch") -> bytes:
 
 
 def lines_of(path: Path) -> dict[int, str]:
-    """The whole lines of a log, by their epochs."""
+    """The complete lines of a log, by epoch."""
     lines: dict[int, str] = {}
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
             lines[int(json.loads(line)["epoch"])] = line
-        except (ValueError, KeyError, TypeError):  # cut off by a crash, or changed since
+        except (ValueError, KeyError, TypeError):  # incomplete after a crash, or edited
             continue
     return lines

@@ -1,6 +1,6 @@
-"""Runs on disk: finding their folders, reading what they were made of, and grouping those that differ in seed alone.
+"""Runs on disk: find their folders, read their descriptions, and group runs that differ only in their seed.
 
-Nothing here imports torch: tables and pictures of runs come at once.
+Nothing here imports torch, so that tables and pictures of runs are fast.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from labelstore.errors import InputError, reason
 from trainer.file_names import CONFIG, LOG
 
 STORE_ROOT = "zarr.json"
-# What a description has, as far as it is read here.
+# The parts of a description that are read here, and their types.
 KINDS: Mapping[str, type[Any] | tuple[type[Any], ...]] = {
     **dict.fromkeys(("run", "versions", "store", "store.identity", "store.identity.engine"), dict),
     **dict.fromkeys(("crops", "crops.plan", "labels", "loss", "test"), dict),
@@ -29,11 +29,11 @@ KINDS: Mapping[str, type[Any] | tuple[type[Any], ...]] = {
 MAY_BE_NULL = ("loss", "test")
 AVERAGED = ("test_top1", "crops_per_second")
 PLACES, MEASURED = ("epoch", "step"), ("loss", "lr", "test_top1", "test_top5", "test_loss", "crops_per_second")
-# Of what a run is made of: where and how fast it was made, which is no difference between runs.
+# Parts of a description that do not count as differences: place and speed of the run.
 _PLACE = ("versions", "replay_renderer", "format", "test", "engine")
 _PLACE_FLAGS = ("seed", "threads", "processes", "device", "compile")
 _PLACE_STORE = ("engine", "renderer", "block", "skipped")
-# What follows from flags, or from the parts of a store that were chosen; shown only where nothing else differs.
+# Values that follow from flags or from choices for a store; shown only if nothing else differs.
 _FOLLOWS = ("student.", "code.", "loss.", "optimizer.", "schedule.", "store.", "labels.")
 _CHOSEN = ("store.teacher.", "store.plan.", "store.encoding.", "store.dtype", "store.views", "labels.teacher.")
 
@@ -44,9 +44,9 @@ class RunRecord:
 
     Attributes:
         folder: of the run.
-        made_of: everything that decides what the run comes to; empty where there is no config.json.
-        made_with: where its store and its images were.
-        entries: of its log, an epoch each.
+        made_of: everything that determines the result of the run; empty if there is no config.json.
+        made_with: the paths of its store and images.
+        entries: entries of its log, one for each epoch.
     """
 
     folder: Path
@@ -61,7 +61,7 @@ class RunRecord:
 
     @property
     def epochs_done(self) -> int:
-        """Epochs that are trained."""
+        """Number of trained epochs."""
         return int(self.entries[-1]["epoch"]) + 1 if self.entries else 0
 
     @property
@@ -71,7 +71,7 @@ class RunRecord:
 
     @property
     def flags(self) -> Mapping[str, Any]:
-        """The flags in effect, by key; phases as the loss that they are given in place of."""
+        """The flags in effect, by key; phases take the place of the loss."""
         flags = dict(self.made_of.get("run") or {})
         if "phase" in flags:
             flags["loss"] = flags.pop("phase")
@@ -96,7 +96,7 @@ class RunRecord:
 
     @property
     def steps_per_second(self) -> float | None:
-        """Steps a second without evaluations; from the rates of epochs: a continued one has only a part of its time."""
+        """Steps a second without evaluations, from rates, since epochs that were continued lack some time."""
         rates = [entry["crops_per_second"] for entry in self.entries if entry.get("crops_per_second")]
         if not rates:
             return None
@@ -107,20 +107,20 @@ class RunRecord:
 
     @property
     def plan_seed(self) -> int | None:
-        """Seed of the plan of fresh crops, which is the run's unless it was chosen; None of stored crops."""
+        """Seed of the plan of fresh crops: the run's seed unless it was given; None for stored crops."""
         seed: int | None = self.made_of.get("crops", {}).get("plan", {}).get("seed")
         return seed
 
     def settings(self) -> dict[str, Any]:
-        """Everything in which two runs can differ but their seeds, by a dotted name; a flag by its own name."""
+        """Everything in which two runs can differ except their seeds, by flag name or dotted name."""
         own = {key.replace("_", "-"): value for key, value in self.flags.items() if key not in _PLACE_FLAGS}
-        own.setdefault("relabel", [])  # which a run without operators leaves out
+        own.setdefault("relabel", [])  # left out by a run without operators
         rest = {key: value for key, value in self.made_of.items() if key not in (*_PLACE, "run", "store")}
         labels = dict(rest.pop("labels", {}))
-        of_images = labels.pop("store", None)  # gives each image its label, and no crops
+        of_images = labels.pop("store", None)  # this store has a label for each image, and no crops
         identity = _identity(self) or of_images or {}
         store = {key: value for key, value in identity.items() if key not in _PLACE_STORE}
-        if identity.get("engine"):  # of adopted labels it is not known
+        if identity.get("engine"):  # unknown for adopted labels
             store["dtype"] = identity["engine"].get("dtype")
         if "store" in self.made_of:
             store["views"] = self.made_of["store"].get("views")
@@ -130,12 +130,12 @@ class RunRecord:
 
 
 def _identity(run: RunRecord) -> Mapping[str, Any]:
-    """What the store of a run is; empty where it has none."""
+    """The identity of a run's store; empty if it has none."""
     return (run.made_of.get("store") or {}).get("identity") or {}
 
 
 def _manifest(run: RunRecord) -> Any:
-    """Digest of the images that crops are made of."""
+    """Digest of the images from which crops are made."""
     return (run.made_of.get("crops") or _identity(run)).get("manifest")
 
 
@@ -149,14 +149,14 @@ def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
 
 
 def find_runs(places: Sequence[Path], *, logs: bool = False) -> list[Path]:
-    """The folders of runs among these places, in natural order of each place, each once.
+    """The run folders at these places, each once, in natural order within each place.
 
     Args:
         places: folders of runs, folders that contain some at any depth, or patterns such as ``runs/*``.
-        logs: whether a log alone makes a folder a run's.
+        logs: whether a log without config.json counts as a run.
 
     Raises:
-        InputError: when a place is not there, matches nothing, or holds no run.
+        InputError: when a place does not exist, matches nothing, or has no run.
     """
     found: dict[Path, Path] = {}
     for place in places:
@@ -173,7 +173,7 @@ def find_runs(places: Sequence[Path], *, logs: bool = False) -> list[Path]:
 
 
 def _runs_in(folder: Path, *, logs: bool) -> list[Path]:
-    """The runs at or below a folder; stores and runs are not searched."""
+    """The runs at or below a folder; folders inside stores and runs are not searched."""
     runs = []
     for name, folders, files in os.walk(folder):
         folders.sort(key=natural_key)
@@ -212,10 +212,10 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def _require_description(made_of: Mapping[str, Any]) -> None:
-    """Refuse a description whose parts are not what a training writes: all that reads it relies on them.
+    """Refuse a description whose parts do not have the expected types, on which all readers rely.
 
     Raises:
-        KeyError, TypeError, ValueError, OverflowError: for the first one.
+        KeyError, TypeError, ValueError, OverflowError: for the first wrong part.
     """
     for place, kind in KINDS.items():
         value: Any = made_of
@@ -231,7 +231,7 @@ def _require_description(made_of: Mapping[str, Any]) -> None:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether a value is an epoch of a log: its place, and numbers as what was measured."""
+    """Whether a value is a log entry: an epoch, with numbers as measurements."""
     return (
         isinstance(entry, dict)
         and all(type(entry.get(name, 0)) is int and entry.get(name, 0) >= 0 for name in PLACES)
@@ -242,10 +242,10 @@ def _is_entry(entry: Any) -> bool:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The entries of a run's log, an epoch each.
+    """The entries of a run's log, one for each epoch.
 
     Raises:
-        InputError: when it is not the folder of a run that has finished an epoch.
+        InputError: when the folder is not a run, or the run has not finished an epoch.
     """
     path = run / LOG
     try:
@@ -265,11 +265,11 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunGroup:
-    """Runs that differ in seed alone.
+    """Runs that differ only in their seed.
 
     Attributes:
         runs: at least one.
-        differences: what is not the same in all groups, by name; the same names in each group.
+        differences: options that differ between groups, by name; the names are the same in each group.
     """
 
     runs: Sequence[RunRecord]
@@ -277,13 +277,13 @@ class RunGroup:
 
     @property
     def name(self) -> str:
-        """The folder of the run, or the one that all runs of the group are in."""
+        """The folder of the run, or the common folder of the group's runs."""
         folders = [str(run.folder) for run in self.runs]
         return folders[0] if len(folders) == 1 else os.path.commonpath(folders) or "."
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[RunGroup]:
-    """Runs that differ in seed alone, together, in the order of the first of each group."""
+    """Group runs that differ only in their seed, in the order of the first run of each group."""
     alike: dict[str, list[RunRecord]] = {}
     for run in runs:
         settings = {**run.settings(), "test": run.test_digest}
@@ -305,17 +305,17 @@ def grouped(runs: Sequence[RunRecord]) -> list[RunGroup]:
 
 
 def _plans_follow(group: Sequence[RunRecord]) -> bool:
-    """Whether each run drew its crops by its own seed, or has none to draw."""
+    """Whether the plan of each run follows the run's seed, or the run has no plan."""
     return all(run.plan_seed in (None, run.flags.get("seed")) for run in group)
 
 
 def _plan_seed(run: RunRecord) -> dict[str, Any]:
-    """The seed that was chosen for a run's plan, as a setting."""
+    """The given seed of a run's plan, as a setting."""
     return {"plan-seed": run.plan_seed}
 
 
 def _by_plan_seed(group: list[RunRecord]) -> list[list[RunRecord]]:
-    """Runs that differ in seeds alone: together where each plan has its run's seed, else by the seed of the plan."""
+    """Group runs that differ only in seeds by the plan's seed; one group if each plan follows its run's seed."""
     if _plans_follow(group):
         return [group]
     seeds = dict.fromkeys(run.plan_seed for run in group)
@@ -323,14 +323,14 @@ def _by_plan_seed(group: list[RunRecord]) -> list[list[RunRecord]]:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of what differs: flags and what a store was made with; of what follows from them only what tells more.
+    """The names of differing options. Options that follow from others are left out unless they separate more groups.
 
     Args:
-        settings: of each group.
+        settings: settings of each group.
     """
     every = dict.fromkeys(name for each in settings for name in each)
     found = [name for name in every if len({json.dumps(each.get(name)) for each in settings}) > 1]
-    # A number of one loss or schedule, the same wherever it is in effect, follows from the choice of that.
+    # A number of a loss or schedule that is equal wherever it is in effect follows from the choice of loss or schedule.
     numbers = [name for name in found if len({json.dumps(each[name]) for each in settings if name in each}) == 1]
     chosen = [name for name in found if name not in numbers and _is_chosen(name)]
 
@@ -344,7 +344,7 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _is_chosen(name: str) -> bool:
-    """Whether a setting is an option of a run, or of the store that it plays."""
+    """Whether a setting is an option of the run or of its store."""
     return not name.startswith(_FOLLOWS) or name.startswith(_CHOSEN)
 
 

@@ -1,4 +1,4 @@
-"""`train --seeds`: one run a seed, one after the other, each in a folder of its own."""
+"""`train --seeds`: a run for each seed, one after the other, each in its own folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.train import train_on
 def train_seeds(config: TrainConfig, console: Console) -> Mapping[str, Json]:
     """Train a run for each of --seeds, in ``seed-S`` of the run folder; returns the summary of all, on the first rank.
 
-    Each is the run that ``--seed S`` is. A finished one is checked against the flags, and reported in a line.
+    Each equals the run of ``--seed S``. A finished run is checked against the flags, and reported in a line.
 
     Raises:
         InputError: when the run folder is a run itself.
@@ -36,7 +36,7 @@ def train_seeds(config: TrainConfig, console: Console) -> Mapping[str, Json]:
 
 
 def _train_seed(config: TrainConfig, console: Console, ranks: Ranks, seed: int) -> Mapping[str, Any]:
-    """Train one of them, or report it where it is finished."""
+    """Train the run of one seed, or report it if it is finished."""
     own = changed(config, seed=seed, seeds=None, run_folder=config.run / f"seed-{seed}")
     if done := (own.run / CONFIG).exists() and read_run(own.run).finished:
         values = train_on(own, Console(silent=True), ranks)
@@ -59,7 +59,7 @@ def summary(config: TrainConfig, found: list[Mapping[str, Any]]) -> dict[str, Js
     return {"run": str(config.run), "runs": runs, **statistics}
 
 
-def say_seeds(values: Mapping[str, Any]) -> str:
+def summarise_seeds(values: Mapping[str, Any]) -> str:
     """The summary for people."""
     last, best = (Statistic(**values[when]["top1"]) for when in ("last", "best"))
     text = f"runs {values['run']}: {quantity(len(values['runs']), 'seed')}"

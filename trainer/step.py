@@ -15,7 +15,7 @@ from trainer.schedules import lr_factor
 
 
 def step(run: Run, batch: TrainBatch) -> Tensor:
-    """Change the weights by one batch; returns this process's share of its mean loss, detached."""
+    """Update the weights with one batch; returns this process's part of the mean loss, detached."""
     config = run.config
     factor = lr_factor(config.schedule, run.step, run.total_steps, steps_per_epoch=len(run.replay))
     for group in run.optimizer.param_groups:
@@ -36,7 +36,7 @@ def step(run: Run, batch: TrainBatch) -> Tensor:
 
 
 def gradients(run: Run, batch: TrainBatch) -> Tensor:
-    """Add up the gradients of a batch, piece by piece; returns this process's share of the mean loss."""
+    """Accumulate the gradients of a batch, piece by piece; returns this process's part of the mean loss."""
     total: Tensor | None = None
     pieces = list(batch.pieces(run.config.accumulate))
     for number, piece in enumerate(pieces, 1):

@@ -1,4 +1,4 @@
-"""What is looked at between the steps of a run, by all its processes alike: signals, and losses that are no numbers."""
+"""Conditions that all processes of a run check between steps: signals, and losses that are not finite."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from labelstore.errors import GiftwrapError
 from pipeline.ranks import Ranks
 from trainer.stopping import StopRequested, StopSignals
 
-STEPS_UNREAD = 32  # on a GPU, between looks at its losses: each takes what the one before has begun to copy
+# on a GPU, steps between checks of the losses; each check reads the copy that the previous one started
+STEPS_UNREAD = 32
 FINE = 2**62
 
 
 class DivergedError(GiftwrapError):
-    """A loss or a weight is no number any more."""
+    """A loss or a weight is not finite."""
 
 
 class StopConditions:
-    """StopSignals a run in the same step on all its processes.
+    """Stops a run after the same step on all its processes.
 
-    Alone, that is the step after which there is a reason. Of several, each learns after a step what the others had to
-    say after the one before, so that no step waits for it.
+    A single process stops right after the step. With several, each step receives the results of the others' previous
+    check, so that no step waits for communication.
 
     Args:
         ranks: the processes.
-        device: where losses are.
+        device: device of the losses.
         stops: records signals.
     """
 
@@ -35,21 +36,21 @@ class StopConditions:
         self.stops, self._ranks = stops, ranks
         self._first_bad = torch.full((), FINE, dtype=torch.int64, device=device)
         self._unread, self._read = 0, FINE
-        self._copy: Tensor | None = None  # of `_first_bad`, in memory, under way since the look before
+        self._copy: Tensor | None = None  # of `_first_bad`, in host memory; started by the previous check
         self._copied: torch.cuda.Event | None = None
         self._waiting: Callable[[], list[int]] | None = None
 
     def see(self, loss: Tensor, step: int) -> None:
-        """Look at the loss of a step, where it is."""
+        """Record whether the loss of a step is finite, on its device."""
         bad = torch.where(loss.isfinite(), FINE, step)
         self._first_bad = torch.minimum(self._first_bad, bad)
         self._unread += 1
 
     def between_steps(self) -> None:
-        """End the run when there is a reason.
+        """Stop the run if a condition holds.
 
         Raises:
-            DivergedError: names the first step whose loss was no number.
+            DivergedError: names the first step whose loss was not finite.
             StopRequested: a signal has arrived.
         """
         on_gpu = self._first_bad.device.type != "cpu"
@@ -63,18 +64,18 @@ class StopConditions:
             self._check(result())
 
     def settle(self) -> None:
-        """Like `between_steps`, of all that was seen by now."""
+        """Like `between_steps`, including all steps so far."""
         self._check(self._begin(read=True)())
 
     def require_finite(self, weights: Iterable[Tensor], step: int) -> None:
-        """Raise DivergedError when a loss was no number, or a weight is none after ``step`` steps."""
+        """Raise DivergedError if a loss so far, or a weight after ``step`` steps, is not finite."""
         bad, _ = self._begin(read=True)()
         if bad == FINE and not bool(torch.stack([weight.isfinite().all() for weight in weights]).all()):
             raise DivergedError(f"step {step}: expected finite weights, found others")
         self._check([bad, 0])
 
     def _look(self) -> None:
-        """Take what was copied since the last look, which was long ago for a GPU, and begin the next copy."""
+        """Read the copy that the previous check started, which has long finished, and start the next one."""
         if self._copied is not None and self._copy is not None:
             self._copied.synchronize()
             self._read = min(self._read, int(self._copy))

@@ -1,4 +1,4 @@
-"""Signals that stop a run: handled between steps, or at once where nothing is changed."""
+"""Signals that stop a run: handled between steps, or at once while the run does not change."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from labelstore.command import stopping
 
 
-class StopRequested(Exception):  # noqa: N818  no error: the run is asked to stop where it can be continued
-    """The run was asked to stop."""
+class StopRequested(Exception):  # noqa: N818  not an error: the run stops where it can be continued
+    """A signal requests the run to stop."""
 
 
 class StopSignals(stopping.StopSignals):
-    """Records SIGINT and SIGTERM while it is entered; see `labelstore.command.stopping.StopSignals`."""
+    """Records SIGINT and SIGTERM within its context; see `labelstore.command.stopping.StopSignals`."""
 
     def __init__(self) -> None:
         super().__init__(self._raise_at_once)
@@ -21,7 +21,7 @@ class StopSignals(stopping.StopSignals):
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Nothing in here changes the run: a signal raises `StopRequested` where it arrives."""
+        """For code that does not change the run: a signal raises `StopRequested` immediately."""
         self._at_once = True
         try:
             if self.number:

@@ -1,4 +1,4 @@
-"""The student: trained to give the labels of its crops, evaluated by its accuracy on test images."""
+"""The student objective: trained to predict the labels of crops, evaluated by its accuracy on test images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from labelstore.spec import Json, require_same
 from pipeline.config import json_object
 from pipeline.images.class_folder import named
 from pipeline.images.manifest import Manifest
-from pipeline.images.remarks import say_left_out
+from pipeline.images.remarks import report_left_out
 from pipeline.networks import build_network
 from pipeline.networks.layout import memory_format
 from pipeline.networks.outputs import Logits
@@ -48,7 +48,7 @@ from trainer.trial import Counts, Fit, fit, made_anew, undrawn
 
 @dataclass(frozen=True)
 class Test:
-    """Test images, how they are cut, and what renders them."""
+    """Test images, their plan, and their renderer."""
 
     images: Manifest
     spec: PlanSpec
@@ -59,13 +59,13 @@ class Student(Objective):
     """A student whose loss compares its logits with the labels.
 
     Args:
-        config: of the run.
-        material: what it is trained on.
+        config: configuration of the run.
+        material: the training data.
         student: the network.
-        found: how it is run.
-        losses: compares logits.
-        test: the test images, where there are some.
-        processes: how many train together.
+        found: how it is called.
+        losses: the loss of each epoch.
+        test: the test images, if any.
+        processes: number of training processes.
     """
 
     name = "student"
@@ -89,7 +89,7 @@ class Student(Objective):
 
     @property
     def trained(self) -> Trained:
-        """What the student is trained with."""
+        """The record that is saved with the weights."""
         return trained_as(self.made_of, str(self._config.run))
 
     @property
@@ -104,11 +104,11 @@ class Student(Objective):
         return self._losses(logits, batch)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Take the loss of the epoch."""
+        """Set the loss of the epoch."""
         self._losses.begin_epoch(epoch)
 
     def end_epoch(self, ranks: Ranks) -> Mapping[str, Json]:
-        """Calibrate temperatures; phase and temperatures of the epoch, where they change."""
+        """Calibrate temperatures; returns phase and temperatures of the epoch, if they change."""
         return self._losses.end_epoch(ranks)
 
     def state(self) -> Mapping[str, Any]:
@@ -120,14 +120,14 @@ class Student(Objective):
         self._losses.load_state(state)
 
     def average(self, decay: float) -> Average:
-        """The running mean of the weights, in a student made anew; draws no random numbers of the run."""
+        """The running mean of the weights, in a newly constructed student; does not affect the run's random numbers."""
         columns, size = self._material.columns, self._material.loader.size
         with undrawn(torch.device(self._config.render.device)):
             mean = made_anew(self.network, self._config, columns, size, channels_last=self.channels_last)
         return Average(mean, decay)
 
     def begin(self, console: Console) -> None:
-        """Print the recipe, what is left out of the images, and the labels; refuse a store of another recipe."""
+        """Print the recipe, images that are left out, and the labels; refuse a store of another recipe."""
         config, material = self._config, self._material
         if config.recipe:
             console.line(recipes.describe_recipe(config, material.setting, material.loader.order.views))
@@ -137,18 +137,18 @@ class Student(Objective):
         if config.relabel:
             console.line(describe(config.relabel))
         if self._test:
-            say_skipped(self._test, console)
-            say_left_out(self._test.images, console)
+            report_skipped(self._test, console)
+            report_left_out(self._test.images, console)
 
     def files(self) -> Mapping[str, Proof]:
-        """Weights of this network, and the table of its classes."""
+        """The weights of this network, and the table of its classes."""
         weights = weights_like(packed(self.network.state_dict(), None, self.trained))
         kept = map(kept_weights, self._config.kept_epochs())
         found = dict.fromkeys(("last.safetensors", "best.safetensors", *kept), weights)
         return found | ({"classes.csv": table_of(self._test.images.classes)} if self._test else {})
 
     def evaluate(self, network: nn.Module) -> EvalResult:
-        """Accuracy on the test images, which are normalised as the teacher's crops were."""
+        """Accuracy on the test images, normalised like the crops of the training."""
         assert self._test is not None  # noqa: S101  the loop asks `evaluates` first
         crops, config = self._material.loader.crops, self._config
         return evaluate(
@@ -165,7 +165,7 @@ class Student(Objective):
         )
 
     def better(self, found: Score, best: Score) -> bool:
-        """By top-1."""
+        """A higher top-1 is better."""
         assert isinstance(found, EvalResult)  # noqa: S101  what `evaluate` gives
         assert isinstance(best, EvalResult)  # noqa: S101
         return found.top1 > best.top1
@@ -181,11 +181,11 @@ class Student(Objective):
         write_classes(folder / "classes.csv", self._test.images.classes, score)
 
     def save_weights(self, state: Mapping[str, Tensor], path: Path) -> None:
-        """With what the student was trained with."""
+        """Write the weights, with the record of their training."""
         save_weights(state, path, trained=self.trained)
 
     def report(self) -> Mapping[str, Json]:
-        """The sides of the crops, and how many images it is tested on."""
+        """The sizes of the crops, and the number of test images."""
         test, crops = self._test, self._material.loader.crops
         teacher = self._material.online.teacher if self._material.online else None
         return {
@@ -200,25 +200,25 @@ class Student(Objective):
             self._test.renderer.close()
 
 
-def say_skipped(test: Test, console: Console) -> None:
-    """Name the test images that are left out."""
+def report_skipped(test: Test, console: Console) -> None:
+    """Warn about test images that are left out."""
     if skipped := test.images.skipped:
         console.warn(
-            f"{len(skipped)} test images do not decode and are left out: {named(skipped)}; accuracy is of the other "
-            f"{len(test.images):,}"
+            f"{len(skipped)} test images cannot be decoded and are left out: {named(skipped)}; accuracy is for the "
+            f"other {len(test.images):,}"
         )
 
 
 def make_objective(config: TrainConfig, ranks: Ranks, material: Material, test: Test | None) -> Student:
-    """The student with its loss; refuses what does not fit together."""
+    """Construct the student objective; refuses incompatible flags and data."""
     losses = losses_of(config, material)
-    optimiser_of(config.optimiser)  # refused before the student is made, which takes longer
+    optimiser_of(config.optimiser)  # checked before the student is constructed, which is slower
     student, found = make_student(config, ranks, material, test)
     return Student(config, material, student, found, losses, test, ranks.world)
 
 
 def losses_of(config: TrainConfig, material: Material) -> LossPlan:
-    """The losses of a run, on the labels that it is trained on."""
+    """The losses of a run, for the columns of its labels."""
     columns = LabelColumns(material.columns, material.classes, material.label_columns)
     return LossPlan(config.phases, config.relabel, config.temperatures, columns)
 
@@ -226,10 +226,10 @@ def losses_of(config: TrainConfig, material: Material) -> LossPlan:
 def make_student(
     config: TrainConfig, ranks: Ranks, material: Material, test: Test | None = None
 ) -> tuple[nn.Module, Fit]:
-    """The student with its first weights, the same on every process, and how it is run.
+    """Construct the student with its initial weights, equal on every process, and find how it can be called.
 
     Raises:
-        InputError: when it does not fit the labels, or could not be trained, evaluated, saved and continued.
+        InputError: when it does not fit the labels, or cannot be trained, evaluated, saved and continued.
     """
     columns, size = material.columns, material.loader.size
     seed_all(config.seed)
@@ -247,7 +247,7 @@ def make_student(
 
 
 def open_test(config: TrainConfig, material: Material) -> Test:
-    """The test images; refused when their classes are not those of the crops, or one of them does not decode."""
+    """Open the test images; refuses other classes than those of the crops, and images that cannot be decoded."""
     classes = list(material.classes)
     images = scan_as(
         config.test_images or Path(),
@@ -257,7 +257,7 @@ def open_test(config: TrainConfig, material: Material) -> Test:
         skip_broken=config.skip_broken,
     )
     if not len(images):
-        raise InputError(f"--test-images {config.test_images}: expected images that decode, found none")
+        raise InputError(f"--test-images {config.test_images}: expected images that can be decoded, found none")
     require_same(
         "test classes",
         list[Json](classes),

@@ -1,4 +1,4 @@
-"""What `evaluate` measures: flags, and what the weights say that they were trained with; nothing is guessed."""
+"""Resolve the flags of `evaluate`, with the record in the weights; nothing is guessed."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from trainer.run_folder import described_in, test_images_of, test_source_of, tra
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is measured, on which images, and how they are shown.
+    """The network that is measured, the test images, and how they are cropped and normalised.
 
     Attributes:
         config: the flags.
         member: the network and its weights.
-        images: class folder of test images.
-        plan: how they are cut.
+        images: the test images.
+        plan: plan of their crops.
         mean: channel means of the normalisation.
         std: channel standard deviations of the normalisation.
-        trained: what the weights were trained with, where that is known.
-        dtype: precision of the network: the flag's, or the run's, or float32.
-        notes: all of it, for people.
-        warnings: where flags say something else than the weights.
+        trained: record of the weights, if they have one.
+        dtype: precision of the network: of the flag, else of the run, else float32.
+        notes: lines to print about all of this.
+        warnings: where flags differ from the record of the weights.
     """
 
     config: EvaluateConfig
@@ -62,11 +62,11 @@ class Subject:
         return self.plan.size
 
     def scan(self) -> Manifest:
-        """The test images, their classes in the order that the network was trained in where they are the same."""
+        """List the test images; if their classes are those of the network, in its order."""
         order, root, options = self.config.class_order, self.images, self.config.source
         cache = cache_in(self.config.cache_dir, root) if self.config.cache_dir else None
         if cache and not scheme_of(root):
-            raise InputError(f"--cache-dir: keeps what is read of images at an address, found {root}; leave it out")
+            raise InputError(f"--cache-dir: caches the index of images at an address, found {root}; leave it out")
         known = self.trained.classes if self.trained else None
         if known and order == "auto":
             source = open_images(root, "bytes", options=options, cache=cache)
@@ -75,7 +75,7 @@ class Subject:
         return scan(root, class_order=order, options=options, cache=cache, digests=False)
 
     def spec(self, classes: Sequence[str]) -> TeacherSpec:
-        """The network's part of the flags; it is run exactly as a teacher is.
+        """The network as a teacher: it runs exactly as a teacher does.
 
         Args:
             classes: of the test images.
@@ -96,10 +96,10 @@ class Subject:
 
 
 def settle(config: EvaluateConfig) -> Subject:
-    """What the flags leave out, from the run, from the weights, or from the network's library.
+    """Resolve flags that are left out, from the run, from the weights, or from the network's library.
 
     Raises:
-        InputError: when something is not known anywhere: names the flags to give; when a flag names another network.
+        InputError: when a value is unknown (names the flags to give), or a flag names another network.
     """
     require_normalisation(config.mean or (), config.std or ())
     if config.run and config.images is None and config.source == ImageOptions():
@@ -117,7 +117,7 @@ def settle(config: EvaluateConfig) -> Subject:
     missing = [flag for flag, value in wanted.items() if value is None]
     if network is None or size is None or found.mean is None or found.std is None or images is None:
         unrecorded = [flag for flag in missing if flag != "--images"]
-        why = f"{weights} has no record of what it was trained with, and nothing is guessed; " if unrecorded else ""
+        why = f"{weights} has no record of its training, and nothing is guessed; " if unrecorded else ""
         raise InputError(f"{', '.join(missing)}: {why}give {' and '.join(missing)}")
     if config.csv:
         require_apart({"--csv": config.csv}, {"--images": images})
@@ -150,7 +150,7 @@ def settle(config: EvaluateConfig) -> Subject:
 
 
 def _plan(config: EvaluateConfig, trained: Trained | None, size: int) -> PlanSpec:
-    """How images are cut: as a run tested its student, where nothing else is asked for."""
+    """The plan of the test images: that of the run's tests, unless flags differ."""
     resize, interpolation = config.resize, config.interpolation
     if trained and trained.network:
         resize = resize or (trained.resize if size == trained.size else None)
@@ -159,7 +159,7 @@ def _plan(config: EvaluateConfig, trained: Trained | None, size: int) -> PlanSpe
 
 
 def _of_run(folder: Path) -> tuple[str, Trained, DTypeName]:
-    """The last weights of a run, what they were trained with, and in which precision."""
+    """The last weights of a run, their record, and their precision."""
     made = described_in(folder / CONFIG)
     if made is None:
         found = f"expected the folder of a run, found no {CONFIG}" if folder.exists() else "no such folder"
@@ -167,7 +167,7 @@ def _of_run(folder: Path) -> tuple[str, Trained, DTypeName]:
     weights = folder if is_projector(folder) else folder / "last.safetensors"
     if not weights.exists():
         raise InputError(
-            f"{weights}: is there when a run has ended; continue it, or give --weights {folder / 'best.safetensors'}"
+            f"{weights}: is written when a run ends; continue it, or give --weights {folder / 'best.safetensors'}"
         )
     trained = recorded_in(str(weights)) or trained_as(made, str(folder / CONFIG))
     return str(weights), trained, made["run"].get("dtype", "float32")

@@ -1,4 +1,4 @@
-"""The summary of a run for people."""
+"""The summary of a run as text."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from labelstore.command.console import duration, quantity
 
 
 def summarise(values: Mapping[str, Any]) -> str:
-    """The summary for people, which counts epochs from 1."""
+    """The summary as text, with epochs counted from 1."""
     steps, now = values["steps"], values["steps_now"]
     text = f"run {values['run']}: {quantity(steps, 'step')}{'' if now == steps else f', {now:,} of them now,'} in "
     text += duration(values["seconds"])
     last, best = values["last"], values["best"]
-    name = next(iter(last), None)  # of the objective's numbers, the first one
+    name = next(iter(last), None)  # the first of the objective's numbers
     if name is None:
-        return f"{text}; nothing was to be evaluated"
+        return f"{text}; nothing was evaluated"
     if not values["evaluations"]:
         return f"{text}; no test images were given"
     return (
@@ -26,7 +26,7 @@ def summarise(values: Mapping[str, Any]) -> str:
 
 
 def shown(name: str, value: float | None, *, named: bool = True) -> str:
-    """A number of an evaluation for people, with its name: top-k in percent, others as they are."""
+    """A number of an evaluation as text, with its name; top-k in percent."""
     share = name.startswith("top") and name[3:].isdecimal()
     text = "no number" if value is None else f"{value:.2f} %" if share else f"{value:.4g}"
     return f"{f'top-{name[3:]}' if share else name} {text}" if named else text

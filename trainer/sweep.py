@@ -1,4 +1,4 @@
-"""`sweep`: the builds and runs of a grid, each a process of its own; it can be stopped and continued."""
+"""`sweep`: the builds and runs of a grid, each in its own process; it can be stopped and continued."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from trainer.runs import find_runs, read_run
 POLL_SECONDS = 0.05
 LOCK = ".lock"
 WORDS = {"build": "build", "train": "run"}
-# Flags whose value has to be there before the first command starts.
-PLACES = ("images", "more_images", "test_images", "store", "more_stores")  # flags of inputs, and all of their values
+# Flags whose paths must exist before the first command starts.
+PLACES = ("images", "more_images", "test_images", "store", "more_stores")  # all values of these flags are inputs
 INPUTS = (*PLACES, "weights", "student_weights")
 
 
@@ -47,31 +47,31 @@ class SweepConfig:
     """
 
     file: Annotated[Path, tyro.conf.Positional]
-    """TOML file: flags in [build] and [train], lists of values for what varies, [[cell]] for what varies together."""
+    """TOML file: flags in [build] and [train], lists of values for what varies, [[cell]] for values that vary
+    together."""
     run_folder: Annotated[Path, Named("run-folder")]
     """Folder of the sweep: stores/ and runs/, with a folder and a log file for each combination."""
     jobs: int = 1
-    """Commands that run at a time, as processes; if they share a CPU, set threads in the file."""
+    """Number of commands that run at the same time, as processes; if they share a CPU, set threads in the file."""
     dry_run: bool = False
-    """Check the flags of all combinations, print their commands and the time that is left, and start nothing."""
+    """Check the flags of all combinations, print their commands and the remaining time, and start nothing."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
     def __post_init__(self) -> None:
-        """Refuse no process."""
+        """Refuse fewer than one process."""
         if self.jobs < 1:
             raise InputError(f"--jobs: expected at least 1, found {self.jobs}")
 
 
 def sweep(config: SweepConfig, console: Console) -> int:
-    """Run what is left of a sweep, and print the table of its runs; returns the exit code.
+    """Run the remaining tasks of a sweep, and print the table of its runs; returns the exit code.
 
     Raises:
-        InputError: a flag that a command refuses, a network or an optimiser that does not exist, or images, weights or
-            stores that are not there.
+        InputError: when a command refuses a flag, or networks, optimisers, images, weights or stores do not exist.
         LeaseError: when another process runs this sweep.
     """
     if (place := place_of(os.environ)).world != 1:
-        raise InputError(f"sweep: starts the processes, found {place.launcher}; start it alone, with --jobs")
+        raise InputError(f"sweep: starts its own processes, found {place.launcher}; start it without one, with --jobs")
     tasks = read_grid(config.file, config.run_folder)
     require_known(tasks, config.file)
     absent = inputs_absent(tasks)
@@ -101,7 +101,7 @@ def sweep(config: SweepConfig, console: Console) -> int:
 
 
 def inputs_absent(tasks: Sequence[Task]) -> list[str]:
-    """Images, stores and weights that are not there and that no task makes, each with the flags that name them."""
+    """Missing images, stores and weights that no task makes, each with the flag that names it."""
     made = {str(task.folder) for task in tasks}
     absent: dict[str, str] = {}
     for task in tasks:
@@ -118,10 +118,10 @@ def inputs_absent(tasks: Sequence[Task]) -> list[str]:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other sweeps out of a folder; the system lets go of it however this process ends.
+    """Lock a folder against other sweeps; the system releases the lock however this process ends.
 
     Raises:
-        InputError: when the folder cannot be made, or is a run.
+        InputError: when the folder cannot be created, or is a run.
         LeaseError: when another process runs a sweep there.
     """
     if (folder / CONFIG).exists():
@@ -144,10 +144,10 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def run_tasks(tasks: Sequence[Task], jobs: int, console: Console, stops: StopSignals) -> list[Failed]:
-    """Run what is not done, at most ``jobs`` at a time; returns what has failed, after everything else has ended.
+    """Run the tasks that are not done, at most ``jobs`` at a time; returns the failed ones when all have ended.
 
     Raises:
-        KeyboardInterrupt, Stopped: a signal came; the processes have saved and ended.
+        KeyboardInterrupt, Stopped: after a signal, once the processes have saved and ended.
     """
     left = [task for task in tasks if seconds_of(task) is None]
     if len(left) < len(tasks):
@@ -195,7 +195,7 @@ DONE = Proof("what a sweep writes of a command that has ended well", _is_done)
 
 
 def read_done(path: Path) -> Mapping[str, Any] | None:
-    """What was written of a command that has ended well."""
+    """The record of a task that is done; None if there is none."""
     try:
         found = json.loads(path.read_text())
         return {"words": list(found["words"]), "seconds": found["seconds"]}
@@ -204,7 +204,7 @@ def read_done(path: Path) -> Mapping[str, Any] | None:
 
 
 def seconds_of(task: Task) -> float | None:
-    """The seconds of a task that is done, by the flags that it has now; 0 where it was continued; None if not done."""
+    """The seconds of a task that is done with its current flags; 0 if it was continued; None if it is not done."""
     found = read_done(task.done)
     if found is None or found["words"] != task.words or not task.folder.is_dir():
         return None
@@ -212,13 +212,13 @@ def seconds_of(task: Task) -> float | None:
 
 
 def write_done(ended: Running, seconds: float) -> None:
-    """Write that a task is done, in so many seconds; the time of one that was continued is not known."""
+    """Record that a task is done, and its seconds; the time of a continued task is unknown."""
     values = {"words": ended.task.words, "seconds": round(seconds, 3) if ended.fresh else None}
     write_over(ended.task.done, json.dumps(values).encode(), DONE)
 
 
 def eta(tasks: Sequence[Task], left: Sequence[Task], jobs: int) -> float | None:
-    """Seconds that the rest takes, by the rates of what is done; None where nothing tells the rate of some of it."""
+    """Estimated remaining seconds, from the rates of finished tasks; None if a rate is unknown."""
     total = 0.0
     for command in WORDS:
         work = sum(task.work for task in left if task.command == command)
@@ -231,18 +231,18 @@ def eta(tasks: Sequence[Task], left: Sequence[Task], jobs: int) -> float | None:
 
 
 def in_words(seconds: float | None) -> str:
-    """The time that is left, for people."""
-    return "time left not known yet" if seconds is None else f"about {duration(seconds)} left"
+    """The remaining time as text."""
+    return "remaining time not known yet" if seconds is None else f"about {duration(seconds)} left"
 
 
 def print_plan(tasks: Sequence[Task], absent: Sequence[str], jobs: int, console: Console) -> None:
-    """Print all commands, which are done, what is missing, and the time that is left."""
+    """Print all commands, which of them are done, missing inputs, and the remaining time."""
     left = [task for task in tasks if seconds_of(task) is None]
     for task in tasks:
         state = "to do" if task in left else "done"
         console.line(f"{WORDS[task.command]} {task.name} ({state}): giftwrap {shlex.join(task.words)}")
     for each in absent:
-        console.line(f"not there yet: {each}")
+        console.line(f"missing: {each}")
     seconds = eta(tasks, left, jobs)
     values: dict[str, Json] = {
         "tasks": [{"command": task.command, "name": task.name, "words": list(task.words)} for task in tasks],
@@ -256,6 +256,6 @@ def print_plan(tasks: Sequence[Task], absent: Sequence[str], jobs: int, console:
 
 
 def rows_of(tasks: Sequence[Task]) -> list[Row]:
-    """The table of the runs of a sweep that have begun."""
+    """The table of the sweep's runs that have started."""
     begun = [task.folder for task in tasks if task.command == "train" and any(task.folder.rglob(CONFIG))]
     return table([read_run(folder) for folder in find_runs(begun)]) if begun else []

@@ -1,4 +1,4 @@
-"""Temperatures of `kl` that change over a run, as in LPQLD; read by commands before torch is needed."""
+"""Temperatures of `kl` that change over a run, as in LPQLD. Does not import torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TemperatureOptions:
     smallest divergence on the last batch of the epoch before."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no temperature, and numbers without effect."""
+        """Refuse invalid temperatures, and numbers without effect."""
         plain = type(self).__dataclass_fields__
         for name in ("drop", "floor"):
             if self.every is None and getattr(self, name) != plain[name].default:
@@ -53,7 +53,7 @@ class TemperatureOptions:
         return (*steps, *(() if self.calibrate else ("calibrate_student",)))
 
     def require(self, losses: tuple[LossSpec, ...]) -> None:
-        """Refuse changes that no loss of a run takes.
+        """Refuse changes that no loss of a run uses.
 
         Raises:
             InputError: names the flag.
@@ -69,7 +69,7 @@ class TemperatureOptions:
             )
 
     def of_teacher(self, first: float, epoch: int) -> float:
-        """The teacher's temperature in an epoch (from 0), where ``first`` is that of the loss."""
+        """The teacher's temperature in an epoch (from 0); ``first`` is the temperature of the loss."""
         if self.every is None:
             return first
         return max(first * self.drop ** ((epoch + 1) // self.every), self.floor)

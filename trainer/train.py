@@ -1,4 +1,4 @@
-"""Labels in, student out: the training loop."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ from trainer.step import step
 from trainer.stop_conditions import DivergedError
 from trainer.stopping import StopRequested, StopSignals
 
-SAVING_SHARE = 0.05  # of the time, where no flag sets how often a checkpoint is saved
-MEMORY = "--accumulate, or a smaller --batch-size or --cache-gib"  # what takes less of it
-FREE = 0.1  # share of waiting that is no bottleneck: queues fill, epochs begin
+SAVING_SHARE = 0.05  # fraction of the time, if no flag sets how often a checkpoint is saved
+MEMORY = "--accumulate, or a smaller --batch-size or --cache-gib"  # flags that reduce it
+FREE = 0.1  # fraction of waiting that is not a bottleneck: queues fill, epochs start
 
 T = TypeVar("T")
 
@@ -52,14 +52,14 @@ T = TypeVar("T")
 def train(
     config: TrainConfig, console: Console, make: Callable[[TrainConfig, Ranks, StopSignals], Run] = make_run
 ) -> Mapping[str, Json]:
-    """Train, or continue, or report a finished run; returns the summary.
+    """Train, continue, or report a finished run; returns the summary.
 
-    Under torchrun, ranks take their slices of each batch; the summary is the first one's, others return nothing.
+    Under torchrun, each rank takes its slice of each batch; the first rank returns the summary, others return nothing.
 
     Args:
-        config: of the run.
-        console: where notes and progress go.
-        make: the run; a student's when left out.
+        config: configuration of the run.
+        console: prints notes and progress.
+        make: constructs the run; a student's when left out.
     """
     with join("training") as ranks:
         return train_on(config, console, ranks, make)
@@ -72,7 +72,7 @@ def train_on(
     ranks: Ranks,
     make: Callable[[TrainConfig, Ranks, StopSignals], Run] = make_run,
 ) -> Mapping[str, Json]:
-    """The same, on ranks that have met."""
+    """The same, within an initialised process group."""
     keep_freed_memory()
     config = with_its_interval(config) if ranks.first else config
     config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
@@ -89,7 +89,7 @@ def train_on(
 
 
 def complete(run: Run, console: Console) -> Mapping[str, Json]:
-    """Begin or continue a run of any objective, in its folder, and train it to its end; returns the summary.
+    """Start or continue a run of any objective in its folder, and train it to the end; returns the summary.
 
     Raises:
         GiftwrapError: when a loss or a weight is not finite.
@@ -105,7 +105,7 @@ def complete(run: Run, console: Console) -> Mapping[str, Json]:
     except DivergedError as error:
         kept = f"the checkpoint of step {run.saved} is kept" if run.saved else "there is no checkpoint yet"
         raise GiftwrapError(
-            f"{error}; {kept}; lower --lr, or bound the gradient by --clip-norm, in another --run-folder"
+            f"{error}; {kept}; lower --lr, or clip the gradient with --clip-norm, in another --run-folder"
         ) from error
     except RuntimeError as error:
         if is_fault(error) and run.saved:
@@ -114,7 +114,7 @@ def complete(run: Run, console: Console) -> Mapping[str, Json]:
 
 
 def begin(run: Run, console: Console) -> None:
-    """Describe a new run, or load an old one's last checkpoint; print what it is made of."""
+    """Write the description of a new run, or load the last checkpoint; print a description of the run."""
     config, ranks = run.config, run.ranks
     run.objective.begin(console)
     changes: Any = []
@@ -128,10 +128,10 @@ def begin(run: Run, console: Console) -> None:
     if ranks.broadcast(run.checkpoint.exists()):
         run.load_state(load_checkpoint(run.checkpoint, run.made_of, partial(accepted, anyway=config.anyway)))
         if ranks.first:
-            write_weights(run)  # a kill may have come between a checkpoint and these
+            write_weights(run)  # a kill may have happened between saving a checkpoint and writing these
         if any(change["at"].startswith("test") for change in changes):
             if run.best:
-                console.warn("the best so far was measured on the earlier test images; the best begins anew")
+                console.warn("the best result so far was measured on other test images, and is discarded")
             run.forget_scores()
         if changes:
             save(run)
@@ -139,9 +139,9 @@ def begin(run: Run, console: Console) -> None:
             f"resuming {config.run} after {run.replay.epoch} of {quantity(config.epochs, 'epoch')}, step {run.step}"
         )
     elif ranks.first and lines_of(config.run / LOG):
-        console.warn(f"{run.checkpoint}: there is no checkpoint; the run begins again, and its log")
+        console.warn(f"{run.checkpoint}: there is no checkpoint; the run and its log start again")
     for change in changes:
-        console.warn(f"{change['at']} has changed since the run began; {config.run / CONFIG} records it")
+        console.warn(f"{change['at']} has changed since the run started; {config.run / CONFIG} records it")
     if changes and ranks.first:
         record_changes(config, run.made_of, changes, run.step)
     played = views_played(run.replay, config.epochs)
@@ -158,7 +158,7 @@ def begin(run: Run, console: Console) -> None:
 
 
 def views_played(replay: Loader, epochs: int) -> str:
-    """How often each view is played, and in how many epochs crops are fresh instead."""
+    """How often each view is played, and the number of epochs of fresh crops, as text."""
     views, stored = replay.order.views, replay.of_store(epochs)
     played = quantity(stored, "view") if views == UNBOUNDED else recipes.plays(stored, views)
     fresh = epochs - stored
@@ -167,7 +167,7 @@ def views_played(replay: Loader, epochs: int) -> str:
 
 
 def in_words(made: Mapping[str, Json]) -> str:
-    """The loss, the optimiser and the schedule of a run with every number that they have."""
+    """The loss, the optimiser and the schedule of a run with their numbers, as text."""
     parts = []
     for what in (each for each in ("loss", "optimizer", "schedule") if each in made):
         values: Any = dict(cast("Mapping[str, Any]", made[what]))
@@ -180,7 +180,7 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
     """Train the rest of a run.
 
     Raises:
-        StopRequested: a signal came; the run is saved.
+        StopRequested: after a signal; the run is saved.
     """
     config, first, start, before = run.config, run.ranks.first, time.monotonic(), run.step
     with (
@@ -215,7 +215,7 @@ def train_run(run: Run, console: Console) -> Mapping[str, Json]:
 
 
 def save(run: Run) -> None:
-    """Save a checkpoint, and then the files of weights as it has them."""
+    """Save a checkpoint, and then write the weights that it contains as files."""
     run.save()
     if run.ranks.first:
         write_weights(run)
@@ -223,7 +223,7 @@ def save(run: Run) -> None:
 
 
 def write_weights(run: Run) -> None:
-    """Write the files of weights as the last checkpoint has them; called when one was saved or loaded."""
+    """Write the weights of the last checkpoint as files; called after it is saved or loaded."""
     run.objective.save_weights(run.result.state_dict(), run.folder / "last.safetensors")
     if run.best_weights is not None and not run.best_written:
         run.objective.save_weights(run.best_weights, run.folder / "best.safetensors")
@@ -247,7 +247,8 @@ def one_view(
     epoch = run.entry["epoch"]
     run.stop_conditions.settle()
     scores = assess(run, epoch) if run.objective.evaluates and config.evaluates(epoch) else {}
-    if run.ranks.first and epoch + 1 in config.kept_epochs():  # before a checkpoint after which it would not be made
+    # before the checkpoint, since a run continued from it would not write this file
+    if run.ranks.first and epoch + 1 in config.kept_epochs():
         run.objective.save_weights(run.result.state_dict(), run.folder / kept_weights(epoch + 1))
     log({**run.entry, **scores})
     run.entry = {}
@@ -269,7 +270,7 @@ def is_due(run: Run) -> bool:
 
 
 def await_view(run: Run, console: Console) -> None:
-    """Wait for the view of the epoch, where views are still being made; the run is saved before it waits."""
+    """If the store is still being built, wait for the view of the epoch; the run is saved before it waits."""
     crops, view = run.replay.crops, run.replay.view
     if not crops.growing or run.ranks.broadcast(run.ranks.first and crops.has(view)):
         return
@@ -280,10 +281,10 @@ def await_view(run: Run, console: Console) -> None:
 
 
 def on_first(run: Run, act: Callable[[], T]) -> T | None:
-    """The result of the first process, for which the others wait; it changes nothing, so a signal stops it at once.
+    """Run ``act`` on the first process while the others wait. It does not change the run, so a signal stops it at once.
 
     Raises:
-        StopRequested: on all processes, when one of them got a signal.
+        StopRequested: on all processes, if one of them received a signal.
     """
     found: T | None = None
     if run.ranks.first:
@@ -335,20 +336,20 @@ def one_epoch(run: Run, progress: Progress, batches: Iterator[TrainBatch]) -> di
 
 
 def log_step(run: Run, epoch: int, loss: float) -> None:
-    """A line of steps.jsonl for the step that was just taken; the first process writes."""
+    """Write a line of steps.jsonl for the last step, on the first process."""
     if run.ranks.first:
         values = {"step": run.step, "epoch": epoch, "loss": loss, "lr": run.optimizer.param_groups[0]["lr"]}
         append(run.folder / STEPS, {**values, "gradient_norm": run.gradient})
 
 
 def binding(waited: float, seconds: float) -> str:
-    """How much of the time steps waited for crops, and so which of the two is the bottleneck."""
+    """The fraction of time spent waiting for crops, and the bottleneck that follows from it, as text."""
     share = waited / max(seconds, 1e-9)
     return f"waiting for crops {100 * share:.0f} %; {'the network' if share < FREE else 'rendering'} is the bottleneck"
 
 
 def timed(batches: Iterator[TrainBatch]) -> Iterator[tuple[TrainBatch, float]]:
-    """Each batch with the seconds that were spent waiting for it."""
+    """Each batch with the seconds spent waiting for it."""
     while True:
         start = time.monotonic()
         try:
@@ -359,9 +360,9 @@ def timed(batches: Iterator[TrainBatch]) -> Iterator[tuple[TrainBatch, float]]:
 
 
 def assess(run: Run, epoch: int) -> dict[str, float | None]:
-    """Evaluate the weights, and keep them when they are the best so far; the numbers, on the first process."""
+    """Evaluate the weights, and keep them if they are the best so far; returns the numbers, on the first process."""
     result = on_first(run, lambda: evaluated(run))
-    if result is None:  # of another process
+    if result is None:  # not the first process
         return {}
     run.last, run.evaluations = result, run.evaluations + 1
     run.objective.record(run.folder, result)
@@ -371,12 +372,12 @@ def assess(run: Run, epoch: int) -> dict[str, float | None]:
 
 
 def evaluated(run: Run) -> Score:
-    """How the weights do that are kept."""
+    """Evaluate the network that is saved: `Run.result`."""
     return run.objective.evaluate(run.result)
 
 
 def summary(run: Run, before: int, seconds: float) -> dict[str, Json]:
-    """The summary of a run that had taken ``before`` steps when this call began."""
+    """The summary of a run that had done ``before`` steps when this call started."""
     last, best = run.last, run.best
     not_evaluated: dict[str, float | None] = dict.fromkeys(run.objective.numbers)
     return {

@@ -1,4 +1,4 @@
-"""What steps and evaluations need of a student, tried on a copy of it before the first step."""
+"""Try steps and evaluations on a copy of a student before the first step."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ from pipeline.networks.outputs import Logits
 from pipeline.networks.state import require_savable, take_state
 from trainer.batch import slices
 from trainer.config import TrainConfig
-from trainer.distributed import autocast, compiled
+from trainer.distributed import autocast, compile_network
 from trainer.ema import Average
 from trainer.optimisers import optimiser_of
 
 FEW = 2
 DRAWS = 12
-DRAWN = 16  # crops; to draw a whole batch of large ones takes as long as a step of a small student
-# where nothing but the channels of one crop is left to norm over
+# number of crops that are drawn; drawing a whole batch of large ones takes as long as a step of a small student
+DRAWN = 16
+# torch's error if a batch norm has one value per channel
 BATCH_NORM_SAYS = "more than 1 value per channel"
-# Largest difference of the same logits made twice, as a share of the largest: kernels of a GPU add in any order.
+# Largest relative difference between logits of two identical calls: GPU kernels sum in varying order.
 SAME = {"cpu": 1e-6, "cuda": 1e-2}
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a student is run.
+    """How a student is called.
 
     Attributes:
-        channels_last: memory layout of its weights and images; contiguous where it does not take channels-last.
-        some_unused: whether steps leave some of its parameters without a gradient.
+        channels_last: memory layout of its weights and images; contiguous if it does not support channels-last.
+        some_unused: whether a step may leave some of its parameters without a gradient.
     """
 
     channels_last: bool
@@ -47,17 +48,17 @@ class Fit:
 
 
 def fit(student: nn.Module, config: TrainConfig, columns: int, size: int, counts: Counts) -> Fit:
-    """Try a step of each kind, and evaluations, on copies of a student; itself, and what is drawn, stay as they are.
+    """Try a step of each kind, and evaluations, on copies of a student; the student and random states do not change.
 
     Args:
         student: on any device.
         config: of the run.
         columns: C of its logits.
         size: side S of its crops in pixels.
-        counts: how many crops it gets at a time.
+        counts: batch sizes.
 
     Raises:
-        InputError: when it cannot be trained or evaluated so.
+        InputError: when it cannot be trained or evaluated with these flags.
     """
     unused: dict[bool, bool] = {}
 
@@ -86,7 +87,7 @@ def fit(student: nn.Module, config: TrainConfig, columns: int, size: int, counts
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many crops a student gets at a time, ascending: in steps, of ``world`` processes, and in evaluations."""
+    """Batch sizes, ascending: of steps, on ``world`` processes, and of evaluations."""
 
     training: tuple[int, ...]
     evaluating: tuple[int, ...] = (FEW,)
@@ -94,7 +95,7 @@ class Counts:
 
     @classmethod
     def of(cls, config: TrainConfig, images: int, world: int, evaluating: Sequence[int]) -> Counts:
-        """The smallest and the largest number, of all processes."""
+        """The smallest and the largest batch size, over all processes."""
         training = {
             rows.stop - rows.start
             for total in (min(config.batch_size, images), images % config.batch_size or config.batch_size)
@@ -106,7 +107,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A copy of a student, tried in one layout."""
+    """A copy of a student, tried in one memory layout."""
 
     student: nn.Module
     config: TrainConfig
@@ -115,7 +116,7 @@ class Trial:
     channels_last: bool
 
     def run(self, counts: Counts) -> bool:
-        """Evaluate, take steps, evaluate what came of them; whether some parameter got no gradient.
+        """Evaluate, take steps, and evaluate again; returns whether some parameter got no gradient.
 
         Raises:
             InputError: names what does not work.
@@ -130,7 +131,8 @@ class Trial:
         self.require_repeatable()
         optimizer = optimiser_of(self.config.optimiser).make(self.student.named_parameters())
         unused = [self.backward(Logits(self.student), count) for count in counts.training]
-        if counts.world > 1:  # which parameters get a gradient may be drawn, and processes must know whether to look
+        # parameters without a gradient may be random, and processes need to know whether to search for them
+        if counts.world > 1:
             unused += [self.backward(Logits(self.student), FEW) for _ in range(DRAWS)]
         with one_line_errors(f"student {name}: a step of --optimizer {self.config.optimiser.name} fails"):
             if self.config.clip_norm is not None:
@@ -148,7 +150,7 @@ class Trial:
                 )
         if self.config.compile:
             with one_line_errors(f"student {name}: does not compile; leave --compile out"):
-                self.backward(compiled(Logits(self.student), self.config), counts.training[-1])
+                self.backward(compile_network(Logits(self.student), self.config), counts.training[-1])
         self.evaluate(counts.evaluating)
         if shapes(self.student) != before:
             raise InputError(
@@ -159,7 +161,7 @@ class Trial:
         return any(unused)
 
     def evaluate(self, counts: Sequence[int]) -> None:
-        """Run it in eval mode."""
+        """Call it in eval mode."""
         network = Logits(self.student).eval()
         for count in counts:
             with (
@@ -170,7 +172,7 @@ class Trial:
             self.require_fit(logits, count)
 
     def backward(self, network: nn.Module, count: int) -> bool:
-        """Gradients of a few crops; whether some parameter got none."""
+        """Compute gradients for a few crops; returns whether some parameter got none."""
         self.student.zero_grad(set_to_none=True)
         with one_line_errors(f"student {self.config.student}: a step of {count} crops fails"):
             logits = self.logits(network, count)
@@ -179,7 +181,7 @@ class Trial:
         return any(weight.grad is None for weight in self.student.parameters() if weight.requires_grad)
 
     def require_repeatable(self) -> None:
-        """Refuse a student that keeps what no checkpoint has."""
+        """Refuse a student with state that checkpoints do not contain."""
         before = {name: buffer.clone() for name, buffer in self.student.named_buffers()}
         network = Logits(self.student)
         found: list[Tensor] = []
@@ -188,7 +190,7 @@ class Trial:
             seed(0)
             self.backward(network, FEW)
             with torch.no_grad():
-                for name, buffer in self.student.named_buffers():  # a forward may put others in their place
+                for name, buffer in self.student.named_buffers():  # a forward may replace buffers
                     if name in before and before[name].shape == buffer.shape:
                         buffer.copy_(before[name])
         if not self.alike(*found) or not self.alike(self.seeded(self.student), self.seeded(self.student)):
@@ -200,37 +202,38 @@ class Trial:
         self.student.train()
 
     def require_whole(self) -> None:
-        """Refuse a student that its saved weights do not give again: they are what is measured, and labels with.
+        """Refuse a student that its saved weights do not reproduce, since these are evaluated and used as teachers.
 
         Raises:
-            InputError: when it is another network once it is made anew with them.
+            InputError: when a student constructed again with its saved weights gives other logits.
         """
-        seed((self.config.seed + 1) % 2**32)  # what is drawn and not saved is another then
+        seed((self.config.seed + 1) % 2**32)  # so that random state that is not saved differs
         with one_line_errors(f"student {self.config.student}: cannot be made again from its state dict"):
             again = constructed(self.config, self.columns, self.size)
             again.load_state_dict(self.student.state_dict())
             again.to(device=self.config.render.device, memory_format=memory_format(self.channels_last))  # type: ignore[call-overload]
         if not self.alike(self.seeded(self.student), self.seeded(again)):
             raise InputError(
-                f"student {self.config.student}: made again with its saved weights it gives other logits: it keeps "
+                f"student {self.config.student}: constructed again with its saved weights it gives other logits: it "
+                f"keeps "
                 f"numbers outside of its state dict, which last.safetensors would not have; keep them in parameters, "
                 f"or in buffers that are saved (register_buffer)"
             )
 
     def seeded(self, network: nn.Module) -> Tensor:
-        """Logits of a few crops in eval mode, whatever was drawn before."""
+        """Logits of a few crops in eval mode, from a fixed random state."""
         seed(0)
         with one_line_errors(f"student {self.config.student}: does not take crops of {self.size} px"), torch.no_grad():
             return self.logits(Logits(network).eval(), FEW).float()
 
     def alike(self, first: Tensor, again: Tensor) -> bool:
-        """Whether two calls gave the same logits, but for the order in which kernels add."""
+        """Whether two calls gave the same logits, up to the order of summation in kernels."""
         largest = float(first.nan_to_num(posinf=0, neginf=0).abs().max())
         band = SAME[torch.device(self.config.render.device).type] * largest
         return torch.allclose(first, again, rtol=0, atol=band, equal_nan=True)
 
     def logits(self, network: nn.Module, count: int) -> Tensor:
-        """Logits of random crops, in the layout and precision of a step; the same ones come again in a large batch."""
+        """Logits of random crops, in the layout and precision of a step; a large batch repeats the same crops."""
         shape = (min(count, DRAWN), 3, self.size, self.size)
         drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         images = drawn.repeat(-(-count // DRAWN), 1, 1, 1)[:count]
@@ -240,7 +243,7 @@ class Trial:
         return logits
 
     def require_fit(self, logits: Tensor, count: int) -> None:
-        """Refuse logits that are not those of the store's labels."""
+        """Refuse logits whose shape or type does not match the labels."""
         if list(logits.shape) != [count, self.columns] or not logits.is_floating_point():
             place = self.config.store or self.config.images
             kind = "" if logits.is_floating_point() else f" of {logits.dtype}"
@@ -252,14 +255,14 @@ class Trial:
 
 
 def constructed(config: TrainConfig, columns: int, size: int) -> nn.Module:
-    """A network as --student and --student-args name it, with first weights of its own, on the CPU."""
+    """Construct the network of --student and --student-args on the CPU, with its initial weights."""
     return build_network(config.student, json_object("--student-args", config.student_args), columns, size=size)
 
 
 def made_anew(student: nn.Module, config: TrainConfig, columns: int, size: int, *, channels_last: bool) -> nn.Module:
-    """Another network with the numbers of a student, by the same constructor, on the device of the run.
+    """Construct a copy of a student with its constructor and weights, on the device of the run.
 
-    Hooks and functions in a copy (``deepcopy``) would use the layers and lists of the student.
+    After ``deepcopy``, hooks and functions would still use the layers and lists of the student.
 
     Args:
         student: of the run.
@@ -269,7 +272,7 @@ def made_anew(student: nn.Module, config: TrainConfig, columns: int, size: int, 
         channels_last: memory layout of its weights.
 
     Raises:
-        InputError: when it cannot be made again.
+        InputError: when it cannot be constructed again.
     """
     with one_line_errors(f"student {config.student}: cannot be made again"):
         again = constructed(config, columns, size)
@@ -281,21 +284,21 @@ def made_anew(student: nn.Module, config: TrainConfig, columns: int, size: int, 
 
 
 def shapes(network: nn.Module) -> dict[str, torch.Size]:
-    """What the parameters and buffers are."""
+    """The shapes of parameters and buffers."""
     named = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
     return {name: value.shape for name, value in named}
 
 
 @contextmanager
 def one_line_errors(what: str) -> Iterator[None]:
-    """Turn whatever a network raises into an InputError of one line."""
+    """Turn any exception of a network into an InputError of one line."""
     try:
         yield
     except (Exception, SystemExit) as error:
         if is_fault(error):
             raise
         cause = getattr(error, "inner_exception", None) or error
-        if isinstance(error, torch.jit.Error):  # the traceback of the script comes first
+        if isinstance(error, torch.jit.Error):  # its message starts with the traceback of the script
             cause = RuntimeError(str(error).strip().splitlines()[-1])
         why = reason(cause)
         named = isinstance(error, (RuntimeError, InputError)) or why == type(error).__name__
@@ -305,7 +308,7 @@ def one_line_errors(what: str) -> Iterator[None]:
 
 @contextmanager
 def undrawn(device: torch.device) -> Iterator[None]:
-    """Random numbers that are drawn in here are drawn again after it."""
+    """Restore the random states on exit."""
     drawn: Callable[[], object] = random.getstate
     before, numpy_before = drawn(), np.random.get_state()  # noqa: NPY002  students draw from it
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -317,7 +320,7 @@ def undrawn(device: torch.device) -> Iterator[None]:
 
 
 def seed(number: int) -> None:
-    """Seed all that a student may draw from."""
+    """Seed all random number generators that a student may use."""
     random.seed(number)
     np.random.seed(number)  # noqa: NPY002
     torch.manual_seed(number)

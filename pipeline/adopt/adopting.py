@@ -33,11 +33,11 @@ from pipeline.config import manifest_cache
 from pipeline.device.faults import device_faults
 from pipeline.images.manifest import Manifest, scan, with_classes, with_order
 from pipeline.images.manifest_cache import CACHE
-from pipeline.images.remarks import say_left_out
+from pipeline.images.remarks import report_left_out
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.spec import PlanSpec
 from pipeline.render import Renderer, augmenter_of, make_renderer
-from pipeline.replay.source import Source, check_pixels, order_of
+from pipeline.replay.source import Replayer, check_pixels, order_of
 from pipeline.teacher.class_order import CLASS_COLUMNS, check_classes, choose, require_known_columns
 from pipeline.teacher.imagenet import COLUMNS as IMAGENET_COLUMNS
 from pipeline.teacher.imagenet import IMAGENET
@@ -171,7 +171,7 @@ def read_images(config: AdoptConfig, console: Console, store: LabelStore | None)
     console.line(
         f"images: {len(manifest):,} in {quantity(len(manifest.classes), 'class')}, digest {manifest.digest[:16]}"
     )
-    say_left_out(manifest, console)
+    report_left_out(manifest, console)
     return manifest
 
 
@@ -324,7 +324,7 @@ def write(config: AdoptConfig, work: Work, store: LabelStore, console: Console) 
         if AUDIT_BLOCK not in store.missing():
             there = LabelStore.open(store.path, follow=True)
             require_same_labels(work.labels, there)
-            check_pixels(Source(there, work.manifest, work.spec, work.renderer))
+            check_pixels(Replayer(there, work.manifest, work.spec, work.renderer))
         writer.raise_target(work.labels.views, renderer=work.renderer.id)
         written = fill(work, store, writer, console)
         writer.seal()

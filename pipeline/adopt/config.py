@@ -54,7 +54,7 @@ class AdoptConfig:
     class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("images")] = "auto"
     """Order of classes that have no numbers, as for build; torchvision's ImageFolder has bytes."""
     rehash: Annotated[bool, Group("images")] = False
-    """Compute the digest of every image again, also where size and modification time are unchanged."""
+    """Compute the digest of every image again, even if size and modification time are unchanged."""
     teacher: Annotated[TeacherOptions, Group("teacher")] = field(default_factory=TeacherOptions)
     encoding: Annotated[EncodingName | None, Group("encoding")] = None
     """How labels are stored: float16 (the default), or int8 (the default for fkd). `giftwrap convert` then makes a

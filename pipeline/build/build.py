@@ -40,7 +40,7 @@ from pipeline.device.faults import DeviceMemoryError, device_faults
 from pipeline.device.memory import keep_freed_memory
 from pipeline.images.manifest import Manifest, scan, with_classes, with_order
 from pipeline.images.manifest_cache import CACHE
-from pipeline.images.remarks import say_foreign_cache, say_left_out, say_skipped
+from pipeline.images.remarks import report_foreign_cache, report_left_out, report_skipped
 from pipeline.networks.imported import imported
 from pipeline.networks.load import require_known
 from pipeline.plan.plan import Plan
@@ -64,17 +64,17 @@ def prepare(
     store: LabelStore | None = None,
     labeller: Labeller | None = None,
 ) -> Work:
-    """Check images, teacher and plan against each other, and against the store where there is one.
+    """Check images, teacher and plan against each other, and against the store if there is one.
 
     Args:
         config: the flags.
-        console: where notes and warnings go.
-        ranks: of this build.
-        store: the one that is resumed or extended.
-        labeller: labels the crops; the teacher that the flags name when None.
+        console: prints notes and warnings.
+        ranks: the processes of this build.
+        store: the store that is resumed or extended; None for a new one.
+        labeller: labels the crops; None for the teacher of the flags.
 
     Raises:
-        InputError: on anything that could not be built.
+        InputError: when the store cannot be built.
     """
     keep_freed_memory()
     if config.render.threads is not None:
@@ -128,16 +128,16 @@ def make_identity(
     renderer: Mapping[str, Json],
     block: BlockShape | int,
 ) -> Identity:
-    """What a store is made of (P3).
+    """The identity of a store (P3).
 
     Args:
-        manifest: of the images; a dry run may not have their digests.
-        plan: of the crops.
-        labeller: of the labels.
-        engine: that makes them.
-        encoding: of the labels.
-        renderer: id of what renders the crops.
-        block: shape of the store's blocks, or the views that the first build of a new store asks for.
+        manifest: the images; in a dry run without digests.
+        plan: the plan of the crops.
+        labeller: makes the labels.
+        engine: the engine of the labeller.
+        encoding: the encoding of the labels.
+        renderer: id of the renderer.
+        block: shape of the store's blocks; for a new store, the requested number of views.
     """
     spec = plan.spec
     if isinstance(block, int):
@@ -165,7 +165,7 @@ def make_identity(
 def load_teacher(
     config: BuildConfig, manifest: Manifest, ranks: Ranks, console: Console, store: LabelStore | None
 ) -> tuple[Teacher, Mapping[str, Json]]:
-    """The teacher that the flags name, and the engine that a build has: a dry run loads it in another one."""
+    """Load the teacher of the flags; returns it with the engine of a build, which differs from that of a dry run."""
     wanted, plan = resolve_engine(config, ranks, console, store), config.crops
 
     def block(columns: int) -> int:
@@ -185,9 +185,9 @@ def load_teacher(
 
 
 def resolve_engine(config: BuildConfig, ranks: Ranks, console: Console, store: LabelStore | None) -> TeacherSpec:
-    """The teacher with the batch that the store's last views were made with, compiled or not as they were.
+    """The teacher with the batch and the compilation of the store's last views.
 
-    For a new store rank 0 finds the batch, and the other ranks wait for it and use the same.
+    For a new store rank 0 finds the batch; the other ranks wait and use the same.
     """
     spec = config.teacher_spec()
     if not ranks.first:
@@ -198,14 +198,14 @@ def resolve_engine(config: BuildConfig, ranks: Ranks, console: Console, store: L
     last: Any = store.state.versions[-1]["engine"]
     resolved = spec.like(last)
     if (spec.compile, resolved.compile) == ("on", "off"):
-        console.warn("--compile on: the store was begun with an uncompiled teacher and continues with one")
+        console.warn("--compile on: the store was started with an uncompiled teacher and continues with one")
     return resolved
 
 
 def read_images(config: BuildConfig, console: Console, store: LabelStore | None) -> Manifest:
-    """The manifest of the images, from the cache beside the store where files have not changed.
+    """The manifest of the images; unchanged files are taken from the cache beside the store.
 
-    A dry run of a new store takes no digests and decodes nothing, for which every byte would be read.
+    A dry run of a new store computes no digests and decodes nothing, since both read every byte.
     """
     thorough = store is not None or not config.dry_run
     ordered = store is not None and config.class_order == "auto"
@@ -228,10 +228,10 @@ def read_images(config: BuildConfig, console: Console, store: LabelStore | None)
         manifest = with_order(store.image_digests, manifest)
     digest = f", digest {manifest.digest[:16]}" if thorough else ""
     console.line(f"images: {len(manifest):,} in {quantity(len(manifest.classes), 'class')}{digest}")
-    say_left_out(manifest, console)
+    report_left_out(manifest, console)
     if not config.dry_run:
-        say_foreign_cache(config.manifest_cache, console)
-    say_skipped(manifest, console)
+        report_foreign_cache(config.manifest_cache, console)
+    report_skipped(manifest, console)
     return manifest
 
 
@@ -239,13 +239,14 @@ def read_images(config: BuildConfig, console: Console, store: LabelStore | None)
 def build(config: BuildConfig, console: Console, labeller: Labeller | None = None) -> Mapping[str, Json]:
     """Make, resume or extend the store; returns the summary.
 
-    Killing this at any instant loses the current blocks; running it again continues, to the same bytes (P4). A signal
-    lets them end. Under torchrun, ranks share the work (P8); rank 0 returns the summary, the others return nothing.
+    Killing it at any moment loses only the current blocks; running it again gives the same bytes (P4). After a signal
+    it finishes the current blocks. Under torchrun, ranks share the work (P8); rank 0 returns the summary, the others
+    return nothing.
 
     Args:
         config: the flags.
-        console: where progress, notes and warnings go.
-        labeller: labels the crops in the place of the teacher that the flags name, which are then not looked at.
+        console: prints progress, notes and warnings.
+        labeller: labels the crops instead of the teacher of the flags, which are then ignored.
     """
     with join() as ranks:
         config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
@@ -274,7 +275,7 @@ def build(config: BuildConfig, console: Console, labeller: Labeller | None = Non
             try:
                 return write(config, work, store, console, ranks, watch)
             except Exception as error:
-                # A new store in which nothing is lost goes: the next build may leave out what stopped this.
+                # An empty new store is removed, so that the next build can use other flags.
                 refused = isinstance(error, (InputError, DeviceMemoryError))
                 if not (refused and store.discard()) and store.begun:
                     error.add_note(KEPT)
@@ -285,7 +286,7 @@ def build(config: BuildConfig, console: Console, labeller: Labeller | None = Non
 def write(
     config: BuildConfig, work: Work, store: LabelStore, console: Console, ranks: Ranks, watch: Watch
 ) -> Mapping[str, Json]:
-    """Write and seal what is missing, under the store's lease."""
+    """Write the missing blocks and seal them, under the store's lease."""
     with closing(work.renderer), store.lease(take_over=config.take_over, job=ranks.job) as writer:
         require_same_engine(config, store, work, console)
         require_same_pixels(config, store, work)
@@ -336,7 +337,7 @@ def write_share(config: BuildConfig, work: Work, console: Console, ranks: Ranks)
 
 
 def calibrate(store: LabelStore, writer: StoreWriter, work: Work, console: Console) -> None:
-    """Calibrate the store's encoding if it needs that and has no calibration yet."""
+    """Calibrate the store's encoding if it needs a calibration and has none yet."""
     if not store.calibrated and is_fitted(encoding := store.encoding):
         calibrator = Calibrator(work.identity, work.plan, work.renderer, work.labeller, store.target_columns)
         writer.calibrate(calibrator.calibrate(encoding, console))

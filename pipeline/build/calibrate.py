@@ -1,7 +1,7 @@
 """Calibrate a store's encoding before its first label: more crops of the same plan, labelled by the same teacher (P6).
 
-Mean labels come from unmixed crops of every image. Center, basis and step come from crops as the plan makes them, mixed
-or not, of views that no store has.
+Mean labels are computed from unmixed crops of every image; center, basis and step from crops of the plan, mixed or not,
+in views that no store has.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from pipeline.plan.plan import Plan
 from pipeline.render import Renderer
 from pipeline.teacher.labeller import Labeller
 
-MEAN_CROPS = 16  # of each image: a residual has 1 + 1 / 16 of the variance that an exact mean would leave
-FIRST_VIEW = 1 << 30  # of calibration: above all views of any store
+# crops of each image: residuals have 1 + 1 / 16 of the variance that they would have with the exact mean
+MEAN_CROPS = 16
+FIRST_VIEW = 1 << 30  # views of calibrations: above all views of any store
 FIT_ROWS = 16_384
-FIT_VIEWS = 12  # of small sets
-SEARCH_SHARE = 4  # of the rows to fit to, one in so many more chooses the step
-MAX_BYTES = 512 << 20  # of float32 logits to fit to
+FIT_VIEWS = 12  # views for small sets
+SEARCH_SHARE = 4  # one more row for every so many rows of the fit, to choose the step
+MAX_BYTES = 512 << 20  # float32 logits for the fit
 IMAGES_AT_ONCE = 4096
 
 Float32Array = npt.NDArray[np.float32]
@@ -47,9 +48,9 @@ class Calibrator:
     """Labels the crops of a calibration.
 
     Args:
-        identity: of the store.
+        identity: the store's identity.
         plan: of the store.
-        renderer: of the store's crops.
+        renderer: renders the store's crops.
         labeller: of the store.
         targets: label column of each image's class ``[N]``.
     """
@@ -62,7 +63,7 @@ class Calibrator:
 
     @device_faults("the calibration is made", "a smaller --cache-gib, or for another store a smaller --batch")
     def calibrate(self, encoding: Transform, console: Console) -> Calibration:
-        """Fit ``encoding``; takes MEAN_CROPS crops of every image and some 20,000 more.
+        """Fit ``encoding``; labels MEAN_CROPS crops of every image and about 20,000 more.
 
         Raises:
             InputError: when the requested step is too fine for the labels.
@@ -101,7 +102,7 @@ class Calibrator:
         return calibration
 
     def _sample(self, count: int, progress: Progress) -> tuple[Float32Array, Pairs]:
-        """Labels of ``count`` crops as the plan makes them, view after view, and what they show."""
+        """Labels of ``count`` crops of the plan, view after view, and the images that they show."""
         images, group = self._identity.images, self._identity.group
         each: list[CropRows] = []
         left = count
@@ -127,7 +128,7 @@ class Calibrator:
     def _code(
         self, found: Fit, shown: npt.NDArray[np.int64], means: Float32Array, progress: Progress
     ) -> npt.NDArray[np.int16]:
-        """Codes of the mean labels of all images, int16 ``[N, r]``; those of ``shown`` are known."""
+        """Codes of the mean labels of all images, int16 ``[N, r]``; the means of ``shown`` are given."""
         shape = self._identity.images, found.calibration.components
         codes: npt.NDArray[np.int16] = zeros(shape, np.int16, MEANS_BYTES)
         codes[shown] = found.code(means)
@@ -138,11 +139,11 @@ class Calibrator:
         return codes
 
     def _zeros(self, count: int) -> Tensor:
-        """Of as many labels, float32 ``[count, C]`` on the labeller's device."""
+        """Zeros for ``count`` labels, float32 ``[count, C]`` on the labeller's device."""
         return torch.zeros((count, self._labeller.columns), device=self._labeller.device)
 
     def _add(self, logits: Tensor, rows: Sequence[CropRows], group: int, progress: Progress) -> None:
-        """Add the labels of the first n rows to ``logits``, float32 ``[n, C]``: no second array of them."""
+        """Add the labels of the first n rows to ``logits``, float32 ``[n, C]``, in place to save memory."""
         job, done = Rows(rows, ["a calibration view"] * len(rows)), 0
         with closing(label(self._renderer, self._labeller, group, [job])) as labelled:
             for each in labelled:
@@ -153,6 +154,6 @@ class Calibrator:
 
 
 def rows_to_fit(images: int, columns: int) -> tuple[int, int]:
-    """Crops that a transform is fitted to, and crops that its step is chosen by."""
+    """The number of crops for the fit of a transform, and for the choice of its step."""
     fitted = min(FIT_ROWS, max(FIT_VIEWS * images, 4 * columns), max(MAX_BYTES // (4 * columns), 1))
     return fitted, max(fitted // SEARCH_SHARE, 1)

@@ -1,4 +1,4 @@
-"""The label encoding of a new store: the smaller of two, reckoned before the first label."""
+"""Choose the label encoding of a new store by estimated size, before the first label."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from labelstore.encodings.transform import DEFAULT_FIDELITY, GROUP, MAX_COMPONEN
 from pipeline.build.calibrate import MEAN_CROPS, rows_to_fit
 
 SCALE = 0.4  # bytes of a label's scale, in transform
-# Of a MobileNetV2's labels at a fidelity of 0.98 (columns drawn from its 1,000; 50 and 200 photographs): 0.19 bytes a
-# column at 64 to 200 columns, 0.16 at 400, 0.1 at 1,000; as many components as columns up to 400, 720 to 800 of 1,000;
-# codes of a mean label take twice the bytes of a label's. At 0.95 a label takes 0.53 times, at 0.92 0.36 times as much.
+# Measured on a MobileNetV2's labels at a fidelity of 0.98 (columns drawn from its 1,000; 50 and 200 photographs): 0.19
+# bytes a column at 64 to 200 columns, 0.16 at 400, 0.1 at 1,000; as many components as columns up to 400, 720 to 800 of
+# 1,000; codes of a mean label take twice the bytes of a label's. At 0.95 a label takes 0.53 times, at 0.92 0.36 times
+# as much.
 COLUMN_BYTES, WIDE_BYTES, WIDE_POWER = 0.2, 6.3, 0.6
 COMPONENTS = 24  # times the square root of the columns
 MEAN_LABELS = 2.0
@@ -22,20 +23,20 @@ MEAN_LABELS = 2.0
 # 8 0.86 and 2.1 times, with 16 0.82 and 3.1 times.
 FINE_LABEL, FINE_LABEL_POWER, FINE_MEAN_POWER = 0.82, 1.5, 0.55
 FIDELITY_POWER = 0.7
-MIXED = 1.15  # a mixed label takes so much more
-ROW_BYTES, ROWS_ONCE = 5.0, 1000.0  # of the numbers of each crop, and what few of them take together
-SMALL = 1.5  # times the bytes of its codes: from here on a label's share of the calibration is worth a note
+MIXED = 1.15  # factor for labels of mixed crops
+ROW_BYTES, ROWS_ONCE = 5.0, 1000.0  # bytes of a crop row, and the overhead of a small number of rows
+SMALL = 1.5  # if a label's part of the calibration exceeds so many times its codes, a note is printed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """What a store's labels take, reckoned beforehand.
+    """The estimated size of a store's labels.
 
     Attributes:
-        name: of the encoding.
+        name: name of the encoding.
         label: bytes of a label's codes and scale.
         once: bytes of the calibration.
-        labels: how many share it.
+        labels: number of labels that use it.
     """
 
     name: str
@@ -59,19 +60,19 @@ def estimate(
     mixed: bool = False,
     mean_steps: int | None = None,
 ) -> Estimate:
-    """Bytes of labels in an encoding.
+    """Estimate the size of labels in an encoding.
 
-    Of ``transform`` within a fifth or so for labels of photographs at the teacher's own size. Labels of crops of 64 px
-    by a teacher of 224 px took up to 1.4 times as much, at a fidelity of 0.92 up to 1.6 times.
+    For ``transform`` the error is about a fifth for photographs at the teacher's size. Labels of 64 px crops by a
+    teacher of 224 px took up to 1.4 times the estimate; at a fidelity of 0.92, up to 1.6 times.
 
     Args:
         name: of the encoding.
         columns: columns C of a label.
         images: number of images N.
         labels: N times the views.
-        fidelity: that ``transform`` is to reach.
-        mixed: whether crops are.
-        mean_steps: of ``transform``.
+        fidelity: target fidelity of ``transform``.
+        mixed: whether crops are mixed.
+        mean_steps: option of ``transform``.
     """
     if (each := ENCODINGS[name].label_bytes(columns)) is not None:
         return Estimate(name=name, label=each, once=0.0, labels=labels)
@@ -90,7 +91,7 @@ def estimate(
 def estimates(
     columns: int, images: int, labels: int, *, fidelity: float | None, mixed: bool, mean_steps: int | None = None
 ) -> dict[str, Estimate]:
-    """Of each encoding that labels of so many columns can have, as ``estimate`` has them."""
+    """An `estimate` for each encoding that is possible with so many columns."""
     names = [name for name, encoding in ENCODINGS.items() if columns >= encoding.least_columns]
     return {
         name: estimate(name, columns, images, labels, fidelity=fidelity, mixed=mixed, mean_steps=mean_steps)
@@ -99,19 +100,19 @@ def estimates(
 
 
 def smaller(found: dict[str, Estimate]) -> str:
-    """``int8`` or ``transform``; ``float16`` is for handing on, though below 4 columns it takes a byte less."""
+    """Choose ``int8`` or ``transform``. ``float16`` is never chosen, though below 4 columns it is a byte smaller."""
     return min((found[name] for name in ("int8", "transform") if name in found), key=lambda each: each.each).name
 
 
 def describe(chosen: str, found: dict[str, Estimate], images: int, columns: int, why: str) -> str:
-    """One line about the choice: what it takes, and what the others would take.
+    """A line about the choice: its size, and the sizes of the others.
 
     Args:
-        chosen: the encoding.
-        found: what ``estimates`` found.
+        chosen: name of the encoding.
+        found: the estimates.
         images: number of images N.
         columns: columns C of a label.
-        why: what chose it.
+        why: reason for the choice.
     """
     others = ", ".join(f"{name} {each.each:,.1f} B" for name, each in found.items() if name != chosen)
     own = found[chosen]

@@ -1,4 +1,4 @@
-"""Continuing a store: what a build refuses before it writes, because the store is made of other things."""
+"""Continue a store: checks that the build has the images, teacher, plan and engine of the store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.config import BuildConfig
 from pipeline.images.manifest import Manifest, explained
 from pipeline.images.provenance import record_of
 from pipeline.render import decoder_of
-from pipeline.replay.source import Source, check_pixels
+from pipeline.replay.source import Replayer, check_pixels
 from pipeline.replay.verify import labels_come_out_again, require_same_labels
 
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -28,14 +28,14 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "label encoding": ("encoding",),
 }
 ADVICE: Mapping[str, str] = {
-    "images": "give the images that the store was made of, or another --store",
-    "teacher": "give the teacher that the store was made with (--weights, --mean, --std), or its --labeller and "
+    "images": "give the images of the store, or another --store",
+    "teacher": "give the teacher of the store (--weights, --mean, --std), or its --labeller and "
     "--labeller-args, or another --store",
     "plan": "give the crop, mix, size and seed flags of the store, or another --store",
     "label encoding": "give the store's --encoding, --codec, --fidelity, --step, --mean-steps or --keep-top1, or "
     "another --store",
 }
-# The flag that sets a value, by its place in an identity or an engine.
+# The flag that sets a value, by the place of the value in an identity or an engine.
 FLAG_AT: Mapping[str, str] = {
     f"{part}{key}": f"--{flag.name}"
     for key, flag in flags_of(BuildConfig).items()
@@ -46,7 +46,7 @@ FLAG_AT: Mapping[str, str] = {
 def open_for(
     config: BuildConfig, work: Work, store: LabelStore | None = None, notes: Mapping[str, Json] | None = None
 ) -> LabelStore:
-    """The store to write: ``store`` when it is made of the same things; where there is none, a new one with ``notes``.
+    """The store to write: ``store`` after checking its identity, or a new one with ``notes`` if there is none.
 
     Raises:
         MismatchError: names the first difference between the store and this build.
@@ -65,10 +65,10 @@ def open_for(
 
 
 def require_built(store: LabelStore) -> None:
-    """Refuse to add views to labels that were made elsewhere: no plan drew their crops.
+    """Refuse to add views to labels that were made elsewhere, since their crops have no plan.
 
     Raises:
-        InputError: names the command that extends such a store.
+        InputError: when the store is adopted; names the command that extends it.
     """
     if store.identity.origin == "adopted":
         raise InputError(
@@ -78,17 +78,17 @@ def require_built(store: LabelStore) -> None:
 
 
 def provenance(manifest: Manifest, console: Console) -> dict[str, Json]:
-    """Notes for a new store: the record of a synthesised image set, where the images have one."""
+    """Notes for a new store: the record of a synthesised image set, if the images have one."""
     try:
         found = record_of(Path(manifest.location))
     except GiftwrapError as error:
-        console.warn(f"the store gets no note on how its images were made: {error}")
+        console.warn(f"the record of how the images were made is not kept in the store: {error}")
         return {}
     return {} if found is None else {"synthesis": found}
 
 
 def require_buildable(config: BuildConfig, work: Work, store: LabelStore | None) -> None:
-    """Refuse all that is refused before a store is written: another store, no space, no place for a new one."""
+    """Checks before a store is written: its identity, free space, and a place for a new store."""
     identity = work.identity
     views = BlockGrid.of(identity).whole_views(config.views)
     if store is None:
@@ -102,7 +102,7 @@ def require_buildable(config: BuildConfig, work: Work, store: LabelStore | None)
 
 
 def require_same_images(store: LabelStore, manifest: Manifest) -> None:
-    """Refuse to continue a store with other images, before anything else of the build is made.
+    """Refuse to continue a store with other images, before the rest of the build is prepared.
 
     Raises:
         MismatchError: names the first difference.
@@ -119,14 +119,14 @@ def require_same_images(store: LabelStore, manifest: Manifest) -> None:
 
 
 def views_to_write(store: LabelStore, views: int) -> int:
-    """Views that a build of ``views`` still has to write, unfinished ones included; whole blocks."""
+    """Number of views that a build of ``views`` still has to write, in whole blocks, including unfinished ones."""
     grid = BlockGrid.of(store.identity)
     unfinished = -(-len(store.missing()) // grid.runs) * store.identity.block.views
     return unfinished + max(views - store.state.views_target, 0)
 
 
 def require_same_engine(config: BuildConfig, store: LabelStore, work: Work, console: Console) -> None:
-    """Refuse to write views by another engine or renderer than the last, unless that is wanted and gives the same."""
+    """Refuse another engine or renderer than that of the last views, unless it is allowed and gives the same labels."""
     last = store.state.versions[-1]
     engine = work.identity.require("engine")
     ours: dict[str, Json] = {"engine": dict(engine), "renderer": dict(work.renderer.id)}
@@ -135,15 +135,16 @@ def require_same_engine(config: BuildConfig, store: LabelStore, work: Work, cons
     if not found or not views_to_write(store, config.views):
         return
     audited = AUDIT_BLOCK not in store.missing()
-    # with follow: the audit rows are there before their views are sealed
-    source = Source(LabelStore.open(store.path, follow=True), work.manifest, work.plan.spec, work.renderer)
+    # with follow, since the audit rows exist before their views are sealed
+    source = Replayer(LabelStore.open(store.path, follow=True), work.manifest, work.plan.spec, work.renderer)
     if audited and only_threads_differ(theirs, ours) and labels_come_out_again(source, work.labeller):
         console.line(f"{found[0]}: {found[1]} in the store and {found[2]} here, with the same labels of the audit rows")
         return
     if not config.allow_engine_change:
         raise MismatchError(
             f"different engine{located(found[0], flags=FLAG_AT)}: the store has {found[1]!r}, this run has "
-            f"{found[2]!r}; run where and as the store was begun (--dtype, --batch, --threads, --fold, --compile, "
+            f"{found[2]!r}; run on the device and with the flags of the store (--dtype, --batch, --threads, --fold, "
+            f"--compile, "
             f"--cuda-graph, --augmenter), or give --allow-engine-change, which the store records for the views to come"
         )
     if audited:
@@ -151,22 +152,22 @@ def require_same_engine(config: BuildConfig, store: LabelStore, work: Work, cons
 
 
 def require_same_pixels(config: BuildConfig, store: LabelStore, work: Work) -> None:
-    """Where a GPU decodes, render stored crops again before views are added: they must come out as the store has them.
+    """If a GPU decodes, render stored crops again before views are added, and refuse other pixels.
 
-    nvImageCodec takes a CPU for an image that the GPU fails to decode, with other pixels, and reports nothing.
+    nvImageCodec silently falls back to the CPU if the GPU fails to decode an image, with other pixels.
 
     Raises:
-        MismatchError: they differ.
+        MismatchError: when pixels differ.
     """
     by_gpu = decoder_of(work.renderer.id) != "cpu"
     if not by_gpu or AUDIT_BLOCK in store.missing() or not views_to_write(store, config.views):
         return
-    # with follow: the audit rows are there before their views are sealed
-    check_pixels(Source(LabelStore.open(store.path, follow=True), work.manifest, work.plan.spec, work.renderer))
+    # with follow, since the audit rows exist before their views are sealed
+    check_pixels(Replayer(LabelStore.open(store.path, follow=True), work.manifest, work.plan.spec, work.renderer))
 
 
 def only_threads_differ(theirs: Mapping[str, Json], ours: Mapping[str, Json]) -> bool:
-    """Whether two descriptions of engine and renderer are the same but for the number of CPU threads."""
+    """Whether two descriptions of engine and renderer differ only in the number of CPU threads."""
     engine: Any = theirs["engine"]
     other: Any = ours["engine"]
     return first_difference({**theirs, "engine": {**engine, "threads": other.get("threads")}}, dict(ours)) is None
@@ -177,8 +178,8 @@ def require_same_identity(stored: Identity, given: Identity, found: str = "") ->
 
     Args:
         stored: the store's identity.
-        given: what this build would make.
-        found: why the images may be others.
+        given: the identity of this build.
+        found: a possible reason for other images.
     """
     ours, theirs = stored.to_json(), given.to_json()
     for what, names in PARTS.items():

@@ -1,4 +1,4 @@
-"""What is taken for flags that a build leaves out: the teacher's normalisation and arguments, the label encoding."""
+"""Defaults of a build: the teacher's normalisation and arguments, and the label encoding."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def encoding_of(
     console: Console,
     store: LabelStore | None = None,
 ) -> dict[str, Json]:
-    """The label encoding: the store's; of a new one, as the flags choose, or the smaller of two.
+    """The label encoding: that of the store; for a new store, that of the flags, or the smaller of two.
 
-    The masked value of ``int8`` is found in the first labels of a new store; a dry run does without.
+    The masked value of ``int8`` is determined from the first labels of a new store, except in a dry run.
     """
     stored = store.identity.encoding if store else None
     asked = config.encoding or config.codes.implied_encoding
@@ -56,7 +56,7 @@ def encoding_of(
 
 
 def choose_encoding(config: BuildConfig, images: int, columns: int, console: Console) -> str:
-    """The encoding of a new store, by flags or the smaller of ``int8`` and ``transform``; prints what it takes."""
+    """Choose the encoding of a new store by flags, or the smaller of ``int8`` and ``transform``; prints its size."""
     labels = images * config.views
     found = choosing.estimates(
         columns,
@@ -70,15 +70,15 @@ def choose_encoding(config: BuildConfig, images: int, columns: int, console: Con
     least = ENCODINGS["transform"].least_columns
     why = "the smaller one" if "transform" in found else f"transform needs {least} columns"
     if asked:
-        why = "--encoding" if config.encoding else "as its flags ask"
+        why = "--encoding" if config.encoding else "by its flags"
     name = asked or choosing.smaller(found)
-    if name in found:  # else refused where it is made
+    if name in found:  # otherwise refused when it is constructed
         console.line(choosing.describe(name, found, images, columns, why))
     return name
 
 
 def settled(config: BuildConfig, console: Console) -> BuildConfig:
-    """The flags with what the teacher's weights were trained with in the place of those that are left out.
+    """Resolve the teacher's flags that are left out from the record of its weights.
 
     Raises:
         InputError: when the weights are of another network than the flags name, or of several that differ.
@@ -90,12 +90,12 @@ def settled(config: BuildConfig, console: Console) -> BuildConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settled:
-    """A teacher's flags, complete.
+    """A teacher's flags, with all defaults resolved.
 
     Attributes:
         teacher: the flags.
-        notes: what was taken, for people.
-        warnings: where flags differ from what the weights were trained with.
+        notes: lines to print about the defaults.
+        warnings: where flags differ from the record of the weights.
     """
 
     teacher: TeacherOptions
@@ -104,12 +104,12 @@ class Settled:
 
 
 def settle_teacher(given: TeacherOptions, size: int, interpolation: str) -> Settled:
-    """A teacher's flags with what its weights were trained with in the place of those that are left out.
+    """Resolve a teacher's flags that are left out from the record of its weights.
 
     Args:
         given: the flags.
         size: side of the crops that it labels.
-        interpolation: filter of their resize.
+        interpolation: filter with which they are resized.
 
     Raises:
         InputError: when the weights are of another network than the flags name, or of several that differ.

@@ -1,4 +1,4 @@
-"""The missing blocks of a store: their crops rendered and labelled, encoded and written, each by a stage of its own."""
+"""Fill the missing blocks of a store: stages render and label crops, and encode and write blocks."""
 
 from __future__ import annotations
 
@@ -39,11 +39,10 @@ from pipeline.teacher.class_order import agreement
 from pipeline.teacher.labeller import Labeller
 
 AUDIT_CROPS = 64
-# Blocks that wait to be encoded while one is encoded and one is made: three blocks of float32 in memory, and with a GPU
-# as many there.
+# Blocks that wait while one is encoded and one is being labelled: three float32 blocks in memory, and as many on a GPU.
 QUEUED_BLOCKS = 1
-LOOK_SECONDS = 5.0  # between looks at what other ranks have written
-PATIENCE_SECONDS = 20.0  # torchrun kills its ranks 30 s after it has signalled them
+LOOK_SECONDS = 5.0  # interval between checks for blocks of other ranks
+PATIENCE_SECONDS = 20.0  # torchrun kills its ranks 30 s after its signal
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Work:
 
 
 class OpenBlock:
-    """Collects the labels of a block in the order of its rows.
+    """A block whose labels are being collected, in the order of its rows.
 
     Args:
         work: what labels are made of.
@@ -91,34 +90,34 @@ class OpenBlock:
 
     @property
     def whole(self) -> bool:
-        """Whether all labels are there."""
+        """Whether all labels are complete."""
         return self._count == len(self._flat)
 
     def add(self, crops: Tensor, logits: Tensor) -> None:
-        """The next crops, uint8 ``[n, S, S, 3]``, and their labels, float32 ``[n, C]``."""
+        """Add the next crops, uint8 ``[n, S, S, 3]``, and their labels, float32 ``[n, C]``."""
         self._flat[self._count : self._count + len(crops)] = logits
         if self._count < self._wanted:
             head = crops[: self._wanted - self._count]
-            # without waiting, where `_filled` comes after it
+            # asynchronous if the event `_filled` is recorded after it
             self._head.append(begin_copy(head) if head.is_cuda and head.device == self._flat.device else head.cpu())
         self._count += len(crops)
         if self.whole and self._flat.is_cuda:
             self._filled = torch.cuda.current_stream(self._flat.device).record_event()
 
     def data(self, identity: Identity, coder: DeviceCodes | None = None, *, codes_only: bool = False) -> BlockData:
-        """The whole block as a store takes it, in memory.
+        """The complete block in host memory, for the store.
 
         Args:
             identity: of the store.
-            coder: encodes the labels where they are; None leaves that to the store.
-            codes_only: leave the labels there, unless the encoding cannot hold them.
+            coder: encodes the labels on their device; None leaves encoding to the store.
+            codes_only: do not copy the labels, unless the encoding cannot represent them.
         """
         rows, codes, largest = np.stack([each.values for each in self.rows]), None, None
         if coder is None:
             logits = self.logits.cpu().numpy()
         else:
             if self._filled is not None:
-                self._filled.synchronize()  # from here on any stream may read them
+                self._filled.synchronize()  # afterwards any CUDA stream may read them
             codes, found = coder.encode_measured(self.logits, pairs_of(identity, rows))
             if codes_only and self.block != AUDIT_BLOCK and found <= coder.limit:
                 largest, logits = found, np.empty((0, 0, identity.columns), np.float32)
@@ -134,15 +133,15 @@ class OpenBlock:
 
 
 class Filling:
-    """Writes this rank's share of the missing blocks.
+    """Writes this rank's part of the missing blocks.
 
     Args:
         store: the store to write.
         work: what labels are made of.
         missing: blocks to write, by all ranks.
         ranks: of this build.
-        console: where progress, notes and warnings go.
-        watch: counts what is done.
+        console: prints progress, notes and warnings.
+        watch: counts finished crops and blocks.
         stops: whether to stop after the current block.
     """
 
@@ -164,7 +163,7 @@ class Filling:
         watch.begin(blocks=len(missing), crops=sum(map(self._crops, missing)))
 
     def fill(self, writer: BlockWriter) -> None:
-        """Write them; rank 0 returns when all ranks have written theirs."""
+        """Write this rank's blocks; rank 0 returns when all ranks have finished."""
         work, device = self._work, self._work.labeller.device
         on_gpu = device.type != "cpu"
         coder = DeviceCodes(self._store.encoding, device) if on_gpu else None
@@ -193,7 +192,7 @@ class Filling:
     def _finish(
         self, write: Callable[[BlockIndex, BlockData], object], coder: DeviceCodes | None, whole: OpenBlock
     ) -> None:
-        """Hand a whole block to the store; of the first one, report how far the labels agree with the folders."""
+        """Write a complete block; for the first one, report the agreement of its labels with the folders."""
         faults = device_faults("labels are encoded", "a smaller --cache-gib")
         with self._watch.busy.at(ENCODE) if coder else nullcontext(), faults:
             data = whole.data(self._work.identity, coder, codes_only=whole.block != self._missing[0])
@@ -202,14 +201,14 @@ class Filling:
         write(whole.block, data)
 
     def _written(self, block: BlockIndex) -> None:
-        """Count a block; after the first, warn of the bands that its labels miss, while there is time to stop."""
+        """Count a block; after the first, warn early if its labels miss the quality bands."""
         self._watch.add_block(block)
         if block == AUDIT_BLOCK:
             for text in missed(self._store.identity.encoding, self._store.fidelity):
                 self._console.warn(text)
 
     def wait(self, between: Callable[[], object] = lambda: None) -> None:
-        """Wait for the other ranks; one that has ended ends this one too, unless it stops anyhow."""
+        """Wait for the other ranks; if one has ended, this one ends too, unless it is stopping already."""
 
         def patiently() -> None:
             self._require_patience()
@@ -238,13 +237,13 @@ class Filling:
             self._progress.reach(now.crops, now.crops_wanted, note=now.text)
 
     def _require_patience(self) -> None:
-        """Stop at once when the launcher of several ranks is about to kill them."""
+        """Stop at once if the launcher is about to kill the ranks."""
         late = self._stops.number and time.monotonic() - self._stops.arrived > PATIENCE_SECONDS
         if late and self._ranks.world > 1:
             raise self._stops.error()
 
     def _look(self) -> None:
-        """Count the blocks that other ranks have written since the last look."""
+        """Count the blocks that other ranks have written since the last check."""
         self._looked = time.monotonic()
         written = self._theirs - set(self._store.missing()) if self._theirs else set()
         self._theirs -= written
@@ -257,7 +256,7 @@ class Filling:
 
 
 def report_agreement(work: Work, data: BlockData, console: Console) -> None:
-    """Report how often the teacher's first choice is the image's folder; warn when that points to a mix-up."""
+    """Report how often the teacher's first choice is the image's folder; warn if classes seem to be mixed up."""
     rows = [CropRows(work.identity.crop_columns, values) for values in data.rows]
     targets = work.manifest.targets[np.concatenate([view.image for view in rows])]
     # a crop that is mostly its partner's is no evidence for its own folder

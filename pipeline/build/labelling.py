@@ -1,4 +1,4 @@
-"""Crops rendered and labelled, batch by batch: in turns on a CPU, whose cores both take; in two threads on a GPU."""
+"""Render and label crops, batch by batch: alternately on a CPU, since both use all cores; in two threads on a GPU."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from pipeline.render import Renderer
 from pipeline.render.batches import render_batches
 from pipeline.teacher.labeller import BrokenLogitsError, Labeller, Pending, started
 
-WAITING = 1  # rendered batches that wait for a GPU's teacher, while one more is rendered
-UNDER_WAY = 1  # batches that a GPU labels while the next one is sent to it
-REQUESTED = 4  # batches whose labels a labeller elsewhere makes while the next one is rendered
+WAITING = 1  # rendered batches that wait for a GPU's teacher while the next one is rendered
+UNDER_WAY = 1  # batches in flight on a GPU when the next one is launched
+REQUESTED = 4  # batches that a remote labeller processes while the next one is rendered
 
 
 class Job(Protocol):
@@ -36,7 +36,7 @@ class Job(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """What each of `rows` is, for an error."""
+        """A description of each of `rows`, for errors."""
 
 
 JobT = TypeVar("JobT", bound=Job)
@@ -44,7 +44,7 @@ JobT = TypeVar("JobT", bound=Job)
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A job that is nothing but its rows."""
+    """A job that consists only of rows."""
 
     rows: Sequence[CropRows]
     names: Sequence[str]
@@ -71,10 +71,10 @@ class Batch(Generic[JobT]):
 
     Attributes:
         job: the one that they belong to.
-        start: place of the first in the job.
+        start: index of the first crop in the job.
         rows: of the crops.
         crops: uint8 ``[n, S, S, 3]`` on the renderer's device.
-        made: on a GPU, when they are there.
+        made: on a GPU, event that marks when they are rendered.
     """
 
     job: JobT
@@ -84,7 +84,7 @@ class Batch(Generic[JobT]):
     made: torch.cuda.Event | None
 
     def ready(self) -> Tensor:
-        """The crops, for the current stream."""
+        """The crops, ordered after rendering in the current CUDA stream."""
         if self.made is not None:
             now = torch.cuda.current_stream(self.crops.device)
             now.wait_event(self.made)
@@ -97,17 +97,17 @@ def label(
 ) -> Generator[Labelled[JobT], None, None]:
     """Render and label the crops of jobs, one job after the other, in batches of the labeller's size.
 
-    Close the iterator when it is left early, so that its thread ends.
+    Close the iterator if it is not exhausted, so that its thread ends.
 
     Args:
-        renderer: of the crops.
-        labeller: of the labels; its batches hold crops of one job.
+        renderer: renders the crops.
+        labeller: labels the crops; each of its batches has crops of one job.
         group: crops that may mix with each other.
-        jobs: what to label; the next one is taken when the crops of the one before are rendered.
+        jobs: what to label; the next job is taken once the crops of the previous one are rendered.
         busy: counts the time at work.
 
     Raises:
-        InputError: when a logit is NaN or infinite; names the first one's image and what its rows are.
+        InputError: when a logit is NaN or infinite; names the image and the description of its rows.
     """
     busy = busy or Busy()
     on_gpu = _on_gpu(labeller)
@@ -134,12 +134,12 @@ def first_labels(plan: Plan, renderer: Renderer, labeller: Labeller) -> npt.NDAr
 
 
 def _on_gpu(labeller: Labeller) -> bool:
-    """Whether the labeller leaves the CPU to the renderer."""
+    """Whether the labeller does not compete with the renderer for the CPU."""
     return labeller.device.type == "cuda"
 
 
 def _batches(renderer: Renderer, labeller: Labeller, group: int, job: JobT) -> Iterator[Batch[JobT]]:
-    """The crops of a job, on a GPU in a stream of their own, so that no batch waits for the making of the next."""
+    """The crops of a job; on a GPU in a separate CUDA stream, so that labelling does not wait for the next batch."""
     side = torch.cuda.Stream(labeller.device) if labeller.device.type == "cuda" else None
     start = 0
     batches = render_batches(renderer, job.rows, labeller.batch, group)
@@ -155,12 +155,12 @@ def _batches(renderer: Renderer, labeller: Labeller, group: int, job: JobT) -> I
 
 
 class _Teaching(Generic[JobT]):
-    """The labeller's stage: one call a batch. Finished batches wait to be taken by the thread that calls `take`."""
+    """The stage that labels, one call for each batch. Finished batches are queued for the thread that calls `take`."""
 
     def __init__(self, labeller: Labeller, busy: Busy, under_way: int) -> None:
         self._labeller, self._busy, self._under_way = labeller, busy, under_way
         self._pending: deque[tuple[Batch[JobT], Pending, float]] = deque()
-        self._finished: deque[Labelled[JobT]] = deque()  # no more than were handed over since the last `take`
+        self._finished: deque[Labelled[JobT]] = deque()  # at most as many as were passed in since the last `take`
         self._ended = 0.0
 
     def __call__(self, batch: Batch[JobT]) -> None:
@@ -170,11 +170,11 @@ class _Teaching(Generic[JobT]):
         self._collect(max(self._under_way, REQUESTED if pending.waits else 0))
 
     def finish(self) -> None:
-        """Wait for what is under way."""
+        """Wait for batches in flight."""
         self._collect(0)
 
     def take(self) -> Iterator[Labelled[JobT]]:
-        """The batches that were finished since the last call."""
+        """The batches that have finished since the last call."""
         while self._finished:
             yield self._finished.popleft()
 
@@ -209,5 +209,5 @@ def _named(batch: Batch[JobT], error: BrokenLogitsError) -> InputError:
         each += 1
     return InputError(
         f"logit of image {batch.rows.image[error.row]} in {batch.job.names[each]}, class {error.column}: expected a "
-        f"number, found {error.value}; look at the teacher's weights, its --dtype and --mean/--std"
+        f"number, found {error.value}; check the teacher's weights, its --dtype and --mean/--std"
     )

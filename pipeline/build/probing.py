@@ -1,4 +1,4 @@
-"""The dry run of a build: a few crops, labelled without what takes minutes to set up."""
+"""The dry run of a build: label a few crops, without the slow setup of a full build."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Probe:
     """Crops that a dry run has labelled.
 
     Attributes:
-        data: their rows and logits, as a block has them.
+        data: their rows and logits, in the form of a block.
         rate: crops a second.
     """
 
@@ -43,21 +43,21 @@ class Probe:
 
     @property
     def crops(self) -> int:
-        """How many."""
+        """Number of crops."""
         return int(self.data.logits.shape[1])
 
 
 def shortened(spec: TeacherSpec) -> TeacherSpec:
-    """The teacher in small batches, not compiled: on a CPU as fast a crop, and there at once."""
+    """The teacher with small batches and uncompiled: as fast for each crop on a CPU, and ready at once."""
     most = GPU_BATCH if spec.device.startswith("cuda") else CPU_BATCH
     return replace(spec, batch=min(spec.batch or most, most), compile="off", cuda_graph=False)
 
 
 def engine_of(spec: TeacherSpec, probed: Mapping[str, Json]) -> dict[str, Json]:
-    """The engine that a build would have, from the one that ``shortened`` has.
+    """The engine of a build, from the engine of ``shortened``.
 
     Raises:
-        CompileError: when the teacher has to be compiled, and nothing here compiles.
+        CompileError: when the teacher must be compiled, and there is no compiler.
     """
     engine = {**probed, "batch": spec.batch or probed["batch"]}
     if spec.cuda_graph:
@@ -70,10 +70,10 @@ def engine_of(spec: TeacherSpec, probed: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def probe(work: Work) -> Probe:
-    """Label the first crops of view 0: for some seconds, and as many as agreement with the folders needs.
+    """Label the first crops of view 0 for some seconds, and at least as many as the agreement with the folders needs.
 
     Raises:
-        InputError: when an image does not decode, or a logit is no number.
+        InputError: when an image cannot be decoded, or a logit is not finite.
     """
     labeller, group, images = work.labeller, work.identity.group, work.identity.images
     count = min(-(-PROBE_CROPS // group) * group, images)
@@ -98,7 +98,7 @@ def probe(work: Work) -> Probe:
 
 
 def dry_run(config: BuildConfig, work: Work, console: Console, store: LabelStore | None = None) -> Mapping[str, Json]:
-    """What the build would make and take, estimated from a probe of a few batches; writes nothing."""
+    """Estimate the size and time of a build from a few batches; writes nothing."""
     identity = work.identity
     views = BlockGrid.of(identity).whole_views(config.views)
     if config.progress_log is not None:

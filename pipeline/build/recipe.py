@@ -1,4 +1,4 @@
-"""`build --recipe`: the flags of a published protocol, and the text that lists what is in effect."""
+"""`build --recipe`: the flags of a published protocol, and a description of what is in effect."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from pipeline.recipes.setting import Setting, listed
 if TYPE_CHECKING:
     from pipeline.images.manifest import Manifest
 
-# Flags that belong to the choice of another flag: they are dropped where that choice is replaced.
+# Flags that depend on the value of another flag; they are left out if the user gives it another value.
 OWNED = {"crop": ("scale", "ratio", "pad", "resize", "factor"), "mix": ("alpha", "group", "mix_per")}
-# A labeller of one's own has its own normalisation.
+# A user's labeller defines its normalisation.
 OWNED_LABELLER: dict[str, tuple[str, ...]] = {"labeller": ("mean", "std")}
-# Flags that decide neither pixels nor labels, or that are printed elsewhere.
+# Flags that affect neither pixels nor labels, or that are printed elsewhere.
 NO_PROTOCOL = (
     "recipe", "images", "images_format", "class_names", "store", "progress_log", "metrics_port", "metrics_host", "json",
     "dry_run", "rehash", "take_over", *flags_of(LaunchOptions),
 )  # fmt: skip
-LATER = ("mix_per", "augment")  # have an effect at their defaults too, where a plan's identity leaves them out
+LATER = ("mix_per", "augment")  # in effect even at their defaults, which a plan's identity leaves out
 
 
 def typed(arguments: Sequence[str]) -> list[str]:
-    """The arguments of `build` with the flags of their recipe put first, so that those that are given count.
+    """Put the flags of the recipe before the arguments of `build`, so that given flags override them.
 
     Raises:
         GiftwrapError: when there is no such recipe, or no class folder.
@@ -50,9 +50,9 @@ def typed(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     listing = open_images(
         Path(known["--images"]), "bytes", options=options_of(known)
-    ).listing  # counted, in whatever order
+    ).listing  # only counted, so the order does not matter
     if not known["--size"].isdecimal():
-        return list(arguments)  # the command's own parser refuses it
+        return list(arguments)  # refused by the command's parser
     setting = Setting(
         images=in_store(known["--store"]) or len(listing.names),
         classes=len(listing.classes),
@@ -65,7 +65,7 @@ def typed(arguments: Sequence[str]) -> list[str]:
 
 
 def in_store(store: str | None) -> int:
-    """Number of images in the set of the store that is resumed or extended; 0 where there is none yet."""
+    """Number of images of the store that is resumed or extended; 0 if there is no store yet."""
     from labelstore.store import LabelStore
 
     try:
@@ -76,7 +76,7 @@ def in_store(store: str | None) -> int:
 
 
 def describe_recipe(config: BuildConfig, manifest: Manifest) -> str:
-    """Every value of a build's recipe, what was given instead, what else is in effect, and what is not reproduced."""
+    """Describe a build's recipe: its values, overrides, other flags in effect, and differences from the paper."""
     name, teacher = config.recipe or "", next(iter(config.teacher.names), "")
     images = listed(len(manifest), manifest.skipped)
     setting = Setting(

@@ -1,4 +1,4 @@
-"""A command that is refused before it has begun leaves nothing behind."""
+"""Clean up after a command that is refused before it has started."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pipeline.images.manifest import UnusableFilesError
 
 @contextmanager
 def nothing_left(files: Mapping[Path, Proof], begun: Callable[[], bool]) -> Iterator[None]:
-    """Remove files, and the folders made for them, where a command is refused before it has begun.
+    """Remove files, and the folders made for them, if a command is refused before it has started.
 
-    What was read of images is kept where single files are to be mended: reading all others again may take hours.
+    The manifest cache is kept if single image files must be repaired, since reading all others again may take hours.
 
     Args:
-        files: that the command makes before it begins, the cache of its images first; those that are there stay.
-        begun: whether the command has begun what is continued.
+        files: files that the command makes before it starts, the manifest cache first; existing ones are kept.
+        begun: whether the command has started to write what it would continue.
     """
     made = {path: proof for path, proof in files.items() if not os.path.lexists(path)}
     folders = [folder for folder in next(iter(files)).parents if not folder.exists()]

@@ -1,4 +1,4 @@
-"""Stages of a build: each hands what it made to the next one through a bounded queue, and its time at work is known."""
+"""Stages of a build: threads connected by bounded queues, whose busy time is measured."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ RENDER, TEACHER, ENCODE, WRITE = STAGES = ("render", "teacher", "encode", "write
 
 
 class Busy:
-    """Seconds that each stage has been at work; its threads add to them."""
+    """Busy seconds of each stage; its threads add to them."""
 
     def __init__(self) -> None:
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._lock = threading.Lock()
 
     def add(self, stage: str, seconds: float) -> None:
-        """Count time at work."""
+        """Add busy seconds."""
         with self._lock:
             self._seconds[stage] += seconds
 
     @contextmanager
     def at(self, stage: str) -> Iterator[None]:
-        """What is done within is this stage's work."""
+        """Count the time in this context as work of a stage."""
         start = time.perf_counter()
         try:
             yield
@@ -42,7 +42,7 @@ class Busy:
             self.add(stage, time.perf_counter() - start)
 
     def making(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """Items whose making is this stage's work."""
+        """Count the time spent in an iterator as work of a stage."""
         iterator = iter(items)
         while True:
             with self.at(stage):
@@ -53,12 +53,12 @@ class Busy:
             yield item
 
     def seconds(self) -> dict[str, float]:
-        """Seconds at work until now, by stage."""
+        """Busy seconds until now, by stage."""
         with self._lock:
             return dict(self._seconds)
 
     def text(self) -> str:
-        """The stage that was most of the time at work, and its share of all work; empty before any."""
+        """The busiest stage and its share of all work, as text; empty before any work."""
         seconds = self.seconds()
         most = max(seconds, key=seconds.__getitem__)
         return f"{most} {seconds[most] / sum(seconds.values()):.0%} of the time" if seconds[most] else ""
@@ -68,11 +68,11 @@ class Busy:
 def hand_over(
     work: Callable[P, object], depth: int, device: torch.device | None = None
 ) -> Iterator[Callable[P, object]]:
-    """A stage: ``work`` in a thread of its own, at most ``depth`` calls waiting; in the caller's where that is 0.
+    """Run ``work`` in a separate thread with a queue of ``depth`` calls; in the caller's thread if ``depth`` is 0.
 
     Args:
-        work: of the stage.
-        depth: calls that wait.
+        work: the function of the stage.
+        depth: most calls that wait.
         device: the thread's current GPU.
     """
     if depth == 0:

@@ -1,4 +1,4 @@
-"""What a build is doing: how far it is, how busy each stage, and the bottleneck; to be seen, logged or scraped."""
+"""Progress of a build: crops and blocks done, busy stages and the bottleneck; for console, log file and Prometheus."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ WINDOW_SECONDS = 5.0  # "now" is the mean over the last 5 to 10 seconds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """How far a build is, and what it did in some seconds before.
+    """The progress of a build, and its rates over an interval.
 
     Attributes:
-        seconds: since it began.
-        crops: labelled, by all ranks.
-        crops_wanted: to be labelled.
-        blocks: written, by all ranks.
-        blocks_wanted: to be written.
+        seconds: seconds since the start.
+        crops: labelled crops, by all ranks.
+        crops_wanted: crops to label.
+        blocks: written blocks, by all ranks.
+        blocks_wanted: blocks to write.
         rate: crops a second.
-        busy: share of the time that each stage of this rank was at work.
+        busy: fraction of the time that each stage of this rank was busy.
     """
 
     seconds: float
@@ -47,17 +47,17 @@ class Moment:
 
     @property
     def binding(self) -> str:
-        """The busiest stage: what limits the build."""
+        """The busiest stage, which is the bottleneck."""
         return max(self.busy, key=lambda stage: self.busy[stage])
 
     @property
     def text(self) -> str:
-        """For people."""
+        """The stages and the bottleneck, as text."""
         shares = ", ".join(f"{stage} {100 * share:.0f} %" for stage, share in self.busy.items())
         return f"busy: {shares}; {self.binding} is the bottleneck"
 
     def to_json(self) -> dict[str, Json]:
-        """As one line of the log."""
+        """The entry for the log."""
         return {
             "seconds": round(self.seconds, 3),
             "crops": self.crops,
@@ -80,13 +80,13 @@ class _Mark:
 
 
 class Watch:
-    """Counts what a build does; the threads of all stages add to it.
+    """Counts crops, blocks and busy time; the threads of all stages add to it.
 
     Args:
-        log: file that gets a line of JSON now and then; None keeps none.
+        log: file to which a line of JSON is appended at intervals; None for no log.
 
     Attributes:
-        busy: seconds that each stage has been at work.
+        busy: busy seconds of each stage.
     """
 
     def __init__(self, log: Path | None = None) -> None:
@@ -97,27 +97,27 @@ class Watch:
         self.begin(blocks=0, crops=0)
 
     def begin(self, *, blocks: int, crops: int) -> None:
-        """Start counting: so many blocks with so many crops are to be made."""
+        """Start counting, with the numbers of blocks and crops to make."""
         self._blocks_wanted, self._crops_wanted = blocks, crops
         self._first = self._old = self._new = self._mark()
         self._logged = self._first.time
 
     def add_crops(self, count: int) -> None:
-        """Crops are labelled."""
+        """Count labelled crops."""
         with self._lock:
             self._crops += count
 
     def add_block(self, _block: object = None) -> None:
-        """A block is written."""
+        """Count a written block."""
         with self._lock:
             self._blocks += 1
 
     def so_far(self) -> Moment:
-        """All since the beginning."""
+        """Progress since the start."""
         return self._since(self._first, self._mark())
 
     def now(self) -> Moment:
-        """The last seconds; the log gets them from time to time."""
+        """Progress over the last seconds; logged at intervals."""
         mark = self._mark()
         if mark.time - self._new.time >= WINDOW_SECONDS:
             self._old, self._new = self._new, mark
@@ -157,7 +157,7 @@ class Watch:
         )
 
     def collect(self) -> Iterator[Metric]:
-        """The counts as Prometheus metrics; their library calls this when it is asked."""
+        """The counts as Prometheus metrics; called by the Prometheus library on each request."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         moment, seconds = self.so_far(), self.busy.seconds()
@@ -202,13 +202,13 @@ def _is_moment(line: bytes) -> bool:
 
 @contextmanager
 def watching(log: Path | None, port: int | None, host: str, console: Console) -> Iterator[Watch]:
-    """A watch with its log open and its metrics served, until it is left.
+    """A context with a `Watch`, its log, and a server for its metrics.
 
     Args:
         log: file to add lines to.
-        port: where Prometheus metrics are served; None serves none.
-        host: address of that.
-        console: where the address is printed.
+        port: port of the Prometheus metrics; None for no server.
+        host: address of the server.
+        console: prints the address.
 
     Raises:
         InputError: when the file cannot be written, or the port is taken.

@@ -1,1 +1,1 @@
-"""What a device needs: encoding there, memory, copies."""
+"""Devices: choosing them, memory, copies, and coding labels on them."""

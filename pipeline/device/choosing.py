@@ -16,7 +16,7 @@ def choose_device(name: str) -> torch.device:
     """The device ``cpu``, ``cuda`` or ``cuda:N``; a CUDA device has an index.
 
     Raises:
-        InputError: when it is another kind of device, or not there; with torch's reason, such as a driver too old.
+        InputError: when it is another kind of device, or not available; with torch's reason, such as an old driver.
     """
     import torch
 
@@ -39,7 +39,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def _why(found: int, said: list[Warning | str]) -> str:
-    """In brackets, why there are not more, where that is known."""
+    """The reason why there are no more devices, in brackets; empty if unknown."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

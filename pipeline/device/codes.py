@@ -1,7 +1,7 @@
-"""Labels become codes, and codes labels, on the device where they are made and used: twins of ``labelstore.encodings``.
+"""Encode and decode labels on a device: twins of ``labelstore.encodings``.
 
-Codes of ``float16`` and ``int8`` and their labels are those of numpy, bit for bit. Codes of ``transform`` are too, but
-for values on the very edge of a cell; its labels agree within the rounding of the device's float32 products.
+Codes and labels of ``float16`` and ``int8`` equal those of numpy, bit for bit. So do codes of ``transform``, except for
+values on the edge of a quantisation cell; its labels agree up to the rounding of float32 products.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Twin(Protocol):
         ...
 
     def are_directions(self, codes: Codes) -> bool:
-        """Whether ``labels`` of these codes are the logits, each row up to a scale of its own."""
+        """Whether the array ``labels`` of these codes is proportional to the logits in each row."""
         ...
 
 
@@ -66,12 +66,12 @@ class Float16Twin:
         return codes["labels"].float()
 
     def are_directions(self, codes: Codes) -> bool:  # noqa: ARG002
-        """They always are."""
+        """Always."""
         return True
 
 
 class Int8Twin:
-    """Twin of ``int8``: every number in the type that numpy makes it in."""
+    """Twin of ``int8``, with the dtypes of numpy's computation."""
 
     def __init__(self, masked: float | None) -> None:
         self._masked = masked
@@ -95,14 +95,14 @@ class Int8Twin:
         return logits
 
     def are_directions(self, codes: Codes) -> bool:
-        """Where no label has an offset and nothing is masked; format 1 has neither."""
+        """If no label has an offset and nothing is masked; format 1 has neither."""
         if codes["scales"].ndim < codes["labels"].ndim:
             return True
         return not (codes["scales"][..., 1].any() or (codes["labels"] == MASKED_CODE).any())
 
 
 def _range(rows: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The smallest and the largest kept value of each row ``[n]``; zeros where none is kept."""
+    """The smallest and the largest kept value of each row ``[n]``; zeros if none is kept."""
     if kept is None:
         return rows.amin(dim=1), rows.amax(dim=1)
     some = kept.any(dim=1)
@@ -115,7 +115,8 @@ def _step_and_offset(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Step and offset of rows, float32 ``[n]``: as ``labelstore.encodings.int8`` makes them, operation by operation."""
     largest = torch.maximum(high, -low).abs()
     span = high.double() - low.double()
-    # By tensors: a GPU divides by a number as it multiplies by its reciprocal, which rounds differently.
+    # Divisors are tensors: a GPU replaces division by a number by multiplication with its reciprocal, which rounds
+    # differently.
     least = largest.double() / torch.full_like(span, MAX_OFFSET)
     narrow = torch.maximum(span / torch.full_like(span, 2 * TOP), least).float()
     moved = (largest > span) & (narrow >= SMALLEST_STEP)
@@ -145,7 +146,7 @@ class TransformTwin:
         self._synthesis = torch.from_numpy(calibration.synthesis).to(device)
 
     def encode(self, logits: Tensor, pairs: Pairs) -> dict[str, Tensor]:
-        """Rotate what the prediction leaves, and quantise it.
+        """Rotate and quantise the residual of the prediction.
 
         Raises:
             InputError: as ``Transform.encode``.
@@ -171,7 +172,7 @@ class TransformTwin:
         return found
 
     def _keep_first_choice(self, found: Mapping[str, Tensor], logits: Tensor, pairs: Pairs) -> None:
-        """Labels whose first choice lacks some of its lead, one in three or so, are coded again in memory."""
+        """Encode labels whose first choice has lost some of its lead, about a third, again on the CPU."""
         rows = self._short(found, logits, pairs).nonzero()[:, 0]
         if not len(rows):
             return
@@ -179,7 +180,7 @@ class TransformTwin:
         found["labels"][rows] = to_device(torch.from_numpy(again["labels"]), self._device)
 
     def _short(self, found: Mapping[str, Tensor], logits: Tensor, pairs: Pairs) -> Tensor:
-        """Which labels those are, bool ``[n]``; twin of ``first_choice.shortfall``."""
+        """Which labels have to be encoded again, bool ``[n]``; twin of ``first_choice.shortfall``."""
         unit = self._calibration.unit
         components = self._points[found["labels"].int() & 0xFFFF].double()
         components *= self._scales[found["scales"].int()].double()[:, None]
@@ -220,7 +221,7 @@ class TransformTwin:
         return units @ self._basis.T.double() * (self._calibration.unit * BASIS_UNIT)
 
     def _refuse(self, row: int, logits: Tensor, pairs: Pairs) -> None:
-        """Raise what numpy finds wrong with a label."""
+        """Raise the error of numpy's encoder for a label."""
         one = slice(row, row + 1)
         try:
             rest, _ = self._calibration.rest(logits[one].cpu().numpy(), pairs.take(one))
@@ -236,7 +237,7 @@ class TransformTwin:
         return torch.addmm(self._center32, values, self._synthesis)
 
     def are_directions(self, codes: Codes) -> bool:  # noqa: ARG002
-        """Never: they are components of what a prediction leaves."""
+        """Never: codes are components of a residual."""
         return False
 
     def _prediction(self, pairs: Pairs, dtype: torch.dtype) -> Tensor:
@@ -253,7 +254,7 @@ class TransformTwin:
 
 
 class OnTheCpu:
-    """An encoding without code for a device: its arrays make the way to memory and back."""
+    """An encoding without a twin: arrays are copied to the CPU and back."""
 
     def __init__(self, encoding: Encoding, device: torch.device) -> None:
         self._encoding, self._device = encoding, device
@@ -271,7 +272,7 @@ class OnTheCpu:
         return to_device(torch.from_numpy(self._encoding.decode(values, pairs)), self._device)
 
     def are_directions(self, codes: Codes) -> bool:  # noqa: ARG002
-        """Not known."""
+        """Unknown, so False."""
         return False
 
 
@@ -290,7 +291,7 @@ TWINS: dict[str, Callable[[Any, torch.device], Twin]] = {
 
 
 class DeviceCodes:
-    """An encoding on a device: codes of memory become labels there, and labels that were made there become codes.
+    """An encoding on a device: decodes codes from host memory to labels there, and encodes labels of the device.
 
     Args:
         encoding: ready to code.
@@ -309,7 +310,7 @@ class DeviceCodes:
     def encode(self, logits: Tensor, pairs: Pairs) -> dict[str, npt.NDArray[Any]]:
         """Codes in memory, as ``Encoding.encode`` makes them.
 
-        A GPU works on a stream of its own and does not wait for what a teacher is doing: ``logits`` must be complete.
+        A GPU uses a separate CUDA stream that does not wait for the teacher's: ``logits`` must be complete.
 
         Args:
             logits: float32 ``[..., C]``; not copied when it is on this device.
@@ -330,7 +331,7 @@ class DeviceCodes:
         return {name: values.numpy().reshape(*lead, *values.shape[1:]) for name, values in codes.items()}, largest
 
     def to_memory(self, logits: Tensor) -> npt.NDArray[np.float32]:
-        """Complete logits of this device in memory; those of a CPU are not copied."""
+        """Complete logits of this device in host memory; those of a CPU are not copied."""
         with torch.cuda.stream(self._stream):
             return to_host({"logits": logits})["logits"].numpy()
 
@@ -341,9 +342,9 @@ class DeviceCodes:
         return self._twin.decode(moved, pairs)
 
     def directions(self, codes: Codes, pairs: Pairs) -> Tensor:
-        """Labels of codes ``[n, ...]``, each up to a scale of its own: as stored, unless they must be decoded.
+        """Labels of codes ``[n, ...]`` without their scales: as stored, unless they must be decoded.
 
-        Codes of ``int8`` are the labels up to their step, where no label has an offset and nothing is masked.
+        Codes of ``int8`` are proportional to the labels if no label has an offset and nothing is masked.
         """
         if not self._twin.are_directions(codes):
             return self.decode(codes, pairs)

@@ -1,4 +1,4 @@
-"""The current GPU of a thread. A thread begins with the first one, and would take memory there for a context."""
+"""The current GPU of a thread. Threads start with the first GPU, where a context would take memory."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ T = TypeVar("T")
 
 
 def make_current(device: torch.device | str) -> None:
-    """Make a GPU the current one of this thread; nothing where no number names one."""
+    """Make a GPU the current device of this thread; does nothing for a device without an index."""
     kind, _, number = str(device).partition(":")
     if kind != "cuda" or not number.isdecimal():
         return
     import torch
 
-    if int(number) < torch.cuda.device_count():  # one that is not there is refused where it is chosen
+    if int(number) < torch.cuda.device_count():  # missing devices are refused elsewhere
         torch.cuda.set_device(int(number))
 
 
 def with_current(work: Callable[P, T], device: torch.device) -> Callable[P, T]:
-    """``work`` for any thread: it begins by making a GPU the thread's current one."""
+    """Wrap ``work`` so that it first makes a GPU the current device of its thread."""
 
     def placed(*args: P.args, **kwargs: P.kwargs) -> T:
         make_current(device)

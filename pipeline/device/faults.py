@@ -1,4 +1,4 @@
-"""Faults of a device in one line: no memory is left, or the GPU has failed."""
+"""Device faults as one-line errors: out of memory, or a failed GPU."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ FAILED = (
 
 
 class DeviceMemoryError(GiftwrapError):
-    """Memory of a device, or of the machine, is used up."""
+    """A device, or the machine, is out of memory."""
 
 
 class DeviceFailedError(GiftwrapError):
-    """A GPU has failed: nothing more can be computed on it in this process."""
+    """A GPU has failed, and cannot be used any more in this process."""
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that no memory is left."""
+    """Whether an error means that memory is exhausted."""
     text = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
     return isinstance(error, (torch.OutOfMemoryError, DeviceMemoryError)) or text
 
 
 def is_fault(error: BaseException) -> bool:
-    """Whether an error is about the device, whatever was computed: no memory is left, or it has failed."""
+    """Whether an error is a fault of the device, independent of the computation: out of memory, or failed."""
     if isinstance(error, DeviceFailedError) or lacks_memory(error):
         return True
     accelerator = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)
@@ -55,14 +55,14 @@ def is_fault(error: BaseException) -> bool:
 
 @contextmanager
 def device_faults(doing: str, flags: str) -> Iterator[None]:
-    """Turn faults of a device into errors of one line with a remedy; other errors pass, notes are kept.
+    """Turn device faults into one-line errors with a remedy; other errors pass through.
 
     Args:
-        doing: what is done, after "while": "crops are rendered".
-        flags: what makes it take less memory: "a smaller --batch".
+        doing: the current work, as it follows "while": "crops are rendered".
+        flags: flags that reduce memory: "a smaller --batch".
 
     Raises:
-        DeviceMemoryError: no memory is left.
+        DeviceMemoryError: out of memory.
         DeviceFailedError: the GPU has failed.
     """
     try:

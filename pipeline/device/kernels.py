@@ -1,4 +1,4 @@
-"""Whether Triton's kernels can be used: they must run here, and agree with plain torch."""
+"""Whether Triton kernels can be used: they must run on this machine, and agree with plain torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 
 def kernels_agree(compare: Callable[[], object], otherwise: str) -> bool:
-    """Whether ``compare`` runs kernels without an error; warns when it does not.
+    """Whether ``compare`` succeeds; warns if it does not.
 
     Args:
-        compare: runs them and compares what they give with plain torch; raises when it differs.
+        compare: runs kernels and compares their results with plain torch; raises if they differ.
         otherwise: the consequence, for the warning.
     """
     try:
@@ -22,6 +22,6 @@ def kernels_agree(compare: Callable[[], object], otherwise: str) -> bool:
 
 
 def warn_slower(what: str, error: Exception) -> None:
-    """Warn of a slower way that is taken, with the first line of the error that is the reason."""
+    """Warn about a slower fallback, with the first line of the error that caused it."""
     first = (str(error).splitlines() or [""])[0]
     warnings.warn(f"{what} ({type(error).__name__}: {first})", stacklevel=4)

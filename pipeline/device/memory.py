@@ -1,4 +1,4 @@
-"""Memory of this machine and its GPUs: how much is free; keeping what a network's layers free for the next batch."""
+"""Memory of this machine and its GPUs: free memory, and keeping freed memory for the next batch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def keep_freed_memory() -> None:
 
 
 def available_memory(system: Path = Path("/")) -> int:
-    """Bytes that this process may still take: of the machine, or of its container where that has less."""
+    """Bytes that this process can still allocate: of the machine, or of its container if that has less."""
     info = system / "proc/meminfo"
     lines = dict(line.split(":", 1) for line in info.read_text().splitlines()) if info.exists() else {}
     if "MemAvailable" in lines:
@@ -49,9 +49,9 @@ def available_memory(system: Path = Path("/")) -> int:
 
 
 def free_device_memory(device: torch.device) -> int:
-    """Bytes of a GPU that this process may still take: what the driver has free, and what torch keeps and does not use.
+    """Bytes of a GPU that this process can still allocate: free memory of the driver, and torch's unused cache.
 
-    Torch keeps memory that was freed for tensors to come; another library gets it after ``torch.cuda.empty_cache()``.
+    torch caches freed memory for later tensors; other libraries can use it after ``torch.cuda.empty_cache()``.
     """
     import torch
 

@@ -1,11 +1,11 @@
 """SRe2L's own files: ``epoch_E/batch_B.tar``, lists of six, as its relabelling writes and its training reads them.
 
-A file is what ``torch.save`` makes of ``[coordinates, flips, mix_index, mix_lam, mix_bbox, logits]``: float32
-``[B, 4]`` (top, left, height and width as shares of the image's sides), bool ``[B]``, int64 ``[B]``, float, four
-integers (first row and column of the box that shows the partner, and those after its last), float16 ``[B, C]``. Those
-of mixing are None where they do not apply. No image is named: SRe2L draws the order of each epoch from a sampler with
-seed 42 and finds a file by the first image of its batch. Unmixed crops are written in that order. Mixed ones keep the
-order of the store, since partners belong together, and a file beside the folder holds it.
+A file is what ``torch.save`` makes of ``[coordinates, flips, mix_index, mix_lam, mix_bbox, logits]``: float32 ``[B,
+4]`` (top, left, height and width as fractions of the image's sides), bool ``[B]``, int64 ``[B]``, float, four integers
+(first row and column of the box that shows the partner, and those after its last), float16 ``[B, C]``. Those of mixing
+are None where they do not apply. No image is named: SRe2L draws the order of each epoch from a sampler with seed 42 and
+finds a file by the first image of its batch. Unmixed crops are written in that order. Mixed ones keep the order of the
+store, since partners belong together, and a file beside the folder holds it.
 """
 
 from __future__ import annotations
@@ -40,11 +40,10 @@ Order = npt.NDArray[np.int64]
 
 
 def export_fkd(store: LabelStore, out: Path, options: ExportOptions) -> Exported:
-    """Write the labels of some views as SRe2L's files; the folder gets its name when it is whole.
+    """Write the labels of some views as SRe2L's files; the folder is renamed into place when it is complete.
 
     Raises:
-        InputError: when the folder exists, the crops are none that SRe2L's record can hold, or the images or the number
-            of crops a file are wrong.
+        InputError: when the folder exists, SRe2L's format cannot hold the crops, or images or batch size are wrong.
         MismatchError: when the images are not the store's.
     """
     chosen, _ = chosen_views(store, options.views)
@@ -80,7 +79,7 @@ def require_expressible(store: LabelStore) -> None:
     if store.identity.content == "topk":
         raise InputError(
             f"{store.path}: expected the logits of all columns, as SRe2L's record holds them, found those of the "
-            f"largest alone; --format parquet states that too"
+            f"largest only; --format parquet records that too"
         )
     known = {*CROP_COLUMNS, *CUTMIX_COLUMNS, *MIXUP_COLUMNS}
     others = [name for name in store.identity.crop_columns if name not in known]

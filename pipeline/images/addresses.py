@@ -1,4 +1,4 @@
-"""Which files of images an address names: one, those of a pattern, or those of the only split in a folder."""
+"""The image files that an address names: one file, those of a pattern, or those of the only split in a folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def kind_at(path: Path) -> str | None:
     """The kind of the images at an address, by its name, or else by the first files there; None of a class folder.
 
     Raises:
-        InputError: nothing lists the folder that it names.
+        InputError: when the folder cannot be listed.
         AddressError: it cannot be read.
     """
     name = path.name.lower()
@@ -96,7 +96,7 @@ def _only_split(shown: str, address: Address, found: Collection[str], kind: str)
 
 
 def _instead(found: Collection[str], kind: str) -> str:
-    """What else is there, for the end of a message."""
+    """Existing files, for the end of a message."""
     patterns = _patterns(found, kind)
     return f"; there are {named(patterns, _SHOWN)}" if patterns else ""
 

@@ -1,4 +1,4 @@
-"""Images that have no files: arrays of pixels, each presented as the canonical PPM of its pixels."""
+"""Images in arrays of pixels, without files; each is read as a canonical PPM file."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class ArrayImages:
-    """Images of one size in memory, or in a file that is mapped: an `ImageSource`.
+    """Images of one size, in memory or in a mapped file: an `ImageSource`.
 
     Attributes:
-        listing: the images, by class, then by their place in the array, which names them.
+        listing: the images, by class, then by index in the array, which is their name.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class ArrayImages:
             location: of the arrays, for messages.
             classes: names, in target order.
             targets: of each image of the array, int64 ``[M]``.
-            pixels: gives an image of the array, ``[H, W, C]``.
+            pixels: returns an image of the array, ``[H, W, C]``.
             shape: of an image: height, width, channels.
             stamp: a number that changes when the arrays do.
-            request: how they are to be opened.
+            request: options for opening.
 
         Raises:
             InputError: a class has no images.
@@ -96,7 +96,7 @@ class ArrayImages:
 def named_classes(place: str, labels: Int64Array, class_names: str | None) -> tuple[tuple[str, ...], Int64Array]:
     """Class names and targets of class indexes.
 
-    Without names, those that occur are named by their indexes, padded so that byte order is their order.
+    Without names, the indexes that occur are the names, padded so that byte order is numeric order.
 
     Args:
         place: of the labels, for messages.

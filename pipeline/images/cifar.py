@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 as their authors publish them: Python or binary files, in a folder or the archive of them.
+"""CIFAR-10 and CIFAR-100 in their authors' formats: Python or binary files, in a folder or an archive.
 
-The Python files are pickles. They are not unpickled: a reader of the few operations that they consist of makes bytes,
-numbers, lists and dicts of them, and refuses anything else.
+The Python files are pickles. They are not unpickled: a small reader interprets only the operations that such files use,
+makes bytes, numbers, lists and dicts, and refuses anything else.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the files are.
+    """The place of the files.
 
     Attributes:
         whole: the folder or the archive.
-        batch: the file of images that is meant, or ``train`` or ``test``; None for all there are.
+        batch: the selected file of images, or ``train`` or ``test``; None for all.
     """
 
     whole: Path
@@ -51,7 +51,7 @@ class Place:
 
 
 def _place(path: Path) -> Place | None:
-    """Where a path leads; None where there is no CIFAR."""
+    """The place that a path names; None if it is not CIFAR."""
     if _is_whole(path):
         return Place(path, None)
     if _OWN_NAME.fullmatch(path.name) and path.is_file():  # perhaps alone, without names of its classes
@@ -84,7 +84,7 @@ def open_cifar(path: Path, request: Request) -> ArrayImages:
     """The images of CIFAR, in memory: 30 MB for 10,000.
 
     Raises:
-        InputError: a file is damaged or holds something else; or both splits are there, and none is chosen.
+        InputError: a file is damaged or holds something else; or there are both splits, and none is chosen.
     """
     try:
         place = _place(path)
@@ -129,14 +129,14 @@ def _split_of(name: str) -> str:
 
 
 def _wanted(name: str, batch: str | None) -> bool:
-    """Whether a file of images is among those that are meant."""
+    """Whether a file of images is selected."""
     if not _BATCH.fullmatch(name):
         return False
     return batch is None or name == batch or (batch in _SPLITS and _split_of(name) == batch)
 
 
 def _files(place: Place) -> dict[str, bytes]:
-    """The contents of the files that are meant, and of those with class names, by name."""
+    """The contents of the selected files, and of those with class names, by name."""
     shown = printable(str(place.whole))
     try:
         if place.whole.is_dir():
@@ -211,7 +211,7 @@ def _names_in(name: str, data: bytes, shown: str) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class _Made:
-    """What stands for an array of numpy, or its dtype, until its state is known."""
+    """A placeholder for an array of numpy, or its dtype, until its state is set."""
 
     what: str
     arguments: tuple[Any, ...]
@@ -237,27 +237,27 @@ _KNOWN = {
 
 @dataclass(slots=True)
 class _Machine:
-    """The stack of a pickle, and what it has given numbers."""
+    """The stack and the memo of a pickle."""
 
     stack: list[Any] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
 
     def since_mark(self) -> list[Any]:
-        """What was put on the stack since the last mark; it is taken off."""
+        """Pop everything above the last mark."""
         start = self.marks.pop()
         found = self.stack[start:]
         del self.stack[start:]
         return found
 
     def take(self, count: int) -> tuple[Any, ...]:
-        """The uppermost of the stack; they are taken off."""
+        """Pop the top ``count`` values."""
         found = tuple(self.stack[len(self.stack) - count :])
         del self.stack[len(self.stack) - count :]
         return found
 
     def step(self, name: str, argument: Any) -> None:
-        """One operation; KeyError for one that no such file has."""
+        """Execute one operation; KeyError for an unknown one."""
         match name:
             case "MARK":
                 self.marks.append(len(self.stack))
@@ -303,7 +303,7 @@ class _Machine:
 
 
 def _reduced(made: _Made, arguments: tuple[Any, ...]) -> Any:
-    """What one of the few known functions makes."""
+    """The result of one of the few known functions."""
     if made.what == "bytes":
         return str(arguments[0]).encode("latin-1")
     if made.what not in ("array", "numpy dtype") or made.arguments:
@@ -312,10 +312,10 @@ def _reduced(made: _Made, arguments: tuple[Any, ...]) -> Any:
 
 
 def read_plain(data: bytes, shown: str) -> dict[str, Any]:
-    """The dict in a pickle of bytes, numbers, lists, dicts and arrays of bytes; nothing in it is executed.
+    """Read a pickled dict of bytes, numbers, lists, dicts and arrays of bytes; nothing in it is executed.
 
     Raises:
-        InputError: it has something else in it, or is no pickle.
+        InputError: when it contains something else, or is not a pickle.
     """
     machine = _Machine()
     try:

@@ -1,4 +1,4 @@
-"""The class folder, a source of images: its classes, its files in order, its links; listed before any is opened."""
+"""The class folder as a source of images: list its classes and files, without opening images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.images.source import ImageFile, Listing, Stamp
 from pipeline.images.source_table import SOURCES, ClassOrder, Request, SourceKind
 
 FORMER_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-"""The suffixes by which versions before 0.2 knew images."""
+"""The suffixes by which versions before 0.2 recognised images."""
 SUFFIXES = (*FORMER_SUFFIXES, ".jfif", ".jpe", ".pjpeg", ".pjp")
 """Files with these suffixes count as images without being opened; one with another header is an error."""
 
@@ -52,7 +52,7 @@ class ClassFolder:
 
     def read(self, image: int) -> bytes:
         """The bytes of an image's file."""
-        # By as few system calls as there can be: after each, threads of Python wait for each other. 20 us, not 34.
+        # As few system calls as possible, since Python threads contend for the GIL after each: 20 us instead of 34.
         file = os.open(self.place(image), os.O_RDONLY)
         try:
             size = os.fstat(file).st_size
@@ -64,7 +64,7 @@ class ClassFolder:
             os.close(file)
 
     def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
-        """The bytes of some files, each read when its turn comes."""
+        """The bytes of some files, read one by one."""
         return map(self.read, images)
 
 
@@ -74,15 +74,15 @@ def open_folder(path: Path, request: Request) -> ClassFolder:
     return ClassFolder(path, request.class_order, request.leave_out)
 
 
-KIND = SourceKind(lambda _path: False, open_folder)  # what nothing else recognises is one
+KIND = SourceKind(lambda _path: False, open_folder)  # the default if nothing else recognises a path
 
 
 def list_images(root: Path, class_order: ClassOrder = "auto", leave_out: Collection[str] = ()) -> Listing:
     """List a class folder in the order of torchvision's ImageFolder: by class, then folder, then file name.
 
-    Only direct subfolders of ``root`` are classes; images may lie anywhere below them. Hidden files and those of
-    operating systems and tools are not read. A file is an image if its first bytes are those of one; only files without
-    the suffix of an image are opened to find out.
+    Only direct subfolders of ``root`` are classes; images may be anywhere below them. Hidden files and those of
+    operating systems and tools are not read. Files with the suffix of an image count as images; other files are opened,
+    and count if their first bytes are those of an image.
 
     Args:
         root: the class folder.
@@ -90,8 +90,8 @@ def list_images(root: Path, class_order: ClassOrder = "auto", leave_out: Collect
         leave_out: relative paths that are not listed.
 
     Raises:
-        InputError: no folder, no classes, a class without images, a link that leads out of the folder, in a
-            circle or nowhere, class names whose order is ambiguous or that are one name in two Unicode forms.
+        InputError: for a missing folder, no classes, a class without images, a link that is broken, circular or leads
+        out of the folder, and class names of ambiguous order or in two Unicode forms.
     """
     base = _real(root)
     walk = _Walk(base, frozenset(leave_out))
@@ -156,7 +156,7 @@ def _part(names: list[str], start: int) -> str:
 
 
 def require_one_form(base: str, names: Iterable[str]) -> None:
-    """Raise InputError for two class folders whose names differ in their Unicode form alone."""
+    """Raise InputError for two class folders whose names differ only in their Unicode form."""
     seen: dict[str, str] = {}
     for name in sorted(names):
         other = seen.setdefault(same_form(name), name)
@@ -169,13 +169,13 @@ def require_one_form(base: str, names: Iterable[str]) -> None:
 
 
 def instead(left_out: LeftOut) -> str:
-    """What was found instead of images, for messages."""
+    """The files that were found instead of images, for messages."""
     found = [*left_out.warnings, *filter(None, [left_out.line])]
     return f" ({'; '.join(found)})" if found else ""
 
 
 def _shown(path: str | Path) -> str:
-    """A path in a form that prints on one line, for messages."""
+    """A path as one printable line, for messages."""
     return printable(str(path))
 
 
@@ -191,7 +191,7 @@ class _Walk:
     def __init__(self, base: str, leave_out: frozenset[str]) -> None:
         self.base = base
         self.leave_out = leave_out
-        # Paths that exist here in another Unicode form only.
+        # Paths that exist only in another Unicode form.
         moved = [path for path in leave_out if not path.isascii() and not os.path.lexists(f"{base}/{path}")]
         self.leave_out_forms = frozenset(map(same_form, moved))
         self.paths: list[str] = []

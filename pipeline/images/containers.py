@@ -1,4 +1,4 @@
-"""Files that hold many images: read by offset from several threads at once, and watched for changes."""
+"""Files that contain many images, read by offset from several threads; changes are detected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from labelstore.command.names import printable
 from labelstore.errors import InputError
 
-_KEPT_OPEN = 256  # files; further ones are opened for each read, since a process may have some thousand open
+_KEPT_OPEN = 256  # files; others are opened for each read, since the number of open files is limited
 
 
 class Containers:
@@ -29,10 +29,10 @@ class Containers:
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
-        """Look at the files; nothing is read.
+        """Get the status of the files; nothing is read.
 
         Raises:
-            InputError: one is not there, or is no regular file.
+            InputError: when a file is missing or not a regular file.
         """
         self.paths = tuple(paths)
         found = [self._status(path) for path in self.paths]
@@ -53,10 +53,10 @@ class Containers:
         return status
 
     def read(self, file: int, offset: int, count: int) -> bytes:
-        """``count`` bytes of a file, by one call of the system.
+        """``count`` bytes of a file, with one system call.
 
         Raises:
-            OSError: they cannot be read, or the file ends before them.
+            OSError: when they cannot be read, or the file is too short.
         """
         descriptor = self._open.get(file)
         if descriptor is None:
@@ -70,7 +70,7 @@ class Containers:
         return _pread(descriptor, offset, count)
 
     def _keep(self, file: int) -> int | None:
-        """The descriptor of a file that stays open; None where enough are."""
+        """The descriptor of a file that is kept open; None if enough files are."""
         with self._lock:
             if file not in self._open and len(self._open) < _KEPT_OPEN:
                 self._open[file] = os.open(self.paths[file], os.O_RDONLY | os.O_CLOEXEC)
@@ -83,7 +83,7 @@ class Containers:
         return open(self.paths[file], "rb")  # noqa: PTH123
 
     def stamp(self, file: int) -> int:
-        """The modification time in ns of a file as it is now; -1 where its size is another than when it was opened."""
+        """The current modification time of a file in ns; -1 if its size has changed since it was opened."""
         status = os.stat(self.paths[file])  # noqa: PTH116  (for each image)
         return status.st_mtime_ns if status.st_size == int(self.sizes[file]) else -1
 

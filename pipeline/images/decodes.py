@@ -1,7 +1,7 @@
-"""Whether an image file decodes: Pillow decides, by one function, for a build, ``--skip-broken`` and training.
+"""Whether an image file can be decoded: one check, by Pillow, for builds, ``--skip-broken`` and training.
 
-DALI cannot decide it: it renders a truncated JPEG with rows of one colour, where Pillow, torchvision's ImageFolder and
-timm raise.
+DALI is not used for it: it fills truncated JPEGs with one colour, where Pillow, torchvision's ImageFolder and timm
+raise.
 """
 
 from __future__ import annotations
@@ -52,6 +52,6 @@ def require_decodes(file: BinaryIO) -> None:
 
 
 def judge() -> str:
-    """Versions of Pillow and its decoders. Images that decoded with other versions are decoded again."""
+    """Versions of Pillow and its decoders. Images that were checked with other versions are checked again."""
     parts = (features.version(name) for name in ("libjpeg_turbo", "zlib", "webp"))
     return " ".join([PIL.__version__, *(part or "-" for part in parts)])

@@ -1,4 +1,4 @@
-"""How JPEG, PNG, WebP and binary PPM files are put together: magic numbers, markers, chunks; known here alone."""
+"""The structure of JPEG, PNG, WebP and binary PPM files: magic numbers, markers, chunks; defined only here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The header of an image file: its kind, and its size after orientation; nothing is decoded.
+"""Read the header of an image file: its kind, and its size after orientation; nothing is decoded.
 
 Only headers are parsed, with bounded reads: a file that declares a huge image costs no memory here.
 """
@@ -64,8 +64,8 @@ def read_header(file: BinaryIO) -> Header:
     """Parse the header of an image file that is open at its start.
 
     Raises:
-        BrokenImageError: the content is no JPEG, PNG, WebP or PPM, ends within its header, or has metadata that Pillow
-            cannot read.
+        BrokenImageError: when the content is not JPEG, PNG, WebP or PPM, ends within its header, or has metadata that
+            Pillow cannot read.
         UnsupportedImageError: more than 8 bits a channel, animated, or larger than the limits above.
     """
     magic = file.read(12)
@@ -90,7 +90,7 @@ def read_header(file: BinaryIO) -> Header:
 
 
 def _other(magic: bytes, file: BinaryIO) -> str:
-    """What a file is that is no JPEG, PNG, WebP or PPM, for messages."""
+    """A description of a file that is not JPEG, PNG, WebP or PPM, for messages."""
     if not magic:
         return "an empty file"
     kind = other_kind(magic + file.read(HEAD_BYTES - len(magic)))
@@ -100,7 +100,7 @@ def _other(magic: bytes, file: BinaryIO) -> str:
 
 
 def _orientation(kind: str, metadata: BinaryIO) -> int:
-    """The orientation of a file that has EXIF or XMP; BrokenImageError where Pillow raises on reading it."""
+    """The orientation of a file that has EXIF or XMP; BrokenImageError if Pillow raises when it reads it."""
     try:
         return read_orientation(kind, metadata)
     except Exception as error:  # Pillow's plugins raise SyntaxError, struct.error, ValueError, ...

@@ -1,4 +1,4 @@
-"""IDX files, as MNIST and its successors are published: images in one file, class indexes in another."""
+"""IDX files, the format of MNIST and its successors: images in one file, class indexes in another."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ KIND = SourceKind(recognises, open_idx)
 
 
 def _in_folder(folder: Path) -> list[str]:
-    """The IDX files of images in a folder; of a file that is there compressed too, the other one."""
+    """The IDX files of images in a folder; if a file exists compressed too, only the uncompressed one."""
     names = {entry.name for entry in folder.iterdir() if _IMAGES.fullmatch(entry.name)}
     return sorted(name for name in names if name.removesuffix(".gz") == name or name.removesuffix(".gz") not in names)
 
@@ -94,7 +94,7 @@ def _labels_of(path: Path) -> Path:
 
 
 def _read(path: Path, dimensions: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """The array in an IDX file, mapped where the file is not compressed."""
+    """The array in an IDX file, mapped if the file is not compressed."""
     shown = printable(str(path))
     try:
         if path.name.endswith(".gz"):

@@ -18,24 +18,24 @@ SPLITS = frozenset(
 )  # fmt: skip
 
 
-def say_left_out(manifest: Manifest, console: Console) -> None:
-    """Print what is not read, and warn if the folders look like splits instead of classes."""
+def report_left_out(manifest: Manifest, console: Console) -> None:
+    """Print which files are not read, and warn if the folders look like splits instead of classes."""
     for warning in (*manifest.left_out.warnings, *filter(None, [splits_warning(manifest)])):
         console.warn(warning)
     if manifest.left_out.line:
         console.line(manifest.left_out.line)
 
 
-def say_foreign_cache(cache: Path, console: Console) -> None:
+def report_foreign_cache(cache: Path, console: Console) -> None:
     """Warn if something else has the name of a cache of images."""
     if is_foreign(cache):
-        console.warn(f"{cache}: is no cache of images and stays as it is; all images are read again each time")
+        console.warn(f"{cache}: is not a cache of images, and is left unchanged; all images are read again each time")
 
 
-def say_skipped(manifest: Manifest, console: Console) -> None:
-    """Warn of each image that was left out because it does not decode."""
+def report_skipped(manifest: Manifest, console: Console) -> None:
+    """Warn of each image that was left out because it cannot be decoded."""
     for path in manifest.skipped:
-        console.warn(f"left out, does not decode: {printable(path)}")
+        console.warn(f"left out, cannot be decoded: {printable(path)}")
 
 
 def is_split(name: str) -> bool:

@@ -15,7 +15,7 @@ from labelstore.store import LabelBatch
 from pipeline.config import ShowConfig
 from pipeline.device.faults import device_faults
 from pipeline.replay.sheet import Caption, draw_sheet
-from pipeline.replay.source import Source, check_pixels, open_source
+from pipeline.replay.source import Replayer, check_pixels, open_source
 from pipeline.teacher.column_names import column_titles, title_of
 
 LEGEND = (
@@ -38,7 +38,7 @@ def show(config: ShowConfig) -> int:
         return write_sheet(source, config)
 
 
-def write_sheet(source: Source, config: ShowConfig) -> int:
+def write_sheet(source: Replayer, config: ShowConfig) -> int:
     """Draw the crops that the flags name; returns their number."""
     check_pixels(source)
     images = source.store.identity.images
@@ -55,7 +55,7 @@ def write_sheet(source: Source, config: ShowConfig) -> int:
     return len(crops)
 
 
-def captions(source: Source, labels: LabelBatch) -> list[Caption]:
+def captions(source: Replayer, labels: LabelBatch) -> list[Caption]:
     """The targets of each crop of whole groups, the teacher's top-3 with its confidence (T = 1), and the image."""
     names, files = column_titles(source.store.identity), source.manifest.names
     shown, targets = [], labels.targets

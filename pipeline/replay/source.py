@@ -58,8 +58,8 @@ class LabelledCrop:
 
 
 @dataclass(frozen=True)
-class Source:
-    """What replays a store: the labels, the images, and the renderer that turns rows into crops."""
+class Replayer:
+    """Replays a store: its labels, its images, and the renderer that turns rows into crops."""
 
     store: LabelStore
     manifest: Manifest
@@ -90,14 +90,14 @@ class Source:
         pixels = self.crops(view, at, at + 1)[0].cpu().numpy()
         return LabelledCrop(label.view, at, label.rows, pixels, label.logits[0], int(label.targets[0]))
 
-    def __enter__(self) -> Source:
+    def __enter__(self) -> Replayer:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def at_size(self, size: int, *, device: str, threads: int | None, cache_bytes: int | None) -> Source:
-        """The same boxes rendered at another side; this one's renderer is released.
+    def at_size(self, size: int, *, device: str, threads: int | None, cache_bytes: int | None) -> Replayer:
+        """The same boxes, rendered at another size; the renderer of this object is released.
 
         Rows need `pipeline.plan.augment.sides.at_size`.
         """
@@ -122,11 +122,11 @@ class Source:
 
 @dataclass(frozen=True)
 class PixelReport:
-    """What rendering stored crops again found.
+    """The result of rendering stored crops again.
 
     Attributes:
         crops: number of crops compared.
-        equal: whether every compared crop came out bit for bit.
+        equal: whether every compared crop is equal bit for bit.
         max_difference: largest difference to the audit crops, in levels.
         mean_difference: mean difference to the audit crops, in levels.
     """
@@ -212,7 +212,7 @@ def open_source(
     cache_bytes: int | None = None,
     rehash: bool = False,
     options: ImageOptions | None = None,
-) -> Source:
+) -> Replayer:
     """Open a store with its images; refuses images that are not the store's own.
 
     Crops are made by the augmenter of the store's renderer, unless ``augmenter`` names another, and a GPU decodes as it
@@ -238,10 +238,10 @@ def open_source(
         threads=threads,
         cache_bytes=cache_bytes,
     )
-    return Source(opened, manifest, spec, renderer)
+    return Replayer(opened, manifest, spec, renderer)
 
 
-def check_pixels(source: Source, blocks: int = 8) -> PixelReport:
+def check_pixels(source: Replayer, blocks: int = 8) -> PixelReport:
     """Render stored crops again and compare them with the store (P2).
 
     The audit crops are compared by value: bit-equal with the same renderer, within P2's band with another. Of the
@@ -267,7 +267,7 @@ def check_pixels(source: Source, blocks: int = 8) -> PixelReport:
     )
 
 
-def _check_digests(source: Source, blocks: int) -> int:
+def _check_digests(source: Replayer, blocks: int) -> int:
     """Compare the first crops of some blocks with the digests in their markers; the number of crops."""
     store = source.store
     sealed = [block for block in store.sealed_blocks() if store.version(block)["renderer"] == source.renderer.id]

@@ -21,7 +21,7 @@ from labelstore.store import LabelStore
 from pipeline.config import VerifyConfig, json_object
 from pipeline.device.faults import device_faults
 from pipeline.replay.alike import Alike, known_alike
-from pipeline.replay.source import Source, check_pixels, open_source
+from pipeline.replay.source import Replayer, check_pixels, open_source
 from pipeline.teacher.engine.spec import MAX_RELATIVE_ERROR
 from pipeline.teacher.imagenet import FOLDERS
 from pipeline.teacher.labeller import NOT_KNOWN, Labeller, label_crops, load_labeller
@@ -60,7 +60,7 @@ def verify(config: VerifyConfig, console: Console, labeller: Labeller | None = N
 
 
 def verify_source(
-    source: Source, config: VerifyConfig, console: Console, labeller: Labeller | None = None
+    source: Replayer, config: VerifyConfig, console: Console, labeller: Labeller | None = None
 ) -> tuple[bool, Mapping[str, Json]]:
     """Compare pixels, then labels where there are weights."""
     try:
@@ -217,7 +217,7 @@ def audit_errors(store: LabelStore, labeller: Labeller, crops: Tensor) -> AuditE
     return AuditErrors(logits, float(errors.max()), float(errors.mean()), share * float(np.abs(stored).max()))
 
 
-def require_same_labels(source: Source, labeller: Labeller, console: Console) -> None:
+def require_same_labels(source: Replayer, labeller: Labeller, console: Console) -> None:
     """Refuse to continue with a renderer and an engine that do not give the audit rows again.
 
     The crops are compared with the stored ones (P2's band), and the labels of the stored crops with the stored labels,
@@ -241,14 +241,14 @@ def require_same_labels(source: Source, labeller: Labeller, console: Console) ->
     )
 
 
-def labels_come_out_again(source: Source, labeller: Labeller) -> bool:
+def labels_come_out_again(source: Replayer, labeller: Labeller) -> bool:
     """Whether a labeller gives the audit rows of a store bit for bit, as they are stored in float16."""
     audit = source.store.audit()
     found = audit_errors(source.store, labeller, torch.from_numpy(audit.crops)).logits
     return np.array_equal(found.astype(np.float16), audit.logits)
 
 
-def compare_labels(source: Source, labeller: Labeller, console: Console) -> dict[str, Json]:
+def compare_labels(source: Replayer, labeller: Labeller, console: Console) -> dict[str, Json]:
     """The labeller's logits of the audit crops against the stored float16 logits and codes."""
     store = source.store
     count = len(store.audit().logits)

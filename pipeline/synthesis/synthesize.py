@@ -31,7 +31,7 @@ from pipeline.images.manifest import Manifest, scan
 from pipeline.images.manifest_cache import CACHE
 from pipeline.images.no_images import without_images
 from pipeline.images.provenance import record_of
-from pipeline.images.remarks import say_foreign_cache, say_left_out, say_skipped
+from pipeline.images.remarks import report_foreign_cache, report_left_out, report_skipped
 from pipeline.networks.load import require_known
 from pipeline.ranks import Ranks, join
 from pipeline.replay.folder import draw_folder
@@ -174,9 +174,9 @@ def read_images(config: SynthesizeConfig, cache: Path, console: Console, *, save
     console.line(
         f"images: {len(manifest):,} in {quantity(len(manifest.classes), 'class')}, digest {manifest.digest[:16]}"
     )
-    say_left_out(manifest, console)
-    say_foreign_cache(cache, console)
-    say_skipped(manifest, console)
+    report_left_out(manifest, console)
+    report_foreign_cache(cache, console)
+    report_skipped(manifest, console)
     require_names(manifest.classes)
     return manifest
 

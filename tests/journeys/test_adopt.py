@@ -13,7 +13,7 @@ from labelstore import AuditRows, BlockData, LabelStore
 from labelstore.format.arrays import AUDIT_BLOCK
 from pipeline.build.filling import AUDIT_CROPS
 from pipeline.render.audit import pixels_digest
-from pipeline.replay.source import Source, open_source
+from pipeline.replay.source import Replayer, open_source
 from pipeline.teacher.engine.spec import TeacherSpec, make_members
 from pipeline.teacher.labeller import label_crops
 from pipeline.teacher.teacher import Teacher, make_teacher
@@ -24,7 +24,7 @@ from tests.pipeline.adopt.writers import Writer
 EPOCHS = 3
 
 
-def labelled_by_us(source: Source, teacher: Teacher, path: Path) -> None:
+def labelled_by_us(source: Replayer, teacher: Teacher, path: Path) -> None:
     """A store of the same crops, rendered and labelled by this software."""
     adopted = source.store
     identity = replace(

@@ -112,6 +112,6 @@ def test_a_store_begun_after_a_failed_compile_goes_on_uncompiled(
         build(config(world, tmp_path / "store", compile="on"), Console(as_json=True))
     assert "warning: --compile on: the teacher runs uncompiled" in capfd.readouterr().err
     build(config(world, tmp_path / "store", compile="on", views=2 * VIEWS), Console(as_json=True))
-    assert "the store was begun with an uncompiled teacher and continues with one" in capfd.readouterr().err
+    assert "the store was started with an uncompiled teacher and continues with one" in capfd.readouterr().err
     state = LabelStore.open(tmp_path / "store").state
     assert [version["engine"]["compile"] for version in state.versions] == ["none"]

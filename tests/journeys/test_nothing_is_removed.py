@@ -217,7 +217,7 @@ def test_the_users_files_outlive_a_build_a_run_and_their_outputs(world: World, t
     mine = dict.fromkeys(files, MINE)
     built = giftwrap(*world.build_words(store, "--progress-log", tmp_path / "log"))
     assert built.code == 0, built.err
-    assert "store.images.npz: is no cache of images and stays as it is" in built.err
+    assert "store.images.npz: is not a cache of images, and is left unchanged" in built.err
     names = ("notes", "checkpoint.pt.partial", "config.json.partial", "log.jsonl.partial", "x/y", ".lock2")
     mine |= {put(folder / name): MINE for folder in (store, store / "labels", store / "markers") for name in names}
     more = giftwrap(*world.build_words(store, "--views", 2 * VIEWS, "--progress-log", tmp_path / "log"))

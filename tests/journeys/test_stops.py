@@ -134,7 +134,7 @@ def test_a_broken_image_stops_the_build_or_is_left_out_everywhere(world: World, 
     assert "Traceback" not in ended.err
     ended = giftwrap(*world.build_words(store, "--images", images, "--skip-broken", "--json"))
     assert ended.code == 0, ended.err
-    assert "left out, does not decode: bee/03.jpg" in ended.err
+    assert "left out, cannot be decoded: bee/03.jpg" in ended.err
     info = giftwrap("labelstore", "info", store, "--json").summary
     assert (info["images"], info["skipped"]) == (23, ["bee/03.jpg"])
     trained = giftwrap(

@@ -14,7 +14,7 @@ from pipeline.device.choosing import choose_device
 from pipeline.device.faults import DeviceFailedError, DeviceMemoryError, device_faults, is_fault, lacks_memory
 from pipeline.networks.layout import takes_channels_last
 from pipeline.teacher.engine import batches
-from pipeline.teacher.engine.compiling import compiled
+from pipeline.teacher.engine.compiling import compile_function
 from trainer.trial import one_line_errors
 
 NO_MEMORY = [
@@ -73,7 +73,7 @@ def test_a_fault_is_no_fault_of_the_network(error: RuntimeError) -> None:
     """Trials that take any error of a network as its own let faults of the device pass."""
     for act in (
         lambda: takes_channels_last(raising(error)),
-        lambda: compiled(nn.Identity(), torch.zeros(1), name="n"),
+        lambda: compile_function(nn.Identity(), torch.zeros(1), name="n"),
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch, "compile", lambda *_, **__: raising(error))

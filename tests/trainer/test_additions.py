@@ -233,7 +233,7 @@ def test_a_finished_run_is_lengthened(config: TrainConfig, tmp_path: Path) -> No
 )
 def test_what_forbids_more_epochs_is_named(changes: dict[str, Any], flag: str, config: TrainConfig) -> None:
     train(config, **changes)
-    with pytest.raises(InputError, match=f"--epochs 3: the run began with 2, and {flag}"):
+    with pytest.raises(InputError, match=f"--epochs 3: the run started with 2, and {flag}"):
         train(config, **changes, epochs=3)
 
 

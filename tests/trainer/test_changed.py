@@ -126,7 +126,7 @@ def test_a_student_of_other_weights_is_refused_whatever_is_said(code: Code, conf
     loop.train(run, Console(as_json=True))
     code.change(1, "nn.Conv2d(3, 4, 3)", "nn.Conv2d(3, 4, 5)")
     for anyway in (False, True):
-        with pytest.raises(MismatchError, match="the student has other weights than when the run began"):
+        with pytest.raises(MismatchError, match="the student has other weights than when the run started"):
             loop.train(changed(run, anyway=anyway), Console(as_json=True))
 
 
@@ -144,7 +144,7 @@ def test_other_test_images_under_the_same_names(config: TrainConfig) -> None:
     first, second = sorted((config.test_images / "ant").iterdir())[:2]
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
-    with pytest.raises(MismatchError, match=r"not the test images with which the run began: test\.digest"):
+    with pytest.raises(MismatchError, match=r"not the test images with which the run started: test\.digest"):
         loop.train(config, Console(as_json=True))
     first.write_bytes(content)  # moved and touched, they are the same images
     shutil.move(config.test_images, config.test_images.with_name("moved"))

@@ -67,7 +67,7 @@ def test_a_build_that_ends_short_is_said_and_the_run_goes_on_when_it_is_continue
     sealed = store.state.views_sealed
     run = changed(config, store=store.path, follow=True, epochs=sealed + 2, checkpoint_every=10_000)
     monkeypatch.setattr(following, "POLL_SECONDS", 0)
-    with pytest.raises(NotStoredError, match=rf"view {sealed} is not there, and no build holds the store"):
+    with pytest.raises(NotStoredError, match=rf"view {sealed} is not stored, and no build holds the store"):
         loop.train(run, Console(as_json=True))
     assert giftwrap(*world.build_words(store.path, "--views", MORE)).code == 0
     steps: list[int] = []

@@ -300,7 +300,7 @@ def test_steps_are_rounded_up_and_the_warm_up_is_a_twentieth(config: GeneratorCo
     factors = [lr_factor(spec, step, 20, steps_per_epoch=3) for step in range(6)]
     assert factors == [0.2, 0.4, 0.6, 0.8, 1, 1]
     assert spec.to_json() == {"name": "constant", "warmup_steps": 4}
-    with pytest.raises(InputError, match="--warmup-steps 4: does not go with --schedule-per epoch"):
+    with pytest.raises(InputError, match="--warmup-steps 4: cannot be combined with --schedule-per epoch"):
         ScheduleSpec(per="epoch", warmup_steps=4)
 
 

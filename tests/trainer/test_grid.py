@@ -125,7 +125,7 @@ def test_a_longer_list_keeps_the_names_that_were_there(tmp_path: Path) -> None:
         (BUILD + "store = 's'\n" + TRAIN, r"\[build\]: store: the sweep sets it"),
         (BUILD + TRAIN + "run-folder = 's'\n", r"\[train\]: run-folder: the sweep sets it"),
         (BUILD + "batch = [8, 0]\n" + TRAIN, r"\[build\] batch=0: --batch: expected at least 1"),
-        (TRAIN, r"\{store\} is of the cell's build; expected flags in \[build\], found none"),
+        (TRAIN, r"\{store\} needs a build; expected flags in \[build\], found none"),
         (BUILD + TRAIN.replace("{store}", "s"), r"expected \{store\} in a flag"),
         (BUILD + TRAIN.replace("store = ", "# "), r'\[train\]: expected store = "\{store\}", .*found no store'),
         (BUILD + TRAIN.replace("student =", "student-weights ="), r"\[train\] run: expected a value for student"),

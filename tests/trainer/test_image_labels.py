@@ -109,7 +109,7 @@ def test_what_has_not_one_label_an_image_is_refused(store: Path, world: World, t
         assert not run.run.exists()
 
     refused(InputError, f"expected a store of one view, found {VIEWS}.*--label-view 0", world.store)
-    refused(NotStoredError, "has 1 sealed views, none of number 1", label_view=1)
+    refused(NotStoredError, "has 1 sealed views, and no view 1", label_view=1)
     refused(MismatchError, "images", images=draw_images(tmp_path / "others", per_class=3))
     build_into(world, tmp_path / "mixed", views=1, mix="cutmix", group=8)
     refused(InputError, "are mixed", tmp_path / "mixed")

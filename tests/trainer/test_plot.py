@@ -65,7 +65,7 @@ def test_a_log_that_lacks_epochs_is_said(tmp_path: Path) -> None:
     with open_log(tmp_path, 4, warnings.append) as log:
         log(entry(4))
     assert read_log(tmp_path) == [{"epoch": 0}, {"epoch": 3}, entry(4)]
-    assert warnings == [f"{path}: expected a line for each of 4 epochs, found 2; the others are not made again"]
+    assert warnings == [f"{path}: expected a line for each of 4 epochs, found 2; the others cannot be restored"]
 
 
 @pytest.mark.parametrize("out", ["curves.xyz", "no folder/curves.png", "."])

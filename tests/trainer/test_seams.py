@@ -328,4 +328,4 @@ def test_a_summary_states_the_objectives_first_number() -> None:
     )
     none = {"last": {"top1": None}, "best": {"top1": None, "epoch": None}, "evaluations": 0}
     assert summarise({**values, **none}).endswith("; no test images were given")
-    assert summarise({**values, "last": {}, "best": {"epoch": None}}).endswith("; nothing was to be evaluated")
+    assert summarise({**values, "last": {}, "best": {"epoch": None}}).endswith("; nothing was evaluated")

@@ -157,7 +157,7 @@ def test_a_run_that_begins_again_says_so(
     assert "begins again" not in capsys.readouterr().err
     (run.run / "checkpoint.pt").unlink()
     assert loop.train(run, Console())["steps_now"] == 16
-    assert "checkpoint.pt: there is no checkpoint; the run begins again" in capsys.readouterr().err
+    assert "checkpoint.pt: there is no checkpoint; the run and its log start again" in capsys.readouterr().err
 
 
 def test_a_run_needs_a_folder(config: TrainConfig, tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Losses on raw logits: each in its definition, plain torch and the oracle of its faster twins; and the choice of one.
+"""Losses on raw logits. Each has a definition in plain torch, which is the oracle of its faster twins.
 
-A loss is called as ``loss(x, t, y, y2=None, lam=None)`` with student logits ``x [B, C]``, teacher logits
-``t [B, C]``, targets ``y [B]`` and, for mixed crops, the partners' targets ``y2 [B]`` and the weight
-``lam [B]`` of ``y``. A new one is one new file, and one line in `LOSSES` (`trainer/loss_table.py`). Twins are in
-`closed` and `kernels`; `fused` chooses among them. Where labels are probabilities (`trainer.relabel`), ``t`` holds
-these, and the definition is the one that the line calls ``on_probabilities``.
+A loss is called as ``loss(x, t, y, y2=None, lam=None)`` with student logits ``x [B, C]``, teacher logits ``t [B, C]``,
+targets ``y [B]`` and, for mixed crops, the partners' targets ``y2 [B]`` and the weight ``lam [B]`` of ``y``. A new one
+is one new file, and one line in `LOSSES` (`trainer/loss_table.py`). Twins are in `closed` and `kernels`; `fused`
+chooses among them. If labels are probabilities (`trainer.relabel`), ``t`` holds them, and the definition is
+``on_probabilities`` of the table.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trainer.loss_table import LossKind
 from trainer.losses.closed import gift_rows, kl_rows, well_posed
 from trainer.losses.cosine import cosine_loss
 from trainer.losses.cross_entropy import ce_loss
-from trainer.losses.fused import Fused, compiled
+from trainer.losses.fused import Fused, compile_rows
 from trainer.losses.gift import gift_loss, gift_target
 from trainer.losses.kl import kl_loss
 from trainer.losses.mse import mse_loss
@@ -48,17 +48,17 @@ __all__ = [
 
 
 class Loss(Protocol):
-    """What `make_loss` gives."""
+    """A loss as `make_loss` returns it."""
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, y2: Tensor | None = None, lam: Tensor | None = None) -> Tensor:
         """The mean loss of a batch, a scalar in float32 at least."""
 
 
 def users_loss(name: str) -> Loss:
-    """A loss of the user's, called as every loss is.
+    """A user's loss, with the signature of `Loss`.
 
     Raises:
-        InputError: unless it gives one finite number, with a gradient for the student, of a few drawn logits.
+        InputError: unless it returns one finite number with a gradient for the student, tried on random logits.
     """
     loss: Loss = imported("--loss", name)
     generator = torch.Generator().manual_seed(0)
@@ -66,7 +66,7 @@ def users_loss(name: str) -> Loss:
     x.requires_grad_()
     try:
         found: object = loss(x, t, torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([1.0, 0.5]))
-    except Exception as error:  # of the user's code
+    except Exception as error:  # raised by the user's code
         raise InputError(
             f"--loss {name}: fails when called as loss(x, t, y, y2, lam), with logits x and t [n, C] of student and "
             f"teacher, targets y and y2 [n] and the weight lam [n] of y ({type(error).__name__}: {reason(error)})"
@@ -81,7 +81,7 @@ def users_loss(name: str) -> Loss:
 
 
 def soft(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A loss of the logits alone, without targets, called as every loss is."""
+    """Give a loss without targets the signature of `Loss`."""
 
     def call(x: Tensor, t: Tensor, y: Tensor, y2: object = None, lam: object = None, **numbers: Json) -> Tensor:
         del y, y2, lam
@@ -91,7 +91,7 @@ def soft(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def hard(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A loss of the targets alone, without labels, called as every loss is."""
+    """Give a loss without labels the signature of `Loss`."""
 
     def call(
         x: Tensor, t: Tensor, y: Tensor, y2: Tensor | None = None, lam: Tensor | None = None, **numbers: Json
@@ -103,7 +103,7 @@ def hard(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def with_hard_term(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A loss, called as every loss is, plus ``hard_weight`` times `ce_loss`."""
+    """Add ``hard_weight`` times `ce_loss` to a loss with the signature of `Loss`."""
 
     def call(
         x: Tensor,
@@ -121,11 +121,11 @@ def with_hard_term(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def definition_of(kind: LossKind, function: str) -> Callable[..., Tensor]:
-    """A definition of a loss in plain torch, called as every loss is, with its numbers as keywords.
+    """The definition of a loss in plain torch, with the signature of `Loss` and its numbers as keywords.
 
     Args:
-        kind: what the loss is.
-        function: its definition of logits, or of probabilities.
+        kind: entry of the table.
+        function: place of the definition, on logits or on probabilities.
     """
     loss: Callable[..., Tensor] = imported("loss", function)
     if not kind.labels:
@@ -136,10 +136,10 @@ def definition_of(kind: LossKind, function: str) -> Callable[..., Tensor]:
 
 
 def make_loss(spec: LossSpec) -> Loss:
-    """The loss of logits that ``spec`` describes, by the fastest twin that its definition has for the tensors it gets.
+    """Construct the loss on logits that ``spec`` describes; it uses the fastest twin for the tensors of each call.
 
-    On a GPU that is a Triton kernel. On a CPU it is the closed form, compiled for batches of 2^18 logits and more.
-    Without a compiler, or without Triton, the closed form runs uncompiled, with a warning.
+    On a GPU that is a Triton kernel. On a CPU it is the closed form, compiled for batches of 2^18 logits or more.
+    Without a compiler or Triton, the closed form runs uncompiled, with a warning.
     """
     if ":" in spec.name:
         return users_loss(spec.name)
@@ -147,17 +147,17 @@ def make_loss(spec: LossSpec) -> Loss:
     if spec.kind.twin == "gift" and well_posed(*spec.weights):
         soft_weight, hard_weight = spec.weights
         numbers = {"soft": soft_weight, "hard": hard_weight, "smoothing": spec.smoothing}
-        return Fused(definition, gift_rows, compiled(gift_rows), "gift", numbers, hard_weight > 0)
+        return Fused(definition, gift_rows, compile_rows(gift_rows), "gift", numbers, hard_weight > 0)
     if spec.kind.twin == "kl":
-        return Fused(definition, kl_rows, compiled(kl_rows), "kl", spec.numbers, False)
+        return Fused(definition, kl_rows, compile_rows(kl_rows), "kl", spec.numbers, False)
     return definition
 
 
 def make_relabelled_loss(spec: LossSpec, words: Sequence[str], columns: LabelColumns) -> Loss:
-    """The loss that ``spec`` describes, of labels that the operators ``words`` were applied to.
+    """Construct the loss that ``spec`` describes on labels after the operators ``words``.
 
     Raises:
-        InputError: an operator is unknown, does not fit the columns, or leaves the loss without meaning.
+        InputError: an operator is unknown, does not fit the columns, or makes the loss meaningless.
     """
     if not words:
         return make_loss(spec)

@@ -1,6 +1,6 @@
-"""Closed forms: each row's loss and its gradient at once, in a few passes over the logits, without autograd.
+"""Closed forms: loss and gradient of each row together, in a few passes over the logits, without autograd.
 
-Twins of `gift` (and of `cosine`, its hard weight 0) and `kl`, for every device, eager or compiled.
+Twins of `gift`, of `cosine` (GIFT with hard weight 0) and of `kl`, for every device, eager or compiled.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from torch import Tensor
 
 from trainer.losses.cosine import TINY, paired
 
-REACH, SHRUNK = 2.0**40, 16.0  # products of larger values may overflow: such a row is scaled to a largest value of 16
+# products of values above REACH may overflow: such a row is scaled to a maximum of SHRUNK
+REACH, SHRUNK = 2.0**40, 16.0
 MARGIN = 3.0
 SHORT = (torch.float16, torch.int8)  # whose squares never overflow
 
 
 def well_posed(soft: float, hard: float) -> bool:
-    """Whether a soft and a hard label of these weights can never nearly cancel.
+    """Whether a soft and a hard label with these weights can never nearly cancel.
 
-    Where they nearly cancel, ``|u|^2``, which the closed form adds up from its parts, loses precision.
+    If they nearly cancel, ``|u|^2`` loses precision, since the closed form sums it from its terms.
     """
     return soft + hard <= MARGIN * abs(soft - hard)
 
@@ -38,7 +39,7 @@ def gift_rows(
 
     Args:
         x: student logits ``[B, C]``.
-        t: teacher logits ``[B, C]``, or codes in proportion to them, row by row.
+        t: teacher logits ``[B, C]``, or codes that are proportional to them in each row.
         y: hard targets, int64 ``[B]``; None leaves the hard label out.
         y2: for mixed crops, the partners' targets, int64 ``[B]``.
         lam: for mixed crops, the weight of ``y``, ``[B]``.
@@ -89,7 +90,7 @@ def kept_in(x: Tensor) -> torch.dtype:
 def hard_label(
     x: Tensor, y: Tensor, y2: Tensor | None, lam: Tensor | None, smoothing: float
 ) -> tuple[float, Tensor, Tensor]:
-    """The smoothed hard label: its value elsewhere, its targets ``[B, k]``, and how much higher it is at each."""
+    """The smoothed hard label: its base value, its targets ``[B, k]``, and how much is added at each target."""
     rest = smoothing / (x.shape[1] - 1)
     top = 1 - smoothing - rest
     if y2 is None or lam is None:
@@ -99,7 +100,7 @@ def hard_label(
 
 
 def measured(rows: Tensor, short: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Rows, their lengths ``[B]``, and what they were multiplied by so that no product leaves the range of floats."""
+    """Rows, scaled where products could overflow, their lengths ``[B]``, and the factors, or None."""
     length = torch.linalg.vector_norm(rows, dim=1)
     if short or not (torch.compiler.is_compiling() or not (length <= REACH).all()):
         return rows, length, None

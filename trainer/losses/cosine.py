@@ -1,4 +1,4 @@
-"""`cosine`: one minus the mean cosine between student and teacher logits, and the two helpers it shares."""
+"""`cosine`: one minus the mean cosine between student and teacher logits, and helpers that other losses use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TINY = 1e-12
 def paired(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Student and teacher logits ``[B, C]`` in one dtype, at least float32; other shapes are an error.
 
-    Half precision (autocast) cannot hold a norm or a sum over a thousand classes; float64 stays float64.
+    Half precision (autocast) is too coarse for a norm or a sum over a thousand classes; float64 stays float64.
     """
     check_logits(x, t)
     dtype = torch.promote_types(torch.promote_types(x.dtype, t.dtype), torch.float32)
@@ -21,7 +21,7 @@ def paired(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_logits(x: Tensor, t: Tensor) -> None:
-    """Raise InputError unless student and teacher logits are of one shape [B, C]."""
+    """Raise InputError unless student and teacher logits have one shape [B, C]."""
     if x.ndim != 2 or x.shape != t.shape or x.shape[1] < 2:
         raise InputError(
             "loss: expected student and teacher logits of one shape [B, C] with C >= 2, "

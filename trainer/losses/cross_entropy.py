@@ -1,4 +1,4 @@
-"""`ce`: cross-entropy with the hard targets, smoothed on request; also the hard term of the sums, which is not."""
+"""`ce`: cross-entropy with the hard targets, optionally smoothed; unsmoothed in `mse+ce` and `soft_ce+ce`."""
 
 from __future__ import annotations
 

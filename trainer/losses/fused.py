@@ -1,4 +1,4 @@
-"""Fused twins of the definitions: the gradient is computed with the loss, and backward passes it on."""
+"""Fused twins of the losses: the gradient is computed together with the loss, and backward returns it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from trainer.losses.gift import check_targets
 
 Rows = Callable[..., tuple[Tensor, Tensor]]
 
-# Logits of a batch from which compiling pays on a CPU: it takes seconds, and for fewer saves under 0.5 ms a step.
+# Least number of logits in a batch for compiling on a CPU: it takes seconds, and for fewer saves under 0.5 ms a step.
 WORTH_COMPILING = 1 << 18
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton reads it; its kernels then run on a CPU
 
 
-class Handed(torch.autograd.Function):
-    """The mean of losses ``[B]`` whose gradient is known."""
+class KnownGradient(torch.autograd.Function):
+    """The mean of losses ``[B]``, with a precomputed gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, losses: Tensor, gradient: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class Handed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient that came with the losses, times the incoming one."""
+        """The precomputed gradient times the incoming one."""
         if torch.is_grad_enabled():
             raise InputError(
                 "fused loss: expected to be differentiated once, found create_graph=True; its definition "
@@ -50,7 +50,7 @@ class Handed(torch.autograd.Function):
 
 
 def backward(loss: Tensor) -> None:
-    """``loss.backward()``, whose first gradient is a 1 that a fused loss knows: a GPU does not look whether it is."""
+    """``loss.backward()`` with a cached 1 as first gradient, which `scaled` recognises without reading the GPU."""
     loss.backward(gradient=_one(loss.device, loss.dtype))  # type: ignore[no-untyped-call]
 
 
@@ -70,13 +70,13 @@ def mean_of(losses: Tensor) -> Tensor:
 
 
 def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
-    """The gradient times a scalar, which is no work where that is 1."""
+    """The gradient times a scalar; no work is done if the scalar is 1."""
     if not torch.compiler.is_compiling() and factor is _one(factor.device, factor.dtype):
         return gradient
     if torch.compiler.is_compiling():
         return gradient * factor
     if runs_kernels(gradient):
-        # In place, since only the GPU knows whether it is 1; not where the graph is kept for another backward.
+        # In place by a kernel, since only the GPU has the value; not if the graph is kept for another backward.
         if torch._C._autograd._get_current_graph_task_keep_graph():
             return gradient * factor
         from trainer.losses.kernels import scale
@@ -87,15 +87,15 @@ def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Fused:
-    """A loss that takes the fastest twin of its definition for the tensors it gets.
+    """A loss that uses the fastest twin of its definition for the tensors of each call.
 
     Attributes:
-        definition: for what no twin takes: labels that need a gradient, and batches without rows.
-        closed: the closed form.
-        compiled: the closed form, compiled, for large batches on a CPU.
+        definition: used where no twin applies: labels that need a gradient, and empty batches.
+        closed: the closed form, uncompiled.
+        compiled: the compiled closed form, for large batches on a CPU.
         kernel: name of the kernel in `trainer.losses.kernels`.
         numbers: keyword arguments of both.
-        hard: whether the targets matter.
+        hard: whether the loss uses the targets.
     """
 
     definition: Callable[..., Tensor]
@@ -115,11 +115,11 @@ class Fused:
         targets = (y, y2, lam) if self.hard else ()
         with torch.no_grad(), placed(x.device):
             losses, gradient = self.rows(x, t)(x.detach(), t, *targets, **self.numbers)
-        handed: Tensor = Handed.apply(x, losses, gradient)
-        return handed
+        result: Tensor = KnownGradient.apply(x, losses, gradient)
+        return result
 
     def rows(self, x: Tensor, t: Tensor) -> Rows:
-        """The twin that runs."""
+        """Choose the twin for these tensors."""
         if torch.float64 not in (x.dtype, t.dtype) and runs_kernels(x):
             from trainer.losses import kernels
 
@@ -129,8 +129,8 @@ class Fused:
         return self.compiled if worth_compiling and not torch.compiler.is_compiling() else self.closed
 
 
-def compiled(rows: Rows) -> Rows:
-    """A closed form that is compiled at its first call; where that fails it runs uncompiled, with a warning."""
+def compile_rows(rows: Rows) -> Rows:
+    """Compile a closed form at its first call; if that fails it runs uncompiled, with a warning."""
     chosen: list[Rows] = []
 
     def run(x: Tensor, *rest: Tensor | None, **numbers: Any) -> tuple[Tensor, Tensor]:
@@ -141,7 +141,7 @@ def compiled(rows: Rows) -> Rows:
                 made = fast(*anew(x, *rest), **numbers)
                 chosen.append(fast)
                 return made
-            except Exception as error:  # the compilers below it raise anything
+            except Exception as error:  # compilers raise exceptions of any type
                 warn_slower("the loss is not compiled, and takes longer", error)
                 chosen.append(rows)
         return chosen[0](*anew(x, *rest), **numbers)
@@ -150,7 +150,7 @@ def compiled(rows: Rows) -> Rows:
 
 
 def anew(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The tensors, marked to be compiled for any number of rows: no step then depends on the steps before it."""
+    """Mark the number of rows as dynamic, so that the compiled code does not depend on the batches of earlier steps."""
     views = [None if tensor is None else tensor.detach() for tensor in tensors]
     for view in views:
         if view is not None:
@@ -159,19 +159,19 @@ def anew(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def placed(device: torch.device) -> AbstractContextManager[Any]:
-    """Make a GPU the current one, which kernels need; compiled code does so itself."""
+    """Make a GPU the current device, as kernels need; compiled code does this itself."""
     plain = device.type != "cuda" or torch.compiler.is_compiling()
     return nullcontext() if plain else torch.cuda.device(device)
 
 
 def runs_kernels(x: Tensor) -> bool:
-    """Whether Triton's kernels are for a tensor."""
+    """Whether Triton kernels can be used for a tensor."""
     return (x.is_cuda or INTERPRETED) and kernels_work(x.device)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def kernels_work(device: torch.device) -> bool:
-    """Whether Triton's kernel runs on a device and gives the closed form's losses and gradients; warns if not."""
+    """Whether the Triton kernels run on a device and match the closed forms; warns if not."""
     return _kernels_work(device)
 
 

@@ -1,4 +1,4 @@
-"""`gift`: the teacher's logits refined with the smoothed hard label, then cosine. This is the definition."""
+"""Definition of `gift`: cosine with the teacher's logits, refined with the smoothed hard label."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def smoothed_one_hot(y: Tensor, classes: int, smoothing: float, dtype: torch.dty
 
 
 def check_targets(logits: Tensor, y: Tensor, y2: Tensor | None, lam: Tensor | None) -> None:
-    """Raise InputError unless the targets fit logits ``[B, C]`` and the mixed ones come with weights."""
+    """Raise InputError unless the targets fit logits ``[B, C]``, and targets of mixed crops have weights."""
     if (y2 is None) != (lam is None):
         raise InputError("mixed targets: y2 and lam belong together, give both or neither")
     for name, values in (("y", y), ("y2", y2), ("lam", lam)):
@@ -65,15 +65,15 @@ def gift_loss(
 ) -> Tensor:
     """``1 - mean cos(x, u)``, a scalar, with ``u = t/|t| + gamma s/|s|`` (released form).
 
-    The convex form is ``u = (1 - weight) t/|t| + weight s/|s|``; cosine ignores scale, so it equals the
-    released form at ``weight = gamma / (1 + gamma)``. Computed in float32 at least, whatever autocast says.
+    The convex form is ``u = (1 - weight) t/|t| + weight s/|s|``; cosine ignores scale, so it equals the released form
+    at ``weight = gamma / (1 + gamma)``. Computed in float32 at least, even under autocast.
 
     Args:
         x: student logits ``[B, C]``.
         t: teacher logits ``[B, C]``; logits, not probabilities.
         y: hard targets, int64 ``[B]``.
         y2: for mixed crops, the partners' targets, int64 ``[B]``.
-        lam: for mixed crops, the share of pixels that belong to ``y``, ``[B]``; then
+        lam: for mixed crops, the fraction of pixels that belong to ``y``, ``[B]``; then
             ``s = lam s_y + (1 - lam) s_y2``.
         gamma: weight of the hard label in the released form.
         smoothing: ``a`` of the smoothed hard label ``s`` (``1 - a`` at ``y``, ``a / (C - 1)`` elsewhere).

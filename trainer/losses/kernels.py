@@ -1,9 +1,9 @@
-"""The closed forms as Triton kernels: one program a row, from loss to gradient.
+"""The closed forms as Triton kernels: one program computes loss and gradient of a row.
 
-A row of up to `WIDEST` classes stays in registers. Longer ones would spill: they are read tile by tile, in several
-passes, after the first of which a row is in the GPU's cache.
+A row of up to `WIDEST` classes stays in registers. Longer rows would spill, so they are read in tiles, in several
+passes; after the first pass a row is in the GPU's cache.
 
-Registered with torch, so that ``torch.compile`` keeps each whole. They run on the current device.
+They are registered with torch, so that ``torch.compile`` does not trace into them, and run on the current device.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from trainer.losses.cosine import TINY
 
 
 def itself(kernel: Any) -> Any:
-    """The interpreter's kernels are not wrapped: torch up to 2.11 raises there, and later ones when they compile."""
+    """Return the kernel unwrapped: torch up to 2.11 cannot wrap interpreted kernels, later ones not compile them."""
     return kernel
 
 
 INTERPRETED = triton.knobs.runtime.interpret
-# By this name torch finds the kernels of an operator, and knows compiled code of others by their source.
+# torch looks for this name to find the kernels of an operator, and caches compiled code by their source.
 wrap_triton: Callable[[Any], Any] = itself if INTERPRETED else library.wrap_triton
 ONE_BY_ONE = tl.constexpr(INTERPRETED)
 SHORTEST, FURTHEST, BACK = tl.constexpr(TINY), tl.constexpr(REACH), tl.constexpr(SHRUNK)
-SCALED, SCALERS = 4096, 256  # elements that a program scales at once, and programs: most often there is nothing to do
-WIDEST, TILE = 8192, 2048  # columns that a program holds at most, and those that it reads at once of a longer row
+# elements per iteration, and number of programs; few, since usually there is nothing to scale
+SCALED, SCALERS = 4096, 256
+WIDEST, TILE = 8192, 2048  # most columns that a program holds at once, and the tile of a longer row
 
 
 @triton.jit
 def magnitude(top):
-    """What a row whose largest magnitude is ``top`` is multiplied by so that its squares do not overflow."""
+    """The factor by which a row with largest magnitude ``top`` is multiplied so that its squares do not overflow."""
     return tl.where(top > FURTHEST, BACK / top, 1.0)
 
 
@@ -64,7 +65,7 @@ def gift_kernel(
 ):
     """``1 - cos(x, soft t/|t| + hard s/|s|)`` of a row, and its gradient; NaN for a target that is no class.
 
-    What the closed form adds up comes from one reduction; where squares may overflow, from another one of scaled rows.
+    All sums come from one reduction; if squares may overflow, from a second one over scaled rows.
     """
     row = tl.program_id(0).to(tl.int64)
     classes *= UNIT
@@ -111,7 +112,7 @@ def gift_tiles_kernel(
     UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """As `gift_kernel`, of rows that are longer than a block."""
+    """As `gift_kernel`, for rows that are longer than a block."""
     row = tl.program_id(0).to(tl.int64)
     classes *= UNIT
     x, t, gradient = x + row * x_stride * UNIT, t + row * t_stride * UNIT, gradient + row * classes
@@ -134,7 +135,7 @@ def gift_tiles_kernel(
 
 @triton.jit
 def reduced(aa, uu, au, a, u, a_top, u_top):
-    """Sums, and the largest of magnitudes, in one reduction; one by one in the interpreter, which is slow at it."""
+    """Sums and largest magnitudes in one reduction; one by one in the interpreter, where that is faster."""
     if ONE_BY_ONE:
         a_top, u_top = tl.max(a_top, 0), tl.max(u_top, 0)
         return tl.sum(aa, 0), tl.sum(uu, 0), tl.sum(au, 0), tl.sum(a, 0), tl.sum(u, 0), a_top, u_top
@@ -143,14 +144,14 @@ def reduced(aa, uu, au, a, u, a_top, u_top):
 
 @triton.jit
 def added(aa, uu, au, a, u, a_top, u_top, aa2, uu2, au2, a2, u2, a_top2, u_top2):
-    """Two parts of a row together: sums, and the largest magnitudes."""
+    """Combine two parts of a row: sums, and the largest magnitudes."""
     a_top, u_top = tl.maximum(a_top, a_top2), tl.maximum(u_top, u_top2)
     return aa + aa2, uu + uu2, au + au2, a + a2, u + u2, a_top, u_top
 
 
 @triton.jit
 def sums(x, t, classes, a_shrunk, u_shrunk, BLOCK: tl.constexpr):
-    """What `reduced` gives of two rows, tile by tile, each times its number."""
+    """The results of `reduced` over tiles of two rows, each row multiplied by a factor."""
     zeros = tl.zeros((BLOCK,), tl.float32)
     aa, uu, au, a_sum, u_sum, a_top, u_top = zeros, zeros, zeros, zeros, zeros, zeros, zeros
     for start in range(0, classes, BLOCK):
@@ -170,7 +171,7 @@ def closed(
     x, t, aa, uu, au, a_sum, u_sum, a_shrunk, u_shrunk, target, target2, own, classes, soft, hard, rest, top,
     HARD: tl.constexpr,
 ):  # fmt: skip
-    """As `trainer.losses.closed.gift_rows`: what the gradient has of each row, before 1 / rows, and the cosine."""
+    """As `trainer.losses.closed.gift_rows`: the coefficients of the gradient, before 1 / rows, and the cosine."""
     length, u_length = tl.sqrt(aa), tl.sqrt(uu)
     of_u, of_s = tl.where(u_length < SHORTEST, 0.0, soft / u_length), 0.0
     squared = of_u * of_u * uu
@@ -273,7 +274,7 @@ def kl_tiles_kernel(
     UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """As `kl_kernel`, of rows that are longer than a block."""
+    """As `kl_kernel`, for rows that are longer than a block."""
     row = tl.program_id(0).to(tl.int64)
     classes *= UNIT
     x, t, gradient = x + row * x_stride * UNIT, t + row * t_stride * UNIT, gradient + row * classes
@@ -311,7 +312,7 @@ def scale_kernel(
     count,
     BLOCK: tl.constexpr,
 ):
-    """Multiply in place; nothing is read or written where the factor is 1."""
+    """Multiply in place; nothing is read or written if the factor is 1."""
     by = tl.load(factor).to(tl.float32)
     if by != 1:
         for start in range(tl.program_id(0).to(tl.int64) * BLOCK, count, tl.num_programs(0) * BLOCK):
@@ -327,7 +328,7 @@ def mean_kernel(
     count,
     BLOCK: tl.constexpr,
 ):
-    """Their mean, added up in the same order every time."""
+    """The mean, always summed in the same order."""
     sums = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, count, BLOCK):
         place = start + tl.arange(0, BLOCK)
@@ -336,7 +337,7 @@ def mean_kernel(
 
 
 def registered(function: Callable[..., Any]) -> Any:
-    """The function as an operator of torch: opaque under the interpreter, else open to the compiler."""
+    """Register a function as a torch operator: opaque under the interpreter, else visible to the compiler."""
     name = f"giftwrap::{function.__name__}_rows"
     if not INTERPRETED:
         return library.triton_op(name, function, mutates_args=())
@@ -346,12 +347,12 @@ def registered(function: Callable[..., Any]) -> Any:
 
 
 def results(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for losses and gradient."""
+    """Allocate losses and gradient."""
     return x.new_empty(x.shape[0], dtype=torch.float32), x.new_empty(x.shape, dtype=kept_in(x))
 
 
 def sizes(classes: int) -> dict[str, int]:
-    """The block that holds a row, or a tile of it, and how many warps it takes."""
+    """The block for a row, or for a tile of it, and the number of warps."""
     if classes > WIDEST:
         return {"BLOCK": TILE, "num_warps": 16}  # of eight ways the fastest at 21,841 classes (H200)
     block = triton.next_power_of_2(classes)
@@ -359,9 +360,9 @@ def sizes(classes: int) -> dict[str, int]:
 
 
 def in_units(x: Tensor, t: Tensor) -> tuple[int, tuple[int, int, int]]:
-    """The largest unit that both strides and the number of classes are multiples of, and the three counted in it.
+    """The largest unit that divides both strides and the number of classes, and the three counted in it.
 
-    Triton then knows that rows begin, and end, where several elements are read and written at once.
+    Triton can then assume aligned rows, and vectorises loads and stores.
     """
     lengths = (x.stride(0), t.stride(0), x.shape[1])
     unit = next(unit for unit in (8, 4, 2, 1) if all(length % unit == 0 for length in lengths))
@@ -369,7 +370,7 @@ def in_units(x: Tensor, t: Tensor) -> tuple[int, tuple[int, int, int]]:
 
 
 def lines(values: Tensor) -> Tensor:
-    """The values with each row's elements side by side."""
+    """The values with contiguous rows."""
     return values if values.stride(1) == 1 else values.contiguous()
 
 

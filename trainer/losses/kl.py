@@ -13,8 +13,8 @@ def kl_loss(x: Tensor, t: Tensor, *, temperature: float = 20.0, t_squared: bool 
     Args:
         x: student logits ``[B, C]``.
         t: teacher logits ``[B, C]``.
-        temperature: T of both sides.
-        t_squared: multiply by T^2, which keeps the gradient's size over temperatures.
+        temperature: T of both softmaxes.
+        t_squared: multiply by T^2, which keeps the scale of the gradient independent of T.
     """
     x, t = paired(x, t)
     log_p, log_q = (t / temperature).log_softmax(1), (x / temperature).log_softmax(1)

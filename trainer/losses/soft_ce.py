@@ -1,4 +1,4 @@
-"""`soft_ce`: cross-entropy with the teacher's distribution at temperature 1, or with probabilities as they are."""
+"""`soft_ce`: cross-entropy with the teacher's distribution at temperature 1, or with given probabilities."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def probability_ce_loss(x: Tensor, p: Tensor) -> Tensor:
 
     Args:
         x: student logits ``[B, C]``.
-        p: probabilities ``[B, C]``; a row counts by its sum, which need not be 1.
+        p: probabilities ``[B, C]``; rows need not sum to 1.
     """
     x, p = paired(x, p)
     return -(p * x.log_softmax(1)).sum(1).mean()

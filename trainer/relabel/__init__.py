@@ -1,8 +1,8 @@
-"""`train --relabel`: pure functions of labels on their way to the loss, one file each, applied in the order given.
+"""`train --relabel`: operators on labels before the loss: pure functions, one file each, applied in the given order.
 
-A label comes as logits. An operator takes logits, or probabilities, or neither; where one takes probabilities and there
-are logits, softmax comes before it. From the first operator on that gives probabilities the loss is one of
-probabilities: `require_loss` names those that are not. A new operator is one new file, and one line in `OPERATORS`.
+Labels start as logits. An operator takes logits, or probabilities, or does not read the label; softmax is applied if it
+takes probabilities and the label is still logits. After an operator that returns probabilities, the loss must accept
+probabilities: `require_loss` checks this. A new operator is one new file, and one line in `OPERATORS`.
 
 Command lines are checked without torch.
 """
@@ -28,32 +28,32 @@ __all__ = ["OPERATORS", "Kind", "LabelColumns", "Operator", "Relabel", "describe
 
 
 class Relabelling(Protocol):
-    """All operators of a run, one after the other; called as `Relabel` is, where nothing is mixed without partners."""
+    """All operators of a run in sequence; called like `Relabel`, without partners if crops are not mixed."""
 
     def __call__(self, t: Tensor, y: Tensor, y2: Tensor | None = None, lam: Tensor | None = None, /) -> Tensor:
-        """Labels ``[n, C]`` of labels ``t [n, C]``, which stay as they are."""
+        """New labels ``[n, C]`` from labels ``t [n, C]``, which are not modified."""
 
 
 class Operator(Protocol):
-    """An operator on labels, as its file implements it."""
+    """The interface of an operator's module."""
 
     @property
     def argument(self) -> str:
-        """What follows its name and "="; empty where nothing does."""
+        """Placeholder of the argument after "="; empty if there is none."""
 
     @property
     def takes(self) -> Kind | None:
-        """What it works on; None where it does not read the label."""
+        """Its input; None if it does not read the label."""
 
     @property
     def gives(self) -> Kind:
-        """What it makes."""
+        """Its output."""
 
     def check(self, text: str) -> None:
-        """Raise InputError for an argument that it can never take."""
+        """Raise InputError if the argument is invalid for any labels."""
 
     def make(self, text: str, columns: LabelColumns) -> Relabel:
-        """The operator for labels of these columns; InputError for an argument that does not fit them."""
+        """Construct the operator for these label columns; InputError if the argument does not fit them."""
 
 
 OPERATORS: Table[Operator] = Table(
@@ -70,7 +70,7 @@ OPERATORS: Table[Operator] = Table(
 
 
 def known_words() -> list[str]:
-    """What ``--relabel`` takes, each operator with its argument: ``topk=K``."""
+    """The values of ``--relabel``: each operator with its argument, such as ``topk=K``."""
     return [f"{name}={each.argument}".rstrip("=") for name, each in OPERATORS.items()]
 
 
@@ -79,10 +79,10 @@ class Step:
     """One operator of ``--relabel``.
 
     Attributes:
-        word: as it was given.
-        operator: of that name.
-        text: its argument; empty where it has none.
-        softmax: whether it gets the softmax of the labels.
+        word: the text that was given.
+        operator: the operator of that name.
+        text: its argument; empty if it has none.
+        softmax: whether softmax is applied before it.
     """
 
     word: str
@@ -92,10 +92,11 @@ class Step:
 
 
 def steps_of(words: Sequence[str]) -> list[Step]:
-    """The operators that ``words`` name, in their order.
+    """The operators that ``words`` name, in order.
 
     Raises:
-        InputError: there is no such operator, its argument is wrong, or it has no effect or no meaning at its place.
+        InputError: there is no such operator, its argument is wrong, or it has no effect or is meaningless at its
+        position.
     """
     steps: list[Step] = []
     kind: Kind = "logits"
@@ -124,7 +125,7 @@ def gives_probabilities(words: Sequence[str]) -> bool:
 
 
 def require_loss(words: Sequence[str], loss: LossSpec) -> None:
-    """Refuse a loss that has no meaning for labels that were changed so, or does not read them.
+    """Refuse a loss that is meaningless for labels after these operators, or does not read labels.
 
     Raises:
         InputError: names the loss and the operator.
@@ -144,17 +145,17 @@ def require_loss(words: Sequence[str], loss: LossSpec) -> None:
 
 
 def make_relabel(words: Sequence[str], columns: LabelColumns) -> Relabelling:
-    """One function that applies the operators in their order.
+    """Construct one function that applies the operators in order.
 
     Raises:
-        InputError: an operator does not fit the columns.
+        InputError: when an operator does not fit the columns.
     """
     made = [(step.softmax, step.operator.make(step.text, columns)) for step in steps_of(words)]
 
     def relabel(t: Tensor, y: Tensor, y2: Tensor | None = None, lam: Tensor | None = None) -> Tensor:
         if not t.is_floating_point():
             raise InputError(f"relabel: expected decoded labels, found codes in {t.dtype}; leave any_scale out")
-        t = t if t.dtype.itemsize >= 4 else t.float()  # half precision cannot hold a distribution
+        t = t if t.dtype.itemsize >= 4 else t.float()  # half precision is too coarse for a distribution
         for softmax, operator in made:
             t = operator(t.softmax(1) if softmax else t, y, y2, lam)
         return t
@@ -163,7 +164,7 @@ def make_relabel(words: Sequence[str], columns: LabelColumns) -> Relabelling:
 
 
 def describe(words: Sequence[str]) -> str:
-    """What is done to labels, in one line for the start of a run."""
+    """A line about the operators, printed when a run starts."""
     done = [word for step in steps_of(words) for word in (*(["softmax"] if step.softmax else []), step.word)]
     kind = "probabilities" if gives_probabilities(words) else "logits"
     return f"relabel: {', then '.join(done)}; the loss compares {kind}"

@@ -1,4 +1,4 @@
-"""What operators on labels are called with: labels, their columns by name, and numbers."""
+"""Types and arguments of operators on labels."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 Kind: TypeAlias = Literal["logits", "probabilities"]
 Relabel: TypeAlias = Callable[["Tensor", "Tensor", "Tensor | None", "Tensor | None"], "Tensor"]
-"""Called as ``relabel(t, y, y2, lam)`` with labels ``t [n, C]`` and hard targets as a loss has them (`trainer.losses`);
-gives labels ``[n, C]``, and leaves ``t`` as it is."""
+"""Called as ``relabel(t, y, y2, lam)`` with labels ``t [n, C]`` and hard targets as in `trainer.losses`; returns labels
+``[n, C]``, and does not modify ``t``."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelColumns:
-    """What labels have columns for.
+    """The columns of labels, and their classes.
 
     Attributes:
         count: C, the columns of a label.
@@ -34,10 +34,10 @@ class LabelColumns:
     def named(self, operator: str, text: str) -> list[int]:
         """The columns of classes, given by name or by index, with commas between them.
 
-        A name comes first: where a class is called "3", that is what "3" means.
+        Names take precedence: if a class is called "3", "3" means that class.
 
         Raises:
-            InputError: there is no such class, one is given twice, or no column would be left.
+            InputError: when there is no such class, one is given twice, or no column would be left.
         """
         found = [self._of_class(operator, word) for word in text.split(",")]
         if len(set(found)) < len(found):
@@ -60,7 +60,7 @@ class LabelColumns:
         )
 
     def require(self, operator: str, count: int) -> int:
-        """The number, which is at most the number of columns; InputError otherwise."""
+        """Return ``count``; InputError if it exceeds the number of columns."""
         if count > self.count:
             raise InputError(f"--relabel {operator}={count}: expected at most {self.count}, the columns of the labels")
         return count

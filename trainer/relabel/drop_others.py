@@ -1,8 +1,8 @@
-"""`drop-others=CLASS,...`: the columns of some classes are 0 in the labels of all images but those of that class.
+"""`drop-others=CLASS,...`: the columns of some classes are 0 in the labels of images of other classes.
 
 As in sunnytqin/no-distillation, softlabel/nodistill.py, lines 272-286 (``data_efficient_treat_label``), which drops one
-class; several dropped together are dropped one after the other. A mixed crop keeps a column where either of its images
-is of that class. Nothing is renormalised.
+class; several classes are dropped one after the other. A mixed crop keeps a column if either of its images is of that
+class. Nothing is renormalised.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def make(text: str, columns: LabelColumns) -> Relabel:
 
 
 def zeroed(t: Tensor, y: Tensor, y2: Tensor | None, lam: Tensor | None, *, columns: list[int]) -> Tensor:
-    """``t [n, C]`` with 0 in each of these columns, but in the rows of crops that show an image of its class."""
+    """``t [n, C]`` with 0 in each of these columns, except in rows of crops that show an image of its class."""
     import torch  # here, so that command lines are checked without it
 
     dropped = torch.tensor(columns, device=t.device)

@@ -1,4 +1,4 @@
-"""`hard`: the one-hot of the hard target in place of the label; of a mixed crop the mean by the weights of both."""
+"""`hard`: the one-hot hard target in place of the label; for a mixed crop the weighted mean of both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ gives: Kind = "probabilities"
 
 
 def check(text: str) -> None:
-    """Nothing follows the name."""
+    """Refuse an argument."""
     del text
 
 

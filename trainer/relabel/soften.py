@@ -17,7 +17,7 @@ gives: Kind = "probabilities"
 
 
 def check(text: str) -> None:
-    """Nothing follows the name."""
+    """Refuse an argument."""
     del text
 
 

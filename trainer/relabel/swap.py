@@ -1,8 +1,8 @@
 """`swap=K`: the K-th largest probability of a label changes places with the smallest.
 
 As in sunnytqin/no-distillation, softlabel/nodistill.py, lines 288-301. Their text reads as if the K-th largest changed
-places with the K-th smallest; their code takes the smallest, whatever K is, and so does this. Of equal values the
-lowest column counts first, on both sides.
+places with the K-th smallest; their code takes the smallest, whatever K is, and so does this. Ties go to the lowest
+column, for both the largest and the smallest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ check = partial(check_count, "swap")
 
 
 def make(text: str, columns: LabelColumns) -> Relabel:
-    """The operator; InputError for more than there are columns."""
+    """The operator; InputError if K exceeds the number of columns."""
     return partial(swapped, place=columns.require("swap", int(text)))
 
 

@@ -1,7 +1,6 @@
 """`topk=K`: keep the K largest probabilities of a label, zero the others, and do not renormalise.
 
-As sunnytqin/no-distillation, softlabel/nodistill.py, lines 303-312, keeps them. Of equal ones the lowest columns count
-as the largest.
+As in sunnytqin/no-distillation, softlabel/nodistill.py, lines 303-312. Ties go to the lowest columns.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ check = partial(check_count, "topk")
 
 
 def make(text: str, columns: LabelColumns) -> Relabel:
-    """The operator; InputError for more than there are columns."""
+    """The operator; InputError if K exceeds the number of columns."""
     return partial(largest, kept=columns.require("topk", int(text)))
 
 

@@ -1,6 +1,6 @@
-"""The learning rate over a run: a pure function of how much of it is done, one file a schedule.
+"""Learning rate schedules: pure functions of the progress of a run, one file each.
 
-A new schedule is one new file, and one line in `SCHEDULES`. Numbers of its own are fields of `ScheduleSpec`.
+A new schedule is one new file, and one line in `SCHEDULES`. Its numbers are fields of `ScheduleSpec`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ SchedulePer = Literal["epoch", "step"]
 
 
 class Schedule(Protocol):
-    """What a file of a schedule holds."""
+    """The interface of a schedule's module."""
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """The fields of `ScheduleSpec` that it takes; ``per`` is one of them where the rate changes by itself."""
+        """The fields of `ScheduleSpec` that it uses; ``per`` is one of them unless the rate is constant."""
 
     @property
     def can_be_lengthened(self) -> bool:
@@ -53,7 +53,7 @@ class ScheduleSpec:
     warmup: Annotated[int, Named("warmup-epochs")] = 0
     """Epochs in which the rate rises linearly to --lr; the schedule takes the rest of the run."""
     warmup_steps: int | None = None
-    """Length of the warm-up in steps, instead of --warmup-epochs."""
+    """Warm-up in steps, instead of --warmup-epochs."""
     final: float = 0.0
     """cosine: fraction of --lr at the end of the cosine."""
     horizon: float = 1.0
@@ -64,7 +64,7 @@ class ScheduleSpec:
     """step: factor by which the rate is multiplied at each milestone."""
 
     def __post_init__(self) -> None:
-        """Refuse what is not a schedule."""
+        """Refuse invalid numbers."""
         for what, value, known in (
             ("name", self.name, tuple(SCHEDULES)),
             ("per", self.per, get_args(SchedulePer)),
@@ -89,12 +89,12 @@ class ScheduleSpec:
             raise InputError(f"schedule final: expected a fraction in [0, 1], found {self.final}")
 
     def _require_warmup_steps(self, steps: int) -> None:
-        """Refuse a warm-up that does not go with the rest."""
+        """Refuse a warm-up in steps that is invalid or conflicts with other fields."""
         if steps < 0:
             raise InputError(f"--warmup-steps: expected 0 steps or more, found {steps}")
         if self.warmup or self.per == "epoch":
             other = f"--warmup-epochs {self.warmup}" if self.warmup else "--schedule-per epoch"
-            raise InputError(f"--warmup-steps {steps}: does not go with {other}; leave one of them out")
+            raise InputError(f"--warmup-steps {steps}: cannot be combined with {other}; leave one of them out")
 
     @property
     def kind(self) -> Schedule:
@@ -102,7 +102,7 @@ class ScheduleSpec:
         return SCHEDULES[self.name]
 
     def to_json(self) -> dict[str, Json]:
-        """Name and the numbers in effect."""
+        """The name and the numbers in effect."""
         numbers = self.kind.numbers
         names = ["name", *numbers]
         if self.warmup:
@@ -113,7 +113,7 @@ class ScheduleSpec:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def factor(self, done: int, total: int, rise: int = 0) -> float:
-        """What the first learning rate is multiplied by.
+        """The factor of the initial learning rate.
 
         Args:
             done: epochs or steps since the warm-up.

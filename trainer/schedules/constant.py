@@ -1,4 +1,4 @@
-"""`constant`: the rate stays what it is after the warm-up."""
+"""`constant`: a constant rate after the warm-up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cosine`: half a wave down to a fraction of the rate; with a horizon of 2 runs, half of that half."""
+"""`cosine`: half a cosine wave down to a fraction of the rate; with a horizon of 2 runs, its first half."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ can_be_lengthened = False
 
 
 def factor(spec: ScheduleSpec, done: int, total: int, rise: int) -> float:
-    """``spec.drop`` to the power of the number of milestones that are passed."""
+    """``spec.drop`` to the power of the number of milestones passed."""
     del rise
     # 1e-9: a third of 300 epochs, written as a float, is 100 epochs and not 99
     drops = [math.floor(fraction * total + 1e-9) for fraction in spec.milestones]

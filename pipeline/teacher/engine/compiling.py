@@ -52,7 +52,7 @@ def compilers(device: torch.device) -> dict[str, Json]:
     return {"c++": output.partition("\n")[0].strip() or path}
 
 
-def compiled(function: Callable[[Tensor], Tensor], example: Tensor, *, name: str) -> Callable[[Tensor], Tensor]:
+def compile_function(function: Callable[[Tensor], Tensor], example: Tensor, *, name: str) -> Callable[[Tensor], Tensor]:
     """Compile a function for inputs like the example, and no others.
 
     Args:

@@ -18,7 +18,7 @@ from pipeline.device.faults import DeviceMemoryError, lacks_memory
 from pipeline.plan.augment import drawn_inputs, inputs_of
 from pipeline.render.normalise import network_input, normalise
 from pipeline.teacher.engine.batches import find_batch
-from pipeline.teacher.engine.compiling import CompileError, compiled, compilers
+from pipeline.teacher.engine.compiling import CompileError, compile_function, compilers
 from pipeline.teacher.engine.device import DTYPES, describe_engine
 from pipeline.teacher.engine.graphs import CudaGraph
 from pipeline.teacher.engine.precision import Precision, precision
@@ -176,8 +176,10 @@ def _compile(plain: Engine, spec: TeacherSpec, probe: Tensor) -> Engine:
     with exact(plain.device, plain.products):
         images = plain.prepare(probe)
         # on a GPU it is one pass already
-        prepare = plain.prepare if probe.is_cuda else compiled(plain.prepare, probe, name="the normalisation of crops")
-        network = compiled(plain.network, images, name=f"the network {spec.name}")
+        prepare = plain.prepare
+        if not probe.is_cuda:
+            prepare = compile_function(plain.prepare, probe, name="the normalisation of crops")
+        network = compile_function(plain.network, images, name=f"the network {spec.name}")
         if not torch.equal(prepare(probe), images):
             raise CompileError("the compiled normalisation of crops gives other images")
     fast = replace(plain, prepare=prepare, network=network)
