@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,8 +14,9 @@ from hypothesis import HealthCheck, settings
 # Before torch is imported: as commands run, and one thread, since as many tests run at once as there are cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-from labelstore.durable import disk
-from tests.journeys.world import World, draw_images, giftwrap, random_teacher
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are processes, which import torch
+if TYPE_CHECKING:  # the process that hands tests out imports this file, and would wait for torch
+    from tests.journeys.world import World
 
 # The same examples in every run, and no limit of time that a busy machine may break: --hypothesis-profile=default has
 # others each time.
@@ -36,10 +38,20 @@ def signals_kept() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def no_waiting_for_the_disk() -> Iterator[None]:
     """Flushing is what many tests would spend most of their time on; its order has tests of its own."""
+    from labelstore.durable import disk
+
     with pytest.MonkeyPatch.context() as patch:
         for name in ("sync_file", "sync_folder", "sync_descriptor"):
             patch.setattr(disk, name, lambda _place: None)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def everything_is_imported_once() -> None:
+    """A process has one server that forks; it imports what was named last, and benchmarks name fewer modules."""
+    from tests.journeys.world import SERVER
+
+    SERVER.set_forkserver_preload(["tests.journeys.preloaded"])
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +66,8 @@ def data() -> Path:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Images, a teacher and a finished store; tests that write make a store of their own."""
+    from tests.journeys.world import World, draw_images, giftwrap, random_teacher
+
     folder = tmp_path_factory.mktemp("world")
     made = World(
         folder, draw_images(folder / "images"), random_teacher(folder / "teacher.safetensors"), folder / "store"

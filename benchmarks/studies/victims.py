@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import re
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.ports import own_port
 from labelstore.durable import disk
 from labelstore.writing import lease as leases
 from pipeline import __main__ as pipeline_command
@@ -103,13 +103,10 @@ def start(words: Sequence[str], world: int, *, stall_s: float = STALL_S, full: P
         stall_s: seconds before each step of the disk.
         full: as long as this file is there, the disk is full.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     ranks = []
     for rank in range(world):
         log = Path(words[words.index("--store") + 1] + f".rank{rank}.log")
-        place = {"RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        place = {"RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": own_port()}
         process = SERVER.Process(target=be_rank, args=(list(words), place, log, stall_s, full), daemon=True)
         process.start()
         ranks.append(Rank(process, log))

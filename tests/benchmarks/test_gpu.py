@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -139,8 +142,18 @@ def test_a_process_that_dies_or_hangs_ends_alone(program: str, expected: Any, mo
     monkeypatch.setattr(gpu, "words_for", lambda _name: [sys.executable, "-c", start + program])
     received: list[Any] = []
     lines = gpu.Lines(None)
-    monkeypatch.setattr(lines, "add", received.append)
-    found = gpu.Child("any").run(3 if "sleep" in program else 60, lines)
+    ends: list[Any] = []
+    timer = Mock(side_effect=lambda _seconds, end: (ends.append(end), Mock())[1])
+    monkeypatch.setattr(gpu, "threading", SimpleNamespace(Event=threading.Event, Timer=timer))
+
+    def add(line: Any) -> None:
+        received.append(line)
+        if "sleep" in program:  # its time is up once it hangs, however long it takes to start
+            ends.pop()()
+
+    monkeypatch.setattr(lines, "add", add)
+    found = gpu.Child("any").run(3, lines)
+    assert timer.call_args.args[0] == 3
     assert received == [{"metric": 1}]
     assert found == (expected if isinstance(expected, dict) else {"ok": False, "error": expected})
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import pkgutil
 from importlib import import_module
 
+from labelstore.command.flags import flags_of
+
 LIBRARIES = (
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
     "multiprocessing.synchronize",
     "numpy.ctypeslib",
     "numpy.ma",
@@ -18,6 +24,7 @@ LIBRARIES = (
     "PIL.PngImagePlugin",
     "PIL.PpmImagePlugin",
     "PIL.WebPImagePlugin",
+    "pytest",
     "torch.distributed",
     "torch.utils.data",
     "torch.utils.serialization.config",
@@ -27,9 +34,14 @@ LIBRARIES = (
 )
 WHOLE = ("tyro._backends", "tyro.constructors", "labelstore", "pipeline", "trainer")
 
-for name in LIBRARIES:
+for name in (*LIBRARIES, "tests.journeys.world"):
     import_module(name)
 for name in WHOLE:
     for module in pkgutil.walk_packages(import_module(name).__path__, f"{name}."):
         if not module.name.endswith(("__main__", "kernels")):  # Triton's kernels are slow to import, and rarely needed
             import_module(module.name)
+for package in WHOLE[2:]:
+    for command in import_module(f"{package}.__main__").COMMANDS.values():
+        flags_of(command.config)  # reads sources, once a process
+gc.collect()
+gc.freeze()  # a collection in a child would write to the pages of all that, and so copy them

@@ -62,7 +62,12 @@ PAGES = ("README.md", "docs/GUIDE.md", "docs/SETS.md", "docs/IMAGES.md", "docs/S
          "docs/BUCKETS.md", "docs/ENCODINGS.md", "docs/RECIPES.md", "docs/CLUSTERS.md",
          "docs/PERFORMANCE.md", "docs/DESIGN.md", "docs/FORMAT.md", "CONTRIBUTING.md")  # fmt: skip
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```\n(<!-- not run: [^\n]+ -->\n)?", re.DOTALL | re.MULTILINE)
-SMALLER = ((r"--views 100\b", "--views 4"), (r"--epochs \d{2,}\b", "--epochs 2"), (r"\bepochs=3\b", "epochs=1"))
+SMALLER = (
+    (r"--views 100\b", "--views 4"),
+    (r"--epochs \d{2,}\b", "--epochs 2"),
+    (r"\bepochs=3\b", "epochs=1"),
+    (r"--backbone uvit-xs\b", '--backbone uvit-xs --backbone-args \'{"dim": 32, "depth": 2, "heads": 2}\''),
+)
 NEEDED = {"docs/STORE.md": ("pandas",), "docs/LABELS.md": ("pyarrow",)}
 NUMBER = r"\d[\d,.]*(?:e[-+]\d+)?"
 TIME = r"(?:\d+ min )?\d+ s"

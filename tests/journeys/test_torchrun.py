@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.ports import own_port
 from labelstore import LabelStore, check
 from pipeline.networks import build_network
 from pipeline.networks.weights import save_weights
 from tests.journeys.world import SERVER, SIDE, Ended, World, giftwrap, run_as_command
-from tests.ports import own_port
 
 STAGES = (24, 120)  # views: two blocks, then eight more
 

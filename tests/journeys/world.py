@@ -43,8 +43,8 @@ class Ended:
 
 
 # Commands run in processes forked from one that has imported everything: seconds less each, and still processes.
+# conftest.py names what it imports.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.journeys.preloaded"])
 
 
 @dataclass(frozen=True)

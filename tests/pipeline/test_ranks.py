@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks.ports import own_port
 from labelstore.command.flags import from_flags
 from labelstore.durable import locking
 from labelstore.errors import InputError
 from pipeline.config import BuildConfig
 from pipeline.ranks import Ranks, join, started
 from tests.journeys.world import SERVER
-from tests.ports import own_port
 
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 

@@ -67,7 +67,7 @@ def draw(seed: int, count: int, largest: int) -> tuple[Boxes, list[np.ndarray]]:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 80), st.sampled_from(sorted(FILTERS)))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_crops_are_pillows(seed: int, size: int, interpolation: str) -> None:
     boxes, cuts = draw(seed, 5, 250)
     found = resize_all(boxes, size, interpolation).numpy()
@@ -85,7 +85,7 @@ def shuffle(boxes: Boxes, seed: int) -> tuple[tuple[np.ndarray, np.ndarray], np.
 
 
 @given(st.integers(0, 2**32), st.integers(1, 60), st.sampled_from(sorted(FILTERS)), st.sampled_from([3, 150]))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 def test_strips_that_change_places_make_the_crops_of_the_shuffled_image(
     seed: int, size: int, interpolation: str, largest: int
 ) -> None:

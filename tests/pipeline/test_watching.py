@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.ports import own_port
 from labelstore import LabelStore, check
 from labelstore.command.console import Console
 from labelstore.command.stopping import StopSignals
@@ -33,7 +34,6 @@ from pipeline.build.watching import watching as watch_for
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.ranks import Ranks
 from pipeline.teacher.labeller import Pending
-from tests.ports import own_port
 
 SIDE, COLUMNS, POSITIONS, BATCH = 4, 3, 16, 8
 

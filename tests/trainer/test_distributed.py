@@ -52,7 +52,7 @@ def alone(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize(("count", "more"), [(2, ()), (3, ("--accumulate", 2)), (6, ())])
+@pytest.mark.parametrize(("count", "more"), [(2, ()), (3, ("--accumulate", 2)), (4, ())])
 def test_processes_train_what_one_trains(
     count: int, more: tuple[object, ...], alone: Path, world: World, tmp_path: Path
 ) -> None:
@@ -85,7 +85,7 @@ def test_processes_train_on_fresh_crops_what_one_trains(labels: str, world: Worl
 def test_a_run_goes_on_on_other_processes(world: World, tmp_path: Path) -> None:
     """Two processes, of which one is told to stop; then three, then one."""
     run, whole = tmp_path / "run", tmp_path / "whole"
-    more = ("--epochs", 20, "--checkpoint-every", 40, "--lr", 0.0002)  # a rate that makes nothing of rounding
+    more = ("--epochs", 6, "--checkpoint-every", 40, "--lr", 0.0002)  # a rate that makes nothing of rounding
     assert giftwrap(*train_words(world, whole, *more)).code == 0
     stopped = signalled_at("trainer.train", "step", 6, signal.SIGTERM)
     ranks = launch(2, train_words(world, run, *more), tmp_path / "said", faults={1: stopped})

@@ -84,7 +84,7 @@ def play(replays: dict[tuple[int, int], Replay], world: int, batch: int, place: 
     return joined
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(data=st.data())
 def test_processes_batches_and_stops_do_not_change_the_sequence(
     replays: dict[tuple[int, int], Replay], data: st.DataObject

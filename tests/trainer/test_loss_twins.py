@@ -170,7 +170,7 @@ def test_labels_go_in_as_they_are_stored(world: World, encoding: str, dtype: tor
         replay.close()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     st.integers(0, 2**32),
     st.integers(1, 9),

@@ -1,4 +1,4 @@
-"""A port of this machine for the servers that tests start."""
+"""A port of this machine for the servers that benchmarks and tests start."""
 
 from __future__ import annotations
 
