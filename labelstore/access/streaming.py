@@ -60,7 +60,7 @@ class _Entry:
     """A request that is read ahead.
 
     Attributes:
-        request: as it was given.
+        request: the request as given.
         indexed: view and positions as integers; None where the request cannot be answered yet, or never.
         nbytes: of the positions.
         blocks: those that contain them, with their bytes.

@@ -113,7 +113,7 @@ class Console:
         return self._summary
 
     def line(self, text: str) -> None:
-        """One line for people."""
+        """One line of text."""
         _print(text, self._out)
 
     def warn(self, text: str) -> None:
@@ -145,7 +145,7 @@ class Console:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 42 s, 3 min 05 s, 2 h 10 min."""
+    """Seconds as text: 42 s, 3 min 05 s, 2 h 10 min."""
     if seconds == float("inf"):
         return "unknown time"
     whole = round(seconds)
@@ -157,7 +157,7 @@ def duration(seconds: float) -> str:
 
 
 def byte_count(count: float) -> str:
-    """A number of bytes for people: 1.5 MB."""
+    """A number of bytes as text: 1.5 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
@@ -166,7 +166,7 @@ def byte_count(count: float) -> str:
 
 
 def quantity(count: int, noun: str) -> str:
-    """A number of things for people: 1 epoch, 1,200 epochs, 2 classes."""
+    """A count with its noun: 1 epoch, 1,200 epochs, 2 classes."""
     ending = "" if count == 1 else "es" if noun.endswith(("s", "x")) else "s"
     return f"{count:,} {noun}{ending}"
 

@@ -60,7 +60,7 @@ class Words:
     """Marks a field of words that a table explains: the help ends with them.
 
     Attributes:
-        known: gives the words as they are typed, such as ``topk=K``; called when flags are read.
+        known: returns the words as typed, such as ``topk=K``; called when flags are read.
     """
 
     known: Callable[[], Sequence[str]]
@@ -70,7 +70,7 @@ class Words:
 class First:
     """Marks a field whose flag, or whose fields' flags, come before those of its dataclass, and of what that inherits.
 
-    Fields that are inherited would come first otherwise, whatever a reader of the help has to know first.
+    Otherwise inherited fields would come first in the help.
     """
 
 
@@ -152,7 +152,7 @@ def _of_today(flag: Flag) -> Flag:
 
 
 def _with_choices(kind: Any) -> Any:
-    """A type, with the names in a table where it is marked as such."""
+    """A type, with the names of a table if it is marked with one."""
     if get_origin(kind) in (Union, UnionType):
         each = tuple(map(_with_choices, get_args(kind)))
         return kind if each == get_args(kind) else Union[each]  # noqa: UP007  the types are in a tuple

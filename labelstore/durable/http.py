@@ -79,7 +79,7 @@ class HttpStorage:
         return [self.read(name, *each) for each in ranges]
 
     def map(self, name: str, size: int, digest: str | None = None) -> Mapped:  # noqa: ARG002  of the protocol
-        """As of :class:`ReadStorage`: a copy in memory, filled as it is needed."""
+        """See :class:`ReadStorage`: a copy in memory, filled on demand."""
         return fetched(self, name, size)
 
     def list(self, folder: str) -> list[str]:  # noqa: ARG002  of the protocol
@@ -169,7 +169,7 @@ def _tag(headers: Message) -> str:
 
 
 class _CutError(AddressError):
-    """Another range came than was asked for."""
+    """The server returned another range than requested."""
 
 
 def _may_pass(error: AddressError) -> bool:

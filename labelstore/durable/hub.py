@@ -62,7 +62,7 @@ class HubStorage:
         return at_once(lambda each: self.read(name, *each), ranges)
 
     def map(self, name: str, size: int, digest: str | None = None) -> Mapped:  # noqa: ARG002  of the protocol
-        """As of :class:`ReadStorage`: a copy in memory, filled as it is needed."""
+        """See :class:`ReadStorage`: a copy in memory, filled on demand."""
         return fetched(self, name, size)
 
     def list(self, folder: str) -> list[str]:
@@ -112,7 +112,7 @@ class HubStorage:
     def _parts(self, name: str) -> tuple[str, str | None, str]:
         """Data set, revision, and path in it of a file."""
         found = _PLACE.fullmatch(self.root.complete)
-        assert found  # noqa: S101  as it was when this was made
+        assert found  # noqa: S101  checked by the constructor
         return found[1], self.commit or found[2], "/".join(part for part in (found[3] or "", name) if part)
 
     def _get(self, name: str, start: int, stop: int) -> tuple[bytes, int]:

@@ -22,7 +22,7 @@ from labelstore.errors import InputError
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A file, open for writing and reading, that is named ``path`` when the context ends without an error.
 
-    Where a file needs a name from the beginning it is ``.NAME.partial``, which this call alone may have made.
+    If a file needs a name from the start, it is ``.NAME.partial``, which only this call can have created.
 
     Raises:
         InputError: when the name is taken, or a stopped call left a file that is not whole.

@@ -84,7 +84,7 @@ class Calibration:
 
     @cached_property
     def kept(self) -> npt.NDArray[np.bool_]:
-        """The columns that components are made of, bool ``[C]``; the others were constant in the calibration."""
+        """The columns that components combine, bool ``[C]``; the others were constant in the calibration."""
         every = np.ones(self.basis.shape[1], np.bool_)
         return self.basis[0] != 0 if self.offset_apart else every
 

@@ -151,7 +151,7 @@ def _hard(
     rows = np.arange(len(targets))
     rest = SMOOTHING / max(columns - 1, 1)
     hard = np.full((len(targets), columns), rest)
-    # Two additions, so that y = y' comes out as the unmixed label.
+    # Two additions, so that y = y' gives the unmixed label.
     hard[rows, targets] += weights * (1 - SMOOTHING - rest)
     hard[rows, targets2] += (1 - weights) * (1 - SMOOTHING - rest)
     return _unit(hard)

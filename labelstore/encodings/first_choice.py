@@ -56,7 +56,9 @@ def keep_first_choice(
     scales: npt.NDArray[np.uint8],
     codes: Float64Array,
 ) -> None:
-    """Move codes until the first choice of each label keeps its lead; what ``PASSES`` do not reach stays as it is.
+    """Move codes until the first choice of each label keeps its lead.
+
+    Labels that ``PASSES`` do not fix are left unchanged.
 
     Args:
         calibration: that the labels are coded with.

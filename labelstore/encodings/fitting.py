@@ -265,8 +265,8 @@ class _Fitter:
             cells = _cells(quantise(inside, cells))
         codes = np.abs(quantise(inside, cells))
         found = np.clip(quantise(outside, cells), -MAX_CODE, MAX_CODE)
-        # A component that no label corrects may still be predicted: mean labels need not lie where crops differ.
-        # With finer means more of them are worth it: those of one step of their own.
+        # A component that no label corrects may still be predicted, since mean labels may vary where crops of an image
+        # do not. It is kept if its means are larger than one of their steps, so that finer means keep more of them.
         predicted = np.sqrt(np.square(bare.means, dtype=np.float64).mean(axis=0)) > 1
         components = max(-(-max(map(_used, (codes, found, predicted[None]))) // GROUP) * GROUP, GROUP)
         calibration = replace(

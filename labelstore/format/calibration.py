@@ -63,7 +63,7 @@ def publish(root: Path, layout: StoreLayout, calibration: Calibration, wanted: s
         root: folder of the store.
         layout: its arrays.
         calibration: what was fitted.
-        wanted: digest that the blocks coded with it refer to; None where there are none.
+        wanted: digest to which blocks refer; None if there are no blocks.
 
     Raises:
         InputError: when it is not one of this store.
@@ -97,7 +97,8 @@ def publish(root: Path, layout: StoreLayout, calibration: Calibration, wanted: s
     digest = marker.entry.xxh3
     if wanted not in (None, digest):
         raise MismatchError(
-            f"{root}: this calibration is {digest}, blocks were coded with {wanted}; build where the store was begun, "
+            f"{root}: this calibration is {digest}, blocks were coded with {wanted}; build on the machine where the "
+            f"store was started, "
             f"restore calibration/ and {FILE} from a copy, or build another store"
         )
     for array in layout.calibration:

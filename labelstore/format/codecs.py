@@ -20,10 +20,10 @@ from labelstore.encodings.base import Codec
 BLOSC_HEADER = 16
 BLOSC_VERSION = 2  # of the header
 BLOSC_ZSTD = 4 << 5  # flags: the compressor
-BLOSC_MEMCPY = 2  # the bytes as they are
+BLOSC_MEMCPY = 2  # uncompressed bytes
 BLOSC_WHOLE = 16  # a block is one stream, not one for each byte of a number
 BLOSC_SHUFFLED = {"shuffle": 1, "bitshuffle": 4}
-# Numbers as they are: codes of transforms have neither runs nor common factors for the other modes to find.
+# Plain numbers: codes of transforms have neither runs nor common factors, which the other modes need.
 PCODEC: dict[str, Any] = {"level": 8, "mode_spec": "classic", "delta_spec": "none"}
 PCODEC_MARGIN = 4096  # bytes by which PCodec may exceed the numbers that it is given
 PCODEC_MAGIC = b"pco!"
@@ -61,7 +61,7 @@ def metadata(codec: Codec, itemsize: int, chunk_bytes: int) -> list[dict[str, An
 
 
 def compress(codec: Codec, chunk: Array) -> bytes | npt.NDArray[np.uint8]:
-    """The bytes of a chunk, little-endian and contiguous; raw ones where they are."""
+    """The bytes of a chunk, little-endian and contiguous; without a copy if they are so already."""
     if codec == "raw":
         plain: npt.NDArray[np.uint8] = chunk.reshape(-1).view(np.uint8)
         return plain
@@ -161,7 +161,7 @@ def _read_pcodec(body: bytes, dtype: np.dtype[Any], count: int) -> Array:
             raise ValueError(f"expected up to {count - done} numbers in the run at byte {at}, found {run}")
         at += 4
         if body[at] & 0x7F:  # four bits for the mode, three or four for the kind of differences
-            raise ValueError(f"expected numbers as they are at byte {at}, found mode and differences {body[at]:#x}")
+            raise ValueError(f"expected plain numbers at byte {at}, found mode and differences {body[at]:#x}")
         chunk, size = file.read_chunk_meta(body[at:], name)
         at += size
         progress, size = chunk.read_page_into(body[at:], run, out[done : done + run])

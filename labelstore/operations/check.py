@@ -250,7 +250,7 @@ class _Check:
             self._compare(f"{group}/{ROOT}", publish.describe([group_metadata({})]), "metadata")
 
     def _calibrated(self) -> None:
-        """The marker of the calibration, where there is one, and the shards that it names."""
+        """The marker of the calibration, if there is one, and the shards that it names."""
         if not self._layout.calibration:
             return
         published = self._try(calibration.FILE, partial(calibration.find, self._storage, self._layout), "calibration")
@@ -291,7 +291,7 @@ class _Check:
         return sorted(block for block in blocks if self._grid.views(block)[0] >= self._store.state.views_sealed)
 
     def _sealed_block(self, block: BlockIndex, wanted: Marker | None) -> None:
-        """A block of sealed views; one that a repair has removed counts by its marker alone, if it has one again."""
+        """A block of sealed views; one that a repair has removed counts if it has a marker again."""
         if block in self._store.state.missing:
             if str(block) in self._markers:
                 self._block(block)

@@ -66,7 +66,7 @@ def projector_info(folder: Path) -> dict[str, Json]:
 
 
 def projector_lines(values: Any) -> list[str]:
-    """What `projector_info` found, for people."""
+    """The result of `projector_info` as text."""
     encoder, parameters = values["encoder"], values["parameters"]
     names = {"lora": "matrices", "norms": "norms", "head": "head"}
     shown = {

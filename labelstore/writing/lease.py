@@ -6,8 +6,8 @@ of a host of this name may be another machine. A cluster that starts a job again
 ended, names the job: its earlier start is dead wherever it was. Looking and replacing happen under a lock of the
 store's folder, which the system lets go when a process dies, so two builds cannot both take over.
 
-On a file system of a network a lock of a folder may hold on one host alone. There an empty file in the folder, which
-is gone when nobody needs it, is locked in its place.
+On a network file system a lock of a folder may hold only within a host. There an empty file in the folder, which is
+gone when nobody needs it, is locked in its place.
 
 Other processes of the same build share its lease. Each keeps a lock of the folder of temporaries for as long as it may
 write: a lease whose process is dead is taken over only when they are gone too.
@@ -292,7 +292,7 @@ def _locked(root: Path) -> Iterator[None]:
 
 
 def _is_there(descriptor: int, path: Path) -> bool:
-    """Whether an open file still has its name. It is opened again: only that makes a network's client look anew."""
+    """Whether an open file still has its name. Opening it again refreshes the cache of network clients."""
     try:
         again = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:

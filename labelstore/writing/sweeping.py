@@ -68,7 +68,7 @@ def require_clear(root: Path, identity: Identity, missing: Set[BlockIndex], view
 
 
 def take_back(root: Path, identity: Identity, state: State) -> bool:
-    """Remove what creating a store, and calibrating it, has published; False where there is any more of it.
+    """Remove what creating a store, and calibrating it, has published; False if there is anything else.
 
     A store whose removal is killed is one whose creation was stopped.
     """

@@ -28,7 +28,7 @@ class Request:
     """How a source is to be opened.
 
     Attributes:
-        class_order: order of classes that have names alone; a source whose classes are numbered keeps their order.
+        class_order: order of classes without numbers; a source with numbered classes keeps their order.
         leave_out: names of images that are not listed.
         class_names: of the classes 0, 1, ..., as the flag is typed.
         cache: the file that keeps what is read of the images. What a source wants to keep beside it, an index of a
@@ -93,7 +93,7 @@ class ImageOptions:
 
 
 def options_of(known: Mapping[str, str | None]) -> ImageOptions:
-    """The options among the flags of a command line, as they are typed."""
+    """The options among the flags of a command line, as typed."""
     return ImageOptions(images_format=known["--images-format"], class_names=known["--class-names"])
 
 
@@ -109,7 +109,7 @@ def open_images(
 
     Args:
         path: of a folder, a file, a pattern of files, or a folder within an archive; or an address.
-        class_order: order of classes that have names alone.
+        class_order: order of classes without numbers.
         leave_out: names of images that are not listed.
         options: what the images are, where it is not to be recognised, and what their classes are called.
         cache: the file that keeps what is read of the images; an index may be kept beside it.

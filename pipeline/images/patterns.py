@@ -23,13 +23,13 @@ _MOST = 1_000_000  # files that a pattern may name
 
 
 def names_files(address: Path) -> bool:
-    """Whether an address is that of tar or Parquet files, by its name alone."""
+    """Whether an address names tar or Parquet files, judged by its name."""
     name = address.name.lower()
     return "{" in name or has_wildcards(name) or any(map(name.endswith, SUFFIXES.values()))
 
 
 def has_wildcards(text: str) -> bool:
-    """Whether a pattern can be matched with names alone, not written out."""
+    """Whether a pattern has to be matched with existing names, since it cannot be expanded."""
     return bool(_WILDCARDS.search(text))
 
 
@@ -49,7 +49,7 @@ def pattern_of(name: str, suffix: str) -> str:
 
 
 def expanded(pattern: str) -> list[str]:
-    """The names of a pattern of braces: ``{000..099}`` counts, with zeros as they are written, ``{a,b}`` lists.
+    """The names of a pattern of braces: ``{000..099}`` counts, with leading zeros, ``{a,b}`` lists.
 
     Raises:
         InputError: braces with something else in them, or far too many names.

@@ -231,7 +231,7 @@ def listed_storage(path: Path) -> ObjectStorage | HubStorage:
 
 
 def storage_of(path: Path) -> ObjectStorage | HubStorage | HttpStorage:
-    """What reads the files below an address: of a hub, as they are now.
+    """The storage that reads the files below an address; of a hub, their current revision.
 
     Raises:
         InputError: nothing does, or the library for it is missing.

@@ -159,7 +159,7 @@ def _label(tar: str, name: str, content: bytes | None) -> str:
 
 
 def _identity(containers: Containers | RemoteFiles) -> bytes:
-    """Names, sizes and times of the tars, digested: the index is valid for these alone."""
+    """Digest of names, sizes and times of the tars; the index is valid only for these."""
     return sha256(
         b"\0".join([*(path.encode(errors="surrogateescape") for path in containers.paths)])
         + containers.sizes.tobytes()

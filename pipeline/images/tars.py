@@ -153,7 +153,7 @@ def _plain(paths: Sequence[str]) -> Sequence[str]:
         if path.lower().endswith(COMPRESSED_TARS):
             raise InputError(
                 f"{printable(path)}: expected a tar that is not compressed, since a compressed one has no image that "
-                f"can be read alone; decompress it first: `gunzip`, `unxz` or `zstd -d`, or unpack it"
+                f"can be read separately; decompress it first: `gunzip`, `unxz` or `zstd -d`, or unpack it"
             )
     return paths
 
@@ -209,7 +209,7 @@ def _numbered(
 ) -> tuple[list[str], dict[int, int]]:
     """Class names, and the target of each label, of labels that are numbers.
 
-    The names are those of --class-names, or of the folders, where each class has one of its own.
+    The names are those of --class-names, or of the folders, if each class has its own folder.
     """
     members = index.members
     if request.class_names is not None:

@@ -61,7 +61,7 @@ class ImportConfig:
 
     @property
     def of_tensors(self) -> tuple[str, ...]:
-        """The flags that are given and that tensor files alone have."""
+        """The given flags that apply only to tensor files."""
         names = ("mean", "std", "normalise", "labels", "argmax", "index")
         return tuple(f"--{name}" for name in names if getattr(self, name) not in (None, False))
 

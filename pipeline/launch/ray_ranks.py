@@ -1,6 +1,6 @@
 """The ranks of a command on a Ray cluster: placed, started together, started again when one is lost, stopped together.
 
-Each rank is an actor that runs the command in a process of its own. Ray restarts the process of an actor that it has
+Each rank is an actor that runs the command in a separate process. Ray restarts the process of an actor that it has
 lost, here or on another node; then all ranks begin again, and continue with what was finished.
 """
 
@@ -104,7 +104,7 @@ def environments(
         port: on which the first host is met.
         job: id of this command.
         attempt: how often the ranks were started before.
-        start: the words that start this program, for the line that says how to resume.
+        start: the words that start this program, for the message about resuming.
     """
     nodes = [host.node for host in hosts]
     shared = {

@@ -28,7 +28,7 @@ class Autoencoder(Protocol):
 
     Attributes:
         place: as ``--vae`` names it.
-        identity: what tells it from others, wherever its files are.
+        identity: distinguishes it from other autoencoders, independent of the place of its files.
         factor: side of the images over the side of the latents.
         channels: C of the latents.
         moments: whether `encode` gives the means and the logarithms of the variances of latents, ``2 C`` channels.

@@ -50,7 +50,7 @@ class Inert:
 
 
 class OddTensor(Inert):
-    """In place of a tensor that has no dense numbers: sparse, quantised, nested, or of a shape alone.
+    """In place of a tensor that has no dense numbers: sparse, quantised, nested, or only a shape.
 
     Attributes:
         kind: which of them.

@@ -126,7 +126,7 @@ class Room:
 
 
 def runs(costs: npt.NDArray[np.int64], most: int, count: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Indexes of ``costs``, int64 ``[b]`` a run: at most ``count`` that cost at most ``most``, or one alone."""
+    """Indexes of ``costs``, int64 ``[b]`` a run: at most ``count`` that cost at most ``most``, or a single one."""
     ends = np.cumsum(costs)
     start = 0
     while start < len(costs):

@@ -114,7 +114,7 @@ def first_pixels(batch: int) -> dict[str, Any]:
 
 
 class Running:
-    """A pipeline with at most `DEPTH` batches that are started and not yet taken; made anew after `drop`."""
+    """A pipeline with at most `DEPTH` batches that are started and not yet taken; made again after `drop`."""
 
     def __init__(
         self, make: Callable[[Making], Any], first: Callable[[int], dict[str, Any]], making: Making, stream: Any = None

@@ -110,7 +110,7 @@ class Sre2lOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiffusionOptions:
-    """How images are drawn from a model of `train-generator` (arXiv 2409.03929 publishes no numbers of its own)."""
+    """How images are drawn from a model of `train-generator` (arXiv 2409.03929 publishes no numbers)."""
 
     model: str | None = None
     """diffusion: run folder of train-generator; no --images are needed."""
@@ -163,8 +163,8 @@ class HelloUpdateOptions:
     encoder_args: str = "{}"
     """hello-update: keyword arguments of the encoder's constructor, as JSON."""
     features: Features | None = None
-    """hello-update: penultimate: the encoder without its last linear layer; output: the encoder as it is. Left out, as
-    for train-projector."""
+    """hello-update: penultimate: the encoder without its last linear layer; output: the whole encoder. Left out, as for
+    train-projector."""
     encoder_size: int | None = None
     """hello-update: side of the encoder's input in pixels; what its weights were trained with when left out."""
     encoder_mean: tuple[float, float, float] | None = None
@@ -197,7 +197,7 @@ class HelloUpdateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesizeConfig:
-    """Make a small image set from a large one: a class folder with a record of what each image was made of.
+    """Make a small image set from a large one: a class folder with a record from which its images can be made again.
 
     The same command continues a stopped one, to the same files. Flags whose help begins with the name of a method
     belong to that method only.
@@ -205,7 +205,7 @@ class SynthesizeConfig:
 
     method: Annotated[tyro.conf.Positional[str], Choices(METHODS)] = None  # type: ignore[assignment]  # as `out` is
     """What makes the images:"""
-    out: Path = None  # type: ignore[assignment]  # left out with --check alone, for which no method is called
+    out: Path = None  # type: ignore[assignment]  # left out only with --check, which calls no method
     """Class folder to make; the same command continues a stopped one."""
     images: Annotated[Path, Group("images"), Addressable()] = None  # type: ignore[assignment]  # diffusion needs none
     """Real images: a class folder, tar shards or other containers, as for build; diffusion needs none."""
@@ -229,7 +229,7 @@ class SynthesizeConfig:
     allow_fewer: Annotated[bool, Group("images")] = False
     """Make fewer images of a class that has too few real ones, instead of stopping."""
     format: Annotated[FileFormat, Group("files")] = "png"
-    """File format of images that are made: png is lossless; jpeg, see --quality. Copied files stay as they are."""
+    """File format of generated images: png is lossless; jpeg, see --quality. Copied files keep their format."""
     quality: Annotated[int | None, Group("files")] = None
     """JPEG quality, 1 to 100, without chroma subsampling; 95 when left out."""
     sheet: Annotated[Path | None, Group("files")] = None

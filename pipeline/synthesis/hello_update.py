@@ -51,7 +51,7 @@ class Eye:
     """An encoder, and how it is shown patches.
 
     Attributes:
-        encoder: as it was loaded, on its device.
+        encoder: the encoder as loaded, on its device.
         device: where it is.
         size: side of its crops in pixels.
         mean: of its normalisation, of pixels in [0, 1], by channel.

@@ -320,7 +320,7 @@ class Rded:
 
 
 class Pace:
-    """How fast crops were scored, beside what their teacher alone would do.
+    """The speed of scoring crops, compared with the speed of the teacher alone.
 
     Attributes:
         busy: seconds at work of each stage.

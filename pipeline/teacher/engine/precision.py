@@ -6,7 +6,7 @@ Setting never fails. Reading the old one raises where the two disagree, and ``to
 the same.
 
 Nothing is set for cuBLAS to be deterministic: it is, unless several streams share a workspace, and torch gives every
-handle and stream a workspace of its own. ``CUBLAS_WORKSPACE_CONFIG`` only changes its size.
+handle and stream a separate workspace. ``CUBLAS_WORKSPACE_CONFIG`` only changes its size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a teacher is made of, and how it is run: one frozen dataclass."""
+"""The networks of a teacher, and how they run: a frozen dataclass."""
 
 from __future__ import annotations
 
