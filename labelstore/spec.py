@@ -69,7 +69,7 @@ class Identity:
         classes: class names in target order.
         columns: number of columns C of a label.
         size: side of the square crops, in pixels.
-        seed: seed of the plan; None where the store is adopted and no plan drew its crops.
+        seed: seed of the plan; None if the store is adopted and no plan drew its crops.
         group: positions that may mix with each other (1: no mixing).
         manifest: SHA-256 of the (class name, image digest) rows in order, hex.
         skipped: relative paths of broken images that were left out.
@@ -263,7 +263,7 @@ def require_same(
 
 
 def located(place: str, what: str = "", flags: Mapping[str, str] = MappingProxyType({})) -> str:
-    """The place of a difference for a message, or the flag that sets it; nothing where it equals ``what``."""
+    """The place of a difference for a message, or the flag that sets it; empty if it equals ``what``."""
     if place in ("", what):
         return ""
     name, bracket, index = place.partition("[")

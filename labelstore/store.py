@@ -47,7 +47,7 @@ class LabelStore(Contents):
         super().__init__(storage, root)
         self.follow = follow
         self._reader, self._closed = self._new_reader(), False
-        self._made: tuple[Path, ...] | None = None  # the folders that creating it made; None where it was there
+        self._made: tuple[Path, ...] | None = None  # the folders that creating it made; None if it was there
 
     @staticmethod
     def exists(path: Path | str) -> bool:

@@ -233,7 +233,7 @@ class Ranks:
 
 @contextmanager
 def locked_for_a_moment(folder: Path) -> Iterator[Path | None]:
-    """A locked file in a folder, which is gone at the end; none where the folder cannot be written."""
+    """A locked file in a folder, which is gone at the end; none if the folder cannot be written."""
     if not os.access(folder, os.W_OK):
         yield None
         return

@@ -33,7 +33,7 @@ class BlockData:
     """What a build makes for one block of v views and p positions.
 
     Attributes:
-        logits: the teacher's, float32 ``[v, p, C]``; may be empty where ``largest`` is given.
+        logits: the teacher's, float32 ``[v, p, C]``; may be empty if ``largest`` is given.
         rows: columns of the crops, uint16 ``[v, K, p]``.
         pixels_digest: BLAKE2b-64 of the pixels of the first positions of its first view, hex.
         audit: with the first block, and only with it.

@@ -61,7 +61,7 @@ class _Entry:
 
     Attributes:
         request: the request as given.
-        indexed: view and positions as integers; None where the request cannot be answered yet, or never.
+        indexed: view and positions as integers; None if the request cannot be answered yet, or never.
         nbytes: of the positions.
         blocks: those that contain them, with their bytes.
     """

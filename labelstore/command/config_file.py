@@ -137,7 +137,7 @@ def read_value(value: Any, flag: Flag, place: str) -> Any:
 
 
 def nearest_choice(flag: Flag, value: Any) -> str:
-    """The nearest choice of a flag that has some, for the end of a message; nothing where none is near."""
+    """The nearest choice of a flag that has some, for the end of a message; empty if none is near."""
     choices = [choice for kind in kinds_of(flag) if get_origin(kind) is Literal for choice in get_args(kind)]
     return meant(str(value), dict.fromkeys(map(str, choices)))
 

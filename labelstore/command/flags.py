@@ -115,7 +115,7 @@ class Flag:
 
 
 def choices_of(kind: Any) -> tuple[str, ...]:
-    """The words that a type allows; none where it allows others."""
+    """The words that a type allows; none if it allows others."""
     every = [choice for each in get_args(kind) for choice in choices_of(each)]
     return tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else tuple(every)
 
@@ -280,7 +280,7 @@ def changed(config: Config, /, **values: Any) -> Config:
 
 
 def meant(word: str, known: Mapping[str, object]) -> str:
-    """The nearest of the known names, for the end of a message; nothing where none is near."""
+    """The nearest of the known names, for the end of a message; empty if none is near."""
     close = get_close_matches(word, known, 1)
     return f"; did you mean {close[0]}?" if close else ""
 

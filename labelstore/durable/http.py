@@ -164,7 +164,7 @@ def _content(answer: HTTPResponse, place: Address, start: int, stop: int) -> tup
 
 
 def _tag(headers: Message) -> str:
-    """What changes with the bytes of a file: its ETag, or its time; nothing where the server sends neither."""
+    """What changes with the bytes of a file: its ETag, or its time; empty if the server sends neither."""
     return str(headers.get("ETag") or headers.get("Last-Modified") or "").removeprefix("W/")
 
 

@@ -35,7 +35,7 @@ class Mapped:
             through its map: the system ends a process that does. Of a copy, the size that the file had.
         held: bytes of memory that it takes; 0 of a map.
         fetch: if ``data`` is filled on demand, the function that fills some ranges of it, once more if its second
-            argument is true; AddressError or FileNotFoundError when they cannot be read. None where all of it is there.
+            argument is true; AddressError or FileNotFoundError when they cannot be read. None if all of it is there.
     """
 
     data: npt.NDArray[np.uint8]

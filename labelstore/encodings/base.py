@@ -121,7 +121,7 @@ class Encoding(Protocol):
 
     @staticmethod
     def label_bytes(columns: int) -> float | None:
-        """About what a label of so many columns takes in bytes; None where that also depends on a calibration."""
+        """About what a label of so many columns takes in bytes; None if that also depends on a calibration."""
         ...
 
     def to_json(self) -> dict[str, Json]:

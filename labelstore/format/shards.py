@@ -121,7 +121,7 @@ class Shard:
 
     @property
     def held(self) -> int:
-        """Bytes of memory that it takes; 0 where the file is mapped."""
+        """Bytes of memory that it takes; 0 if the file is mapped."""
         return self._mapped.held
 
     def load(self) -> None:

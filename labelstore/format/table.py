@@ -147,7 +147,7 @@ class BlockTable:
         return [seal for seal in held if seal.stop > view]
 
     def parts(self, state: State) -> set[str] | None:
-        """The files of the parts of all seals; None where a seal is damaged."""
+        """The files of the parts of all seals; None if a seal is damaged."""
         try:
             return {file for seal in self._down_to(0, state) for file in seal.files}
         except DamagedError:

@@ -167,7 +167,7 @@ def write_adopted(
         read: gives crops and labels; called view by view, block by block, and of a store that is continued only for
             what is missing, besides the blocks that are compared.
         pixels: renders crops, by the renderer of ``identity``: the first of view 0 are stored, and replay is compared
-            with them. None where nothing can render them; the identity's renderer is None then.
+            with them. None if nothing can render them; the identity's renderer is None then.
         notes: provenance, kept beside the identity and never compared.
         take_over: take the lease of a process on another host that is known to be dead.
         progress: called with blocks done and blocks in all.

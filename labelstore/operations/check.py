@@ -78,7 +78,7 @@ class CheckReport:
         missing: blocks of the requested views that are not written yet.
         files: number of files read.
         bytes: their bytes.
-        fidelity: of the encoding, as the first block has it; None where that is not there or damaged.
+        fidelity: of the encoding, as the first block has it; None if that is not there or damaged.
     """
 
     damaged: tuple[Damage, ...]
@@ -269,7 +269,7 @@ class _Check:
         return seal
 
     def _listed(self, of: SealedViews) -> Iterator[tuple[BlockIndex, Marker | None]]:
-        """The blocks of some sealed views, each with what its seal holds; None where that is damaged."""
+        """The blocks of some sealed views, each with what its seal holds; None if that is damaged."""
         blocks = self._grid.blocks(of.first, of.stop)
         if of.seal is None:
             yield from ((block, None) for block in blocks)

@@ -166,7 +166,7 @@ def _dots(left: Float32Array, right: Float32Array) -> npt.NDArray[np.float64]:
 
 
 def _ratio(over: npt.NDArray[np.float64], under: npt.NDArray[np.float64]) -> Float32Array:
-    """``over / under``; 0 where both are."""
+    """``over / under``; 0 if both are."""
     ratio: npt.NDArray[np.float64] = np.divide(over, under, out=np.zeros_like(over), where=under > 0)
     return ratio.astype(np.float32)
 

@@ -44,10 +44,10 @@ class Lease:
     Attributes:
         build: random id of the build; ``JOB:ATTEMPT:ID`` where its launcher names the job.
         host: host name.
-        boot: id of the host's current boot, empty where the system has none.
-        space: the process-id space (container) that ``pid`` counts in, empty where the system has none.
+        boot: id of the host's current boot, empty if the system has none.
+        space: the process-id space (container) that ``pid`` counts in, empty if the system has none.
         pid: process id.
-        started: start time of the process in clock ticks since the boot, empty where the system has none.
+        started: start time of the process in clock ticks since the boot, empty if the system has none.
     """
 
     build: str
@@ -330,7 +330,7 @@ def _space() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """Start time of a process, empty where the system does not give it; None when there is no such process."""
+    """Start time of a process, empty if the system does not give it; None when there is no such process."""
     try:
         # The name of the program, in parentheses, may hold anything; the fields are counted after it.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

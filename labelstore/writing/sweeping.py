@@ -33,7 +33,7 @@ def leftovers(
         state: its state.
         missing: blocks that have no marker.
         calibrated: whether its calibration, where it takes one, has a marker.
-        parts: files of the parts of its seals; None where a seal is damaged, and what it names is not known.
+        parts: files of the parts of its seals; None if a seal is damaged, and what it names is not known.
     """
     for path, array in _shards(root, StoreLayout.of(identity), missing, calibrated=calibrated):
         if may_go(path, shard_of(array)):

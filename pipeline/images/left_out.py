@@ -104,7 +104,7 @@ class LeftOut:
 
     @property
     def line(self) -> str | None:
-        """One line that counts all else; None where there is nothing."""
+        """One line that counts all else; None if there is nothing."""
         return f"left out: {_listed(self.others.items())}" if self.others else None
 
 

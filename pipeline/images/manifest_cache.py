@@ -26,7 +26,7 @@ class ImageRows:
     """What has been read of each of N images.
 
     Attributes:
-        heights: in pixels, after EXIF orientation, int32 ``[N]``; 0 where nothing has been read yet.
+        heights: in pixels, after EXIF orientation, int32 ``[N]``; 0 if nothing has been read yet.
         widths: likewise.
         digests: SHA-256 of each image's bytes, uint8 ``[N, 32]``; zeros where it was not computed.
         decoded: whether the image was found to decode, bool ``[N]``; where it is not, the other arrays mean nothing.

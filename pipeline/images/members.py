@@ -92,7 +92,7 @@ class Members:
 
         Args:
             path: of the file.
-            head: its first bytes, ``HEAD_BYTES`` of them; None where the name suffices (`named_as_image`).
+            head: its first bytes, ``HEAD_BYTES`` of them; None if the name suffices (`named_as_image`).
         """
         self.add_folder(path.rpartition("/")[0])
         if named_as_image(path) or (head is not None and readable(head[:HEAD_BYTES])):

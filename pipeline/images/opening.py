@@ -50,7 +50,7 @@ class SourceKind(NamedTuple):
 
     Attributes:
         recognises: whether a path is one, from its name or a look at what is there; cheap, and never raises.
-        open: called with a path and how it is to be opened; InputError where it is no source.
+        open: called with a path and how it is to be opened; InputError if it is no source.
     """
 
     recognises: Callable[[Path], bool]

@@ -43,7 +43,7 @@ class Columns:
 
     Attributes:
         content: column of the bytes, such as ``image.bytes``.
-        path: column of the names; None where there is none.
+        path: column of the names; None if there is none.
         label: column of the classes.
         classes: names of the class indexes, where the file has them.
     """
@@ -349,7 +349,7 @@ def _names(tables: Sequence[_Table], classes: Sequence[str], targets: Int64Array
 
 
 def _name(folder: str, path: str) -> str:
-    """The name of an image of a class, from the path in its row; empty where that names nothing."""
+    """The name of an image of a class, from the path in its row; empty if that names nothing."""
     parts = [part for part in path.replace("\0", "").split("/") if part not in ("", ".")]
     if path.startswith("/") or ".." in parts:
         parts = parts[-1:]

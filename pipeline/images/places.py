@@ -16,7 +16,7 @@ class Place:
 
     Attributes:
         file: that is there.
-        inside: the folder in it whose folders are the classes; empty where these lie at its top.
+        inside: the folder in it whose folders are the classes; empty if these lie at its top.
     """
 
     file: Path
@@ -24,7 +24,7 @@ class Place:
 
 
 def split(path: Path) -> Place | None:
-    """The file that a path leads to, or into: ``set.zip`` and ``train`` of ``set.zip/train``; None where none is."""
+    """The file that a path leads to, or into: ``set.zip`` and ``train`` of ``set.zip/train``; None if none is."""
     parts: list[str] = []
     try:
         while not os.path.lexists(path):

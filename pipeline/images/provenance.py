@@ -43,7 +43,7 @@ class Pieces:
         digests: SHA-256 of each file, uint8 ``[n, 32]``.
         targets: class of each, an index of the classes that ``synthesis.json`` lists, int64 ``[n]``.
         numbers: number of each within its class, int64 ``[n]``.
-        copied: image of the manifest whose file it is, unchanged; -1 where it was made, int64 ``[n]``.
+        copied: image of the manifest whose file it is, unchanged; -1 if it was made, int64 ``[n]``.
         arrays: arrays of the method, by name; the first axis is the images.
     """
 
@@ -216,7 +216,7 @@ def is_record(path: Path) -> bool:
 
 
 def record_of(folder: Path) -> dict[str, Json] | None:
-    """The record of an image set; None where it has none.
+    """The record of an image set; None if it has none.
 
     Raises:
         GiftwrapError: its file was changed or is another one.

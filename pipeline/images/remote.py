@@ -42,7 +42,7 @@ class Tagged(Protocol):
         """The address of their folder."""
 
     def tagged(self, name: str, start: int, stop: int) -> tuple[bytes, str | None]:
-        """Bytes ``start`` to ``stop`` of a file, by one request, and its tag; None where it cannot have changed."""
+        """Bytes ``start`` to ``stop`` of a file, by one request, and its tag; None if it cannot have changed."""
 
 
 class RemoteFiles:

@@ -37,8 +37,8 @@ class TarIndex:
         files: the tar of each, int64 ``[M]``.
         offsets: of the first byte of each in its tar, int64 ``[M]``.
         sizes: in bytes, int64 ``[M]``.
-        labels: what the ``.cls`` files hold, each once; empty where there are none.
-        classes: of each image the index in ``labels``, int64 ``[M]``; -1 where it has no ``.cls``. Empty without
+        labels: what the ``.cls`` files hold, each once; empty if there are none.
+        classes: of each image the index in ``labels``, int64 ``[M]``; -1 if it has no ``.cls``. Empty without
             labels.
     """
 
@@ -130,7 +130,7 @@ class _Reader:
 
 
 def _head(containers: Containers | RemoteFiles, file: int, start: int, count: int) -> bytes:
-    """The first bytes of an entry; nothing where the tar ends before them, which is found out at its end."""
+    """The first bytes of an entry; empty if the tar ends before them, which is found out at its end."""
     try:
         return containers.near(file, start, count)
     except OSError:
@@ -168,7 +168,7 @@ def _identity(containers: Containers | RemoteFiles) -> bytes:
 
 
 def _load(kept: Path, containers: Containers | RemoteFiles, location: str) -> TarIndex | None:
-    """The index in a file; None where it is none of these tars."""
+    """The index in a file; None if it is none of these tars."""
     try:
         with kept.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if file["version"] != _VERSION or bytes(file["root"]) != _identity(containers):

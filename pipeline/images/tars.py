@@ -104,7 +104,7 @@ KIND = SourceKind(recognises, TarImages)
 
 
 def _parted(path: Path) -> tuple[Path, str] | None:
-    """The tar, folder of tars or pattern that a path names, and the folder in it; None where there is none."""
+    """The tar, folder of tars or pattern that a path names, and the folder in it; None if there is none."""
     for place in (path, *path.parents):
         inside = "/".join(path.parts[len(place.parts) :])
         if place.is_dir():

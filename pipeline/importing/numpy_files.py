@@ -36,7 +36,7 @@ def read_numpy(file: Path) -> object:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """An array as a tensor of its memory; TypeError where torch has no such type.
+    """An array as a tensor of its memory; TypeError if torch has no such type.
 
     Bytes ``[N, H, W]`` are images of one channel.
     """

@@ -255,7 +255,7 @@ def _load_diffusers(name: str) -> Any:
 
 
 def _of_its_kind(kinds: tuple[Any, ...], name: str, *, here: bool) -> Any:
-    """The autoencoder, by the class that its config.json names; None where that is another one."""
+    """The autoencoder, by the class that its config.json names; None if that is another one."""
     config = kinds[0].load_config(name, local_files_only=here)
     kind = next((kind for kind in kinds if kind.__name__ == config.get("_class_name")), None)
     return None if kind is None else kind.from_pretrained(name, local_files_only=here)

@@ -34,7 +34,7 @@ DEPTH = 2  # batches that a pipeline has under way: while one is taken, the next
 
 @cache
 def load() -> Any:  # its own type stubs leave most of it out
-    """DALI; None where it cannot be imported: Pillow then decodes what a CPU decodes, to the same pixels."""
+    """DALI; None if it cannot be imported: Pillow then decodes what a CPU decodes, to the same pixels."""
     try:
         return import_module("nvidia.dali")
     except (ImportError, OSError):
@@ -42,7 +42,7 @@ def load() -> Any:  # its own type stubs leave most of it out
 
 
 def require_dali() -> None:
-    """Raise InputError where a GPU is to decode and DALI cannot be imported; names the reason."""
+    """Raise InputError if a GPU is to decode and DALI cannot be imported; names the reason."""
     if load() is not None:
         return
     why = "cannot be imported"
@@ -129,7 +129,7 @@ class DaliDecoder:
             self._whole.take(lambda decoded: take(list(map(upright, decoded, turns))))
 
     def _alone(self, file: Data, turn: int) -> Tensor | None:
-        """The image of one file; None where DALI refuses it or finds it damaged."""
+        """The image of one file; None if DALI refuses it or finds it damaged."""
         images: list[Tensor] = []
         self._single.start(files=[np.frombuffer(file, np.uint8)])
         try:

@@ -77,7 +77,7 @@ class Task:
         size: side S of the crops.
         interpolation: ``bilinear`` or ``bicubic``.
         places: of images whose strips change places: where in its image each line of all boxes is, and each pixel along
-            the lines, int32 ``[lines]`` and ``[pixels]``; None where nothing changes places.
+            the lines, int32 ``[lines]`` and ``[pixels]``; None if nothing changes places.
     """
 
     data: Tensor

@@ -38,7 +38,7 @@ class Report:
 
     Attributes:
         images: of the set.
-        made_again: how many were made again from their pieces and compared; 0 where the method cannot.
+        made_again: how many were made again from their pieces and compared; 0 if the method cannot.
         different: the files that do not match the record, each with the reason.
         made_otherwise: how images are made differently here than recorded, such as by another renderer.
     """

@@ -202,8 +202,8 @@ class Rded:
         cut: renders cells.
         pools: of each class the images that crops are taken from.
         counts: of each class the images that are made.
-        scored: renders the crops that are scored; None where nothing is made.
-        scorer: scores them; None where nothing is made.
+        scored: renders the crops that are scored; None if nothing is made.
+        scorer: scores them; None if nothing is made.
         pace: how fast crops were scored.
     """
 

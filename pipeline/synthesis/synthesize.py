@@ -322,7 +322,7 @@ class Line:
 
 
 def engine_of(method: Method) -> Json:
-    """What runs the teacher of a method; None where there is none."""
+    """What runs the teacher of a method; None if there is none."""
     return None if method.teacher is None else method.teacher.get("engine")
 
 

@@ -142,7 +142,7 @@ def _remedies(flags: tuple[str, ...], known: dict[str, list[int]] | None, folder
 
 
 def _by_public_list(folders: Sequence[str], names: Sequence[str] | None, total: int, flags: tuple[str, ...]) -> str:
-    """What to give where the folders are classes of ImageNet; empty where they are not, or the network's are others."""
+    """What to give where the folders are classes of ImageNet; empty if they are not, or the network's are others."""
     if not is_public(folders) or (names is None and total != IMAGENET_COLUMNS):
         return ""
     try:
