@@ -126,7 +126,7 @@ class BlockWriter:
             )
 
     def _require_held(self) -> Contents:
-        """The store, if the lease in its folder is still this one: looked at before what cannot be undone."""
+        """The store, after checking that this lease is still held; used before irreversible steps."""
         leases.require_held(self.store.path, self._lease)
         return self.store
 

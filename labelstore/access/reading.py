@@ -43,7 +43,7 @@ NOWHERE = 2**32 - 1  # not a position: views have at most 2^32 positions, and th
 Int64Array = npt.NDArray[np.int64]
 Views = int | Int64Array
 """One view for all positions, or one for each."""
-# The blocks that positions lie in: (block, which of the positions, their places in the block).
+# The blocks that contain positions: (block, which of the positions, their places in the block).
 Parts = list[tuple[BlockIndex, slice | Int64Array, Int64Array]]
 T = TypeVar("T")
 
@@ -273,7 +273,7 @@ class Reader:
         return self.shard(self._layout.rows, block).read()
 
     def by_block(self, view: Views, positions: Int64Array) -> Parts:
-        """Positions of a view, or of a view each, split into the blocks that they lie in."""
+        """Split positions of one view, or of a view for each, by block."""
         size, of_view, per_view = self._identity.block.positions, self._identity.block.views, self._grid.runs
         runs, inside = np.divmod(positions, size)
         if not isinstance(view, int):
@@ -303,7 +303,7 @@ class Reader:
         for j in range(runs):
             block = BlockIndex(i, j)
             start, stop = self._grid.positions(block)
-            if runs == 1:  # whoever looks for a position reads its row too
+            if runs == 1:  # the row of a position that is searched is read as well
                 rows = self._rows.get(block, partial(self._read_rows, block))
                 low, high = (rows[:, names.index(name)] for name in IMAGE_COLUMNS)
             else:

@@ -39,7 +39,7 @@ class BlockData:
         audit: with the first block, and only with it.
         codes: codes of the logits, if already computed; encoded here when None.
         largest: with codes, the largest magnitude of the logits, NaN if one of them is, if it is already known and
-            the logits are not needed for anything else; looked for here when None. Not of the first block.
+            the logits are not needed for anything else; computed here when None. Not used for the first block.
         version: which of the store's versions made it; the last one when None.
     """
 

@@ -42,7 +42,7 @@ def stream(
         index: view and positions of a request as integers, or an error.
         read: answers a request, given as ``index`` gives it.
         budget: the most bytes of encoded blocks, and of positions, that are ahead or in use. Of a request for more,
-            and of a block that is larger, the rest is read when its turn comes.
+            and the rest of a larger block is read when it is needed.
     """
     pool = ThreadPoolExecutor(reader.threads, thread_name_prefix="giftwrap-stream")
     prefetcher = _Prefetcher(requests, reader, index, budget, pool)

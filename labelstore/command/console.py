@@ -51,7 +51,7 @@ class Progress:
         self._live = out.isatty()
 
     def reach(self, done: int, total: int, note: str = "") -> None:
-        """Print that ``done`` of ``total`` is done, where the total is found on the way."""
+        """Print that ``done`` of ``total`` is done, for totals that are known only during the work."""
         self._total = total
         self.advance(done - self._done, note)
 
@@ -235,5 +235,5 @@ def _one_line(
 
 
 def notes_of(error: BaseException) -> Sequence[str]:
-    """What was noted on an error on its way."""
+    """The notes that were added to an error."""
     return getattr(error, "__notes__", ())

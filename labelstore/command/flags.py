@@ -126,7 +126,7 @@ def is_positional(flag: Flag) -> bool:
 
 
 def flags_of(config: type[Any]) -> dict[str, Flag]:
-    """The flags of a command's dataclass, by key, in the order of the fields but for those that come first."""
+    """The flags of a command's dataclass, by key, in the order of the fields; marked ones come first."""
     flags = _flags_of(cast("Hashable", config))
     return {key: _of_today(flag) for key, flag in flags.items()}
 

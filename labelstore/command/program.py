@@ -83,7 +83,7 @@ def run_program(
     """
     # Idle OpenMP threads sleep: those that spin take the cores that other processes, and this one's own threads, need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    atexit.register(gc.freeze)  # else the interpreter's end looks for garbage, for up to a second with torch loaded
+    atexit.register(gc.freeze)  # otherwise garbage collection at exit takes up to a second with torch loaded
     words = sys.argv[1:]
     if words[:1] == ["--version"]:
         print(f"giftwrap {__version__}")

@@ -82,7 +82,7 @@ def require_kind(path: Path, wanted: Callable[[int], bool], name: str, found: os
     """Refuse what is not of the kind that ``wanted`` tests for; symbolic links are not followed.
 
     Args:
-        path: what is looked at.
+        path: the path.
         wanted: one of :mod:`stat`'s tests of a mode.
         name: the kind in words.
         found: what is known of it already.

@@ -39,7 +39,7 @@ class HttpStorage:
         root: the address of its folder.
 
     Raises:
-        InputError: when the address has a query or a fragment, behind which no name of a file can follow.
+        InputError: when the address has a query or a fragment, to which no file name can be appended.
     """
 
     root: Address

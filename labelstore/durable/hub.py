@@ -106,7 +106,7 @@ class HubStorage:
             return {}
 
     def tagged(self, name: str, start: int, stop: int) -> tuple[bytes, None]:
-        """What :meth:`read` gives; None stands for a tag, since the files of a commit do not change."""
+        """The result of :meth:`read`, with None as tag, since the files of a commit do not change."""
         return self.read(name, start, stop), None
 
     def _parts(self, name: str) -> tuple[str, str | None, str]:

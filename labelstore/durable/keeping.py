@@ -1,6 +1,6 @@
 """Pieces of files that are elsewhere, kept in a folder of this machine within a limit, by the digests of their files.
 
-Each piece is a separate file, written under another name and renamed. What is kept is never trusted: whoever reads a
+Each piece is a separate file, written under another name and renamed. Stored pieces are never trusted: a reader of a
 piece compares it with the checksums of the store, and has it fetched again where it differs.
 """
 

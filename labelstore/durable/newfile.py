@@ -96,7 +96,7 @@ def new_version(path: Path, proof: Proof) -> Iterator[BinaryIO]:
     """
     removing.require(path, proof)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
-    own = Proof("what this call writes", lambda _path: True)  # nobody else draws the same 64 bits
+    own = Proof("what this call writes", lambda _path: True)  # the random 64 bits are unique
     descriptor = disk.open_unnamed(path.parent)
     try:
         with disk.naming(path), partial.open("xb") if descriptor is None else os.fdopen(descriptor, "wb") as file:

@@ -136,5 +136,5 @@ def _edges(cells: npt.NDArray[np.float32], codes: Float64Array) -> Float64Array:
 
 
 def _values(calibration: Calibration, codes: Float64Array) -> Float64Array:
-    """Logits that codes stand for at scale 1, as decoders have them."""
+    """Logits of codes at scale 1, as decoded."""
     return calibration.points[codes.astype(np.int16).view(np.uint16)].astype(np.float64)

@@ -1,8 +1,8 @@
 """Logits as bytes with one scale and one offset a label: C + 8 bytes a label before compression of those two.
 
-Softmax ignores what all logits of a label have in common, so that precision must not be spent on it: a label that lies
-far from zero is stored as its distances from a multiple of its step. A value that marks columns that were masked out
-has a separate code.
+Softmax ignores the common offset of a label's logits, so that precision must not be spent on it: a label that lies far
+from zero is stored as its distances from a multiple of its step. A value that marks columns that were masked out has a
+separate code.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from labelstore.spec import Json
 FILE = "markers/calibration.json"
 UNPACKING_THREADS = 4
 MEANS_BYTES = 256 << 20
-"""Memory of the codes of mean labels of a store that is read; more of them lie in a file without a name."""
+"""Memory of the codes of mean labels of a store that is read; larger ones are in an unnamed file."""
 SMALLEST, LARGEST = 1e-30, 1e30  # of steps and lengths
 KL_AND_TOP1 = ("kl_1", "kl_20", "top1")  # not in format 1
 
@@ -195,7 +195,7 @@ def _means(shard: Shard) -> npt.NDArray[Any]:
 
 
 def _filled(table: npt.NDArray[Any], shard: Shard) -> bool:
-    """Unpack a shard into a table of its values, as far as its type holds them; whether it holds all."""
+    """Unpack a shard into a table of a smaller type; returns whether all values fit."""
     limits, step = np.iinfo(table.dtype), shard.layout.chunk[1]
 
     def fill(run: int) -> bool:

@@ -27,7 +27,7 @@ BLOSC_SHUFFLED = {"shuffle": 1, "bitshuffle": 4}
 PCODEC: dict[str, Any] = {"level": 8, "mode_spec": "classic", "delta_spec": "none"}
 PCODEC_MARGIN = 4096  # bytes by which PCodec may exceed the numbers that it is given
 PCODEC_MAGIC = b"pco!"
-PCODEC_STANDALONE = 2  # its version; in later ones the numbers' type comes first
+PCODEC_STANDALONE = 2  # its version; later ones start with the type of the numbers
 PCODEC_TYPES = {"int16": ("i16", 8), "uint16": ("u16", 7), "int32": ("i32", 3), "uint32": ("u32", 1)}
 PCODEC_RUN = 1 << 16  # numbers of a run, at least, unless it is the last; PCodec makes equal ones of up to 2^18
 BLOSC: dict[str, tuple[int, int]] = {  # shuffle, level
@@ -155,7 +155,9 @@ def _read_pcodec(body: bytes, dtype: np.dtype[Any], count: int) -> Array:
     at += size
     while done < count:
         if length - at < 5 or body[at] != number:
-            raise ValueError(f"expected a run of {dtype.name} at byte {at} of {length}, {count - done} numbers to come")
+            raise ValueError(
+                f"expected a run of {dtype.name} at byte {at} of {length}, {count - done} numbers missing"
+            )
         run = int.from_bytes(body[at + 1 : at + 4], "little") + 1
         if not min(count - done, PCODEC_RUN) <= run <= count - done:
             raise ValueError(f"expected up to {count - done} numbers in the run at byte {at}, found {run}")

@@ -76,7 +76,7 @@ def largest_shard(layout: ArrayLayout, extent: tuple[int, ...]) -> int:
 class Shard:
     """A published shard, read straight from its mapped file.
 
-    Whatever reads the map looks at the file's size first: the system ends a process (SIGBUS) that reads a page of a map
+    Readers of the map check the file's size first: the system kills a process (SIGBUS) that reads a page of a map
     beyond the file's end. A file that is cut in the moment between the two still does that.
 
     Args:

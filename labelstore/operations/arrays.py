@@ -96,7 +96,7 @@ def from_arrays(
         order: image at each position, a permutation in each view, ``[V, N]``; drawn from ``seed`` when None.
         mixing: how crops were mixed; needs ``order``.
         crops: returns crops as labelled, uint8 ``[n, S, S, 3]``, of a view and entries n: up to 64 are stored,
-            and replay is compared with them. Without it nobody can prove that boxes and flips mean what we take them
+            and replay is compared with them. Without it there is no check that boxes and flips mean what we take them
             for.
         interpolation: antialiased filter that resized the crops.
         encoding: of the labels; ``{"name": "int8"}`` when None, or ``{"name": "float16"}``.

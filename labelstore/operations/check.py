@@ -134,7 +134,7 @@ class _Check:
         self._damaged: list[Damage] = []
         self._known = {ROOT, LEASE}
         # In this order, so that the state includes all that a concurrent build has sealed until then.
-        self._there = self._files_there()  # what a build adds later is not looked at
+        self._there = self._files_there()  # files that a build adds later are not checked
         self._building = self._is_held()
         store.refresh()
         self._calibration: str | None = None

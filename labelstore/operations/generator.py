@@ -1,4 +1,4 @@
-"""The folder of a generator, as far as its record describes it; no torch."""
+"""Read the record in the folder of a generator, without torch."""
 
 from __future__ import annotations
 

@@ -53,8 +53,8 @@ def least_squares_means(
     """Fit the mean labels by preconditioned conjugate gradients.
 
     Logits are seen once, block by block. Kept are the sums, which become the result (4 N C bytes; beyond the budget
-    they lie in a file without a name), the pairs (12 bytes a crop), and as many columns as are solved at once within
-    the budget.
+    they are in an unnamed file), the pairs (12 bytes a crop), and as many columns as are solved at once within the
+    budget.
 
     Args:
         blocks: pairs ``[...]`` and logits ``[..., C]`` of some crops.

@@ -1,4 +1,4 @@
-"""The folder of a projector, as far as its bytes are counted; no torch.
+"""Read the folder of a projector to count its bytes, without torch.
 
 A projector replaces stored labels: what it takes is stated beside what a store takes.
 """

@@ -7,7 +7,7 @@ ended, names the job: its earlier start is dead wherever it was. Looking and rep
 store's folder, which the system lets go when a process dies, so two builds cannot both take over.
 
 On a network file system a lock of a folder may hold only within a host. There an empty file in the folder, which is
-gone when nobody needs it, is locked in its place.
+removed after use, is locked in its place.
 
 Other processes of the same build share its lease. Each keeps a lock of the folder of temporaries for as long as it may
 write: a lease whose process is dead is taken over only when they are gone too.
@@ -267,7 +267,7 @@ def _require_free(root: Path, held: Lease, *, take_over: bool) -> None:
 
 
 def _here(held: Lease) -> str:
-    """This host in words, and why a process on one of its name is not looked for."""
+    """A description of this host, and why a process on a host of this name cannot be checked."""
     host = socket.gethostname()
     if held.host != host:
         return host

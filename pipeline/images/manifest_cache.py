@@ -151,5 +151,5 @@ CACHE = Proof("a cache of images", _is_cache)
 
 
 def _location_digest(listing: Listing) -> bytes:
-    """Where the images are, without showing their path to whoever is given the cache."""
+    """Digest of the location of the images, which does not reveal their path."""
     return hashlib.sha256(os.fsencode(listing.location)).digest()

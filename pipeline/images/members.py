@@ -82,7 +82,7 @@ class Members:
         return "/".join(parts)
 
     def add_folder(self, path: str) -> None:
-        """A folder, and those that it lies in."""
+        """Add a folder and its parents."""
         while path and path not in self.folders:
             self.folders.add(path)
             path = path.rpartition("/")[0]

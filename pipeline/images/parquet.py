@@ -127,7 +127,7 @@ class ParquetImages:
         return found
 
     def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
-        """The bytes of some images, each read when its turn comes; at an address many at a time."""
+        """The bytes of some images, read one by one; at an address many at a time."""
         return read_together(self, images) if self.listing.remote else map(self.read, images)
 
 

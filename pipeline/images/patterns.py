@@ -1,4 +1,4 @@
-"""Names that stand for several files: ``{000..099}``, ``{a,b}`` and ``*``."""
+"""Patterns for several files: ``{000..099}``, ``{a,b}`` and ``*``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def has_wildcards(text: str) -> bool:
 
 
 def matching(names: Iterable[str], pattern: str) -> list[str]:
-    """The names that a pattern with wildcards matches; a wildcard stands for no ``/``."""
+    """The names that a pattern with wildcards matches; wildcards do not match ``/``."""
     wanted = pattern.split("/")
     parted = ((name, name.split("/")) for name in names)
     return [name for name, parts in parted if len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))]
@@ -62,7 +62,7 @@ def expanded(pattern: str) -> list[str]:
 
 
 def _words(inner: str, pattern: str) -> list[str]:
-    """What braces stand for."""
+    """The alternatives in braces."""
     if counted := _RANGE.fullmatch(inner):
         first, last = counted[1], counted[2]
         if abs(int(last) - int(first)) >= _MOST:

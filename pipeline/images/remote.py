@@ -96,7 +96,7 @@ class RemoteFiles:
         return window[offset - start : offset - start + count]
 
     def stamp(self, file: int) -> int:
-        """The number of the file that was listed; that it has not changed is found out by reading it."""
+        """The number of the listed file; changes are detected when it is read."""
         return int(self.times[file])
 
     def opened(self, file: int) -> BinaryIO:

@@ -130,7 +130,7 @@ class _Reader:
 
 
 def _head(containers: Containers | RemoteFiles, file: int, start: int, count: int) -> bytes:
-    """The first bytes of an entry; empty if the tar ends before them, which is found out at its end."""
+    """The first bytes of an entry; empty if the tar ends before them, which is detected at its end."""
     try:
         return containers.near(file, start, count)
     except OSError:

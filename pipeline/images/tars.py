@@ -88,7 +88,7 @@ class TarImages:
         return self._containers.read(int(self._files[image]), int(self._offsets[image]), int(self.listing.sizes[image]))
 
     def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
-        """The bytes of some images, each read when its turn comes; at an address many at a time."""
+        """The bytes of some images, read one by one; at an address many at a time."""
         return read_together(self, images) if self.listing.remote else map(self.read, images)
 
 

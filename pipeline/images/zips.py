@@ -112,7 +112,7 @@ class ZipImages:
         return _content(self._containers, _Member(*self._table[image].tolist()))
 
     def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
-        """The bytes of some images, each read when its turn comes."""
+        """The bytes of some images, read one by one."""
         return map(self.read, images)
 
 

@@ -134,7 +134,7 @@ def _scale(
         zeros, ones = " ".join("0" * channels), " ".join("1" * channels)
         advice = "pass the --mean and --std that they were normalised with"
         if low >= 0 and high <= 1:
-            advice += f"; if they were not (the values lie in [0, 1]), pass --mean {zeros} --std {ones}"
+            advice += f"; if they were not (the values are in [0, 1]), pass --mean {zeros} --std {ones}"
         elif low >= 0 and high > 16:
             advice = "the values look like levels of 0 to 255: save them as uint8"
         raise InputError(f"{place}: float images from {low:.4g} to {high:.4g}: {advice}")

@@ -60,7 +60,7 @@ class Relay:
         self._asked: Any = None
 
     def poll(self) -> None:
-        """Print what has come since the last call; waits for nothing."""
+        """Print new output since the last call, without waiting."""
         if self._asked is None:
             self._asked = self._actor.printed.remote(self._offsets)
         if self._ray.wait([self._asked], timeout=0)[0]:

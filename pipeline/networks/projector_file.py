@@ -183,7 +183,7 @@ def load_trained(trained: nn.Module, tensors: Mapping[str, Tensor], source: str)
 
 
 def file_of(weights: Path) -> Path:
-    """The file of weights that a folder, or a file of it, stands for."""
+    """The weights file of a folder, or of a file in it."""
     return weights / PROJECTOR_WEIGHTS if weights.is_dir() else weights
 
 

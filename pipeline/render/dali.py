@@ -29,7 +29,7 @@ from pipeline.render.dali_errors import RefusedFileError, explained
 
 _FLIPS = {1: (), 2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}
 """Axes (rows, columns) flipped by each orientation, after rows and columns were exchanged from 5 on."""
-DEPTH = 2  # batches that a pipeline has under way: while one is taken, the next is decoded
+DEPTH = 2  # batches in flight in a pipeline: while one is used, the next is decoded
 
 
 @cache
@@ -259,7 +259,7 @@ class _Runner:
         """Wait for the batch that was begun first.
 
         Raises:
-            DamagedDataError: it is done, but not to be used: it, or one that was under way with it, has damaged data.
+            DamagedDataError: when it, or another batch in flight, has damaged data; it must not be used.
             RefusedFileError: when a file cannot be decoded. Later batches have been started again.
             GiftwrapError: DALI failed for another reason.
         """

@@ -119,7 +119,7 @@ class DaliRenderer:
         return crops
 
     def render_all(self, parts: Iterable[CropRows]) -> Iterator[Tensor]:
-        """The crops of each of ``parts`` as by `render`, the next ones under way while one is used.
+        """The crops of each of ``parts``, equal to `render`; the next ones are made while one is used.
 
         Parts are taken ahead: as many as fill the chunks that are read and decoded ahead, and one.
         """
@@ -127,7 +127,7 @@ class DaliRenderer:
         try:
             yield from self._stream_parts(files, parts)
         finally:
-            if files.under_way:  # Ctrl-C too: a batch under way must not reach the next call
+            if files.under_way:  # also on Ctrl-C: a batch in flight must not reach the next call
                 files.drop()
             self._idle.append(files)
 
@@ -141,7 +141,7 @@ class DaliRenderer:
         self._idle.clear()
 
     def _stream_parts(self, files: Running, parts: Iterable[CropRows]) -> Iterator[Tensor]:
-        """Start chunks while earlier ones are under way; finished parts in their order."""
+        """Start chunks while earlier ones are in flight; yields finished parts in order."""
         under_way: deque[_Chunk] = deque()
         for chunk in self._reading(parts):
             done = self._finish(files, under_way) if len(under_way) == DEPTH else None
@@ -206,7 +206,7 @@ class DaliRenderer:
         )
 
     def _finish(self, files: Running, under_way: deque[_Chunk]) -> _Part | None:
-        """Finish the first chunk under way; its part, if that is now complete."""
+        """Finish the first chunk in flight; returns its part if that is now complete."""
         chunk = under_way.popleft()
         with torch.cuda.stream(self._stream):
             if chunk.regions:

@@ -181,7 +181,7 @@ class Running:
         self._pipeline.release_outputs()
 
     def drop(self) -> None:
-        """Forget the pipeline and what is under way; that must end first, for it reads the inputs."""
+        """Discard the pipeline and batches in flight, after they have ended, since they read the inputs."""
         while self._under_way:
             with suppress(Exception):  # whatever failed, the batch is not needed
                 self._pipeline.share_outputs()

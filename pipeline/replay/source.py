@@ -245,8 +245,8 @@ def check_pixels(source: Replayer, blocks: int = 8) -> PixelReport:
     """Render stored crops again and compare them with the store (P2).
 
     The audit crops are compared by value: bit-equal with the same renderer, within P2's band with another. Of the
-    blocks that this very renderer made, up to ``blocks``, spread over the sealed views, are compared by digest. A store
-    of adopted labels may have no crops to compare with; then none are.
+    blocks that were made by the same renderer, up to ``blocks``, spread over the sealed views, are compared by digest.
+    A store of adopted labels may have no crops to compare with; then none are.
 
     Raises:
         MismatchError: when the crops differ by more than P2 allows; names both renderers and the difference.

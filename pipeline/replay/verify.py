@@ -305,7 +305,7 @@ def compare_elsewhere(store: LabelStore, errors: AuditErrors, console: Console) 
 
 
 def expected_fidelity(store: LabelStore) -> float:
-    """What the labels have kept of the teacher's by now: 1 less what each encoding on the way has lost."""
+    """The fidelity that remains after all conversions: 1 minus the loss of each encoding."""
     link: Any = {"fidelity": store.fidelity, **store.state.versions[0]}
     kept = 1.0
     while link:

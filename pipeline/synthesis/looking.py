@@ -28,7 +28,7 @@ WORST = 3  # classes that are named
 
 
 class Looking:
-    """A teacher, without what takes long to prepare, that looks at images and at no step of making them."""
+    """A teacher that only evaluates images, without slow preparation."""
 
     def __init__(self, setting: Setting, *, quiet: bool) -> None:
         """Load the teacher that the flags name; ``quiet`` where its notes were printed before."""

@@ -1,6 +1,6 @@
 """The folder in which a set is made: job by job, each whole and durable before its record, then renamed.
 
-``.SET.partial`` lies beside the set that it becomes. ``begun.json`` has what it was begun with; ``set/`` becomes the
+``.SET.partial`` is in the folder of the future set. ``begun.json`` has the description of the set; ``set/`` becomes the
 set; ``jobs/`` has a record of each job that is made. Before the files of a job are written, ``N.writing`` lists them
 with their digests, so that those which a killed command left are known to be ours; it becomes ``N.npz`` when they are
 whole.
@@ -39,7 +39,7 @@ from pipeline.synthesis.method import Job, Made, Progress, Working
 
 BEGUN, LOCK, IMAGES, JOBS = "begun.json", "lock", "set", "jobs"
 WRITERS = 8  # files that are flushed at once
-# Only this command writes in the folder, under its lock: nobody else has files of the names that these are for.
+# Only this command writes in the folder, under its lock, so that files of these names are its own.
 WORKING = Proof("what a stopped command has left", lambda _path: True)
 
 

@@ -47,7 +47,7 @@ from pipeline.synthesis.teaching import has_teacher
 STOPPING = "stopping when the current job is made or saved; the same signal again stops at once"
 KEPT = "finished jobs are kept"
 ADVICE = "give the flags, images and teacher that it was started with, or another --out"
-WAITING_SECONDS = 1.0  # between looks at what other ranks have made
+WAITING_SECONDS = 1.0  # interval between checks for jobs of other ranks
 FLAG_AT: Mapping[str, str] = {
     f"{part}{key}": f"--{flag.name}"
     for key, flag in flags_of(SynthesizeConfig).items()

@@ -218,7 +218,7 @@ class Agreement:
     """How often the teacher's first choice is the folder of the image.
 
     Attributes:
-        rows: crops looked at.
+        rows: number of crops that were checked.
         top1: share of them that agree, in percent.
         chance: what guessing would give, in percent.
         warning: what to look at when the teacher hardly agrees, else None.

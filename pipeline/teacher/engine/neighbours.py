@@ -1,4 +1,4 @@
-"""A label must not depend on the other crops of its batch: found out on one probe batch, and refused."""
+"""Check on a probe batch that labels do not depend on the other crops of their batch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def require_independent(
 
 
 def _reason(network: nn.Module) -> str:
-    """What in the network looks at its neighbours, and what to do."""
+    """The layer that depends on other crops of the batch, and a remedy."""
     without = [
         path.removeprefix("network.")
         for path, module in network.named_modules()

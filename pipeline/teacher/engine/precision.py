@@ -114,7 +114,7 @@ def _set(new: Sequence[str], convolutions: bool, matmul: str) -> None:
 
 @cache
 def _warn_now() -> None:
-    """Let torch warn of its old interface, once a process, where nobody sees it."""
+    """Trigger and hide torch's warning about its old interface, which it prints once per process."""
     with quiet():
         new, old = _exchange("ieee")
         _set(new, *old)
