@@ -52,7 +52,7 @@ class CheckConfig:
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
     repair: bool = False
     """Rebuild damaged seals, markers and metadata from the rest of the store, and remove damaged blocks; the command
-    that made the store then fills just those."""
+    that made the store then makes only these again."""
     take_over: bool = False
     """With --repair: take over the store from a build on another host that you know to be dead."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)

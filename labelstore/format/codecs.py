@@ -155,9 +155,7 @@ def _read_pcodec(body: bytes, dtype: np.dtype[Any], count: int) -> Array:
     at += size
     while done < count:
         if length - at < 5 or body[at] != number:
-            raise ValueError(
-                f"expected a run of {dtype.name} at byte {at} of {length}, {count - done} numbers missing"
-            )
+            raise ValueError(f"expected a run of {dtype.name} at byte {at} of {length}, {count - done} numbers missing")
         run = int.from_bytes(body[at + 1 : at + 4], "little") + 1
         if not min(count - done, PCODEC_RUN) <= run <= count - done:
             raise ValueError(f"expected up to {count - done} numbers in the run at byte {at}, found {run}")

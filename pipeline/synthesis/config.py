@@ -85,7 +85,7 @@ class Sre2lOptions:
     """sre2l: largest cyclic shift of the input of a step, in pixels. Left out, a seventh of the side: 32 at 224 px and
     4 at 32 px, as published."""
     start: Annotated[Start, Named("start-from")] = "noise"  # torchrun takes --start for its own
-    """sre2l: images begin as noise or as real images."""
+    """sre2l: initial images: noise or real images."""
     statistics: Statistics = "batch"
     """sre2l: batch: a batch has all classes in turn, and matches the teacher's running statistics; class: a batch has
     one class, and matches the statistics of its real images (as in LPLD)."""
@@ -217,15 +217,15 @@ class SynthesizeConfig:
     seed: int = 0
     """Seed of all draws."""
     check: Path | None = None
-    """Instead of METHOD and --out: compare a set with its record, and with --images, of which it was made."""
+    """Instead of METHOD and --out: compare a set with its record, and with its source images, --images."""
     class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("images")] = "auto"
     """Order of the classes, as for build; it is the order of the teacher's columns."""
     rehash: Annotated[bool, Group("images")] = False
-    """Compute the digest of every image again, also where size and modification time are unchanged."""
+    """Compute the digest of every image again, even if size and modification time are unchanged."""
     skip_broken: Annotated[bool, Group("images")] = False
-    """Leave out images that do not decode, and list them."""
+    """Leave out images that cannot be decoded, and list them."""
     drop_classes: Annotated[tuple[str, ...], Group("images")] = ()
-    """Names of classes of which no images are made; the teacher keeps their columns."""
+    """Names of classes for which no images are made; the teacher keeps their columns."""
     allow_fewer: Annotated[bool, Group("images")] = False
     """Make fewer images of a class that has too few real ones, instead of stopping."""
     format: Annotated[FileFormat, Group("files")] = "png"

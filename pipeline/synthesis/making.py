@@ -1,9 +1,8 @@
 """The folder in which a set is made: job by job, each whole and durable before its record, then renamed.
 
-``.SET.partial`` is in the folder of the future set. ``begun.json`` has the description of the set; ``set/`` becomes the
-set; ``jobs/`` has a record of each job that is made. Before the files of a job are written, ``N.writing`` lists them
-with their digests, so that those which a killed command left are known to be ours; it becomes ``N.npz`` when they are
-whole.
+This folder is ``.SET.partial``, next to the future set. ``begun.json`` has the description of the set; ``set/`` becomes
+the set; ``jobs/`` has a record of each finished job. Before the files of a job are written, ``N.writing`` lists them
+with their digests, so that files of a killed command are recognised; it becomes ``N.npz`` when they are complete.
 """
 
 from __future__ import annotations
