@@ -1,4 +1,4 @@
-"""What DALI decodes alone: the ceiling of every renderer that decodes each crop's file."""
+"""Only decoding by DALI: the upper limit of every renderer that decodes each crop's file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCH = 128  # files that DALI decodes at a time
 
 
 def stored(manifest: Manifest, rows: CropRows) -> tuple[list[bytes], npt.NDArray[np.int32]]:
-    """The files of the rows, without metadata, and their boxes as they are stored; without files left to Pillow.
+    """The files of the rows, without metadata, and their boxes in stored orientation; without files left to Pillow.
 
     Returns:
         Up to n files, and int32 ``[n, 4]``.
@@ -140,7 +140,7 @@ def all_steps(
 def regions_apart(
     files: Sequence[bytes], boxes: npt.NDArray[np.int32], device: torch.device, threads: int
 ) -> tuple[float, int]:
-    """How far boxes decoded alone are from boxes cut out of whole images: mean and largest difference, in levels.
+    """How far decoded boxes are from boxes cut out of whole images: mean and largest difference, in levels.
 
     Args:
         files: at most `BATCH` image files.

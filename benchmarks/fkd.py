@@ -65,7 +65,7 @@ class Pictures(Dataset[tuple[int, Tensor, Tensor]]):
 
 @dataclass(frozen=True, kw_only=True)
 class Fkd:
-    """The whole of it, to be run in a process of its own: nothing that a build has set up helps or hinders it.
+    """FKD's whole script, run in a separate process so that the setup of a build neither helps nor hinders it.
 
     Attributes:
         files: of the images.

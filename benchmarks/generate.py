@@ -1,4 +1,4 @@
-"""Images of a diffusion model at 0.9 or more of the rate that its backbone's calls alone allow."""
+"""Images of a diffusion model at 0.9 or more of the rate of its backbone's calls."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def write_model(folder: Path, shape: Shape) -> None:
 
 
 def ways(model: Generator, how: Generation, device: torch.device, batch: int) -> dict[str, Callable[[], object]]:
-    """A batch of images in memory, and the calls that it takes alone."""
+    """A batch of images in memory, and only the calls of its backbone."""
     return {
         "generated": partial(generated, model, how, device, batch),
         "backbone alone": partial(backbone_alone, model, how, device, batch),
@@ -103,7 +103,7 @@ def ways(model: Generator, how: Generation, device: torch.device, batch: int) ->
 
 
 def share_of_backbone(report: Report, timing: Timing, batch: int) -> dict[str, Any]:
-    """Images a second, and what share that is of the rate of the backbone's calls alone, timed in turns."""
+    """Images a second, and its fraction of the rate of the backbone's calls, timed interleaved."""
     for name in ("generated", "backbone alone"):
         report.add(name, "rate", [batch / second for second in timing.wall[name]], "images/s")
     rate = timing.rate("generated", batch)["wall"]

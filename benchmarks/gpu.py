@@ -250,7 +250,7 @@ def last_lines(errors: IO[str]) -> str:
 
 
 def main() -> None:
-    """Run the part that the argument names on the GPU, for a `Child`, once that wants it."""
+    """Run the part that the argument names on the GPU, for a `Child`, on request."""
     name = sys.argv[1]
 
     def send(line: Mapping[str, Json]) -> None:

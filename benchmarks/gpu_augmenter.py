@@ -1,4 +1,4 @@
-"""Crops by ``--augmenter dali`` on a GPU: right, and as fast as DALI decodes alone; on a CPU at toy size."""
+"""Crops by ``--augmenter dali`` on a GPU: correct, and as fast as DALI's decoding; on a CPU at toy size."""
 
 from __future__ import annotations
 

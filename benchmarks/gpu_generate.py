@@ -83,7 +83,7 @@ def generate(report: Report, device: torch.device, *, size: Size | None = None) 
     """Steps a second of a U-ViT-S at 32 px, eager and compiled, and images a second with their share of the ceiling.
 
     The loss of either training must fall, no step may wait for the GPU unasked, and samples must be finite, the same
-    when they are drawn again, and at least at 0.9 of the rate of the backbone's calls alone.
+    when they are drawn again, and at least at 0.9 of the rate of the backbone's calls.
     """
     on_gpu = device.type == "cuda"
     size = size or (REAL if on_gpu else TOY)
@@ -162,7 +162,7 @@ def steps_of(run: Run, size: Size, device: torch.device) -> tuple[list[float], f
 
 
 def samples(report: Report, device: torch.device, model: Generator, size: Size) -> dict[str, Any]:
-    """Images a second in memory, beside the backbone's calls alone; whether they are the same again."""
+    """Images a second in memory, compared with the backbone's calls; and whether images are reproduced."""
     how = Generation(steps=size.steps, dtype=size.dtype)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -57,7 +57,7 @@ def settings(folder: Path, device: torch.device, network: str, **options: Any) -
 
 
 def ceiling(report: Report, name: str, teacher: Teacher) -> float:
-    """Crops a second of a teacher alone, from crops that lie on the device."""
+    """Crops a second of a teacher, on crops in device memory."""
     shape = (teacher.batch, teacher.size, teacher.size, 3)
     crops = torch.randint(0, 256, shape, dtype=torch.uint8, device=teacher.device)
     batches = 20 if teacher.device.type == "cuda" else 1

@@ -169,7 +169,7 @@ def network_input(report: Report, device: torch.device) -> dict[str, Json]:
 
 
 def codes(report: Report, device: torch.device) -> dict[str, Json]:
-    """Labels become codes and codes labels as numpy does it; how fast, alone and from a store's stream."""
+    """Encode and decode labels as numpy does; measure the speed, in isolation and from a store's stream."""
     on_gpu = device.type == "cuda"
     images, columns, views = (8_192, 1_000, 4) if on_gpu else (512, 100, 4)
     drawn = Drawn(images, columns, views)
@@ -200,13 +200,13 @@ def streamed(store: LabelStore, twin: DeviceCodes) -> None:
 
 
 def claim(report: Report, device: torch.device, *, of: Callable[..., dict[str, Json]]) -> dict[str, Json]:
-    """A claim of its own, which promises nothing at toy size."""
+    """A separate claim, which promises nothing at toy size."""
     found = of(report, quick=device.type == "cpu")
     return found if device.type == "cuda" else {name: value for name, value in found.items() if name != "kept"}
 
 
 def teacher(report: Report, device: torch.device, *, network: str) -> dict[str, Json]:
-    """What a teacher labels alone, from crops that lie on the device, by every engine."""
+    """The speed of a teacher on crops in device memory, for every engine."""
     rates: dict[str, Json] = {}
     for engine, made in teachers(folder_of(report), device, network):
         rates[engine] = ceiling(report, f"{network} {engine}", made)

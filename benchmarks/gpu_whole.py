@@ -44,7 +44,7 @@ TOY_VIEWS = 2
 
 
 def precompute(report: Report, device: torch.device) -> dict[str, Json]:
-    """Whole builds beside what their teachers do alone."""
+    """Whole builds, compared with the speed of their teachers."""
     manifest = images(folder_of(report), device)
     shares: dict[str, Json] = {}
     apart: dict[str, float] = {}
@@ -87,7 +87,7 @@ def in_even_batches(config: BuildConfig, images: int, views: int) -> BuildConfig
 
 
 def beside_teacher(report: Report, name: str, config: BuildConfig, manifest: Manifest) -> tuple[float, dict[str, Json]]:
-    """Crops a second of a teacher alone, and what was found of a build."""
+    """Crops a second of the teacher, and the measurements of a build."""
     teacher = make_teacher(config.teacher_spec(), size=config.crops.size, classes=manifest.classes)
     alone = ceiling(report, name, teacher)
     del teacher

@@ -99,7 +99,7 @@ def interleave(
     Args:
         candidates: what each does in a round.
         rounds: that are timed.
-        until: whether that was enough; asked after them and then after every further round.
+        until: whether to stop; called after these rounds and after every further one.
         most: rounds that are timed at most, when it never is.
     """
     timing = Timing({name: [] for name in candidates}, {name: [] for name in candidates})
@@ -115,7 +115,7 @@ def interleave(
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done what was begun; on a CPU that is so at once."""
+    """Wait until a GPU has finished its queued work; returns at once on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

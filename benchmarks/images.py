@@ -70,19 +70,19 @@ def measure(report: Report, name: str, path: Path, files: Mapping[str, bytes], r
     }
     require_same(source, stored, files, STREAMS[name](path))
     found = interleave(acts, rounds)
-    told(report, f"{name}, stored order", found, len(files))
+    report_rate(report, f"{name}, stored order", found, len(files))
     summary: dict[str, Json] = {f"{name}_stored": found.speedup("ours", own_library(name))}
     if others:
         wanted = [source.listing.names[image] for image in shuffled]
         timing = interleave(
             {"ours": lambda: taken(source.read_many(shuffled)), "other": lambda: taken(others(path, wanted))}, rounds
         )
-        told(report, f"{name}, random order", timing, len(files))
+        report_rate(report, f"{name}, random order", timing, len(files))
         summary[f"{name}_random"] = timing.speedup("ours", "other")
     return summary
 
 
-def told(report: Report, place: str, timing: Timing, count: int) -> None:
+def report_rate(report: Report, place: str, timing: Timing, count: int) -> None:
     """A line for each contender."""
     for contender, seconds in timing.wall.items():
         report.add(f"{place}, {contender}", "rate", [count / second for second in seconds], "images/s")
@@ -139,7 +139,7 @@ def packed_parquet(names: list[str], files: Mapping[str, bytes], folder: Path) -
 
 
 def own_library(name: str) -> str:
-    """What reads a container elsewhere, as far as it is installed here."""
+    """Other readers of a container, if installed."""
     better = {"tar": "webdataset", "parquet": "datasets"}.get(name)
     if better and find_spec(better):
         return better

@@ -25,7 +25,7 @@ SIDES = (32, 224)
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel as it is launched.
+    """A kernel launch.
 
     Attributes:
         kernel: the function.
@@ -63,7 +63,7 @@ class Usage:
 
 
 def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
-    """Compile all kernels as they are launched, for every architecture; at toy size the last cases of each, for one."""
+    """Compile all kernels with their launch arguments, for every architecture; at toy size the last cases, for one."""
     every = list(cases())
     if quick:
         every = list({case.name: case for case in every}.values())
@@ -202,5 +202,5 @@ def usage_of(cubin: bytes, kernel: str) -> Usage:
     lines = text.splitlines()
     line = next(lines[at + 1] for at, line in enumerate(lines) if f"Function {kernel}" in line)
     numbers = dict(part.split(":") for part in line.split() if ":" in part)
-    # The frame of a thread in memory: these kernels have no arrays of their own, so that it is what was spilled.
+    # The stack frame of a thread: these kernels have no local arrays, so it consists of spilled registers.
     return Usage(registers=int(numbers["REG"]), spilled=int(numbers["STACK"]))

@@ -96,7 +96,7 @@ def released(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
 
 
 def contenders(x: Tensor, t: Tensor, y: Tensor) -> dict[str, Step]:
-    """Every way to value and gradient, on float32 labels; the fused ones on labels as they are stored, too."""
+    """Every implementation of value and gradient, on float32 labels; the fused ones also on stored labels."""
     fused = make_loss(LossSpec())
     assert isinstance(fused, Fused)  # noqa: S101  gift has twins
     stored = {"float16": t.half(), "int8": (t * (127 / t.abs().amax(1, keepdim=True))).round().to(torch.int8)}
@@ -131,7 +131,7 @@ def twin(rows: Rows, fused: Fused) -> Loss:
 
 
 def require_alike(steps: Mapping[str, Step]) -> None:
-    """Compare every step's value and gradient with the definition's in float64, of its own label."""
+    """Compare value and gradient of every implementation with the definition in float64, on the same label."""
     for name, step in steps.items():
         expected, slope = Step(gift_loss, step.x.double(), step.label.double(), step.y)()
         value, gradient = step()

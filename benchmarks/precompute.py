@@ -1,4 +1,4 @@
-"""A build is as fast as its teacher and renderer alone, and several times as fast as what one would write instead."""
+"""A build is as fast as its teacher and renderer allow, and several times as fast as a script written by hand."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ QUICK = Size(side=64, batch=2, views=1, rounds=1, fkd_batches=2, workers=0, comp
 
 
 def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
-    """Time builds by a ResNet-18 in bfloat16, its teacher alone, its renderer alone and FKD's way, in turns.
+    """Time builds by a ResNet-18 in bfloat16, only its teacher, only its renderer, and FKD's way, interleaved.
 
     The photographs are those of GIFTWRAP_DATA, drawn ones where it is not set; at toy size nothing is compiled. FKD's
     teacher is in float32, eager; ours eager, and folded and compiled.
@@ -159,7 +159,7 @@ def take_turns(
 
 
 def by_dali(work: Work) -> Work | None:
-    """The same work with crops by ``--augmenter dali``; None where DALI is not installed."""
+    """The same work with crops by ``--augmenter dali``; None if DALI is not installed."""
     if dali.load() is None:
         return None
     device, threads = str(work.labeller.device), torch.get_num_threads()
@@ -212,7 +212,7 @@ def binding(rounds: list[dict[str, float]]) -> str:
 
 
 def render(work: Work) -> dict[str, float]:
-    """The renderer alone, on the crops of a build."""
+    """Only the renderer, on the crops of a build."""
     block = work.identity.block
     rows = [work.plan.rows(view, 0, BLOCKS * block.positions) for view in range(block.views)]
     start = time.perf_counter()
@@ -222,7 +222,7 @@ def render(work: Work) -> dict[str, float]:
 
 
 def label(work: Work) -> dict[str, float]:
-    """The teacher alone, on crops that lie on its device."""
+    """Only the teacher, on crops in device memory."""
     block = work.identity.block
     batches = list(render_batches(work.renderer, [work.plan.rows(0, 0, block.positions)], work.labeller.batch, 1))
     settle(work)

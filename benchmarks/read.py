@@ -187,7 +187,7 @@ def exhaust(items: Iterable[object]) -> None:
 
 
 def copied(codes: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-    """Codes in memory of their own."""
+    """Codes in separate memory."""
     return [array.copy() for array in codes.values()]
 
 

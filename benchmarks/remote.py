@@ -1,7 +1,7 @@
 """A training from a bucket, 20 ms away at 100 MB/s, takes at most 5 % longer a step than from this machine.
 
 The same bytes are also read by litdata where it can be imported. It is no dependency, since what it needs does not fit
-other packages; an environment of its own that sees this one's packages is enough:
+other packages; a separate environment with access to the packages of this one is enough:
 
     python -m venv rival
     python -c "import site; print(site.getsitepackages()[0])" > rival/lib/python3.11/site-packages/giftwrap.pth
@@ -214,7 +214,7 @@ def stream_theirs(kept: Path) -> Act:
 
 
 def rows_theirs(order: np.ndarray[Any, Any], kept: Path) -> Act:
-    """Some samples by index, each by requests of its own, as many at a time as ours."""
+    """Some samples by index, each with separate requests, as many at a time as ours."""
     found = rival_set(kept)
 
     def act() -> None:

@@ -35,7 +35,7 @@ def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
     """Time the crops of one view of real photographs: from decoded images, by region, and by torchvision.
 
     The photographs are those of GIFTWRAP_DATA, drawn ones where it is not set. With DALI also by ``--augmenter dali``,
-    beside what DALI decodes alone.
+    beside decoding by DALI only.
     """
     crops, threads, rounds = (8, 1, 1) if quick else (512, 2, 5)
     with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +111,7 @@ def require_alike(ours: Tensor, by_pillow: Tensor, by_tensors: Tensor) -> int:
 def by_dali(
     manifest: Manifest, spec: PlanSpec, rows: CropRows, threads: int
 ) -> Iterator[dict[str, Callable[[], object]]]:
-    """What renders by ``--augmenter dali``, and what DALI decodes alone; nothing where DALI is not installed."""
+    """The renderer of ``--augmenter dali``, and decoding by DALI only; empty if DALI is not installed."""
     if dali.load() is None:
         yield {}
         return

@@ -29,7 +29,7 @@ EPOCHS = 2
 
 
 def sanitizer(report: Report, device: torch.device) -> dict[str, Json]:
-    """All at once, each in a process of its own; nothing is reported."""
+    """Run all at once, each in a separate process; nothing is reported."""
     works = WORKS if device.type == "cuda" else WORKS[-1:]  # which does what the others do, too
     children = {work: begin(work, folder_of(report), device) for work in works}
     found: dict[str, Json] = {}

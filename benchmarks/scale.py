@@ -55,7 +55,7 @@ QUICK = Size(images=3_000, classes=64, sides=(24, 32), views=2, side=16)
 
 
 def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
-    """Write a set and a store of drawn labels, some 2 GB beside the report; measure in processes of their own.
+    """Write a set and a store of drawn labels, some 2 GB beside the report; measure in separate processes.
 
     Each photograph of GIFTWRAP_DATA, or a drawn picture where it is not set, has 1,281 names; so a first look at all
     images decodes each content once, where as many different ones would take some 0.4 ms of a core more each. The

@@ -1,4 +1,4 @@
-"""What the claim `scale` measures in processes of their own: `python -m benchmarks.scale_parts PART STORE IMAGES`.
+"""The measurements of the claim `scale` in separate processes: `python -m benchmarks.scale_parts PART STORE IMAGES`.
 
 Each prints one JSON object: figures by name, times in seconds, memory in bytes.
 """

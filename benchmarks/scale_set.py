@@ -14,7 +14,7 @@ RECORD = 20 * 512  # bytes that the size of a tar is a multiple of
 
 
 def write_shards(photographs: Path, folder: Path, images: int) -> str:
-    """Tar shards of a class folder whose files come again and again, under names of their own.
+    """Tar shards with repeated files of a class folder, under different names.
 
     The first copy of a photograph is a file of its tar, and each further one a hard link to it, which in a tar is a
     header of 512 bytes. So all that depends on the number of images is as large as ever; contents and digests repeat.

@@ -101,7 +101,7 @@ def _scaled(rotation: npt.NDArray[np.float64], deviations: Mapping[int, float]) 
 
 @dataclass(eq=False)
 class Writing:
-    """What blocks are made of.
+    """The data from which blocks are made.
 
     Attributes:
         store: to be written.

@@ -1,7 +1,7 @@
 """A student trains from a store at the pace of labels in memory: at most 10 % slower on a CPU, 1 % on a GPU.
 
-Fresh crops, drawn and rendered from the images as they are needed, make a step at most 10 % slower than a store of the
-same crops. They are trained with the store's labels, so that the steps are the same.
+Fresh crops, drawn and rendered on demand, make a step at most 10 % slower than a store of the same crops. They are
+trained with the store's labels, so that the steps are the same.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class Waits:
 
 
 def place(frame: FrameType | None) -> str | None:
-    """File and line of the innermost frame of the packages; None where there is none."""
+    """File and line of the innermost frame of the packages; None if there is none."""
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in PACKAGES:

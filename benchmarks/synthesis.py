@@ -67,7 +67,7 @@ QUICK = Size(side=32, network="cifar-resnet20", batch=4, pool=4, ipc=1, rounds=1
 
 
 def run(report: Report, *, quick: bool = False) -> dict[str, Json]:
-    """Time two classes from their files to finished collages, and in turns their teacher and renderer alone.
+    """Time two classes from their files to finished collages, interleaved with their teacher and their renderer.
 
     The photographs are those of GIFTWRAP_DATA, drawn ones where it is not set; their files are in the system's cache.
     Decoded images of one class fit the memory for them and those of two do not, so that every round decodes each file
@@ -177,7 +177,7 @@ def compare(method: Rded, rows: Sequence[CropRows], batches: Sequence[Batches]) 
 
 
 def label(scorer: Labeller, batches: Iterable[tuple[Tensor, CropRows]]) -> None:
-    """The teacher alone, on crops that lie on its device."""
+    """Only the teacher, on crops in device memory."""
     under_way: deque[Pending] = deque()
     for crops, part in batches:
         under_way.append(scorer.start(crops, part))

@@ -1,1 +1,1 @@
-"""Small programs that use the packages from outside; each says how to run it."""
+"""Small programs that use the packages from outside; each docstring has the command that runs it."""

@@ -32,7 +32,7 @@ class Student(LightningModule):
 
     Args:
         store: a label store.
-        images: the class folder that it was made of; any other is refused.
+        images: the class folder of the store; other images are refused.
     """
 
     def __init__(self, store: Path, images: Path) -> None:

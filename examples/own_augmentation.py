@@ -40,7 +40,7 @@ class Invert:
     columns = ("invert",)
 
     def draw(self, size: int, seed: int, view: int, images: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
-        """The column of the crop of each image ``[n]`` of a view, int64 ``[1, n]``: a function of its key alone."""
+        """The column of the crop of each image ``[n]`` of a view, int64 ``[1, n]``: it depends only on its key."""
         del size
         words = draws.philox(draws.key("invert", seed, view), images.astype(np.int64))
         return draws.integers(words[:1], 2).astype(np.int64)

@@ -29,7 +29,7 @@ def train(store: Path, images: Path, checkpoint: Path, epochs: int) -> float:
 
     Args:
         store: a label store.
-        images: the class folder that it was made of; any other is refused.
+        images: the class folder of the store; other images are refused.
         checkpoint: file to continue from when it is there; written after each epoch.
         epochs: each plays one view of the store.
     """

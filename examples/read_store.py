@@ -1,4 +1,4 @@
-"""Read a label store with numpy alone, without torch: `python -m examples.read_store STORE [IMAGE]`.
+"""Read a label store with numpy, without torch: `python -m examples.read_store STORE [IMAGE]`.
 
 Prints how often the teacher agrees with the hard labels, and its mean prediction for one image over all views.
 With the README's quickstart: `python -m examples.read_store runs/store 7`.

@@ -9,8 +9,8 @@ from pathlib import Path
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends quietly until a command runs
 
-# The working folder comes last, where `python -m` has it first: a trainer.py of the user's must not be taken for ours,
-# and module:attribute must find the user's modules.
+# `python -m` puts the working folder first; move it to the end, so that a user's trainer.py does not shadow ours,
+# and module:attribute still finds the user's modules.
 HERE = str(Path.cwd())
 sys.path[:] = [*(folder for folder in sys.path if folder not in ("", HERE)), HERE]
 

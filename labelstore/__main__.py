@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class InfoConfig:
-    """Print what a store, a projector, a generator or a synthesised image set is made of, and its size."""
+    """Print the description and the size of a store, a projector, a generator or a synthesised image set."""
 
     store: Annotated[tyro.conf.Positional[Path], Addressable()]
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...; of a projector or a
@@ -55,7 +55,7 @@ class CheckConfig:
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
     repair: bool = False
     """Rebuild damaged seals, markers and metadata from the rest of the store, and remove damaged blocks; the command
-    that made the store then fills just those."""
+    that made the store then makes only these again."""
     take_over: bool = False
     """With --repair: take over the store from a build on another host that you know to be dead."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)
@@ -63,7 +63,7 @@ class CheckConfig:
     def __post_init__(self) -> None:
         """Refuse flags that do not go together."""
         if self.take_over and not self.repair:
-            raise InputError("--take-over: belongs to --repair; a check alone takes no lease")
+            raise InputError("--take-over: belongs to --repair; a check without it takes no lease")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ class PullConfig:
 
 
 def info_command(config: InfoConfig, console: Console) -> int:
-    """Print what a store is made of, or a projector, a generator or a synthesised set."""
+    """Print the description of a store, a projector, a generator or a synthesised set."""
     from labelstore.durable.places import is_synthesised
     from labelstore.format.root import ROOT
     from labelstore.operations.generator import generator_info, generator_lines, is_generator
@@ -183,7 +183,7 @@ def check_command(config: CheckConfig, console: Console) -> int:
     for path in report.unpublished:
         console.line(f"unpublished: {path} has no marker: no reader sees it, {fate}")
     for path in report.stray:
-        console.warn(f"{path} does not belong to the store and stays as it is; a build that needs its name is refused")
+        console.warn(f"{path} does not belong to the store and is left alone; a build that needs its name is refused")
     values: dict[str, Json] = {
         "ok": report.ok,
         "damaged": [f"{damage.file}: {damage.why}" for damage in report.damaged],
@@ -233,7 +233,7 @@ def repair_lines(repaired: RepairReport) -> list[str]:
     if repaired.needs_build:
         lines.append(f"run the `{repaired.maker}` that made the store: it fills what is missing, and nothing else")
     lines += [
-        f"{file}: follows from the images alone; restore it from a copy of the store, or from a new store of the same "
+        f"{file}: depends only on the images; restore it from a copy of the store, or from a new store of the same "
         f"images (`giftwrap build` with --views 1 and another --store)"
         for file in repaired.left
     ]

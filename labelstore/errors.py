@@ -16,7 +16,7 @@ class GiftwrapError(Exception):
 
 
 class InputError(GiftwrapError, ValueError):
-    """What the user handed in cannot be used: a flag, a folder, a file, a teacher."""
+    """Invalid input of the user: a flag, a folder, a file, a teacher."""
 
     exit_code = 2
 

@@ -20,7 +20,7 @@ class ExportOptions:
 
     Attributes:
         views: one sealed view, a range of them, or all that are when None.
-        order: of the rows of a view: by image, as the manifest has them, or by position, as they are stored.
+        order: order of the rows of a view: by image, in manifest order, or by position, in stored order.
         temperature: write ``softmax(logits / temperature)`` instead of the logits.
         images: the images of the store, for formats that need them.
         batch_size: crops a file, for formats of such files.

@@ -69,12 +69,12 @@ class Identity:
         classes: class names in target order.
         columns: number of columns C of a label.
         size: side of the square crops, in pixels.
-        seed: seed of the plan; None where the store is adopted and no plan drew its crops.
+        seed: seed of the plan; None if the store is adopted and no plan drew its crops.
         group: positions that may mix with each other (1: no mixing).
         manifest: SHA-256 of the (class name, image digest) rows in order, hex.
         skipped: relative paths of broken images that were left out.
         teacher: what made the labels: architecture, arguments, weights digest, preprocessing, columns; of an ensemble
-            or a projector, what it is made of. None where the store is adopted and that is not known, as below.
+            or a projector, its description. None if the store is adopted and the teacher is unknown, as below.
         engine: what makes the teacher's bytes; resuming on another one needs consent. Or None.
         plan: every number of the augmentation, without the number of views. Or None: crops cannot be made again.
         crop_columns: names of the stored columns of a crop row, in order.
@@ -263,7 +263,7 @@ def require_same(
 
 
 def located(place: str, what: str = "", flags: Mapping[str, str] = MappingProxyType({})) -> str:
-    """The place of a difference for a message, or the flag that sets it; nothing where it equals ``what``."""
+    """The place of a difference for a message, or the flag that sets it; empty if it equals ``what``."""
     if place in ("", what):
         return ""
     name, bracket, index = place.partition("[")
@@ -271,6 +271,6 @@ def located(place: str, what: str = "", flags: Mapping[str, str] = MappingProxyT
 
 
 def shorten(value: Json) -> str:
-    """A value as an error names it: its beginning, where it is long."""
+    """A value for an error message, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

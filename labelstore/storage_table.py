@@ -69,7 +69,7 @@ def meant_address(text: str) -> str | None:
 
 
 def as_typed(path: Path) -> Path:
-    """The address that a path was made of; any other path as it is."""
+    """The address from which a path was made; other paths are returned unchanged."""
     return path if isinstance(path, Address) or not scheme_of(path) else Address(path)
 
 

@@ -47,7 +47,7 @@ class LabelStore(Contents):
         super().__init__(storage, root)
         self.follow = follow
         self._reader, self._closed = self._new_reader(), False
-        self._made: tuple[Path, ...] | None = None  # the folders that creating it made; None where it was there
+        self._made: tuple[Path, ...] | None = None  # the folders that creating it made; None if it was there
 
     @staticmethod
     def exists(path: Path | str) -> bool:
@@ -94,11 +94,11 @@ class LabelStore(Contents):
 
         Args:
             path: a folder that is absent, empty, or left by a creation that was stopped.
-            identity: what the store is made of.
+            identity: identity of the store.
             image_digests: SHA-256 of each image, uint8 ``[N, 32]``.
             targets: hard label of each image ``[N]``.
             views: at least 1.
-            versions: what made the views to come, where that is not the identity's engine and renderer alone.
+            versions: engine, renderer and software of the next views, if they differ from the identity's.
             notes: provenance of the images and the like, kept beside the identity and never compared.
 
         Raises:
@@ -115,7 +115,7 @@ class LabelStore(Contents):
         """Remove a store that this object created, as long as nothing was written into it; whether it is gone.
 
         Only what this object published is removed. A store that was there before, that has a block, or a part of one,
-        or that another build holds, stays as it is.
+        or that another build holds, is left unchanged.
         """
         return self._made is not None and take_back(self.path, self.identity, self._made)
 
@@ -249,7 +249,7 @@ class LabelStore(Contents):
     ) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """What :meth:`codes` gives for many (view, positions), read ahead as :meth:`stream` does.
 
-        No crop rows are read: this is for callers that have the rows already, or work on codes alone.
+        No crop rows are read: this is for callers that have the rows already, or work only on codes.
         """
         reader = self._new_reader(map_bytes=budget_bytes)
         return stream(requests, reader, self._index, reader.codes, budget_bytes)
@@ -261,9 +261,10 @@ class LabelStore(Contents):
         return self.read(view, self._reader.positions_of(view, index))
 
     def image(self, image: int, views: slice | npt.ArrayLike = slice(None)) -> LabelsOfImage:
-        """Labels and crop rows of one image over views, all that are sealed unless others are asked for.
+        """Labels and crop rows of one image over views, all sealed views by default.
 
-        The first call looks through the rows of all these views; where they are is kept for later calls, up to 64 MiB.
+        The first call looks through the rows of all these views; their positions are cached for later calls, up to 64
+        MiB.
 
         Args:
             image: its index, 0 to N - 1.
@@ -282,7 +283,7 @@ class LabelStore(Contents):
         return LabelsOfImage(index, int(self._target_columns[index]), chosen, positions, rows, logits)
 
     def codes(self, view: int, positions: slice | npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
-        """Codes of the labels as they are stored, one array ``[n, ...]`` for each array of the encoding."""
+        """Stored codes of the labels, one array ``[n, ...]`` for each array of the encoding."""
         return self._reader.codes(*self._index(view, positions))
 
     def rows(self, view: int, positions: slice | npt.ArrayLike) -> CropRows:

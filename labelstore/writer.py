@@ -126,7 +126,7 @@ class BlockWriter:
             )
 
     def _require_held(self) -> Contents:
-        """The store, if the lease in its folder is still this one: looked at before what cannot be undone."""
+        """The store, after checking that this lease is still held; used before irreversible steps."""
         leases.require_held(self.store.path, self._lease)
         return self.store
 
@@ -296,7 +296,7 @@ class StoreWriter(BlockWriter):
         self._set_state(dataclasses.replace(store.state, views_target=views, views_before=None))
 
     def _metadata_of(self, name: str) -> bytes | None:
-        """The metadata of an array as it is; None where it cannot be read, and is to be written again."""
+        """The current metadata of an array; None if it cannot be read, and must be written again."""
         try:
             return disk.read_file(self.store.path / name, documents.MAX_BYTES)
         except (FileNotFoundError, DamagedError):

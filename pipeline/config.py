@@ -119,7 +119,7 @@ class BuildConfig:
     """
 
     store: Path
-    """Folder of the store; made when absent, resumed or extended when present."""
+    """Folder of the store; created if absent, else resumed or extended."""
     views: int
     """Crops of each image; rounded up to whole blocks, by a tenth at most."""
     recipe: RecipeName | None = None

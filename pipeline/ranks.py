@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 MEETING_TIMEOUT = timedelta(minutes=5)  # from the first process that starts to the last
 WORK_TIMEOUT = timedelta(days=24)  # the first rank calibrates, and others label, for as long as it takes
 POLL_SECONDS = 0.002
-SHARED_CACHE_GIB = 2.0  # for decoded images of all ranks on one device, when no flag says more
+SHARED_CACHE_GIB = 2.0  # for decoded images of all ranks on one device, unless a flag sets more
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those of its build or run; alone unless a launcher started several.
+    """This process among those of its build or run; a single one unless a launcher started several.
 
     Attributes:
         rank: 0 prints, and writes what is not divided among the ranks.
         world: how many there are, on one host or several that see the same folders.
         local_rank: place among those on this host.
         local_world: how many there are on this host.
-        group: what connects them; None when alone.
+        group: the process group; None for a single process.
         work: what they do together, for messages.
         gpu: index of this rank's GPU among those that it sees; its place on the host where that is None.
         job: id of the job and which start of it this is, as `labelstore.writing.lease.hold` takes them.
@@ -67,7 +67,7 @@ class Ranks:
         return work[self.rank :: self.world]
 
     def own_resources(self, config: T) -> T:
-        """The flags of this rank: its fraction of the cores, a GPU of its own, and its fraction of shared memory.
+        """The flags of this rank: its fraction of the cores, its GPU, and its fraction of shared memory.
 
         ``cuda`` is a GPU for each rank, all of whose memory is its own; ``cpu`` and ``cuda:N`` are one for all ranks of
         this host.
@@ -156,7 +156,7 @@ class Ranks:
         return ended
 
     def require_shared(self, place: Path, flag: str) -> None:
-        """Refuse ranks of several hosts that do not see one folder, or one whose locks hold on each host alone.
+        """Refuse ranks on several hosts without a shared folder, or with one whose locks work only within a host.
 
         The first rank locks a file for a moment, and the others look for it.
 
@@ -233,7 +233,7 @@ class Ranks:
 
 @contextmanager
 def locked_for_a_moment(folder: Path) -> Iterator[Path | None]:
-    """A locked file in a folder, which is gone at the end; none where the folder cannot be written."""
+    """A locked file in a folder, which is gone at the end; none if the folder cannot be written."""
     if not os.access(folder, os.W_OK):
         yield None
         return
@@ -247,7 +247,7 @@ def locked_for_a_moment(folder: Path) -> Iterator[Path | None]:
 
 @contextmanager
 def join(work: str = "build") -> Iterator[Ranks]:
-    """Meet the other ranks, as the environment names them; alone where it names none.
+    """Join the other ranks that the environment defines; a single process if it defines none.
 
     Args:
         work: what they do together, for messages.

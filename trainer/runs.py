@@ -90,7 +90,7 @@ class RunRecord:
 
     @property
     def test_digest(self) -> str | None:
-        """Digest of the test images; None where there were none."""
+        """Digest of the test images; None if there were none."""
         test = self.made_of.get("test")
         return json.dumps([test["digest"], test["skipped"]]) if test else None
 

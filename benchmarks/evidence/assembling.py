@@ -121,7 +121,7 @@ def make_page(
         console: where the plan and progress go.
         only: names of the parts whose cells run, in this order; all when empty.
         minutes: time for the cells; the suite's when None.
-        dry: print the plan alone, run nothing and write nothing.
+        dry: only print the plan; run nothing and write nothing.
 
     Returns:
         The path and size of the page, and the number of claims of each verdict; with ``dry`` the number of cells.

@@ -71,7 +71,7 @@ class Comparison:
         at_least: smallest difference, in the unit of the claim; None for no limit.
         at_most: largest difference, likewise.
         each: fields ``a + b``; the condition must hold for each of their values.
-        paired: whether ``minus`` takes only lines that differ from a line of ``of`` in the compared fields alone.
+        paired: whether ``minus`` takes only lines that differ from a line of ``of`` only in the compared fields.
     """
 
     of: Selection = field(default_factory=dict)

@@ -108,7 +108,7 @@ class Study:
         return MEANINGS[cell.kind]
 
     def found(self, values: Mapping[str, Any]) -> str:
-        """What a cell has found, for people."""
+        """The result of a cell as text."""
         if "top1" in values:
             return f"top-1 {values['top1']:.2f} %"
         if "distance" in values:

@@ -70,7 +70,7 @@ class Scale:
         weights: its weights, in the folder of all data; None: the teacher judges.
         shown: images a class that it judges.
         images: how many training images there are.
-        several: images a class that all seeds have; of more, the first seed alone.
+        several: images a class that all seeds have; for more, only the first seed.
         image_batch: images that are generated at a time.
         flags: further ones of train-generator.
     """

@@ -97,7 +97,7 @@ def generators(results: Results) -> str:
 
 
 def judged(results: Results) -> str:
-    """A row for each: agreement with the class that was asked for, and distances."""
+    """A row for each: agreement with the requested class, and distances."""
     rows = []
     for model in results.models:
         if line := results.of(Cell(kind="judged", model=model)):

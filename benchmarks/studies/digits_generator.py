@@ -34,7 +34,7 @@ from labelstore.errors import InputError
 
 RESULTS = Path("benchmarks/results/digits-generator.jsonl")
 FOLDER = Path("runs/digits-generator")
-SIDE = 8  # of the digits as they are
+SIDE = 8  # original side of the digits
 SHOWN, LEARNT = 50, 10  # images a class that the teacher is shown, and that students learn from
 BACKBONE = ("--backbone", "uvit-xs", "--backbone-args", '{"dim": 96, "depth": 4, "heads": 4}')
 
@@ -75,7 +75,7 @@ def add(lines: Ledger[Step], name: str, start: float, values: Mapping[str, Any])
 
 
 def write_digits(root: Path) -> None:
-    """Write real/ and small/ class folders of the digits that the demo trains on, 8 x 8, as they are."""
+    """Write real/ and small/ class folders of the digits that the demo trains on, 8 x 8, unchanged."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -1,7 +1,7 @@
 """How far two sets of images are from each other in the features of a classifier, as Gaussians: not FID.
 
 FID (arXiv 1706.08500) is this distance in the features of one Inception network, of 50,000 images; ours has another
-network and fewer images, and its values are comparable with each other alone.
+network and fewer images, and its values are comparable only with each other.
 """
 
 from __future__ import annotations

@@ -335,7 +335,7 @@ def measured(lab: Lab, idea: Idea) -> dict[str, Json]:
 
 
 def conditioned(coded: Coded) -> dict[str, Json]:
-    """What models that know more would need for the same codes."""
+    """The size of the same codes with models that use more context."""
     fitted = coded.fitted[::3]
     classes, stored = context.by_class(fitted, coded.codes, 8)
     return {
@@ -346,7 +346,7 @@ def conditioned(coded: Coded) -> dict[str, Json]:
 
 
 def sources(out: Path, data: Path) -> list[LabelStore]:
-    """The float16 stores of both kinds; those that exist are read as they are."""
+    """The float16 stores of both kinds; existing ones are read unchanged."""
     maker = Real(data, out / "stores")
     folders = [out / "stores" / kind for kind in KINDS]
     return [

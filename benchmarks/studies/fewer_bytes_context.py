@@ -59,7 +59,7 @@ def by_class(fitted: Codes, codes: Codes, classes: int) -> tuple[float, float]:
 
 
 def by_target(fitted: Codes, codes: Codes, targets: tuple[IntArray, IntArray], prior: float) -> float:
-    """Bytes a row where the target class is known: components are as large as they are in rows of that class.
+    """Bytes a row if the target class is known: components have the variances of rows of that class.
 
     Args:
         fitted: codes that the model is fitted to ``[n, r]``.

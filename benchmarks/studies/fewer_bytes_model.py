@@ -1,8 +1,8 @@
 """A model of ``transform`` that prediction, quantisation and entropy coding can be changed in, one at a time.
 
 Labels are rotated once; what is tried works on their components. Bytes are those of PCodec in chunks of 16 components,
-as a store has them, or entropies where no coder exists. Means and crops that predictions are made of are quantised, and
-their bytes are counted.
+as a store has them, or entropies where no coder exists. Means and crops from which predictions are computed are
+quantised, and their bytes are counted.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def make_problem(
     Args:
         fitted: logits ``[n, C]`` and pairs.
         measured: the same of others.
-        predicted: logits of the fitted rows as they are predicted ``[n, C]``.
+        predicted: predicted logits of the fitted rows ``[n, C]``.
         targets: label column of each image's class ``[N]``.
         basis_rows: which of the fitted rows the basis is fitted to; None for all.
     """

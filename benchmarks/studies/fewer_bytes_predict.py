@@ -22,7 +22,7 @@ BOX_BYTES = 8
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Known:
-    """Labelled crops that predictions are made of.
+    """Labelled crops from which predictions are computed.
 
     Attributes:
         values: components, float32 ``[m, N, C]``.
@@ -56,7 +56,7 @@ def quantised_means(mean: Float32Array, step: float, components: int | None = No
 
 
 def covariance(ours: Float64Array, theirs: Float64Array) -> Float64Array:
-    """Covariance of labels of boxes ``[..., 4]``, from additions, products and quotients alone."""
+    """Covariance of labels of boxes ``[..., 4]``, from additions, products and quotients only."""
     width = np.minimum(ours[..., 2], theirs[..., 2]) - np.maximum(ours[..., 0], theirs[..., 0])
     height = np.minimum(ours[..., 3], theirs[..., 3]) - np.maximum(ours[..., 1], theirs[..., 1])
     common = np.maximum(width, 0) * np.maximum(height, 0)

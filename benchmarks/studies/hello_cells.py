@@ -26,7 +26,7 @@ class Step:
 
     Attributes:
         adds: what it has and the one before has not.
-        rank: of its matrices; 0: the head alone.
+        rank: rank of its matrices; 0 for only the head.
         head: what its head starts from.
         teacher: weak, the checkpoints, or strong.
         hard_weight: of the hard cross-entropy.
@@ -46,7 +46,8 @@ ABLATION: Mapping[str, Step] = {
     "means": Step(adds="+ head from class means", rank=8, head="means", teacher="weak", hard_weight=0.1),
     "of strong": Step(adds="the same by the strong teacher", rank=8, head="means", teacher="strong", hard_weight=0.1),
 }
-"""A weight of 10,000 leaves the mean squared error without an effect: AdamW does not know the scale of a loss."""
+"""A weight of 10,000 leaves the mean squared error without an effect, since AdamW is invariant to the scale of a
+loss."""
 WHOLE = "means"  # the method as published, with means in the place of text
 
 

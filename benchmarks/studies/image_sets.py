@@ -86,7 +86,7 @@ class Study:
         return MEANINGS[cell.kind]
 
     def found(self, values: Mapping[str, Any]) -> str:
-        """What a cell has found, for people."""
+        """The result of a cell as text."""
         if "top1" in values:
             return f"top-1 {values['top1']:.2f} %"
         return f"made, the teacher agrees with {values['agreement']:.1f} % of the targets"

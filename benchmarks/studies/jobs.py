@@ -1,4 +1,4 @@
-"""Several cells of a study at the same time, each in a process; the parent alone writes lines."""
+"""Several cells of a study at the same time, each in a process; only the parent writes lines."""
 
 from __future__ import annotations
 

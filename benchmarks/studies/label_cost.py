@@ -115,7 +115,7 @@ class Work:
         return "labels timed" if cell.timed else "labels made" if cell.seed is None else "student trained"
 
     def found(self, values: Mapping[str, Any]) -> str:
-        """What a cell has found, for people."""
+        """The result of a cell as text."""
         if "top1" in values:
             return f"top-1 {values['top1']:.2f} %"
         return f"{values['labelling']:.1f} s of labelling" if "labelling" in values else byte_count(values["bytes"])

@@ -17,7 +17,7 @@ class Way:
     """A way to have labels.
 
     Attributes:
-        name: for people.
+        name: name in tables.
         kind: float16: a store, built; convert: made from that one; topk: its largest columns alone; online: the
             teacher; projector: trained to stand for the teacher.
         encoding: of a converted store, as ``make_encoding`` takes it.
@@ -67,7 +67,7 @@ class Frontier:
         test: class folder of test images.
         per_class: images a class of the set that is labelled, drawn at random; None: all.
         teacher: of all labels.
-        encoder: of the projectors; None where there are none.
+        encoder: of the projectors; None if there are none.
         student: network.
         student_args: keyword arguments of its constructor.
         epochs: of a student; as many views are labelled.

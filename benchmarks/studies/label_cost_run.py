@@ -112,7 +112,7 @@ class Lab:
         return {"top1": done["last"]["top1"]}
 
     def labels(self, frontier: Frontier, way: Way) -> tuple[object, ...]:
-        """The flags of a student that say which labels it has, and the loss."""
+        """The flags for the labels and the loss of a student."""
         online = ("--labels", "online", "--size", frontier.teacher.size, "--loss", "gift")
         if way.kind == "online":
             return (*online, *self.teacher(frontier.teacher))
@@ -159,7 +159,7 @@ class Lab:
         return round(sum(each.values()) * self.count(frontier) * (frontier.epochs // way.part))
 
     def projector(self, frontier: Frontier, way: Way, *, whole: bool = False) -> Path:
-        """The projector of a way, trained where it is absent, and with ``whole`` also where a killed call began it."""
+        """The projector of a way, trained if absent; with ``whole``, an unfinished one is trained to the end."""
         folder = self.folder / "projectors" / _key(frontier, way)
         with held(folder):
             if whole or not (folder / "projector.safetensors").exists():

@@ -141,10 +141,10 @@ class Work(Protocol[CellT]):
         """Do a cell, or continue it; what is found, for its line, with its ``seconds``."""
 
     def meaning(self, cell: CellT, /) -> str:
-        """What is done, for people."""
+        """A finished piece of work as text."""
 
     def found(self, values: Mapping[str, Any], /) -> str:
-        """What a cell has found, for people."""
+        """The result of a cell as text."""
 
 
 def run_cells(work: Work[CellT], ledger: Ledger[CellT], minutes: float) -> None:

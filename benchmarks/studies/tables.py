@@ -1,4 +1,4 @@
-"""Tables and pictures of studies: Markdown, means over seeds, and files that replace those of the same study alone."""
+"""Tables and pictures of studies: Markdown, means over seeds, and files that replace only those of the same study."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rows = Iterable[Sequence[str]]
 
 
 def markdown(header: Sequence[str], rows: Rows) -> str:
-    """A table; empty where no row has a figure."""
+    """A table; empty if no row has a figure."""
     lines = [row for row in rows if any(row[1:])]
     if not lines:
         return ""

@@ -28,14 +28,14 @@ class Scale:
         images: that experts train on.
         tests: test images.
         experts: epochs after which the weights of an expert are kept, the last one its length.
-        later: a longer expert, at the end of the study; its length alone is kept of it.
+        later: a longer expert, at the end of the study; only its length is kept.
         compared: epochs after which experts are compared with those of the plain loop.
         early: epoch of the expert whose labels are changed.
         epochs: of students, by images a class.
         batches: crops a step of students, by images a class.
         seeds: of experts and students.
         several: images a class of the main comparison, with all seeds.
-        single: the same, with the first seed alone.
+        single: the same, with only the first seed.
         plane: images a class that are crossed with `largest`.
         largest: K of top-k and swap.
         temperatures: above 1, for the labels of the last expert.
@@ -199,7 +199,7 @@ def hard(scale: Scale) -> Iterator[Cell]:
 
 
 def structure(scale: Scale, seed: int) -> Iterator[Cell]:
-    """4. One image a class: the K largest probabilities alone, and the K-th largest swapped with the smallest."""
+    """4. One image a class: only the K largest probabilities, and the K-th largest swapped with the smallest."""
     for k in scale.largest:
         for operator in ("topk", "swap"):
             yield student(scale, scale.several[0], scale.early, seed, relabel=(f"{operator}={k}",))

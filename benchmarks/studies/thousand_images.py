@@ -102,7 +102,7 @@ class Study:
         return MEANINGS[cell.kind]
 
     def found(self, values: Mapping[str, Any]) -> str:
-        """What a cell has found, for people."""
+        """The result of a cell as text."""
         rows = values.get("epochs")
         last = rows[-1] if isinstance(rows, list) else values
         return f"top-1 {last['top1']:.2f} %"

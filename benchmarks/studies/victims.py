@@ -1,4 +1,4 @@
-"""Builds to be killed: images, a teacher, and ranks in processes of their own, on a disk that is slow and fills."""
+"""Builds to be killed: images, a teacher, and ranks in separate processes, on a disk that is slow and fills up."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Contents:
     Attributes:
         storage: where the store is read from.
         path: its folder, as errors name it.
-        identity: what it is made of; never changes.
+        identity: the identity of the store; never changes.
         state: requested views, views sealed, versions, blocks that a repair removed; as of opening, of the last
             :meth:`refresh`, or of the last change by a writer of this object.
         notes: provenance of the images and the like; never compared.
@@ -72,7 +72,7 @@ class Contents:
 
     @property
     def calibration(self) -> calibrations.Published | None:
-        """What is known of the published calibration, by its marker alone; None where there is none."""
+        """The record of the published calibration, from its marker; None if there is none."""
         if self._calibration is None and self._encoding.needs_calibration:
             self._calibration = calibrations.find(self.storage, self.layout)
         return self._calibration

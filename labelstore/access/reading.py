@@ -39,11 +39,11 @@ MAX_SIZES = 4096  # blocks whose markers need not be parsed for every request
 
 LOCAL_THREADS = 2  # one reads from the disk while the other waits for Python's lock to report its result
 REMOTE_THREADS = 16  # so many answers are waited for at a time
-NOWHERE = 2**32 - 1  # no position: a view has at most 2^32, of which the last is never alone
+NOWHERE = 2**32 - 1  # not a position: views have at most 2^32 positions, and the last one is never requested by itself
 Int64Array = npt.NDArray[np.int64]
 Views = int | Int64Array
 """One view for all positions, or one for each."""
-# The blocks that positions lie in: (block, which of the positions, their places in the block).
+# The blocks that contain positions: (block, which of the positions, their places in the block).
 Parts = list[tuple[BlockIndex, slice | Int64Array, Int64Array]]
 T = TypeVar("T")
 
@@ -138,7 +138,7 @@ class Reader:
     def codes(self, view: Views, positions: Int64Array, parts: Parts | None = None) -> dict[str, npt.NDArray[Any]]:
         """Codes of the labels at ``positions``, one array ``[n, ...]`` for each array of the encoding.
 
-        Here and below, ``parts`` are what `by_block` gives for the positions, where they are split already.
+        Here and below, ``parts`` is the result of `by_block` for the positions, if already computed.
         """
         parts = parts or self.by_block(view, positions)
         out: dict[str, npt.NDArray[Any]] = {}
@@ -211,7 +211,7 @@ class Reader:
         return Pairs(own, partners, weights)
 
     def positions_of(self, view: Views, images: Int64Array) -> Int64Array:
-        """Positions of the crops of ``images`` in a view, or of each in a view of its own, int64 ``[n]``."""
+        """Positions of the crops of ``images`` in one view, or in a view for each image, int64 ``[n]``."""
         of_view = self._identity.block.views
         if isinstance(view, int):
             of_one: Int64Array = self._places_in(view // of_view)[view % of_view, images].astype(np.int64)
@@ -273,7 +273,7 @@ class Reader:
         return self.shard(self._layout.rows, block).read()
 
     def by_block(self, view: Views, positions: Int64Array) -> Parts:
-        """Positions of a view, or of a view each, split into the blocks that they lie in."""
+        """Split positions of one view, or of a view for each, by block."""
         size, of_view, per_view = self._identity.block.positions, self._identity.block.views, self._grid.runs
         runs, inside = np.divmod(positions, size)
         if not isinstance(view, int):
@@ -294,7 +294,7 @@ class Reader:
     def _places(self, i: int) -> npt.NDArray[np.uint32]:
         """Position of every image in the views of the i-th blocks, uint32 ``[v, N]``.
 
-        Reads the image columns alone, where a block's rows are not all that is needed next.
+        Reads only the image columns, unless all rows of a block are needed next.
         """
         identity, runs = self._identity, self._grid.runs
         names = identity.crop_columns
@@ -303,7 +303,7 @@ class Reader:
         for j in range(runs):
             block = BlockIndex(i, j)
             start, stop = self._grid.positions(block)
-            if runs == 1:  # whoever looks for a position reads its row too
+            if runs == 1:  # the row of a position that is searched is read as well
                 rows = self._rows.get(block, partial(self._read_rows, block))
                 low, high = (rows[:, names.index(name)] for name in IMAGE_COLUMNS)
             else:

@@ -1,4 +1,4 @@
-"""What goes into a store and what comes out."""
+"""The records that are written to and read from a store."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class BlockData:
     """What a build makes for one block of v views and p positions.
 
     Attributes:
-        logits: the teacher's, float32 ``[v, p, C]``; may be empty where ``largest`` is given.
+        logits: the teacher's, float32 ``[v, p, C]``; may be empty if ``largest`` is given.
         rows: columns of the crops, uint16 ``[v, K, p]``.
         pixels_digest: BLAKE2b-64 of the pixels of the first positions of its first view, hex.
         audit: with the first block, and only with it.
-        codes: of the logits, where they are known already; encoded here when None.
-        largest: with codes, the largest magnitude of the logits, NaN if one of them is, where it is known already and
-            the logits are not needed for anything else; looked for here when None. Not of the first block.
+        codes: codes of the logits, if already computed; encoded here when None.
+        largest: with codes, the largest magnitude of the logits, NaN if one of them is, if it is already known and
+            the logits are not needed for anything else; computed here when None. Not used for the first block.
         version: which of the store's versions made it; the last one when None.
     """
 

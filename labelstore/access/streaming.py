@@ -42,7 +42,7 @@ def stream(
         index: view and positions of a request as integers, or an error.
         read: answers a request, given as ``index`` gives it.
         budget: the most bytes of encoded blocks, and of positions, that are ahead or in use. Of a request for more,
-            and of a block that is larger, the rest is read when its turn comes.
+            and the rest of a larger block is read when it is needed.
     """
     pool = ThreadPoolExecutor(reader.threads, thread_name_prefix="giftwrap-stream")
     prefetcher = _Prefetcher(requests, reader, index, budget, pool)
@@ -60,8 +60,8 @@ class _Entry:
     """A request that is read ahead.
 
     Attributes:
-        request: as it was given.
-        indexed: view and positions as integers; None where the request cannot be answered yet, or never.
+        request: the request as given.
+        indexed: view and positions as integers; None if the request cannot be answered yet, or never.
         nbytes: of the positions.
         blocks: those that contain them, with their bytes.
     """

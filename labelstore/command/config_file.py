@@ -57,7 +57,7 @@ def _written(value: Any) -> str:
         return repr(value)
     if isinstance(value, tuple):
         return f"[{', '.join(map(_written, value))}]"
-    # TOML's strings have the escapes of JSON's, and want one for the code 127 too.
+    # TOML strings have the escapes of JSON, and code 127 must be escaped too.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -74,7 +74,7 @@ def read_config(path: Path, config: type[Any]) -> dict[str, Any]:
 
 
 def read_document(path: Path, place: str) -> dict[str, Any]:
-    """A TOML file, as it is written.
+    """A TOML file, parsed but not interpreted.
 
     Args:
         path: of the file.
@@ -92,7 +92,7 @@ def read_document(path: Path, place: str) -> dict[str, Any]:
 
 
 def keys_of(document: Mapping[str, Any], config: type[Any], place: str) -> list[tuple[Flag, Any]]:
-    """The flags of a command in a table, each with its value as it is written.
+    """The flags of a command in a table, each with its uninterpreted value.
 
     Raises:
         InputError: no such flag, or one that is given twice; names the nearest.
@@ -137,7 +137,7 @@ def read_value(value: Any, flag: Flag, place: str) -> Any:
 
 
 def nearest_choice(flag: Flag, value: Any) -> str:
-    """The nearest choice of a flag that has some, for the end of a message; nothing where none is near."""
+    """The nearest choice of a flag that has some, for the end of a message; empty if none is near."""
     choices = [choice for kind in kinds_of(flag) if get_origin(kind) is Literal for choice in get_args(kind)]
     return meant(str(value), dict.fromkeys(map(str, choices)))
 
@@ -192,7 +192,7 @@ def _described(kind: Any) -> str:
 
 
 def words_of(values: Mapping[str, Any], flags: Mapping[str, Flag]) -> list[str]:
-    """Flags as they are typed."""
+    """Flags as typed."""
     words: list[str] = []
     for key, value in values.items():
         name = flags[key].name

@@ -52,7 +52,7 @@ class Progress:
         self._live = out.isatty()
 
     def reach(self, done: int, total: int, note: str = "") -> None:
-        """Print that ``done`` of ``total`` is done, where the total is found on the way."""
+        """Print that ``done`` of ``total`` is done, for totals that are known only during the work."""
         self._total = total
         self.advance(done - self._done, note)
 
@@ -114,7 +114,7 @@ class Console:
         return self._summary
 
     def line(self, text: str) -> None:
-        """One line for people."""
+        """One line of text."""
         _print(text, self._out)
 
     def warn(self, text: str) -> None:
@@ -146,7 +146,7 @@ class Console:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 42 s, 3 min 05 s, 2 h 10 min."""
+    """Seconds as text: 42 s, 3 min 05 s, 2 h 10 min."""
     if seconds == float("inf"):
         return "unknown time"
     whole = round(seconds)
@@ -158,7 +158,7 @@ def duration(seconds: float) -> str:
 
 
 def byte_count(count: float) -> str:
-    """A number of bytes for people: 1.5 MB."""
+    """A number of bytes as text: 1.5 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
@@ -167,7 +167,7 @@ def byte_count(count: float) -> str:
 
 
 def quantity(count: int, noun: str) -> str:
-    """A number of things for people: 1 epoch, 1,200 epochs, 2 classes."""
+    """A count with its noun: 1 epoch, 1,200 epochs, 2 classes."""
     ending = "" if count == 1 else "es" if noun.endswith(("s", "x")) else "s"
     return f"{count:,} {noun}{ending}"
 
@@ -250,5 +250,5 @@ def not_installed(module: str) -> str:
 
 
 def notes_of(error: BaseException) -> Sequence[str]:
-    """What was noted on an error on its way."""
+    """The notes that were added to an error."""
     return getattr(error, "__notes__", ())

@@ -82,7 +82,7 @@ class CodeOptions:
 
     @property
     def implied_encoding(self) -> str | None:
-        """The encoding that these flags belong to; None where they leave the choice."""
+        """The encoding that these flags belong to; None if they leave the choice."""
         asked = any(each is not None for each in (self.fidelity, self.step, self.mean_steps))
         if self.codec == "pcodec" or asked or self.keep_top1:
             return "transform"

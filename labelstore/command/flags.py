@@ -60,7 +60,7 @@ class Words:
     """Marks a field of words that a table explains: the help ends with them.
 
     Attributes:
-        known: gives the words as they are typed, such as ``topk=K``; called when flags are read.
+        known: returns the words as typed, such as ``topk=K``; called when flags are read.
     """
 
     known: Callable[[], Sequence[str]]
@@ -70,7 +70,7 @@ class Words:
 class First:
     """Marks a field whose flag, or whose fields' flags, come before those of its dataclass, and of what that inherits.
 
-    Fields that are inherited would come first otherwise, whatever a reader of the help has to know first.
+    Otherwise inherited fields would come first in the help.
     """
 
 
@@ -115,7 +115,7 @@ class Flag:
 
 
 def choices_of(kind: Any) -> tuple[str, ...]:
-    """The words that a type allows; none where it allows others."""
+    """The words that a type allows; none if it allows others."""
     every = [choice for each in get_args(kind) for choice in choices_of(each)]
     return tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else tuple(every)
 
@@ -126,7 +126,7 @@ def is_positional(flag: Flag) -> bool:
 
 
 def flags_of(config: type[Any]) -> dict[str, Flag]:
-    """The flags of a command's dataclass, by key, in the order of the fields but for those that come first."""
+    """The flags of a command's dataclass, by key, in the order of the fields; marked ones come first."""
     flags = _flags_of(cast("Hashable", config))
     return {key: _of_today(flag) for key, flag in flags.items()}
 
@@ -152,7 +152,7 @@ def _of_today(flag: Flag) -> Flag:
 
 
 def _with_choices(kind: Any) -> Any:
-    """A type, with the names in a table where it is marked as such."""
+    """A type, with the names of a table if it is marked with one."""
     if get_origin(kind) in (Union, UnionType):
         each = tuple(map(_with_choices, get_args(kind)))
         return kind if each == get_args(kind) else Union[each]  # noqa: UP007  the types are in a tuple
@@ -280,7 +280,7 @@ def changed(config: Config, /, **values: Any) -> Config:
 
 
 def meant(word: str, known: Mapping[str, object]) -> str:
-    """The nearest of the known names, for the end of a message; nothing where none is near."""
+    """The nearest of the known names, for the end of a message; empty if none is near."""
     close = get_close_matches(word, known, 1)
     return f"; did you mean {close[0]}?" if close else ""
 

@@ -45,7 +45,7 @@ def _placeholder(kind: Any) -> str:
 
 
 def default_hint(flag: Flag) -> str | None:
-    """The default of a flag in parentheses; nothing where it has none, which its text then explains.
+    """The default of a flag in parentheses; empty if it has none, which its text explains.
 
     Returns:
         None for the parser's own hint.

@@ -67,7 +67,7 @@ def require_single_values(words: Sequence[str], flags: Mapping[str, Flag]) -> No
 
 
 def key_of(name: str, flags: Mapping[str, Flag]) -> str:
-    """The key of a flag as it is typed, ``--no-NAME`` included."""
+    """The key of a typed flag, including ``--no-NAME``."""
     key = name.removeprefix("--").replace("-", "_")
     positive = key.removeprefix("no_")
     return positive if key not in flags and positive in flags and flags[positive].kind is bool else key

@@ -23,7 +23,7 @@ def printable(text: str, keep: str = "") -> str:
 
     Args:
         text: what is shown.
-        keep: characters that are left as they are.
+        keep: characters that are not escaped.
     """
     if text.isprintable():
         return text
@@ -47,9 +47,9 @@ def _with_points(name: str, first: int) -> str:
 def natural_key(name: str) -> tuple[list[tuple[int, int]], str]:
     """The key for sorting names in natural order: as in byte order, but neighbouring digits count as one number.
 
-    A run of decimal digits, of any script, is compared with another run by value, and with any other character as 0
-    is; other characters are compared by code point. Where all that is equal, as of ``01`` and ``1``, byte order
-    decides. Names of digits alone sort as integers, and names whose runs have equal lengths sort as in byte order.
+    A run of decimal digits, of any script, is compared with another run by value, and with any other character as 0 is;
+    other characters are compared by code point. Where all that is equal, as of ``01`` and ``1``, byte order decides.
+    Names that consist of digits sort as integers, and names whose runs have equal lengths sort as in byte order.
     """
     tokens = _TOKENS.findall(name)
     return [(_DIGIT, int(digits)) if digits else (ord(other), 0) for digits, other in tokens], name

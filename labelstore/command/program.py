@@ -78,12 +78,12 @@ def run_program(
         invocation: what people type before the name of a command, for help and messages.
         description: what all commands are about, for the help.
         commands: by name.
-        start: the words that start this program, for the line that says how to resume; none when another process
+        start: the words that start this program, for the message about resuming; none when another process
             prints it.
     """
     # Idle OpenMP threads sleep: those that spin take the cores that other processes, and this one's own threads, need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    atexit.register(gc.freeze)  # else the interpreter's end looks for garbage, for up to a second with torch loaded
+    atexit.register(gc.freeze)  # otherwise garbage collection at exit takes up to a second with torch loaded
     words = sys.argv[1:]
     if words[:1] == ["--version"]:
         print(f"giftwrap {__version__}")
@@ -176,7 +176,7 @@ def require_paths(words: Sequence[str], flags: Mapping[str, Flag]) -> None:
 
 
 def with_addresses(values: Mapping[str, Any], flags: Mapping[str, Flag], typed: Sequence[str]) -> dict[str, Any]:
-    """The values of flags with those addresses that a plain path has cut short as they were typed.
+    """The values of flags, with addresses as typed where a plain path has shortened them.
 
     Args:
         values: of the flags, by key.

@@ -9,7 +9,7 @@ There is one way to write a file for each purpose:
 `newfile.new_version`     a file that a command keeps up to date: checkpoints, caches, reports
 ========================  ====================================================================================
 
-`newfile.write_new` and `newfile.write_over` are the last two for content that is in memory. All four are made of
-`disk`, the calls of the system, and `removing`, which alone renames over, truncates and removes files, and only those
-that are proven to be this software's. Reading goes through `storage`.
+`newfile.write_new` and `newfile.write_over` are the last two for content that is in memory. All four use `disk`, the
+system calls, and `removing`, the only module that renames over, truncates and removes files, and only those that are
+proven to be this software's. Reading goes through `storage`.
 """

@@ -1,7 +1,7 @@
 """Every change that a store makes to the file system, and the reading of whole files.
 
-Publishing goes through these functions alone, so that a test can record their order or stop at any of them.
-Only regular files are opened, and symbolic links are not followed: all that is read is inside the store.
+Publishing uses only these functions, so that a test can record their order or stop at any of them. Only regular files
+are opened, and symbolic links are not followed: all that is read is inside the store.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def require_kind(path: Path, wanted: Callable[[int], bool], name: str, found: os
     """Refuse what is not of the kind that ``wanted`` tests for; symbolic links are not followed.
 
     Args:
-        path: what is looked at.
+        path: the path.
         wanted: one of :mod:`stat`'s tests of a mode.
         name: the kind in words.
         found: what is known of it already.
@@ -186,7 +186,7 @@ def remove_folder(path: Path) -> None:
 
 
 def open_unnamed(folder: Path) -> int | None:
-    """A descriptor of a new file without a name, which is gone when it is closed; None where there are none."""
+    """A descriptor of a new unnamed file, which disappears when it is closed; None if the system has none."""
     try:
         descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
     except OSError as error:

@@ -39,7 +39,7 @@ class HttpStorage:
         root: the address of its folder.
 
     Raises:
-        InputError: when the address has a query or a fragment, behind which no name of a file can follow.
+        InputError: when the address has a query or a fragment, to which no file name can be appended.
     """
 
     root: Address
@@ -79,7 +79,7 @@ class HttpStorage:
         return [self.read(name, *each) for each in ranges]
 
     def map(self, name: str, size: int, digest: str | None = None) -> Mapped:  # noqa: ARG002  of the protocol
-        """As of :class:`ReadStorage`: a copy in memory, filled as it is needed."""
+        """See :class:`ReadStorage`: a copy in memory, filled on demand."""
         return fetched(self, name, size)
 
     def list(self, folder: str) -> list[str]:  # noqa: ARG002  of the protocol
@@ -164,12 +164,12 @@ def _content(answer: HTTPResponse, place: Address, start: int, stop: int) -> tup
 
 
 def _tag(headers: Message) -> str:
-    """What changes with the bytes of a file: its ETag, or its time; nothing where the server sends neither."""
+    """What changes with the bytes of a file: its ETag, or its time; empty if the server sends neither."""
     return str(headers.get("ETag") or headers.get("Last-Modified") or "").removeprefix("W/")
 
 
 class _CutError(AddressError):
-    """Another range came than was asked for."""
+    """The server returned another range than requested."""
 
 
 def _may_pass(error: AddressError) -> bool:

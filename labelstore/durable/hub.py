@@ -62,7 +62,7 @@ class HubStorage:
         return at_once(lambda each: self.read(name, *each), ranges)
 
     def map(self, name: str, size: int, digest: str | None = None) -> Mapped:  # noqa: ARG002  of the protocol
-        """As of :class:`ReadStorage`: a copy in memory, filled as it is needed."""
+        """See :class:`ReadStorage`: a copy in memory, filled on demand."""
         return fetched(self, name, size)
 
     def list(self, folder: str) -> list[str]:
@@ -106,13 +106,13 @@ class HubStorage:
             return {}
 
     def tagged(self, name: str, start: int, stop: int) -> tuple[bytes, None]:
-        """What :meth:`read` gives; None stands for a tag, since the files of a commit do not change."""
+        """The result of :meth:`read`, with None as tag, since the files of a commit do not change."""
         return self.read(name, start, stop), None
 
     def _parts(self, name: str) -> tuple[str, str | None, str]:
         """Data set, revision, and path in it of a file."""
         found = _PLACE.fullmatch(self.root.complete)
-        assert found  # noqa: S101  as it was when this was made
+        assert found  # noqa: S101  checked by the constructor
         return found[1], self.commit or found[2], "/".join(part for part in (found[3] or "", name) if part)
 
     def _get(self, name: str, start: int, stop: int) -> tuple[bytes, int]:

@@ -1,6 +1,6 @@
 """Pieces of files that are elsewhere, kept in a folder of this machine within a limit, by the digests of their files.
 
-Each piece is a separate file, written under another name and renamed. What is kept is never trusted: whoever reads a
+Each piece is a separate file, written under another name and renamed. Stored pieces are never trusted: a reader of a
 piece compares it with the checksums of the store, and has it fetched again where it differs.
 """
 
@@ -29,7 +29,7 @@ class PieceCache:
     """A folder of pieces; several processes may share it.
 
     Args:
-        folder: made with the first piece where it is not there.
+        folder: created with the first piece if absent.
         limit: bytes of all pieces, after which the ones used least recently are removed.
 
     Raises:
@@ -46,7 +46,7 @@ class PieceCache:
         self._make_room()
 
     def get(self, name: str, size: int) -> bytes | None:
-        """A piece of ``size`` bytes; None where it is not there."""
+        """A piece of ``size`` bytes; None if it is not stored."""
         path = self._path(name)
         try:
             data = path.read_bytes()
@@ -138,7 +138,7 @@ class Cached:
         return self.storage.read_many(name, ranges)
 
     def map(self, name: str, size: int, digest: str | None = None) -> Mapped:
-        """A copy in memory, filled as it is needed with what is kept, or with what is fetched and then kept."""
+        """A copy in memory, filled on demand from stored pieces, or from fetched ones, which are then stored."""
         if digest is None:
             return self.storage.map(name, size)
         return fetched(self.storage, name, size, _OfFile(self.cache, f"{digest}-{size}"))

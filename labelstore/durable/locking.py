@@ -14,7 +14,7 @@ from labelstore.errors import InputError, LeaseError
 
 @contextmanager
 def hold(path: Path, busy: str, advice: str) -> Iterator[None]:
-    """Hold the lock of a file, which is made where it is absent, and stays.
+    """Hold the lock of a file, which is created if absent, and kept.
 
     Args:
         path: the file; whatever is in it stays.

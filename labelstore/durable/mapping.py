@@ -37,7 +37,7 @@ class _Map:
 def map_bytes(descriptor: int, size: int) -> npt.NDArray[np.uint8]:
     """The first ``size`` bytes of an open file, uint8 ``[size]``, read-only; the descriptor may be closed.
 
-    A file that is cut while its map is read ends the process (SIGBUS): who reads looks at its size first.
+    A file that is truncated while its map is read kills the process (SIGBUS), so readers check its size first.
 
     Raises:
         OSError: when the system has no room for another map.

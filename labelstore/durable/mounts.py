@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 MOUNTS = Path("/proc/self/mountinfo")
-# Several hosts see their files. A lock of a folder holds on one host alone there (NFS, FUSE), or need not hold on all.
+# File systems that several hosts share. A lock of a folder may hold only within a host (NFS, FUSE).
 NETWORK = frozenset(
     ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "afs", "ceph", "lustre", "gpfs", "beegfs", "orangefs",
      "ocfs2", "gfs2", "pvfs2", "panfs", "wekafs", "fuse", "fuseblk")
@@ -19,7 +19,7 @@ def is_network(folder: Path, mounts: Path = MOUNTS) -> bool:
 
     Args:
         folder: which exists.
-        mounts: the system's table of mounts; where there is none, no folder is on a network.
+        mounts: the system's table of mounts; without one, no folder counts as on a network.
     """
     kind = kind_of(folder.resolve(), mounts)
     return kind.partition(".")[0] in NETWORK

@@ -22,7 +22,7 @@ from labelstore.errors import InputError
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A file, open for writing and reading, that is named ``path`` when the context ends without an error.
 
-    Where a file needs a name from the beginning it is ``.NAME.partial``, which this call alone may have made.
+    If a file needs a name from the start, it is ``.NAME.partial``, which only this call can have created.
 
     Raises:
         InputError: when the name is taken, or a stopped call left a file that is not whole.
@@ -96,7 +96,7 @@ def new_version(path: Path, proof: Proof) -> Iterator[BinaryIO]:
     """
     removing.require(path, proof)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
-    own = Proof("what this call writes", lambda _path: True)  # nobody else draws the same 64 bits
+    own = Proof("what this call writes", lambda _path: True)  # the random 64 bits are unique
     descriptor = disk.open_unnamed(path.parent)
     try:
         with disk.naming(path), partial.open("xb") if descriptor is None else os.fdopen(descriptor, "wb") as file:

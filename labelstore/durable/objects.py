@@ -56,7 +56,7 @@ class Cloud(NamedTuple):
     """Whose buckets a scheme names.
 
     Attributes:
-        variables: of the environment, one of which is set where there are credentials, or none are needed.
+        variables: environment variables, one of which is set if there are credentials, or none are needed.
         advice: what to set.
         endpoints: variables that may name another server.
     """
@@ -165,7 +165,7 @@ class ObjectStorage:
         return at_once(lambda each: self.read(name, *each), ranges)
 
     def map(self, name: str, size: int, digest: str | None = None) -> Mapped:  # noqa: ARG002  of the protocol
-        """As of :class:`ReadStorage`: a copy in memory, filled as it is needed."""
+        """See :class:`ReadStorage`: a copy in memory, filled on demand."""
         return fetched(self, name, size)
 
     def list(self, folder: str) -> list[str]:
@@ -201,7 +201,7 @@ class ObjectStorage:
                 raise InputError(f"{name}: expected the address of a server, http://HOST or https://HOST; set it so")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.root,)  # another process has credentials of its own
+        return type(self), (self.root,)  # another process finds its own credentials
 
     def _opened(self, retries: int) -> Any:
         self._require_endpoint()
@@ -222,7 +222,7 @@ class ObjectStorage:
 
 
 def _listed(ask: Callable[[], Any]) -> Any:
-    """A listing, asked for again where its answer is cut off: the library tries only the beginning of one again."""
+    """A listing, repeated if its response is cut off, since the library only retries the beginning of a response."""
     for _ in range(RETRIES):
         try:
             return ask()

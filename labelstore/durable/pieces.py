@@ -22,14 +22,14 @@ class Kept(Protocol):
     """Where pieces of one file are kept."""
 
     def get(self, piece: int, size: int) -> bytes | None:
-        """A piece of ``size`` bytes; None where it is not kept."""
+        """A piece of ``size`` bytes; None if it is not stored."""
 
     def put(self, piece: int, data: bytes) -> None:
         """Keep a piece."""
 
 
 class Pieces:
-    """The bytes of a file that is elsewhere, as far as they were fetched.
+    """The bytes of a remote file that were fetched so far.
 
     Several threads may fetch: at worst a piece is fetched twice, to the same bytes.
 
@@ -127,7 +127,7 @@ def fetched(storage: ReadStorage, name: str, size: int, kept: Kept | None = None
     """What :meth:`ReadStorage.map` gives of a file that is elsewhere; its end is fetched.
 
     Args:
-        storage: where it is.
+        storage: the storage of the file.
         name: its path there.
         size: bytes that it must have.
         kept: where pieces are looked for first, and put.

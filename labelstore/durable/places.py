@@ -17,7 +17,7 @@ def require_apart(writes: Mapping[str, Path | None], keeps: Mapping[str, Path | 
     """Refuse places to write that overlap with folders in which nothing may be written, links followed.
 
     Args:
-        writes: files and folders that will be written, by the flags that name them; None where a flag is left out.
+        writes: files and folders that will be written, by the flags that name them; None if a flag is left out.
         keeps: image folders and stores, likewise.
 
     Raises:

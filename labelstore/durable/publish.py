@@ -87,7 +87,7 @@ def publish(root: Path, files: Mapping[str, Described]) -> None:
 
     Raises:
         LeaseError: when one of the names is taken.
-        DamagedError: when a file does not read back as it was described.
+        DamagedError: when a file does not match its description.
     """
     folders = list(dict.fromkeys((root / name).parent for name in files))
     staged = {name: _stage(root, name, file) for name, file in files.items()}

@@ -7,9 +7,9 @@ A file is removed only when one of these is true:
   we publish in that place;
 * a check has proven it damaged, and the user gave ``--repair``.
 
-The last two are proven by a `Proof`. Anything else of that name is refused and stays as it is, links, folders
-and pipes too. A folder is removed only when it is empty. No other module removes, renames over or truncates a file; a
-test reads their source.
+The last two are proven by a `Proof`. Anything else of that name is refused and left unchanged, links, folders and pipes
+too. A folder is removed only when it is empty. No other module removes, renames over or truncates a file; a test reads
+their source.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ class Mapped:
         size: bytes that the file has now, FileNotFoundError if it is gone. A local file that was cut must not be read
             through its map: the system ends a process that does. Of a copy, the size that the file had.
         held: bytes of memory that it takes; 0 of a map.
-        fetch: where ``data`` is filled as it is needed, what fills some ranges of it, once more if its second argument
-            is true; AddressError or FileNotFoundError when they cannot be read. None where all of it is there.
+        fetch: if ``data`` is filled on demand, the function that fills some ranges of it, once more if its second
+            argument is true; AddressError or FileNotFoundError when they cannot be read. None if all of it is there.
     """
 
     data: npt.NDArray[np.uint8]
@@ -84,7 +84,7 @@ class ReadStorage(Protocol):
         ...
 
     def read_ahead(self, name: str) -> bool:
-        """Prepare for :meth:`map`, in a thread of its own; whether that was done.
+        """Prepare for :meth:`map`, in a separate thread; returns whether that was done.
 
         Where it was not, a reader that will need a file maps it ahead.
         """
@@ -181,7 +181,7 @@ def read_pieces(storage: ReadStorage, name: str) -> Iterator[bytes]:
 
 
 def names_in(storage: ReadStorage, folder: str, suffix: str) -> list[str]:
-    """Names in a folder that end in ``suffix``, without it; none where there is no such folder."""
+    """Names in a folder that end in ``suffix``, without it; empty if there is no such folder."""
     try:
         return [name.removesuffix(suffix) for name in storage.list(folder) if name.endswith(suffix)]
     except FileNotFoundError:

@@ -54,10 +54,10 @@ class CodeArray:
         name: its name in the store.
         dtype: a numpy dtype name.
         fill: what a row that was never written reads as.
-        width: codes of a row; None where a row has one code and no axis of its own.
+        width: codes in a row; None if a row is a single code, without an axis.
         codec: how its inner chunks are compressed.
         planar: stored as ``[V, width, N]`` in chunks of a few codes of many rows, else ``[V, N, width]``.
-        axis: name of the axis of a row's codes, where they are not planar.
+        axis: name of the axis of a row's codes, if they are not planar.
     """
 
     name: str
@@ -93,9 +93,9 @@ class Encoding(Protocol):
         limit: the largest magnitude that a logit may have.
         needs_calibration: whether it codes only after a calibration, from which it predicts labels: its codes then
             depend on the pairs. Where it needs none, any pairs will do.
-        scaled: whether ``labels`` are the logits, each row up to a scale of its own; what else ``scales`` may hold, an
+        scaled: whether each row of ``labels`` is proportional to the logits; what else ``scales`` may hold, an
             offset or masked values, is for the decoder to look at.
-        bands: what the quality of its labels is compared with; None where that follows from the fidelity asked for.
+        bands: limits for the quality of its labels; None if they follow from the requested fidelity.
         advice: what to do where labels miss the bands, in words.
         least_columns: the fewest columns of a label that it takes.
     """
@@ -121,7 +121,7 @@ class Encoding(Protocol):
 
     @staticmethod
     def label_bytes(columns: int) -> float | None:
-        """About what a label of so many columns takes in bytes; None where that also depends on a calibration."""
+        """About what a label of so many columns takes in bytes; None if that also depends on a calibration."""
         ...
 
     def to_json(self) -> dict[str, Json]:

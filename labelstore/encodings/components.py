@@ -62,7 +62,7 @@ class Calibration:
         means: codes of the mean labels of all images, int16 ``[N, r]``, or int8 where that holds them.
         mean_steps: how many of their steps are one step of the labels.
         fidelity: mean fidelity of the labels that the step was chosen by.
-        kl_1: their mean KL divergence at temperature 1; None where it was not measured, in format 1.
+        kl_1: their mean KL divergence at temperature 1; None if it was not measured, in format 1.
         kl_20: the same at temperature 20.
         top1: their top-1 agreement.
         offset_apart: whether component 0 is the offset; not so in calibrations that come from format 1.
@@ -84,7 +84,7 @@ class Calibration:
 
     @cached_property
     def kept(self) -> npt.NDArray[np.bool_]:
-        """The columns that components are made of, bool ``[C]``; the others were constant in the calibration."""
+        """The columns that components combine, bool ``[C]``; the others were constant in the calibration."""
         every = np.ones(self.basis.shape[1], np.bool_)
         return self.basis[0] != 0 if self.offset_apart else every
 

@@ -60,8 +60,8 @@ def gift_fidelity(
         exact: the teacher's logits ``[n, C]``.
         decoded: the same after encoding and decoding ``[n, C]``.
         targets: hard labels ``[n]``.
-        targets2: hard labels of the partners ``[n]``; None where nothing is mixed.
-        weights: weight of ``targets`` ``[n]``; None where nothing is mixed.
+        targets2: hard labels of the partners ``[n]``; None if nothing is mixed.
+        weights: weight of ``targets`` ``[n]``; None if nothing is mixed.
 
     Returns:
         float64 ``[n]``; released form, g = a = 0.1.
@@ -133,7 +133,7 @@ def summarize(found: Quality) -> Json:
 
 
 def beside(values: Mapping[str, Any]) -> str:
-    """KL and top-1 agreement in words, to follow a fidelity; nothing where they were not measured, in format 1."""
+    """KL and top-1 agreement in words, to follow a fidelity; empty if they were not measured, in format 1."""
     if "kl_1" not in values:
         return ""
     return f", KL {values['kl_1']:.3g} (T = 1) and {values['kl_20']:.3g} (T = 20), top-1 agreement {values['top1']:.4f}"
@@ -151,7 +151,7 @@ def _hard(
     rows = np.arange(len(targets))
     rest = SMOOTHING / max(columns - 1, 1)
     hard = np.full((len(targets), columns), rest)
-    # Two additions, so that y = y' comes out as the unmixed label.
+    # Two additions, so that y = y' gives the unmixed label.
     hard[rows, targets] += weights * (1 - SMOOTHING - rest)
     hard[rows, targets2] += (1 - weights) * (1 - SMOOTHING - rest)
     return _unit(hard)

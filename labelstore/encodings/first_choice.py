@@ -56,7 +56,9 @@ def keep_first_choice(
     scales: npt.NDArray[np.uint8],
     codes: Float64Array,
 ) -> None:
-    """Move codes until the first choice of each label keeps its lead; what ``PASSES`` do not reach stays as it is.
+    """Move codes until the first choice of each label keeps its lead.
+
+    Labels that ``PASSES`` do not fix are left unchanged.
 
     Args:
         calibration: that the labels are coded with.
@@ -134,5 +136,5 @@ def _edges(cells: npt.NDArray[np.float32], codes: Float64Array) -> Float64Array:
 
 
 def _values(calibration: Calibration, codes: Float64Array) -> Float64Array:
-    """Logits that codes stand for at scale 1, as decoders have them."""
+    """Logits of codes at scale 1, as decoded."""
     return calibration.points[codes.astype(np.int16).view(np.uint16)].astype(np.float64)

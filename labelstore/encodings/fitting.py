@@ -228,12 +228,12 @@ class _Fitter:
         return total / len(exact)
 
     def _largest(self, fitted: Sample) -> float:
-        """How far a logit lies from the center at most, apart from its label's offset."""
+        """The largest distance of a logit from the center, without its label's offset."""
         each = (*split(fitted.logits), *split(self._search.logits))
         return max(float(np.abs(apart(part - self._center, self._kept)[1]).max()) for part in each)
 
     def _reach(self) -> float:
-        """How far a component lies from its prediction at most, in logits of a label of length ``reference``."""
+        """The largest distance of a component from its prediction, in logits of a label of length ``reference``."""
         rests = (
             np.abs(sample.values - _mix(self._means * self._gains, sample.pairs)).max(axis=1) / SCALES[sample.scales]
             for sample in (self._inside, self._outside)
@@ -265,8 +265,8 @@ class _Fitter:
             cells = _cells(quantise(inside, cells))
         codes = np.abs(quantise(inside, cells))
         found = np.clip(quantise(outside, cells), -MAX_CODE, MAX_CODE)
-        # A component that no label corrects may still be predicted: mean labels need not lie where crops differ.
-        # With finer means more of them are worth it: those of one step of their own.
+        # A component that no label corrects may still be predicted, since mean labels may vary where crops of an image
+        # do not. It is kept if its means are larger than one of their steps, so that finer means keep more of them.
         predicted = np.sqrt(np.square(bare.means, dtype=np.float64).mean(axis=0)) > 1
         components = max(-(-max(map(_used, (codes, found, predicted[None]))) // GROUP) * GROUP, GROUP)
         calibration = replace(

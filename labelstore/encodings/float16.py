@@ -38,7 +38,7 @@ class Float16:
         return 2.0 * columns
 
     def to_json(self) -> dict[str, Json]:
-        """Name, and codec where it is not ``raw``."""
+        """The name, and the codec if it is not ``raw``."""
         named: dict[str, Json] = {"name": self.name}
         return named if self.codec == "raw" else {**named, "codec": self.codec}
 

@@ -1,8 +1,8 @@
 """Logits as bytes with one scale and one offset a label: C + 8 bytes a label before compression of those two.
 
-Softmax ignores what all logits of a label have in common, so that precision must not be spent on it: a label that lies
-far from zero is stored as its distances from a multiple of its step. A value that marks columns that were masked
-out has a code of its own.
+Softmax ignores the common offset of a label's logits, so that precision must not be spent on it: a label that lies far
+from zero is stored as its distances from a multiple of its step. A value that marks columns that were masked out has a
+separate code.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Int8:
     Args:
         columns: C.
         codec: of the labels: ``raw``, whose rows are read straight from the file, or ``zstd``.
-        masked: the value of columns that are masked out, kept as it is; None where there is none.
+        masked: the value of columns that are masked out, stored exactly; None if there are none.
     """
 
     name = "int8"
@@ -69,7 +69,7 @@ class Int8:
         return columns + SCALE_BYTES
 
     def to_json(self) -> dict[str, Json]:
-        """Name, codec where it is not ``raw``, and the masked value where there is one."""
+        """The name, the codec if it is not ``raw``, and the masked value if there is one."""
         named: dict[str, Json] = {"name": self.name}
         named |= {} if self.codec == "raw" else {"codec": self.codec}
         return named if self.masked is None else {**named, "masked": self.masked}
@@ -135,7 +135,7 @@ class Int8Format1:
         return Int8.label_bytes(columns)
 
     def to_json(self) -> dict[str, Json]:
-        """Name, and codec where it is not ``raw``."""
+        """The name, and the codec if it is not ``raw``."""
         return self._now.to_json()
 
     def encode(self, logits: Logits, pairs: Pairs) -> dict[str, npt.NDArray[Any]]:  # noqa: ARG002
@@ -156,7 +156,7 @@ class Int8Format1:
 
 
 def masked_value(logits: npt.NDArray[np.floating]) -> float | None:
-    """The value of masked columns, as a sample of labels ``[n, C]`` shows it; None where there is none.
+    """The value of masked columns in a sample of labels ``[n, C]``; None if there is none.
 
     It is the smallest value, if at least a quarter of the rows hold it and span less than half without it; a single
     logit shows nothing.

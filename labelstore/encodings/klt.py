@@ -70,7 +70,7 @@ def _klt(rest: Float32Array, kept: BoolArray) -> Float64Array:
     for part in split(rest):
         exact = part[:, kept].astype(np.float64)
         covariance += exact.T @ exact
-    if count:  # the offset, which nothing is left of, comes last and by itself
+    if count:  # the offset, which has no residual, is last and separate
         covariance -= max(float(np.trace(covariance)), SMALLEST) / count
     rows = np.zeros((max(count - 1, 0), len(kept)))
     rows[:, kept] = np.linalg.eigh(covariance)[1][:, :0:-1].T

@@ -8,11 +8,11 @@ A label ``x`` of a crop that shows image i with weight w, and image j with the r
     p = w m_i + (1 - w) m_j                       the prediction: mean labels of the images, in the same basis
     q = sign(e) round(|e|)                        codes, of e = (y - p) / (step scale)
 
-Component 0 is the offset o, so that an offset of any size leaves the other codes as they are. The step grows with what
+Component 0 is the offset o, so that an offset of any size does not change the other codes. The step grows with what
 classes differ by, since fidelity is a cosine: ``scale`` is ``|s| / reference`` in quarter octaves, and is stored beside
-the codes. Cells are moved outwards where that saves more bytes than it costs fidelity,
-by as much as is fitted for each component; a code decodes to the centroid of its cell. Logits, center and basis are
-integers of a fixed unit, so that ``y`` is exact in float64: codes do not depend on threads, order or device.
+the codes. Cells are moved outwards where that saves more bytes than it costs fidelity, by as much as is fitted for each
+component; a code decodes to the centroid of its cell. Logits, center and basis are integers of a fixed unit, so that
+``y`` is exact in float64: codes do not depend on threads, order or device.
 
 Columns that were constant in the calibration, such as masked ones, come into none of this: they are in ``center``.
 
@@ -136,7 +136,7 @@ class Transform:
 
     @property
     def limit(self) -> float:
-        """The largest magnitude of a logit; how far labels may lie from the center is seen where they are encoded."""
+        """The largest magnitude of a logit; the distance of labels from the center is checked when they are encoded."""
         old = self._calibration is not None and not self._calibration.offset_apart
         return self.calibration.unit * MAX_UNITS if old else MAX_LOGIT
 

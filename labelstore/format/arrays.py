@@ -138,7 +138,7 @@ class StoreLayout:
         target: hard label of each image.
         audit_pixels: the first crops of view 0.
         audit_logits: their logits.
-        calibration: what a fitted encoding reads besides codes; empty where it needs nothing.
+        calibration: what a fitted encoding reads besides codes; empty if it needs nothing.
     """
 
     codes: tuple[ArrayLayout, ...]

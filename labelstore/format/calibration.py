@@ -26,7 +26,7 @@ from labelstore.spec import Json
 FILE = "markers/calibration.json"
 UNPACKING_THREADS = 4
 MEANS_BYTES = 256 << 20
-"""Memory of the codes of mean labels of a store that is read; more of them lie in a file without a name."""
+"""Memory of the codes of mean labels of a store that is read; larger ones are in an unnamed file."""
 SMALLEST, LARGEST = 1e-30, 1e30  # of steps and lengths
 KL_AND_TOP1 = ("kl_1", "kl_20", "top1")  # not in format 1
 
@@ -63,7 +63,7 @@ def publish(root: Path, layout: StoreLayout, calibration: Calibration, wanted: s
         root: folder of the store.
         layout: its arrays.
         calibration: what was fitted.
-        wanted: digest that the blocks coded with it refer to; None where there are none.
+        wanted: digest to which blocks refer; None if there are no blocks.
 
     Raises:
         InputError: when it is not one of this store.
@@ -97,7 +97,8 @@ def publish(root: Path, layout: StoreLayout, calibration: Calibration, wanted: s
     digest = marker.entry.xxh3
     if wanted not in (None, digest):
         raise MismatchError(
-            f"{root}: this calibration is {digest}, blocks were coded with {wanted}; build where the store was begun, "
+            f"{root}: this calibration is {digest}, blocks were coded with {wanted}; build on the machine where the "
+            f"store was started, "
             f"restore calibration/ and {FILE} from a copy, or build another store"
         )
     for array in layout.calibration:
@@ -194,7 +195,7 @@ def _means(shard: Shard) -> npt.NDArray[Any]:
 
 
 def _filled(table: npt.NDArray[Any], shard: Shard) -> bool:
-    """Unpack a shard into a table of its values, as far as its type holds them; whether it holds all."""
+    """Unpack a shard into a table of a smaller type; returns whether all values fit."""
     limits, step = np.iinfo(table.dtype), shard.layout.chunk[1]
 
     def fill(run: int) -> bool:

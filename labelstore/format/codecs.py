@@ -20,14 +20,14 @@ from labelstore.encodings.base import Codec
 BLOSC_HEADER = 16
 BLOSC_VERSION = 2  # of the header
 BLOSC_ZSTD = 4 << 5  # flags: the compressor
-BLOSC_MEMCPY = 2  # the bytes as they are
+BLOSC_MEMCPY = 2  # uncompressed bytes
 BLOSC_WHOLE = 16  # a block is one stream, not one for each byte of a number
 BLOSC_SHUFFLED = {"shuffle": 1, "bitshuffle": 4}
-# Numbers as they are: codes of transforms have neither runs nor common factors for the other modes to find.
+# Plain numbers: codes of transforms have neither runs nor common factors, which the other modes need.
 PCODEC: dict[str, Any] = {"level": 8, "mode_spec": "classic", "delta_spec": "none"}
 PCODEC_MARGIN = 4096  # bytes by which PCodec may exceed the numbers that it is given
 PCODEC_MAGIC = b"pco!"
-PCODEC_STANDALONE = 2  # its version; in later ones the numbers' type comes first
+PCODEC_STANDALONE = 2  # its version; later ones start with the type of the numbers
 PCODEC_TYPES = {"int16": ("i16", 8), "uint16": ("u16", 7), "int32": ("i32", 3), "uint32": ("u32", 1)}
 PCODEC_RUN = 1 << 16  # numbers of a run, at least, unless it is the last; PCodec makes equal ones of up to 2^18
 BLOSC: dict[str, tuple[int, int]] = {  # shuffle, level
@@ -61,7 +61,7 @@ def metadata(codec: Codec, itemsize: int, chunk_bytes: int) -> list[dict[str, An
 
 
 def compress(codec: Codec, chunk: Array) -> bytes | npt.NDArray[np.uint8]:
-    """The bytes of a chunk, little-endian and contiguous; raw ones where they are."""
+    """The bytes of a chunk, little-endian and contiguous; without a copy if they are so already."""
     if codec == "raw":
         plain: npt.NDArray[np.uint8] = chunk.reshape(-1).view(np.uint8)
         return plain
@@ -155,13 +155,13 @@ def _read_pcodec(body: bytes, dtype: np.dtype[Any], count: int) -> Array:
     at += size
     while done < count:
         if length - at < 5 or body[at] != number:
-            raise ValueError(f"expected a run of {dtype.name} at byte {at} of {length}, {count - done} numbers to come")
+            raise ValueError(f"expected a run of {dtype.name} at byte {at} of {length}, {count - done} numbers missing")
         run = int.from_bytes(body[at + 1 : at + 4], "little") + 1
         if not min(count - done, PCODEC_RUN) <= run <= count - done:
             raise ValueError(f"expected up to {count - done} numbers in the run at byte {at}, found {run}")
         at += 4
         if body[at] & 0x7F:  # four bits for the mode, three or four for the kind of differences
-            raise ValueError(f"expected numbers as they are at byte {at}, found mode and differences {body[at]:#x}")
+            raise ValueError(f"expected plain numbers at byte {at}, found mode and differences {body[at]:#x}")
         chunk, size = file.read_chunk_meta(body[at:], name)
         at += size
         progress, size = chunk.read_page_into(body[at:], run, out[done : done + run])

@@ -46,7 +46,7 @@ def images_digest(images: npt.NDArray[np.integer[Any]]) -> str:
 
     Digests of the blocks of some views add up, modulo 2^64, to :func:`whole_digest` where every view shows every image
     once, and to another number otherwise, but for one case in 2^64 or so: the sum of a hash of each image (the
-    finaliser of SplitMix64, Steele et al. 2014), each view weighted by an odd number of its own.
+    finaliser of SplitMix64, Steele et al. 2014), each view weighted by a different odd number.
 
     Args:
         images: image index at each position of each view, ``[v, p]``.

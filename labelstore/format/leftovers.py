@@ -195,7 +195,7 @@ def _below(root: Path) -> list[Path]:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a small regular file; none where it is something else."""
+    """The bytes of a small regular file; empty if it is something else."""
     try:
         with os.fdopen(_open(path), "rb") as file:
             return file.read(MAX_METADATA)

@@ -55,7 +55,7 @@ class Root(NamedTuple):
     """What the root of a store holds.
 
     Attributes:
-        identity: what the store is made of.
+        identity: identity of the store.
         files: what is known of the shards of the images' tables, by array; empty in format 1.
         notes: provenance of the images and the like; never compared.
         state: what grows.

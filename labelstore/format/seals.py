@@ -1,8 +1,8 @@
 """Markers and seals: which blocks exist, and what their files must be.
 
-A marker belongs to one block and is published after its shards. A seal is the table of all blocks of a range of
-views; it is made of their markers once, and views below the state's ``views_sealed`` are read by seals alone. Its
-table comes in parts, so that a reader of one block reads one part, however many blocks are sealed.
+A marker belongs to one block and is published after its shards. A seal is the table of all blocks of a range of views;
+it is made once from their markers, and views below the state's ``views_sealed`` are read only through seals. Its table
+comes in parts, so that a reader of one block reads one part, however many blocks are sealed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Marker:
             format 1.
         version: which of the state's versions made it.
         fidelity: of the encoding, kept by the first block.
-        calibration: digest of the calibration that its labels are coded with, where there is one.
+        calibration: digest of the calibration of its labels, if there is one.
     """
 
     block: BlockIndex
@@ -256,7 +256,7 @@ def changed_seal_documents(
     Args:
         identity: of the store.
         state: of the store.
-        seal: as it is.
+        seal: the current seal.
         part: number of the part.
         markers: of all blocks of the part, in stored order.
         first: marker of the first block of the seal.

@@ -1,13 +1,12 @@
 """The bytes of a shard, by zarr's sharding codec: inner chunks one after another, then their index.
 
 Each inner chunk is followed by its CRC-32C. The index holds offset and length of every chunk, uint64, in row-major
-order of the grid, and ends in a CRC-32C of its own. Before the index are bytes that zarr does not look at: the CRC-32C
-of every chunk once more, uint32, 0 for those left out. Markers and seals hold a digest of these CRCs and the index,
-the *table of chunks*, so that reading the end of a shard proves which one it is; each chunk is compared with the table
-when it is first read, so that a chunk of another store never reads as this one's. Chunks that lie wholly beyond the
-edge of the array are left out, as zarr does, and so are the groups of components that nothing uses; the last one
-inside is padded with the fill value. Chunks come in row-major order too, so that the place of a row in a raw shard is
-arithmetic.
+order of the grid, and ends in its CRC-32C. Before the index are bytes that zarr does not read: the CRC-32C of every
+chunk once more, uint32, 0 for those left out. Markers and seals hold a digest of these CRCs and the index, the *table
+of chunks*, so that reading the end of a shard proves which one it is; each chunk is compared with the table when it is
+first read, so that a chunk of another store never reads as this one's. Chunks that lie wholly beyond the edge of the
+array are left out, as zarr does, and so are the groups of components that nothing uses; the last one inside is padded
+with the fill value. Chunks come in row-major order too, so that the place of a row in a raw shard is arithmetic.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ def largest_shard(layout: ArrayLayout, extent: tuple[int, ...]) -> int:
 class Shard:
     """A published shard, read straight from its mapped file.
 
-    Whatever reads the map looks at the file's size first: the system ends a process (SIGBUS) that reads a page of a map
+    Readers of the map check the file's size first: the system kills a process (SIGBUS) that reads a page of a map
     beyond the file's end. A file that is cut in the moment between the two still does that.
 
     Args:
@@ -122,7 +121,7 @@ class Shard:
 
     @property
     def held(self) -> int:
-        """Bytes of memory that it takes; 0 where the file is mapped."""
+        """Bytes of memory that it takes; 0 if the file is mapped."""
         return self._mapped.held
 
     def load(self) -> None:
@@ -283,7 +282,7 @@ class Shard:
         return own == published == disk.crc32c(self._data[offset:end])
 
     def _prepare(self, heads: Sequence[tuple[int, ...]]) -> None:
-        """Fetch the inner chunks that begin with these grid places, all at once, where they are elsewhere."""
+        """For remote stores, fetch the inner chunks that begin at these grid places, all at once."""
         if self._mapped.fetch:
             places = [(*head, *(0 for _ in range(len(self._present) - len(head)))) for head in heads]
             found = [self._index[place].tolist() for place in places if not self._checked[place]]

@@ -19,7 +19,7 @@ MAX_TABLES = 8  # parts of seals that are kept, some 5 MB each
 
 
 class SealedViews(NamedTuple):
-    """Views ``first`` to ``stop`` that one seal holds; None where it is not what was published."""
+    """Views ``first`` to ``stop`` of one seal; ``seal`` is None if it is damaged."""
 
     first: int
     stop: int
@@ -66,7 +66,7 @@ class BlockTable:
         self._lock = threading.Lock()
 
     def marker(self, block: BlockIndex, state: State) -> Marker | None:
-        """The marker of a block, from its seal where it is sealed; None when the block does not exist.
+        """The marker of a block, from its seal if it is sealed; None if the block does not exist.
 
         Raises:
             DamagedError: when marker or seal is not what was published.
@@ -87,7 +87,7 @@ class BlockTable:
         return self._down_to(view, state)[-1]
 
     def published(self, state: State) -> list[BlockIndex]:
-        """Blocks that are not sealed and have a marker, in stored order; a marker's name alone is looked at."""
+        """Blocks that are not sealed and have a marker, in stored order, by the names of the markers."""
         try:
             names = [name.removesuffix(".json") for name in self._storage.list("markers") if name.endswith(".json")]
         except FileNotFoundError as error:
@@ -103,7 +103,7 @@ class BlockTable:
         )
 
     def calibration(self, state: State) -> str | None:
-        """Digest of the calibration that blocks were coded with; None where there are no blocks."""
+        """Digest of the calibration of the blocks; None if there are no blocks."""
         if state.views_sealed:
             return self._down_to(0, state)[-1].calibration
         markers = (read_marker(self._storage, self._identity, block) for block in self.published(state))
@@ -147,7 +147,7 @@ class BlockTable:
         return [seal for seal in held if seal.stop > view]
 
     def parts(self, state: State) -> set[str] | None:
-        """The files of the parts of all seals; None where a seal is damaged."""
+        """The files of the parts of all seals; None if a seal is damaged."""
         try:
             return {file for seal in self._down_to(0, state) for file in seal.files}
         except DamagedError:

@@ -1,4 +1,4 @@
-"""Stores of labels that were made elsewhere: what they are made of, and writing them, block by block."""
+"""Stores of labels that were made elsewhere: their identity, and writing them block by block."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ def adopted_identity(
         columns: C of a label.
         size: side S of the crops in pixels.
         views: V; blocks are chosen so that they hold whole ones.
-        teacher: what made the labels, as far as it is known: ``name``; ``mean`` and ``std`` of its normalisation.
+        teacher: the labeller, as far as it is known: ``name``; ``mean`` and ``std`` of its normalisation.
         mix: how crops were mixed with their partners.
         group: consecutive positions that mix with each other.
         interpolation: antialiased filter that resized the crops.
         encoding: of the labels, as `make_encoding` takes it; ``int8`` when None.
-        renderer: id of what makes the pixels that are stored with the labels; None where there are none.
+        renderer: id of the renderer of the pixels that are stored with the labels; None if there are none.
         class_columns: column of each class, where labels have others too.
         content: ``topk`` where columns that hold the encoding's masked value are not known.
         skipped: images that were left out.
@@ -167,14 +167,14 @@ def write_adopted(
         read: gives crops and labels; called view by view, block by block, and of a store that is continued only for
             what is missing, besides the blocks that are compared.
         pixels: renders crops, by the renderer of ``identity``: the first of view 0 are stored, and replay is compared
-            with them. None where nothing can render them; the identity's renderer is None then.
+            with them. None if nothing can render them; the identity's renderer is None then.
         notes: provenance, kept beside the identity and never compared.
         take_over: take the lease of a process on another host that is known to be dead.
         progress: called with blocks done and blocks in all.
 
     Raises:
         InputError: what `read` gives is no label of such a store, or the folder holds something else.
-        MismatchError: the store that is there was begun with other images or labels.
+        MismatchError: when the existing store was started with other images or labels.
     """
     path = Path(path)
     identity = _with_block_of(path, identity)
@@ -263,7 +263,7 @@ class _Labels:
 
 
 def require_names(classes: object) -> None:
-    """Refuse what is no list of texts; one text alone would be a list of its letters.
+    """Refuse anything that is not a list of texts; a single text would be a list of its letters.
 
     Raises:
         InputError: names what was found.
@@ -315,7 +315,7 @@ def require_boxes(rows: CropRows, sides: npt.NDArray[np.int64], view: int) -> No
 
 
 def _with_block_of(path: Path, identity: Identity) -> Identity:
-    """The identity with the block shape of the store that is there: that follows from the views it was begun with."""
+    """The identity with the block shape of the existing store, which follows from its first number of views."""
     return replace(identity, block=LabelStore.open(path).identity.block) if LabelStore.exists(path) else identity
 
 
@@ -338,7 +338,7 @@ def _open_for(
 
 
 def _require_same_labels(store: LabelStore, labels: _Labels) -> None:
-    """Refuse to continue a store of other labels: its first and its last block must come out as they are."""
+    """Refuse to continue a store of other labels: its first and its last block must be reproduced."""
     missing = set(store.missing())
     there = [block for block in store.grid.blocks(0, store.state.views_target) if block not in missing]
     for block in dict.fromkeys(there[:1] + there[-1:]):
@@ -347,6 +347,6 @@ def _require_same_labels(store: LabelStore, labels: _Labels) -> None:
         if any(file.entry != marker.shards[name] for name, file in files.items()):
             first, stop = store.block_views(block)
             raise MismatchError(
-                f"{store.path}: was begun with other labels or crops (those of views {first} to {stop - 1} differ); "
+                f"{store.path}: was started with other labels or crops (those of views {first} to {stop - 1} differ); "
                 f"give another folder to write to"
             )

@@ -1,4 +1,4 @@
-"""A store of labels that are arrays in memory: of an API, an ensemble of one's own, or any other labeller."""
+"""A store of labels that are arrays in memory: from an API, a user's ensemble, or any other labeller."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def from_arrays(
         std: channel standard deviations, likewise.
         order: image at each position, a permutation in each view, ``[V, N]``; drawn from ``seed`` when None.
         mixing: how crops were mixed; needs ``order``.
-        crops: gives crops as they were labelled, uint8 ``[n, S, S, 3]``, of a view and entries n: up to 64 are stored,
-            and replay is compared with them. Without it nobody can prove that boxes and flips mean what we take them
+        crops: returns crops as labelled, uint8 ``[n, S, S, 3]``, of a view and entries n: up to 64 are stored,
+            and replay is compared with them. Without it there is no check that boxes and flips mean what we take them
             for.
         interpolation: antialiased filter that resized the crops.
         encoding: of the labels; ``{"name": "int8"}`` when None, or ``{"name": "float16"}``.
@@ -222,7 +222,7 @@ def digests_of(images: Sequence[Path | str] | npt.NDArray[np.uint8]) -> npt.NDAr
 
 
 def array_of(name: str, values: object) -> npt.NDArray[Any]:
-    """Values as an array, which is a view where they are one.
+    """Values as an array, without a copy if they are one.
 
     Raises:
         InputError: they are none, or hide some of their entries.

@@ -78,7 +78,7 @@ class CheckReport:
         missing: blocks of the requested views that are not written yet.
         files: number of files read.
         bytes: their bytes.
-        fidelity: of the encoding, as the first block has it; None where that is not there or damaged.
+        fidelity: of the encoding, as the first block has it; None if that is not there or damaged.
     """
 
     damaged: tuple[Damage, ...]
@@ -134,7 +134,7 @@ class _Check:
         self._damaged: list[Damage] = []
         self._known = {ROOT, LEASE}
         # In this order, so that the state includes all that a concurrent build has sealed until then.
-        self._there = self._files_there()  # what a build adds later is not looked at
+        self._there = self._files_there()  # files that a build adds later are not checked
         self._building = self._is_held()
         store.refresh()
         self._calibration: str | None = None
@@ -250,7 +250,7 @@ class _Check:
             self._compare(f"{group}/{ROOT}", publish.describe([group_metadata({})]), "metadata")
 
     def _calibrated(self) -> None:
-        """The marker of the calibration, where there is one, and the shards that it names."""
+        """The marker of the calibration, if there is one, and the shards that it names."""
         if not self._layout.calibration:
             return
         published = self._try(calibration.FILE, partial(calibration.find, self._storage, self._layout), "calibration")
@@ -269,7 +269,7 @@ class _Check:
         return seal
 
     def _listed(self, of: SealedViews) -> Iterator[tuple[BlockIndex, Marker | None]]:
-        """The blocks of some sealed views, each with what its seal holds; None where that is damaged."""
+        """The blocks of some sealed views, each with what its seal holds; None if that is damaged."""
         blocks = self._grid.blocks(of.first, of.stop)
         if of.seal is None:
             yield from ((block, None) for block in blocks)
@@ -291,7 +291,7 @@ class _Check:
         return sorted(block for block in blocks if self._grid.views(block)[0] >= self._store.state.views_sealed)
 
     def _sealed_block(self, block: BlockIndex, wanted: Marker | None) -> None:
-        """A block of sealed views; one that a repair has removed counts by its marker alone, if it has one again."""
+        """A block of sealed views; one that a repair has removed counts if it has a marker again."""
         if block in self._store.state.missing:
             if str(block) in self._markers:
                 self._block(block)

@@ -40,7 +40,7 @@ def export(
         store: the store.
         out: the file; must not exist.
         views: one sealed view, a range of them, or all that are when None.
-        order: of the rows of a view: by image, as the manifest has them, or by position, as they are stored.
+        order: order of the rows of a view: by image, in manifest order, or by position, in stored order.
         temperature: write ``softmax(logits / temperature)`` instead of the logits.
         progress: called with views done and views in all.
 
@@ -82,7 +82,7 @@ def export_npy(store: LabelStore, out: Path, options: ExportOptions) -> Exported
 
 
 def chosen_views(store: LabelStore, views: int | range | None) -> tuple[range, bool]:
-    """The views to export, all of them sealed, and whether they are one that was named alone.
+    """The views to export, all of them sealed, and whether a single view was given.
 
     Raises:
         NotStoredError: when no view is sealed.

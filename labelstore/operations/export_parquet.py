@@ -94,7 +94,7 @@ def label_name(options: ExportOptions) -> str:
 
 
 def crop_columns(store: LabelStore) -> list[str]:
-    """The crop columns that are written as they are: without the image, and the flip, which has a column of bits."""
+    """The crop columns that are written unchanged: without the image and the flip, which have other columns."""
     return [name for name in store.identity.crop_columns if name not in (*IMAGE_COLUMNS, "bits")]
 
 

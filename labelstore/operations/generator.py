@@ -1,4 +1,4 @@
-"""The folder of a generator, as far as its record describes it; no torch."""
+"""Read the record in the folder of a generator, without torch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def generator_info(folder: Path) -> dict[str, Json]:
-    """What a generator is made of, and the bytes of its weights: None until its training has saved some.
+    """The description of a generator, and the bytes of its weights, None until its training has saved some.
 
     Raises:
         InputError: when the folder's files are no generator.
@@ -72,7 +72,7 @@ def generator_info(folder: Path) -> dict[str, Json]:
 
 
 def generator_lines(values: Any) -> list[str]:
-    """What `generator_info` found, for people."""
+    """The result of `generator_info` as text."""
     backbone, vae = values["backbone"], values["vae"]
     shape = ", ".join(f"{name} {json.dumps(value)}" for name, value in backbone.items() if name != "name")
     shown = {

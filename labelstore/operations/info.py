@@ -23,7 +23,7 @@ CONTENT = {
 
 
 def info(store: LabelStore, weights: Path | None = None) -> dict[str, Json]:
-    """What a store is made of, as JSON; nothing that changes a result is left out.
+    """The identity and state of a store, as JSON; nothing that changes a result is left out.
 
     Args:
         store: the store.

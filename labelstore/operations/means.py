@@ -1,8 +1,8 @@
 """The mean label of every image, fitted by least squares to the labels of crops that show one image or two.
 
-A crop of image i alone has about the label ``m[i]``; one mixed from i and j with weight w about
-``w m[i] + (1 - w) m[j]``. The means that fit all given crops best solve the normal equations, which are sparse: one
-row an image, two entries a crop. Unmixed crops alone make them diagonal, and the solution is the plain mean.
+An unmixed crop of image i has about the label ``m[i]``; one mixed from i and j with weight w about ``w m[i] + (1 - w)
+m[j]``. The means that fit all given crops best solve the normal equations, which are sparse: one row an image, two
+entries a crop. With only unmixed crops they are diagonal, and the solution is the plain mean.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ def least_squares_means(
     """Fit the mean labels by preconditioned conjugate gradients.
 
     Logits are seen once, block by block. Kept are the sums, which become the result (4 N C bytes; beyond the budget
-    they lie in a file without a name), the pairs (12 bytes a crop), and as many columns as are solved at once within
-    the budget.
+    they are in an unnamed file), the pairs (12 bytes a crop), and as many columns as are solved at once within the
+    budget.
 
     Args:
         blocks: pairs ``[...]`` and logits ``[..., C]`` of some crops.
         images: number of images N.
         columns: columns C of a label.
         budget: bytes for the sums, and again for what the solver works in (at least 16 N).
-        folder: where there is room for such a file; the system's place for temporary files when None.
+        folder: folder for this file; the system's temporary folder when None.
 
     Returns:
         float32 ``[N, C]``. What the crops leave open, such as an image that none of them shows, is as near to the
@@ -94,7 +94,7 @@ def least_squares_means(
 
 
 def _solve(kept: list[_Shown], diagonal: Float32Array, residual: Float32Array) -> Float32Array:
-    """The solution for a right-hand side ``[N, c]``, which is used up; the shortest one where there are several."""
+    """The solution for a right-hand side ``[N, c]``, which is overwritten; of several the shortest."""
     inverse = np.divide(1, diagonal, out=np.zeros_like(diagonal), where=diagonal > 0)[:, None]
     solution = np.zeros_like(residual)
     direction = inverse * residual
@@ -153,7 +153,7 @@ def _diagonal_and_weight(kept: list[_Shown], images: int) -> tuple[Float32Array,
         own, other = pairs.weights.astype(np.float64), 1 - pairs.weights.astype(np.float64)
         diagonal += np.bincount(pairs.images, own**2, images) + np.bincount(pairs.partners, other**2, images)
         weight += np.bincount(pairs.images, own, images) + np.bincount(pairs.partners, other, images)
-        # A crop mixed with another of its own image shows that image alone.
+        # A crop that is mixed with another crop of its image shows only that image.
         same = pairs.images == pairs.partners
         diagonal += np.bincount(pairs.images[same], 2 * (own * other)[same], images)
     return diagonal.astype(np.float32), weight.astype(np.float32)
@@ -166,7 +166,7 @@ def _dots(left: Float32Array, right: Float32Array) -> npt.NDArray[np.float64]:
 
 
 def _ratio(over: npt.NDArray[np.float64], under: npt.NDArray[np.float64]) -> Float32Array:
-    """``over / under``; 0 where both are."""
+    """``over / under``; 0 if both are."""
     ratio: npt.NDArray[np.float64] = np.divide(over, under, out=np.zeros_like(over), where=under > 0)
     return ratio.astype(np.float32)
 

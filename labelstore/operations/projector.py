@@ -1,4 +1,4 @@
-"""The folder of a projector, as far as its bytes are counted; no torch.
+"""Read the folder of a projector to count its bytes, without torch.
 
 A projector replaces stored labels: what it takes is stated beside what a store takes.
 """
@@ -66,7 +66,7 @@ def projector_info(folder: Path) -> dict[str, Json]:
 
 
 def projector_lines(values: Any) -> list[str]:
-    """What `projector_info` found, for people."""
+    """The result of `projector_info` as text."""
     encoder, parameters = values["encoder"], values["parameters"]
     names = {"lora": "matrices", "norms": "norms", "head": "head"}
     shown = {

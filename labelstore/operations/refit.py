@@ -1,4 +1,4 @@
-"""Calibrate an encoding with the labels that a store holds, where there is no teacher to make more.
+"""Calibrate an encoding with the labels of a store, without a teacher that makes more.
 
 Mean labels are fitted by least squares over the stored rows of some views, mixed ones included; the transform and its
 step are fitted to rows of other views, so that predictions are as good as they look. View 0 comes into none of it: its

@@ -167,7 +167,7 @@ class _Repair:
         return True
 
     def _seal_again(self, of: SealedViews) -> None:
-        """Make a damaged seal of the markers that it was made of; of views whose markers are not all there, none.
+        """Make a damaged seal again from its markers, if all markers of its views exist.
 
         Views from there on are not sealed then: what they lack is not known.
         """

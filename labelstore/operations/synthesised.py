@@ -1,4 +1,4 @@
-"""The record of a synthesised image set, for people; no torch."""
+"""The record of a synthesised image set as text, without torch."""
 
 from __future__ import annotations
 
@@ -63,6 +63,6 @@ def made_by(record: Mapping[str, Any]) -> str:
 
 
 def _object(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of a record; nothing where it has none."""
+    """A part of a record; empty if it has none."""
     found = record.get(name)
     return found if isinstance(found, dict) else {}

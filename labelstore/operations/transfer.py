@@ -1,8 +1,8 @@
 """Copy what is sealed of a store to a bucket, or from an address to a folder.
 
-Files that never change come first, the root metadata last: who reads the copy meanwhile sees the store as it was
-before, or as it is after. A copy that was stopped continues with the files that are not there yet. Nothing is deleted,
-and but for the metadata that grows with the store nothing is overwritten.
+Files that never change come first, the root metadata last: a reader of the copy sees the store either as it was before,
+or as it is after. A copy that was stopped continues with the files that are not there yet. Nothing is deleted, and but
+for the metadata that grows with the store nothing is overwritten.
 """
 
 from __future__ import annotations

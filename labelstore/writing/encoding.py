@@ -59,7 +59,7 @@ def require_block_data(identity: Identity, encoding: Encoding, block: BlockIndex
 
 
 def _require_largest(encoding: Encoding, block: BlockIndex, data: BlockData, largest: float) -> None:
-    """Refuse codes of logits that the encoding cannot hold, which are not here to be looked at."""
+    """Refuse codes of logits that the encoding cannot represent; the logits themselves are not available here."""
     if data.codes is None or block == AUDIT_BLOCK:
         raise InputError(f"block {block}: expected its logits, found only their largest magnitude, {largest}")
     if not largest <= encoding.limit:

@@ -6,8 +6,8 @@ of a host of this name may be another machine. A cluster that starts a job again
 ended, names the job: its earlier start is dead wherever it was. Looking and replacing happen under a lock of the
 store's folder, which the system lets go when a process dies, so two builds cannot both take over.
 
-On a file system of a network a lock of a folder may hold on one host alone. There an empty file in the folder, which
-is gone when nobody needs it, is locked in its place.
+On a network file system a lock of a folder may hold only within a host. There an empty file in the folder, which is
+removed after use, is locked in its place.
 
 Other processes of the same build share its lease. Each keeps a lock of the folder of temporaries for as long as it may
 write: a lease whose process is dead is taken over only when they are gone too.
@@ -44,10 +44,10 @@ class Lease:
     Attributes:
         build: random id of the build; ``JOB:ATTEMPT:ID`` where its launcher names the job.
         host: host name.
-        boot: id of the host's current boot, empty where the system has none.
-        space: the process-id space (container) that ``pid`` counts in, empty where the system has none.
+        boot: id of the host's current boot, empty if the system has none.
+        space: the process-id space (container) that ``pid`` counts in, empty if the system has none.
         pid: process id.
-        started: start time of the process in clock ticks since the boot, empty where the system has none.
+        started: start time of the process in clock ticks since the boot, empty if the system has none.
     """
 
     build: str
@@ -267,7 +267,7 @@ def _require_free(root: Path, held: Lease, *, take_over: bool) -> None:
 
 
 def _here(held: Lease) -> str:
-    """This host in words, and why a process on one of its name is not looked for."""
+    """A description of this host, and why a process on a host of this name cannot be checked."""
     host = socket.gethostname()
     if held.host != host:
         return host
@@ -292,7 +292,7 @@ def _locked(root: Path) -> Iterator[None]:
 
 
 def _is_there(descriptor: int, path: Path) -> bool:
-    """Whether an open file still has its name. It is opened again: only that makes a network's client look anew."""
+    """Whether an open file still has its name. Opening it again refreshes the cache of network clients."""
     try:
         again = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -330,7 +330,7 @@ def _space() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """Start time of a process, empty where the system does not give it; None when there is no such process."""
+    """Start time of a process, empty if the system does not give it; None when there is no such process."""
     try:
         # The name of the program, in parentheses, may hold anything; the fields are counted after it.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""What a seal is made of: views that show every image once, and blocks that were removed and made again."""
+"""Checks before a seal is written: views show every image once, and removed blocks are made again as before."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def reseal(root: Path, identity: Identity, state: State, table: BlockTable) -> l
         if made == sealed:
             continue
         if made.images != sealed.images:
-            raise InputError(f"{root}: block {block} was made of other images than before; build with the store's plan")
+            raise InputError(f"{root}: block {block} has other images than before; build with the store's plan")
         stale.append(_replace_part(root, identity, state, table, block))
         table.forget()
     return stale

@@ -33,7 +33,7 @@ def leftovers(
         state: its state.
         missing: blocks that have no marker.
         calibrated: whether its calibration, where it takes one, has a marker.
-        parts: files of the parts of its seals; None where a seal is damaged, and what it names is not known.
+        parts: files of the parts of its seals; None if a seal is damaged, and what it names is not known.
     """
     for path, array in _shards(root, StoreLayout.of(identity), missing, calibrated=calibrated):
         if may_go(path, shard_of(array)):
@@ -68,7 +68,7 @@ def require_clear(root: Path, identity: Identity, missing: Set[BlockIndex], view
 
 
 def take_back(root: Path, identity: Identity, state: State) -> bool:
-    """Remove what creating a store, and calibrating it, has published; False where there is any more of it.
+    """Remove what creating a store, and calibrating it, has published; False if there is anything else.
 
     A store whose removal is killed is one whose creation was stopped.
     """

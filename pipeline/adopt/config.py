@@ -30,7 +30,7 @@ class AdoptConfig:
     labels: tyro.conf.Positional[Path]
     """Folder of the labels: epoch_0/batch_0.tar and so on; or, of FKD, one .tar an image."""
     store: Path
-    """Folder of the store; made when absent, resumed or extended when present."""
+    """Folder of the store; created if absent, else resumed or extended."""
     format: FormatName | None = None
     """Format of the labels; recognised when left out."""
     views: int | None = None

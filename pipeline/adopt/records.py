@@ -82,7 +82,7 @@ def load(path: Path) -> object:
     Raises:
         InputError: names in one line what the file is instead.
     """
-    with suppress(Exception):  # torch raises errors of any kind; `read_content` below finds out the reason
+    with suppress(Exception):  # torch raises errors of any kind; `read_content` below determines the reason
         if path.is_file():  # reading a pipe would block
             return load_torch(path, allowed=of_numpy())
     return read_content(path, str(path), ADVICE, allowed=of_numpy())

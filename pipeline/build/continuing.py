@@ -145,7 +145,7 @@ def require_same_engine(config: BuildConfig, store: LabelStore, work: Work, cons
             f"different engine{located(found[0], flags=FLAG_AT)}: the store has {found[1]!r}, this run has "
             f"{found[2]!r}; run on the device and with the flags of the store (--dtype, --batch, --threads, --fold, "
             f"--compile, "
-            f"--cuda-graph, --augmenter), or give --allow-engine-change, which the store records for the views to come"
+            f"--cuda-graph, --augmenter), or give --allow-engine-change, which the store records for the next views"
         )
     if audited:
         require_same_labels(source, work.labeller, console)

@@ -3,7 +3,7 @@
 A file is what ``torch.save`` makes of ``[coordinates, flips, mix_index, mix_lam, mix_bbox, logits]``: float32 ``[B,
 4]`` (top, left, height and width as fractions of the image's sides), bool ``[B]``, int64 ``[B]``, float, four integers
 (first row and column of the box that shows the partner, and those after its last), float16 ``[B, C]``. Those of mixing
-are None where they do not apply. No image is named: SRe2L draws the order of each epoch from a sampler with seed 42 and
+are None if they do not apply. No image is named: SRe2L draws the order of each epoch from a sampler with seed 42 and
 finds a file by the first image of its batch. Unmixed crops are written in that order. Mixed ones keep the order of the
 store, since partners belong together, and a file beside the folder holds it.
 """

@@ -218,7 +218,7 @@ class _Made:
     state: tuple[Any, ...] = ()
 
     def array(self) -> npt.NDArray[np.uint8]:
-        """The array of bytes that this is; ValueError where it is another one."""
+        """The array of bytes that this is; ValueError if it is another one."""
         _, shape, dtype, fortran, content = self.state
         content = content.encode("latin-1") if isinstance(content, str) else content
         if dtype.what != "numpy dtype" or dtype.arguments[0] not in ("u1", b"u1") or not isinstance(content, bytes):

@@ -54,7 +54,7 @@ def ppm_head(height: int, width: int, channels: int) -> bytes:
 
 
 def png_chunks(data: bytes | memoryview) -> Iterator[Chunk]:
-    """The chunks of a PNG file, as far as their heads are in ``data``."""
+    """The chunks of a PNG file whose heads are in ``data``."""
     position = len(PNG_MAGIC)
     while position + 12 <= len(data):
         end = position + 12 + int.from_bytes(data[position : position + 4])
@@ -63,7 +63,7 @@ def png_chunks(data: bytes | memoryview) -> Iterator[Chunk]:
 
 
 def webp_chunks(data: bytes | memoryview) -> Iterator[Chunk]:
-    """The chunks of a WebP file, as far as their heads are in ``data``."""
+    """The chunks of a WebP file whose heads are in ``data``."""
     position = 12
     while position + 8 <= len(data):
         length = int.from_bytes(data[position + 4 : position + 8], "little")

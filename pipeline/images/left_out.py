@@ -67,7 +67,7 @@ class LeftOut:
         _add(self.images if kind in IMAGES else self.others, kind, path)
 
     def add_loose(self, path: str) -> None:
-        """Count an image that lies in no class folder."""
+        """Count an image outside of the class folders."""
         _add(self.loose, "image", path)
 
     def counts(self) -> Mapping[str, int]:
@@ -104,7 +104,7 @@ class LeftOut:
 
     @property
     def line(self) -> str | None:
-        """One line that counts all else; None where there is nothing."""
+        """A line with the counts of all other files; None if there are none."""
         return f"left out: {_listed(self.others.items())}" if self.others else None
 
 

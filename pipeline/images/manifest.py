@@ -83,7 +83,7 @@ class Manifest:
         return self.source.place(int(self.indexes[image]))
 
     def stamp(self, image: int) -> Stamp:
-        """Size in bytes and stamp of an image as it is now; OSError where it cannot be read."""
+        """Size in bytes and stamp of an image at present; OSError if it cannot be read."""
         return self.source.stamp(int(self.indexes[image]))
 
     def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
@@ -134,7 +134,7 @@ def scan(
         progress: called with (images read, images to read).
         threads: threads that read; a few more than the cores when None.
         save: write what was read to the cache.
-        decode: find out whether images decode; False reads headers alone, and neither takes nor makes a cache.
+        decode: check whether images can be decoded; False reads only headers, and does not use the cache.
 
     Raises:
         InputError: names what is wrong with the source, or the images that cannot be used.
@@ -295,7 +295,7 @@ def require_same_images(
     targets: npt.NDArray[np.int64],
     manifest: Manifest,
 ) -> None:
-    """Raise unless a manifest is the set of images that a store was made of.
+    """Raise unless a manifest has the images of a store.
 
     Args:
         identity: the store's identity.
@@ -313,7 +313,7 @@ def require_same_images(
         f"the store has {identity.images:,} images in {len(identity.classes):,} classes, "
         f"{printable(manifest.location)} has {len(manifest):,} in {len(manifest.classes):,}"
     )
-    advice = "give the folder that the store was made of, or build another store for this one"
+    advice = "give the images of the store, or build another store for these"
     found += explained(identity.images, manifest)
     for index, (stored, given) in enumerate(zip_longest(identity.classes, manifest.classes)):
         if stored != given:

@@ -26,7 +26,7 @@ class ImageRows:
     """What has been read of each of N images.
 
     Attributes:
-        heights: in pixels, after EXIF orientation, int32 ``[N]``; 0 where nothing has been read yet.
+        heights: in pixels, after EXIF orientation, int32 ``[N]``; 0 if nothing has been read yet.
         widths: likewise.
         digests: SHA-256 of each image's bytes, uint8 ``[N, 32]``; zeros where it was not computed.
         decoded: whether the image was found to decode, bool ``[N]``; where it is not, the other arrays mean nothing.
@@ -106,7 +106,7 @@ def _read(cache: Path) -> tuple[bytes, bytes, npt.NDArray[np.int64], npt.NDArray
 
 
 def _joined(names: Sequence[str]) -> bytes:
-    """Names in one, as they are kept: a million of them take far less than each alone."""
+    """All names in one string, which takes far less memory than a million strings."""
     return "\0".join(names).encode(errors="surrogatepass")
 
 
@@ -151,5 +151,5 @@ CACHE = Proof("a cache of images", _is_cache)
 
 
 def _location_digest(listing: Listing) -> bytes:
-    """Where the images are, without showing their path to whoever is given the cache."""
+    """Digest of the location of the images, which does not reveal their path."""
     return hashlib.sha256(os.fsencode(listing.location)).digest()

@@ -41,12 +41,12 @@ class Chosen:
 
 @dataclass(eq=False, slots=True)
 class Members:
-    """What an archive holds, as it is read entry by entry.
+    """The content of an archive, collected entry by entry.
 
     Attributes:
         location: of the archive, for messages.
         paths: of its images, relative, with ``/``.
-        folders: all folders that hold something, or are entries of their own.
+        folders: all folders that contain something, or are entries.
         left_out: what is no image.
         holding: the folders that images are in, once `sort` has been called.
         folder_of: of each image the index of its folder in ``holding``, int64 ``[M]``, likewise.
@@ -60,7 +60,7 @@ class Members:
     folder_of: Int64Array = field(default_factory=lambda: np.empty(0, np.int64))
 
     def path(self, name: str) -> str | None:
-        """The path of an entry as it is listed; None for what systems and tools leave, which is counted.
+        """The path of an entry in the listing; None for files of systems and tools, which are counted.
 
         Raises:
             InputError: a path that leaves the archive, or is no UTF-8.
@@ -82,7 +82,7 @@ class Members:
         return "/".join(parts)
 
     def add_folder(self, path: str) -> None:
-        """A folder, and those that it lies in."""
+        """Add a folder and its parents."""
         while path and path not in self.folders:
             self.folders.add(path)
             path = path.rpartition("/")[0]
@@ -92,7 +92,7 @@ class Members:
 
         Args:
             path: of the file.
-            head: its first bytes, ``HEAD_BYTES`` of them; None where the name suffices (`named_as_image`).
+            head: its first bytes, ``HEAD_BYTES`` of them; None if the name suffices (`named_as_image`).
         """
         self.add_folder(path.rpartition("/")[0])
         if named_as_image(path) or (head is not None and readable(head[:HEAD_BYTES])):

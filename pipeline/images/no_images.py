@@ -11,7 +11,7 @@ from pipeline.images.source import ImageFile, Listing, Stamp
 
 
 class NoImages:
-    """A source that has classes and no image, so that none can be asked for."""
+    """A source with classes and no images."""
 
     def __init__(self, classes: tuple[str, ...]) -> None:
         empty = np.zeros(0, np.int64)
@@ -34,7 +34,7 @@ class NoImages:
         raise IndexError(image)
 
     def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
-        """Nothing of nothing."""
+        """Nothing."""
         return map(self.read, images)
 
 

@@ -25,7 +25,7 @@ def open_images(
 
     Args:
         path: of a folder, a file, a pattern of files, or a folder within an archive; or an address.
-        class_order: order of classes that have names alone.
+        class_order: order of classes without numbers.
         leave_out: names of images that are not listed.
         options: what the images are, where it is not to be recognised, and what their classes are called.
         cache: the file that keeps what is read of the images; an index may be kept beside it.

@@ -2,7 +2,7 @@
 
 Pillow reads the orientation, so that no second reader can disagree with it on entries of odd types and counts, several
 EXIF blocks, damaged tables, XMP, or PNG's texts. It opens only files with EXIF or XMP, and decodes nothing: of a PNG,
-whose metadata may follow its pixels, it is given the metadata alone.
+whose metadata may follow its pixels, it is given only the metadata.
 """
 
 from __future__ import annotations

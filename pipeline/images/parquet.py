@@ -43,7 +43,7 @@ class Columns:
 
     Attributes:
         content: column of the bytes, such as ``image.bytes``.
-        path: column of the names; None where there is none.
+        path: column of the names; None if there is none.
         label: column of the classes.
         classes: names of the class indexes, where the file has them.
     """
@@ -127,7 +127,7 @@ class ParquetImages:
         return found
 
     def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
-        """The bytes of some images, each read when its turn comes; at an address many at a time."""
+        """The bytes of some images, read one by one; at an address many at a time."""
         return read_together(self, images) if self.listing.remote else map(self.read, images)
 
 
@@ -205,7 +205,7 @@ class _Table:
             ) from error
 
     def _require_bytes(self) -> None:
-        """Refuse images that are paths alone."""
+        """Refuse images that are only paths."""
         lacking = 0
         for group in range(self.footer.num_row_groups):
             statistics = self.content_of(group).statistics
@@ -213,7 +213,7 @@ class _Table:
         if lacking:
             raise InputError(
                 f"{self.shown}: expected the bytes of each image, found {lacking:,} of {self.footer.num_rows:,} rows "
-                f"with a path alone; write it again with the images in it (`embed_external_files=True`)"
+                f"with only a path; write it again with the images in it (`embed_external_files=True`)"
             )
 
     def content_of(self, group: int) -> Any:
@@ -284,7 +284,7 @@ def _columns(shown: str, schema: Any) -> Columns:
 
 
 def _features(schema: Any) -> Mapping[str, Any]:
-    """What Hugging Face's metadata say of each column; nothing where there are none."""
+    """Hugging Face's metadata of each column; empty if there are none."""
     try:
         found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):
@@ -295,7 +295,7 @@ def _features(schema: Any) -> Mapping[str, Any]:
 
 
 def _holds_images(name: str, kind: Any, features: Mapping[str, Any]) -> bool:
-    """Whether a column holds images: a struct with bytes, or bytes that are said or named to be images."""
+    """Whether a column has images: a struct with bytes, or bytes marked as images by metadata or name."""
     if str(kind).startswith("struct"):
         return "binary" in {str(part.type).removeprefix("large_") for part in kind if part.name == "bytes"}
     known = features.get(name, {}).get("_type") == "Image" or name in ("image", "img")
@@ -349,7 +349,7 @@ def _names(tables: Sequence[_Table], classes: Sequence[str], targets: Int64Array
 
 
 def _name(folder: str, path: str) -> str:
-    """The name of an image of a class, from the path in its row; empty where that names nothing."""
+    """The name of an image of a class, from the path in its row; empty if that names nothing."""
     parts = [part for part in path.replace("\0", "").split("/") if part not in ("", ".")]
     if path.startswith("/") or ".." in parts:
         parts = parts[-1:]

@@ -1,4 +1,4 @@
-"""Names that stand for several files: ``{000..099}``, ``{a,b}`` and ``*``."""
+"""Patterns for several files: ``{000..099}``, ``{a,b}`` and ``*``."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _MOST = 1_000_000  # files that a pattern may name
 
 
 def names_files(address: Path) -> bool:
-    """Whether an address is that of tar or Parquet files, by its name alone."""
+    """Whether an address names tar or Parquet files, judged by its name."""
     name = address.name.lower()
     return "{" in name or has_wildcards(name) or any(map(name.endswith, SUFFIXES.values()))
 
 
 def has_wildcards(text: str) -> bool:
-    """Whether a pattern can be matched with names alone, not written out."""
+    """Whether a pattern has to be matched with existing names, since it cannot be expanded."""
     return bool(_WILDCARDS.search(text))
 
 
 def matching(names: Iterable[str], pattern: str) -> list[str]:
-    """The names that a pattern with wildcards matches; a wildcard stands for no ``/``."""
+    """The names that a pattern with wildcards matches; wildcards do not match ``/``."""
     wanted = pattern.split("/")
     parted = ((name, name.split("/")) for name in names)
     return [name for name, parts in parted if len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))]
@@ -49,7 +49,7 @@ def pattern_of(name: str, suffix: str) -> str:
 
 
 def expanded(pattern: str) -> list[str]:
-    """The names of a pattern of braces: ``{000..099}`` counts, with zeros as they are written, ``{a,b}`` lists.
+    """The names of a pattern of braces: ``{000..099}`` counts, with leading zeros, ``{a,b}`` lists.
 
     Raises:
         InputError: braces with something else in them, or far too many names.
@@ -62,7 +62,7 @@ def expanded(pattern: str) -> list[str]:
 
 
 def _words(inner: str, pattern: str) -> list[str]:
-    """What braces stand for."""
+    """The alternatives in braces."""
     if counted := _RANGE.fullmatch(inner):
         first, last = counted[1], counted[2]
         if abs(int(last) - int(first)) >= _MOST:

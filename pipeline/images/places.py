@@ -16,7 +16,7 @@ class Place:
 
     Attributes:
         file: that is there.
-        inside: the folder in it whose folders are the classes; empty where these lie at its top.
+        inside: the folder in it whose folders are the classes; empty if these lie at its top.
     """
 
     file: Path
@@ -24,7 +24,7 @@ class Place:
 
 
 def split(path: Path) -> Place | None:
-    """The file that a path leads to, or into: ``set.zip`` and ``train`` of ``set.zip/train``; None where none is."""
+    """The file that a path leads to, or into: ``set.zip`` and ``train`` of ``set.zip/train``; None if none is."""
     parts: list[str] = []
     try:
         while not os.path.lexists(path):
@@ -38,7 +38,7 @@ def split(path: Path) -> Place | None:
 
 
 def not_there(path: Path) -> InputError:
-    """The error for a path at which, and on the way to which, there is no file."""
+    """The error for a path that is not a file and does not lead into one."""
     if path.is_dir():
         return InputError(
             f"{printable(str(path))}: expected a file, found a folder; give a file in it, or another --images-format"
@@ -47,5 +47,5 @@ def not_there(path: Path) -> InputError:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a path exists, leads into a file, or is a pattern of files, which the source itself looks for."""
+    """Whether a path exists, leads into a file, or is a pattern of files, which the source checks itself."""
     return path.exists() or split(path) is not None or any(mark in str(path) for mark in "{*?[")

@@ -1,7 +1,7 @@
 """The record of a synthesised image set: two files beside its class folders, from which its images can be made again.
 
 ``synthesis.json`` has what made the set: the method and every number, the teacher, the images. It ends with the CRC-32C
-of all before it. ``pieces.npz`` has what each image was made of, and the digest of its file.
+of all before it. ``pieces.npz`` has the pieces of each image, and the digest of its file.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pieces:
-    """What the n images of a set, or of one job, were made of.
+    """The pieces of the n images of a set, or of one job.
 
     Attributes:
         files: their paths in the set, with ``/``.
         digests: SHA-256 of each file, uint8 ``[n, 32]``.
         targets: class of each, an index of the classes that ``synthesis.json`` lists, int64 ``[n]``.
         numbers: number of each within its class, int64 ``[n]``.
-        copied: image of the manifest whose file it is, unchanged; -1 where it was made, int64 ``[n]``.
-        arrays: what the method says of each, by name; the first axis is the images.
+        copied: image of the manifest whose file it is, unchanged; -1 if it was made, int64 ``[n]``.
+        arrays: arrays of the method, by name; the first axis is the images.
     """
 
     files: tuple[str, ...]
@@ -182,12 +182,12 @@ def is_pieces(path: Path) -> bool:
 
 
 def record_bytes(values: Mapping[str, Json]) -> bytes:
-    """The bytes of ``synthesis.json``, for people too."""
+    """The bytes of ``synthesis.json``, indented for readers."""
     return json.dumps(documents.stamp({MARK: FORMAT, **values}), indent=1, allow_nan=False).encode() + b"\n"
 
 
 def read_record(path: Path) -> dict[str, Json]:
-    """What ``synthesis.json`` says, without its mark and its stamp.
+    """The content of ``synthesis.json``, without its mark and its checksum.
 
     Raises:
         DamagedError: it was changed, or is another file.
@@ -216,7 +216,7 @@ def is_record(path: Path) -> bool:
 
 
 def record_of(folder: Path) -> dict[str, Json] | None:
-    """The record of an image set; None where it has none.
+    """The record of an image set; None if it has none.
 
     Raises:
         GiftwrapError: its file was changed or is another one.

@@ -42,7 +42,7 @@ class Tagged(Protocol):
         """The address of their folder."""
 
     def tagged(self, name: str, start: int, stop: int) -> tuple[bytes, str | None]:
-        """Bytes ``start`` to ``stop`` of a file, by one request, and its tag; None where it cannot have changed."""
+        """Bytes ``start`` to ``stop`` of a file, by one request, and its tag; None if it cannot have changed."""
 
 
 class RemoteFiles:
@@ -96,7 +96,7 @@ class RemoteFiles:
         return window[offset - start : offset - start + count]
 
     def stamp(self, file: int) -> int:
-        """The number of the file that was listed; that it has not changed is found out by reading it."""
+        """The number of the listed file; changes are detected when it is read."""
         return int(self.times[file])
 
     def opened(self, file: int) -> BinaryIO:
@@ -231,7 +231,7 @@ def listed_storage(path: Path) -> ObjectStorage | HubStorage:
 
 
 def storage_of(path: Path) -> ObjectStorage | HubStorage | HttpStorage:
-    """What reads the files below an address: of a hub, as they are now.
+    """The storage that reads the files below an address; of a hub, their current revision.
 
     Raises:
         InputError: nothing does, or the library for it is missing.

@@ -13,7 +13,7 @@ KEPT_BYTES = 512 << 20
 
 
 class RowGroups:
-    """What was read of row groups, within a budget of memory; one group alone may be larger.
+    """A cache of row groups within a memory budget; a single group may exceed it.
 
     Args:
         size: bytes of a row group, by file and number.

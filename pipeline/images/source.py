@@ -26,19 +26,19 @@ class Listing:
     """The N images of a source, in its own order, which must be the same whenever the source is opened.
 
     Attributes:
-        location: where the source is, for messages; the manifest's cache is valid for this location alone.
+        location: where the source is, for messages; the manifest's cache is valid only for this location.
         classes: class names in target order.
         names: a unique name of each image; of files, their path relative to ``location``, with ``/``.
         targets: index of each image's class, int64 ``[N]``.
-        sizes: bytes of each image, int64 ``[N]``; 0 where they are not known before it is read.
+        sizes: bytes of each image, int64 ``[N]``; 0 if they are not known before it is read.
         stamps: a number that changes when an image's bytes do, int64 ``[N]``: of files, the modification time in ns;
             0 where they cannot change.
         layout: numbers by which images follow each other where they are stored, int64 ``[N]``: in their order all
-            images are read fastest. None where any order is as good.
+            images are read fastest. None if any order is as good.
         left_out: what of the source is not read, counted by kind.
-        own_files: whether each image is a file of its own, whose path is its place.
-        remote: whether images are elsewhere, so that many should be asked for at a time.
-        former_suffixes: in lower case, of the files that versions before 0.2 read; empty where they read no such
+        own_files: whether each image is a separate file, whose path is its place.
+        remote: whether images are remote, so that many should be requested at a time.
+        former_suffixes: in lower case, of the files that versions before 0.2 read; empty if they read no such
             source.
     """
 
@@ -69,7 +69,7 @@ class ImageSource(Protocol):
         """Where an image is, for messages: the path of its file, or the container and the name in it."""
 
     def stamp(self, image: int) -> Stamp:
-        """Size and stamp of an image as it is now, cheaper than reading it."""
+        """Current size and stamp of an image, cheaper than reading it."""
 
     def open(self, image: int) -> ImageFile:
         """An image as a seekable file, so that its header can be read without the rest."""

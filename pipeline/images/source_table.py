@@ -25,7 +25,7 @@ class Request:
     """How a source is to be opened.
 
     Attributes:
-        class_order: order of classes that have names alone; a source whose classes are numbered keeps their order.
+        class_order: order of classes without numbers; a source with numbered classes keeps their order.
         leave_out: names of images that are not listed.
         class_names: of the classes 0, 1, ..., as the flag is typed.
         cache: the file that keeps what is read of the images. What a source wants to keep beside it, an index of a
@@ -47,7 +47,7 @@ class SourceKind(NamedTuple):
 
     Attributes:
         recognises: whether a path is one, from its name or a look at what is there; cheap, and never raises.
-        open: called with a path and how it is to be opened; InputError where it is no source.
+        open: called with a path and how it is to be opened; InputError if it is no source.
     """
 
     recognises: Callable[[Path], bool]
@@ -90,5 +90,5 @@ class ImageOptions:
 
 
 def options_of(known: Mapping[str, str | None]) -> ImageOptions:
-    """The options among the flags of a command line, as they are typed."""
+    """The options among the flags of a command line, as typed."""
     return ImageOptions(images_format=known["--images-format"], class_names=known["--class-names"])

@@ -20,7 +20,7 @@ class Entry(NamedTuple):
     """What a header declares.
 
     Attributes:
-        name: as it is written.
+        name: the name in the header.
         kind: ``file``, ``folder``, ``link`` (another name of an earlier file), ``symlink`` or ``other``.
         start: of its content in the tar.
         size: of its content in bytes.

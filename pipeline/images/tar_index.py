@@ -37,8 +37,8 @@ class TarIndex:
         files: the tar of each, int64 ``[M]``.
         offsets: of the first byte of each in its tar, int64 ``[M]``.
         sizes: in bytes, int64 ``[M]``.
-        labels: what the ``.cls`` files hold, each once; empty where there are none.
-        classes: of each image the index in ``labels``, int64 ``[M]``; -1 where it has no ``.cls``. Empty without
+        labels: what the ``.cls`` files hold, each once; empty if there are none.
+        classes: of each image the index in ``labels``, int64 ``[M]``; -1 if it has no ``.cls``. Empty without
             labels.
     """
 
@@ -130,7 +130,7 @@ class _Reader:
 
 
 def _head(containers: Containers | RemoteFiles, file: int, start: int, count: int) -> bytes:
-    """The first bytes of an entry; nothing where the tar ends before them, which is found out at its end."""
+    """The first bytes of an entry; empty if the tar ends before them, which is detected at its end."""
     try:
         return containers.near(file, start, count)
     except OSError:
@@ -159,7 +159,7 @@ def _label(tar: str, name: str, content: bytes | None) -> str:
 
 
 def _identity(containers: Containers | RemoteFiles) -> bytes:
-    """Names, sizes and times of the tars, digested: the index is valid for these alone."""
+    """Digest of names, sizes and times of the tars; the index is valid only for these."""
     return sha256(
         b"\0".join([*(path.encode(errors="surrogateescape") for path in containers.paths)])
         + containers.sizes.tobytes()
@@ -168,7 +168,7 @@ def _identity(containers: Containers | RemoteFiles) -> bytes:
 
 
 def _load(kept: Path, containers: Containers | RemoteFiles, location: str) -> TarIndex | None:
-    """The index in a file; None where it is none of these tars."""
+    """The index in a file; None if it is none of these tars."""
     try:
         with kept.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if file["version"] != _VERSION or bytes(file["root"]) != _identity(containers):

@@ -88,7 +88,7 @@ class TarImages:
         return self._containers.read(int(self._files[image]), int(self._offsets[image]), int(self.listing.sizes[image]))
 
     def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
-        """The bytes of some images, each read when its turn comes; at an address many at a time."""
+        """The bytes of some images, read one by one; at an address many at a time."""
         return read_together(self, images) if self.listing.remote else map(self.read, images)
 
 
@@ -104,7 +104,7 @@ KIND = SourceKind(recognises, TarImages)
 
 
 def _parted(path: Path) -> tuple[Path, str] | None:
-    """The tar, folder of tars or pattern that a path names, and the folder in it; None where there is none."""
+    """The tar, folder of tars or pattern that a path names, and the folder in it; None if there is none."""
     for place in (path, *path.parents):
         inside = "/".join(path.parts[len(place.parts) :])
         if place.is_dir():
@@ -153,7 +153,7 @@ def _plain(paths: Sequence[str]) -> Sequence[str]:
         if path.lower().endswith(COMPRESSED_TARS):
             raise InputError(
                 f"{printable(path)}: expected a tar that is not compressed, since a compressed one has no image that "
-                f"can be read alone; decompress it first: `gunzip`, `unxz` or `zstd -d`, or unpack it"
+                f"can be read separately; decompress it first: `gunzip`, `unxz` or `zstd -d`, or unpack it"
             )
     return paths
 
@@ -209,7 +209,7 @@ def _numbered(
 ) -> tuple[list[str], dict[int, int]]:
     """Class names, and the target of each label, of labels that are numbers.
 
-    The names are those of --class-names, or of the folders, where each class has one of its own.
+    The names are those of --class-names, or of the folders, if each class has its own folder.
     """
     members = index.members
     if request.class_names is not None:

@@ -108,11 +108,11 @@ class ZipImages:
         return BytesIO(self.read(image))
 
     def read(self, image: int) -> bytes:
-        """The bytes of an image; OSError where they are not those of its checksum."""
+        """The bytes of an image; OSError if they are not those of its checksum."""
         return _content(self._containers, _Member(*self._table[image].tolist()))
 
     def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
-        """The bytes of some images, each read when its turn comes."""
+        """The bytes of some images, read one by one."""
         return map(self.read, images)
 
 
@@ -152,7 +152,7 @@ def _images(containers: Containers, members: Members) -> npt.NDArray[np.int64]:
 
 
 def _head(containers: Containers, info: zipfile.ZipInfo) -> bytes:
-    """The first bytes of an entry whose name does not decide what it is; nothing where it cannot be read."""
+    """The first bytes of an entry whose name does not decide what it is; empty if it cannot be read."""
     if info.flag_bits & _ENCRYPTED or info.compress_type not in _METHODS:
         return b""
     try:

@@ -61,7 +61,7 @@ class ImportConfig:
 
     @property
     def of_tensors(self) -> tuple[str, ...]:
-        """The flags that are given and that tensor files alone have."""
+        """The given flags that apply only to tensor files."""
         names = ("mean", "std", "normalise", "labels", "argmax", "index")
         return tuple(f"--{name}" for name in names if getattr(self, name) not in (None, False))
 
@@ -79,7 +79,7 @@ class TextConfig:
     """Names of the classes, in the order of the labels' columns: comma-separated, a file with one a line, or a class
     folder, whose subfolders are the classes."""
     template: tuple[str, ...] = ("a photo of a {}.",)
-    """Prompts, in which {} stands for the class."""
+    """Prompts, with {} as placeholder of the class."""
     out: Path
     """File to write, .npy or .safetensors; the latter also has the names of the classes. Must not exist."""
     output: Annotated[Output, Group("running")] = field(default_factory=Output)

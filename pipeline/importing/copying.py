@@ -40,7 +40,7 @@ class CopyReport:
         images: number of images.
         classes: number of classes.
         shards: number of tar shards; 0 for a class folder.
-        notes: for people.
+        notes: lines to print.
     """
 
     images: int
@@ -168,7 +168,7 @@ def _parts(source: ImageSource, count: int) -> list[list[int]]:
     """The images of each shard, in order.
 
     Dealt out in turn, so that each shard has all classes. Images that are read with their neighbours, as those of
-    Parquet files, whose sizes are not known either, stay together as they are stored.
+    Parquet files, whose sizes are not known either, stay together in stored order.
     """
     listing = source.listing
     if listing.layout is not None and not listing.sizes.all():

@@ -31,7 +31,7 @@ class ImportReport:
     Attributes:
         images: number of images.
         classes: number of class folders.
-        notes: what was chosen, for people.
+        notes: lines to print about the choices.
         max_rounding_error: largest distance between a value and the level it was rounded to, in levels of 0 to
             255, without clipped values; 0 for uint8 images.
         mean_rounding_error: mean of those distances.
@@ -75,8 +75,8 @@ def import_tensors(
         out: the class folder to make; absent or empty.
         mean: channel means that the images were normalised with; needed for float images.
         std: their channel standard deviations, likewise.
-        normalise: stretch each image (per-image) or all alike (min-max), or take ``mean`` and ``std`` as they are.
-        labels: a file of the labels alone, where ``file`` has the images alone.
+        normalise: stretch each image (per-image) or all alike (min-max), or use the given ``mean`` and ``std``.
+        labels: a file with the labels, if ``file`` has only images.
         argmax: of soft labels ``[N, C]`` take the class of the largest, instead of refusing them.
         index: which of several sets of images in the file.
         class_names: of the class indexes 0, 1, ...; preceded by the index where the names' own order is another.
@@ -137,9 +137,7 @@ def folder_names(
     if chosen == sorted(chosen, key=os.fsencode) == sorted(chosen, key=natural_key):
         return dict(zip(used, chosen, strict=True)), ()
     folders = {label: f"{label:0{digits}d}_{names[label]}" for label in used}
-    note = (
-        f"folders are named {folders[used[0]]}, ...: by the names alone they would be in another order than the labels"
-    )
+    note = f"folders are named {folders[used[0]]}, ...: sorted by name they would be in another order than the labels"
     return folders, (note,)
 
 

@@ -92,7 +92,7 @@ def make_stretch(
     if images.dtype == torch.uint8:
         if given or normalise:
             raise InputError(
-                f"{place}: uint8 images are written as they are; leave out --mean and --std, and --normalise"
+                f"{place}: uint8 images are written unchanged; leave out --mean and --std, and --normalise"
             )
         return None
     if normalise in ("per-image", "min-max"):
@@ -134,7 +134,7 @@ def _scale(
         zeros, ones = " ".join("0" * channels), " ".join("1" * channels)
         advice = "pass the --mean and --std that they were normalised with"
         if low >= 0 and high <= 1:
-            advice += f"; if they were not (the values lie in [0, 1]), pass --mean {zeros} --std {ones}"
+            advice += f"; if they were not (the values are in [0, 1]), pass --mean {zeros} --std {ones}"
         elif low >= 0 and high > 16:
             advice = "the values look like levels of 0 to 255: save them as uint8"
         raise InputError(f"{place}: float images from {low:.4g} to {high:.4g}: {advice}")
@@ -165,7 +165,7 @@ def _require_plausible(images: Tensor, place: str, mean: Tensor, std: Tensor) ->
     found = exchanged(mean.tolist(), std.tolist()) or _another_range(low, high, mean, std, outside)
     if not found and (spread < _FLAT or whitened(values)):
         result = f"of nearly one grey, spread by {spread:.0f} of 255 levels" if spread < _FLAT else "of bare edges"
-        found = f"the images look whitened (ZCA), which cannot be undone from the file: they would come out {result}"
+        found = f"the images look whitened (ZCA), which cannot be undone from the file: they would become {result}"
     if found:
         raise InputError(
             f"{place}: values from {low:.4g} to {high:.4g} do not suit --mean and --std: {found}; {_STRETCH}"

@@ -36,7 +36,7 @@ def read_numpy(file: Path) -> object:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """An array as a tensor of its memory; TypeError where torch has no such type.
+    """An array as a tensor of its memory; TypeError if torch has no such type.
 
     Bytes ``[N, H, W]`` are images of one channel.
     """
@@ -45,7 +45,7 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def _by_split(arrays: Mapping[str, Tensor]) -> Mapping[str, object]:
-    """Arrays whose names hold that of a split, by split; all as they are where an image tensor's does not."""
+    """Arrays grouped by the split in their names; a single group if the name of an image array has no split."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, array in arrays.items():
         words = re.split(r"[_\-. ]+", name.lower())

@@ -34,7 +34,7 @@ class Pair:
         labels: of each image.
         images_name: of the images, for messages.
         labels_name: of the labels, for messages.
-        notes: what was chosen, for people.
+        notes: lines to print about the choices.
     """
 
     images: Tensor
@@ -133,7 +133,7 @@ def _pairs(content: object, file: str, argmax: bool, place: str = "", depth: int
 def _tensors(
     content: object, keys: tuple[str, ...], dimensions: set[int], place: str = "", depth: int = _DEPTH
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a kind in a file of their own: it is one, or has them under one of these keys."""
+    """The tensor in a file that has only one kind: the whole content, or the value of one of these keys."""
     tensor = _tensor(content)
     if tensor is not None:
         if tensor.ndim in dimensions:
@@ -182,7 +182,7 @@ def _refuse_soft_labels(entries: Mapping[str, Any], labels: str, place: str, cou
 
 
 def _apart(content: object, file: Path) -> str:
-    """What to do about a file of images alone."""
+    """What to do about a file that has only images."""
     if not any(True for _ in _tensors(content, IMAGE_KEYS, {4})):
         return ""
     try:

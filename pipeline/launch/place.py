@@ -28,7 +28,7 @@ class Place:
         world: how many there are.
         local_rank: place among those on this host.
         local_world: how many there are on this host.
-        launcher: what started them: torchrun, srun or ray; empty when alone.
+        launcher: torchrun, srun or ray; empty for a single process.
         job: id of the job, where its launcher may start all of it again after all of it has ended; empty otherwise.
         attempt: which start of the job this is, from 0.
         master: host of rank 0, where the launcher does not set it in the environment.
@@ -47,7 +47,7 @@ class Place:
 
 
 def place_of(environment: Mapping[str, str]) -> Place:
-    """The place that an environment names; alone where it names none.
+    """The place that an environment defines; a single process if it defines none.
 
     Raises:
         InputError: what is there is no place.

@@ -22,7 +22,7 @@ from labelstore.command.stopping import SIGNALS
 from labelstore.errors import InputError, reason
 from pipeline.launch.options import AUTO, LOCAL, LaunchOptions
 
-# Ray reads these when it is imported: no report of its use, and GPUs are left alone where none are asked for.
+# Ray reads these when it is imported: no usage report, and no change to visible GPUs if none are requested.
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 REACH_SECONDS = 5.0
 STDERR = 2
@@ -36,7 +36,7 @@ class Cluster:
 
     Attributes:
         ray: the module.
-        address: as it was given.
+        address: the address as given.
         workers: processes that are wanted.
         gpus: GPUs of each.
         logs: folder of logs on each of its hosts.
@@ -85,12 +85,12 @@ def signals_deferred(numbers: Collection[signal.Signals]) -> Iterator[None]:
         yield
     finally:
         STARTING.clear()
-        signal.signal(signal.SIGTERM, before)  # Ray puts a handler of its own there
+        signal.signal(signal.SIGTERM, before)  # Ray installs its own handler
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
 def leave_group() -> None:
-    """In a process that Ray starts: be alone in a process group, and take SIGTERM, by which Ray ends it."""
+    """In a process that Ray starts: use a separate process group, and handle SIGTERM, with which Ray ends it."""
     if STARTING.is_set():
         os.setpgid(0, 0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

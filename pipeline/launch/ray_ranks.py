@@ -1,6 +1,6 @@
 """The ranks of a command on a Ray cluster: placed, started together, started again when one is lost, stopped together.
 
-Each rank is an actor that runs the command in a process of its own. Ray restarts the process of an actor that it has
+Each rank is an actor that runs the command in a separate process. Ray restarts the process of an actor that it has
 lost, here or on another node; then all ranks begin again, and continue with what was finished.
 """
 
@@ -80,7 +80,7 @@ def verdict_of(ended: Mapping[int, Ended], order: Sequence[int], stopped: int) -
     if lost and ended[0] != Ended():  # the first rank ends well only where all is finished
         return Verdict(None, lost[0], ended[lost[0]].lost)
     failed = [rank for rank in order if ended[rank].code]
-    # Ranks that only found out that another has ended come after it, or have the code 1 beside its 2.
+    # Ranks that ended because of another rank end later, or have exit code 1 where the other has 2.
     failed.sort(key=lambda rank: ended[rank].code != InputError.exit_code)
     return Verdict(ended[failed[0]].code, failed[0]) if failed else Verdict(0)
 
@@ -104,7 +104,7 @@ def environments(
         port: on which the first host is met.
         job: id of this command.
         attempt: how often the ranks were started before.
-        start: the words that start this program, for the line that says how to resume.
+        start: the words that start this program, for the message about resuming.
     """
     nodes = [host.node for host in hosts]
     shared = {
@@ -300,7 +300,7 @@ class Attempt:
                 self._order.append(rank)
             relay.poll()
             if self._stop_when_due([*running.values()]):
-                relay.hold()  # what a rank prints of being stopped, when nobody stopped the command
+                relay.hold()  # a rank's message about being stopped, if the command was not stopped
         found = verdict_of(self._ended, self._order, self._stops.number)
         if found.code is not None:
             relay.finish()

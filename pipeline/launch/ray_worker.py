@@ -1,4 +1,4 @@
-"""What an actor of Ray does for one rank: it runs the command in a process of its own, and keeps what that prints."""
+"""The Ray actor of one rank: it runs the command in a separate process, and keeps its output."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class RankWorker:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                start_new_session=True,  # Ctrl-C reaches the driver alone, which passes it on
+                start_new_session=True,  # Ctrl-C reaches only the driver, which passes it on
             )
         return self._process.wait()
 

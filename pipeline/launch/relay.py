@@ -60,7 +60,7 @@ class Relay:
         self._asked: Any = None
 
     def poll(self) -> None:
-        """Print what has come since the last call; waits for nothing."""
+        """Print new output since the last call, without waiting."""
         if self._asked is None:
             self._asked = self._actor.printed.remote(self._offsets)
         if self._ray.wait([self._asked], timeout=0)[0]:
@@ -79,7 +79,7 @@ class Relay:
             stream.finish()
 
     def _take(self) -> bool:
-        """Print the next piece; whether there was one. That of a rank that is lost is in its logs alone."""
+        """Print the next piece of output; returns whether there was one. Output of a lost rank is only in its logs."""
         asked, self._asked = self._asked or self._actor.printed.remote(self._offsets), None
         try:
             pieces: tuple[bytes, ...] = self._ray.get(asked)

@@ -28,7 +28,7 @@ class Autoencoder(Protocol):
 
     Attributes:
         place: as ``--vae`` names it.
-        identity: what tells it from others, wherever its files are.
+        identity: distinguishes it from other autoencoders, independent of the place of its files.
         factor: side of the images over the side of the latents.
         channels: C of the latents.
         moments: whether `encode` gives the means and the logarithms of the variances of latents, ``2 C`` channels.
@@ -255,7 +255,7 @@ def _load_diffusers(name: str) -> Any:
 
 
 def _of_its_kind(kinds: tuple[Any, ...], name: str, *, here: bool) -> Any:
-    """The autoencoder, by the class that its config.json names; None where that is another one."""
+    """The autoencoder, by the class that its config.json names; None if that is another one."""
     config = kinds[0].load_config(name, local_files_only=here)
     kind = next((kind for kind in kinds if kind.__name__ == config.get("_class_name")), None)
     return None if kind is None else kind.from_pretrained(name, local_files_only=here)

@@ -1,4 +1,4 @@
-"""A frozen network that maps crops to feature vectors: a classifier without its last layer, or a network as it is."""
+"""A frozen network that maps crops to feature vectors: a classifier without its last layer, or a whole network."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Encoder:
         spec: which.
         network: crops ``[n, 3, S, S]`` to features ``[n, d]``; in eval mode, without gradients.
         width: d.
-        weights: as they were read, with those of a classifier that was taken off.
+        weights: all weights of the file, including those of a removed classifier.
     """
 
     spec: EncoderSpec

@@ -14,7 +14,7 @@ def imported(what: str, name: str) -> Any:
 
     Args:
         what: it is for, in messages.
-        name: as it was typed.
+        name: the name as typed.
 
     Raises:
         InputError: when it cannot be had, whatever the module raises, or when it is the name of a file.

@@ -35,7 +35,7 @@ class Place:
         weight: name of the parameter in it.
         shape: of the weight.
         groups: of a convolution; 1 of all others.
-        depthwise: whether it is a convolution of each channel alone.
+        depthwise: whether it is a depthwise convolution.
     """
 
     module: str
@@ -200,7 +200,7 @@ def made(network: nn.Module, chosen: list[Place], rank: int, scale: float) -> di
 
 
 def listed(chosen: list[Place], rank: int) -> list[str]:
-    """What is adapted and with how many parameters, a line each kind of layer, for people."""
+    """The adapted layers and their numbers of parameters, a line for each kind of layer."""
     lines: dict[str, list[Place]] = {}
     for place in chosen:
         lines.setdefault(re.sub(r"\d+", "*", place.name), []).append(place)

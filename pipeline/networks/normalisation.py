@@ -39,7 +39,7 @@ def require_normalisation(mean: Sequence[float], std: Sequence[float], place: st
 
 
 def exchanged(mean: Sequence[float], std: Sequence[float]) -> str | None:
-    """A doubt whether mean and deviation are in each other's place; None where there is none.
+    """A doubt whether mean and deviation are in each other's place; None if there is none.
 
     Numbers in [0, 1] of mean m deviate by sqrt(m (1 - m)) at most, when all are 0 or 1. Deviations of 1 divide by
     nothing, and means of 0 subtract nothing: these are no statistics.

@@ -30,7 +30,7 @@ class Logits(nn.Module):
 def logits_of(output: Any) -> Tensor:
     """The logits: the output itself, what it names ``logits``, or the first of several.
 
-    Auxiliary logits (GoogLeNet, Inception) and features beside them are left alone.
+    Auxiliary logits (GoogLeNet, Inception) and features beside them are ignored.
 
     Raises:
         InputError: when there are none.

@@ -253,7 +253,7 @@ def start_from_means(means: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]
 
 
 def refuse(**_args: object) -> nn.Module:
-    """A projector is trained and loaded, and never made alone."""
+    """A projector is trained and loaded, and not constructed by name."""
     raise InputError(
         f"{PROJECTOR} is made by `giftwrap train-projector`; its folder labels: --teacher {PROJECTOR} --weights FOLDER"
     )
@@ -270,10 +270,10 @@ def require_used(projector: Projector, size: int) -> None:
         size: side of its crops in pixels.
 
     Raises:
-        InputError: names the layers, or says that the encoder does not take such crops.
+        InputError: names the layers, or states that the encoder does not accept such crops.
     """
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    projector.eval()  # running statistics stay as they are
+    projector.eval()  # running statistics do not change
     projector(images).square().mean().backward()
     unused = [name for name, each in projector.trained.lora.items() if cast("lora.Lora", each).b.grad is None]
     projector.zero_grad(set_to_none=True)

@@ -61,7 +61,7 @@ def record_of(design: Design, encoder: Encoder, trained: Trained) -> dict[str, J
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What ``projector.json`` says.
+    """The content of ``projector.json``.
 
     Attributes:
         design: of the projector.
@@ -120,7 +120,7 @@ def load_projector(args: Mapping[str, Any], weights: str, load: Load, build: Bui
     """A projector as a labeller, merged, and its weights: the encoder's too, which decide its labels.
 
     Args:
-        args: ``encoder_weights`` says where the weights of the encoder are, if not where they were.
+        args: ``encoder_weights`` is the place of the encoder's weights, if they have moved.
         weights: its folder, or a file of weights in it.
         load: loads the encoder.
         build: builds the encoder of a projector that is merged.
@@ -129,7 +129,7 @@ def load_projector(args: Mapping[str, Any], weights: str, load: Load, build: Bui
         InputError: when it is none, or the encoder has other weights than in training.
     """
     if unknown := args.keys() - {ENCODER_WEIGHTS}:
-        raise InputError(f"network {PROJECTOR}: takes {ENCODER_WEIGHTS} alone, found {', '.join(sorted(unknown))}")
+        raise InputError(f"network {PROJECTOR}: takes only {ENCODER_WEIGHTS}, found {', '.join(sorted(unknown))}")
     file = file_of(Path(weights))
     record = Record.read(file.parent / RECORD)
     found = read_weights(file)
@@ -183,7 +183,7 @@ def load_trained(trained: nn.Module, tensors: Mapping[str, Tensor], source: str)
 
 
 def file_of(weights: Path) -> Path:
-    """The file of weights that a folder, or a file of it, stands for."""
+    """The weights file of a folder, or of a file in it."""
     return weights / PROJECTOR_WEIGHTS if weights.is_dir() else weights
 
 

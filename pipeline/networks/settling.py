@@ -20,7 +20,7 @@ class Normalisation:
     Attributes:
         mean: channel means; None where neither a flag nor the weights give them.
         std: channel standard deviations, likewise.
-        sources: of both, for people.
+        sources: origin of both, as text.
         warnings: what differs from what the weights were trained with.
     """
 
@@ -36,7 +36,7 @@ class Normalisation:
 
     @property
     def text(self) -> str:
-        """One line for people."""
+        """One line of text."""
         mean, std = (numbers(values or ()) for values in (self.mean, self.std))
         of_mean, of_std = self.sources
         if of_mean == of_std:
@@ -126,7 +126,7 @@ def require_network(
 
 
 def differences(trained: Trained, size: int, interpolation: str, resize: int | None = None) -> str | None:
-    """How images differ from those that a network was trained on, for people; None where they do not.
+    """How images differ from those that a network was trained on, as text; None if they do not.
 
     Args:
         trained: what it was trained with.

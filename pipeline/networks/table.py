@@ -1,4 +1,4 @@
-"""All networks by name. A family is a file with a ``NETWORKS`` of its own, and a line in `FAMILIES`."""
+"""All networks by name. A family is a file that defines ``NETWORKS``, and a line in `FAMILIES`."""
 
 from __future__ import annotations
 

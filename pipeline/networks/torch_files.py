@@ -22,7 +22,7 @@ from labelstore.errors import InputError
 from pipeline.networks.file_kinds import SAFETENSORS, TORCH, kind_of, shown
 from pipeline.quiet import quiet
 
-_OF_TORCH = 3  # a magic number, a version, and what wrote it come first
+_OF_TORCH = 3  # it starts with a magic number, a version, and information about the writer
 WANTED = "nothing but tensors, written by torch.save or safetensors"
 _PICKLES = 5  # a legacy file is a row of as many
 _HELPERS = ("builtins.", "copyreg.", "functools.")
@@ -50,7 +50,7 @@ class Inert:
 
 
 class OddTensor(Inert):
-    """In place of a tensor that has no dense numbers: sparse, quantised, nested, or of a shape alone.
+    """In place of a tensor that has no dense numbers: sparse, quantised, nested, or only a shape.
 
     Attributes:
         kind: which of them.
@@ -242,7 +242,7 @@ def settled(value: Any, known: dict[int, Any] | None = None) -> Any:
 
     Args:
         value: the content, which stays alive meanwhile.
-        known: what was settled already, by identity: a list that is held many times is looked at once.
+        known: results so far, by identity, so that a list with many references is checked once.
     """
     known = {} if known is None else known
     if id(value) in known:

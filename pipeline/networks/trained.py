@@ -20,7 +20,7 @@ RECORD_KEY = "giftwrap"  # of the metadata of a .safetensors file
 CLOSE = 1e-3  # numbers of a mean or a deviation that are one number, rounded differently
 TORCHVISION, TIMM = "torchvision:", "timm:"
 PROJECTOR = "projector"  # the name of the networks of `pipeline.networks.projector`
-ENCODER_WEIGHTS = "encoder_weights"  # their argument that says where the weights of the encoder are
+ENCODER_WEIGHTS = "encoder_weights"  # their argument for the place of the encoder's weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def trained_with(name: str | None, args: Mapping[str, Json], weights: str) -> Tr
 
 
 def recorded_in(weights: str) -> Trained | None:
-    """The record in a .safetensors file, by its header alone; None where there is none, or no such file.
+    """The record in a .safetensors file, read from its header; None if there is no record or no such file.
 
     Args:
         weights: the file, or the folder of a projector.
@@ -153,7 +153,7 @@ def recorded_in(weights: str) -> Trained | None:
 
 
 def _of_projector(folder: Path) -> Trained | None:
-    """What the record of a projector says; None where there is none."""
+    """The record of a projector; None if there is none."""
     try:
         record = json.loads((folder / RECORD).read_text())["trained"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -14,7 +14,7 @@ from labelstore.errors import InputError
 from pipeline.networks.file_kinds import shown
 
 WRAPPED_BY = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-# Of several sets a running mean comes first, as timm loads them, then the names in this order, then the file's own.
+# Of several sets a running mean is preferred, as in timm, then the names in this order, then the order of the file.
 ORDER = (
     *("state_dict", "model", "model_state_dict", "model_state", "net", "network", "params", "weights", "module"),
     *("online", "encoder_q", "generator", "teacher", "student", "target", "encoder_k"),
@@ -159,7 +159,7 @@ def _mappings(content: Mapping[Any, Any], path: tuple[str, ...] = ()) -> Iterato
 
 
 def _sets(content: Mapping[Any, Any]) -> Iterator[WeightSet]:
-    """All dicts of tensors, but for the state of optimisers and the like; the outermost come first."""
+    """All dicts of tensors, except the state of optimisers and the like, outermost first."""
     found = {
         path: held
         for path, held in _mappings(content)

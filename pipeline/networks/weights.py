@@ -182,7 +182,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 def head_classes(network: nn.Module, classes: int, weights: Weights) -> int | None:
-    """How many classes the weights were trained for, where that alone keeps them from fitting.
+    """How many classes the weights were trained for, if that is the only reason why they do not fit.
 
     ``network`` was built for ``classes``: the tensors of its head are those whose shapes differ, in their
     first dimension only. None when all fit, or something else differs too.

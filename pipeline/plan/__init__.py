@@ -1,1 +1,1 @@
-"""The plan: which crop of which image, drawn from counters alone."""
+"""The plan: which crop of which image, drawn from counters."""

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: each is a function of its key and its counters alone (P1).
+"""Counter-based random numbers: each depends only on its key and its counters (P1).
 
 The generator is Philox4x32-10 (Salmon et al. 2011). A key is the hash of a tuple that starts with what the
 numbers are for, so their sequences never overlap; the counters are the image or group, and the attempt.

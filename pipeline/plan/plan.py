@@ -85,7 +85,7 @@ class Plan:
         return order
 
     def _crops(self, view: int, images: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
-        """Columns that depend on the image alone: int64 ``[K, n]``."""
+        """Columns that depend only on the image: int64 ``[K, n]``."""
         spec, seed = self.spec, self.spec.seed
         sides = self._heights[images], self._widths[images]
         boxes = crop.draw(spec.crop, spec.crop_numbers, seed, view, images, *sides)

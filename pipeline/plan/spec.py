@@ -30,7 +30,7 @@ _LATER = ("mix_per", "augment")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CropOptions:
-    """How crops are drawn: the numbers of a plan but its side and its seed; checked where a plan is made of them."""
+    """How crops are drawn: the numbers of a plan except its size and seed; checked when a plan is constructed."""
 
     crop: CropName = "resized"
     """resized: RandomResizedCrop; center: the centre, after a resize of the short side; padded: a random crop after
@@ -162,7 +162,7 @@ _DEFAULTS = {field.name: field.default for field in fields(PlanSpec)}
 
 
 def _only_with(name: str) -> tuple[str, tuple[str, ...]]:
-    """The field, and its values, with which alone the field ``name`` has an effect; no values: it always has one."""
+    """The field and the values without which the field ``name`` has no effect; no values if it always has one."""
     if name in _MIXING:
         return "mix", tuple(MIXES)
     own = () if name == "size" else tuple(kind for kind, each in CROPS.items() if name in each.parameters)

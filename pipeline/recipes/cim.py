@@ -14,7 +14,7 @@ build_differs = (
     "one of crop, scale and rotation for each crop, where the authors' code draws it once a batch; that code "
     "normalises each set by its own mean and deviation, here they are the teacher's: see --mean and --std"
 )
-train_differs = "the best of four evaluations alone is reported there, as mean and population deviation of three runs"
+train_differs = "only the best of four evaluations is reported there, as mean and population deviation of three runs"
 
 
 def build(_setting: Setting) -> Flags:

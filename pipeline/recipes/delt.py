@@ -17,7 +17,7 @@ build_differs = (
     "crops shares its CutMix weight and box, where the authors' code draws them for each batch"
 )
 train_differs = (
-    "a second forward in training mode each step, which moves BatchNorm's statistics twice; the best evaluation alone "
+    "a second forward in training mode each step, which moves BatchNorm's statistics twice; only the best evaluation "
     "is reported there"
 )
 

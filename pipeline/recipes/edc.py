@@ -28,10 +28,10 @@ build_differs = (
     "and go through torchvision's RandAugment before the crop, where --augment rand-augment changes the crop"
 )
 train_differs = (
-    "the hard cross-entropy takes the class of the crop alone, also where CutMix has mixed in another; the running "
+    "the hard cross-entropy takes only the class of the crop, even if CutMix has mixed in another; the running "
     "mean begins with the first weights, and is tested with BatchNorm's statistics of the student, which are "
     "averaged too here; CIFAR-100's rate falls in a straight line over the last sixth; batches of CIFAR-10 for more "
-    "than one image a class are not published, and ours are CIFAR-100's; the best evaluation alone is reported there"
+    "than one image a class are not published, and ours are CIFAR-100's; only the best evaluation is reported there"
 )
 
 

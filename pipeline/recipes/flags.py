@@ -28,7 +28,7 @@ def given(arguments: Sequence[str], command: str, *flags: str, also: Sequence[st
         arguments: the command and its flags.
         command: the command whose flags are meant.
         flags: all of them must be given.
-        also: flags that may be given; None where they are not.
+        also: flags that may be given; None if they are not.
 
     Returns:
         The values by flag; None when it is another command, when one of ``flags`` is missing, or when a flag has no

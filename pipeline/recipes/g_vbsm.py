@@ -27,8 +27,8 @@ build_differs = (
     "the logits of each are first scaled to the mean norm of all, batch by batch"
 )
 train_differs = (
-    "the hard cross-entropy takes the class of the crop alone, also where CutMix has mixed in another; here it is that "
-    "of both, by their shares; the best evaluation alone is reported there"
+    "the hard cross-entropy takes only the class of the crop, even if CutMix has mixed in another; here it is that "
+    "of both, by their weights; only the best evaluation is reported there"
 )
 
 
@@ -44,7 +44,7 @@ def build(setting: Setting) -> Flags:
 
 
 def train(setting: Setting) -> Flags:
-    """Squared error plus hard cross-entropy; decay on weights alone, a whole cosine."""
+    """Squared error plus hard cross-entropy; decay on weights only, a whole cosine."""
     return {
         "loss": "mse+ce",
         **BRANCHES[branch(setting)],

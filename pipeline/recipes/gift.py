@@ -1,6 +1,6 @@
 """GIFT (arXiv 2405.14736; LINs-lab/GIFT, validate/evaluator_benchmark.py and utils/transforms.py).
 
-Factor crop, of two cells a side for RDED's ImageNet-1K set and its ResNet-18 alone, then DSA on the normalised image.
+Factor crop, of two cells a side only for RDED's ImageNet-1K set and its ResNet-18, then DSA on the normalised image.
 The flip of DSA is the plan's.
 """
 
@@ -14,7 +14,7 @@ build_differs = (
     "DSA draws one of crop, scale and rotation for each crop, where GIFT's code draws it once a batch; that code "
     "normalises each set by its own mean and deviation, here they are the teacher's: see --mean and --std"
 )
-train_differs = "the best of four evaluations alone is reported there, as mean and population deviation of three runs"
+train_differs = "only the best of four evaluations is reported there, as mean and population deviation of three runs"
 
 
 def build(_setting: Setting) -> Flags:

@@ -35,8 +35,8 @@ build_differs = (
 )
 train_differs = (
     "the stored batches drawn one by one (views come whole here), the last crop of an odd hard batch left out, "
-    "rates of ImageNette and ImageWoof; where no rate is published for a set and a network, it is ours; the best "
-    "evaluation alone is reported there"
+    "rates of ImageNette and ImageWoof; where no rate is published for a set and a network, it is ours; only the "
+    "best evaluation is reported there"
 )
 few_views = True
 
@@ -52,7 +52,7 @@ def build(setting: Setting) -> Flags:
 
 
 def train(setting: Setting) -> Flags:
-    """KL at T = 20, hard labels smoothed by 0.8, KL again; AdamW with decay on weights alone, half or whole cosine."""
+    """KL at T = 20, hard labels smoothed by 0.8, KL again; AdamW with decay on weights only, half or whole cosine."""
     lr, horizon = rate(setting)
     return {
         **phases(setting.epochs or EPOCHS),

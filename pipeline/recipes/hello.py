@@ -26,7 +26,7 @@ def build(setting: Setting) -> Flags:
 
 
 def train(setting: Setting) -> Flags:
-    """Squared error plus hard cross-entropy; AdamW with decay on weights alone, a whole cosine."""
+    """Squared error plus hard cross-entropy; AdamW with decay on weights only, a whole cosine."""
     return {
         **batch_norm(setting),
         "loss": "mse+ce",

@@ -14,12 +14,12 @@ from pipeline.recipes.setting import TINY, Flags, Setting
 TINY_MEAN, TINY_STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
 BATCH = 128
 build_differs = (
-    "labels of the largest 10 to 250 logits alone, and a tenth of all batches kept: give --views 30 in place of 300 "
+    "labels of only the largest 10 to 250 logits, and a tenth of all batches kept: give --views 30 in place of 300 "
     "epochs; all logits are kept here"
 )
 train_differs = (
     "an epoch put together of stored batches that are drawn one by one (views come whole here), and the evaluations "
-    "after epochs 1, 51, ... of which the best alone is reported there"
+    "after epochs 1, 51, ... of which only the best is reported there"
 )
 few_views = True
 

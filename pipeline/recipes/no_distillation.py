@@ -1,6 +1,6 @@
 """A Label is Worth a Thousand Images (arXiv 2406.10485; sunnytqin/no-distillation, softlabel/utils.py).
 
-The label of an image is made once, of the image as it is. The student sees fresh crops with one kind of DSA each.
+The label of an image is made once, from the whole image. The student sees fresh crops with one kind of DSA each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ build_differs = (
 train_differs = (
     "DSA draws its kind for each crop, where the paper's code draws it once a batch; one epoch more than --epochs; "
     "AdamW with a cosine, and rates other than 0.01, which the paper takes for some sets; the sample command for "
-    "Tiny-ImageNet has 1,000 epochs; the mean over five seeds of the best evaluation alone is reported there"
+    "Tiny-ImageNet has 1,000 epochs; the mean over five seeds of only the best evaluation is reported there"
 )
 
 

@@ -22,7 +22,7 @@ RATES = {
 }
 build_differs = "a group of crops shares its CutMix weight and box, where RDED's code draws them for each batch"
 train_differs = (
-    "a second forward in training mode each step, which moves BatchNorm's statistics twice; the best evaluation alone "
+    "a second forward in training mode each step, which moves BatchNorm's statistics twice; only the best evaluation "
     "is reported there"
 )
 
@@ -56,7 +56,7 @@ def stored_in(classes: int, plan: Flags) -> Flags:
 
 
 def train(setting: Setting) -> Flags:
-    """AdamW with decay on weights alone, half of a cosine's half wave, KL at T = 20 without T squared."""
+    """AdamW with decay on weights only, half of a cosine's half wave, KL at T = 20 without T squared."""
     return {
         **batch_norm(setting),
         "loss": "kl",

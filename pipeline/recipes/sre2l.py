@@ -13,8 +13,8 @@ build_differs = (
     "and Tiny-ImageNet makes labels during training, by other protocols"
 )
 train_differs = (
-    "a batch taken in two halves, each with its own BatchNorm statistics (--accumulate 2 does); the best evaluation "
-    "alone is reported there"
+    "a batch taken in two halves, each with its own BatchNorm statistics (--accumulate 2 does); only the best "
+    "evaluation is reported there"
 )
 
 
@@ -35,7 +35,7 @@ def build(setting: Setting) -> Flags:
 
 
 def train(setting: Setting) -> Flags:
-    """AdamW with decay on weights alone, a whole cosine, batches of 1024, KL at T = 20 without T squared."""
+    """AdamW with decay on weights only, a whole cosine, batches of 1024, KL at T = 20 without T squared."""
     return {
         "loss": "kl",
         "temperature": 20.0,

@@ -1,4 +1,4 @@
-"""Whether crops rendered again are the crops that the labels were made for (P2)."""
+"""Whether crops rendered again are the crops that were labelled (P2)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def compare(ours: Tensor | Pixels, stored: Tensor | Pixels, stored_id: Json, our
 
     Args:
         ours: uint8 ``[n, S, S, 3]``, rendered now.
-        stored: the same crops as they were when their labels were made.
+        stored: the same crops, as stored with their labels.
         stored_id: id of the renderer that made them.
         our_id: id of the renderer of ``ours``.
 

@@ -23,7 +23,7 @@ _WEBP_PIXELS = frozenset({b"VP8 ", b"VP8L"})
 
 
 def bare(kind: str, data: bytes) -> bytes | None:
-    """The file without metadata, its pixels as they are stored; ``data`` itself where there is none.
+    """The file without metadata; ``data`` itself if it has none.
 
     Args:
         kind: ``JPEG``, ``PNG`` or ``WebP``; what DALI is not given needs none.

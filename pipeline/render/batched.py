@@ -1,8 +1,8 @@
 """Many crops cut, resized and flipped at once on a device, with Pillow's own integers: its crops, bit for bit.
 
 Pillow resizes along rows, then along columns. Each pass sums bytes times weights of 22 bits, rounds once and clips to a
-byte. Integers add up the same in any order, so a crop depends on nothing but its box, and comes out alike on a CPU and
-on a GPU. Two kernels do it on a GPU that Triton can compile for; plain torch, here, everywhere else.
+byte. Integers add up the same in any order, so a crop depends only on its box, and is equal on a CPU and on a GPU. Two
+kernels do it on a GPU that Triton can compile for; plain torch, here, everywhere else.
 """
 
 from __future__ import annotations

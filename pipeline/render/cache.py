@@ -126,7 +126,7 @@ class Room:
 
 
 def runs(costs: npt.NDArray[np.int64], most: int, count: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Indexes of ``costs``, int64 ``[b]`` a run: at most ``count`` that cost at most ``most``, or one alone."""
+    """Indexes of ``costs``, int64 ``[b]`` a run: at most ``count`` that cost at most ``most``, or a single one."""
     ends = np.cumsum(costs)
     start = 0
     while start < len(costs):
@@ -158,10 +158,10 @@ class Images:
         Args:
             manifest: the images.
             decode: decodes plain files, without their metadata, to uint8 ``[H, W, 3]``, by their headers; None for a
-                file that it refuses or finds damaged. None where DALI is absent.
+                file that it refuses or finds damaged. None if DALI is absent.
             pool: where files are read, and where Pillow decodes what ``decode`` does not.
             cache_bytes: memory for decoded images: as many are kept as fit.
-            read_files: reads files by their paths, faster together than one by one; None where it fails. Left out, or
+            read_files: reads files by their paths, faster together than one by one; None if it fails. Left out, or
                 where images are not files of their own, the source reads them.
         """
         self._manifest, self._decode, self._pool = manifest, decode, pool
@@ -222,7 +222,7 @@ class Images:
         ]
 
     def _stored(self, header: Header, data: Data, *, stripped: bool) -> Data | None:
-        """A plain file without its metadata; itself where it has none."""
+        """A plain file without its metadata; itself if it has none."""
         return bare(header.kind, bytes(data)) if stripped else data
 
     def _known_headers(self, images: Indexes) -> list[Header]:

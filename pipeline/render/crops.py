@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 CHUNK_CROPS = 64  # crops at a time (8 a thread if that is more) ...
 CHUNK_BYTES = 256 << 20  # ... of at most so many bytes of decoded images, or of one image
 SPAN = 8  # crops that a thread resizes in one task
-LEAST_SIDE = 2  # of regions: one stored column of JPEG 4:2:0, decoded alone at the left border, has other chroma
+LEAST_SIDE = 2  # least side of regions: a single column of JPEG 4:2:0 at the left border would decode to other chroma
 
 Indexes = npt.NDArray[np.int64]
 

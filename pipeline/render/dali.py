@@ -29,12 +29,12 @@ from pipeline.render.dali_errors import RefusedFileError, explained
 
 _FLIPS = {1: (), 2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}
 """Axes (rows, columns) flipped by each orientation, after rows and columns were exchanged from 5 on."""
-DEPTH = 2  # batches that a pipeline has under way: while one is taken, the next is decoded
+DEPTH = 2  # batches in flight in a pipeline: while one is used, the next is decoded
 
 
 @cache
 def load() -> Any:  # its own type stubs leave most of it out
-    """DALI; None where it cannot be imported: Pillow then decodes what a CPU decodes, to the same pixels."""
+    """DALI; None if it cannot be imported: Pillow then decodes what a CPU decodes, to the same pixels."""
     try:
         return import_module("nvidia.dali")
     except (ImportError, OSError):
@@ -42,7 +42,7 @@ def load() -> Any:  # its own type stubs leave most of it out
 
 
 def require_dali() -> None:
-    """Raise InputError where a GPU is to decode and DALI cannot be imported; names the reason."""
+    """Raise InputError if a GPU is to decode and DALI cannot be imported; names the reason."""
     if load() is not None:
         return
     why = "cannot be imported"
@@ -61,8 +61,8 @@ def require_dali() -> None:
 class DaliDecoder:
     """Decodes batches of at most ``batch`` files to uint8 RGB, turned upright by their orientation.
 
-    Files are given without their metadata, as `pipeline.render.bare` leaves them. `DEPTH` batches of whole images,
-    and as many of regions, may be under way at a time; what was begun first is finished first.
+    Files are given without their metadata, as `pipeline.render.bare` leaves them. `DEPTH` batches of whole images, and
+    as many of regions, may be in flight at a time; they finish in the order in which they were started.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class DaliDecoder:
             self._whole.start(files=[np.frombuffer(file, np.uint8) for file in files])
 
     def finish(self, take: Callable[[list[Tensor | None]], None]) -> None:
-        """Wait for the images that were begun first and pass them to ``take``; they are invalid after it returns."""
+        """Wait for the images that were started first and pass them to ``take``; they are invalid after it returns."""
         files, turns = self._begun.popleft()
         if not files:
             take([])
@@ -129,7 +129,7 @@ class DaliDecoder:
             self._whole.take(lambda decoded: take(list(map(upright, decoded, turns))))
 
     def _alone(self, file: Data, turn: int) -> Tensor | None:
-        """The image of one file; None where DALI refuses it or finds it damaged."""
+        """The image of one file; None if DALI refuses it or finds it damaged."""
         images: list[Tensor] = []
         self._single.start(files=[np.frombuffer(file, np.uint8)])
         try:
@@ -153,7 +153,7 @@ class DaliDecoder:
         self._region.start(files=[np.frombuffer(file, np.uint8) for file in files], anchor=anchor, shape=shape)
 
     def finish_regions(self, take: Callable[[list[Tensor]], None]) -> bool:
-        """Wait for the regions that were begun first and pass them to ``take``; they are invalid after it returns.
+        """Wait for the regions that were started first and pass them to ``take``; they are invalid after it returns.
 
         Returns:
             False, without calling ``take``, if DALI refuses one of the files or finds it damaged.
@@ -175,14 +175,14 @@ class DaliDecoder:
 
 
 def upright(image: Tensor, orientation: int) -> Tensor:
-    """A stored image or region ``[h, w, 3]`` as it is seen, contiguous; itself where nothing is turned."""
+    """A stored image or region ``[h, w, 3]`` turned upright, contiguous; unchanged if it is upright already."""
     exchanged = image.transpose(0, 1) if orientation >= 5 else image
     flips = _FLIPS[orientation]
     return (exchanged.flip(flips) if flips else exchanged).contiguous()
 
 
 def stored_pixels(box: Tensor, orientation: int) -> Tensor:
-    """A box ``[h, w, 3]`` of an upright image as it is stored, contiguous: `upright` undone."""
+    """A box ``[h, w, 3]`` of an upright image in stored orientation, contiguous: the inverse of `upright`."""
     flips = _FLIPS[orientation]
     flipped = box.flip(flips) if flips else box
     return (flipped.transpose(0, 1) if orientation >= 5 else flipped).contiguous()
@@ -198,7 +198,7 @@ def stored_box(box: npt.NDArray[np.int32], header: Header) -> tuple[int, int, in
 
 
 class _Runner:
-    """A pipeline with at most `DEPTH` batches under way; made anew after `drop` and after a file it does not decode."""
+    """A pipeline with at most `DEPTH` batches in flight; made again after `drop` and after a file it cannot decode."""
 
     def __init__(self, make: Callable[[], Any], device: torch.device, first: Mapping[str, Any]) -> None:
         """Nothing is made yet.
@@ -218,7 +218,7 @@ class _Runner:
 
     @property
     def begun(self) -> int:
-        """Batches that were begun and not waited for."""
+        """Number of batches that were started and not waited for."""
         return len(self._begun)
 
     def make(self) -> None:
@@ -259,8 +259,8 @@ class _Runner:
         """Wait for the batch that was begun first.
 
         Raises:
-            DamagedDataError: it is done, but not to be used: it, or one that was under way with it, has damaged data.
-            RefusedFileError: a file did not decode. What was begun after it has been begun anew.
+            DamagedDataError: when it, or another batch in flight, has damaged data; it must not be used.
+            RefusedFileError: when a file cannot be decoded. Later batches have been started again.
             GiftwrapError: DALI failed for another reason.
         """
         try:
@@ -276,7 +276,7 @@ class _Runner:
             raise DamagedDataError("a decoder found damaged data")
 
     def _wait(self) -> bool:
-        """Wait for the batch that was begun first; whether a decoder found damaged data meanwhile."""
+        """Wait for the batch that was started first; returns whether a decoder found damaged data meanwhile."""
         self._inputs, listener = self._begun.popleft()
         try:
             with explained(self._device, of_files=True):

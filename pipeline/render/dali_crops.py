@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from pipeline.images.manifest import Manifest
     from pipeline.plan.plan import PlanSpec
 
-SAMPLE = 16  # images that a GPU decodes together and alone before anything else
+SAMPLE = 16  # images that a GPU decodes together and one by one, as a check
 READ_AHEAD = 2  # chunks, besides those that DALI works on
 
 Indexes = npt.NDArray[np.int64]
@@ -119,7 +119,7 @@ class DaliRenderer:
         return crops
 
     def render_all(self, parts: Iterable[CropRows]) -> Iterator[Tensor]:
-        """The crops of each of ``parts`` as by `render`, the next ones under way while one is used.
+        """The crops of each of ``parts``, equal to `render`; the next ones are made while one is used.
 
         Parts are taken ahead: as many as fill the chunks that are read and decoded ahead, and one.
         """
@@ -127,7 +127,7 @@ class DaliRenderer:
         try:
             yield from self._stream_parts(files, parts)
         finally:
-            if files.under_way:  # Ctrl-C too: a batch under way must not reach the next call
+            if files.under_way:  # also on Ctrl-C: a batch in flight must not reach the next call
                 files.drop()
             self._idle.append(files)
 
@@ -141,7 +141,7 @@ class DaliRenderer:
         self._idle.clear()
 
     def _stream_parts(self, files: Running, parts: Iterable[CropRows]) -> Iterator[Tensor]:
-        """Start chunks while earlier ones are under way; finished parts in their order."""
+        """Start chunks while earlier ones are in flight; yields finished parts in order."""
         under_way: deque[_Chunk] = deque()
         for chunk in self._reading(parts):
             done = self._finish(files, under_way) if len(under_way) == DEPTH else None
@@ -206,7 +206,7 @@ class DaliRenderer:
         )
 
     def _finish(self, files: Running, under_way: deque[_Chunk]) -> _Part | None:
-        """Finish the first chunk under way; its part, if that is now complete."""
+        """Finish the first chunk in flight; returns its part if that is now complete."""
         chunk = under_way.popleft()
         with torch.cuda.stream(self._stream):
             if chunk.regions:
@@ -223,7 +223,7 @@ class DaliRenderer:
         return chunk.part if chunk.last else None
 
     def _one_by_one(self, files: Running, chunk: _Chunk) -> None:
-        """Make the crops of a batch again, each alone; a file that then fails is left to the CPU from then on."""
+        """Make the crops of a batch again, one by one; a file that fails is decoded by the CPU from then on."""
         files.drop()
         for place in chunk.regions:
             try:
@@ -247,7 +247,7 @@ class DaliRenderer:
                 ) from error
 
     def _require_steady(self, manifest: Manifest, decoder: str) -> None:
-        """Make crops of a few images together and alone: the pixels must be the same; GiftwrapError if not."""
+        """Make crops of a few images together and one by one; GiftwrapError if pixels differ."""
         some = np.unique(np.linspace(0, len(manifest) - 1, min(SAMPLE, len(manifest))).astype(np.int64))
         sides = np.stack([manifest.heights[some], manifest.widths[some]])
         values = [some & 0xFFFF, some >> 16, *np.zeros_like(sides), *sides, np.zeros_like(some)]
@@ -261,7 +261,7 @@ class DaliRenderer:
                 )
 
     def _make_whole(self, chunk: _Chunk, places: Sequence[int]) -> None:
-        """Make crops from whole images, which Pillow decodes; of their boxes as they are stored, as DALI cuts them."""
+        """Make crops from whole images that Pillow decodes, with boxes in stored orientation, as DALI cuts them."""
         part, rows = chunk.part, chunk.rows[list(places)]
         files = [chunk.files[place] for place in places]
         self._images.name_damaged([file for file in files if file.bare is None or file.image in self._left])

@@ -1,4 +1,4 @@
-"""What DALI raises, told apart: a file that it does not decode, or a device that it cannot work on."""
+"""Classify errors of DALI: a file that it cannot decode, or a device that it cannot use."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def first_pixels(batch: int) -> dict[str, Any]:
 
 
 class Running:
-    """A pipeline with at most `DEPTH` batches that are started and not yet taken; made anew after `drop`."""
+    """A pipeline with at most `DEPTH` batches that are started and not yet taken; made again after `drop`."""
 
     def __init__(
         self, make: Callable[[Making], Any], first: Callable[[int], dict[str, Any]], making: Making, stream: Any = None
@@ -181,7 +181,7 @@ class Running:
         self._pipeline.release_outputs()
 
     def drop(self) -> None:
-        """Forget the pipeline and what is under way; that must end first, for it reads the inputs."""
+        """Discard the pipeline and batches in flight, after they have ended, since they read the inputs."""
         while self._under_way:
             with suppress(Exception):  # whatever failed, the batch is not needed
                 self._pipeline.share_outputs()

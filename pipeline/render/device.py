@@ -1,4 +1,4 @@
-"""The renderer of crops on a GPU: images that fit stay there decoded, and crops are made of them many at a time.
+"""The renderer of crops on a GPU: decoded images that fit are kept there, and crops are made in batches.
 
 Its crops are those of the renderer on a CPU, bit for bit, where a CPU decodes the files. Images that do not fit are
 decoded as they are needed: while one chunk is decoded, the next is read, and the crops of the last are made.
@@ -48,7 +48,7 @@ T = TypeVar("T")
 class DeviceRenderer:
     """Renders crops of a manifest's images; see `pipeline.render.make_renderer`.
 
-    Works on a stream of its own, in whose order the caller's stream waits for the crops.
+    Works on a separate CUDA stream, for which the caller's stream waits.
 
     Attributes:
         id: all that the pixels depend on besides images and rows.
@@ -191,7 +191,7 @@ class DeviceRenderer:
         return True
 
     def _finish_regions(self, work: _Work, at: Indexes, files: Sequence[Encoded], started: bool) -> Boxes:
-        """The regions that were begun, or whole images where DALI was not given these files, or refuses one."""
+        """The started regions, or whole images if DALI did not get these files, or refuses one."""
         made: list[tuple[Tensor, Indexes]] = []
         if started and self._decoder.finish_regions(lambda regions: made.append(flatten(regions, self._device))):
             sides = work.boxes[at, 2:].astype(np.int64)
@@ -218,7 +218,7 @@ class DeviceRenderer:
         return plain
 
     def _finish(self, files: Sequence[Encoded], plain: Sequence[Encoded]) -> tuple[Tensor, Indexes]:
-        """All files decoded, when the plain ones were begun."""
+        """Decode all files; the plain ones were started already."""
         made: list[tuple[Tensor, Indexes]] = []
 
         def take(by_dali: Sequence[Tensor | None]) -> None:
@@ -236,7 +236,7 @@ class DeviceRenderer:
         return resize_all(work.cut(at, data, starts), self._spec.size, self._spec.interpolation)
 
     def _require_steady(self, decoder: str) -> None:
-        """Decode a few images together and alone: the pixels must be the same.
+        """Decode a few images together and one by one, and require the same pixels.
 
         They are not where the decoder gives a part of a batch to other hardware, or where nvImageCodec, which reports
         nothing, takes a CPU for what a GPU fails to decode.

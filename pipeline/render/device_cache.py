@@ -17,9 +17,9 @@ from pipeline.render.cache import CACHE_BYTES, Images
 
 CACHE_SHARE = 0.5  # of a GPU's free memory for all caches by default; a teacher's batch is chosen for the other half
 HEADROOM_BYTES = 2 << 30
-"""What the cache of a GPU always leaves: for DALI's buffers, a chunk of images in its copies, and crops on their way.
+"""Memory that the cache of a GPU leaves free: for DALI's buffers, copies of a chunk of images, and crops in flight.
 
-nvImageCodec that finds no memory takes a CPU for the image, whose pixels differ, and reports nothing.
+Without memory nvImageCodec silently decodes an image on the CPU, to other pixels.
 """
 
 Indexes = npt.NDArray[np.int64]
@@ -86,7 +86,7 @@ _caches: WeakSet[Kept] = WeakSet()  # of this process; training has two, of its 
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Memory of a GPU that nobody uses, torch's pool in this process included."""
+    """Free memory of a GPU, including torch's pool in this process."""
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info(device)[0]
 

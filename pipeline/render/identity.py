@@ -1,4 +1,4 @@
-"""What pixels depend on besides images and rows, as a store records it."""
+"""The renderer's identity: everything besides images and rows on which pixels depend."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def renderer_id(
 
 
 def decoder_of(renderer: Mapping[str, Json]) -> str:
-    """The decoder that a renderer's id names; the nearest one for an id of a release to come."""
+    """The decoder that a renderer's id names; the nearest one for an id of a later release."""
     named = renderer.get("decoder")
     settings = named.get("mixed") if isinstance(named, dict) else {}
     return next((name for name, options in DECODERS.items() if options == settings), "gpu")

@@ -1,4 +1,4 @@
-"""What the two passes of a batched resize need: where each box lies, and Pillow's own weights.
+"""Input of the two passes of a batched resize: the places of boxes, and Pillow's weights.
 
 `pipeline.render.batched` resizes with these in plain torch, `pipeline.render.kernels` in Triton.
 """
@@ -53,7 +53,7 @@ class Boxes:
         boxes: (top, left, height, width), int64 ``[n, 4]``; what reaches outside the image is black.
         flips: whether to flip left to right, bool ``[n]``.
         strips: of images whose strips change places: begins and moves, int64 ``[n, 2, f]`` each, as
-            `pipeline.plan.augment.Rearrangement` gives them. Boxes lie in the images as rearranged.
+            `pipeline.plan.augment.Rearrangement` gives them. Boxes refer to the rearranged images.
     """
 
     data: Tensor
@@ -77,7 +77,7 @@ class Task:
         size: side S of the crops.
         interpolation: ``bilinear`` or ``bicubic``.
         places: of images whose strips change places: where in its image each line of all boxes is, and each pixel along
-            the lines, int32 ``[lines]`` and ``[pixels]``; None where nothing changes places.
+            the lines, int32 ``[lines]`` and ``[pixels]``; None if nothing changes places.
     """
 
     data: Tensor
@@ -91,7 +91,7 @@ class Task:
 
 
 def prepare(boxes: Boxes, size: int, interpolation: str) -> Task:
-    """Where everything lies."""
+    """Compute all places and offsets."""
     count, device = len(boxes.starts), boxes.data.device
     places, lengths = boxes.boxes[:, :2], boxes.boxes[:, 2:]
     # What follows has two columns: of the lines, and along them. Pillow takes columns for lines where a box gets lower

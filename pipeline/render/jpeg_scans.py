@@ -1,4 +1,4 @@
-"""The scans of a JPEG file, by its markers alone: whether they are complete and in order.
+"""Check from its markers whether the scans of a JPEG file are complete and in order.
 
 libjpeg accepts nearly anything: it warns on standard error and fills in what is missing. What it shows then can
 depend on how the file is read, and of a progressive image without its last scans it smooths the blocks, whose pixels
@@ -158,7 +158,7 @@ def _scan(walk: _Walk, body: bytes) -> int:
 
 
 def _mcus(walk: _Walk, chosen: list[int]) -> int:
-    """The number of MCUs of a scan of some components: of one component alone, of its blocks."""
+    """The number of MCUs of a scan; for a single component, its number of blocks."""
     wide, tall = walk.width, walk.height
     across = max(h for _, h, _ in walk.components)
     down = max(v for _, _, v in walk.components)

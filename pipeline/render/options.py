@@ -24,16 +24,16 @@ class RenderArguments(TypedDict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderOptions:
-    """Where crops are rendered, and with how much of the machine."""
+    """Device, threads and memory for rendering crops."""
 
     device: str = "cpu"
     """Where crops are rendered and networks run: cpu, cuda or cuda:N."""
     decoder: DecoderName | None = None
-    """What decodes image files: cpu; gpu, in software; gpu-hw, the GPU's JPEG hardware. Left out, the store's decoder,
-    or where there is no store cpu on a CPU and gpu on a GPU."""
+    """Decoder of image files: cpu; gpu, in software; gpu-hw, the GPU's JPEG hardware. Left out, the store's decoder;
+    without a store, cpu on a CPU and gpu on a GPU."""
     augmenter: AugmenterName | None = None
-    """What cuts and resizes crops: pillow, bit for bit as Pillow does; dali, which streams files through DALI, for sets
-    that do not fit into memory. Left out, the store's augmenter, or where there is no store pillow."""
+    """Library that cuts and resizes crops: pillow, bit for bit as Pillow does; dali, which streams files through DALI,
+    for sets that do not fit into memory. Left out, the store's augmenter; without a store, pillow."""
     threads: int | None = None
     """CPU threads; all cores when left out. On a CPU the last bits of labels depend on it: a store records it, and
     verify uses the store's."""
@@ -42,7 +42,7 @@ class RenderOptions:
     and on a GPU half of the free memory less 2."""
 
     def __post_init__(self) -> None:
-        """Refuse what no machine has."""
+        """Refuse invalid numbers."""
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads: expected at least 1, found {self.threads}")
         if self.cache_gib is not None and not (math.isfinite(self.cache_gib) and self.cache_gib >= 0):

@@ -1,10 +1,10 @@
 """Which image files DALI decodes to the pixels that Pillow sees; the others are left to Pillow.
 
 Pillow defines what an image looks like. DALI gives the same pixels, faster, for nearly all that cameras and encoders
-write: every subsampling, progressive and grayscale JPEG, palettes, alpha, regions of all these. Found to differ
-(DALI 2.4): CMYK (inverted without Adobe's marker, and one level off where turned), a JPEG without its end (its first
-rows decode as if nothing were wrong), and regions of a progressive JPEG without its last scans (libjpeg smooths its
-blocks, by their neighbours in the region). Metadata is no matter here: DALI is not given any (`pipeline.render.bare`).
+write: every subsampling, progressive and grayscale JPEG, palettes, alpha, regions of all these. Found to differ (DALI
+2.4): CMYK (inverted without Adobe's marker, and one level off where turned), a JPEG without its end (its first rows
+decode as if nothing were wrong), and regions of a progressive JPEG without its last scans (libjpeg smooths its blocks,
+by their neighbours in the region). Metadata does not matter here: DALI does not get any (`pipeline.render.bare`).
 """
 
 from __future__ import annotations

@@ -73,6 +73,6 @@ def softmax(logits: Float32Array) -> Float32Array:
 
 
 def known_alike(theirs: Float32Array, ours: Float32Array, masked: float) -> Alike:
-    """Of labels of the largest columns alone: as probabilities, in the columns that are not masked."""
+    """Compare labels with content topk: as probabilities, in the columns that are not masked."""
     known = theirs > masked
     return Alike.of(softmax(theirs), softmax(np.where(known, ours, np.float32(masked))))

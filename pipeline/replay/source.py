@@ -1,4 +1,4 @@
-"""A store opened together with the images it was made of, and P2's check that its crops come out again."""
+"""A store opened together with its images, and the check that its crops are reproduced (P2)."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class PixelReport:
 def open_images(
     store: LabelStore, images: Path, *, options: ImageOptions | None = None, rehash: bool = False
 ) -> Manifest:
-    """The manifest of ``images``, proven to be the set that ``store`` was made of.
+    """The manifest of ``images``, after checking that they are the images of ``store``.
 
     What is read of the images is kept beside a store in a folder, and of a store that is read from elsewhere in the
     folder of its pieces. Where there is none, it is kept nowhere; `scan(images, cache=FILE)` keeps it where it is
@@ -245,8 +245,8 @@ def check_pixels(source: Replayer, blocks: int = 8) -> PixelReport:
     """Render stored crops again and compare them with the store (P2).
 
     The audit crops are compared by value: bit-equal with the same renderer, within P2's band with another. Of the
-    blocks that this very renderer made, up to ``blocks``, spread over the sealed views, are compared by digest. A store
-    of adopted labels may have no crops to compare with; then none are.
+    blocks that were made by the same renderer, up to ``blocks``, spread over the sealed views, are compared by digest.
+    A store of adopted labels may have no crops to compare with; then none are.
 
     Raises:
         MismatchError: when the crops differ by more than P2 allows; names both renderers and the difference.

@@ -136,7 +136,7 @@ def teacher_of(store: LabelStore, config: VerifyConfig, console: Console) -> Tea
     if is_not_known(store):
         raise InputError(
             "--weights: expected a store whose teacher is known, found one that was adopted without it; adopt the "
-            "labels into another store with --teacher and --weights, or leave --weights out and compare pixels alone"
+            "labels into another store with --teacher and --weights, or leave --weights out and compare only pixels"
         )
     if not is_of_networks(store):
         raise InputError(
@@ -210,7 +210,7 @@ def audit_errors(store: LabelStore, labeller: Labeller, crops: Tensor) -> AuditE
     """Label the audit crops, uint8 ``[a, S, S, 3]``, and compare with the stored float16 logits."""
     stored = store.audit().logits.astype(np.float32)
     logits = label_crops(labeller, crops, store.read(0, slice(len(stored))).rows)
-    # on the engine of the store they come out to float16 rounding; another engine sums in another order
+    # equal up to float16 rounding on the engine of the store; another engine sums in another order
     errors = np.abs(logits - stored)
     engines = (store.identity.engine or labeller.engine, labeller.engine)
     share = max(MAX_RELATIVE_ERROR[str(engine["dtype"])] for engine in engines)
@@ -233,7 +233,7 @@ def require_same_labels(source: Replayer, labeller: Labeller, console: Console) 
         raise MismatchError(
             f"another engine gives other labels: expected errors of at most {errors.band:.2e} against the audit rows, "
             f"found {errors.maximum:.2e} (mean {errors.mean:.2e}); the store has {theirs}, "
-            f"this run has {dict(labeller.engine)}; continue where the store was begun, or make another --store"
+            f"this run has {dict(labeller.engine)}; continue on the engine of the store, or make another --store"
         )
     console.line(
         f"another engine: pixels of {pixels.crops} stored crops differ by {pixels.max_difference} levels at most, "
@@ -242,7 +242,7 @@ def require_same_labels(source: Replayer, labeller: Labeller, console: Console) 
 
 
 def labels_come_out_again(source: Replayer, labeller: Labeller) -> bool:
-    """Whether a labeller gives the audit rows of a store bit for bit, as they are stored in float16."""
+    """Whether a labeller reproduces the audit rows of a store bit for bit, in float16."""
     audit = source.store.audit()
     found = audit_errors(source.store, labeller, torch.from_numpy(audit.crops)).logits
     return np.array_equal(found.astype(np.float16), audit.logits)
@@ -301,7 +301,7 @@ def compare_elsewhere(store: LabelStore, errors: AuditErrors, console: Console) 
 
 
 def expected_fidelity(store: LabelStore) -> float:
-    """What the labels have kept of the teacher's by now: 1 less what each encoding on the way has lost."""
+    """The fidelity that remains after all conversions: 1 minus the loss of each encoding."""
     link: Any = {"fidelity": store.fidelity, **store.state.versions[0]}
     kept = 1.0
     while link:

@@ -1,6 +1,7 @@
 """Small image sets made from large ones: one file a method.
 
-A new method is one new file, and one line in `METHODS`. Numbers of its own are fields of `pipeline.synthesis.config`.
+A new method is one new file, and one line in `METHODS`. Its numbers are fields of a class in
+`pipeline.synthesis.config`.
 """
 
 from __future__ import annotations

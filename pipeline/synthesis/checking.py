@@ -1,4 +1,4 @@
-"""`giftwrap synthesize --check SET`: whether files and pixels of a set are what its record says."""
+"""`giftwrap synthesize --check SET`: whether files and pixels of a set match its record."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Report:
 
     Attributes:
         images: of the set.
-        made_again: how many were made again from their pieces and compared; 0 where the method cannot.
-        different: the files that are not what the record says, each with the reason.
-        made_otherwise: where images are made otherwise here than the record says, such as by another renderer.
+        made_again: how many were made again from their pieces and compared; 0 if the method cannot.
+        different: the files that do not match the record, each with the reason.
+        made_otherwise: how images are made differently here than recorded, such as by another renderer.
     """
 
     images: int
@@ -62,10 +62,10 @@ class Report:
 
 
 def check(config: SynthesizeConfig, console: Console) -> Mapping[str, Json]:
-    """Check a set; returns the summary, whose ``ok`` says whether all is as recorded.
+    """Check a set; returns the summary, whose ``ok`` is whether everything matches.
 
     Raises:
-        InputError: no set, or other images than it was made of.
+        InputError: when there is no set, or the images are not its source images.
         DamagedError: its record was changed.
     """
     assert config.check is not None  # noqa: S101  called with --check alone  the caller's condition
@@ -98,7 +98,7 @@ def check(config: SynthesizeConfig, console: Console) -> Mapping[str, Json]:
 
 
 def _images(config: SynthesizeConfig, values: Mapping[str, Any]) -> Manifest:
-    """The manifest of the images that the set was made of.
+    """The manifest of the source images of the set.
 
     Raises:
         MismatchError: they are others; names both digests.
@@ -147,7 +147,7 @@ def _setting(config: SynthesizeConfig, values: Mapping[str, Any], manifest: Mani
 
 
 def _otherwise(values: Mapping[str, Any], method: Method) -> str | None:
-    """Where images are made otherwise here than the record says; None where they are not."""
+    """How images are made differently here than recorded; None if they are not."""
     found = first_difference(values["parameters"], dict(method.parameters))
     return found and f"{found[0]} is {shorten(found[1])} in the record, {shorten(found[2])} here"
 
@@ -205,10 +205,10 @@ def _is_image(path: Path, image: Pixels | int, setting: Setting) -> bool:
 
 
 def verdict_of(found: Mapping[str, Any]) -> str:
-    """What a check found, for people."""
+    """The result of a check as text."""
     compared = f"{found['made_again']:,} made again from their pieces"
     if not found["made_again"]:
-        compared = "files and record alone: the method cannot make its images again from their pieces"
+        compared = "files and record only: the method cannot make its images again from their pieces"
     if found["ok"]:
         return f"{found['set']}: {quantity(found['images'], 'image')} compared, all as the record states ({compared})"
     more = found["different_images"] - len(found["different"])

@@ -85,7 +85,7 @@ class Sre2lOptions:
     """sre2l: largest cyclic shift of the input of a step, in pixels. Left out, a seventh of the side: 32 at 224 px and
     4 at 32 px, as published."""
     start: Annotated[Start, Named("start-from")] = "noise"  # torchrun takes --start for its own
-    """sre2l: images begin as noise or as real images."""
+    """sre2l: initial images: noise or real images."""
     statistics: Statistics = "batch"
     """sre2l: batch: a batch has all classes in turn, and matches the teacher's running statistics; class: a batch has
     one class, and matches the statistics of its real images (as in LPLD)."""
@@ -110,7 +110,7 @@ class Sre2lOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiffusionOptions:
-    """How images are drawn from a model of `train-generator` (arXiv 2409.03929 publishes no numbers of its own)."""
+    """How images are drawn from a model of `train-generator` (arXiv 2409.03929 publishes no numbers)."""
 
     model: str | None = None
     """diffusion: run folder of train-generator; no --images are needed."""
@@ -163,8 +163,8 @@ class HelloUpdateOptions:
     encoder_args: str = "{}"
     """hello-update: keyword arguments of the encoder's constructor, as JSON."""
     features: Features | None = None
-    """hello-update: penultimate: the encoder without its last linear layer; output: the encoder as it is. Left out, as
-    for train-projector."""
+    """hello-update: penultimate: the encoder without its last linear layer; output: the whole encoder. Left out, as for
+    train-projector."""
     encoder_size: int | None = None
     """hello-update: side of the encoder's input in pixels; what its weights were trained with when left out."""
     encoder_mean: tuple[float, float, float] | None = None
@@ -197,7 +197,7 @@ class HelloUpdateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesizeConfig:
-    """Make a small image set from a large one: a class folder with a record of what each image was made of.
+    """Make a small image set from a large one: a class folder with a record from which its images can be made again.
 
     The same command continues a stopped one, to the same files. Flags whose help begins with the name of a method
     belong to that method only.
@@ -205,7 +205,7 @@ class SynthesizeConfig:
 
     method: Annotated[tyro.conf.Positional[str], Choices(METHODS)] = None  # type: ignore[assignment]  # as `out` is
     """What makes the images:"""
-    out: Path = None  # type: ignore[assignment]  # left out with --check alone, for which no method is called
+    out: Path = None  # type: ignore[assignment]  # left out only with --check, which calls no method
     """Class folder to make; the same command continues a stopped one."""
     images: Annotated[Path, Group("images"), Addressable()] = None  # type: ignore[assignment]  # diffusion needs none
     """Real images: a class folder, tar shards or other containers, as for build; diffusion needs none."""
@@ -217,19 +217,19 @@ class SynthesizeConfig:
     seed: int = 0
     """Seed of all draws."""
     check: Path | None = None
-    """Instead of METHOD and --out: compare a set with its record, and with --images, of which it was made."""
+    """Instead of METHOD and --out: compare a set with its record, and with its source images, --images."""
     class_order: Annotated[Literal["auto", "bytes", "numeric"], Group("images")] = "auto"
     """Order of the classes, as for build; it is the order of the teacher's columns."""
     rehash: Annotated[bool, Group("images")] = False
-    """Compute the digest of every image again, also where size and modification time are unchanged."""
+    """Compute the digest of every image again, even if size and modification time are unchanged."""
     skip_broken: Annotated[bool, Group("images")] = False
-    """Leave out images that do not decode, and list them."""
+    """Leave out images that cannot be decoded, and list them."""
     drop_classes: Annotated[tuple[str, ...], Group("images")] = ()
-    """Names of classes of which no images are made; the teacher keeps their columns."""
+    """Names of classes for which no images are made; the teacher keeps their columns."""
     allow_fewer: Annotated[bool, Group("images")] = False
     """Make fewer images of a class that has too few real ones, instead of stopping."""
     format: Annotated[FileFormat, Group("files")] = "png"
-    """File format of images that are made: png is lossless; jpeg, see --quality. Copied files stay as they are."""
+    """File format of generated images: png is lossless; jpeg, see --quality. Copied files keep their format."""
     quality: Annotated[int | None, Group("files")] = None
     """JPEG quality, 1 to 100, without chroma subsampling; 95 when left out."""
     sheet: Annotated[Path | None, Group("files")] = None

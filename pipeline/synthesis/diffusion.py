@@ -1,9 +1,8 @@
 """Images drawn from a model of `train-generator`, as in DEG (arXiv 2409.03929).
 
-An image depends on the model, the numbers of its sampling, the seed, its class and its number alone, and on the fixed
-batch that it is made in: always the same images, of which those that nobody wants are left out. So the first 10 of 50
-images are the 10 images of ``--ipc 10``, bit for bit on one device. How DEG chose its images is not known; ``--select``
-is ours.
+An image depends only on the model, the numbers of its sampling, the seed, its class and its number, and on the fixed
+batch that it is made in: always the same images, of which surplus ones are left out. So the first 10 of 50 images are
+the 10 images of ``--ipc 10``, bit for bit on one device. How DEG chose its images is not known; ``--select`` is ours.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ KEPT_BYTES = 512 << 20  # of batches, for images that are made again in another 
 
 Indexes: TypeAlias = npt.NDArray[np.int64]
 Batch: TypeAlias = tuple[int, int]
-"""What names a batch: the class whose images alone it has, -1 for all classes, and its number."""
+"""Key of a batch: the only class in it, or -1 for all classes, and its number."""
 
 
 def classes_of(config: SynthesizeConfig) -> tuple[str, ...]:
@@ -73,7 +72,7 @@ def make_diffusion(setting: Setting) -> Method:
     if config.size not in (None, model.size) and (options.select != "none" or not has_teacher(config.teacher)):
         raise InputError(
             f"--size: expected {model.size}, the side of the model's images, found {config.size}; another one is for a "
-            f"--teacher that looks at the finished set alone"
+            f"--teacher that only checks the finished set"
         )
     model.spec.times(options.steps)
     model.backbone.to(device)
@@ -105,7 +104,7 @@ class Diffusion:
         self._drawn = lru_cache(max(KEPT_BYTES // (3 * self._batch * model.size**2), 1))(self._draw)
 
     def _by_batch(self) -> Iterator[Job]:
-        """All classes in one batch after the other, so that the images of a smaller set come first."""
+        """All classes batch by batch, so that the images of a smaller set come first."""
         ipc, wanted = self._setting.config.ipc, np.zeros(self._classes, np.bool_)
         wanted[self._setting.targets] = True
         for number in range(-(-ipc * self._classes // self._batch)):
@@ -228,7 +227,7 @@ class Diffusion:
         return images
 
     def _backbone_alone(self) -> float:
-        """Images a second of the backbone's calls alone."""
+        """Images a second, counting only the backbone's calls."""
         rows = self._batch if self._how.guidance == 1 else 2 * self._batch
         side = self._model.size // self._model.vae.factor
         x = torch.zeros(rows, self._model.vae.channels, side, side, device=self._device)
@@ -294,6 +293,6 @@ def k_centers(features: npt.NDArray[np.float64], count: int) -> Indexes:
 
 
 def rows_of(count: int) -> CropRows:
-    """Rows of whole images, for a teacher, which looks at none of their numbers."""
+    """Rows of whole images, whose numbers the teacher does not use."""
     columns = PlanSpec(size=1).columns
     return CropRows(columns, np.zeros((len(columns), count), np.uint16))

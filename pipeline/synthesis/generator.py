@@ -72,7 +72,7 @@ class Generator:
     weights: str | None = None
 
     def noise(self, seed: int, targets: Indexes, numbers: Indexes) -> Tensor:
-        """First noise of images, a function of (seed, class, number) alone, float32 ``[n, C, s, s]`` on the CPU."""
+        """Initial noise of images, a function of (seed, class, number), float32 ``[n, C, s, s]`` on the CPU."""
         side = self.size // self.vae.factor
         count = self.vae.channels * side * side
         blocks, images = -(-count // 4), len(targets)

@@ -185,7 +185,7 @@ def _require_alike(plain: Networks, compiled: Networks, example: Tensor) -> None
 def _compile(
     networks: Networks, spec: TeacherSpec, example: Tensor, setting: Setting
 ) -> tuple[tuple[Run, ...], Mapping[str, Json] | None]:
-    """The networks compiled, and the versions of the compilers; as they are, and None, where they are not."""
+    """The compiled networks, and the versions of the compilers; unchanged networks and None if not compiled."""
     if spec.compile == "off":
         return networks.measured, None
     try:

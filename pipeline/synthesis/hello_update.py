@@ -51,7 +51,7 @@ class Eye:
     """An encoder, and how it is shown patches.
 
     Attributes:
-        encoder: as it was loaded, on its device.
+        encoder: the encoder as loaded, on its device.
         device: where it is.
         size: side of its crops in pixels.
         mean: of its normalisation, of pixels in [0, 1], by channel.
@@ -110,7 +110,7 @@ class HelloUpdate:
     """
 
     def __init__(self, setting: Setting, side: int, cells: int, real: RealImages, eye: Eye | None) -> None:
-        """Move images of a side, which have so many cells a side; without an encoder there is nothing but `again`."""
+        """Move images of a side, which have so many cells a side; without an encoder only `again` works."""
         self._setting, self._options, self._side, self._cells = setting, setting.config.hello_update, side, cells
         self._real, self._eye = real, eye
         self._batch = setting.config.engine.batch or BATCH

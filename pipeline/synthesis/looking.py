@@ -1,4 +1,4 @@
-"""What the teacher says of images: before a set is made, whether its classes are the folders'; then of the set."""
+"""The teacher's agreement with images: with the source images before a set is made, then with the finished set."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WORST = 3  # classes that are named
 
 
 class Looking:
-    """A teacher, without what takes long to prepare, that looks at images and at no step of making them."""
+    """A teacher that only evaluates images, without slow preparation."""
 
     def __init__(self, setting: Setting, *, quiet: bool) -> None:
         """Load the teacher that the flags name; ``quiet`` where its notes were printed before."""
@@ -56,7 +56,7 @@ class Looking:
             return np.concatenate([*parts()])
 
     def agreement(self, logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> Agreement:
-        """How often the teacher's first choice is the target, a class of the images that the set is made of."""
+        """How often the teacher's first choice is the target, for source images of the set."""
         return agreement(logits[:, self._columns], targets, self._setting.manifest.classes)
 
     def cross_entropies(
@@ -80,7 +80,7 @@ def look_first(setting: Setting, *, quiet: bool) -> None:
 
 
 def look_at_set(setting: Setting) -> dict[str, Json]:
-    """What the teacher says of a finished set: agreement on whole images and on random crops, and cross-entropy.
+    """Evaluate a finished set with the teacher: agreement on whole images and on random crops, and cross-entropy.
 
     Returns:
         Nothing where the flags name no teacher.
@@ -109,7 +109,7 @@ def look_at_set(setting: Setting) -> dict[str, Json]:
 
 
 def in_words(teacher: Mapping[str, Json]) -> str:
-    """What the teacher says of a set, for people."""
+    """The teacher's agreement with a set, as text."""
     worst = teacher["worst"]
     assert isinstance(worst, dict)  # noqa: S101  for mypy: JSON
     named = ", ".join(f"{name} ({value:.2g})" for name, value in worst.items())

@@ -1,9 +1,8 @@
 """The folder in which a set is made: job by job, each whole and durable before its record, then renamed.
 
-``.SET.partial`` lies beside the set that it becomes. ``begun.json`` has what it was begun with; ``set/`` becomes the
-set; ``jobs/`` has a record of each job that is made. Before the files of a job are written, ``N.writing`` lists them
-with their digests, so that those which a killed command left are known to be ours; it becomes ``N.npz`` when they are
-whole.
+This folder is ``.SET.partial``, next to the future set. ``begun.json`` has the description of the set; ``set/`` becomes
+the set; ``jobs/`` has a record of each finished job. Before the files of a job are written, ``N.writing`` lists them
+with their digests, so that files of a killed command are recognised; it becomes ``N.npz`` when they are complete.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from pipeline.synthesis.method import Job, Made, Progress, Working
 
 BEGUN, LOCK, IMAGES, JOBS = "begun.json", "lock", "set", "jobs"
 WRITERS = 8  # files that are flushed at once
-# Only this command writes in the folder, under its lock: nobody else has files of the names that these are for.
+# Only this command writes in the folder, under its lock, so that files of these names are its own.
 WORKING = Proof("what a stopped command has left", lambda _path: True)
 
 
@@ -50,7 +49,7 @@ def _is_begun(path: Path) -> bool:
         return False
 
 
-BEGUN_BY_US = Proof("what a set was begun with", _is_begun)
+BEGUN_BY_US = Proof("the description of a started set", _is_begun)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ class Partial:
 
     @property
     def begun(self) -> Path:
-        """What the set was begun with."""
+        """The file with the description of the set."""
         return self.folder / BEGUN
 
     @property
@@ -87,7 +86,7 @@ class Partial:
         return self.folder / JOBS / f"{job:06d}.working"
 
     def read_begun(self) -> dict[str, Json] | None:
-        """What a stopped command has begun; None where there is none.
+        """The description that a stopped command has written; None if there is none.
 
         Raises:
             InputError: there is something else in the way.
@@ -131,7 +130,7 @@ class Partial:
 def held(out: Path) -> Iterator[Partial]:
     """The folder in which a set is made, made where it is absent, kept from other processes.
 
-    A command that is refused before it has begun leaves nothing behind.
+    A command that is refused before it has started leaves nothing behind.
 
     Raises:
         InputError: something else is in the way, or it cannot be made.
@@ -155,12 +154,12 @@ def held(out: Path) -> Iterator[Partial]:
 
 
 def begin(partial: Partial, given: Mapping[str, Json]) -> None:
-    """Write what a new set is begun with."""
+    """Write the description of a new set."""
     write_again(partial.begun, documents.encode({MARK: 1, **given}), BEGUN_BY_US)
 
 
 def forget_begun(partial: Partial) -> bool:
-    """Remove what was begun, if no image is made yet: nothing is lost with it. Whether it is removed."""
+    """Remove the description if no image is made yet, so that nothing is lost; returns whether it was removed."""
     jobs = partial.folder / JOBS
     if partial.made() or any(path.suffix == ".working" for path in jobs.glob("*")):
         return False
@@ -179,7 +178,7 @@ def make_folders(partial: Partial) -> None:
 
 
 def missing(partial: Partial, jobs: Sequence[Job]) -> list[int]:
-    """The jobs that are to be made; the files of the others are as they were written.
+    """The jobs that are still to be made; the files of the others are complete.
 
     A job of which a file was removed is made again.
 
@@ -309,7 +308,7 @@ def finish(partial: Partial, out: Path, jobs: Sequence[Job], record: Mapping[str
         partial: where the jobs are.
         out: the set.
         jobs: all.
-        record: what ``synthesis.json`` says besides the digest of the pieces.
+        record: content of ``synthesis.json``, without the digest of the pieces.
     """
     whole = join_pieces([read_pieces(partial.record(job)) for job in range(len(jobs))])
     _require_no_others(partial, whole)
@@ -333,13 +332,13 @@ def _require_no_others(partial: Partial, pieces: Pieces) -> None:
     others = sorted(path for path in there if path.relative_to(partial.images).as_posix() not in known)
     if others:
         raise InputError(
-            f"{others[0]}: expected the images of this set alone, found a file that was not written by this command; "
+            f"{others[0]}: expected only images of this set, found a file that was not written by this command; "
             f"move it away, then run the same again"
         )
 
 
 def sweep(partial: Partial, *, made: bool = True) -> None:
-    """Remove what is left of a folder whose set is made, or was not begun; what is not ours stays.
+    """Remove the working folder of a set that is finished or was not started; foreign files are kept.
 
     Args:
         partial: the folder.

@@ -26,7 +26,7 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 
 class StopRequestedError(Exception):
-    """A method has saved what it has of a job, because a signal has asked to stop."""
+    """A method has saved the state of a job and stops after a signal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Setting:
         console: for notes, warnings and progress; silent on all ranks but the first.
         ranks: the processes that share the jobs.
         engine: what ran the teacher of the command that is continued, or of the first rank: it is run likewise.
-        checking: `again` alone is called: the flags of the teacher are left out, and none is needed.
+        checking: only `again` is called: the flags of the teacher are left out, and none is needed.
     """
 
     config: SynthesizeConfig
@@ -62,7 +62,7 @@ class Setting:
         """How many images each class of the set gets, int64 ``[c]``: --ipc, or with --allow-fewer fewer.
 
         Args:
-            what: they are made of, for the message: "images".
+            what: name of the source for the message, such as "images".
             each: of these, how many make one image.
             found: how many of these each class of the manifest has, ``[C]``; its images when None.
 
@@ -106,7 +106,7 @@ class Made:
 
     Attributes:
         images: of each image its pixels; or the index of the image of the manifest whose file it is, unchanged.
-        pieces: what each image was made of, by name: arrays whose first axis is the images. All jobs of a method give
+        pieces: the pieces of each image, by name: arrays whose first axis is the images. All jobs of a method give
             the same names, types and further axes. ``sources``, int64 ``[n, P]``: manifest indexes; ``boxes``, int64
             ``[n, P, 4]``: (top, left, height, width) in pixels of the source; ``scores``, float64 ``[n, P]``.
         linked: unchanged files become hard links to those of the manifest, instead of copies.
@@ -129,12 +129,12 @@ class Working:
     """Where a method keeps what it has of a job that takes long, so that a stopped command continues within it.
 
     Attributes:
-        file: a file of this job alone; write it by `labelstore.durable.newfile.new_version(file, proof)`, and read it
+        file: a file of this job only; write it by `labelstore.durable.newfile.new_version(file, proof)`, and read it
             when it is there: a call with the same flags left it. It is removed when the job is made.
         proof: that what has its name is such a file.
         progress: called with what is done of the job, and what there is to do, in any unit; and which stage takes the
             time, where that is known.
-        stopping: whether a signal has asked to stop: the method then saves and raises `StopRequestedError`.
+        stopping: whether to stop after a signal: the method then saves and raises `StopRequestedError`.
     """
 
     file: Path
@@ -163,11 +163,11 @@ class Method(Protocol):
 
         Raises:
             InputError: names what stops it.
-            StopRequestedError: as `Working.stopping` says.
+            StopRequestedError: see `Working.stopping`.
         """
 
     def again(self, pieces: Mapping[str, npt.NDArray[np.generic]], /) -> Sequence[Pixels | int] | None:
-        """Some images, made again from their pieces alone; None where that is not possible.
+        """Make some images again from their pieces; None if that is not possible.
 
         Args:
             pieces: of these images, as `Made.pieces`.

@@ -1,6 +1,6 @@
 """Real images drawn at random: the control of every comparison.
 
-The draw of a class depends on the seed, the name of the class and the number of its images alone. So other classes do
+The draw of a class depends only on the seed, the name of the class and the number of its images. So other classes do
 not change it, and the first 10 of 50 images are the 10 images of ``--ipc 10``.
 """
 

@@ -202,8 +202,8 @@ class Rded:
         cut: renders cells.
         pools: of each class the images that crops are taken from.
         counts: of each class the images that are made.
-        scored: renders the crops that are scored; None where nothing is made.
-        scorer: scores them; None where nothing is made.
+        scored: renders the crops that are scored; None if nothing is made.
+        scorer: scores them; None if nothing is made.
         pace: how fast crops were scored.
     """
 
@@ -320,7 +320,7 @@ class Rded:
 
 
 class Pace:
-    """How fast crops were scored, beside what their teacher alone would do.
+    """The speed of scoring crops, compared with the speed of the teacher alone.
 
     Attributes:
         busy: seconds at work of each stage.

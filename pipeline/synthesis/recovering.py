@@ -86,7 +86,7 @@ def _require_sound(images: Tensor, begun: Tensor, steps: Steps, name: str) -> No
     """Refuse images that steps have made noise, which a teacher may yet recognise by chance.
 
     Raises:
-        InputError: says what their values are.
+        InputError: states their values.
     """
     job = name.partition(".")[0]
     expected = f"images of job {job}: expected numbers between black and white after {steps.count} steps"

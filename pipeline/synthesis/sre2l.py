@@ -83,7 +83,7 @@ class Sre2l:
         networks: Networks | None = None,
         real: RealImages | None = None,
     ) -> None:
-        """Optimise images of a side; without networks there is nothing but `again`."""
+        """Optimise images of a given size; without networks only `again` works."""
         self.jobs = jobs
         self._setting, self._options, self._size = setting, setting.config.sre2l, size
         self._jitter = size // JITTER if self._options.jitter is None else self._options.jitter

@@ -1,8 +1,8 @@
 """The statistics of what a network's batch norms are given, and their distance from others: what images are fitted to.
 
-Mean and variance of a batch come out of one pass over the activations, and so does their gradient: in plain torch
-operations they take longer than the network itself on a CPU. A batch norm that is frozen is a multiplication and an
-addition; its gradient and that of the statistics are made together.
+Mean and variance of a batch take one pass over the activations, and so does their gradient: in plain torch operations
+they take longer than the network itself on a CPU. A batch norm that is frozen is a multiplication and an addition; its
+gradient and that of the statistics are made together.
 """
 
 from __future__ import annotations

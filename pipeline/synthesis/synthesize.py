@@ -46,8 +46,8 @@ from pipeline.synthesis.teaching import has_teacher
 
 STOPPING = "stopping when the current job is made or saved; the same signal again stops at once"
 KEPT = "finished jobs are kept"
-ADVICE = "give the flags, images and teacher that it was begun with, or another --out"
-WAITING_SECONDS = 1.0  # between looks at what other ranks have made
+ADVICE = "give the flags, images and teacher that it was started with, or another --out"
+WAITING_SECONDS = 1.0  # interval between checks for jobs of other ranks
 FLAG_AT: Mapping[str, str] = {
     f"{part}{key}": f"--{flag.name}"
     for key, flag in flags_of(SynthesizeConfig).items()
@@ -140,7 +140,7 @@ def require_place(out: Path) -> None:
 
 
 def manifest_of(config: SynthesizeConfig, console: Console, *, save: bool) -> Manifest:
-    """The images that the set is made of; none, of the classes that the method has, where it needs none."""
+    """The source images of the set; a manifest without images if the method needs none."""
     if config.method not in CLASSES:
         return read_images(config, manifest_cache(config.out), console, save=save)
     classes = CLASSES[config.method](config)
@@ -322,12 +322,12 @@ class Line:
 
 
 def engine_of(method: Method) -> Json:
-    """What runs the teacher of a method; None where there is none."""
+    """What runs the teacher of a method; None if there is none."""
     return None if method.teacher is None else method.teacher.get("engine")
 
 
 def record(setting: Setting, method: Method) -> dict[str, Json]:
-    """What a set is made of, before it is made."""
+    """The description of a set, before it is made."""
     manifest = setting.manifest
     return {
         "method": setting.config.method,
@@ -380,7 +380,7 @@ def require_finished_same(stored: Mapping[str, Json], given: Mapping[str, Json])
             kept["teacher"] = {name: value for name, value in kept["teacher"].items() if name != "engine"}
         return kept
 
-    advice = "the set is finished and stays as it is: give another --out"
+    advice = "the set is finished and cannot be changed; give another --out"
     require_same("set", lasting(stored), lasting(given), advice, holder="--out", flags=FLAG_AT)
 
 

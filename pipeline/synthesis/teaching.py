@@ -27,7 +27,7 @@ def load_teacher(
     pad_to: int | None = None,
     block: int | None = None,
 ) -> Labeller:
-    """The teacher, or the labeller of one's own, for crops of a side.
+    """The teacher, or the user's labeller, for crops of a given size.
 
     Args:
         setting: of the method.

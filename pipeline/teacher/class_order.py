@@ -26,7 +26,7 @@ def select_columns(
 ) -> tuple[int, ...]:
     """Columns chosen by comma-separated indexes or class names, or by a file with one a line.
 
-    A name that holds commas is quoted in a list, alone it need not be.
+    A name with commas is quoted in a list; a single name need not be.
 
     Args:
         selection: what the user wrote.
@@ -137,12 +137,12 @@ def _remedies(flags: tuple[str, ...], known: dict[str, list[int]] | None, folder
             numbers = several is not None or any(folder.isdecimal() for folder in folders)
             selection = f" a file with the {'indexes' if numbers else 'folder names'}, one a line, in their order"
     only, *both = (f"{flag}{selection}" for flag in flags)
-    what = f"give {only} to keep these columns alone, or {both[0]} to keep all" if both else f"give {only}"
+    what = f"give {only} to keep only these columns, or {both[0]} to keep all" if both else f"give {only}"
     return what + twice
 
 
 def _by_public_list(folders: Sequence[str], names: Sequence[str] | None, total: int, flags: tuple[str, ...]) -> str:
-    """What to give where the folders are classes of ImageNet; empty where they are not, or the network's are others."""
+    """What to give where the folders are classes of ImageNet; empty if they are not, or the network's are others."""
     if not is_public(folders) or (names is None and total != IMAGENET_COLUMNS):
         return ""
     try:
@@ -218,7 +218,7 @@ class Agreement:
     """How often the teacher's first choice is the folder of the image.
 
     Attributes:
-        rows: crops looked at.
+        rows: number of crops that were checked.
         top1: share of them that agree, in percent.
         chance: what guessing would give, in percent.
         warning: what to look at when the teacher hardly agrees, else None.
@@ -231,7 +231,7 @@ class Agreement:
 
     @property
     def text(self) -> str:
-        """One line for people."""
+        """One line of text."""
         if not self.rows:
             return "how often the teacher agrees with the folders is not known: these crops are mostly other images'"
         return (
@@ -260,7 +260,7 @@ def agreement(logits: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]
         if rows >= MIN_ROWS and better > max(2 * hits, guessing):
             warnings.append(
                 f"in {order} order of the folder names it would agree on {100 * better / rows:.2f} %: "
-                f"stop, and start anew with --class-order {order}"
+                f"stop, and start again with --class-order {order}"
             )
     if not warnings and len(classes) > 1 and rows >= MIN_ROWS and hits <= max(guessing, poor):
         warnings.append(

@@ -39,7 +39,7 @@ def public_classes() -> tuple[PublicClass, ...]:
 
 
 def plain(name: str) -> str:
-    """The form in which class names are compared: letters and digits alone, lower case."""
+    """The form in which class names are compared: only letters and digits, in lower case."""
     return "".join(c for c in same_form(name).casefold() if c.isalnum())
 
 
@@ -140,7 +140,7 @@ def _placed(entries: Sequence[int], names: Sequence[str] | None, total: int) -> 
     called = [_called(name) for name in names]
     agreeing = sum(entry in meant for entry, meant in enumerate(called))
     others = sum(entry not in meant for entry, meant in enumerate(called) if meant)
-    if total == COLUMNS and not others and agreeing > COLUMNS / 2:  # in the list's order, some in words of their own
+    if total == COLUMNS and not others and agreeing > COLUMNS / 2:  # in the list's order, some with other words
         return tuple(entries)
     columns: dict[int, list[int]] = {}
     for column, meant in enumerate(called):
@@ -158,6 +158,6 @@ def _placed(entries: Sequence[int], names: Sequence[str] | None, total: int) -> 
 
 
 def _called(name: str) -> tuple[int, ...]:
-    """The classes of the list that a name may mean: a WordNet id, alone or with words after it, or a class name."""
+    """The classes of the list that a name may mean: a WordNet id, optionally followed by words, or a class name."""
     by_id = () if name[_ID:][:1].isalnum() else _by_id().get(name[:_ID], ())
     return by_id or _by_name().get(plain(name), ())

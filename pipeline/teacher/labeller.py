@@ -1,8 +1,8 @@
 """The seam between a build and what makes its labels: crops in, logits out.
 
-A build, its calibration and `verify` use nothing of a teacher but this protocol. A labeller of one's own needs no base
-class and no network: `--labeller module:attribute` loads it by :func:`load_labeller`, and `examples/own_labeller.py` is
-one that a web server labels for.
+A build, its calibration and `verify` use only this protocol of a teacher. A user's labeller needs no base class and no
+network: `--labeller module:attribute` loads it by :func:`load_labeller`, and `examples/own_labeller.py` is one that a
+web server labels for.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ class Pending:
 class Labeller(Protocol):
     """What gives crops their labels: a teacher, an ensemble, or anything else that is a function of pixels.
 
-    A label must depend on its own crop alone, and not on the other crops of its batch. The attribute ``augments`` may
-    state that `start` applies the plan's augmentations of normalised images (``dsa``) by the rows; a labeller without
-    it is refused where a plan has them.
+    A label must depend only on its crop, and not on the other crops of its batch. The attribute ``augments`` may state
+    that `start` applies the plan's augmentations of normalised images (``dsa``) by the rows; a labeller without it is
+    refused where a plan has them.
     """
 
     @property

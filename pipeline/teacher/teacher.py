@@ -274,7 +274,8 @@ def _lay_out(network: nn.Module, spec: TeacherSpec, device: torch.device, size: 
         nonlocal columns
         network.to(memory_format=memory_format(channels_last))
         plain = eager(network, replace(spec, channels_last=channels_last), device, 1)
-        for count in range(1, min(spec.batch or PROBE_CROPS, PROBE_CROPS) + 1):  # of one crop alone more is a view
+        # for a single crop, more tensors are views
+        for count in range(1, min(spec.batch or PROBE_CROPS, PROBE_CROPS) + 1):
             columns = _count_columns(plain, spec, size, count)
 
     if spec.channels_last:

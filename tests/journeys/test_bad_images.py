@@ -15,7 +15,7 @@ TROUBLES = {
     "truncated": "truncated",
     "twice": "expected each image once, found",
     "truncated-parquet": "expected a whole Parquet file, found it damaged or truncated",
-    "paths-parquet": "with a path alone",
+    "paths-parquet": "with only a path",
     "plain-parquet": "expected one column of images (a struct of bytes and path), found the columns 'text'",
 }
 

@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_refused(wide: World, tmp_path: Path) -> None:
     new = tmp_path / "new"
     for target, more, message in (
         (new, (), "found 7 columns; name the 3 columns in the folders' order: give --teacher-classes"),
-        (new, (), "to keep these columns alone, or --class-columns to keep all"),
+        (new, (), "to keep only these columns, or --class-columns to keep all"),
         (new, ("--class-columns", "5,0"), "3 class folders (ant, bee, cat), found 2 columns"),
         (new, ("--class-columns", "5,0,7"), "--class-columns: index 7 of a network of 7 columns"),
         (new, ("--class-columns", "5,0,5"), "columns [5] more than once"),

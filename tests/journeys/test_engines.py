@@ -92,7 +92,7 @@ def test_a_compiled_store_is_continued_compiled_or_not_at_all(
     before = files(resumed)
     with monkeypatch.context() as patch:
         patch.setenv("CXX", "/nonexistent")
-        with pytest.raises(InputError, match=r"needs a C\+\+ compiler.*the store was begun with one"):
+        with pytest.raises(InputError, match=r"needs a C\+\+ compiler.*the store was started with one"):
             build(config(world, resumed, compile="on", views=2 * VIEWS), Console(as_json=True))
     with pytest.raises(InputError, match=r"different engine \(--compile\): the store has 'inductor'.*--compile"):
         build(config(world, resumed, views=2 * VIEWS), Console(as_json=True))

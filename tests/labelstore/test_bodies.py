@@ -109,9 +109,9 @@ def test_a_stream_for_each_byte_of_a_number_is_read_as_other_versions_of_blosc_w
         (9, "B", 0, "expected a run of int16"),
         (10, "<I", 4096, "expected up to 4096 numbers in the run at byte 9, found 4097"),
         (10, "<I", 4094, "expected up to 4096 numbers in the run at byte 9, found 4095"),
-        (13, "B", 0x20, "expected numbers as they are"),  # looks back; how far says how much memory is taken
-        (13, "B", 0x10, "expected numbers as they are"),
-        (13, "B", 0x01, "expected numbers as they are"),
+        (13, "B", 0x20, "expected plain numbers"),  # looks back; how far says how much memory is taken
+        (13, "B", 0x10, "expected plain numbers"),
+        (13, "B", 0x01, "expected plain numbers"),
     ],
 )
 def test_no_kind_of_pcodec_but_the_one_that_is_written_is_unpacked(

@@ -184,7 +184,7 @@ def test_the_same_call_continues_and_other_labels_do_not(tmp_path: Path, monkeyp
     numbers: dict[str, Any] = {"image_digests": given["images"], "targets": given["targets"], "sides": given["sides"]}
     with pytest.raises(KeyboardInterrupt):
         write_adopted(path, identity, **numbers, views=V, read=read, progress=stop)
-    with pytest.raises(MismatchError, match="was begun with other labels or crops"):
+    with pytest.raises(MismatchError, match="was started with other labels or crops"):
         write_adopted(path, identity, **numbers, views=V, read=reading(arrays(logits=given["logits"] + 1))[1])
     whole = write_adopted(path, identity, **numbers, views=V, read=read)
     fresh = write_adopted(tmp_path / "fresh", identity, **numbers, views=V, read=read)

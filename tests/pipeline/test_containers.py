@@ -424,7 +424,7 @@ def test_what_is_wrong_with_a_table_is_named(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=said):
             scan(path)
     as_parquet(FILES, path, CLASSES, content=False)
-    with pytest.raises(InputError, match=r"expected the bytes of each image, found 10 of 10 rows with a path alone"):
+    with pytest.raises(InputError, match=r"expected the bytes of each image, found 10 of 10 rows with only a path"):
         scan(path)
     splits = tmp_path / "set"
     splits.mkdir()

@@ -133,7 +133,7 @@ def test_more_images_than_are_taken_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (LEVELS / 255, "values lie in [0, 1]), pass --mean 0 0 0 --std 1 1 1"),
+        (LEVELS / 255, "values are in [0, 1]), pass --mean 0 0 0 --std 1 1 1"),
         (LEVELS / 255 - 0.5, "pass the --mean and --std that they were normalised with"),
         (LEVELS.float(), "look like levels of 0 to 255: save them as uint8"),
     ],

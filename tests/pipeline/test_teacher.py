@@ -169,7 +169,7 @@ def test_networks_without_logits_are_refused(tmp_path: Path) -> None:
 
 
 def test_columns_must_be_the_folders(weights: Path) -> None:
-    both = "--teacher-classes 3,0 to keep these columns alone, or --class-columns 3,0 to keep all"
+    both = "--teacher-classes 3,0 to keep only these columns, or --class-columns 3,0 to keep all"
     with pytest.raises(InputError, match=rf"2 class folders \(fox, cat\), found 5 columns.*{both}"):
         teacher_of(weights, ("fox", "cat"))
     with pytest.raises(InputError, match=r"6 class folders \(a, b, c, d, e, \.\.\.\), found 5.*name the 6 columns"):

@@ -177,7 +177,7 @@ def named(words: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _only(numbers: tuple[int, ...]) -> int | None:
-    """The number of an augmentation that takes one; None where there is not just one."""
+    """The number of an augmentation that takes one; None if there is not just one."""
     return numbers[0] if len(numbers) == 1 else None
 
 
@@ -223,7 +223,7 @@ def arrange(image: Tensor, rows: CropRows, row: int) -> Tensor:
 def strips_of(
     rows: CropRows, sides: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
-    """What `arrange` does for all rows, as tables of strips (see `Rearrangement`); None where nothing is rearranged."""
+    """What `arrange` does for all rows, as tables of strips (see `Rearrangement`); None if nothing is rearranged."""
     for each in REARRANGEMENTS.values():
         if each.columns[0] in rows:
             return each.strips_of(np.stack([rows.column(name) for name in each.columns]).astype(np.int64), sides)
@@ -247,7 +247,7 @@ def inputs_of(names: Sequence[str]) -> list[Input]:
 
 
 def drawn_inputs(names: Sequence[str], size: int, count: int) -> CropRows | None:
-    """Rows of ``count`` crops of side ``size``, with those of these columns that `INPUTS` draw; None where none are."""
+    """Rows of ``count`` crops of side ``size``, with those of these columns that `INPUTS` draw; None if none are."""
     inputs = inputs_of(names)
     if not inputs:
         return None

@@ -135,8 +135,8 @@ def _center(_key: draws.Key, _images: Images, heights: Sides, widths: Sides, *, 
 def _factor(key: draws.Key, images: Images, heights: Sides, widths: Sides, *, factor: int) -> Boxes:
     """One cell of the grid of ``factor`` x ``factor``, or with probability 1 / factor^2 the whole image (GIFT).
 
-    RandomFactorResizedCrop of LINs-lab/GIFT, utils/transforms.py: the cells' sides are rounded down, so that
-    what does not divide is shown by the whole image alone.
+    RandomFactorResizedCrop of LINs-lab/GIFT, utils/transforms.py: the cells' sides are rounded down, so that a
+    remainder is only covered by the whole image.
     """
     words = draws.philox(key, images)
     cell = words[0] >= round(2**32 / factor**2) if factor > 1 else np.zeros(len(images), bool)

@@ -35,7 +35,7 @@ def mix(pixels: Tensor, rows: CropRows, group: int) -> Tensor:
     """Fill each crop's box from its partner.
 
     Args:
-        pixels: uint8 ``[n, S, S, 3]``, whole groups of crops not mixed yet; left as they are.
+        pixels: uint8 ``[n, S, S, 3]``, whole groups of crops not mixed yet; not modified.
         rows: their n rows.
         group: crops in a group.
 

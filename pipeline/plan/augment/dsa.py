@@ -168,7 +168,7 @@ def turns(drawn: Tensor) -> Tensor:
 
 
 def cut(images: Tensor, row: Tensor, column: Tensor, size: int) -> Tensor:
-    """Zero in a square of half the side around (row, column), as far as it lies in the image."""
+    """Zero in a square of half the side around (row, column), clipped to the image."""
     import torch
 
     side = images.shape[-1]

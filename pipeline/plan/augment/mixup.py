@@ -34,7 +34,7 @@ def mix(pixels: Tensor, rows: CropRows, group: int) -> Tensor:
     """Blend crops with their partners.
 
     Args:
-        pixels: uint8 ``[n, S, S, 3]``, whole groups of crops not mixed yet; left as they are.
+        pixels: uint8 ``[n, S, S, 3]``, whole groups of crops not mixed yet; not modified.
         rows: their n rows.
         group: crops in a group.
 

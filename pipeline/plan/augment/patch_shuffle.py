@@ -1,6 +1,6 @@
 """Patch shuffle of RDED's collages: the column strips of an image change places, then its row strips (ShufflePatches).
 
-It comes before the crop, so that a box lies in the image as shuffled. Where a side does not divide, the last strip
+It is applied before the crop, so that boxes refer to the shuffled image. Where a side does not divide, the last strip
 takes the remainder.
 """
 

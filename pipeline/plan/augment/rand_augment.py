@@ -67,7 +67,7 @@ def change(pixels: Pixels, values: tuple[int, ...]) -> Pixels:
     """The changed crop.
 
     Args:
-        pixels: uint8 ``[S, S, 3]``, left as they are.
+        pixels: uint8 ``[S, S, 3]``, not modified.
         values: the values of the crop's `columns`.
     """
     from PIL import Image

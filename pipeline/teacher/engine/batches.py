@@ -63,7 +63,7 @@ def find_batch(run: Callable[[int], object], device: torch.device, block: int | 
     """The largest batch that fits ``SHARE`` of the free memory of the device; on a GPU, one that divides blocks evenly.
 
     Args:
-        run: labels that many crops, uncompiled, with all that is done to them on the way.
+        run: labels a number of crops, uncompiled, including their preparation.
         device: where.
         block: crops of a full block; None: any number.
 

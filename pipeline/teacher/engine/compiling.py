@@ -107,7 +107,7 @@ def compiled_with_gradients(
 def _keep_cache() -> None:
     """Set torch's cache of compiled code to a folder that outlives a restart, unless the environment names one.
 
-    The folder belongs to the user, and nobody else can write to it: code that is read from it is executed.
+    Only the user may write to the folder, since code that is read from it is executed.
     """
     if CACHE not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

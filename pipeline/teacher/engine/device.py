@@ -86,7 +86,7 @@ def describe_engine(
 
 
 def _cpu_features() -> Mapping[str, bool]:
-    """Instructions of this processor; empty where torch is too old to report them."""
+    """Instructions of this processor; empty if torch is too old to report them."""
     features: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return features
 

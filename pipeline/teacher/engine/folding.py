@@ -44,7 +44,7 @@ class _Uses(TorchDispatchMode):
 
 
 def fold_batch_norms(network: nn.Module, images: Tensor) -> int:
-    """Fold, in place, each batch norm that alone takes the output of a convolution or linear layer.
+    """Fold, in place, each batch norm that is the only consumer of a convolution's or linear layer's output.
 
     Which ones do is seen in one run, so that any network can be folded; the result is held against the network before.
 
@@ -92,7 +92,7 @@ def _watch(network: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[Layer
             taken[norm] = id(inputs[0])
 
     modules = list(network.modules())
-    # a hook on a layer may make its weight anew at each call, as weight norm does
+    # a hook may compute a layer's weight at each call, as weight norm does
     layers = [module for module in modules if type(module) in LAYERS and not module._forward_pre_hooks]
     norms = [module for module in modules if isinstance(module, NORMS) and _is_foldable(module)]
     hooks = [layer.register_forward_hook(after_layer) for layer in layers]

@@ -11,7 +11,7 @@ WARM_UP = 3
 
 
 class CudaGraph:
-    """A function from images to logits, replayed as it was captured.
+    """A function from images to logits, replayed as a CUDA graph.
 
     Args:
         run: the function; must not wait for the device, and always start the same kernels. It is kept, and with it the

@@ -1,4 +1,4 @@
-"""A label must not depend on the other crops of its batch: found out on one probe batch, and refused."""
+"""Check on a probe batch that labels do not depend on the other crops of their batch."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def require_independent(
     """Refuse a network whose logits for a crop change with its place in the batch and with its neighbours.
 
     The same crops are labelled twice: the second time in reverse, half of them replaced by the black crops that fill a
-    batch. (In another order alone, batch norm in training mode would give the same.)
+    batch. (With only another order, batch norm in training mode would give the same.)
 
     Args:
         name: of the network, for the message.
         network: what is run.
         logits: labels uint8 ``[n, size, size, 3]``.
         size: side of the crops in pixels.
-        batch: crops a batch, where given; one alone has no neighbours.
+        batch: crops in a batch, if given; a single crop has no neighbours.
     """
     half = min(PROBE_CROPS, batch or PROBE_CROPS) // 2
     if not half:
@@ -47,7 +47,7 @@ def require_independent(
 
 
 def _reason(network: nn.Module) -> str:
-    """What in the network looks at its neighbours, and what to do."""
+    """The layer that depends on other crops of the batch, and a remedy."""
     without = [
         path.removeprefix("network.")
         for path, module in network.named_modules()
@@ -62,5 +62,5 @@ def _reason(network: nn.Module) -> str:
         )
     return (
         "it takes statistics of the batch, attends across it, or draws random numbers in eval mode: "
-        "give a network that takes each crop alone"
+        "give a network whose output depends only on the crop itself"
     )

@@ -6,7 +6,7 @@ Setting never fails. Reading the old one raises where the two disagree, and ``to
 the same.
 
 Nothing is set for cuBLAS to be deterministic: it is, unless several streams share a workspace, and torch gives every
-handle and stream a workspace of its own. ``CUBLAS_WORKSPACE_CONFIG`` only changes its size.
+handle and stream a separate workspace. ``CUBLAS_WORKSPACE_CONFIG`` only changes its size.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _set(new: Sequence[str], convolutions: bool, matmul: str) -> None:
 
 @cache
 def _warn_now() -> None:
-    """Let torch warn of its old interface, once a process, where nobody sees it."""
+    """Trigger and hide torch's warning about its old interface, which it prints once per process."""
     with quiet():
         new, old = _exchange("ieee")
         _set(new, *old)

@@ -166,8 +166,8 @@ def _compile_as_asked(
         if spec.compile == "on":
             return plain, None, (f"--compile on: the teacher runs uncompiled, which is slower: {error}",)
         raise CompileError(
-            f"{error}. A compiled teacher is required, by --compile require or because the store was begun with one: "
-            f"mend that, or begin another store with --compile off"
+            f"{error}. A compiled teacher is required, by --compile require or because the store was started with one; "
+            f"fix that, or start another store with --compile off"
         ) from error
 
 

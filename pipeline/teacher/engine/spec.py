@@ -1,4 +1,4 @@
-"""What a teacher is made of, and how it is run: one frozen dataclass."""
+"""The networks of a teacher, and how they run: a frozen dataclass."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TeacherSpec:
     Attributes:
         members: its networks; several make an ensemble.
         classes: columns to keep, as ``select_columns`` takes them; None keeps all.
-        class_columns: of those that are kept, the columns of the class folders, likewise; None where all are.
+        class_columns: of those that are kept, the columns of the class folders, likewise; None if all are.
         mean: channel means of the pixels in [0, 1]; see ``require_normalisation``.
         std: channel standard deviations of the pixels in [0, 1].
         plan: means and standard deviations of the images that the plan's augmentations of normalised images (DSA) work
