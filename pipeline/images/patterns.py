@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -9,7 +10,7 @@ from itertools import chain, product
 from math import prod
 from pathlib import Path
 
-from labelstore.command.names import printable
+from labelstore.command.names import natural_key, printable
 from labelstore.errors import InputError
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.zstd", ".txz", ".tbz2")
@@ -46,6 +47,33 @@ def pattern_of(name: str, suffix: str) -> str:
     stem, end = file[: -len(suffix)], file[-len(suffix) :]
     numbered = _NUMBERED.fullmatch(stem)
     return f"{folder}{slash}{f'{numbered[1]}*' if numbered else stem}{end}"
+
+
+def files_named(path: Path) -> list[str]:
+    """The files of this machine that a path or a pattern names, absolute: those of a wildcard in natural order.
+
+    Raises:
+        InputError: one is not there, or no file matches.
+    """
+    if path.exists():
+        return [str(path.absolute())]
+    shown = printable(str(path))
+    base = next((parent for parent in path.parents if parent.is_dir()), Path())  # may have brackets in its name
+    found: list[str] = []
+    for name in (names := expanded("/".join(path.parts[len(base.parts) :]))):
+        if not has_wildcards(name):
+            found.append(name)
+        elif matched := glob.glob(name, root_dir=base):  # noqa: PTH207  (a pattern below any folder)
+            found += sorted(matched, key=natural_key)
+        else:
+            raise InputError(f"--images {shown}: expected files that match {printable(name)}, found none in {base}")
+    if absent := [name for name in found if not (base / name).exists()]:
+        raise InputError(
+            f"--images {shown}: expected {'a file' if len(names) == 1 else f'{len(found):,} files'}, "
+            f"{'it' if len(found) == 1 else f'{len(absent):,} of them'} cannot be found: "
+            f"{printable(str((base / absent[0]).absolute()))}"
+        )
+    return [str((base / name).absolute()) for name in found]
 
 
 def expanded(pattern: str) -> list[str]:
