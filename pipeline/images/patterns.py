@@ -14,8 +14,15 @@ from labelstore.command.names import natural_key, printable
 from labelstore.errors import InputError
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.zstd", ".txz", ".tbz2")
-SUFFIXES: Mapping[str, tuple[str, ...]] = {"parquet": (".parquet",), "tar": (".tar", *COMPRESSED_TARS)}
-"""Of the files of images that can be read at an address, by kind."""
+SUFFIXES: Mapping[str, tuple[str, ...]] = {
+    "parquet": (".parquet",),
+    "tar": (".tar", *COMPRESSED_TARS),
+    "zip": (".zip",),
+    "tensors": (".npz", ".npy", ".pt", ".pth", ".safetensors"),
+    "idx": ("-ubyte", "-ubyte.gz"),
+}
+"""Of files of images, by kind."""
+CIFAR = re.compile(r"cifar-100?-(python|binary)\b")  # of the authors' archives, and of the folders in them
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _WILDCARDS = re.compile(r"[*?\[]")
@@ -24,9 +31,19 @@ _MOST = 1_000_000  # files that a pattern may name
 
 
 def names_files(address: Path) -> bool:
-    """Whether an address is that of tar or Parquet files, by its name alone."""
-    name = address.name.lower()
-    return "{" in name or has_wildcards(name) or any(map(name.endswith, SUFFIXES.values()))
+    """Whether an address is that of files of images, by its name alone."""
+    return "{" in address.name or has_wildcards(address.name) or named_kind(address) is not None
+
+
+def named_kind(address: Path) -> str | None:
+    """The kind of the file that an address names, or a folder in which; None where no name has a known suffix."""
+    for name in (part.lower() for part in reversed(address.parts[2:])):
+        if CIFAR.match(name):
+            return "cifar"
+        for kind, suffixes in SUFFIXES.items():
+            if name.endswith(suffixes):
+                return kind
+    return None
 
 
 def has_wildcards(text: str) -> bool:

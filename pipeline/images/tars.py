@@ -7,7 +7,6 @@ class is the folder, as in a class folder.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -26,7 +25,7 @@ from pipeline.images.class_names import FLAG, read_class_names, refuse_class_nam
 from pipeline.images.containers import Containers
 from pipeline.images.members import Chosen
 from pipeline.images.opening import Request, SourceKind
-from pipeline.images.patterns import COMPRESSED_TARS, files_named, has_wildcards
+from pipeline.images.patterns import CIFAR, COMPRESSED_TARS, files_named, has_wildcards
 from pipeline.images.remote import RemoteFiles, read_together
 from pipeline.images.source import Listing, Stamp
 from pipeline.images.tar_headers import compressed
@@ -34,7 +33,6 @@ from pipeline.images.tar_index import TarIndex
 
 SUFFIX = ".tar"
 Paths = TypeVar("Paths", bound=Sequence[str])
-_CIFAR = re.compile(r"cifar-100?-(python|binary)\.")  # no images of files: `pipeline.images.cifar`
 
 
 class TarImages:
@@ -115,7 +113,7 @@ def _parted(path: Path) -> tuple[Path, str] | None:
             return (place, inside) if not pattern and _holds_tars(place) else None
         name = place.name.lower()
         if name.endswith((SUFFIX, *COMPRESSED_TARS)):
-            return None if _CIFAR.match(name) else (place, inside)
+            return None if CIFAR.match(name) else (place, inside)
         if place.exists():
             return None
     return None
