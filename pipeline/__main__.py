@@ -184,6 +184,7 @@ def show_command(config: ShowConfig, console: Console) -> int:
             columns=config.columns,
             render=config.render,
             options=config.source,
+            console=console,
         )
         console.summary({"out": str(config.out), "images": count}, f"{quantity(count, 'image')} drawn to {config.out}")
         return 0

@@ -240,8 +240,8 @@ class ShowConfig:
     """
 
     data: Annotated[tyro.conf.Positional[Path | None], Addressable()] = None
-    """An image set or a store, instead of --images or --store. An address is taken for a store's, unless it names tar
-    or Parquet files."""
+    """An image set or a store, instead of --images or --store. An address is taken for a store's, unless it names files
+    of images."""
     store: Annotated[Path | None, Addressable()] = None
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
     images: Annotated[Path, Group("images"), Addressable()] = None  # type: ignore[assignment]  # there from __post_init__ on
@@ -271,7 +271,8 @@ class ShowConfig:
                 raise InputError(f"{self.data} and --{name} {getattr(self, name)}: expected one of them, found both")
             object.__setattr__(self, name, self.data)
         if self.images is None:
-            raise InputError("--images: missing; give the class folder that the store was made of")
+            where = f"; of images at {self.data}: --images {self.data}" if self.store is self.data is not None else ""
+            raise InputError(f"--images: missing; give the images that the store was made of{where}")
         if self.store is None and self.view:
             raise InputError(f"--view {self.view}: has an effect only with --store, found none")
         if self.count < 1 or self.columns < 1 or self.start < 0:

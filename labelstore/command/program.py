@@ -176,7 +176,7 @@ def require_paths(words: Sequence[str], flags: Mapping[str, Flag]) -> None:
 
 
 def with_addresses(values: Mapping[str, Any], flags: Mapping[str, Flag], typed: Sequence[str]) -> dict[str, Any]:
-    """The values of flags, with addresses as typed where a plain path has shortened them.
+    """The values of flags, with addresses as typed where a plain path has shortened them, and ``~`` replaced.
 
     Args:
         values: of the flags, by key.
@@ -191,7 +191,9 @@ def with_addresses(values: Mapping[str, Any], flags: Mapping[str, Flag], typed: 
         Path(without_credentials(word)): Path(word) for each in typed for word in (each, each.partition("=")[2])
     }
     for key, value in values.items():
-        if isinstance(value, Path) and scheme_of(value) and key in flags:
+        if isinstance(value, Path) and value.parts[:1] == ("~",):  # in quotes, as patterns are, no shell replaces it
+            found[key] = value.expanduser()
+        elif isinstance(value, Path) and scheme_of(value) and key in flags:
             found[key] = as_typed(complete.get(value, value))
             if not flags[key].addressable:
                 raise InputError(no_path(str(found[key])))

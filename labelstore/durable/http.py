@@ -12,9 +12,10 @@ from email.message import Message
 from http.client import HTTPException, HTTPResponse
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import Request
 
 from labelstore.durable.at_once import at_once
+from labelstore.durable.connections import answered
 from labelstore.durable.pieces import fetched
 from labelstore.durable.storage import Mapped, Range
 from labelstore.errors import AddressError, InputError, reason
@@ -108,7 +109,7 @@ class HttpStorage:
         """As :meth:`_get`, by one request."""
         place = self.root / name
         try:
-            with urlopen(self._request(name, start, stop), timeout=TIMEOUT_S) as answer:  # noqa: S310  http or https
+            with answered(self._request(name, start, stop), TIMEOUT_S) as answer:
                 return *_content(answer, place, start, stop), _tag(answer.headers)
         except HTTPError as error:
             error.close()

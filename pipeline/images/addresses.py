@@ -11,7 +11,7 @@ from labelstore.errors import InputError
 from labelstore.storage_table import Address, as_typed
 from pipeline.images.class_folder import named
 from pipeline.images.members import named_as_image
-from pipeline.images.patterns import SUFFIXES, expanded, has_wildcards, matching, pattern_of
+from pipeline.images.patterns import SUFFIXES, expanded, has_wildcards, matching, named_kind, pattern_of
 from pipeline.images.remote import RemoteFiles, listed_storage, storage_of
 
 _METADATA = "metadata.parquet"  # which Hugging Face's class folders may have
@@ -26,11 +26,9 @@ def kind_at(path: Path) -> str | None:
         InputError: when the folder cannot be listed.
         AddressError: it cannot be read.
     """
-    name = path.name.lower()
-    by_name = [kind for kind, suffixes in {**SUFFIXES, "zip": (".zip",)}.items() if name.endswith(suffixes)]
-    if by_name:
-        return by_name[0]
-    if "{" in name:
+    if kind := named_kind(path):
+        return kind
+    if "{" in path.name:
         return "tar"
     found = listed_storage(path).tags(_LOOKED_AT)
     if any(_is_of(name, "parquet") for name in found):
@@ -39,11 +37,11 @@ def kind_at(path: Path) -> str | None:
 
 
 def files_at(path: Path, kind: str) -> RemoteFiles:
-    """The tar or Parquet files that an address names, in order.
+    """The tar, ZIP or Parquet files that an address names, in order.
 
     Args:
         path: the address of a file, of a pattern of files, or of a folder in which those of one split are.
-        kind: ``tar`` or ``parquet``.
+        kind: ``tar``, ``zip`` or ``parquet``.
 
     Raises:
         InputError: one is not there, or the folder has several splits.

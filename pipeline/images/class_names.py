@@ -15,6 +15,7 @@ from labelstore.errors import InputError, reason
 FLAG = "--class-names"
 SHOWN = 100  # characters of a value
 MAX_PATH = 4096  # characters of a path
+_FILE_NAME = re.compile(r"^\.{0,2}/|\.(txt|json|csv)$", re.IGNORECASE)  # a list would be strange
 
 
 def entries(selection: str, names: Sequence[str], flag: str) -> list[str]:
@@ -26,6 +27,8 @@ def entries(selection: str, names: Sequence[str], flag: str) -> list[str]:
         if not numbers and len(selection) < MAX_PATH and Path(selection).is_file():
             lines = re.split(r"\r\n|\r|\n", Path(selection).read_text(encoding="utf-8-sig"))
             return [line.strip() for line in lines if line.strip()]
+        if _FILE_NAME.search(selection) and "," not in selection:
+            raise InputError(f"{flag} {printable(selection[:SHOWN])}: expected a file of names, found none there")
         rows = csv.reader(io.StringIO(selection, newline=""), skipinitialspace=True)
         return [entry.strip() for row in rows for entry in row]
     except (OSError, UnicodeDecodeError) as error:

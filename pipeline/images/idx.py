@@ -105,11 +105,13 @@ def _read(path: Path, dimensions: tuple[int, ...]) -> npt.NDArray[np.uint8]:
                     raise InputError(f"{shown}: declares {count:,} bytes; expected at most {_MOST_BYTES:,}")
                 file.seek(start)
                 data = np.frombuffer(file.read(count), np.uint8)
+                more = bool(file.read(1))
         else:
             with path.open("rb") as plain:
                 shape = _shape(plain.read(20), dimensions, shown)
             start, count = 4 + 4 * len(shape), int(np.prod(shape, dtype=object))
             held = path.stat().st_size
+            more = held > start + count
             data = (
                 np.memmap(path, np.uint8, "r", start, (count,)) if 0 < count <= held - start else np.empty(0, np.uint8)
             )
@@ -117,6 +119,8 @@ def _read(path: Path, dimensions: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         raise InputError(f"{shown}: cannot be read whole, it is truncated or damaged ({reason(error)})") from error
     if len(data) != count:
         raise InputError(f"{shown}: expected {count:,} bytes of an array {list(shape)}, found fewer: it is truncated")
+    if more:
+        raise InputError(f"{shown}: expected {count:,} bytes of an array {list(shape)}, found more after them")
     return data.reshape(shape)
 
 

@@ -6,7 +6,6 @@ Rows are read by whole row groups, of which the last used are kept. pyarrow is i
 from __future__ import annotations
 
 import errno
-import glob
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from pipeline.images.addresses import files_at
 from pipeline.images.class_folder import named, order_classes, require_one_form
 from pipeline.images.class_names import FLAG, read_class_names, refuse_class_names, require_named
 from pipeline.images.containers import Containers
+from pipeline.images.patterns import files_named
 from pipeline.images.remote import RemoteFiles, read_together
 from pipeline.images.row_groups import RowGroups
 from pipeline.images.source import Listing, Stamp
@@ -168,7 +168,7 @@ def files_of(path: Path) -> list[str]:
                 f"--images '{printable(str(Path(found[0]).parent))}/{printable(one)}-*{SUFFIX}'"
             )
     else:
-        found = [str(path)] if path.exists() else glob.glob(str(path))  # noqa: PTH207  (a pattern of any folder)
+        found = files_named(path)
     if not found:
         raise InputError(f"{printable(str(path))}: expected Parquet files, found none; check the path")
     return sorted((str(Path(file).absolute()) for file in found), key=natural_key)
@@ -280,7 +280,12 @@ def _columns(shown: str, schema: Any) -> Columns:
         what = f"several, {named(labels)}" if labels else f"the columns {named(list(types))}"
         raise InputError(f"{shown}: expected one column of classes (a ClassLabel, or `label`), found {what}")
     names = features.get(chosen, {}).get("names")
-    return Columns(content, path, chosen, tuple(map(str, names)) if isinstance(names, list) else None)
+    return Columns(content, path, chosen, _words(names))
+
+
+def _words(names: Any) -> tuple[str, ...] | None:
+    """The names of a ClassLabel; None where they are no list of words."""
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _features(schema: Any) -> Mapping[str, Any]:

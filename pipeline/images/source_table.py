@@ -72,6 +72,7 @@ AT_ADDRESSES: Table[SourceKind] = Table(
     {
         CLASS_FOLDER: "pipeline.images.remote:FOLDER_KIND",
         "tar": "pipeline.images.tars:KIND",
+        "zip": "pipeline.images.zips:KIND",
         "parquet": "pipeline.images.parquet:KIND",
     }
 )

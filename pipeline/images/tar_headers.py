@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import BinaryIO, NamedTuple, Self
 
 from labelstore.command.names import printable
@@ -12,6 +13,8 @@ from labelstore.errors import InputError, reason
 
 _BLOCK = 512
 _PIECE = 1 << 20
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+"""What gzip, bzip2, xz and zstd files begin with."""
 _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _FILE, _LINK, _FOLDER = ord("0"), ord("1"), ord("5")
 
@@ -49,11 +52,22 @@ def entries(tar: str, open_tar: Callable[[], BinaryIO] | None = None) -> Iterato
         with open_tar() if open_tar else open(tar, "rb") as file:  # noqa: PTH123
             yield from _entries(file, shown)
     except tarfile.TarError as error:
+        with suppress(OSError), open_tar() if open_tar else open(tar, "rb") as file:  # noqa: PTH123
+            if file.read(6).startswith(COMPRESSED):
+                raise compressed(tar) from error
         raise InputError(
             f"{shown}: expected a whole tar file, found it damaged or truncated ({reason(error)}); copy it again"
         ) from error
     except OSError as error:
         raise InputError(f"{shown}: cannot be read ({error.strerror or reason(error)})") from error
+
+
+def compressed(tar: str) -> InputError:
+    """The error for a compressed tar."""
+    return InputError(
+        f"{printable(tar)}: expected a tar that is not compressed, since a compressed one has no image that can be "
+        f"read alone; decompress it first: `gunzip`, `unxz` or `zstd -d`, or unpack it"
+    )
 
 
 def _entries(file: BinaryIO, shown: str) -> Iterator[Entry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,11 @@ from pipeline.images.tar_headers import entries
 _VERSION = 1
 _CLASS = ".cls"
 _LONGEST_CLASS = 1024  # bytes of a .cls
+_NO_CLASS = re.compile(r"(-\d+)?")  # a negative number marks images without one
+_REFUSED = {
+    "link": ("a link", "with `tar --dereference --hard-dereference`"),
+    "other": ("a sparse file or a device", "of plain files, without `--sparse`"),
+}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -111,10 +117,10 @@ class _Reader:
                     linked = {name: (at, length) for name, (_, at, length) in found}
                 start, size = linked.get(members.path(entry.target) or "", (-1, 0))
             if kind not in ("file", "link") or start < 0:
+                what, how = _REFUSED["other" if kind == "other" else "link"]
                 raise InputError(
-                    f"{printable(tar)}: {printable(entry.name)}: expected a file, found "
-                    f"{'no regular file' if kind == 'other' else 'a link'}; make the tar again with "
-                    f"`tar --dereference --hard-dereference`"
+                    f"{printable(tar)}: {printable(entry.name)}: expected a file, found {what}; make the tar again "
+                    f"{how}"
                 )
             if path.endswith(_CLASS):
                 self.label_of[path.removesuffix(_CLASS)] = _label(
@@ -150,7 +156,7 @@ def _label(tar: str, name: str, content: bytes | None) -> str:
         label = (content or b"").decode().strip()
     except UnicodeDecodeError:
         label = ""
-    if not label or "\0" in label or len(label) >= _LONGEST_CLASS or not label.isprintable():
+    if not label.isprintable() or len(label) >= _LONGEST_CLASS or _NO_CLASS.fullmatch(label):
         raise InputError(
             f"{printable(tar)}: {printable(name)}: expected the name or the number of a class, found "
             f"{(content or b'')[:20]!r}"

@@ -7,10 +7,10 @@ class is the folder, as in a class folder.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +24,15 @@ from pipeline.images.class_folder import order_classes
 from pipeline.images.class_names import FLAG, read_class_names, refuse_class_names, require_named
 from pipeline.images.containers import Containers
 from pipeline.images.members import Chosen
-from pipeline.images.patterns import COMPRESSED_TARS, expanded
+from pipeline.images.patterns import CIFAR, COMPRESSED_TARS, files_named, has_wildcards
 from pipeline.images.remote import RemoteFiles, read_together
 from pipeline.images.source import Listing, Stamp
 from pipeline.images.source_table import Request, SourceKind
+from pipeline.images.tar_headers import compressed
 from pipeline.images.tar_index import TarIndex
 
 SUFFIX = ".tar"
-_CIFAR = re.compile(r"cifar-100?-(python|binary)\.")  # no images of files: `pipeline.images.cifar`
+Paths = TypeVar("Paths", bound=Sequence[str])
 
 
 class TarImages:
@@ -108,10 +109,11 @@ def _parted(path: Path) -> tuple[Path, str] | None:
     for place in (path, *path.parents):
         inside = "/".join(path.parts[len(place.parts) :])
         if place.is_dir():
-            return (place, inside) if _holds_tars(place) else None
+            pattern = "{" in inside or has_wildcards(inside)  # of other files in a folder that has tars too
+            return (place, inside) if not pattern and _holds_tars(place) else None
         name = place.name.lower()
         if name.endswith((SUFFIX, *COMPRESSED_TARS)):
-            return None if _CIFAR.match(name) else (place, inside)
+            return None if CIFAR.match(name) else (place, inside)
         if place.exists():
             return None
     return None
@@ -130,31 +132,20 @@ def shards(path: Path) -> tuple[list[str], str]:
     Raises:
         InputError: none of them is there, or they are compressed.
     """
-    shown = printable(str(path))
     place, inside = _parted(path) or (path, "")
     if place.is_dir():
         found = [str(entry.absolute()) for entry in place.iterdir() if entry.name.lower().endswith(SUFFIX)]
         if not found:
-            raise InputError(f"{shown}: expected tar files, found none")
+            raise InputError(f"{printable(str(path))}: expected tar files, found none")
         return sorted(found, key=natural_key), inside
-    found = [str(Path(text).absolute()) for text in ([str(place)] if place.exists() else expanded(str(place)))]
-    if absent := [text for text in found if not Path(text).exists()]:
-        raise InputError(
-            f"--images {shown}: expected {'a file' if len(found) == 1 else f'{len(found):,} files'}, "
-            f"{'it' if len(found) == 1 else f'{len(absent):,} of them'} cannot be found: {printable(absent[0])}"
-        )
-    _plain(found)
-    return found, inside
+    return _plain(files_named(place)), inside
 
 
-def _plain(paths: Sequence[str]) -> Sequence[str]:
-    """Tars that are not compressed."""
+def _plain(paths: Paths) -> Paths:
+    """Tars, none of them compressed by its name."""
     for path in paths:
         if path.lower().endswith(COMPRESSED_TARS):
-            raise InputError(
-                f"{printable(path)}: expected a tar that is not compressed, since a compressed one has no image that "
-                f"can be read separately; decompress it first: `gunzip`, `unxz` or `zstd -d`, or unpack it"
-            )
+            raise compressed(path)
     return paths
 
 

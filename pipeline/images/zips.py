@@ -16,11 +16,14 @@ import numpy.typing as npt
 
 from labelstore.command.names import printable
 from labelstore.errors import InputError, reason
+from labelstore.storage_table import as_typed, scheme_of
+from pipeline.images.addresses import files_at
 from pipeline.images.class_names import refuse_class_names
 from pipeline.images.containers import Containers
 from pipeline.images.kinds import HEAD_BYTES
 from pipeline.images.members import Members, named_as_image
-from pipeline.images.places import not_there, split
+from pipeline.images.places import Place, not_there, split
+from pipeline.images.remote import RemoteFiles, read_together
 from pipeline.images.source import Listing, Stamp
 from pipeline.images.source_table import Request, SourceKind
 
@@ -75,17 +78,21 @@ class ZipImages:
             InputError: it is damaged, encrypted or compressed in another way, holds one name twice, or has no classes.
         """
         refuse_class_names(path, request.class_names)
-        place = split(path)
+        place = _split_address(path) if scheme_of(path) else split(path)
         if place is None:
             raise not_there(path)
-        self._containers = Containers([str(place.file.absolute())])
-        members = Members(printable(str(place.file)))
+        self._containers: Containers | RemoteFiles = (
+            files_at(place.file, "zip") if scheme_of(path) else Containers([str(place.file.absolute())])
+        )
+        members = Members(printable(str(as_typed(place.file))))
+        if len(self._containers.paths) > 1:
+            raise InputError(f"{members.location}: expected one ZIP archive, found several; give one of them")
         table = _images(self._containers, members)[members.sort()]
         chosen = members.choose(place.inside, request.class_order, request.leave_out)
         self._table, self._images, self._paths = table[chosen.images], chosen.images, members.paths
         count = len(chosen.names)
         self.listing = Listing(
-            location=str(path.absolute()),
+            location=str(as_typed(path) if scheme_of(path) else path.absolute()),
             classes=chosen.classes,
             names=chosen.names,
             targets=chosen.targets,
@@ -93,6 +100,7 @@ class ZipImages:
             stamps=np.repeat(self._containers.times, count),
             layout=np.argsort(np.argsort(self._table[:, 0])).astype(np.int64),
             left_out=members.left_out,
+            remote=bool(scheme_of(path)),
         )
 
     def place(self, image: int) -> str:
@@ -112,8 +120,8 @@ class ZipImages:
         return _content(self._containers, _Member(*self._table[image].tolist()))
 
     def read_many(self, images: Sequence[int]) -> Iterator[bytes]:
-        """The bytes of some images, read one by one."""
-        return map(self.read, images)
+        """The bytes of some images, each read when its turn comes; at an address many at a time."""
+        return read_together(self, images) if self.listing.remote else map(self.read, images)
 
 
 def recognises(path: Path) -> bool:
@@ -125,10 +133,16 @@ def recognises(path: Path) -> bool:
 KIND = SourceKind(recognises, ZipImages)
 
 
-def _images(containers: Containers, members: Members) -> npt.NDArray[np.int64]:
+def _split_address(path: Path) -> Place:
+    """As `split`, of an address, by the names in it."""
+    file = next((each for each in (path, *path.parents) if each.name.lower().endswith(SUFFIX)), path)
+    return Place(file, "/".join(path.parts[len(file.parts) :]))
+
+
+def _images(containers: Containers | RemoteFiles, members: Members) -> npt.NDArray[np.int64]:
     """The `_Member` of each image in an archive, in the order of ``members.paths``, int64 ``[M, 6]``."""
     try:
-        with zipfile.ZipFile(containers.paths[0]) as archive:
+        with containers.opened(0) as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         raise InputError(
@@ -151,7 +165,7 @@ def _images(containers: Containers, members: Members) -> npt.NDArray[np.int64]:
     return np.array(found, np.int64).reshape(-1, len(_Member._fields))
 
 
-def _head(containers: Containers, info: zipfile.ZipInfo) -> bytes:
+def _head(containers: Containers | RemoteFiles, info: zipfile.ZipInfo) -> bytes:
     """The first bytes of an entry whose name does not decide what it is; empty if it cannot be read."""
     if info.flag_bits & _ENCRYPTED or info.compress_type not in _METHODS:
         return b""
@@ -177,7 +191,7 @@ def _require_usable(info: zipfile.ZipInfo, members: Members) -> None:
         raise InputError(f"{place}: expected a file, found a symbolic link; make the archive again without `zip -y`")
 
 
-def _content(containers: Containers, member: _Member, most: int | None = None) -> bytes:
+def _content(containers: Containers | RemoteFiles, member: _Member, most: int | None = None) -> bytes:
     """The content of a member, or its first bytes.
 
     Raises:

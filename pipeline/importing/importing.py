@@ -143,8 +143,10 @@ def folder_names(
 
 def require_empty(out: Path) -> Path:
     """A folder that is absent or empty, as it must be."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out}: expected a folder that is absent or empty, found something in the way")
+    if out.is_dir() and (there := min((path.name for path in out.iterdir()), default=None)):
+        raise InputError(f"{out}: expected a folder that is absent or empty, found {shown(there)} in it")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: expected a folder that is absent or empty, found a file")
     return out
 
 

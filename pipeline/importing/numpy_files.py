@@ -36,12 +36,8 @@ def read_numpy(file: Path) -> object:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """An array as a tensor of its memory; TypeError if torch has no such type.
-
-    Bytes ``[N, H, W]`` are images of one channel.
-    """
-    grey = array.dtype == np.uint8 and array.ndim == 3
-    return torch.from_numpy(array[..., None] if grey else array)
+    """An array as a tensor of its memory; TypeError where torch has no such type."""
+    return torch.from_numpy(array)
 
 
 def _by_split(arrays: Mapping[str, Tensor]) -> Mapping[str, object]:

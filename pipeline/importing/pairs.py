@@ -82,9 +82,21 @@ def read_pair(file: Path, *, labels: Path | None, index: int | None, argmax: boo
 
 
 def _content(file: Path) -> object:
-    if file.suffix.lower() in NUMPY:
-        return read_numpy(file)
-    return read_content(file, str(file), _ADVICE, mapped=True)
+    """What a file holds."""
+    numpy = file.suffix.lower() in NUMPY
+    return _with_channels(read_numpy(file) if numpy else read_content(file, str(file), _ADVICE, mapped=True))
+
+
+def _with_channels(content: object, depth: int = _DEPTH + 1) -> object:
+    """The same, in which images of bytes ``[N, H, W]`` have one channel."""
+    if isinstance(content, Tensor):
+        return content[..., None] if content.dtype == torch.uint8 and content.ndim == 3 else content
+    if depth and isinstance(content, Mapping):
+        return {key: _with_channels(value, depth - 1) for key, value in content.items()}
+    if depth and isinstance(content, list | tuple):
+        held = (_with_channels(value, depth - 1) for value in content)
+        return tuple(held) if isinstance(content, tuple) else list(held)
+    return content
 
 
 def _one(pairs: Sequence[Pair], file: Path, index: int | None, wanted: str) -> Pair:

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from labelstore.command.console import Console
 from labelstore.command.names import printable
 from labelstore.durable.newfile import new_file
 from labelstore.errors import InputError
 from pipeline.images.manifest import Manifest, scan
+from pipeline.images.remarks import report_left_out
 from pipeline.images.source_table import ImageOptions
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import make_renderer
@@ -32,6 +34,7 @@ def draw_folder(
     columns: int = 8,
     render: RenderOptions,
     options: ImageOptions | None = None,
+    console: Console | None = None,
 ) -> int:
     """Write the sheet; returns the number of images on it. The first image of each class comes first, then the second.
 
@@ -43,11 +46,14 @@ def draw_folder(
         columns: images a row of the sheet.
         render: how they are rendered.
         options: what the images are, where it is not to be recognised, and names of their classes.
+        console: prints what is not read, and what may be wrong with the folders.
 
     Raises:
         InputError: no such folder or image, or the file is there already.
     """
     manifest = scan(images, class_order="bytes", options=options, digests=False, decode=False)
+    if console:
+        report_left_out(manifest, console)
     order = in_turns(manifest)
     if start >= len(order):
         raise InputError(f"--start {start}: {manifest.location} has {len(order):,} images")

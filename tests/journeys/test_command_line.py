@@ -12,6 +12,7 @@ import sys
 import tomllib
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.distributed.run import get_args_parser
@@ -141,6 +142,13 @@ def test_helps_show_no_default_as_none() -> None:
     assert not re.search(r"\{None|default: (None)?\)|\[-h\] \[OPTIONS\] PATH", out)
     usage = giftwrap("giftwrap", "convert", "--help").out.splitlines()[0]
     assert usage == "usage: giftwrap convert [-h] [OPTIONS] SOURCE DESTINATION"
+
+
+def test_the_home_folder_is_written_as_a_shell_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["show", "~/set-{0..1}.tar", "--out", "~/sheet.png"]
+    config: Any = read_command(PIPELINE["show"], "show", words).config
+    assert (config.data, config.out) == (tmp_path / "set-{0..1}.tar", tmp_path / "sheet.png")
 
 
 def test_none_undoes_a_value_of_a_file(tmp_path: Path) -> None:

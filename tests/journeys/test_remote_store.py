@@ -36,6 +36,9 @@ def test_it_is_verified_shown_and_trained_from(world: World, tmp_path: Path, add
     out, run = tmp_path / "sheet.png", tmp_path / "run"
     verified = giftwrap("pipeline", "verify", *store, *images, "--weights", world.weights)
     assert (verified.code, verified.out.splitlines()[-1]) == (0, f"{shown}: verified"), verified.err
+    bare = giftwrap("pipeline", "show", address, "--out", out)
+    assert (bare.code, bare.err.count("\n")) == (2, 1)
+    assert f"--images: missing; give the images that the store was made of; of images at {shown}: --imag" in bare.err
     sheet = giftwrap("pipeline", "show", *store, *images, "--out", out, "--count", 2)
     assert (sheet.code, out.exists()) == (0, True), sheet.err
     train = ("trainer", "train", *store, *images, "--student", "convnet-d1", "--run-folder", run, "--epochs", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,3 +47,15 @@ def test_the_sheet_of_mixed_crops_names_both_targets(world: World, tmp_path: Pat
     source.renderer.close()
     words = ("--store", store, "--images", world.images, "--start", 5, "--count", 6, "--out", tmp_path / "sheet.png")
     assert giftwrap("pipeline", "show", *words).code == 0
+
+
+def test_a_set_whose_folders_are_splits_is_marked(world: World, tmp_path: Path) -> None:
+    splits = tmp_path / "set.zip"
+    with zipfile.ZipFile(splits, "w") as archive:
+        for path in sorted(world.images.rglob("*.png")):
+            archive.write(path, f"train/{path.relative_to(world.images)}")
+        archive.writestr("train/notes.txt", "mine")
+    shown = giftwrap("pipeline", "show", splits, "--out", tmp_path / "sheet.png", "--count", 2)
+    assert shown.code == 0, shown.err
+    assert f"give one of them: --images {splits}/train" in shown.err
+    assert "train/notes.txt" in shown.out

@@ -20,7 +20,7 @@ from labelstore import LabelStore, check
 from labelstore.__main__ import COMMANDS, main
 from labelstore.command.flags import flags_of
 from labelstore.command.program import read_command
-from labelstore.durable import http
+from labelstore.durable import connections, http
 from labelstore.durable.storage import LocalStorage, storage_at
 from labelstore.errors import AddressError, GiftwrapError, InputError
 from labelstore.operations.repair import repair
@@ -230,6 +230,42 @@ def test_no_store_and_no_server_are_one_line(
             LabelStore.open(bad)
     with pytest.raises(InputError, match=r"^http://h/s: expected the address of a folder"):
         LabelStore.open("http://h/s?token=1")
+
+
+class Keeping(Answers):
+    """Keeps connections, but closes one after every third answer, which does not announce it."""
+
+    protocol_version = "HTTP/1.1"
+    connections = answers = 0
+
+    def setup(self) -> None:
+        super().setup()
+        Keeping.connections += 1
+
+    def do_GET(self) -> None:
+        Keeping.answers += 1
+        super().do_GET()
+        self.close_connection = Keeping.answers % 3 == 0
+
+
+def test_connections_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    (tmp_path / "a").write_bytes(data := bytes(range(200)))
+    server = Server(tmp_path)
+    server.RequestHandlerClass = Keeping
+    with serving(server):
+        storage = storage_at(server.address)
+        for start in range(0, 180, 10):
+            assert storage.read("a", start, start + 20) == data[start : start + 20]
+            with pytest.raises(FileNotFoundError):
+                storage.size("none")
+        assert (Keeping.answers, Keeping.connections) == (36, 12)
+        server.mode = "whole"  # more than is asked for: not read, and its connection not used again
+        with pytest.raises(AddressError, match="found one that sends whole files"):
+            storage.read("a", 0, 10)
+        server.mode = "ranges"
+        assert storage.read("a", 0, 10) == data[:10]
+        connections.close_all()
 
 
 def test_damage_at_an_address_is_found(server: Server) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -248,6 +249,7 @@ def test_idx_files_are_read_with_their_labels(tmp_path: Path) -> None:
     ("images", "labels", "said"),
     [
         (idx(PIXELS[..., 0])[:-1], idx(np.array(LABELS, np.uint8)), "it is truncated"),
+        (idx(PIXELS[..., 0]) + b"\0", idx(np.array(LABELS, np.uint8)), "found more after them"),
         (idx(PIXELS[..., 0]), idx(np.array(LABELS[:4], np.uint8)), "a class for each of the 5 images"),
         (idx(PIXELS[..., 0])[:10], idx(np.array(LABELS, np.uint8)), "ends within its header"),
         (b"\0\0\x0d\3" + bytes(40), idx(np.array(LABELS, np.uint8)), "expected an IDX file of bytes"),
@@ -305,7 +307,11 @@ def test_tensor_and_numpy_files_are_one_set(tmp_path: Path) -> None:
 
 def test_grey_arrays_have_one_channel(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=PIXELS[..., 0], y=np.array(LABELS))
-    np.testing.assert_array_equal(decoded(scan(tmp_path / "a.npz")), np.repeat(PIXELS[ORDER][..., :1], 3, 3))
+    grey, labels = torch.from_numpy(PIXELS[..., 0].copy()), torch.tensor(LABELS)
+    torch.save({"train": (grey, labels)}, tmp_path / "b.pt")
+    safetensors.torch.save_file({"images": grey, "labels": labels}, tmp_path / "c.safetensors")
+    for name in ("a.npz", "b.pt", "c.safetensors"):
+        np.testing.assert_array_equal(decoded(scan(tmp_path / name)), np.repeat(PIXELS[ORDER][..., :1], 3, 3))
 
 
 def test_what_needs_a_choice_is_left_to_import(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from labelstore.durable import objects
 from labelstore.errors import AddressError, InputError
 from pipeline.images import remote
 from pipeline.images.manifest import scan
-from pipeline.images.opening import open_images
+from pipeline.images.opening import open_images, recognised
 from pipeline.images.source_table import ImageOptions
 from tests.labelstore.buckets import BUCKET, Proxy, bucket, patience, put, put_folder
 
@@ -42,6 +43,11 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Proxy, Pat
             with tarfile.open(fileobj=data, mode="w") as tar:
                 tar.add(folder / name, name)
             put(f"tars/s-{shard}.tar", data.getvalue())
+        data = io.BytesIO()
+        with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in sorted(folder.glob("*/*.png"), reverse=True):
+                archive.write(path, f"all/{path.relative_to(folder)}")
+        put("zips/set.zip", data.getvalue())
         put_folder(packed_parquet(folder, tmp_path_factory.mktemp("tables")), "tables")
         yield proxy, folder
 
@@ -67,7 +73,12 @@ def proxy(shelf: tuple[Proxy, Path], monkeypatch: pytest.MonkeyPatch) -> Proxy:
 
 @pytest.mark.parametrize(
     "address",
-    [f"s3://{BUCKET}/set", f"s3://{BUCKET}/tars/s-{{0..1}}.tar", f"s3://{BUCKET}/tables/train-*.parquet"],
+    [
+        f"s3://{BUCKET}/set",
+        f"s3://{BUCKET}/tars/s-{{0..1}}.tar",
+        f"s3://{BUCKET}/tables/train-*.parquet",
+        f"s3://{BUCKET}/zips/set.zip/all",
+    ],
 )
 def test_they_are_the_images_of_the_folder(
     proxy: Proxy, shelf: tuple[Proxy, Path], address: str, tmp_path: Path
@@ -82,8 +93,8 @@ def test_they_are_the_images_of_the_folder(
     again = scan(Path(address), cache=tmp_path / "images.npz")
     assert again.digest == theirs.digest
     assert len(proxy.requests) <= (
-        7 if "parquet" in address else 2
-    )  # the listing, and what the kind is known by; footers, names and classes
+        {"parquet": 7, "zip": 4}.get(recognised(Path(address)), 2)
+    )  # the listing, and what the kind is known by; footers, names and classes; the directory of an archive
 
 
 def test_etags_without_quotes_are_those_with_them(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,9 +134,14 @@ def test_what_cannot_be_read_there_is_named(proxy: Proxy, monkeypatch: pytest.Mo
     for address, options, said in (
         (
             f"s3://{BUCKET}/set",
-            ImageOptions(images_format="zip"),
-            "expected class-folder or tar or parquet at an address, found zip",
+            ImageOptions(images_format="idx"),
+            "expected class-folder or tar or zip or parquet at an address, found idx; download it, and give its path",
         ),
+        (f"s3://{BUCKET}/a/cifar-10-python.tar.gz/train", None, "found cifar; download it"),
+        (f"s3://{BUCKET}/a/train-images-idx3-ubyte.gz", None, "found idx; download it"),
+        (f"s3://{BUCKET}/a/set.npz/train", None, "found tensors; download it"),
+        (f"s3://{BUCKET}/zips/set.zip/none", None, r"set\.zip: no folder 'none' with classes in it, found 'all'"),
+        (f"s3://{BUCKET}/zips/none.zip", None, "expected a file, 1 is not there: none.zip; there are 'set.zip'"),
         (f"s3://{BUCKET}/none", None, "expected a class folder, found no file there; check the address"),
         (f"s3://{BUCKET}/tars/none.tar", None, "expected a file, 1 is not there: none.tar; there are 's-"),
         (f"s3://{BUCKET}/set/ant", None, "expected a folder for each class, found none and 3 images"),
@@ -149,6 +165,9 @@ def test_what_cannot_be_read_there_is_named(proxy: Proxy, monkeypatch: pytest.Mo
     put("bad/s.tar", b"no tar" * 1000)
     with pytest.raises(InputError, match=rf"s3://{BUCKET}/bad/s\.tar: expected a whole tar file"):
         open_images(Path(f"s3://{BUCKET}/bad/s.tar"))
+    put("bad/s.zip", b"no zip" * 1000)
+    with pytest.raises(InputError, match=rf"s3://{BUCKET}/bad/s\.zip: expected a whole ZIP archive"):
+        open_images(Path(f"s3://{BUCKET}/bad/s.zip"))
     monkeypatch.setattr(remote, "MOST_FILES", 5)
     with pytest.raises(InputError, match=r"expected at most 5 files, found more: .*giftwrap import"):
         open_images(Path(f"s3://{BUCKET}/set"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import shutil
@@ -219,6 +220,15 @@ def test_numbers_need_names_and_keep_their_order(tmp_path: Path) -> None:
         scan(path, options=ImageOptions(class_names=str(tmp_path / "a.json")))
 
 
+@pytest.mark.parametrize("given", ["/none/names.txt", "names.txt", "./names", "names.JSON"])
+def test_a_file_of_names_that_is_not_there_is_named(tmp_path: Path, given: str) -> None:
+    with tarfile.open(path := tmp_path / "a.tar", "w") as tar:
+        add(tar, "0.png", FILES["ant/0.png"])
+        add(tar, "0.cls", b"0")
+    with pytest.raises(InputError, match=f"--class-names {given}: expected a file of names, found none there"):
+        scan(path, options=ImageOptions(class_names=given))
+
+
 def test_names_are_refused_where_classes_have_them(folder: Path, tmp_path: Path) -> None:
     options = ImageOptions(class_names="a,b,c")
     for path in (folder, *(CONTAINERS[kind](FILES, tmp_path, 0) for kind in ("tar", "zip", "parquet"))):
@@ -316,6 +326,18 @@ def test_what_is_wrong_with_a_tar_is_named(tmp_path: Path) -> None:
     whole = as_tar(FILES, tmp_path / "b.tar").read_bytes()
     path.write_bytes(whole + whole)
     refused("found more after it, as in several tars in one")
+    path.write_bytes(gzip.compress(whole))
+    refused("expected a tar that is not compressed.*gunzip")
+    for label in (b"-1", b"", b"a\0", b"\xff"):
+        with tarfile.open(path, "w") as tar:
+            add(tar, "0.png", data)
+            add(tar, "0.cls", label)
+        refused(r"a\.tar: 0\.cls: expected the name or the number of a class")
+    with tarfile.open(path, "w") as tar:
+        device = tarfile.TarInfo("a/1.png")
+        device.type = tarfile.FIFOTYPE
+        tar.addfile(device)
+    refused("expected a file, found a sparse file or a device.*without `--sparse`")
     (tmp_path / "b.tar.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(InputError, match=r"expected a tar that is not compressed.*gunzip"):
         scan(tmp_path / "b.tar.gz")
@@ -520,6 +542,24 @@ def test_patterns_of_braces() -> None:
     for wrong in ("a-{0}.tar", "a-{0..9999999}.tar", "a-{0..999}{0..999}{0..9}"):
         with pytest.raises(InputError):
             expanded(wrong)
+
+
+def test_patterns_take_tars_and_tables_of_this_machine(folder: Path, tmp_path: Path) -> None:
+    at = tmp_path / "sets [1]"  # brackets in what is there are no wildcards
+    as_shards(FILES, at)
+    for part in range(2):
+        as_parquet(FILES, at / f"t-{part}-of-2.parquet", CLASSES, part=slice(part, None, 2))
+    expected = scan(folder)
+    for pattern in ("s-*.tar", "s-{00..02}.tar", "s-0[0-2].tar", "t-*-of-2.parquet", "t-{0..1}-of-2.parquet"):
+        require_same(scan(at / pattern), expected)
+    for pattern, said in (
+        ("s-{00..03}.tar", r"expected 4 files, 1 of them cannot be found: .*s-03\.tar"),
+        ("q-*.tar", r"expected files that match q-\*\.tar, found none in .*sets \[1\]"),
+        ("t-{0..3}-of-2.parquet", "expected 4 files, 2 of them cannot be found"),
+        ("q-*.parquet", "expected files that match"),
+    ):
+        with pytest.raises(InputError, match=said):
+            scan(at / pattern)
 
 
 def test_a_path_is_recognised_by_what_is_there(folder: Path, tmp_path: Path) -> None:

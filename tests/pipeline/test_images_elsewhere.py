@@ -7,6 +7,7 @@ import json
 import sys
 import tarfile
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
@@ -104,6 +105,10 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parquet.write_table(table.drop_columns("label"), folder / "tables" / "bare.parquet")
     (folder / "tables" / "README.md").write_text("images")
     (folder / "empty").mkdir()
+    (folder / "zips").mkdir()
+    with zipfile.ZipFile(folder / "zips" / "set.zip", "w") as archive:
+        for path in sorted((folder / "set").rglob("*.png")):
+            archive.write(path, path.relative_to(folder))
     return folder
 
 
@@ -159,6 +164,7 @@ def require_same(address: str, shelf: Path) -> None:
         "tars/s-{00..01}.tar",
         "tars@main/s-*.tar",
         "set",
+        "zips/set.zip/set",
     ],
 )
 def test_a_data_set_of_a_hub_is_the_folder(hub: Hub, shelf: Path, inside: str) -> None:
@@ -168,7 +174,9 @@ def test_a_data_set_of_a_hub_is_the_folder(hub: Hub, shelf: Path, inside: str) -
     assert all(COMMIT in path for path in hub.requests if "/revision/" not in path)  # never another commit's files
 
 
-@pytest.mark.parametrize("inside", ["tables/plain_text/train-{00000..00001}-of-00002.parquet", "tars/s-{00..01}.tar"])
+@pytest.mark.parametrize(
+    "inside", ["tables/plain_text/train-{00000..00001}-of-00002.parquet", "tars/s-{00..01}.tar", "zips/set.zip/set"]
+)
 def test_a_web_server_has_the_images_of_the_folder(web: Server, shelf: Path, inside: str) -> None:
     web.mode = "503"
     require_same(f"{web.address}/{inside}", shelf)
@@ -183,7 +191,8 @@ def test_what_a_hub_does_not_have_is_named(hub: Hub, monkeypatch: pytest.MonkeyP
         ("me/tables/bare.parquet", "expected one column of classes (a ClassLabel, or `label`), found the columns 'im"),
         ("me/empty", "expected a class folder, found no file there; check the address"),
         ("me/empty/x-*.parquet", "expected files, found none; check the address"),
-        ("me/set/all.zip", "expected class-folder or tar or parquet at an address, found zip"),
+        ("me/set/all.npz", "at an address, found tensors; download it, and give its path"),
+        ("me/set/all.zip", "not there: all.zip; check the address"),
         ("me", "expected hf://datasets/OWNER/NAME/FOLDER"),
         ("me/tars/s.tar.gz", "not there: s.tar.gz; there are 's-*.tar'"),
     ):
@@ -242,6 +251,10 @@ def test_kinds_are_known_by_names_without_a_request() -> None:
         ("hf://datasets/me/set/train-*.parquet", "parquet"),
         ("https://h.invalid/a-{0..3}.tar", "tar"),
         ("hf://datasets/me/set/a.tar.gz", "tar"),
+        ("https://h.invalid/a.zip/train", "zip"),
+        ("https://h.invalid/a.npz/train", "tensors"),
+        ("https://h.invalid/mnist/t10k-images-idx3-ubyte.gz", "idx"),
+        ("https://h.invalid/cifar-100-python.tar.gz/test", "cifar"),
     ):
         assert recognised(Path(address)) == kind
 
