@@ -59,11 +59,13 @@ class Cloud(NamedTuple):
         variables: environment variables, one of which is set if there are credentials, or none are needed.
         advice: what to set.
         endpoints: variables that may name another server.
+        sent: variables whose values are sent with requests.
     """
 
     variables: tuple[str, ...]
     advice: str
     endpoints: tuple[str, ...]
+    sent: tuple[str, ...] = ()
 
 
 CLOUDS = {
@@ -77,6 +79,7 @@ CLOUDS = {
         ),
         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket",
         ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"),
+        ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"),
     ),
     "gs": Cloud(
         (
@@ -92,6 +95,7 @@ CLOUDS = {
         ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_KEY", "AZURE_CLIENT_ID", "AZURE_SKIP_SIGNATURE"),
         "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_KEY",
         ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "AZURITE_BLOB_STORAGE_URL"),
+        ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_KEY"),
     ),
 }
 
@@ -193,8 +197,12 @@ class ObjectStorage:
             # In one part: one of several that is stopped would leave parts that are paid for and seen nowhere.
             _obstore().put(self.store, name, data, use_multipart=False)
 
-    def _require_endpoint(self) -> None:
-        """Refuse the address of a server, in the environment, that the library ends the process for."""
+    def _require_environment(self) -> None:
+        """Refuse values of the environment that the library ends the process for."""
+        for name in CLOUDS[self.root.scheme].sent:
+            sent = os.environ.get(name, "")
+            if not (sent.isascii() and sent.isprintable()):
+                raise InputError(f"{name}: expected a word, found a line break or another character; set it again")
         for name in CLOUDS[self.root.scheme].endpoints:
             value = os.environ.get(name)
             if value and not _ENDPOINT.match(value):
@@ -204,7 +212,7 @@ class ObjectStorage:
         return type(self), (self.root,)  # another process finds its own credentials
 
     def _opened(self, retries: int) -> Any:
-        self._require_endpoint()
+        self._require_environment()
         with _naming(self.root):
             return _obstore().store.from_url(
                 self.root.complete,

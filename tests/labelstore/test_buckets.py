@@ -17,7 +17,7 @@ import pytest
 from labelstore import LabelStore, check
 from labelstore.__main__ import main
 from labelstore.durable import pieces
-from labelstore.durable.objects import ObjectStorage
+from labelstore.durable.objects import CLOUDS, ObjectStorage
 from labelstore.durable.storage import LocalStorage
 from labelstore.errors import AddressError, DamagedError, InputError
 from labelstore.operations.transfer import push
@@ -122,6 +122,12 @@ def test_google_s_client_reads_and_writes(proxy: Proxy, folder: Path, monkeypatc
             {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "s3cr3t", "AWS_ENDPOINT_URL": "me:s3cr3t@host:9000"},
             2,
             "AWS_ENDPOINT_URL: expected the address of a server, http://HOST or https://HOST",
+        ),
+        *(
+            (f"{scheme}://b/s", {name: value}, 2, f"{name}: expected a word, found a line break or another character")
+            for scheme, cloud in CLOUDS.items()
+            for name in cloud.sent
+            for value in ("s3cr3t\n", "s3cr3t\u00e9")
         ),
     ],
 )
