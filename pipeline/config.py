@@ -269,6 +269,7 @@ class ShowConfig:
             if getattr(self, name) is not None:
                 raise InputError(f"{self.data} and --{name} {getattr(self, name)}: expected one of them, found both")
             object.__setattr__(self, name, self.data)
+            object.__setattr__(self, "data", None)  # so that --print-config writes one of them
         if self.images is None:
             raise InputError("--images: missing; give the class folder that the store was made of")
         if self.store is None and self.view:
