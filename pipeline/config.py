@@ -270,6 +270,7 @@ class ShowConfig:
             if getattr(self, name) is not None:
                 raise InputError(f"{self.data} and --{name} {getattr(self, name)}: expected one of them, found both")
             object.__setattr__(self, name, self.data)
+            object.__setattr__(self, "data", None)  # so that --print-config writes one of them
         if self.images is None:
             where = f"; of images at {self.data}: --images {self.data}" if self.store is self.data is not None else ""
             raise InputError(f"--images: missing; give the images that the store was made of{where}")

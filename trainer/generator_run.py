@@ -16,9 +16,7 @@ from labelstore.command.console import Console, duration, quantity
 from labelstore.command.flags import changed
 from labelstore.errors import MismatchError
 from labelstore.spec import Json
-from pipeline.device.current import make_current
 from pipeline.device.faults import device_faults
-from pipeline.device.memory import keep_freed_memory
 from pipeline.networks.autoencoders import latent_side
 from pipeline.networks.uvit import UViT
 from pipeline.ranks import Ranks, join
@@ -35,7 +33,7 @@ from trainer.run import Run, start_run
 from trainer.run_folder import described_in
 from trainer.run_lock import hold
 from trainer.stopping import StopSignals
-from trainer.train import MEMORY, complete
+from trainer.train import MEMORY, complete, on_this_rank
 from trainer.trial import undrawn
 
 WARMUP_STEPS, WARMUP_SHARE = 5_000, 0.05
@@ -188,12 +186,7 @@ def train_generator(config: GeneratorConfig, console: Console) -> Mapping[str, J
 
 @device_faults("the generator is trained", MEMORY)
 def _train_on(config: GeneratorConfig, console: Console, ranks: Ranks) -> Mapping[str, Json]:
-    keep_freed_memory()
-    config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
-    make_current(config.render.device)
-    ranks.require_shared(config.run, "--run-folder")
-    if config.render.threads is not None:
-        torch.set_num_threads(config.render.threads)
+    config, console = on_this_rank(config, console, ranks)
     with (
         hold(config.run) if ranks.first else nullcontext(),
         closing(make_generator_run(config, ranks, StopSignals(), console)) as run,

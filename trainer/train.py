@@ -28,6 +28,7 @@ from trainer.objective import Score
 from trainer.online import one_precision
 from trainer.order import UNBOUNDED
 from trainer.run import Run, make_run
+from trainer.run_config import RunConfig
 from trainer.run_folder import (
     RUN,
     accepted,
@@ -47,6 +48,7 @@ MEMORY = "--accumulate, or a smaller --batch-size or --cache-gib"  # flags that 
 FREE = 0.1  # fraction of waiting that is not a bottleneck: queues fill, epochs start
 
 T = TypeVar("T")
+RunT = TypeVar("RunT", bound=RunConfig)
 
 
 def train(
@@ -73,19 +75,24 @@ def train_on(
     make: Callable[[TrainConfig, Ranks, StopSignals], Run] = make_run,
 ) -> Mapping[str, Json]:
     """The same, within an initialised process group."""
-    keep_freed_memory()
-    config = with_its_interval(config) if ranks.first else config
-    config, console = ranks.own_resources(config), console if ranks.first else Console(silent=True)
-    make_current(config.render.device)
-    ranks.require_shared(config.run, "--run-folder")
-    if config.render.threads is not None:
-        torch.set_num_threads(config.render.threads)
+    config, console = on_this_rank(with_its_interval(config) if ranks.first else config, console, ranks)
     with (
         hold(config.run) if ranks.first else nullcontext(),
         closing(make(config, ranks, StopSignals())) as run,
         one_precision(run.replay.labels),
     ):
         return complete(run, console)
+
+
+def on_this_rank(config: RunT, console: Console, ranks: Ranks) -> tuple[RunT, Console]:
+    """The flags and the console of this rank, whose memory, device and threads are made ready for a training."""
+    keep_freed_memory()
+    config = ranks.own_resources(config)
+    make_current(config.render.device)
+    ranks.require_shared(config.run, "--run-folder")
+    if config.render.threads is not None:
+        torch.set_num_threads(config.render.threads)
+    return config, console if ranks.first else Console(silent=True)
 
 
 def complete(run: Run, console: Console) -> Mapping[str, Json]:

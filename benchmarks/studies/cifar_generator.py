@@ -17,7 +17,6 @@ GIFTWRAP_DATA names the folder with cifar10/ and models/.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,31 +29,20 @@ from benchmarks.studies import image_sets, image_sets_cells
 from benchmarks.studies.cifar_generator_cells import MEANINGS, REAL, TOY, TOY_MODEL, Cell, Model, Scale, cells
 from benchmarks.studies.cifar_generator_run import GeneratorLab, Pace
 from benchmarks.studies.cifar_generator_table import Results, report
-from benchmarks.studies.ledger import Ledger, print_plan, run_cells
+from benchmarks.studies.ledger import Ledger, StudyConfig, real_data, run_study
 from labelstore.command.console import run_command
-from labelstore.errors import InputError
 
-RESULTS = Path("benchmarks/results/cifar-generator.jsonl")
-FOLDER = Path("runs/cifar-generator")
+NAME, MINUTES = "cifar-generator", 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyConfig:
+class GeneratorStudyConfig(StudyConfig):
     """Do the cells of the study that have no line yet, the most important ones first, and print its tables."""
 
-    dry_run: bool = False
-    """Print all cells and how long they take, by the pace that is measured now, and do nothing."""
-    minutes: float = 60.0
-    """Time for this call: a cell that would take longer than what is left of it is not started."""
-    results: Path | None = None
-    """File with a line for each finished cell; tables and a sheet of images are written beside it."""
-    folder: Path | None = None
-    """Folder for models, sets, stores and runs, runs/cifar-generator when left out."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
     model: Annotated[Model, tyro.conf.arg(name="")] = field(default_factory=Model)
-    quick: bool = False
-    """The same at toy size, on drawn images, in a separate folder and file; flags of the generator are left out."""
+    """The generator; at toy size its flags are left out."""
 
 
 class Study:
@@ -67,7 +55,8 @@ class Study:
     """
 
     def __init__(self, lab: GeneratorLab, pace: Pace, results: Results) -> None:
-        self._lab, self._pace, self._results = lab, pace, results
+        self._lab, self._results = lab, results
+        self.seconds, self.run = pace.seconds, lab.run
 
     def every(self) -> list[Cell]:
         """All cells, the most important ones first."""
@@ -95,14 +84,6 @@ class Study:
             )
         return [each for each in found if each != cell and self._results.of(each) is not None]
 
-    def seconds(self, cell: Cell) -> float:
-        """How long a cell takes, about."""
-        return self._pace.seconds(cell)
-
-    def run(self, cell: Cell) -> dict[str, Any]:
-        """Do a cell, or continue it."""
-        return self._lab.run(cell)
-
     def meaning(self, cell: Cell) -> str:
         """What is done."""
         return MEANINGS[cell.kind]
@@ -121,20 +102,15 @@ class Study:
 
 def main() -> int:
     """Run what is left of the study."""
-    config = tyro.cli(StudyConfig, prog="python -m benchmarks.studies.cifar_generator")
+    config = tyro.cli(GeneratorStudyConfig, prog="python -m benchmarks.studies.cifar_generator")
     scale, model = (TOY, TOY_MODEL) if config.quick else (REAL, config.model)
-    folder = config.folder or FOLDER.with_name(f"{FOLDER.name}{'-quick' * config.quick}")
-    path = config.results or (folder / RESULTS.name if config.quick else RESULTS)
+    folder, path = config.places(NAME)
     others = None if config.quick else Ledger[image_sets_cells.Cell](image_sets.RESULTS)
     results = Results(path, scale, others)
     data = data_of(scale, folder, quick=config.quick, needed=not config.dry_run)
     lab = GeneratorLab(scale, model, folder, data, config.device, path.with_suffix(".png"))
     study = Study(lab, Pace(lab, config.device), results)
-    if config.dry_run:
-        print_plan(study, config.minutes)
-        return 0
-    run_cells(study, results, config.minutes)
-    print(f"\n{report(scale, results)}")
+    run_study(config, study, results, MINUTES, lambda: report(scale, results))
     return 0
 
 
@@ -146,10 +122,7 @@ def data_of(scale: Scale, folder: Path, *, quick: bool, needed: bool) -> Path:
     """
     if quick:
         return image_sets.data_of(folder, quick=True, needed=needed)
-    data = Path(os.environ.get("GIFTWRAP_DATA", ""))
-    if needed and not (data / scale.data.train).is_dir():
-        raise InputError("set GIFTWRAP_DATA to the folder with cifar10/ and models/")
-    return data
+    return real_data([scale.data.train], "cifar10/ and models/", needed=needed)
 
 
 if __name__ == "__main__":

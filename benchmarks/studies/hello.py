@@ -65,7 +65,8 @@ class Study:
     """
 
     def __init__(self, lab: Lab, pace: Pace, results: Ledger[Cell]) -> None:
-        self._lab, self._pace, self._results = lab, pace, results
+        self._lab, self._results = lab, results
+        self.seconds, self.run = pace.seconds, lab.run
 
     def every(self) -> list[Cell]:
         """All cells, the most important ones first."""
@@ -74,14 +75,6 @@ class Study:
     def to_do(self) -> list[Cell]:
         """The cells without a line; the lab makes again what they need and is gone."""
         return [cell for cell in self.every() if cell not in self._results]
-
-    def seconds(self, cell: Cell) -> float:
-        """How long a cell takes, about."""
-        return self._pace.seconds(cell)
-
-    def run(self, cell: Cell) -> dict[str, Any]:
-        """Do a cell, or continue it."""
-        return self._lab.run(cell)
 
     def needs(self, cell: Cell) -> list[Cell]:
         """Cells that have to be finished before it begins."""

@@ -46,7 +46,8 @@ class Study:
     """
 
     def __init__(self, lab: Lab, pace: Pace, results: Results) -> None:
-        self._lab, self._pace, self._results = lab, pace, results
+        self._lab, self._results = lab, results
+        self.seconds, self.run = pace.seconds, lab.run
 
     def every(self) -> list[Cell]:
         """All cells, the most important ones first."""
@@ -72,14 +73,6 @@ class Study:
                 Cell(kind="set", data=cell.data, method=cell.method, per_class=cell.per_class, seed=cell.seed)
             )
         return [each for each in needed if each != cell and each in self._results]
-
-    def seconds(self, cell: Cell) -> float:
-        """How long a cell takes, about."""
-        return self._pace.seconds(cell)
-
-    def run(self, cell: Cell) -> dict[str, Any]:
-        """Do a cell, or continue it."""
-        return self._lab.run(cell)
 
     def meaning(self, cell: Cell) -> str:
         """What is done."""

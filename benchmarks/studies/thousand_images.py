@@ -71,7 +71,8 @@ class Study:
     """
 
     def __init__(self, lab: Lab, pace: Pace, results: Results) -> None:
-        self._lab, self._pace, self._results = lab, pace, results
+        self._lab, self._results = lab, results
+        self.seconds, self.run = pace.seconds, lab.run
 
     def every(self) -> list[Cell]:
         """All cells, the most important ones first."""
@@ -88,14 +89,6 @@ class Study:
             if cell.kind == "expert" and cell.seed == 0 and cell in results and {*gone} & {*kept(lab.scale, cell)}
         ]
         return [*again, *left]
-
-    def seconds(self, cell: Cell) -> float:
-        """How long a cell takes, about."""
-        return self._pace.seconds(cell)
-
-    def run(self, cell: Cell) -> dict[str, Any]:
-        """Train a cell, or continue it."""
-        return self._lab.run(cell)
 
     def meaning(self, cell: Cell) -> str:
         """What is trained."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -82,6 +83,19 @@ def test_print_config_writes_what_config_reads(tmp_path: Path) -> None:
     path.write_text(to_toml(parsed.config))
     again = read_command(command, "export", ["export", "--config", str(path)])
     assert (again.config, again.print_config) == (parsed.config, False)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_of_the_help_are_repeated_by_a_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = COMMANDS[name]
+    monkeypatch.chdir(tmp_path)
+    examples = [shlex.split(example) for example in command.examples]
+    for words in (words for words in examples if "--config" not in words):
+        config = read_command(command, name, [name, *words]).config
+        Path("f.toml").write_text(to_toml(config))
+        assert read_command(command, name, [name, "--config", "f.toml"]).config == config
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def make(path: Path, name: str) -> None:
         build(path, content, views)
 
 
-def in_child(work: Callable[[], None]) -> int:
+def in_child(work: Callable[[], object]) -> int:
     """Run in a forked child; returns its wait status."""
     child = os.fork()
     if child == 0:

@@ -32,6 +32,7 @@ from pipeline.quiet import quiet
 from pipeline.render import make_renderer
 from pipeline.render.bare import bare
 from pipeline.render.plain import is_plain
+from tests.pipeline.damaged import png_chunk
 from tests.pipeline.other_sources import MemoryImages
 
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WebP": "webp"}
@@ -86,10 +87,6 @@ Rng = np.random.Generator
 
 def segment(marker: int, body: bytes) -> bytes:
     return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
-
-
-def chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 def riff(name: bytes, body: bytes) -> bytes:
@@ -240,18 +237,18 @@ def png_metadata(rng: Rng) -> bytes:
         b"Comment": b"eXIf",
     }
     if kind < 0.5:
-        made = chunk(b"eXIf", block if rng.random() < 0.9 else identified(rng, block))
+        made = png_chunk(b"eXIf", block if rng.random() < 0.9 else identified(rng, block))
     else:
         key = list(texts)[int(rng.choice(6, p=(0.4, 0.05, 0.05, 0.4, 0.05, 0.05)))]
         form, text = rng.random(), texts[key]
         if form < 0.35:
-            made = chunk(b"tEXt", key + b"\0" + text)
+            made = png_chunk(b"tEXt", key + b"\0" + text)
         elif form < 0.6:
-            made = chunk(b"zTXt", key + b"\0\0" + zlib.compress(text))
+            made = png_chunk(b"zTXt", key + b"\0\0" + zlib.compress(text))
         elif form < 0.7:
-            made = chunk(b"iTXt", key + b"\0\0\0\0\0" + text)
+            made = png_chunk(b"iTXt", key + b"\0\0\0\0\0" + text)
         else:
-            made = chunk(b"iTXt", key + b"\0\1\0en\0" + key + b"\0" + zlib.compress(text)[: len(text) + 9])
+            made = png_chunk(b"iTXt", key + b"\0\1\0en\0" + key + b"\0" + zlib.compress(text)[: len(text) + 9])
     if rng.random() < 0.03 and b"Comment" not in made and b"APP1" not in made:
         made = made[:-1] + bytes([made[-1] ^ 1])
     return made
@@ -266,7 +263,7 @@ def png(rng: Rng) -> bytes:
         data = data[:where] + made + data[where:]
         before += len(made) if where <= before else 0
     if rng.random() < 0.02:
-        data = data[:-12] + chunk(b"a-b!", b"") + png_metadata(rng) + data[-12:]
+        data = data[:-12] + png_chunk(b"a-b!", b"") + png_metadata(rng) + data[-12:]
     return data
 
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from labelstore.errors import InputError
 from pipeline.images.headers import BrokenImageError, UnsupportedImageError, read_header
 from pipeline.quiet import quiet
+from tests.pipeline.damaged import png_chunk
 
 KINDS = ("JPEG", "PNG", "WebP")
 MODES = {"JPEG": ("RGB", "L", "CMYK"), "PNG": ("RGB", "L", "P", "1", "LA", "RGBA"), "WebP": ("RGB", "RGBA")}
@@ -32,10 +33,6 @@ def image_bytes(kind: str, mode: str = "RGB", size: tuple[int, int] = (7, 5), **
     file = io.BytesIO()
     Image.linear_gradient("L").resize(size).convert(mode).save(file, kind, **options)
     return file.getvalue()
-
-
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_header(width: int, height: int, depth: int = 8, colour: int = 2) -> bytes:

@@ -23,7 +23,8 @@ from pipeline.images.manifest import scan
 from pipeline.quiet import quiet
 from pipeline.render.bare import bare
 from pipeline.render.dali import stored_box, upright
-from tests.pipeline.exif_files import TURNS, bases, chunk, riff, segment
+from tests.pipeline.damaged import png_chunk
+from tests.pipeline.exif_files import TURNS, bases, riff, segment
 
 SIX = b"MM\0*\0\0\0\x08\0\1" + struct.pack(">HHIHH", 0x112, 3, 1, 6, 0) + bytes(4)
 JPEG, PNG, WEBP = (bases(kind)[0] for kind in ("JPEG", "PNG", "WebP"))
@@ -52,11 +53,11 @@ TURNED = {
     + segment(0xE1, b"Exif\0\0" + SIX[12:])
     + JPEG[2:],
     "JPEG, XMP": JPEG[:2] + segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + PACKET) + JPEG[2:],
-    "PNG, eXIf": before_pixels(chunk(b"eXIf", SIX)),
-    "PNG, eXIf behind the pixels": behind_pixels(chunk(b"eXIf", SIX)),
-    "PNG, profile": before_pixels(chunk(b"tEXt", b"Raw profile type exif\0" + PROFILE)),
-    "PNG, compressed profile": behind_pixels(chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(PROFILE))),
-    "PNG, XMP": behind_pixels(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + PACKET)),
+    "PNG, eXIf": before_pixels(png_chunk(b"eXIf", SIX)),
+    "PNG, eXIf behind the pixels": behind_pixels(png_chunk(b"eXIf", SIX)),
+    "PNG, profile": before_pixels(png_chunk(b"tEXt", b"Raw profile type exif\0" + PROFILE)),
+    "PNG, compressed profile": behind_pixels(png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(PROFILE))),
+    "PNG, XMP": behind_pixels(png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + PACKET)),
     "WebP, EXIF": extended(8, riff(b"EXIF", SIX)),
     "WebP, XMP": extended(4, riff(b"XMP ", PACKET)),
 }
@@ -88,7 +89,7 @@ def test_a_decoder_is_given_pixels_and_no_metadata(name: str) -> None:
 DAMAGED = {
     # with a resolution in JFIF: otherwise Pillow looks for it in EXIF, and forgives what it finds there
     "JPEG": JPEG[:13] + b"\1\0\x48\0\x48" + JPEG[18:20] + segment(0xE1, b"Exif\0\0no table") + JPEG[20:],
-    "PNG": before_pixels(chunk(b"eXIf", b"II+\0" + bytes(20))),
+    "PNG": before_pixels(png_chunk(b"eXIf", b"II+\0" + bytes(20))),
     "WebP": extended(8, riff(b"EXIF", b"\0\0\0\0")),
 }
 

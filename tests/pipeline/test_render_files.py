@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from pipeline.plan.plan import PlanSpec
 from pipeline.render import Renderer, make_renderer
 from pipeline.render.cache import Images
 from pipeline.render.plain import is_plain
+from tests.pipeline.damaged import encoded, png_chunk
 
 MEMORY, REGIONS = 1 << 30, 0
 HEIGHT, WIDTH, SIZE = 52, 75, 16
@@ -38,12 +38,6 @@ RGB = _picture()
 GRAY = RGB.convert("L")
 PALETTE = RGB.quantize(60)
 ALPHA = Image.merge("RGBA", (*RGB.split(), GRAY.rotate(180)))
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def exif(orientation: int, order: str = "<", kind: int = 3, **extra: tuple[int, int, int]) -> bytes:
@@ -64,10 +58,6 @@ def segment(marker: int, body: bytes) -> bytes:
 
 def with_segments(jpeg: bytes, *segments: bytes) -> bytes:
     return jpeg[:2] + b"".join(segments) + jpeg[2:]
-
-
-def png_chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 def without_adobe(jpeg: bytes) -> bytes:

@@ -16,23 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from labelstore.durable import disk
+from tests.labelstore.killing import in_child
 from tests.pipeline.synthesis.toys import draw_folder, make, own_files, tree
 
 WAITS = ("sync_file", "sync_folder", "sync_descriptor")
 STEPS = ("link_unnamed", "link", "replace", "unlink", "make_folder", "remove_folder", "sync_folder", "sync_descriptor")
-
-
-def in_child(work: Callable[[], object]) -> int:
-    """Run in a forked child; returns its wait status."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr)
-            os._exit(1)
-    return os.waitpid(child, 0)[1]
 
 
 def killed_at(fatal: int, work: Callable[[], object]) -> Callable[[], None]:
