@@ -29,7 +29,7 @@ Step: TypeAlias = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Engine:
-    """What runs a teacher; made by ``make_engine``.
+    """The engine of a teacher; made by ``make_engine``.
 
     Attributes:
         prepare: pixels, uint8 ``[n, S, S, 3]``, to images ``[n, 3, S, S]``.
@@ -110,7 +110,7 @@ def make_engine(
     crop_columns: Sequence[str] = (),
     block: int | None = None,
 ) -> Engine:
-    """What runs the network as the spec has it.
+    """Construct the engine for a network and its spec.
 
     Args:
         network: in eval mode, on its device, in its dtype and layout.
