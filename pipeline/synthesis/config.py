@@ -110,7 +110,7 @@ class Sre2lOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiffusionOptions:
-    """How images are drawn from a model of `train-generator` (arXiv 2409.03929 publishes no numbers)."""
+    """Options for drawing images from a model of `train-generator` (arXiv 2409.03929 publishes no numbers)."""
 
     model: str | None = None
     """diffusion: run folder of train-generator; no --images are needed."""

@@ -60,7 +60,7 @@ class Partial:
 
     @classmethod
     def of(cls, out: Path) -> Partial:
-        """The one of a set."""
+        """The working folder of a set."""
         return cls(out.with_name(f".{out.name}.partial"))
 
     @property
