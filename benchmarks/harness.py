@@ -22,7 +22,7 @@ from labelstore.spec import Json
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long candidates took.
+    """The times of candidates.
 
     Attributes:
         wall: seconds of wall clock of each round, by candidate.
@@ -195,7 +195,7 @@ class Report:
 
 
 def machine() -> dict[str, Json]:
-    """What the figures were measured on."""
+    """The machine and the versions of a measurement."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": _cpu(),

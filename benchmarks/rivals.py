@@ -1,4 +1,4 @@
-"""How labels are stored elsewhere, and how far what is decoded lies from them."""
+"""Label storage of other projects, and the error of their decoded labels."""
 
 from __future__ import annotations
 

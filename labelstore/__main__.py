@@ -220,7 +220,7 @@ def check_command(config: CheckConfig, console: Console) -> int:
 
 
 def repair_lines(repaired: RepairReport) -> list[str]:
-    """What a repair did, and what to do next."""
+    """The result of a repair, and the next step."""
     lines = []
     if repaired.made_again:
         lines.append(f"made again: {', '.join(repaired.made_again)}")

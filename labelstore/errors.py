@@ -59,7 +59,7 @@ class LeaseError(GiftwrapError):
 
 
 class AddressError(GiftwrapError):
-    """What is at an address cannot be read: no connection, no answer in time, or an answer that cannot be used."""
+    """An address cannot be read: no connection, a timeout, or an invalid response."""
 
 
 def reason(error: BaseException) -> str:

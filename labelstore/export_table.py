@@ -16,7 +16,7 @@ from labelstore.tables import Table
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportOptions:
-    """What is exported, and how.
+    """The options of an export.
 
     Attributes:
         views: one sealed view, a range of them, or all that are when None.
@@ -36,7 +36,7 @@ class ExportOptions:
 
 
 class Exported(NamedTuple):
-    """What was written.
+    """The result of an export.
 
     Attributes:
         shape: of its labels.

@@ -1,4 +1,4 @@
-"""What a store claims to be made of: the identity that never changes, and the state that grows (P3)."""
+"""The description of a store: the identity, which never changes, and the state, which grows (P3)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class BlockShape:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Identity:
-    """What never changes in the life of a store.
+    """The identity of a store, which never changes.
 
     Attributes:
         images: number of images N.
@@ -145,7 +145,7 @@ class Identity:
         return dict(zip(self.label_columns, self.classes, strict=True))
 
     def require(self, name: Literal["teacher", "engine", "plan", "renderer"]) -> Mapping[str, Json]:
-        """What made the labels.
+        """The labeller.
 
         Raises:
             InputError: when that is not known, of adopted labels.
@@ -170,7 +170,7 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class State:
-    """What grows in the life of a store.
+    """The state of a store, which grows.
 
     Attributes:
         views_target: requested views, whole blocks.

@@ -61,7 +61,7 @@ def scheme_of(place: Path | str) -> str | None:
 
 
 def meant_address(text: str) -> str | None:
-    """How a misspelt address is written: ``s3:bucket`` or ``s3//bucket``, or without a name; None of any other text."""
+    """The correct form of a misspelt address such as ``s3:bucket`` or ``s3//bucket``; None for any other text."""
     found = re.fullmatch(rf"({'|'.join(STORAGES)})(?::/*|//+)(.*)", text, re.IGNORECASE)
     if found is None or (found[2] and scheme_of(text)):
         return None

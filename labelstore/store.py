@@ -190,7 +190,7 @@ class LabelStore(Contents):
 
     @property
     def views(self) -> int:
-        """How many views are sealed: views 0 to ``views - 1`` can be read."""
+        """The number of sealed views: views 0 to ``views - 1`` can be read."""
         return self.state.views_sealed
 
     def __len__(self) -> int:
@@ -247,7 +247,7 @@ class LabelStore(Contents):
     def stream_codes(
         self, requests: Iterable[Request], *, budget_bytes: int = STREAM_BYTES
     ) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        """What :meth:`codes` gives for many (view, positions), read ahead as :meth:`stream` does.
+        """The results of :meth:`codes` for many (view, positions), read ahead as in :meth:`stream`.
 
         No crop rows are read: this is for callers that have the rows already, or work only on codes.
         """
@@ -287,11 +287,11 @@ class LabelStore(Contents):
         return self._reader.codes(*self._index(view, positions))
 
     def rows(self, view: int, positions: slice | npt.ArrayLike) -> CropRows:
-        """What made the crops at some positions of a view, without their labels."""
+        """The rows of the crops at some positions of a view, without their labels."""
         return CropRows(self.identity.crop_columns, self._reader.rows(*self._index(view, positions)))
 
     def pairs(self, view: int, positions: slice | npt.ArrayLike) -> Pairs:
-        """Which two images each crop shows, and the weight of the first ``[n]``."""
+        """The two images of each crop, and the weight of the first ``[n]``."""
         return self._reader.pairs(*self._index(view, positions))
 
     def audit(self) -> AuditRows:
@@ -314,7 +314,7 @@ class LabelStore(Contents):
         return self.state.versions[self.version_index(block)]
 
     def version_index(self, block: BlockIndex) -> int:
-        """Which of the state's versions made a block."""
+        """The version in the state that made a block."""
         return self.marker(block).version
 
     def bytes_per_label(self) -> dict[str, float]:

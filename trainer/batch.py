@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from labelstore.format.columns import CropRows
 
-COLUMNS = ("images", "logits", "targets", "targets2", "lam", "index", "view", "position")
+TENSORS = ("images", "logits", "targets", "targets2", "lam", "index", "view", "position")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -58,16 +58,16 @@ class TrainBatch:
         return f"TrainBatch({len(self)} crops: images {images}, logits {logits}, on {self.images.device})"
 
     def __getitem__(self, rows: slice) -> TrainBatch:
-        return replace(self.change(lambda column: column[rows]), rows=self.rows and self.rows.take(rows))
+        return replace(self.change(lambda tensor: tensor[rows]), rows=self.rows and self.rows.take(rows))
 
     def change(self, to: Callable[[Tensor], Tensor]) -> TrainBatch:
         """The batch with a function applied to every tensor."""
-        changed: dict[str, Any] = {name: to(getattr(self, name)) for name in COLUMNS}
+        changed: dict[str, Any] = {name: to(getattr(self, name)) for name in TENSORS}
         return replace(self, **changed)
 
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> TrainBatch:
         """The batch on a device; Lightning and Accelerate call this."""
-        return self.change(lambda column: column.to(device, non_blocking=non_blocking))
+        return self.change(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> TrainBatch:
         """The batch in pinned memory, from which copies to a GPU are asynchronous."""
@@ -100,17 +100,17 @@ class _Beside:
 
 
 def _flat(batch: TrainBatch) -> tuple[list[Tensor], _Beside]:
-    return [getattr(batch, name) for name in COLUMNS], _Beside(batch.total, batch.share, batch.rows)
+    return [getattr(batch, name) for name in TENSORS], _Beside(batch.total, batch.share, batch.rows)
 
 
 def _flat_with_keys(batch: TrainBatch) -> tuple[list[tuple[Any, Tensor]], _Beside]:
     tensors, beside = _flat(batch)
-    return [(pytree.GetAttrKey(name), tensor) for name, tensor in zip(COLUMNS, tensors, strict=True)], beside
+    return [(pytree.GetAttrKey(name), tensor) for name, tensor in zip(TENSORS, tensors, strict=True)], beside
 
 
 def _whole(tensors: Iterable[Any], beside: _Beside) -> TrainBatch:
-    columns: dict[str, Any] = dict(zip(COLUMNS, tensors, strict=True))
-    return TrainBatch(**columns, total=beside.total, share=beside.share, rows=beside.rows)
+    fields: dict[str, Any] = dict(zip(TENSORS, tensors, strict=True))
+    return TrainBatch(**fields, total=beside.total, share=beside.share, rows=beside.rows)
 
 
 # Functions such as torch.utils._pytree.tree_map treat a batch as its tensors.
@@ -121,7 +121,7 @@ def concatenate(batches: list[TrainBatch]) -> TrainBatch:
     """Join batches end to end."""
     if len(batches) == 1:
         return batches[0]
-    joined: dict[str, Any] = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in COLUMNS}
+    joined: dict[str, Any] = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in TENSORS}
     rows = [batch.rows for batch in batches if batch.rows is not None]
     return TrainBatch(**joined, rows=reduce(CropRows.join, rows) if rows else None)
 

@@ -253,7 +253,7 @@ class Loader(IterableDataset[TrainBatch]):
         stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         with torch.cuda.stream(stream):
             for batch in self._slices(first, start, stop):
-                moved = batch.change(lambda column: to_device(column, self._device))
+                moved = batch.change(lambda tensor: to_device(tensor, self._device))
                 yield moved, stream.record_event() if stream else None
 
     def _slices(self, first: int, start: int, stop: int) -> Iterator[TrainBatch]:
@@ -320,7 +320,7 @@ class Loader(IterableDataset[TrainBatch]):
         if made:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(made)
-            batch.change(lambda column: _used_on(column, stream))
+            batch.change(lambda tensor: _used_on(tensor, stream))
         how = (crops.mean, crops.std, self._dtype, self.channels_last)
         if batch.images.is_floating_point():  # not pixels
             return replace(batch, images=batch.images.to(self._dtype))
@@ -345,7 +345,7 @@ def require_slice(batch_size: int, epoch: int, rank: int, world: int) -> None:
         raise InputError(f"epoch: expected at least 0, found {epoch}")
 
 
-def _used_on(column: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
+def _used_on(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
     """Prevent memory from being reused before ``stream`` has finished with it."""
-    column.record_stream(stream)
-    return column
+    tensor.record_stream(stream)
+    return tensor

@@ -62,7 +62,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large the study is.
+    """The size of the study.
 
     Attributes:
         sets: images a class, students and their teacher, as the study of image sets has them.

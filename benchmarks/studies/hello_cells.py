@@ -53,7 +53,7 @@ WHOLE = "means"  # the method as published, with means in the place of text
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large the study is.
+    """The size of the study.
 
     Attributes:
         train: class folder of real images, in the folder of all data.

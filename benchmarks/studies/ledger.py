@@ -1,4 +1,4 @@
-"""What studies of many cells have in common: their flags, lines of finished cells, their order, time and progress."""
+"""The common parts of studies with many cells: flags, lines of finished cells, order, time and progress."""
 
 from __future__ import annotations
 

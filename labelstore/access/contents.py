@@ -1,4 +1,4 @@
-"""What a store has: its identity and state, which of its blocks there are, and its calibration."""
+"""The content of a store: identity and state, existing blocks, and calibration."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Contents:
 
     @property
     def missing_blocks(self) -> int:
-        """How many blocks are still to be written."""
+        """The number of blocks that are still to be written."""
         views = self.state.views_target - self.state.views_sealed
         wanted = views // self.identity.block.views * self.grid.runs + len(self.state.missing)
         return wanted - len(self.table.published(self.state))

@@ -167,7 +167,7 @@ class Reader:
 
     @property
     def threads(self) -> int:
-        """How many blocks are worth reading ahead at a time."""
+        """The number of blocks to read ahead."""
         return LOCAL_THREADS if isinstance(self._storage, LocalStorage) else REMOTE_THREADS
 
     def drop(self, block: BlockIndex) -> None:
@@ -194,7 +194,7 @@ class Reader:
         return out
 
     def pairs(self, view: Views, positions: Int64Array, parts: Parts | None = None) -> Pairs:
-        """Which images the crops at ``positions`` show ``[n]``."""
+        """The images of the crops at ``positions`` ``[n]``."""
         own, partners = np.empty((2, len(positions)), np.int64)
         weights = np.ones(len(positions))
         identity = self._identity
@@ -248,7 +248,7 @@ class Reader:
         return layout.shape[2:]
 
     def _at(self, block: BlockIndex, view: Views, chosen: slice | Int64Array) -> Views:
-        """Which views of a block the chosen positions are in."""
+        """The views of a block that contain the chosen positions."""
         return (view if isinstance(view, int) else view[chosen]) - self._grid.views(block)[0]
 
     def _take(self, layout: ArrayLayout, block: BlockIndex, at: Views, inside: Int64Array) -> npt.NDArray[Any]:

@@ -30,7 +30,7 @@ class AuditRows(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class BlockData:
-    """What a build makes for one block of v views and p positions.
+    """The data of one block of v views and p positions, as a build makes it.
 
     Attributes:
         logits: the teacher's, float32 ``[v, p, C]``; may be empty if ``largest`` is given.
@@ -53,7 +53,7 @@ class BlockData:
 
 
 class EncodedBlock(NamedTuple):
-    """What one block publishes.
+    """The published arrays of one block.
 
     Attributes:
         files: its shards, by array.
@@ -71,7 +71,7 @@ class EncodedBlock(NamedTuple):
 
 
 class Labels:
-    """What can be done with ``logits`` ``[n, C]``."""
+    """Methods for objects with ``logits`` ``[n, C]``."""
 
     __slots__ = ()
     logits: npt.NDArray[np.float32]

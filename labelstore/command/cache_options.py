@@ -12,7 +12,7 @@ from labelstore.storage_table import scheme_of
 
 @dataclass(frozen=True, kw_only=True)
 class StoreCacheOptions:
-    """Where parts of a store at an address are kept on this machine, and how much of it."""
+    """The local cache for stores at an address, and its size."""
 
     cache_dir: Path | None = None
     """Folder that keeps what is read of a store at an address, and the digests of its images, for later commands.

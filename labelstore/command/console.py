@@ -96,7 +96,7 @@ class _Discard(io.StringIO):
 
 
 class Console:
-    """Where a command writes: lines and progress, then one summary.
+    """The output of a command: lines and progress, then one summary.
 
     Args:
         as_json: all but the summary goes to standard error.
@@ -110,7 +110,7 @@ class Console:
 
     @property
     def standard_output(self) -> TextIO:
-        """Where a summary is printed; with --json nothing else is."""
+        """The stream for the summary; with --json nothing else is printed there."""
         return self._summary
 
     def line(self, text: str) -> None:

@@ -24,7 +24,7 @@ def encoding_parameters(
     mean_steps: int | None = None,
     keep_top1: bool = False,
 ) -> dict[str, Json]:
-    """What ``make_encoding`` takes, from --encoding and the flags of `CodeOptions`; what is left out is not in it.
+    """The arguments of ``make_encoding``, from --encoding and the flags of `CodeOptions` that are given.
 
     Raises:
         InputError: when the flags do not go together, or a number is out of its range.
@@ -49,7 +49,7 @@ def encoding_parameters(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodeOptions:
-    """How the codes of an encoding are made and compressed; None leaves it to the encoding."""
+    """Options of an encoding's codes and their compression; None for the encoding's default."""
 
     codec: CodecName | None = None
     """Compression of the stored codes: zstd, or the encoding's default, which is pcodec of transform and raw (none) of
@@ -66,7 +66,7 @@ class CodeOptions:
     """transform: keep the teacher's first choice of every label, and most of its lead, for about 0.3 bytes a label."""
 
     def parameters(self, name: str) -> dict[str, Json]:
-        """What ``make_encoding`` takes for the encoding of that name.
+        """The arguments of ``make_encoding`` for the encoding of that name.
 
         Raises:
             InputError: when the flags do not go together, or a number is out of its range.

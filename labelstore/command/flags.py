@@ -204,7 +204,7 @@ def _is_first(kind: Any) -> bool:
 
 
 def _default(field: Field[Any]) -> Any:
-    """What a field is when it is left out."""
+    """The default of a field."""
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
@@ -263,7 +263,7 @@ def values_of(config: Any) -> dict[str, Any]:
 
 
 def _at(config: Any, path: tuple[str, ...]) -> Any:
-    """What the fields of ``path`` lead to."""
+    """The value at the end of ``path``."""
     for name in path:
         config = getattr(config, name)
     return config

@@ -1,4 +1,4 @@
-"""What the help shows of a flag beside its text: a placeholder for its value, and its default."""
+"""The parts of a flag's help besides its text: a placeholder for its value, and its default."""
 
 from __future__ import annotations
 

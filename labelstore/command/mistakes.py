@@ -109,7 +109,7 @@ def _without_flag(name: str, words: Sequence[str], flags: Mapping[str, Flag], pr
 
 
 def _values_of(flag: Flag, words: Sequence[str], also: str) -> list[str]:
-    """What was typed after the name of a flag, or after ``also``."""
+    """The text after the name of a flag, or after ``also``."""
     for index, word in enumerate(words):
         name, equals, value = word.partition("=")
         if name in (f"--{flag.name}", also):

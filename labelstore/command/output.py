@@ -1,4 +1,4 @@
-"""How a command prints: shared by all of them."""
+"""The output options of all commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
-    """How a command prints its summary."""
+    """The format of a command's summary."""
 
     json: bool = False
     """Print the summary as one JSON object on standard output, and everything else on standard error."""

@@ -12,7 +12,7 @@ Answer = TypeVar("Answer")
 
 
 def at_once(act: Callable[[Value], Answer], values: Sequence[Value]) -> list[Answer]:
-    """What ``act`` gives for each value, in their order, many at a time; the first error is raised."""
+    """The results of ``act`` for all values, in order, many at a time; the first error is raised."""
     if len(values) < 2:
         return list(map(act, values))
     with ThreadPoolExecutor(min(len(values), AT_ONCE), thread_name_prefix="giftwrap-requests") as pool:

@@ -59,7 +59,7 @@ class HttpStorage:
         return self.tagged(name, start, stop)[0]
 
     def tagged(self, name: str, start: int, stop: int) -> tuple[bytes, str]:
-        """What :meth:`read` gives, and the ETag of the file or else its time, which change when its bytes do."""
+        """The result of :meth:`read`, and the ETag or the time of the file, which change when its bytes do."""
         data, _, tag = self._get(name, start, max(stop, start + 1))
         return data[: max(stop - start, 0)], tag
 
@@ -165,7 +165,7 @@ def _content(answer: HTTPResponse, place: Address, start: int, stop: int) -> tup
 
 
 def _tag(headers: Message) -> str:
-    """What changes with the bytes of a file: its ETag, or its time; empty if the server sends neither."""
+    """The ETag of a file, or its time, which change with its bytes; empty if the server sends neither."""
     return str(headers.get("ETag") or headers.get("Last-Modified") or "").removeprefix("W/")
 
 
@@ -184,5 +184,5 @@ def _may_pass(error: AddressError) -> bool:
 
 
 def _advice(error: HTTPError) -> str:
-    """What to do about an answer, for the end of a message."""
+    """A remedy for a response, for the end of a message."""
     return "; give user:password@ in the address" if error.code == 401 else ""

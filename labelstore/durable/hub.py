@@ -78,7 +78,7 @@ class HubStorage:
         return False
 
     def pinned(self) -> HubStorage:
-        """The same at the commit that its branch or tag names now, whose files never change."""
+        """The same storage at the current commit of its branch or tag, whose files never change."""
         repository, revision, _ = self._parts("")
         with _naming(self.root):
             url = f"{_hub().HfApi().endpoint}/api/datasets/{repository}/revision/{quote(revision or 'main', safe='')}"

@@ -22,7 +22,7 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 class _Map:
-    """What an array of mapped bytes keeps alive; the map is gone when nothing shows it any more."""
+    """Keeps the map of an array's bytes alive; it is unmapped when no array refers to it."""
 
     def __init__(self, descriptor: int, size: int) -> None:
         address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)

@@ -147,7 +147,7 @@ class ObjectStorage:
         return self.tagged(name, start, stop)[0]
 
     def tagged(self, name: str, start: int, stop: int) -> tuple[bytes, str]:
-        """What :meth:`read` gives, and the ETag of the object, which changes when its bytes do."""
+        """The result of :meth:`read`, and the ETag of the object, which changes when its bytes do."""
         if stop <= start:
             with _naming(self.root / name):
                 return b"", _tag(_obstore().head(self.store, name)["e_tag"])

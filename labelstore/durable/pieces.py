@@ -19,7 +19,7 @@ REQUEST_BYTES = 8 << 20  # pieces that follow each other are fetched together
 
 
 class Kept(Protocol):
-    """Where pieces of one file are kept."""
+    """The storage for pieces of one file."""
 
     def get(self, piece: int, size: int) -> bytes | None:
         """A piece of ``size`` bytes; None if it is not stored."""
@@ -124,7 +124,7 @@ class Pieces:
 
 
 def fetched(storage: ReadStorage, name: str, size: int, kept: Kept | None = None) -> Mapped:
-    """What :meth:`ReadStorage.map` gives of a file that is elsewhere; its end is fetched.
+    """The result of :meth:`ReadStorage.map` for a remote file; the end of the file is fetched.
 
     Args:
         storage: the storage of the file.

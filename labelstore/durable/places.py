@@ -1,4 +1,4 @@
-"""Where a command may write: not inside a folder of images or a store, and no folder that holds one of these."""
+"""Check where a command writes: not inside a folder of images or a store, or to a folder that contains one."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def is_synthesised(folder: Path) -> bool:
 
 
 def _overlap(place: Path, kept: Path) -> str | None:
-    """How a place overlaps with a folder."""
+    """The kind of overlap between a place and a folder."""
     ours, theirs = _real(place), _real(kept)
     if _same(ours, theirs):
         return "is the same as"

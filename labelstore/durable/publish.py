@@ -30,7 +30,7 @@ STAGED = Proof("a temporary of this store", lambda _path: True)
 
 
 class FileEntry(NamedTuple):
-    """What is known of a published file.
+    """The record of a published file.
 
     The CRC-32C finds changed bytes; the digest distinguishes files. For shards of format 1 the CRC-32C
     does not: every inner chunk ends in its own, which brings that of the file back to a constant.

@@ -1,4 +1,4 @@
-"""What may be removed or replaced, and the only place that does it: nothing of the user's (P13).
+"""The only module that removes and replaces files, and the rule for it: nothing of the user's (P13).
 
 A file is removed only when one of these is true:
 
@@ -26,7 +26,7 @@ from labelstore.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """How a file that is in the way is proven to be ours.
+    """How an existing file is proven to be ours.
 
     Attributes:
         what: what we publish there, for the refusal: "the shard of block 0.1".

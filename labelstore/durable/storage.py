@@ -1,4 +1,4 @@
-"""Where a store is read from: all reading of a store goes through :class:`ReadStorage`; writing is local.
+"""Storages from which stores are read: all reading goes through :class:`ReadStorage`; writing is local.
 
 Files are named by their paths relative to the store, with ``/``. Requests are few, and by ranges: a document is one
 request, a shard is mapped once, and a folder is listed only for blocks that are not sealed yet.
@@ -57,7 +57,7 @@ class ReadStorage(Protocol):
 
     @property
     def root(self) -> Path:
-        """Where the store is, as errors name it."""
+        """The place of the store, for errors."""
         ...
 
     def size(self, name: str) -> int:
@@ -146,7 +146,7 @@ class LocalStorage:
 
 
 def storage_at(place: Path | str) -> ReadStorage:
-    """What reads the store at a path, or at an address of a scheme of `STORAGES`.
+    """The storage of a path, or of an address whose scheme is in `STORAGES`.
 
     Raises:
         InputError: when nothing reads addresses of its scheme.

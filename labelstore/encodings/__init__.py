@@ -1,4 +1,4 @@
-"""How labels become codes: one file an encoding, one line in the table.
+"""Encodings of labels: one file for each, and one line in the table.
 
 An encoding turns logits ``[..., C]`` into one or two arrays of codes and back; the first is called ``labels``.
 """

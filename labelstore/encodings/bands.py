@@ -1,4 +1,4 @@
-"""What the quality of labels is compared with: fidelity, KL and top-1 agreement that belong together.
+"""Limits for the quality of labels: corresponding values of fidelity, KL and top-1 agreement.
 
 A requested fidelity limits how far logits may move on average. Real teachers' labels of that fidelity have a KL
 divergence and a top-1 agreement that go with it; labels that are far worse in these hide something from the cosine,

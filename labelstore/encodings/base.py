@@ -1,4 +1,4 @@
-"""What an encoding is."""
+"""The interface of encodings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Codec = Literal["raw", "shuffle", "bitshuffle", "pcodec"]
 
 
 class Pairs(NamedTuple):
-    """Which two images each crop shows; all three of the same shape ``[...]``.
+    """The two images of each crop and the weight; all three of the same shape ``[...]``.
 
     Attributes:
         images: index of the crop's own image, int64.
@@ -142,7 +142,7 @@ class Encoding(Protocol):
 
 
 class EncodingClass(Protocol):
-    """What a line of the table of encodings holds: the class, with those attributes that need no columns."""
+    """An entry of the table of encodings: the class, with those attributes that need no columns."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Encoding: ...  # noqa: D102
     @property

@@ -48,7 +48,7 @@ class UncodableError(InputError):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Calibration:
-    """What is fitted once for a store, and published before its first label.
+    """A calibration: fitted once for a store, and published before its first label.
 
     Attributes:
         step: of the codes of a label of length ``reference``, in logits.
@@ -215,7 +215,7 @@ class Calibration:
         return own
 
     def rest(self, logits: Logits, pairs: Pairs) -> tuple[Float64Array, npt.NDArray[np.uint8]]:
-        """What the prediction leaves of labels, in steps, float64 ``[n, r]``, and their index into ``SCALES`` ``[n]``.
+        """Residuals of the prediction, in steps, float64 ``[n, r]``, and the labels' index into ``SCALES`` ``[n]``.
 
         Raises:
             UncodableError: as ``analysed``.

@@ -1,4 +1,4 @@
-"""How far an encoding moves what a student learns from (P6).
+"""The error that an encoding causes in a student's targets (P6).
 
 Fidelity is the cosine between the GIFT targets made from exact and from decoded logits. A common offset of the logits
 hides from it what softmax depends on, so that it is always stated with the KL divergence at temperatures 1 and 20 and
@@ -28,7 +28,7 @@ Float64Array = npt.NDArray[np.float64]
 
 
 class Quality(NamedTuple):
-    """What an encoding keeps of some labels: of one each in an array ``[n]``, or the mean of all.
+    """The quality of encoded labels: an array ``[n]`` with a value for each label, or the mean.
 
     Attributes:
         fidelity: cosine between the GIFT targets made from the exact and from the decoded label.

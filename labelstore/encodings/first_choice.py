@@ -31,7 +31,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 class Shortfall(NamedTuple):
-    """Which class a label's first choice leads too little, and by how much.
+    """The class over which a label's first choice has too small a lead, and the missing amount.
 
     Attributes:
         first: the teacher's choice ``[n]``.
@@ -83,7 +83,7 @@ def keep_first_choice(
 
 
 def shortfall(calibration: Calibration, logits: Logits, components: Float64Array) -> Shortfall:
-    """What the lead of the teacher's choice lacks most, in labels of decoded components ``[n, r]``."""
+    """The largest missing lead of the teacher's choice, in labels of decoded components ``[n, r]``."""
     row = np.arange(len(logits))
     # Sums of whole numbers below 2**53, however they are ordered.
     decoded = np.rint(components / calibration.unit) @ calibration.projection.T
@@ -127,7 +127,7 @@ def _moved(
 
 
 def _edges(cells: npt.NDArray[np.float32], codes: Float64Array) -> Float64Array:
-    """Where the cells of codes ``[n, r]`` end and the next higher begin, in steps."""
+    """The upper edges of the cells of codes ``[n, r]``, in steps."""
     lower = np.where(codes >= 0, codes, -codes - 1)  # magnitude of the one of both that is nearer to 0
     first, shift = cells.T.astype(np.float64)
     edges = np.where(lower == 0, first, lower + (0.5 + shift))

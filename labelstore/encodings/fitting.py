@@ -74,7 +74,7 @@ class _Rotated(NamedTuple):
     pairs: Pairs
 
     def rest(self, calibration: Calibration) -> Float64Array:
-        """What predictions leave, in steps ``[n, r]``."""
+        """The residuals of predictions, in steps ``[n, r]``."""
         rest: Float64Array = np.subtract(self.values, calibration.prediction(self.pairs), dtype=np.float64)
         rest /= calibration.step * SCALES[self.scales, None].astype(np.float64)
         return rest
@@ -364,6 +364,6 @@ def _used(codes: npt.NDArray[Any]) -> int:
 
 
 def _shift(rest: Float64Array, codes: Float64Array, low: int, high: int) -> float:
-    """How far values whose codes are ``low`` to ``high`` lie outside their codes, on average, in steps."""
+    """The mean distance of values with codes ``low`` to ``high`` from their codes, in steps."""
     chosen = (codes >= low) & (codes <= high)
     return round(float((np.abs(rest[chosen]) - codes[chosen]).mean()), 9) if chosen.any() else 0.0

@@ -129,7 +129,7 @@ class Transform:
 
     @property
     def calibration(self) -> Calibration:
-        """What was fitted; NotStoredError before that."""
+        """The calibration; NotStoredError before there is one."""
         if self._calibration is None:
             raise NotStoredError("label encoding transform: not calibrated yet; continue the build")
         return self._calibration

@@ -1,1 +1,1 @@
-"""What the bytes of a store mean: columns, arrays, shards, seals, the root document."""
+"""The format of a store: columns, arrays, shards, seals, the root document."""

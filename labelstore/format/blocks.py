@@ -1,4 +1,4 @@
-"""Which positions belong to which block, and which block a position belongs to: arithmetic, no files."""
+"""The arithmetic of blocks and positions; no files."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class BlockGrid:
                 yield BlockIndex(i, j)
 
     def ordinal(self, block: BlockIndex, first: int) -> int:
-        """How many blocks come before ``block`` in stored order from view ``first`` on."""
+        """The number of blocks before ``block`` in stored order, from view ``first`` on."""
         return (block.i - first // self.shape.views) * self.runs + block.j
 
     def views(self, block: BlockIndex) -> tuple[int, int]:
@@ -88,6 +88,6 @@ class BlockGrid:
         return start, min(start + self.shape.positions, self.images)
 
     def extent(self, block: BlockIndex) -> dict[str, int]:
-        """How many views and positions a block has."""
+        """The number of views and positions of a block."""
         start, stop = self.positions(block)
         return {"view": self.shape.views, "position": stop - start}

@@ -32,7 +32,7 @@ KL_AND_TOP1 = ("kl_1", "kl_20", "top1")  # not in format 1
 
 
 class Published(NamedTuple):
-    """What is known of a published calibration.
+    """The record of a published calibration.
 
     Attributes:
         digest: XXH3-64 of the file of its marker, hex: blocks and seals refer to it by this.

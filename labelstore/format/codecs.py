@@ -1,4 +1,4 @@
-"""How the inner chunks of a shard are compressed: one line a codec, in zarr's words and in bytes.
+"""Codecs of the inner chunks of a shard: one line for each, in zarr's metadata and in bytes.
 
 Whatever the codec, a CRC-32C follows each chunk. ``raw``, ``shuffle`` and ``bitshuffle`` are codecs of Zarr's core;
 ``pcodec`` is numcodecs' PCodec, which readers other than zarr-python may lack.

@@ -55,7 +55,7 @@ def images_digest(images: npt.NDArray[np.integer[Any]]) -> str:
 
 
 def whole_digest(images: int, views: int) -> str:
-    """What the digests of all blocks of ``views`` views of N images add up to, hex."""
+    """The sum of the digests of all blocks of ``views`` views of N images, hex."""
     total = np.uint64(0)
     with np.errstate(over="ignore"):
         for start in range(0, images, HASHED_AT_ONCE):

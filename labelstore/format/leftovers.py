@@ -1,4 +1,4 @@
-"""What a stopped call of ours can have left in a store's folder, recognised by name and by content.
+"""Files that a stopped call can have left in a store's folder, recognised by name and content.
 
 Nothing here changes a file: these are the proofs that `labelstore.durable.removing` takes.
 """
@@ -134,7 +134,7 @@ STAGED = Proof("a temporary of a store", is_staged)
 
 
 def of_creation(root: Path) -> list[tuple[Path, Proof]]:
-    """What is below the folder of a store that its creation has not finished, each with the proof that it is ours.
+    """The files in the folder of a store whose creation did not finish, each with the proof that it is ours.
 
     In the order in which they are to be removed: shards before the metadata that identifies them. Of a foreign
     file or folder the proof does not hold.

@@ -156,7 +156,7 @@ def _version(fields: Fields) -> dict[str, Json]:
 
 
 def _origin(fields: Fields, depth: int) -> None:
-    """What a store was converted from."""
+    """The source of a converted store."""
     fields.fields("encoding").text("name")
     read_fidelity(fields, "fidelity")
     if "converted_from" in fields:

@@ -52,7 +52,7 @@ def require_folders(root: Path, layout: StoreLayout) -> None:
 
 
 class Root(NamedTuple):
-    """What the root of a store holds.
+    """The content of a store's root.
 
     Attributes:
         identity: identity of the store.
@@ -82,7 +82,7 @@ def root_document(root: Root) -> bytes:
 
 
 def read_root(storage: ReadStorage) -> Root:
-    """What the root metadata of a store holds.
+    """The root metadata of a store.
 
     Raises:
         FormatError: when it is not a store, or one of another format.

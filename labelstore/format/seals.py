@@ -35,7 +35,7 @@ SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Marker:
-    """What is published with a block.
+    """The content of a block's marker.
 
     Attributes:
         block: which block.
@@ -118,7 +118,7 @@ def read_marker(storage: ReadStorage, identity: Identity, block: BlockIndex) -> 
 
 
 def read_entries(fields: Fields, arrays: Sequence[str], identity: Identity) -> dict[str, FileEntry]:
-    """What is known of the shards of some arrays."""
+    """The records of the shards of some arrays."""
     entries = {name: FileEntry.read(fields.fields(name), chunks=identity.format > 1) for name in arrays}
     fields.end()
     return entries
@@ -215,7 +215,7 @@ class Seal:
         return min(PART_BLOCKS, self.blocks - part * PART_BLOCKS)
 
     def marker(self, block: BlockIndex, table: SealTable, at: int) -> Marker:
-        """What the marker of ``block``, the ``at``-th of ``table``, holds."""
+        """The content of the marker of ``block``, the ``at``-th of ``table``."""
         shards = {name: entries.entry(at) for name, entries in table.shards.items()}
         first = block == AUDIT_BLOCK
         return Marker(

@@ -1,4 +1,4 @@
-"""Which blocks of a store exist, and what their files must be: by seals below ``views_sealed``, by markers above."""
+"""The blocks of a store and the expected files: from seals below ``views_sealed``, from markers above."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SealedViews(NamedTuple):
 def sealed_views(
     storage: ReadStorage, grid: BlockGrid, sealed: int, read: Callable[[int], Seal | None]
 ) -> list[SealedViews]:
-    """What is sealed, from the last seal down.
+    """The sealed views, from the last seal down.
 
     Args:
         storage: where the store is read from.

@@ -1,1 +1,1 @@
-"""What is done with whole stores: check, repair, convert, export."""
+"""Operations on whole stores: check, repair, convert, export."""

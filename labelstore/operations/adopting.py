@@ -204,7 +204,7 @@ def write_adopted(
 
 
 class _Labels:
-    """What `read` and `pixels` give, checked, as blocks.
+    """The checked results of `read` and `pixels`, as blocks.
 
     Args:
         identity: of the store.

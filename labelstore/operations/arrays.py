@@ -195,7 +195,7 @@ class Given:
         return CropRows(names, np.stack([known[name] for name in names]).astype(np.uint16))
 
     def entries(self, view: int, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """Where the arrays hold what is at some positions of a view."""
+        """The indexes into the arrays of some positions of a view."""
         return self.order[view, start:stop] if self.by_image else np.arange(start, stop)
 
     def pixels_by(self, crops: Callable[[int, npt.NDArray[np.int64]], npt.NDArray[np.uint8]]) -> Pixels:

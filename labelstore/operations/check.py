@@ -69,7 +69,7 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         damaged: files that are not what was published, and why.
@@ -361,7 +361,7 @@ class _Check:
                 return
 
     def _try(self, file: str, read: Callable[[], T], part: Part) -> T | None:
-        """What ``read`` makes of a file, or None with the damage noted."""
+        """The result of ``read`` for a file, or None after recording damage."""
         self._known.add(file)
         try:
             value = read()

@@ -93,7 +93,7 @@ def with_masked(source: LabelStore, parameters: Mapping[str, Json]) -> Mapping[s
 
 
 def views_to_convert(source: LabelStore, views: int | None) -> int:
-    """How many views to convert: whole blocks, all of them sealed."""
+    """The number of views to convert: whole blocks, all of them sealed."""
     sealed = source.state.views_sealed
     wanted = sealed if views is None else BlockGrid.of(source.identity).whole_views(require_integer("views", views))
     if not 0 < wanted <= sealed:

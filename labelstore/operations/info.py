@@ -87,7 +87,7 @@ def weights_bytes(weights: Path) -> int:
 
 
 def lines(values: Mapping[str, Any]) -> list[str]:
-    """What ``info`` found, one line a fact, the main ones in words; long ones are cut, `--json` has them whole."""
+    """The result of ``info``, one line for each fact; long values are shortened, `--json` has them in full."""
     size, wide, encoding = values["bytes_per_label"], values["as_float16"], values["encoding"]
     wanted = [f"{name} {encoding[name]} requested" for name in ("fidelity", "step") if name in encoding]
     wanted += [f"{encoding['mean_steps']} steps of mean labels in one of labels"] if "mean_steps" in encoding else []
@@ -141,6 +141,6 @@ def in_words(fidelity: Json) -> str:
 
 
 def _origin(origin: Mapping[str, Any]) -> str:
-    """What a store was converted from, in words; its own fidelity is against that."""
+    """The source of a converted store, as text; its fidelity is relative to that source."""
     text = f"{origin['encoding']['name']}, whose own fidelity was {in_words(origin['fidelity'])}"
     return f"{text}; that one from {_origin(origin['converted_from'])}" if "converted_from" in origin else text

@@ -67,12 +67,12 @@ def refit(source: LabelStore, encoding: Transform, views: int, folder: Path | No
 
 
 def rows_to_fit(rows: int) -> int:
-    """How many of at least 2 rows are fitted to; the others choose the step."""
+    """The number of rows for the fit, of at least 2; the others choose the step."""
     return max(min(rows * SEARCH_EVERY // (SEARCH_EVERY + 1), max(rows - SEARCH_ROWS, rows * 2 // 3)), 1)
 
 
 def split_views(views: int, images: int) -> tuple[range, range]:
-    """Which views give the means, and which ones the rows to fit to.
+    """The views for the means, and those for the rows of the fit.
 
     Raises:
         InputError: when there are too few.

@@ -40,7 +40,7 @@ from labelstore.writer import StoreWriter
 
 @dataclass(frozen=True, slots=True)
 class RepairReport:
-    """What a repair did.
+    """The result of a repair.
 
     Attributes:
         before: what the check found.

@@ -19,7 +19,7 @@ SHOWN = 16  # characters of a digest
 
 
 def set_info(folder: Path) -> dict[str, Json]:
-    """What the record of a set states.
+    """The record of a set.
 
     Raises:
         DamagedError: it was changed, or is another file.
@@ -33,7 +33,7 @@ def set_info(folder: Path) -> dict[str, Json]:
 
 
 def set_lines(values: Mapping[str, Any]) -> list[str]:
-    """What `set_info` found, one line a fact; `--json` has all of it."""
+    """The result of `set_info`, one line for each fact; `--json` has all of it."""
     source, teacher, versions = (_object(values, name) for name in ("images", "teacher", "versions"))
     found = teacher.get("members")
     members = [
@@ -55,7 +55,7 @@ def set_lines(values: Mapping[str, Any]) -> list[str]:
 
 
 def made_by(record: Mapping[str, Any]) -> str:
-    """How many images were made, and by what, from the record of their set."""
+    """The number of images and their method, as text, from the record of their set."""
     flags, teacher = _object(record, "flags"), _object(record, "teacher")
     seed = f", seed {flags['seed']}" if "seed" in flags else ""
     by = f", teacher {teacher['name']}" if "name" in teacher else ""

@@ -55,7 +55,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What was copied.
+    """The result of a copy.
 
     Attributes:
         store: the store that was copied.
@@ -71,11 +71,11 @@ class Transfer:
 
 
 class Target(Protocol):
-    """Where a store is copied to."""
+    """The target of a copy."""
 
     @property
     def storage(self) -> ReadStorage:
-        """What reads it."""
+        """A storage that reads the target."""
 
     def size(self, name: str) -> int | None:
         """Bytes of a file that is there; None of one that is not."""

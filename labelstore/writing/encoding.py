@@ -1,4 +1,4 @@
-"""What is checked and made before a block is published: nothing here touches a file."""
+"""Checks and encoding before a block is published; no files are used here."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def encode_block(identity: Identity, encoding: Encoding, block: BlockIndex, data
 
 
 def fidelity_of(identity: Identity, encoding: Encoding, data: BlockData, targets: npt.NDArray[np.int64]) -> Json:
-    """What the encoding keeps of the first rows of the first view of a block, mixed and unmixed apart."""
+    """The quality of the encoding on the first rows of the first view of a block, mixed and unmixed separately."""
     exact = data.logits[0, :ROWS]
     pairs = pairs_of(identity, data.rows[:1]).take((0, slice(ROWS)))
     known = {name: codes[0, :ROWS] for name, codes in (data.codes or {}).items()}
@@ -135,7 +135,7 @@ def fidelity_of(identity: Identity, encoding: Encoding, data: BlockData, targets
 
 
 def pairs_of(identity: Identity, rows: npt.NDArray[np.uint16]) -> Pairs:
-    """Which images the crops of a block show; rows of whole groups, uint16 ``[v, K, p]`` -> ``[v, p]``."""
+    """The images of the crops of a block; rows of whole groups, uint16 ``[v, K, p]`` -> ``[v, p]``."""
     each = []
     for values in rows:
         crops = CropRows(identity.crop_columns, values)

@@ -309,7 +309,7 @@ def _shared(root: Path) -> bool:
 
 
 def _open(folder: Path) -> int:
-    """What is locked for a folder."""
+    """The file or folder that is locked for a folder."""
     if mounts.is_network(folder):
         return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -84,7 +84,7 @@ def _replace_part(root: Path, identity: Identity, state: State, table: BlockTabl
 
 
 def _marker(root: Path, identity: Identity, state: State, table: BlockTable, block: BlockIndex) -> Marker:
-    """What is known of a sealed block: by its marker where it was made again, else by its seal."""
+    """The record of a sealed block: from its marker if it was made again, else from its seal."""
     made = (
         read_marker(LocalStorage(root), identity, block)
         if block in state.missing

@@ -1,4 +1,4 @@
-"""How many bytes a store takes, and whether they are there."""
+"""The size of a store, and a check of free space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stopped build leaves other than temporaries, and foreign files that block a build."""
+"""Files that a stopped build leaves besides temporary ones, and foreign files that block a build."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def take_back(root: Path, identity: Identity, state: State) -> bool:
 def _shards(
     root: Path, layout: StoreLayout, missing: Set[BlockIndex], *, calibrated: bool
 ) -> Iterator[tuple[Path, ArrayLayout]]:
-    """What has the name of a shard that is not published."""
+    """Files with the name of an unpublished shard."""
     for array in layout.blocks:
         for path in sorted((root / array.name).glob("c.*")):
             if array.block(path.name) in missing:

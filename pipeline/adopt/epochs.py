@@ -175,7 +175,7 @@ def require_files(folder: Path, epoch: int, batches: Sequence[int], count: int) 
 
 
 def earlier(epoch: int) -> str:
-    """What to do about an epoch that is not whole."""
+    """A remedy for an incomplete epoch."""
     return f"--views {epoch} adopts the epochs before it" if epoch else "take the folder from its source again"
 
 

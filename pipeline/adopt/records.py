@@ -68,7 +68,7 @@ class Batch:
 
     @property
     def mix(self) -> Mix:
-        """How its crops are mixed."""
+        """The mixing of its crops."""
         if self.partners is None:
             return "none"
         return "mixup" if self.box is None else "cutmix"

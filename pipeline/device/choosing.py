@@ -29,16 +29,16 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cpu":
         return torch.device("cpu")
     index = device.index or 0
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if index >= found:
-        why, others = _why(found, [each.message for each in said]), f"--device cuda:{found - 1}, or " if found else ""
+        why, others = _why(found, [each.message for each in caught]), f"--device cuda:{found - 1}, or " if found else ""
         raise InputError(f"device {name}: torch finds {found} usable CUDA devices{why}; give {others}--device cpu")
     return torch.device("cuda", index)
 
 
-def _why(found: int, said: list[Warning | str]) -> str:
+def _why(found: int, caught: list[Warning | str]) -> str:
     """The reason why there are no more devices, in brackets; empty if unknown."""
     import torch
 
@@ -47,8 +47,8 @@ def _why(found: int, said: list[Warning | str]) -> str:
         why = "this torch is built without CUDA"
     elif visible is not None:
         why = f"CUDA_VISIBLE_DEVICES is {visible!r}"
-    elif not found and said:
-        why = reason(RuntimeError(str(said[0])))
+    elif not found and caught:
+        why = reason(RuntimeError(str(caught[0])))
     else:
         return ""
     return f" ({why})"

@@ -45,7 +45,7 @@ class UnsupportedImageError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file declares.
+    """The content of an image file's header.
 
     Attributes:
         kind: ``JPEG``, ``PNG``, ``WebP`` or ``PPM``, by content.

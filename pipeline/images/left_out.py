@@ -42,7 +42,7 @@ def left_out_kind(name: str) -> str | None:
 
 @dataclass(slots=True)
 class _Found:
-    """How often a kind was found, and where first."""
+    """The count of a kind, and its first example."""
 
     count: int
     example: str
@@ -50,7 +50,7 @@ class _Found:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """What was not read of an image folder, counted by kind.
+    """Files of an image folder that are not read, counted by kind.
 
     Attributes:
         images: images of other kinds than JPEG, PNG, WebP and PPM.
@@ -71,7 +71,7 @@ class LeftOut:
         _add(self.loose, "image", path)
 
     def counts(self) -> Mapping[str, int]:
-        """How many there are of each kind."""
+        """The count of each kind."""
         return {
             kind: found.count
             for table in (self.images, self.loose, self.others)
@@ -85,7 +85,7 @@ class LeftOut:
 
     @classmethod
     def from_json(cls, tables: list[list[tuple[str, int, str]]]) -> LeftOut:
-        """What `to_json` gave."""
+        """Inverse of `to_json`."""
         images, loose, others = (
             {str(kind): _Found(int(count), str(example)) for kind, count, example in table} for table in tables
         )
@@ -93,7 +93,7 @@ class LeftOut:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What may have been meant as images, a line each."""
+        """Files that may have been meant as images, one line for each kind."""
         warnings = []
         if self.images:
             warnings.append(f"not read, since only JPEG, PNG, WebP and PPM are: {_listed(self.images.items())}")

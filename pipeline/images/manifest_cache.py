@@ -1,4 +1,4 @@
-"""What was read of each image, kept in one file beside the store, so that it is read once."""
+"""The manifest cache: a file beside the store with the results of reading each image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _VERSION = 2
 
 @dataclass(frozen=True, eq=False)
 class ImageRows:
-    """What has been read of each of N images.
+    """The results of reading each of N images.
 
     Attributes:
         heights: in pixels, after EXIF orientation, int32 ``[N]``; 0 if nothing has been read yet.
@@ -59,7 +59,7 @@ def cache_in(folder: Path, images: Path) -> Path:
 
 
 def load(cache: Path, listing: Listing) -> tuple[ImageRows, npt.NDArray[np.uint8]]:
-    """What ``cache`` contains on the listed images.
+    """Load the rows of the listed images from ``cache``.
 
     A cache that is absent, damaged or of another version is ignored, and so is one made with another version of Pillow,
     by which other images may decode.

@@ -1,4 +1,4 @@
-"""How the pixels of a file are turned before they are seen: as Pillow's ``ImageOps.exif_transpose`` turns them.
+"""The orientation of an image file, as Pillow's ``ImageOps.exif_transpose`` applies it.
 
 Pillow reads the orientation, so that no second reader can disagree with it on entries of odd types and counts, several
 EXIF blocks, damaged tables, XMP, or PNG's texts. It opens only files with EXIF or XMP, and decodes nothing: of a PNG,

@@ -39,7 +39,7 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What of a table is read.
+    """The columns of a table that are read.
 
     Attributes:
         content: column of the bytes, such as ``image.bytes``.
@@ -102,7 +102,7 @@ class ParquetImages:
         )
 
     def _source(self, number: int) -> Callable[[], str | BinaryIO]:
-        """What gives pyarrow a file: its path, or a file at an address that is read by ranges."""
+        """The argument that opens a file in pyarrow: its path, or a remote file that is read by ranges."""
         files = self._containers
         return (lambda: files.opened(number)) if isinstance(files, RemoteFiles) else (lambda: files.paths[number])
 

@@ -215,7 +215,7 @@ def read_together(source: ImageSource, images: Sequence[int]) -> Iterator[bytes]
 
 
 def listed_storage(path: Path) -> ObjectStorage | HubStorage:
-    """What lists and reads the files below an address.
+    """The storage that lists and reads the files below an address.
 
     Raises:
         InputError: nothing lists it, or the library for it is missing.

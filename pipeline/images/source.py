@@ -1,4 +1,4 @@
-"""Where images come from: a list of them, and the bytes of each.
+"""Image sources: a list of images, and the bytes of each.
 
 The manifest, its cache, the decoders and the renderers use nothing else of a source. So an image needs no file of its
 own: it may be a member of an archive, a row of a table, or an object in a store.
@@ -66,7 +66,7 @@ class ImageSource(Protocol):
         """The images; made when the source is opened."""
 
     def place(self, image: int) -> str:
-        """Where an image is, for messages: the path of its file, or the container and the name in it."""
+        """The place of an image, for messages: the path of its file, or the container and the name in it."""
 
     def stamp(self, image: int) -> Stamp:
         """Current size and stamp of an image, cheaper than reading it."""

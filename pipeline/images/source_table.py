@@ -22,7 +22,7 @@ ClassOrder: TypeAlias = Literal["auto", "bytes", "numeric"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """How a source is to be opened.
+    """Options for opening a source.
 
     Attributes:
         class_order: order of classes without numbers; a source with numbered classes keeps their order.
@@ -76,12 +76,12 @@ AT_ADDRESSES: Table[SourceKind] = Table(
         "parquet": "pipeline.images.parquet:KIND",
     }
 )
-"""What opens those of them that can also be at an address: in a bucket, on a hub, at a web server."""
+"""Sources that can also be at an address: in a bucket, on a hub, at a web server."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageOptions:
-    """What a set of images is, and what its classes are called."""
+    """The kind of an image source, and its class names."""
 
     images_format: Annotated[str, Choices(SOURCES)] | None = None
     """Container of the images; recognised when left out."""

@@ -20,7 +20,7 @@ _FILE, _LINK, _FOLDER = ord("0"), ord("1"), ord("5")
 
 
 class Entry(NamedTuple):
-    """What a header declares.
+    """The content of a header.
 
     Attributes:
         name: the name in the header.
@@ -106,7 +106,7 @@ def _reading(file: BinaryIO) -> Callable[[int], bytes]:
 
 
 def _kind(info: tarfile.TarInfo) -> str:
-    """What an entry is."""
+    """The kind of an entry."""
     if info.isdir():
         return "folder"
     if info.islnk():

@@ -1,4 +1,4 @@
-"""Which images are where in tar files: found by reading the headers once, and kept in a file."""
+"""An index of the images in tar files: made by reading the headers once, and stored in a file."""
 
 from __future__ import annotations
 

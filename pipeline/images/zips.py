@@ -36,7 +36,7 @@ _METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 
 
 class _Member(NamedTuple):
-    """Where a member is in the archive, by its directory.
+    """The place of a member in the archive, from the archive's directory.
 
     Attributes:
         start: of the member's own header.

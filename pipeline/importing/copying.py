@@ -34,7 +34,7 @@ _SPAN = 64  # images that a thread copies in one task
 
 @dataclass(frozen=True)
 class CopyReport:
-    """What was written.
+    """The result of a copy.
 
     Attributes:
         images: number of images.
@@ -91,7 +91,7 @@ def _require_names(classes: Sequence[str], names: Sequence[str]) -> None:
 
 
 def _shards(config: ImportConfig, source: ImageSource) -> int:
-    """How many shards are to be written; 0 for a class folder."""
+    """The number of shards to write; 0 for a class folder."""
     sizes = source.listing.sizes
     if config.shard_mib is None:
         count = config.shards or 0

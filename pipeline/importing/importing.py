@@ -26,7 +26,7 @@ MAX_NAME = 200  # bytes of a folder's name, below what file systems take
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import wrote.
+    """The result of an import.
 
     Attributes:
         images: number of images.

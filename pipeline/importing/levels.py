@@ -29,7 +29,7 @@ _STRETCH = (
 
 @dataclass
 class Rounding:
-    """What rounding to levels has cost so far, in levels; clipped values apart.
+    """The error of rounding to levels so far, in levels; clipped values are counted separately.
 
     Attributes:
         largest: the largest distance to the level.
@@ -76,7 +76,7 @@ def make_stretch(
     std: tuple[float, ...] | None,
     normalise: Normalise | None,
 ) -> Stretch | None:
-    """What turns values ``[n, H, W, C]`` in float64 into levels, not rounded; None for uint8, which is not changed.
+    """A function from values ``[n, H, W, C]`` in float64 to unrounded levels; None for uint8, which is not changed.
 
     Args:
         images: ``[N, H, W, C]``.

@@ -194,7 +194,7 @@ def _refuse_soft_labels(entries: Mapping[str, Any], labels: str, place: str, cou
 
 
 def _apart(content: object, file: Path) -> str:
-    """What to do about a file that has only images."""
+    """A remedy for a file that has only images."""
     if not any(True for _ in _tensors(content, IMAGE_KEYS, {4})):
         return ""
     try:
@@ -210,7 +210,7 @@ def _apart(content: object, file: Path) -> str:
 
 
 def _outline(content: object, *, deep: bool = True) -> str:
-    """What a file holds, for a message; ``deep``: what its entries are, too."""
+    """An outline of a file for a message; with ``deep``, of its entries too."""
     if isinstance(content, Tensor):
         return f"one tensor {list(content.shape)}"
     if isinstance(content, Mapping):

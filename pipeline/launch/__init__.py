@@ -1,1 +1,1 @@
-"""How the ranks of a command are started: by torchrun, by Slurm's srun, or by a Ray cluster."""
+"""Start the ranks of a command: with torchrun, Slurm's srun, or a Ray cluster."""

@@ -38,7 +38,7 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a rank has ended.
+    """The end of a rank.
 
     Attributes:
         code: its exit code; 0 when it is lost.
@@ -53,7 +53,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What follows from how all ranks have ended.
+    """The outcome of all ranks.
 
     Attributes:
         code: exit code of the command; None when the ranks are to be started again.
@@ -67,7 +67,7 @@ class Verdict:
 
 
 def verdict_of(ended: Mapping[int, Ended], order: Sequence[int], stopped: int) -> Verdict:
-    """What follows from how the ranks have ended.
+    """Determine the outcome from the ends of all ranks.
 
     Args:
         ended: of each rank.
@@ -216,7 +216,7 @@ def wait_for(ready: Any, what: str, console: Console, stops: StopSignals) -> Non
 
 
 def hosts_of(cluster: Cluster, actors: list[Any], console: Console, stops: StopSignals) -> list[Host]:
-    """Where the ranks are, once all are there; the actors are brought into the order of the ranks.
+    """Wait for all ranks and return their places; sorts the actors by rank.
 
     Raises:
         InputError: giftwrap is another version somewhere, or the working folder is absent.
@@ -311,7 +311,7 @@ class Attempt:
         return found
 
     def _how(self, reference: Any) -> Ended:
-        """How a rank has ended; one that was ended by a signal from here is not lost."""
+        """The end of a rank; a rank that was stopped by a signal of this command does not count as lost."""
         try:
             code: int = self._cluster.ray.get(reference)
         except self._cluster.ray.exceptions.RayError as error:

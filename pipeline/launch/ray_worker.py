@@ -21,7 +21,7 @@ READ_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Where an actor is.
+    """The place of an actor.
 
     Attributes:
         node: Ray's id of it.
@@ -53,7 +53,7 @@ class RankWorker:
         self._lock = threading.Lock()
 
     def host(self) -> Host:
-        """Where this actor is."""
+        """The place of this actor."""
         import ray
 
         return Host(

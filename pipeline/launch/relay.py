@@ -1,4 +1,4 @@
-"""What a rank prints elsewhere, printed here."""
+"""Print the output of remote ranks."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ class Taef2:
 
 
 def _taef2_folder(place: str) -> Path:
-    """Where the weights are."""
+    """The place of the weights."""
     _, colon, folder = place.partition(":")
     if colon:
         return Path(folder)

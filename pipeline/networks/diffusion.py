@@ -27,7 +27,7 @@ def noisy(clean: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def target(prediction: Prediction, clean: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """What a network is trained to predict, of the shape of ``clean``."""
+    """The training target of a network, in the shape of ``clean``."""
     if prediction == "epsilon":
         return noise
     return _wide(alpha, clean) * noise - _wide(sigma, clean) * clean

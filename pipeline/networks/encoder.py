@@ -37,7 +37,7 @@ class Build(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderSpec:
-    """Which encoder.
+    """The choice of an encoder.
 
     Attributes:
         name: network, as ``build_network`` takes it.
@@ -75,12 +75,12 @@ class Encoder:
 
     @property
     def bytes(self) -> int:
-        """Of its weights."""
+        """Bytes of its weights."""
         return sum(tensor.nbytes for tensor in self.weights.tensors.values())
 
 
 def features_of(name: str, wanted: Features | None) -> Features:
-    """Which features an encoder has: those that are wanted, or the usual ones of such a network."""
+    """The kind of an encoder's features: as requested, or the default for such a network."""
     if wanted:
         return wanted
     if name.startswith(TIMM):
@@ -154,7 +154,7 @@ def without_classifier(network: nn.Module, spec: EncoderSpec, size: int) -> nn.M
 
 
 def run(network: nn.Module, spec: EncoderSpec, size: int, count: int = 2) -> Tensor:
-    """What the network gives for black crops, as it gives it."""
+    """The raw output of the network for black crops."""
     try:
         with torch.no_grad():
             return logits_of(network(torch.zeros(count, 3, size, size)))

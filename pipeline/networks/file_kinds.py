@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, whatever its name: the two kinds that are read, and those that people have."""
+"""Recognise a file by its first bytes: the two kinds that are read, and other common kinds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def shown(text: object) -> str:
 
 
 def kind_of(path: Path) -> tuple[str, str]:
-    """What a file is, and what to do about it.
+    """The kind of a file, and a remedy.
 
     Returns:
         ``(SAFETENSORS, "")`` and ``(TORCH, "")`` for what can be read, or a description and advice.
@@ -83,7 +83,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def _zip(path: Path) -> tuple[str, str]:
-    """What a zip archive holds: torch's own, or another's."""
+    """The kind of a zip archive: torch's or another."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

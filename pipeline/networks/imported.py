@@ -1,4 +1,4 @@
-"""What a flag names as ``module:attribute``."""
+"""Import the ``module:attribute`` of a flag."""
 
 from __future__ import annotations
 

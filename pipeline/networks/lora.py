@@ -46,7 +46,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        """Of the adaptation, unique in a network."""
+        """Name of the adaptation, unique in a network."""
         return self.module if self.weight == WEIGHT else f"{self.module}.{self.weight}".lstrip(".")
 
     @property
@@ -87,7 +87,7 @@ class Lora(nn.Module):
         return weight + self.product
 
     def beside(self, convolution: nn.Module, images: Tensor) -> Tensor:
-        """What is added to the output of a grouped convolution."""
+        """The low-rank term of a grouped convolution."""
         layer: Any = convolution
         if layer.padding_mode != "zeros":
             images, padding = pad(images, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
@@ -175,7 +175,7 @@ def adapt(network: nn.Module, chosen: Mapping[Place, Lora]) -> None:
 
 
 def add_beside(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """What a grouped convolution gives with its matrices."""
+    """The output of a grouped convolution with its matrices."""
     lora: Any = getattr(layer, BESIDE)
     added: Tensor = lora.beside(layer, inputs[0])
     return output + added

@@ -1,4 +1,4 @@
-"""How noise is added to images or latents; read by commands before torch is needed."""
+"""The noise schedule of diffusion models. Does not import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which means and deviations of pixels a network can have been trained with."""
+"""Check means and deviations of pixels."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ class Projector(nn.Module):
         return self
 
     def merged(self) -> nn.Module:
-        """The same network with the encoder's own layers and a plain head, as fast as those; this one is used up."""
+        """Merge into the encoder's layers and a plain head, at the encoder's speed; this network is consumed."""
         lora.merge(self.encoder, self._matrices)
         head = self.trained.head
         plain = nn.Linear(head.start.shape[1], len(head.bias), device=head.bias.device, dtype=head.bias.dtype)
@@ -168,7 +168,7 @@ def key_of(name: str) -> str:
 
 
 def saved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What files hold of the state dict of a `Trained`: of the head, the smaller of its weight and its matrices."""
+    """The part of a `Trained` state dict that is saved: for the head, the smaller of its weight and its matrices."""
     found = {name: value for name, value in state.items() if not is_counter(name)}
     a, b, start = found[HEAD_A], found[HEAD_B], found.pop(HEAD_START, None)
     if start is None and a.numel() + b.numel() < len(b) * a.shape[1]:

@@ -34,7 +34,7 @@ FORMAT = 1
 
 
 def record_of(design: Design, encoder: Encoder, trained: Trained) -> dict[str, Json]:
-    """What ``projector.json`` holds.
+    """The fields of ``projector.json``.
 
     Args:
         design: of the projector.
@@ -188,6 +188,6 @@ def file_of(weights: Path) -> Path:
 
 
 def found_at(recorded: str, folder: Path) -> str:
-    """Where the weights of an encoder are: as in training, or else beside the projector."""
+    """The place of an encoder's weights: as in training, or else beside the projector."""
     beside = folder / Path(recorded).name
     return str(beside) if not Path(recorded).exists() and beside.is_file() else recorded

@@ -1,4 +1,4 @@
-"""What a network is run with: flags first, then what its weights were trained with; differences are reported."""
+"""Settings of a network: from flags, else from the record of its weights; differences are reported."""
 
 from __future__ import annotations
 

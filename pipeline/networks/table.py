@@ -30,7 +30,7 @@ NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
 
 
 def constructor_of(name: str) -> tuple[Callable[..., Any], Collection[str]]:
-    """What makes a network, and which of ``num_classes`` and ``size`` it takes, or `UNNAMED`.
+    """The constructor of a network, and which of ``num_classes`` and ``size`` it takes, or `UNNAMED`.
 
     Args:
         name: of `NETWORKS`, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:attribute``.

@@ -147,7 +147,7 @@ Allowed: TypeAlias = "list[Callable[..., Any] | tuple[Callable[..., Any], str]]"
 
 
 def of_numpy() -> Allowed:
-    """What a file names that holds numbers and arrays of numpy besides tensors, and what is made instead."""
+    """Names that a file with numbers and arrays of numpy may use besides tensors, and their replacements."""
     arrays = [f"numpy.{core}.multiarray" for core in ("core", "_core")]
     return [
         (Inert, "numpy.ndarray"),
@@ -158,7 +158,7 @@ def of_numpy() -> Allowed:
 
 
 def _allowed() -> Allowed:
-    """What a file may name besides torch's own tensors, and what is made instead."""
+    """Names that a file may use besides torch's tensors, and their replacements."""
     return [
         *((Inert, f"{module}.{name}") for module, names in _INERT.items() for name in names),
         *((_mapping, f"{module}.{name}") for module, names in _MAPPINGS.items() for name in names),
@@ -169,7 +169,7 @@ def _allowed() -> Allowed:
 def read_content(
     path: Path, place: str, advice: str, *, mapped: bool = False, allowed: Allowed | None = None
 ) -> object:
-    """What ``torch.save`` or safetensors wrote, on the CPU.
+    """The content of a file of ``torch.save`` or safetensors, on the CPU.
 
     Args:
         path: the file; its content decides how it is read, never its name.
@@ -203,7 +203,7 @@ def read_content(
 
 
 def load_torch(path: Path, *, mapped: bool = False, allowed: Allowed | None = None) -> object:
-    """What ``torch.save`` wrote, settled. Raises whatever torch does on other bytes."""
+    """The content of a file of ``torch.save``, with replacements resolved. Raises any error of torch on other bytes."""
     _require_backed_archive(path)
     with torch.serialization.safe_globals(_allowed() if allowed is None else allowed), quiet():
         if mapped and zipfile.is_zipfile(path) and path.suffix != ".safetensors":  # torch goes by that suffix
@@ -286,7 +286,7 @@ def _dense(tensor: torch.Tensor) -> torch.Tensor | OddTensor:
 
 
 def _diagnosis(path: Path, advice: str, allowed: Allowed) -> tuple[str, str]:
-    """What is in a file that torch could not read as data, and what to do."""
+    """The content of a file that torch could not read as data, and a remedy."""
     try:
         names, protocol, whole = _pickle(path)
         zipped = zipfile.is_zipfile(path)

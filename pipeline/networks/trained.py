@@ -1,4 +1,4 @@
-"""What weights were trained with: the record that their files carry, and what timm and torchvision record of theirs."""
+"""The training record of weights: stored in their files, or published by timm and torchvision."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENCODER_WEIGHTS = "encoder_weights"  # their argument for the place of the encod
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a network was trained with; None is not known.
+    """The training record of a network; None for unknown values.
 
     Attributes:
         source: where this comes from, for messages.
@@ -119,7 +119,7 @@ def _checked(record: Any) -> dict[str, Any]:
 
 
 def trained_with(name: str | None, args: Mapping[str, Json], weights: str) -> Trained | None:
-    """What the weights record, or the library that the network and they belong to; None when neither does.
+    """The record of the weights, or of the library of the network and its weights; None if there is neither.
 
     Args:
         name: the network, where it is given.
@@ -177,7 +177,7 @@ def parsed(text: Any, source: str) -> Trained:
 
 
 def own_configuration(name: str, args: Mapping[str, Json], weights: str) -> Trained | None:
-    """What timm records of its network, or torchvision of its weights; None where neither does."""
+    """The record of a timm network, or of torchvision weights; None if there is neither."""
     try:
         if weights.startswith(TORCHVISION) and name.startswith(TORCHVISION):
             return _of_torchvision(name.removeprefix(TORCHVISION), weights)

@@ -45,7 +45,7 @@ class WeightSet:
 
     @property
     def key(self) -> str:
-        """What ``--weights-key`` takes; empty for the file itself."""
+        """The value for ``--weights-key``; empty for the file itself."""
         return ".".join(self.path)
 
     @property
@@ -57,7 +57,7 @@ class WeightSet:
 
 
 def _place(part: str) -> int:
-    """Where a key comes in the order: itself, else by its first word that has a place, else last."""
+    """The rank of a key in the order: its own, else that of its first known word, else last."""
     if part in ORDER:
         return ORDER.index(part)
     words = [ORDER.index(word) for word in re.split("[^a-z0-9]+", part.lower()) if word in ORDER]

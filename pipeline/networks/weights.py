@@ -161,7 +161,7 @@ def load_weights(network: nn.Module, weights: Weights) -> None:
 
 
 def _advice(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """What to change where weights do not fit: the network's arguments, where it has the layers of the weights."""
+    """A remedy for weights that do not fit: the network's arguments, if it has the layers of the weights."""
     ours, theirs = ({name for name in each if name.endswith(RUNNING)} for each in (own, found))
     flags = "--teacher-args or --student-args"
     if own.keys() - ours == found.keys() - theirs:

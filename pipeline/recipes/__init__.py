@@ -15,7 +15,7 @@ from pipeline.recipes.setting import Flags, Setting
 
 
 class Recipe(Protocol):
-    """What a file of a recipe holds.
+    """The interface of a recipe's module.
 
     An optional ``stored_in`` names what its stores may have instead. An optional ``fresh`` gives the flags of a
     student's fresh crops, where they are not those of `build`. An optional ``few_views`` is true of a protocol that
@@ -24,11 +24,11 @@ class Recipe(Protocol):
 
     @property
     def build_differs(self) -> str:
-        """What `build` does not reproduce."""
+        """Differences of `build` from the paper."""
 
     @property
     def train_differs(self) -> str:
-        """What `train` does not reproduce."""
+        """Differences of `train` from the paper."""
 
     def build(self, setting: Setting, /) -> Flags:
         """The flags of `build`."""

@@ -25,7 +25,7 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far two renderings of the same crops are apart, in levels of 0 to 255.
+    """The difference between two renderings of the same crops, in levels of 0 to 255.
 
     Attributes:
         mean: mean over all values.

@@ -65,7 +65,7 @@ def explained(
 
 
 def words_of(error: BaseException) -> str:
-    """What DALI found, in one line, without its traceback of the pipeline's definition."""
+    """DALI's error in one line, without the traceback of the pipeline's definition."""
     text = str(error).rpartition("encountered:")[2].partition("Current pipeline object")[0]
     line = " ".join(text.split()) or type(error).__name__
     line = f"{type(error).__name__}: {line}" if isinstance(error, MemoryError) else line

@@ -254,7 +254,7 @@ class DeviceRenderer:
 
 
 def in_flight(started: Iterable[S], finish: Callable[[S], T]) -> Iterator[T]:
-    """What ``finish`` gives of each item; each is finished when the next has been started.
+    """The results of ``finish`` for each item; each is finished after the next has been started.
 
     So while the caller works on one, the two after it are being made.
     """

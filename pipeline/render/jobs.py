@@ -44,7 +44,7 @@ Jobs = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """What to cut from which image.
+    """The boxes to cut, and their images.
 
     Attributes:
         data: bytes of images, uint8 ``[B]`` on the device, each image ``[H, W, 3]`` in one run.

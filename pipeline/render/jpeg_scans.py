@@ -30,7 +30,7 @@ _SAMPLINGS = tuple((luma, 0x11, 0x11) for luma in (0x11, 0x12, 0x21, 0x22, 0x41)
 
 
 class Scans(Enum):
-    """What a walk along the markers found."""
+    """The result of a walk along the markers."""
 
     WHOLE = "whole"
     OTHER = "of a kind that is left to Pillow"
@@ -47,7 +47,7 @@ class _FoundError(Exception):
 
 @dataclass
 class _Walk:
-    """What has been read so far.
+    """The state of a walk.
 
     Attributes:
         data: the file.

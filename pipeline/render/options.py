@@ -1,4 +1,4 @@
-"""How crops are rendered: the flags shared by every command that renders them."""
+"""The flags of every command that renders crops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which image files DALI decodes to the pixels that Pillow sees; the others are left to Pillow.
+"""Image files that DALI decodes to Pillow's pixels; the others are decoded by Pillow.
 
 Pillow defines what an image looks like. DALI gives the same pixels, faster, for nearly all that cameras and encoders
 write: every subsampling, progressive and grayscale JPEG, palettes, alpha, regions of all these. Found to differ (DALI

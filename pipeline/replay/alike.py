@@ -17,7 +17,7 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Alike:
-    """How far two sets of logits of the same crops are apart.
+    """The difference between two sets of logits of the same crops.
 
     Attributes:
         crops: number of crops.

@@ -18,7 +18,7 @@ MARK = "red"
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """What is written below a crop.
+    """The caption of a crop.
 
     Attributes:
         lines: a line each: its target, the teacher's first choices with their probabilities, then its image.

@@ -106,7 +106,7 @@ def verify_source(
 
 
 def needed_for_labels(store: LabelStore) -> str:
-    """What `verify` needs to make the labels of a store again."""
+    """The inputs that `verify` needs to make the labels of a store again."""
     if is_not_known(store):
         return "a store that `giftwrap adopt --teacher` has made"
     return "--weights of its teacher" if is_of_networks(store) else f"--labeller of {labeller_name(store)}"
@@ -123,7 +123,7 @@ def is_of_networks(store: LabelStore) -> bool:
 
 
 def labeller_name(store: LabelStore) -> str:
-    """What made the labels of a store, as it names itself."""
+    """The name of a store's labeller."""
     return repr(store.identity.require("teacher").get("name", ""))
 
 
@@ -186,7 +186,7 @@ def require_same_labeller(store: LabelStore, labeller: Labeller, console: Consol
 
 @dataclass(frozen=True, eq=False)
 class AuditErrors:
-    """How far a labeller's logits of the audit crops are from the stored ones.
+    """The difference between a labeller's logits of the audit crops and the stored ones.
 
     Attributes:
         logits: the labeller's, float32 ``[a, C]``.

@@ -27,8 +27,8 @@ REFUSING: Table[Any] = Table(
         "sre2l": "pipeline.synthesis.sre2l:require_flags",
     }
 )
-"""Of methods with such a check: what refuses flags that do not go together, before images are read."""
+"""Checks of flags, for methods that have one, before images are read."""
 CLASSES: Table[Any] = Table({"diffusion": "pipeline.synthesis.diffusion:classes_of"})
-"""Of the methods that need no images: what gives the names of the classes, in target order, from the flags."""
+"""For methods that need no images: functions from the flags to the class names, in target order."""
 WITHOUT_IPC = ("hello-update",)
 """Methods that make one image of each of --images, unless --ipc is given."""

@@ -34,7 +34,7 @@ NAMED = 5  # images that are listed
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         images: of the set.
@@ -128,7 +128,7 @@ def _images(config: SynthesizeConfig, values: Mapping[str, Any]) -> Manifest:
 
 
 def _setting(config: SynthesizeConfig, values: Mapping[str, Any], manifest: Manifest, console: Console) -> Setting:
-    """What a method is made with, to make images again: the recorded flags.
+    """The arguments of a method's constructor for making images again, from the recorded flags.
 
     Raises:
         InputError: this version does not have one of them.

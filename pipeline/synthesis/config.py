@@ -33,7 +33,7 @@ Selection = Literal["none", "ce", "kcenter"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RandomOptions:
-    """Which real images `random` takes, and how."""
+    """The choice of real images in `random`."""
 
     take: Taking = "copy"
     """random: copy the files, hard-link them (link), or cut images to --size: the centre (center), or one
@@ -110,7 +110,7 @@ class Sre2lOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiffusionOptions:
-    """How images are drawn from a model of `train-generator` (arXiv 2409.03929 publishes no numbers)."""
+    """Options for drawing images from a model of `train-generator` (arXiv 2409.03929 publishes no numbers)."""
 
     model: str | None = None
     """diffusion: run folder of train-generator; no --images are needed."""
@@ -197,14 +197,14 @@ class HelloUpdateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesizeConfig:
-    """Make a small image set from a large one: a class folder with a record from which its images can be made again.
+    """Make a small image set from a large one: a class folder with a record of the pieces of each image.
 
     The same command continues a stopped one, to the same files. Flags whose help begins with the name of a method
     belong to that method only.
     """
 
     method: Annotated[tyro.conf.Positional[str], Choices(METHODS)] = None  # type: ignore[assignment]  # as `out` is
-    """What makes the images:"""
+    """Method that makes the images:"""
     out: Path = None  # type: ignore[assignment]  # left out only with --check, which calls no method
     """Class folder to make; the same command continues a stopped one."""
     images: Annotated[Path, Group("images"), Addressable()] = None  # type: ignore[assignment]  # diffusion needs none

@@ -32,7 +32,7 @@ Indexes = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How images are drawn from a model.
+    """Options for drawing images from a model.
 
     Attributes:
         steps: calls of the backbone.
@@ -109,7 +109,7 @@ class Generator:
 
     @staticmethod
     def precision(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
-        """Where the backbone is called."""
+        """The autocast context of the backbone."""
         return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
 

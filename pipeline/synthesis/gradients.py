@@ -34,7 +34,7 @@ Run: TypeAlias = Callable[[Tensor], tuple[Tensor, Sequence[tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """What one network makes of a batch.
+    """The output of one network for a batch.
 
     Attributes:
         share: of its logits in the teacher's.
@@ -71,11 +71,11 @@ class Networks:
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """The device of the networks."""
         return self.teacher.device
 
     def exact(self) -> AbstractContextManager[None]:
-        """What all computing with them is done in: products as precise as the flags want, no algorithm by chance."""
+        """A context for all computation with them: products in the requested precision, deterministic algorithms."""
         return precision(self.teacher.spec.products)
 
     def columns(self, targets: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class Networks:
         return normalise(pixels.to(self.device), mean, std, torch.float32, channels_last=False)
 
     def see(self, images: Tensor, *, fast: bool = False) -> list[Seen]:
-        """What each network makes of normalised images, float32 ``[n, 3, S, S]``.
+        """The outputs of each network for normalised images, float32 ``[n, 3, S, S]``.
 
         Args:
             images: any number.

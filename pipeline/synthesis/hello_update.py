@@ -72,7 +72,7 @@ class Eye:
 
     @property
     def identity(self) -> dict[str, Json]:
-        """What decides the features."""
+        """Everything that determines the features."""
         spec = self.encoder.spec
         return {
             "name": spec.name,

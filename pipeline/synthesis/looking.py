@@ -56,7 +56,7 @@ class Looking:
             return np.concatenate([*parts()])
 
     def agreement(self, logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> Agreement:
-        """How often the teacher's first choice is the target, for source images of the set."""
+        """The agreement of the teacher's first choice with the target, for source images of the set."""
         return agreement(logits[:, self._columns], targets, self._setting.manifest.classes)
 
     def cross_entropies(

@@ -60,7 +60,7 @@ class Partial:
 
     @classmethod
     def of(cls, out: Path) -> Partial:
-        """The one of a set."""
+        """The working folder of a set."""
         return cls(out.with_name(f".{out.name}.partial"))
 
     @property
@@ -70,7 +70,7 @@ class Partial:
 
     @property
     def images(self) -> Path:
-        """What becomes the set."""
+        """The folder that becomes the set."""
         return self.folder / IMAGES
 
     def record(self, job: int) -> Path:
@@ -82,7 +82,7 @@ class Partial:
         return self.folder / JOBS / f"{job:06d}.writing"
 
     def working(self, job: int) -> Path:
-        """What a method keeps of a job."""
+        """The file with a method's state of a job."""
         return self.folder / JOBS / f"{job:06d}.working"
 
     def read_begun(self) -> dict[str, Json] | None:

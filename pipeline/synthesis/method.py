@@ -31,7 +31,7 @@ class StopRequestedError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What a method is made with.
+    """The arguments of a method's constructor.
 
     Attributes:
         config: the flags; a method reads those that all methods share and its own.
@@ -59,7 +59,7 @@ class Setting:
     def counts(
         self, what: str, *, each: int = 1, found: npt.NDArray[np.integer] | None = None
     ) -> npt.NDArray[np.int64]:
-        """How many images each class of the set gets, int64 ``[c]``: --ipc, or with --allow-fewer fewer.
+        """The number of images of each class of the set, int64 ``[c]``: --ipc, or with --allow-fewer fewer.
 
         Args:
             what: name of the source for the message, such as "images".
@@ -118,7 +118,7 @@ class Made:
 
 
 class Progress(Protocol):
-    """How far a job is."""
+    """The progress of a job."""
 
     def __call__(self, done: int, total: int, binding: str = "", /) -> None:
         """Report it; see `Working.progress`."""
@@ -126,7 +126,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Working:
-    """Where a method keeps what it has of a job that takes long, so that a stopped command continues within it.
+    """The working state of a long job, with which a stopped command continues within the job.
 
     Attributes:
         file: a file of this job only; write it by `labelstore.durable.newfile.new_version(file, proof)`, and read it

@@ -49,7 +49,7 @@ Indexes = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """What is cut and composed.
+    """The sizes of crops and collages.
 
     Attributes:
         size: side of an image in pixels.
@@ -67,17 +67,17 @@ class Numbers:
 
     @property
     def cells(self) -> int:
-        """Of an image."""
+        """Number of cells of an image."""
         return self.factor**2
 
     @property
     def side(self) -> int:
-        """Of a cell in pixels."""
+        """Side of a cell in pixels."""
         return self.size // self.factor
 
     @property
     def scored_side(self) -> int:
-        """Of the crops that the teacher is given, in pixels."""
+        """Side of the teacher's crops in pixels."""
         return self.side if self.pads else self.size
 
 
@@ -231,7 +231,7 @@ class Rded:
 
     @property
     def teacher(self) -> Mapping[str, Json] | None:
-        """What scores."""
+        """The scoring teacher."""
         return None if self.scorer is None else described(self.scorer)
 
     @property

@@ -25,7 +25,7 @@ MOST_CLIPPED = 0.99  # of an image's values: steps of 400 times the published ra
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Steps:
-    """How images are moved.
+    """The steps of an optimisation.
 
     Attributes:
         count: number of steps.

@@ -1,4 +1,4 @@
-"""How well a teacher recognises images: the cross-entropy of each with its class, in float64 from float32 logits.
+"""Scores of images: the teacher's cross-entropy of each with its class, in float64 from float32 logits.
 
 A score depends on the pixels, the teacher and its engine. The engine's batch is fixed, and a batch that is not full is
 padded; in the last bits the logits of a crop can also depend on its place in the batch. Each call therefore fills
@@ -27,7 +27,7 @@ from pipeline.teacher.labeller import Labeller, started
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """How well a teacher recognises n images.
+    """The scores of n images.
 
     Attributes:
         losses: cross-entropy of each with its class, in nats, float64 ``[n]``.

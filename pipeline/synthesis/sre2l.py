@@ -148,14 +148,14 @@ class Sre2l:
         return same_form(self._setting.manifest.classes[target])
 
     def _steps(self, networks: Networks) -> Steps:
-        """How images are moved: within what black and white are after the normalisation."""
+        """The steps of the optimisation, within the normalised values of black and white."""
         black_and_white = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 1, 1, 3)
         low, high = networks.images(black_and_white)
         own = self._options
         return Steps(count=own.iterations, lr=own.lr, betas=own.betas, low=low, high=high)
 
     def _begin(self, job: Job, networks: Networks) -> tuple[Tensor, dict[str, npt.NDArray[np.generic]]]:
-        """Where images begin, float32 ``[n, 3, S, S]``, and which real ones these are."""
+        """Initial images, float32 ``[n, 3, S, S]``, and the indexes of real ones."""
         seed, places = self._setting.config.seed, zip(job.targets.tolist(), job.numbers.tolist(), strict=True)
         if self._options.start == "noise" or self._real is None:
             noise = [draw_noise(self._name(target), seed, number, self._size) for target, number in places]
@@ -210,7 +210,7 @@ def divide(setting: Setting, options: Sre2lOptions, batch: int) -> list[Job]:
 
 
 def draw_noise(name: str, seed: int, number: int, size: int) -> npt.NDArray[np.float32]:
-    """Where an image begins: independent normal numbers, float32 ``[3, S, S]``, keyed by its class and number."""
+    """Initial noise of an image: independent normal numbers, float32 ``[3, S, S]``, keyed by class and number."""
     count = 3 * size * size
     words = draws.uniform(draws.philox(draws.key(f"sre2l noise {name}", seed), np.arange(-(-count // 4)), number))
     radius, angle = np.sqrt(-2 * np.log(words[:2])), 2 * np.pi * words[2:]

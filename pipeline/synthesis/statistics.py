@@ -95,7 +95,7 @@ def _running(layer: Any) -> tuple[Tensor, Tensor]:
 
 
 def _affine(layer: Any) -> tuple[Tensor, Tensor]:
-    """What a frozen batch norm multiplies with and adds, ``[c, 1, 1]`` each."""
+    """The factor and the offset of a frozen batch norm, ``[c, 1, 1]`` each."""
     mean, variance = _running(layer)
     scale = (variance + layer.eps).rsqrt()
     if layer.weight is not None:

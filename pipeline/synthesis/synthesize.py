@@ -60,7 +60,7 @@ FLAG_AT: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How a command ended.
+    """The result of a command.
 
     Attributes:
         record: of the set.
@@ -322,7 +322,7 @@ class Line:
 
 
 def engine_of(method: Method) -> Json:
-    """What runs the teacher of a method; None if there is none."""
+    """The engine of a method's teacher; None if there is none."""
     return None if method.teacher is None else method.teacher.get("engine")
 
 
@@ -346,7 +346,7 @@ def record(setting: Setting, method: Method) -> dict[str, Json]:
 
 
 def count(setting: Setting, jobs: Sequence[Job]) -> dict[str, Json]:
-    """How many images the set has, and which classes have fewer than the others."""
+    """The number of images of the set, and the classes that have fewer than the others."""
     found = np.bincount(np.concatenate([job.targets for job in jobs]), minlength=len(setting.manifest.classes))
     fewer: dict[str, Json] = {
         setting.manifest.classes[target]: int(found[target])

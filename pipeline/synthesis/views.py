@@ -1,4 +1,4 @@
-"""What the network sees of images that are optimised: another box of them at each step, flipped and shifted.
+"""Views of optimised images: a different box at each step, flipped and shifted.
 
 Crop, bilinear resize, flip and shift act on rows and on columns alone, so that they are products with two matrices:
 ``R x C^T``. These have one shape whatever the box, gradients like any product, and no sums in an order of their own on
@@ -22,7 +22,7 @@ RATIO = (3 / 4, 4 / 3)  # range of a box's width over its height, as of torchvis
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Views:
-    """What is shown at each of T steps: the same for all images of a batch.
+    """The views of T steps, the same for all images of a batch.
 
     Attributes:
         size: side S of the images, and of what is shown of them, in pixels.
@@ -82,6 +82,6 @@ def resizing(start: int, length: int, size: int) -> npt.NDArray[np.float32]:
 
 
 def show(images: Tensor, matrices: Tensor) -> Tensor:
-    """What is seen of images ``[n, 3, S, S]`` by matrices ``[2, S, S]``; the same shape."""
+    """Apply matrices ``[2, S, S]`` to images ``[n, 3, S, S]``; the result has the same shape."""
     rows, columns = matrices
     return torch.matmul(rows, torch.matmul(images, columns.T))

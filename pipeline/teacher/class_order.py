@@ -1,4 +1,4 @@
-"""Which column of a teacher is which class: selecting columns, checking names, agreement with the folders."""
+"""Match a teacher's columns with classes: select columns, check names, measure agreement with the folders."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _by_form(names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def _remedies(flags: tuple[str, ...], known: dict[str, list[int]] | None, folders: Sequence[str]) -> str:
-    """What to give each flag: the columns of the folders in their order, where known."""
+    """The value for each flag: the columns of the folders in order, if known."""
     selection, twice = "", ""
     if known:
         found = [known[same_form(folder)] for folder in folders]

@@ -11,7 +11,7 @@ from labelstore.command.names import printable, same_form
 from labelstore.errors import InputError
 
 IMAGENET, FOLDERS = "imagenet", "folders"
-"""What is given to a flag that selects columns: by the public list; column k is folder k."""
+"""Special values of flags that select columns: by the public list; column k is folder k."""
 COLUMNS = 1_000
 SHOWN = 10
 _ID = 9  # characters of a WordNet id

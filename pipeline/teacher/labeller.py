@@ -91,7 +91,7 @@ class Pending:
 
 
 class Labeller(Protocol):
-    """What gives crops their labels: a teacher, an ensemble, or anything else that is a function of pixels.
+    """Makes the labels of crops: a teacher, an ensemble, or any other function of pixels.
 
     A label must depend only on its crop, and not on the other crops of its batch. The attribute ``augments`` may state
     that `start` applies the plan's augmentations of normalised images (``dsa``) by the rows; a labeller without it is
@@ -124,15 +124,15 @@ class Labeller(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the logits are made. On a CUDA device, crops are rendered while labels are computed."""
+        """The device of the logits. On a CUDA device, crops are rendered while labels are computed."""
 
     @property
     def identity(self) -> Mapping[str, Json]:
-        """What it is (P3): the store's ``teacher``. ``name``, ``mean`` and ``std`` are required."""
+        """Its identity (P3): the store's ``teacher``. ``name``, ``mean`` and ``std`` are required."""
 
     @property
     def engine(self) -> Mapping[str, Json]:
-        """What makes its bytes (P4): the store's ``engine``. ``dtype`` is required, which sets `verify`'s band."""
+        """Its engine (P4): the store's ``engine``. ``dtype`` is required, which sets `verify`'s band."""
 
     def start(self, pixels: Tensor, rows: CropRows, /) -> Pending:
         """Begin to label crops.

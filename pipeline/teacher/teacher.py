@@ -95,12 +95,12 @@ class Teacher:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device."""
         return self.run.device
 
     @property
     def engine(self) -> Mapping[str, Json]:
-        """What makes its bytes (P4)."""
+        """The engine (P4)."""
         return self.run.description
 
     @cached_property
@@ -363,7 +363,7 @@ def _identity(
     size: int,
     pad_to: int | None,
 ) -> dict[str, Json]:
-    """What the teacher is (P3), ensembles member by member."""
+    """The identity of the teacher (P3); of ensembles, of each member."""
     members: list[dict[str, Json]] = [
         {
             "name": member.name,

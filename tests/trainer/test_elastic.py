@@ -23,7 +23,7 @@ from pipeline.config import BuildConfig
 from pipeline.render.crops import CropRenderer
 from tests.journeys.world import SIDE, draw_images, random_teacher
 from trainer import Replay, TrainBatch
-from trainer.batch import COLUMNS, slices
+from trainer.batch import TENSORS, slices
 
 IMAGES = 21
 MIXES = [("none", 1), ("cutmix", 4), ("mixup", 30)]
@@ -79,7 +79,7 @@ def play(replays: dict[tuple[int, int], Replay], world: int, batch: int, place: 
         assert {piece.total for piece in pieces} == {sum(map(len, own))}
         assert max(map(len, own)) - min(len(piece) if piece.share else 0 for piece in pieces) <= 1
         assert [piece.share for piece in own] == [len(piece) * world / piece.total for piece in own]
-        joined_columns: dict[str, Any] = {name: torch.cat([getattr(piece, name) for piece in own]) for name in COLUMNS}
+        joined_columns: dict[str, Any] = {name: torch.cat([getattr(piece, name) for piece in own]) for name in TENSORS}
         joined.append(TrainBatch(**joined_columns))
     return joined
 
@@ -96,7 +96,7 @@ def test_processes_batches_and_stops_do_not_change_the_sequence(
     assert len(whole) == 1
     found = play(replays, world, batch, place)
     assert [len(each) for each in found[:-1]] == [batch] * (len(found) - 1)
-    for name in COLUMNS:
+    for name in TENSORS:
         rows = torch.cat([getattr(each, name) for each in found])
         assert torch.equal(rows, getattr(whole[0], name)[place[1] :]), name
 
@@ -150,7 +150,7 @@ def test_another_size_shows_the_same_boxes(made: tuple[Path, Path], size: int) -
     (batch,) = list(replay)
     plain = Replay(*made, batch_size=IMAGES, threads=1)
     (same,) = list(plain)
-    for name in COLUMNS[1:]:
+    for name in TENSORS[1:]:
         assert torch.equal(getattr(batch, name), getattr(same, name)), name
     rows = replay.store.read(int(batch.view[0]), batch.position.numpy()).rows
     crops = []

@@ -33,7 +33,7 @@ from pipeline.teacher.teacher import Teacher
 from tests.forking import in_a_fork
 from tests.journeys.world import SIDE, World, draw_images, random_teacher
 from trainer import Replay, TrainBatch
-from trainer.batch import COLUMNS
+from trainer.batch import TENSORS
 from trainer.loader import READ_AHEAD, Loader
 from trainer.prefetch import Prefetcher
 
@@ -339,7 +339,7 @@ def test_a_batch_is_a_tree_of_tensors_that_moves(made: tuple[Path, Path, torch.T
     with closing(Replay(path, images, batch_size=10)) as replay:
         batch = next(iter(replay))
     leaves, structure = tree_flatten({"train": [batch]})
-    assert len(leaves) == len(COLUMNS)
+    assert len(leaves) == len(TENSORS)
     assert structure == tree_flatten({"train": [pickle.loads(pickle.dumps(batch))]})[1]  # noqa: S301
     rows = [CropRows(("image",), np.full((1, 10), value, np.uint16)) for value in (1, 1, 2)]
     first, same, other = (tree_flatten(replace(batch, rows=each))[1] for each in rows)
@@ -348,7 +348,7 @@ def test_a_batch_is_a_tree_of_tensors_that_moves(made: tuple[Path, Path, torch.T
     moved = [batch.to("meta", non_blocking=True), tree_map(lambda leaf: leaf.to("meta"), batch)]
     for each in moved:
         assert isinstance(each, TrainBatch)
-        assert all(getattr(each, name).is_meta for name in COLUMNS)
+        assert all(getattr(each, name).is_meta for name in TENSORS)
         assert (each.total, each.share) == (batch.total, batch.share)
         assert each.rows is batch.rows
 

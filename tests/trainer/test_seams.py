@@ -30,7 +30,7 @@ from pipeline.ranks import Ranks
 from tests.trainer.interrupting import interrupted_after
 from trainer import TrainBatch
 from trainer import train as loop
-from trainer.batch import COLUMNS
+from trainer.batch import TENSORS
 from trainer.config import TrainConfig
 from trainer.crops import Crops, CropSource, Int64Array
 from trainer.labels import LabelSource, Request
@@ -134,7 +134,7 @@ def fresh(labels: LabelSource, *, batch: int = 6, mixed: bool = False, **place: 
 def joined(batches: list[TrainBatch]) -> dict[str, torch.Tensor]:
     """The columns of batches, end to end; without the crops that count for nothing."""
     own = [batch for batch in batches if batch.share]
-    return {name: torch.cat([getattr(batch, name) for batch in own]) for name in COLUMNS}
+    return {name: torch.cat([getattr(batch, name) for batch in own]) for name in TENSORS}
 
 
 @settings(deadline=None, max_examples=12)
@@ -153,7 +153,7 @@ def test_fresh_crops_are_one_sequence_for_any_number_of_processes_from_any_place
         again.load_state_dict(loader.state_dict())
         parts.append([*begun, *again.play(3)])
     found = joined([piece for pieces in zip(*parts, strict=True) for piece in pieces])
-    for name in COLUMNS:
+    for name in TENSORS:
         assert torch.equal(found[name], whole[name]) or name == "logits", name
     torch.testing.assert_close(found["logits"], whole["logits"])  # a product of matrices, of other sizes
     views = whole["view"].reshape(3, IMAGES)

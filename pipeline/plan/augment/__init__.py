@@ -150,7 +150,7 @@ MixName: TypeAlias = Annotated[str, Choices(MIXES, ("none",))]
 
 
 def known_words() -> list[str]:
-    """What ``augment`` takes, and whether numbers belong to it: ``patch-shuffle=NUMBER``."""
+    """The values of ``augment``, with their numbers: ``patch-shuffle=NUMBER``."""
     return [*(f"{name}=NUMBER" for name in REARRANGEMENTS), *(f"{name}=NUMBERS" for name in PIXELS), *INPUTS]
 
 

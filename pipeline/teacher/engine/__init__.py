@@ -1,1 +1,1 @@
-"""What runs the teacher's networks: folding, batch, compiling, CUDA graphs, and what of it makes the bytes (P4)."""
+"""The engine of a teacher's networks: folding, batch, compiling, CUDA graphs, and its description (P4)."""

@@ -1,4 +1,4 @@
-"""How many crops a batch takes: the largest that fits a share of memory, sizes checked before memory is taken."""
+"""The batch of a teacher: the largest that fits a fraction of memory, checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MULTIPLE = 8  # tensor cores take so many rows at once
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
-    """What a teacher will be given, by which its batch is chosen.
+    """The input of a teacher, for choosing its batch.
 
     Attributes:
         crop_columns: names of the columns of the crops' rows: augmentations of normalised images take memory too.

@@ -135,7 +135,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    """What went wrong, in one line: of the error that torch wrapped, where it did."""
+    """The error in one line; for an error that torch wrapped, the original one."""
     inner = getattr(error, "inner_exception", None) or error
     lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
     return f"{type(inner).__name__}: {lines[0] if lines else 'no reason given'}"

@@ -1,4 +1,4 @@
-"""Where a teacher runs, and what of that makes its bytes (P4)."""
+"""The device of a teacher, and its description in the engine (P4)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def require_tf32(device: torch.device) -> None:
 def describe_engine(
     spec: TeacherSpec, device: torch.device, batch: int, *, folded: bool, compilers: Mapping[str, Json] | None
 ) -> dict[str, Json]:
-    """What makes the bytes of the labels (P4).
+    """The description of the engine (P4).
 
     Args:
         spec: of the teacher.

@@ -114,7 +114,7 @@ def _is_foldable(norm: nn.Module) -> bool:
 
 
 def _rest(norm: nn.Module) -> nn.Module | None:
-    """What timm's batch norms do after normalising."""
+    """The operations of timm's batch norms after normalising."""
     act, drop = getattr(norm, "act", None), getattr(norm, "drop", None)
     return nn.Sequential(drop, act) if isinstance(act, nn.Module) and isinstance(drop, nn.Module) else None
 

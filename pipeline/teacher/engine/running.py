@@ -29,7 +29,7 @@ Step: TypeAlias = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Engine:
-    """What runs a teacher; made by ``make_engine``.
+    """The engine of a teacher; made by ``make_engine``.
 
     Attributes:
         prepare: pixels, uint8 ``[n, S, S, 3]``, to images ``[n, 3, S, S]``.
@@ -110,7 +110,7 @@ def make_engine(
     crop_columns: Sequence[str] = (),
     block: int | None = None,
 ) -> Engine:
-    """What runs the network as the spec has it.
+    """Construct the engine for a network and its spec.
 
     Args:
         network: in eval mode, on its device, in its dtype and layout.
@@ -132,7 +132,7 @@ def make_engine(
     plain = eager(network, spec, device, spec.batch or 1)
     if spec.batch is None:
         plain = replace(plain, batch=find_batch(label_black, device, block))
-    engine, versions, warnings = _compile_as_asked(plain, spec, size)
+    engine, versions, warnings = _compile_if_requested(plain, spec, size)
     if spec.cuda_graph:
         engine = _capture(engine, plain, spec, _probe(plain, size))
     return replace(
@@ -149,7 +149,7 @@ def _probe(plain: Engine, size: int) -> Tensor:
     return crops.to(plain.device)
 
 
-def _compile_as_asked(
+def _compile_if_requested(
     plain: Engine, spec: TeacherSpec, size: int
 ) -> tuple[Engine, Mapping[str, Json] | None, tuple[str, ...]]:
     """The engine, the versions of its compilers when it is compiled, and a warning where that failed.

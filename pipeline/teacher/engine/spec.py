@@ -40,7 +40,7 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherSpec:
-    """Which teacher, and how it is run.
+    """A teacher, and how it runs.
 
     Attributes:
         members: its networks; several make an ensemble.
