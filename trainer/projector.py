@@ -24,6 +24,7 @@ from pipeline.networks import load_network, lora
 from pipeline.networks.encoder import Encoder, EncoderSpec, features_of, load_encoder
 from pipeline.networks.layout import memory_format, takes_channels_last
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD, require_normalisation
+from pipeline.networks.pretrained import is_distributed
 from pipeline.networks.projector import (
     Design,
     Projector,
@@ -36,7 +37,7 @@ from pipeline.networks.projector import (
 )
 from pipeline.networks.projector_file import record_of
 from pipeline.networks.trained import Trained, numbers, trained_with
-from pipeline.networks.weights import packed, save_weights, state_digest, weights_like
+from pipeline.networks.weights import packed, require_file, save_weights, state_digest, weights_like
 from pipeline.ranks import Ranks
 from trainer.checkpoint import seed_all
 from trainer.code_digests import code_of
@@ -82,6 +83,8 @@ def settle_encoder(config: ProjectorConfig) -> Setup:
     """
     given, args = config.encoder, config.encoder_args()
     require_normalisation(given.encoder_mean or (), given.encoder_std or (), "encoder: ")
+    if not is_distributed(given.encoder_weights):
+        require_file(Path(given.encoder_weights))
     known = trained_with(given.encoder, args, given.encoder_weights)
     size = given.size or (known.size if known else None)
     if size is None:

@@ -42,7 +42,10 @@ def read_text(path: Path, material: Material) -> Tensor:
         if len(tensors) != 1:
             raise InputError(f"{place}: expected one tensor [C, d], found {len(tensors)}")
         _require_classes(metadata.get(CLASSES_KEY), material.classes, place)
-        return next(iter(tensors.values())).float()
+        [tensor] = tensors.values()
+        if tensor.is_complex() or tensor.dtype == torch.bool:
+            raise InputError(f"{place}: expected a tensor of numbers, found {tensor.dtype}; give floats")
+        return tensor.float()
     return torch.from_numpy(_read_array(path, place))
 
 

@@ -231,10 +231,10 @@ def start_from_text(text: Tensor, columns: int, width: int, place: str, scale: f
             f"{place}: expected text embeddings [{columns}, {width}], a row for each of the labels' columns as wide as "
             f"the encoder's features, found {list(text.shape)}; give those of these classes and this encoder"
         )
-    lengths = text.float().norm(dim=1, keepdim=True)
+    lengths = text.double().norm(dim=1, keepdim=True)
     if not bool(torch.isfinite(lengths).all()) or not bool(lengths.all()):
         raise InputError(f"{place}: expected rows of finite numbers that are not all 0, found others")
-    rows: Tensor = scale * text.float() / lengths
+    rows: Tensor = (scale * text.double() / lengths).float()
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from labelstore.errors import InputError
-from labelstore.operations.projector import PROJECTOR_WEIGHTS, RECORD
+from labelstore.operations.projector import FORMAT, PROJECTOR_WEIGHTS, RECORD, read_record
 from labelstore.spec import Json
 from labelstore.version import __version__
 from pipeline.networks.encoder import Build, Encoder, EncoderSpec, Load, build_encoder, load_encoder
@@ -30,7 +29,7 @@ from pipeline.networks.trained import ENCODER_WEIGHTS, PROJECTOR, TIMM, TORCHVIS
 from pipeline.networks.weight_sets import is_counter, listed
 from pipeline.networks.weights import Weights, load_weights, read_weights
 
-FORMAT = 1
+HEAD_BIAS = "head.bias"
 
 
 def record_of(design: Design, encoder: Encoder, trained: Trained) -> dict[str, Json]:
@@ -96,24 +95,14 @@ class Record:
         Raises:
             InputError: when there is none.
         """
-        try:
-            found = json.loads(path.read_text())
-            if found["format"] != FORMAT:
-                raise InputError(f"{path}: expected a projector of format {FORMAT}, found format {found['format']!r}")
-            encoder = found["encoder"]
-            return cls(
-                Design(**{name: found[name] for name in Design.__slots__}),
-                EncoderSpec(**{name: encoder[name] for name in EncoderSpec.__slots__}),
-                *(encoder["width"], encoder["sha256"], encoder["bytes"]),
-                Trained.of_json(found["trained"], str(path.parent)),
-            )
-        except OSError as error:
-            raise InputError(
-                f"weights {path.parent}: expected the folder of a projector, found no {RECORD} in it "
-                f"({error.strerror}); give one that `giftwrap train-projector` made"
-            ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: expected the record of a projector, found something else ({error!r})") from error
+        found = read_record(path)
+        encoder = found["encoder"]
+        return cls(
+            Design(**{name: found[name] for name in Design.__slots__}),
+            EncoderSpec(**{name: encoder[name] for name in EncoderSpec.__slots__}),
+            *(encoder["width"], encoder["sha256"], encoder["bytes"]),
+            Trained.of_json(found["trained"], str(path.parent)),
+        )
 
 
 def load_projector(args: Mapping[str, Any], weights: str, load: Load, build: Build) -> tuple[nn.Module, Weights]:
@@ -133,6 +122,7 @@ def load_projector(args: Mapping[str, Any], weights: str, load: Load, build: Bui
     file = file_of(Path(weights))
     record = Record.read(file.parent / RECORD)
     found = read_weights(file)
+    require_head(record, found.tensors, file)
     if found.class_names is None:
         found = replace(found, class_names=record.trained.column_names)
     if any(name.startswith("encoder.") for name in found.tensors):
@@ -147,6 +137,11 @@ def load_projector(args: Mapping[str, Any], weights: str, load: Load, build: Bui
             f"encoder weights {place}: expected those that the projector {file.parent} was trained with (SHA-256 "
             f"{record.digest[:12]}..., {record.bytes:,} bytes), found others ({encoder.weights.digest[:12]}..., "
             f"{encoder.bytes:,} bytes); {advice}"
+        )
+    if encoder.width != record.width:
+        raise InputError(
+            f"{encoder.spec.words}: expected features of {record.width:,} numbers, as {file.parent / RECORD} records, "
+            f"found {encoder.width:,}; give the record of this projector"
         )
     head = make_head(record.design, record.columns, record.width, None)
     projector = Projector(encoder.network, record.design, head)
@@ -164,6 +159,23 @@ def _merged(record: Record, found: Weights, build: Build) -> tuple[nn.Module, We
     return network.eval().requires_grad_(False), found
 
 
+def require_head(record: Record, tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse a head of other sizes than the record's, before memory is allocated for those.
+
+    Raises:
+        InputError: names both.
+    """
+    weight, bias = tensors.get(HEAD_WEIGHT, tensors.get(HEAD_A)), tensors.get(HEAD_BIAS)
+    if weight is None or bias is None or weight.ndim != 2 or bias.ndim != 1:
+        raise InputError(f"weights {file}: expected those of a projector, found no head; give the file of {RECORD}")
+    sizes, recorded = (len(bias), weight.shape[1]), (record.columns, record.width)
+    if sizes != recorded:
+        raise InputError(
+            f"weights {file}: expected a head of {recorded[0]:,} x {recorded[1]:,}, as {RECORD} records, found one of "
+            f"{sizes[0]:,} x {sizes[1]:,}; give both files of one projector"
+        )
+
+
 def load_trained(trained: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Give a projector the numbers of a file.
 
@@ -176,7 +188,11 @@ def load_trained(trained: nn.Module, tensors: Mapping[str, Tensor], source: str)
         given |= {HEAD_START: given.pop(HEAD_WEIGHT), HEAD_A: own[HEAD_A], HEAD_B: torch.zeros_like(own[HEAD_B])}
     given.setdefault(HEAD_START, torch.zeros_like(own[HEAD_START]))
     problems = [name for name in {**own, **given} if name not in own or name not in given]
-    problems += [name for name in own if name in given and own[name].shape != given[name].shape]
+    problems += [
+        name
+        for name in own
+        if name in given and (own[name].shape != given[name].shape or not given[name].is_floating_point())
+    ]
     if problems:
         raise InputError(f"weights {source}: not of this projector; they differ in {listed(problems)}")
     trained.load_state_dict(given, strict=False)  # only counters can be missing

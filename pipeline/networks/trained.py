@@ -12,7 +12,7 @@ from typing import Any
 import torchvision
 
 from labelstore.errors import InputError
-from labelstore.operations.projector import RECORD
+from labelstore.operations.projector import PROJECTOR_WEIGHTS, RECORD
 from labelstore.spec import Json
 from pipeline.networks.file_kinds import LARGEST_HEADER
 
@@ -133,7 +133,7 @@ def trained_with(name: str | None, args: Mapping[str, Json], weights: str) -> Tr
 
 
 def recorded_in(weights: str) -> Trained | None:
-    """The record in a .safetensors file, read from its header; None if there is no record or no such file.
+    """The record of a .safetensors file, from its header or the file beside it; None if there is none, or no such file.
 
     Args:
         weights: the file, or the folder of a projector.
@@ -149,7 +149,9 @@ def recorded_in(weights: str) -> Trained | None:
         text = metadata.get(RECORD_KEY) if isinstance(metadata, dict) else None
     except (OSError, ValueError, RecursionError):
         return None  # reported where the weights are read
-    return None if text is None else parsed(text, weights)
+    if text is not None:
+        return parsed(text, weights)
+    return _of_projector(path.parent) if path.name == PROJECTOR_WEIGHTS else None
 
 
 def _of_projector(folder: Path) -> Trained | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,9 @@ from pipeline.images.provenance import record_of
 from pipeline.networks import load_network
 from pipeline.networks.encoder import Encoder, EncoderSpec, features_of, load_encoder
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD, LEVELS, require_normalisation
+from pipeline.networks.pretrained import is_distributed
 from pipeline.networks.trained import numbers, trained_with
+from pipeline.networks.weights import require_file
 from pipeline.synthesis.method import Job, Made, Method, Pixels, Setting, Working
 from pipeline.synthesis.real import RealImages
 from pipeline.synthesis.recovering import Steps, not_fallen, recover
@@ -268,6 +271,8 @@ def load_eye(setting: Setting) -> Eye:
     require_normalisation(own.encoder_mean or (), own.encoder_std or (), "encoder: ")
     keep_freed_memory()
     args = json_object("--encoder-args", own.encoder_args)
+    if not is_distributed(own.encoder_weights):
+        require_file(Path(own.encoder_weights))
     known = trained_with(own.encoder, args, own.encoder_weights)
     size = own.encoder_size or (known.size if known else None)
     if size is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from labelstore import LabelStore
 from labelstore.command.console import Console
 from labelstore.command.flags import changed, from_flags
 from labelstore.errors import GiftwrapError, InputError, MismatchError
-from labelstore.operations.projector import projector_info
+from labelstore.operations.projector import FIELDS, projector_info, projector_lines
 from pipeline.networks import build_network, load_network, save_weights
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.networks.weights import read_weights
@@ -235,6 +235,67 @@ def test_a_projector_is_loaded_from_another_place_and_refuses_another_encoder(
         logits_of(moved, IMAGES)
 
 
+def test_files_of_a_folder_that_were_changed_are_refused_in_one_line(flags: Mapping[str, Any], tmp_path: Path) -> None:
+    """Each field of the record, by another kind or none; numbers that would take all memory; other tensors."""
+    config = config_of(flags, tmp_path / "run", epochs=1)
+    quiet(config)
+    folder = tmp_path / "changed"
+    folder.mkdir()
+    record, weights = ((config.run / name).read_bytes() for name in ("projector.json", "projector.safetensors"))
+    tensors = read_weights(config.run / "projector.safetensors").tensors
+
+    def refused(content: bytes, saved: bytes, message: str, *, counted: bool = True) -> None:
+        (folder / "projector.json").write_bytes(content)
+        (folder / "projector.safetensors").write_bytes(saved)
+        reads: list[Callable[[], object]] = [lambda: logits_of(folder, IMAGES)]
+        reads += [lambda: projector_lines(projector_info(folder))] if counted else []
+        for read in reads:
+            with pytest.raises(InputError, match=message) as found:
+                read()
+            assert "\n" not in str(found.value)
+
+    for name in FIELDS:
+        values: tuple[Any, ...] = ([], None, -1, float("nan"))
+        for value in values:
+            if name == "lora_on" and value is None:
+                continue
+            part, _, key = name.rpartition(".")
+            changed_record = json.loads(record)
+            (changed_record[part] if part else changed_record)[key] = value
+            refused(json.dumps(changed_record).encode(), weights, rf"projector\.json: {name}: expected")
+        changed_record = json.loads(record)
+        (changed_record[part] if part else changed_record).pop(key)
+        refused(json.dumps(changed_record).encode(), weights, f"expected the record of a projector with {name}")
+    for content in (b"", b"text", b"\xff\xfe", b"[" * 100_000):
+        refused(content, weights, "expected the record of a projector, found no JSON")
+    refused(b"[]", weights, r"expected the record of a projector, found \[\]")
+    refused(b'{"format": 2}', weights, "expected the record of a projector of format 1, found 2")
+    for cut in (0, 4, 100, len(weights) - 1):
+        refused(record, weights[:cut], r"projector\.safetensors: ")
+    for name in ("trained.columns", "encoder.width"):
+        part, _, key = name.rpartition(".")
+        changed_record = json.loads(record)
+        changed_record[part][key] = 10**12
+        refused(json.dumps(changed_record).encode(), weights, "expected a head of .*1,000,000,000,000", counted=False)
+    other = {"bias": torch.ones(3, dtype=torch.int64)}
+    for changed_tensors in (
+        {**tensors, "head.bias": other["bias"]}, {**tensors, "more": torch.ones(2)},
+        {name: value for name, value in tensors.items() if not name.startswith("lora.layers/0")},
+    ):  # fmt: skip
+        refused(record, save(changed_tensors), "not of this projector; they differ in", counted=False)
+    refused(record, save({"head.weight": tensors["head.weight"]}), "found no head", counted=False)
+
+
+def test_the_file_of_a_projector_is_evaluated_as_its_folder_is(flags: Mapping[str, Any], tmp_path: Path) -> None:
+    config = config_of(flags, tmp_path / "run", epochs=1)
+    quiet(config)
+    test = ("--images", flags["test_images"], "--threads", 1, "--json")
+    places = (config.run, config.run / "projector.safetensors")
+    found = [giftwrap("giftwrap", "evaluate", "--weights", place, *test) for place in places]
+    assert [each.code for each in found] == [0, 0], found[1].err
+    assert found[0].summary["loss"] == found[1].summary["loss"]
+
+
 @pytest.mark.parametrize("head", ["text", "means", "zero", "low rank"])
 def test_bytes_as_counted_are_those_on_the_disk(head: str, flags: Mapping[str, Any], tmp_path: Path) -> None:
     more: dict[str, Any] = {"head": head}
@@ -365,6 +426,7 @@ def test_numbers_that_are_none_stop_the_run_and_keep_the_last_good(flags: Mappin
         ({"text": "text.npy", "head": "zero"}, "--text, --head zero: expected one of them"),
         ({"text": Path("absent.npy")}, r"--text absent\.npy: no such file; `giftwrap text-embeddings` makes one"),
         ({"head": "zero", "head_scale": 2.0}, "--head-scale: has no effect with --head zero"),
+        ({"size": None, "encoder_weights": "absent.pth"}, r"weights absent\.pth: no such file"),
         ({"size": None}, "--size: .* has no record of the crops it was trained on; give --size"),
         ({"teacher": ()}, "train-projector: needs a teacher; give --teacher and --weights"),
         ({"encoder_args": "[]"}, "--encoder-args: expected a JSON object"),
@@ -424,6 +486,8 @@ def test_text_of_other_classes_or_another_width_is_refused(flags: Mapping[str, A
         ("claims", "found one that ends early"),
         ("words", "of numbers, found <U1"),
         ("names", "metadata 'classes' is not a JSON list"),
+        ("complex", "expected a tensor of numbers, found torch.complex64"),
+        ("bool", "expected a tensor of numbers, found torch.bool"),
     ],
 )
 def test_files_that_hold_no_text_embeddings_are_named_for_what_they_are(
@@ -449,6 +513,9 @@ def test_files_that_hold_no_text_embeddings_are_named_for_what_they_are(
             )
         elif content == "words":
             np.save(file, np.array([["a"]]))
+        elif content in ("complex", "bool"):
+            dtype = torch.complex64 if content == "complex" else torch.bool
+            file.write(save({"text": torch.from_numpy(rows).to(dtype)}))
         elif content == "names":
             file.write(save({"text": torch.from_numpy(rows)}, {"classes": "{"}))
     with pytest.raises(InputError, match=re.escape(found)) as caught:

@@ -205,6 +205,7 @@ def test_cells_are_those_of_rdeds_collages(weights: Path, tmp_path: Path) -> Non
     ("flags", "message"),
     [
         ({"encoder": None}, "needs an encoder; give --encoder and --encoder-weights"),
+        ({"encoder_size": None, "encoder_weights": "absent.pth"}, r"weights absent\.pth: no such file"),
         ({"encoder_size": None}, "--encoder-size: .* does not record which crops"),
         ({"update_cells": 3}, "--update-cells 3, --update-scale 0.5: expected patches whose side is a whole number"),
         ({"update_scale": 0.01}, "expected patches .* and smaller copies of them"),
