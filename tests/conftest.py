@@ -19,8 +19,10 @@ if TYPE_CHECKING:  # the process that hands tests out imports this file, and wou
     from tests.journeys.world import World
 
 # The same examples in every run, and no limit of time that a busy machine may break: --hypothesis-profile=default has
-# others each time.
-settings.register_profile("same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+# others each time, and more.
+settings.register_profile(
+    "same", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("same")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts so what it runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # children have what this process has

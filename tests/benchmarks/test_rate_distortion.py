@@ -43,7 +43,7 @@ def softmax(row: np.ndarray) -> np.ndarray:
     return powers / powers.sum()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(hnp.arrays(np.int16, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(-3, 3)))
 def test_the_entropy_is_that_of_the_counts(codes: np.ndarray) -> None:
     bits = 0.0

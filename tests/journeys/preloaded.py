@@ -9,9 +9,6 @@ from importlib import import_module
 from labelstore.command.flags import flags_of
 
 LIBRARIES = (
-    "matplotlib.backends.backend_agg",
-    "matplotlib.backends.backend_svg",
-    "matplotlib.figure",
     "multiprocessing.synchronize",
     "numpy.ctypeslib",
     "numpy.ma",

@@ -56,7 +56,7 @@ def round_trip(config: type[Any], path: Path, data: st.DataObject, monkeypatch: 
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_what_is_written_is_read(
     name: str, data: st.DataObject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

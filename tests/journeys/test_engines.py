@@ -19,7 +19,7 @@ from pipeline.networks import build_network, save_weights
 from pipeline.teacher.engine.batches import CPU_BATCH
 from tests.journeys.world import SIDE, TEACHER, World, giftwrap
 
-VIEWS = 170  # a store of twice as many has blocks of the same shape
+FEW, VIEWS = 20, 130  # a store of twice the latter has blocks of the same shape
 
 
 def files(store: Path) -> dict[str, bytes]:
@@ -58,7 +58,7 @@ def test_several_teachers_label_together_and_are_verified_so(world: World, tmp_p
 
 def config(world: World, store: Path, **more: Any) -> BuildConfig:
     teacher = {"teacher": (TEACHER[1],), "teacher_args": (TEACHER[3],), "weights": (str(world.weights),)}
-    plain = {"images": world.images, "size": SIDE, "views": VIEWS, "threads": torch.get_num_threads(), "store": store}
+    plain = {"images": world.images, "size": SIDE, "views": FEW, "threads": torch.get_num_threads(), "store": store}
     return from_flags(BuildConfig, **(plain | teacher | more))
 
 
@@ -67,7 +67,7 @@ def test_a_build_goes_on_with_the_batch_of_its_store(world: World, tmp_path: Pat
     build(config(world, found), Console(as_json=True))
     assert LabelStore.open(found).identity.engine["batch"] == CPU_BATCH
     build(config(world, given, batch=48), Console(as_json=True))
-    build(config(world, given, views=2 * VIEWS), Console(as_json=True))
+    build(config(world, given, views=2 * FEW), Console(as_json=True))
     state = LabelStore.open(given).state
     assert [version["engine"]["batch"] for version in state.versions] == [48]
 
@@ -84,7 +84,7 @@ def test_a_compiled_store_is_continued_compiled_or_not_at_all(
     monkeypatch.setattr(inductor.cpp, "vec_isa_ok", True)
     monkeypatch.setattr(inductor, "cpp_cache_precompile_headers", False)
     resumed, whole = tmp_path / "resumed", tmp_path / "whole"
-    build(config(world, resumed, compile="on"), Console(as_json=True))
+    build(config(world, resumed, compile="on", views=VIEWS), Console(as_json=True))
     assert "uncompiled" not in capfd.readouterr().err
     assert LabelStore.open(resumed).identity.engine["compile"] == "inductor"
     assert any((tmp_path / "cache").iterdir())
@@ -115,7 +115,7 @@ def test_a_store_begun_after_a_failed_compile_goes_on_uncompiled(
         patch.setenv("CXX", os.devnull)
         build(config(world, tmp_path / "store", compile="on"), Console(as_json=True))
     assert "warning: --compile on: the teacher runs uncompiled" in capfd.readouterr().err
-    build(config(world, tmp_path / "store", compile="on", views=2 * VIEWS), Console(as_json=True))
+    build(config(world, tmp_path / "store", compile="on", views=2 * FEW), Console(as_json=True))
     assert "the store was started with an uncompiled teacher and continues with one" in capfd.readouterr().err
     state = LabelStore.open(tmp_path / "store").state
     assert [version["engine"]["compile"] for version in state.versions] == ["none"]

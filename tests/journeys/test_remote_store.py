@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from pipeline.images import manifest
 from pipeline.images.manifest import Manifest
 from pipeline.replay.source import open_images
 from tests.journeys.world import SERVER, Ended, Running, World, giftwrap, run_as_command
-from tests.labelstore.buckets import BUCKET, SECRET, bucket, environment, put_folder
+from tests.labelstore.buckets import BUCKET, SECRET, bucket, environment, patience, put_folder
 from tests.labelstore.loopback import serving
 from tests.labelstore.test_addresses import Server
 from trainer.replay import Replay
@@ -61,7 +62,10 @@ def test_it_is_verified_shown_and_trained_from(world: World, tmp_path: Path, add
 
 
 def with_environment(variables: dict[str, str], words: list[str], folder: Path) -> Ended:
-    """Run a command with further variables of the environment, which the server of processes does not have."""
+    """Run a command with further variables of the environment, which the server of processes does not have.
+
+    It waits a moment before it tries a request again.
+    """
     out, err = folder / "out", folder / "err"
     process = SERVER.Process(target=_run, args=(variables, words, out, err), daemon=True)
     process.start()
@@ -70,7 +74,9 @@ def with_environment(variables: dict[str, str], words: list[str], folder: Path) 
 
 def _run(variables: dict[str, str], words: list[str], out: Path, err: Path) -> None:
     os.environ.update(variables)
-    run_as_command(words, out, err, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patience(patch, FIRST_WAIT=timedelta(milliseconds=1), LONGEST_WAIT=timedelta(milliseconds=2))
+        run_as_command(words, out, err, None)
 
 
 def test_training_from_a_bucket_gives_the_bytes_of_training_from_a_folder(world: World, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def sharded(draw: st.DrawFn) -> tuple[ArrayLayout, np.ndarray]:
 
 
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3 specification")
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(sharded())
 def test_any_shard_reads_back_here_and_in_zarr(tmp_path_factory: pytest.TempPathFactory, case: tuple) -> None:
     layout, values = case

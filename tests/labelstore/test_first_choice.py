@@ -87,7 +87,7 @@ class Choosing(Oracle):
         return -first if along == -1 else along + 0.5 - shift
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(
     seed=st.integers(0, 1000),
     sizes=st.lists(st.sampled_from([0.01, 0.5, 1.0, 3.0, 30.0]), min_size=1, max_size=5),

@@ -42,7 +42,7 @@ def draw(images: int, views: int, columns: int, seed: int, *, mixed: bool = True
     return pairs, logits
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     images=st.integers(1, 60),
     views=st.integers(2, 6),

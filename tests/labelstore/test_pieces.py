@@ -34,7 +34,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pieces, name, value)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(ranges, max_size=4))
 def test_what_was_fetched_is_the_file_and_nothing_is_fetched_twice(
     tmp_path_factory: pytest.TempPathFactory, batches: list[list[Range]]

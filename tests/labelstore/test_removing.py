@@ -126,7 +126,7 @@ def test_what_a_creation_of_any_store_leaves_is_replaced(tmp_path: Path, content
 
 
 @given(st.binary(max_size=200), st.sampled_from(sorted(kinds())))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_no_bytes_pass_for_ours(tmp_path_factory: pytest.TempPathFactory, data: bytes, name: str) -> None:
     path = tmp_path_factory.getbasetemp() / "bytes"
     path.write_bytes(data)

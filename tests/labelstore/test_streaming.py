@@ -57,7 +57,7 @@ requests_of_a_store = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(requests_of_a_store, st.sampled_from([0, 1, 150, 400, 10**6]))
 def test_a_stream_gives_what_reads_give(path: Path, requests: Requests, budget: int) -> None:
     store = LabelStore.open(path)
@@ -74,7 +74,7 @@ def test_a_stream_gives_what_reads_give(path: Path, requests: Requests, budget: 
     end_of_threads()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(requests_of_a_store, st.integers(0, 600))
 def test_no_more_is_ahead_than_the_budget(path: Path, requests: Requests, budget: int) -> None:
     store = LabelStore.open(path)

@@ -128,7 +128,7 @@ class Oracle:
         return values @ (self.of.basis / 2**15) + self.of.center
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     seed=st.integers(0, 1000),
     sizes=st.lists(st.sampled_from([0.0, 1e-38, 1e-6, 0.01, 1.0, 3.0, 30.0, 300.0]), max_size=6),
@@ -231,7 +231,7 @@ def test_another_value_in_a_column_that_was_constant_is_refused_by_name() -> Non
         encoding.encode(x, Pairs.unmixed(images))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(st.integers(0, 1000), st.sampled_from([-3e4, -15.0, -0.3, 1.0, 250.0]), st.booleans())
 def test_an_offset_changes_no_code_but_the_first(seed: int, offset: float, dropped: bool) -> None:
     calibration = any_calibration(seed, dropped=dropped)

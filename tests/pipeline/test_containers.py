@@ -136,7 +136,7 @@ names = st.text(st.sampled_from("ab.-é0_ "), min_size=1, max_size=4).filter(
 )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(
     st.sets(st.tuples(st.sampled_from(CLASSES), st.sampled_from(["", "x/", "x-/"]), names), min_size=3),
     st.integers(0, 9),
@@ -251,7 +251,7 @@ def cut(path: Path, count: int) -> Path:
     return path
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(1, 4000))
 def test_a_truncated_container_is_one_clear_line(tmp_path_factory: pytest.TempPathFactory, lost: int) -> None:
     at = tmp_path_factory.mktemp("cut")
@@ -271,7 +271,7 @@ def test_a_truncated_container_is_one_clear_line(tmp_path_factory: pytest.TempPa
         assert path.name in str(error.value)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(st.data())
 def test_a_damaged_container_never_gives_other_images(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -363,7 +363,7 @@ entry_names = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(
     st.lists(
         st.tuples(entry_names, st.integers(0, 1200), st.sampled_from(["file", "folder", "link"]), entry_names),

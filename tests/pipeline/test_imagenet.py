@@ -52,7 +52,7 @@ def test_folders_find_their_columns(columns: list[int], spelling: int) -> None:
         assert mapping.text.count("->") == min(len(folders), 10)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32), st.lists(st.integers(0, 999), min_size=1, max_size=10, unique=True))
 def test_the_networks_own_names_decide_where_a_class_is(seed: int, columns: list[int]) -> None:
     """The oracle: the column whose own name is that of the class."""

@@ -119,7 +119,7 @@ def some_rows(draw: st.DrawFn, sides: list[tuple[int, int]]) -> CropRows:
     return CropRows(CROP_COLUMNS, np.array(rows, np.uint16).T)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), interpolation=st.sampled_from(["bilinear", "bicubic"]))
 def test_both_routes_give_the_same_pixels(
     manifest: Manifest, data: st.DataObject, interpolation: Interpolation

@@ -43,7 +43,7 @@ def begun(world: World, path: Path) -> LabelStore:
 
 
 def test_a_build_is_followed_to_its_end(config: TrainConfig, world: World, tmp_path: Path) -> None:
-    store, views = tmp_path / "store", 120
+    store, views = tmp_path / "store", 60
     words = world.build_words(store, "--views", views)
     (tmp_path / "said").mkdir()
     build = start(tmp_path / "said", *words)

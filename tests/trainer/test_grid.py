@@ -92,7 +92,7 @@ train.loss = ["mse"]
     ]
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     values=st.lists(st.text("ab/.=, \u00e9\u202e'*$~-", min_size=1, max_size=150), min_size=1, max_size=6, unique=True)
 )

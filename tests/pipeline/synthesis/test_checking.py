@@ -211,7 +211,7 @@ def test_pieces_come_back(tmp_path: Path) -> None:
 
 
 @given(draw=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_damaged_pieces_are_refused_or_read(draw: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     content = bytearray(some_pieces(2).to_bytes())
     for _ in range(draw.draw(st.integers(1, 4))):

@@ -198,7 +198,7 @@ def farthest(points: np.ndarray[Any, Any], count: int) -> list[int]:
     return sorted(chosen)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(points=st.integers(3, 9), count=st.integers(1, 9), seed=st.integers(0, 99))
 def test_centres_are_far_from_each_other(points: int, count: int, seed: int) -> None:
     features, count = np.random.default_rng(seed).normal(size=(points, 3)), min(count, points)

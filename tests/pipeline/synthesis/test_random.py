@@ -80,7 +80,7 @@ def drawn(manifest: Manifest, ipc: int, seed: int, take: str) -> dict[str, list[
     st.sets(st.sampled_from(CLASSES), min_size=1),
     st.sampled_from(["copy", "crop"]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_fewer_images_are_a_prefix_and_other_classes_change_nothing(
     every: Manifest, seed: int, one: int, other: int, names: set[str], take: str
 ) -> None:

@@ -326,7 +326,7 @@ def test_the_pool_depends_on_the_seed_and_the_class_alone(images: Path, tmp_path
 
 
 @given(st.integers(0, 2**32), st.integers(1, 30), st.integers(1, 5))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 def test_the_best_crops_are_those_of_a_sort(seed: int, images: int, crops: int) -> None:
     """With many equal losses: by loss, then by image, and of an image the first crop."""
     losses = np.random.default_rng(seed).integers(0, 4, (images, crops)).astype(np.float64)
