@@ -1,7 +1,7 @@
 """The table of losses: what each is, in one line, and where its function is; read without importing torch.
 
-A new loss is one file in `trainer/losses/` and one line in `LOSSES`. Its numbers are fields of `LossSpec`. A loss with
-numbers of its own beyond those is given as ``--loss module:attribute`` instead, and holds them itself.
+A new loss is one file in `trainer/losses/` and one line in `LOSSES`, which names its numbers: those that have a flag,
+the fields of `LossSpec`, and those of its own, which ``--loss-args`` gives.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class LossKind:
             ``function(x, t, **numbers)`` where it reads no targets.
         on_probabilities: likewise, of its definition where labels are probabilities; None where it has none.
         numbers: the fields of `LossSpec` that it takes as keyword arguments.
+        own_numbers: further keyword arguments of the definition, which have defaults there; ``--loss-args`` gives them.
         labels: whether it reads labels, besides hard targets.
         targets: whether it reads hard targets.
         hard_term: whether ``hard_weight`` times the hard cross-entropy is added to it.
@@ -31,6 +32,7 @@ class LossKind:
     function: str
     on_probabilities: str | None = None
     numbers: tuple[str, ...] = ()
+    own_numbers: tuple[str, ...] = ()
     labels: bool = True
     targets: bool = True
     hard_term: bool = False
