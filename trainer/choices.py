@@ -92,7 +92,7 @@ class LossSpec:
         if not self.hard_smoothing:
             unused.append("hard_smoothing")
         flags = {name: getattr(self, name) for name in self.kind.numbers if name in NUMBERS and name not in unused}
-        return flags | self.own_numbers
+        return {**flags, **self.own_numbers}
 
     @property
     def own_numbers(self) -> Mapping[str, Any]:

@@ -341,7 +341,8 @@ def test_a_loss_is_one_file_and_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
     assert make_loss(spec)(x, t, y, y2, lam).item() == huber(x, t, temperature=0.5).item()
     narrow = LossSpec(name="huber", temperature=0.5, args='{"width": 0.3}')
     assert narrow.numbers == {"temperature": 0.5, "width": 0.3}
-    assert LossSpec(**narrow.to_json()) == narrow  # type: ignore[arg-type]  its JSON is its arguments
+    plain: dict[str, Any] = narrow.to_json()
+    assert LossSpec(**plain) == narrow
     assert make_loss(narrow)(x, t, y, y2, lam).item() == huber(x, t, temperature=0.5, width=0.3).item()
     with pytest.raises(InputError, match=r"--loss huber: fails when called .*, and with .*'width': 'wide'"):
         make_loss(LossSpec(name="huber", args='{"width": "wide"}'))
