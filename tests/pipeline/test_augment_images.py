@@ -296,7 +296,7 @@ class Rolled:
 
 
 def test_another_rearrangement_takes_a_file_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(pipeline.plan.augment.REARRANGEMENTS, "roll", Rolled())  # type: ignore[arg-type]  # strips_of is for GPUs
+    monkeypatch.setitem(pipeline.plan.augment.REARRANGEMENTS, "roll", Rolled())
     with pytest.raises(InputError, match="augment roll: expected a number of pixels"):
         PlanSpec(size=8, augment=("roll",))
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
