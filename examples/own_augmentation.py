@@ -10,7 +10,9 @@ The augmentation inverts about half of the crops, after normalisation. The teach
 thumbnail, with weights drawn from a seed: put your own in its place. Its images are those of the README's quickstart.
 
 A store with a new augmentation needs it wherever its crops are rendered again. So all commands of such a store run
-through this program, or a program of your own calls `trainer.Replay` after importing this module.
+through this program, or as `GIFTWRAP_MODULES=examples.own_augmentation giftwrap ...`, which also reaches the processes
+that a command starts (`--seeds`, `sweep`, Ray); or a program of your own calls `trainer.Replay` after importing this
+module.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import tyro
 
 from labelstore.command.cache_options import StoreCacheOptions
 from labelstore.command.encoding_options import CodeOptions, EncodingName
-from labelstore.command.flags import Addressable, Group, Named, flags_of, values_of
+from labelstore.command.flags import Addressable, Group, Named, Words, flags_of, values_of
 from labelstore.command.output import Output
 from labelstore.durable.places import is_store, require_apart, require_writable
 from labelstore.durable.removing import require_absent
@@ -25,6 +25,7 @@ from labelstore.storage_table import scheme_of
 from pipeline.images.patterns import names_files
 from pipeline.images.source_table import ImageOptions
 from pipeline.launch.options import LaunchOptions
+from pipeline.networks.families import network_names
 from pipeline.networks.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.plan.spec import PlanSpec
 from pipeline.recipes import RecipeName
@@ -39,9 +40,9 @@ OF_LABELLER = ("labeller", "labeller_args", "size")
 class TeacherOptions:
     """The networks that label, and their input."""
 
-    names: Annotated[tuple[str, ...], Named("teacher")] = ()
-    """torchvision:NAME, timm:NAME, module:attribute, convnet-d1 to convnet-d6, resnet18-modified, resnet101-modified,
-    cifar-resnet20, 32, 44, 56 or 110, or projector. Several are averaged: the weighted mean of their logits."""
+    names: Annotated[tuple[str, ...], Named("teacher"), Words(network_names)] = ()
+    """Networks; several label together: the weighted mean of their logits. torchvision:NAME, timm:NAME,
+    module:attribute, or one of"""
     weights: tuple[str, ...] = ()
     """Weights, one for each teacher, or several for one --teacher (an ensemble): a .safetensors or state-dict file,
     torchvision:IMAGENET1K_V1, timm:pretrained, or the folder of a projector."""

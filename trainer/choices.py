@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
 
-import tyro
-
-from labelstore.command.flags import Named, meant
+from labelstore.command.flags import Choices, Named, meant
 from labelstore.errors import InputError
 from labelstore.spec import Json
+from pipeline.config import json_object
 from trainer.loss_table import LOSSES, LossKind, on_largest_columns, users_kind
 
 GiftForm = Literal["released", "convex"]
@@ -34,7 +35,7 @@ def check_numbers(form: str, gamma: float, smoothing: float, weight: float) -> N
 class LossSpec:
     """A loss and every number in it; each loss uses its own and ignores the others."""
 
-    name: Annotated[str, Named("loss"), tyro.conf.arg(metavar=f"{{{','.join(LOSSES)}}}|MODULE:ATTRIBUTE")] = "gift"
+    name: Annotated[str, Choices(LOSSES, places=True), Named("loss")] = "gift"
     """Loss on raw logits (docs/GUIDE.md); or module:attribute, called as loss(student's logits, teacher's logits,
     target, mixed-in target, weight of target)."""
     form: Annotated[GiftForm, Named("gift-form")] = "released"
@@ -54,6 +55,9 @@ class LossSpec:
     """mse+ce, soft_ce+ce: weight of the hard cross-entropy."""
     hard_smoothing: float = 0.0
     """ce: fraction of the hard label that is spread evenly over all classes (label smoothing)."""
+    args: Annotated[str, Named("loss-args")] = "{}"
+    """Keyword arguments of a loss that has numbers without a flag of their own, as JSON; for a module:attribute, it is
+    called with them."""
 
     def __post_init__(self) -> None:
         """Refuse numbers for which the loss is not defined."""
@@ -69,6 +73,7 @@ class LossSpec:
             raise InputError(f"--hard-weight: expected a number >= 0, found {self.hard_weight}")
         if not 0 <= self.hard_smoothing < 1:
             raise InputError(f"--hard-smoothing: expected a number in [0, 1), found {self.hard_smoothing}")
+        json_object("--loss-args", self.args)
 
     @property
     def kind(self) -> LossKind:
@@ -77,13 +82,20 @@ class LossSpec:
 
     @property
     def numbers(self) -> dict[str, Json]:
-        """The numbers that this loss uses, by keyword argument."""
+        """The numbers that this loss uses, by keyword argument: those of flags, then of `args`."""
         unused = []
         if "form" in self.kind.numbers:
             unused.append("weight" if self.form == "released" else "gamma")
         if not self.hard_smoothing:
             unused.append("hard_smoothing")
-        return {name: getattr(self, name) for name in self.kind.numbers if name not in unused}
+        flags = {name: getattr(self, name) for name in self.kind.numbers if name in NUMBERS and name not in unused}
+        return {**flags, **self.own_numbers}
+
+    @property
+    def own_numbers(self) -> Mapping[str, Any]:
+        """What `args` has for this loss; a loss of the user's takes all of it."""
+        given = json_object("--loss-args", self.args)
+        return {name: value for name, value in given.items() if ":" in self.name or name in self.kind.own_numbers}
 
     @property
     def weights(self) -> tuple[float, float]:
@@ -121,7 +133,13 @@ class LossSpec:
 
     def to_json(self) -> dict[str, Json]:
         """The name and the numbers in effect; ``LossSpec(**spec.to_json())`` is the same loss."""
-        return {"name": self.name, **self.numbers}
+        own = self.own_numbers
+        flags = {name: value for name, value in self.numbers.items() if name not in own}
+        return {"name": self.name, **flags, **({"args": json.dumps(own)} if own else {})}
+
+
+# The numbers that have a flag.
+NUMBERS = tuple(field.name for field in fields(LossSpec) if field.name not in ("name", "args"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

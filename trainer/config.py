@@ -18,11 +18,12 @@ from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
-from pipeline.config import EngineOptions, require_place
+from pipeline.config import EngineOptions, json_object, require_place
 from pipeline.images.source_table import ImageOptions
+from pipeline.networks.families import student_names
 from pipeline.plan.spec import CropOptions, PlanSpec
 from pipeline.recipes import RecipeName
-from trainer.choices import LossSpec
+from trainer.choices import NUMBERS, LossSpec
 from trainer.label_choices import LabelOptions, OnlineTeacher, require_together, unused_flags
 from trainer.phases import Phase, phases_of, plays_fresh
 from trainer.relabel import known_words, require_loss
@@ -37,7 +38,7 @@ LABELS = {
 }
 PICTURES = (".png", ".svg", ".pdf")
 # The flag key of each number of a loss, by field name.
-LOSS_NUMBERS = {flag.path[-1]: flag.key for flag in flags_of(LossSpec).values() if flag.path != ("name",)}
+LOSS_NUMBERS = {flag.path[-1]: flag.key for flag in flags_of(LossSpec).values() if flag.path[-1] in NUMBERS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +89,8 @@ class TrainConfig(ImageRunConfig):
     store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
     recipe: RecipeName | None = None
     """A published protocol in full; its values are printed, and flags override them."""
-    student: Annotated[str, Group("student"), First()]
-    """torchvision:NAME, timm:NAME, module:attribute, convnet-d1 to convnet-d6, resnet18-modified, resnet101-modified,
-    or cifar-resnet20, 32, 44, 56 or 110."""
+    student: Annotated[str, Group("student"), First(), Words(student_names)]
+    """torchvision:NAME, timm:NAME, module:attribute, or one of"""
     student_args: Annotated[str, Group("student")] = "{}"
     """Keyword arguments of the student's constructor, as JSON."""
     student_weights: Annotated[str | None, Group("student")] = None
@@ -156,10 +156,14 @@ class TrainConfig(ImageRunConfig):
                 f"--phase {self.phase}: has {total} epochs in all, and --epochs {self.epochs}; give as many in both"
             )
         used = {number for loss in self.losses for number in loss.numbers}
+        given = f"--phase {self.phase}" if self.phase else f"--loss {self.loss.name}"
         for number, flag in LOSS_NUMBERS.items():
             if number not in used and getattr(self.loss, number) != getattr(LossSpec(), number):
-                given = f"--phase {self.phase}" if self.phase else f"--loss {self.loss.name}"
                 raise InputError(f"{given} does not use --{flag.replace('_', '-')}; leave it out")
+        for number in json_object("--loss-args", self.loss.args):
+            if number not in used:
+                known = ", ".join(number for loss in self.losses for number in loss.kind.own_numbers) or "none"
+                raise InputError(f"--loss-args: {given} takes {known}, found {number}; leave it out")
         for loss in self.losses:
             if self.phase is None or loss.reads_labels:
                 require_loss(self.relabel, loss)
@@ -220,6 +224,8 @@ class TrainConfig(ImageRunConfig):
         numbers = {number for loss in self.losses for number in loss.numbers}
         unused = [flag for number, flag in LOSS_NUMBERS.items() if number not in numbers]
         unused += [*self.temperatures.unused, "phase" if self.phase is None else "loss"]
+        if not any(loss.own_numbers for loss in self.losses):
+            unused.append("loss_args")
         unused += [flag for number, flag in SCHEDULE_NUMBERS.items() if number not in self.schedule.kind.numbers]
         if not self.student_weights:
             unused.append("new_head")

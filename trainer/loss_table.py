@@ -1,7 +1,7 @@
 """The table of losses: a declaration of each, with the place of its function. Does not import torch.
 
-A new loss is one file in `trainer/losses/` and one line in `LOSSES`. Its numbers are fields of `LossSpec`. A loss with
-other numbers is given as ``--loss module:attribute`` instead, and defines them itself.
+A new loss is one file in `trainer/losses/` and one line in `LOSSES`, which names its numbers: those that have a flag,
+the fields of `LossSpec`, and those of its own, which ``--loss-args`` gives.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ class LossKind:
             **numbers)`` if it reads no targets.
         on_probabilities: the same for labels that are probabilities; None if the loss has no such definition.
         numbers: the fields of `LossSpec` that it takes as keyword arguments.
+        own_numbers: further keyword arguments of the definition, which have defaults there; ``--loss-args`` gives them.
         labels: whether it reads labels, not hard targets only.
         targets: whether it reads hard targets.
         hard_term: whether ``hard_weight`` times the hard cross-entropy is added to it.
@@ -32,6 +33,7 @@ class LossKind:
     function: str
     on_probabilities: str | None = None
     numbers: tuple[str, ...] = ()
+    own_numbers: tuple[str, ...] = ()
     labels: bool = True
     targets: bool = True
     hard_term: bool = False

@@ -1,4 +1,4 @@
-"""Any optimiser of ``torch.optim`` by name, or a user's; with defaults for each."""
+"""Any optimiser of `OPTIMISERS` by name, or a user's; with defaults for each."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ from torch.nn import Parameter
 from labelstore.command.flags import meant
 from labelstore.errors import InputError, reason
 from labelstore.spec import Json
+from labelstore.tables import Table
 from pipeline.config import json_object
 from pipeline.networks.imported import imported
 from trainer.choices import Decay, OptimiserOptions
 
 # LBFGS evaluates the loss several times a step, and SparseAdam needs sparse gradients: neither fits the training loop.
-OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
-    name: value
-    for name, value in sorted(vars(torch.optim).items())
-    if inspect.isclass(value)
-    and issubclass(value, torch.optim.Optimizer)
-    and name not in ("Optimizer", "LBFGS", "SparseAdam")
-}
+OPTIMISERS: Table[Callable[..., Any]] = Table(
+    {
+        name: f"torch.optim:{name}"
+        for name, value in sorted(vars(torch.optim).items())
+        if inspect.isclass(value)
+        and issubclass(value, torch.optim.Optimizer)
+        and name not in ("Optimizer", "LBFGS", "SparseAdam")
+    }
+)
+"""By name: the classes of torch.optim. One of ours is a line below these: ``OPTIMISERS["Lion"] = "trainer.lion:Lion"``.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,8 @@ from labelstore.encodings.fidelity import quality
 from labelstore.spec import Json
 from pipeline.build.defaults import settle_teacher
 from pipeline.networks import load_network
-from pipeline.networks.trained import PROJECTOR, recorded_in
+from pipeline.networks.families import PROJECTOR
+from pipeline.networks.trained import recorded_in
 from pipeline.networks.weights import save_weights
 from trainer import train as loop
 from trainer.evaluate import EvalResult, measure

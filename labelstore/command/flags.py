@@ -49,10 +49,12 @@ class Choices:
     Attributes:
         table: by name.
         others: names that are choices too, before those of the table.
+        places: whether ``module:attribute`` is a choice too: the field's dataclass then checks its values.
     """
 
     table: Mapping[str, object]
     others: tuple[str, ...] = ()
+    places: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -160,7 +162,12 @@ def _with_choices(kind: Any) -> Any:
     marks = [mark for mark in every if isinstance(mark, Choices)]
     if not marks:
         return kind
-    chosen: Any = Literal[(*marks[0].others, *marks[0].table)]
+    names = (*marks[0].others, *marks[0].table)
+    if marks[0].places:
+        import tyro  # takes long
+
+        return Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(names)}}}|MODULE:ATTRIBUTE")]
+    chosen: Any = Literal[names]
     if NoneType in get_args(kind.__origin__):
         chosen = chosen | None
     for mark in every:

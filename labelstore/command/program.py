@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field, make_dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,10 +21,11 @@ from labelstore.command.console import Console, not_installed, run_command
 from labelstore.command.flags import OPTIONS, Flag, choices_of, flags_of, from_flags, is_positional
 from labelstore.command.help_words import default_hint, placeholder
 from labelstore.command.mistakes import key_of, require_flags, require_single_values
-from labelstore.errors import InputError
+from labelstore.errors import InputError, reason
 from labelstore.storage_table import STORAGES, as_typed, meant_address, no_path, scheme_of, without_credentials
 from labelstore.version import __version__
 
+MODULES = "GIFTWRAP_MODULES"  # of the environment: modules that are imported before a command line is read
 CONFIG, PRINT_CONFIG = "config", "print_config"
 # Flags of every command.
 EVERYWHERE = (
@@ -94,6 +96,7 @@ def run_program(
     command = commands.get(words[0])
 
     def act() -> int:
+        import_own()
         if command is None:
             close = get_close_matches(words[0], commands, 1)
             meant = f"did you mean {close[0]}?" if close else f"see {invocation} --help"
@@ -112,6 +115,22 @@ def run_program(
             return command.run(config, console)
 
     return run_command(act, restart=start if command and command.resumes else ())
+
+
+def import_own() -> None:
+    """Import the modules of the user's that the environment names: they add entries to tables.
+
+    Raises:
+        InputError: one cannot be imported.
+    """
+    for name in filter(None, map(str.strip, os.environ.get(MODULES, "").split(","))):
+        try:
+            import_module(name)
+        except (Exception, SystemExit) as error:  # a module may raise anything, and may be a script
+            raise InputError(
+                f"{MODULES}={name}: expected a module in this folder or in PYTHONPATH, with commas between several; it "
+                f"cannot be imported ({type(error).__name__}: {reason(error)})"
+            ) from error
 
 
 def require_ours(*packages: str) -> None:

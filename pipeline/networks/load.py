@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from labelstore.errors import InputError, reason
+from pipeline.networks.families import PROJECTOR
 from pipeline.networks.pretrained import construct, is_distributed, load_distributed
 from pipeline.networks.projector_file import load_projector
 from pipeline.networks.resnet_modified import RESNETS
 from pipeline.networks.table import UNNAMED, constructor_of
-from pipeline.networks.trained import PROJECTOR
 from pipeline.networks.weights import Weights, head_classes, load_weights, read_weights, require_file
 
 

@@ -18,8 +18,8 @@ from torch.nn.functional import linear
 from labelstore.errors import InputError
 from labelstore.operations.projector import PARTS, part_of
 from pipeline.networks import lora
+from pipeline.networks.families import PROJECTOR
 from pipeline.networks.outputs import logits_of
-from pipeline.networks.trained import PROJECTOR
 from pipeline.networks.weight_sets import is_counter, listed
 
 HEAD_START, HEAD_A, HEAD_B = "head.start", "head.lora.a", "head.lora.b"  # in the state dict of a `Trained`

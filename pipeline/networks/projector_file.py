@@ -15,6 +15,7 @@ from labelstore.operations.projector import FORMAT, PROJECTOR_WEIGHTS, RECORD, r
 from labelstore.spec import Json
 from labelstore.version import __version__
 from pipeline.networks.encoder import Build, Encoder, EncoderSpec, Load, build_encoder, load_encoder
+from pipeline.networks.families import PROJECTOR
 from pipeline.networks.projector import (
     HEAD_A,
     HEAD_B,
@@ -25,7 +26,7 @@ from pipeline.networks.projector import (
     Projector,
     make_head,
 )
-from pipeline.networks.trained import ENCODER_WEIGHTS, PROJECTOR, TIMM, TORCHVISION, Trained
+from pipeline.networks.trained import ENCODER_WEIGHTS, TIMM, TORCHVISION, Trained
 from pipeline.networks.weight_sets import is_counter, listed
 from pipeline.networks.weights import Weights, load_weights, read_weights
 

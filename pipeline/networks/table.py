@@ -1,4 +1,4 @@
-"""All networks by name. A family is a file that defines ``NETWORKS``, and a line in `FAMILIES`."""
+"""Networks by name: those of `pipeline.networks.families`, of libraries, and of the user's modules."""
 
 from __future__ import annotations
 
@@ -14,36 +14,29 @@ import torchvision
 from torch import nn
 
 from labelstore.errors import InputError, reason
+from pipeline.networks.families import family_of, network_names
 from pipeline.networks.imported import imported
 from pipeline.networks.trained import TIMM, TORCHVISION
 
 UNNAMED = "**"  # a constructor that takes keywords which its signature does not name
-FAMILIES = (
-    "pipeline.networks.convnet",
-    "pipeline.networks.cifar_resnet",
-    "pipeline.networks.resnet_modified",
-    "pipeline.networks.projector",
-)
-NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
-    name: network for family in FAMILIES for name, network in importlib.import_module(family).NETWORKS.items()
-}
 
 
 def constructor_of(name: str) -> tuple[Callable[..., Any], Collection[str]]:
     """The constructor of a network, and which of ``num_classes`` and ``size`` it takes, or `UNNAMED`.
 
     Args:
-        name: of `NETWORKS`, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:attribute``.
+        name: of `network_names`, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:attribute``.
 
     Raises:
         InputError: when there is no such network.
     """
-    if name in NETWORKS:
-        return NETWORKS[name], inspect.signature(NETWORKS[name]).parameters
+    if family := family_of(name):
+        network: Callable[..., nn.Module] = imported("network", f"{family}:NETWORKS")[name]
+        return network, inspect.signature(network).parameters
     library, colon, attribute = name.partition(":")
     if not (library and colon and attribute):
         raise InputError(
-            f"network {name!r}: expected one of {', '.join(NETWORKS)}, torchvision:NAME, timm:NAME "
+            f"network {name!r}: expected one of {', '.join(network_names())}, torchvision:NAME, timm:NAME "
             f"or package.module:attribute{_meant(name)}"
         )
     return LIBRARIES.get(library, _of_module)(name, attribute)
@@ -101,7 +94,7 @@ def _meant(name: str) -> str:
         path = Path(name)
         module, _, attribute = name.rpartition(".")
         return f"; did you mean {f'{path.stem}:NAME' if path.suffix == '.py' else f'{module}:{attribute}'}?"
-    known = [*NETWORKS, *(f"{TORCHVISION}{model}" for model in torchvision.models.list_models())]
+    known = [*network_names(), *(f"{TORCHVISION}{model}" for model in torchvision.models.list_models())]
     exact = [f"{TORCHVISION}{name}"] if name in torchvision.models.list_models() else []
     near = exact or get_close_matches(name, known, 2) or get_close_matches(f"{TORCHVISION}{name}", known, 2)
     return f"; did you mean {' or '.join(near)}?" if near else ""

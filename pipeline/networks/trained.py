@@ -14,12 +14,12 @@ import torchvision
 from labelstore.errors import InputError
 from labelstore.operations.projector import PROJECTOR_WEIGHTS, RECORD
 from labelstore.spec import Json
+from pipeline.networks.families import PROJECTOR
 from pipeline.networks.file_kinds import LARGEST_HEADER
 
 RECORD_KEY = "giftwrap"  # of the metadata of a .safetensors file
 CLOSE = 1e-3  # numbers of a mean or a deviation that are one number, rounded differently
 TORCHVISION, TIMM = "torchvision:", "timm:"
-PROJECTOR = "projector"  # the name of the networks of `pipeline.networks.projector`
 ENCODER_WEIGHTS = "encoder_weights"  # their argument for the place of the encoder's weights
 
 

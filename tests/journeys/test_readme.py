@@ -36,7 +36,7 @@ from labelstore.tables import Table
 from pipeline.images.source_table import SOURCES
 from pipeline.networks import build_network, save_weights
 from pipeline.networks.backbones import BACKBONES
-from pipeline.networks.table import NETWORKS
+from pipeline.networks.families import network_names
 from pipeline.plan.augment import INPUTS, MIXES, PIXELS, REARRANGEMENTS
 from pipeline.recipes import RECIPES
 from pipeline.synthesis import METHODS
@@ -343,7 +343,7 @@ LISTS: dict[str, tuple[str, str, int, Iterable[str], set[str]]] = {
     "methods": ("docs/SETS.md", "| method |", 0, METHODS, set()),
     "augmentations": ("docs/GUIDE.md", "| `--augment` |", 1, (*REARRANGEMENTS, *PIXELS, *INPUTS), set()),
     "mixes": ("docs/GUIDE.md", "| `--mix` |", 1, ("none", *MIXES), {"group", "pair"}),
-    "networks": ("docs/GUIDE.md", "| `--teacher T` |", 1, NETWORKS, {"d6"}),
+    "networks": ("docs/GUIDE.md", "| `--teacher T` |", 1, network_names(), {"d6"}),
     "operators": ("docs/GUIDE.md", "| operator |", 0, OPERATORS, set()),
     "losses": ("docs/GUIDE.md", "| `--loss` |", 1, LOSSES, set()),
     "schedules": ("docs/GUIDE.md", "| `--schedule --schedule-per` |", 1, SCHEDULES, {"epoch"}),

@@ -275,6 +275,40 @@ def test_another_mix_takes_a_file_and_a_line(tmp_path: Path, monkeypatch: pytest
     assert rows.weights(8).tolist() == [0.5] * 6
 
 
+class Rolled:
+    """An augmentation of the image before its crop, as a user would write it: columns of pixels move to the left."""
+
+    columns = ("rolled",)
+
+    @staticmethod
+    def check(number: int | None) -> None:
+        if number is None:
+            raise InputError("augment roll: expected a number of pixels")
+
+    @staticmethod
+    def draw(number: int | None, seed: int, view: int, images: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+        del seed, view
+        return np.full((1, len(images)), number, np.int64)
+
+    @staticmethod
+    def arrange(image: Tensor, values: tuple[int, ...]) -> Tensor:
+        return image.roll(-values[0], 1)
+
+
+def test_another_rearrangement_takes_a_file_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(pipeline.plan.augment.REARRANGEMENTS, "roll", Rolled())
+    with pytest.raises(InputError, match="augment roll: expected a number of pixels"):
+        PlanSpec(size=8, augment=("roll",))
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "a" / "0.png")
+    manifest, spec = scan(tmp_path), PlanSpec(size=8, augment=("roll=3",), crop="center", flip=0.0)
+    renderer = make_renderer(manifest, spec, threads=1)
+    crops = renderer.render(Plan(spec, manifest.heights, manifest.widths).rows(0, 0, 1)).numpy()
+    renderer.close()
+    assert np.array_equal(crops[0], np.concatenate([pixels[:, 3:], pixels[:, :3]], axis=1))
+
+
 def test_an_operator_that_works_otherwise_is_refused() -> None:
     known = fingerprints(dsa.columns, torch.device("cpu"))
     assert known == fingerprints(dsa.columns, torch.device("cpu"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch.nn import functional
 from labelstore.errors import InputError
 from pipeline.networks import build_network, load_network, save_weights
 from pipeline.networks.cifar_resnet import BasicBlock
+from pipeline.networks.families import FAMILIES
 from pipeline.networks.load import library_version
 
 
@@ -36,6 +39,23 @@ def parameters(network: nn.Module) -> int:
 )
 def test_parameters_of_each_family(name: str, expected: int) -> None:
     assert parameters(build_network(name, {}, 10, size=32)) == expected
+
+
+NETWORKS: dict[str, Callable[..., Any]] = {}  # as the file of a family has them
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_has_the_networks_of_its_line(family: str) -> None:
+    assert [*import_module(family).NETWORKS] == [*FAMILIES[family]]
+
+
+def test_a_family_is_one_file_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
+    monkeypatch.setitem(FAMILIES, __name__, ("tiny-4",))
+    monkeypatch.setitem(NETWORKS, "tiny-4", lambda num_classes, size: own if (num_classes, size) == (5, 8) else None)
+    assert build_network("tiny-4", {}, 5, size=8) is own
+    with pytest.raises(InputError, match=r"expected one of convnet-d1, .*, tiny-4, torchvision:NAME"):
+        build_network("tiny-5", {}, 5, size=8)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 6])

@@ -32,6 +32,10 @@ def vector(x: Tensor, t: Tensor, *_: object) -> Tensor:
     return (x - t).square().mean(1)
 
 
+def scaled_square(x: Tensor, t: Tensor, *_: object, scale: float) -> Tensor:
+    return scale * (x - t).square().mean()
+
+
 def short(x: Tensor) -> Tensor:
     return x.sum()
 
@@ -134,6 +138,22 @@ def test_a_loss_of_the_users(config: TrainConfig, tmp_path: Path) -> None:
         changed(config, loss=f"{HERE}:mean_square", gamma=0.3)
 
 
+def test_a_loss_of_the_users_with_a_number_of_its_own(config: TrainConfig, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"loss": f"{HERE}:scaled_square", "loss_args": '{"scale": 1}'}
+    train(config, **options)
+    train(config, loss="mse", run_folder=tmp_path / "ours")
+    assert [line["loss"] for line in lines(config.run / "log.jsonl")] == pytest.approx(
+        [line["loss"] for line in lines(tmp_path / "ours" / "log.jsonl")], rel=1e-5
+    )
+    assert json.loads((config.run / "config.json").read_text())["made_of"]["loss"]["scale"] == 1
+    with pytest.raises(MismatchError, match=r"different run \(.*scale"):
+        train(config, loss=options["loss"], loss_args='{"scale": 2}')
+    with pytest.raises(InputError, match="--loss-args: --loss kl takes none, found scale; leave it out"):
+        changed(config, loss="kl", loss_args='{"scale": 2}')
+    with pytest.raises(InputError, match="--loss-args: expected a JSON object"):
+        changed(config, loss="kl", loss_args="2")
+
+
 def test_an_optimiser_of_the_users(config: TrainConfig) -> None:
     with pytest.raises(InputError, match="has no default learning rate; give --lr"):
         train(config, optimizer=f"{HERE}:Plain")
@@ -142,6 +162,14 @@ def test_an_optimiser_of_the_users(config: TrainConfig) -> None:
     assert (made["lr"], made["weight_decay"]) == (0.01, 0.25)
     with pytest.raises(InputError, match=r"expected a torch\.optim\.Optimizer, found object"):
         OptimiserSpec(name=f"{HERE}:free", lr=0.1, weight_decay=0.0)
+
+
+def test_an_optimiser_is_one_file_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPTIMISERS, "Plain", f"{HERE}:Plain")
+    made = OptimiserSpec(name="Plain", lr=0.1, weight_decay=0.0).make([("w", nn.Parameter(torch.ones(2)))])
+    assert isinstance(made, Plain)
+    with pytest.raises(InputError, match=r"expected one of .*SGD, Plain, or module:attribute, .*did you mean Plain"):
+        OptimiserSpec(name="plain", lr=0.1, weight_decay=0.0)
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMISERS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from labelstore.errors import InputError
+from pipeline.networks.imported import imported
 from trainer.config import LOSS_NUMBERS
 from trainer.loss_table import LOSSES, LossKind
 from trainer.losses import LossSpec, cosine_loss, gift_loss, kl_loss, make_loss
@@ -319,24 +321,39 @@ def test_every_pair_of_losses_differs() -> None:
         assert values[a] != pytest.approx(values[b], rel=1e-6)
 
 
-def huber(x: torch.Tensor, t: torch.Tensor, *, temperature: float) -> torch.Tensor:
-    """A loss that this file and one line in the table add."""
-    return torch.nn.functional.huber_loss(x, t, delta=temperature)
+def huber(x: torch.Tensor, t: torch.Tensor, *, temperature: float, width: float = 1.0) -> torch.Tensor:
+    """A loss that this file and one line in the table add, with a number of its own."""
+    return torch.nn.functional.huber_loss(x / temperature, t / temperature, delta=width)
 
 
 def test_a_loss_is_one_file_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = LossKind(function=f"{__name__}:huber", numbers=("temperature",), targets=False, all_columns=True)
+    line = LossKind(
+        function=f"{__name__}:huber",
+        numbers=("temperature",),
+        own_numbers=("width",),
+        targets=False,
+        all_columns=True,
+    )
     monkeypatch.setitem(LOSSES, "huber", line)
     spec = LossSpec(name="huber", temperature=0.5)
     x, t, y, y2, lam = tensors(*case(10))
     assert spec.to_json() == {"name": "huber", "temperature": 0.5}
     assert make_loss(spec)(x, t, y, y2, lam).item() == huber(x, t, temperature=0.5).item()
+    narrow = LossSpec(name="huber", temperature=0.5, args='{"width": 0.3}')
+    assert narrow.numbers == {"temperature": 0.5, "width": 0.3}
+    plain: dict[str, Any] = narrow.to_json()
+    assert LossSpec(**plain) == narrow
+    assert make_loss(narrow)(x, t, y, y2, lam).item() == huber(x, t, temperature=0.5, width=0.3).item()
+    with pytest.raises(InputError, match=r"--loss huber: fails when called .*, and with .*'width': 'wide'"):
+        make_loss(LossSpec(name="huber", args='{"width": "wide"}'))
     with pytest.raises(InputError, match="--loss huber: needs the logits of all columns"):
         spec.require_content("topk")
     with pytest.raises(InputError, match="--loss huber: is a loss of logits"):
         require_loss(["hard"], spec)
 
 
-def test_every_number_of_the_table_is_a_flag() -> None:
+def test_every_number_of_the_table_is_a_flag_or_has_a_default() -> None:
     for name, kind in LOSSES.items():
         assert set(kind.numbers) <= LOSS_NUMBERS.keys(), name
+        parameters = inspect.signature(imported("loss", kind.function)).parameters
+        assert all(parameters[number].default is not inspect.Parameter.empty for number in kind.own_numbers), name

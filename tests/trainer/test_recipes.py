@@ -26,7 +26,7 @@ from pipeline.images.class_folder import list_images
 from pipeline.images.manifest import scan
 from pipeline.networks import build_network
 from pipeline.plan.plan import PlanSpec
-from pipeline.recipes import RECIPES
+from pipeline.recipes import RECIPES, recipe_of
 from pipeline.recipes.flags import shown, words
 from pipeline.recipes.setting import Setting
 from pipeline.recipes.stores import NORMALISATION, require_store
@@ -396,6 +396,33 @@ def test_how_often_each_view_is_played(epochs: int, views: int, text: str) -> No
     for times, count in played.items():
         which = "each" if count == views else str(count)
         assert f"{which} {({1: 'once', 2: 'twice'}).get(times, f'{times} times')}" in said
+
+
+class Halves:
+    """A recipe as a user would write it."""
+
+    build_differs = train_differs = "it is no paper's"
+
+    def build(self, of: Setting, /) -> dict[str, Any]:
+        return {"crop": "padded", "pad": of.size // 8}
+
+    def train(self, of: Setting, /) -> dict[str, Any]:
+        return {"loss": "mse", "epochs": of.per_class, "batch_size": of.classes}
+
+
+def test_a_recipe_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--images", str(draw_images(tmp_path / "images", per_class=7)), "--size", "16")
+    line = ("build", "--recipe", "own", *words, "--teacher", "t", "--weights", "w", "--views", "3", "--store", "s")
+    with pytest.raises(InputError, match=r"--recipe: expected one of gift, .*, found 'own'"):
+        recipe_of("own")
+    monkeypatch.setitem(RECIPES, "own", Halves())
+    built = read_command(PIPELINE["build"], "build", stores.typed(line)).config
+    assert (built.crops.crop, built.crops.pad) == ("padded", 2)
+    run = typed_config(identity_of(20), monkeypatch, "own")
+    assert (run.loss.name, run.epochs, run.batch_size) == ("mse", 2, 10)
+    assert "recipe own: loss mse" in trained.describe_recipe(run, setting_of(run, identity_of(20)), 2)
+    with pytest.raises(MismatchError, match="--recipe own trains on a store with crop 'padded'"):
+        require_store("own", replace(identity_of(20), teacher={"name": "t", "mean": [0], "std": [1]}), "convnet-d3")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -9,7 +9,7 @@ chooses among them. If labels are probabilities (`trainer.relabel`), ``t`` holds
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -54,22 +54,29 @@ class Loss(Protocol):
         """The mean loss of a batch, a scalar in float32 at least."""
 
 
-def users_loss(name: str) -> Loss:
-    """A user's loss, with the signature of `Loss`.
+def tried(name: str, loss: Callable[..., Tensor], numbers: Mapping[str, Json]) -> Loss:
+    """A user's loss, or one with the user's numbers, with the signature of `Loss`.
+
+    Args:
+        name: of the loss.
+        loss: without its numbers.
+        numbers: its further keyword arguments.
 
     Raises:
         InputError: unless it returns one finite number with a gradient for the student, tried on random logits.
     """
-    loss: Loss = imported("--loss", name)
+    whole = partial(loss, **numbers) if numbers else loss
+    given = f", and with {dict(numbers)}" if numbers else ""
     generator = torch.Generator().manual_seed(0)
     x, t = (torch.randn(2, 4, generator=generator) for _ in range(2))
     x.requires_grad_()
     try:
-        found: object = loss(x, t, torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([1.0, 0.5]))
+        found: object = whole(x, t, torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([1.0, 0.5]))
     except Exception as error:  # raised by the user's code
         raise InputError(
             f"--loss {name}: fails when called as loss(x, t, y, y2, lam), with logits x and t [n, C] of student and "
-            f"teacher, targets y and y2 [n] and the weight lam [n] of y ({type(error).__name__}: {reason(error)})"
+            f"teacher, targets y and y2 [n] and the weight lam [n] of y{given} "
+            f"({type(error).__name__}: {reason(error)})"
         ) from error
     scalar = isinstance(found, Tensor) and found.ndim == 0 and found.requires_grad and bool(found.isfinite())
     if not scalar:
@@ -77,7 +84,7 @@ def users_loss(name: str) -> Loss:
             f"--loss {name}: expected the mean loss of a batch, one finite number with a gradient for the student, "
             f"found {found!r}"
         )
-    return loss
+    return whole
 
 
 def soft(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -142,8 +149,9 @@ def make_loss(spec: LossSpec) -> Loss:
     Without a compiler or Triton, the closed form runs uncompiled, with a warning.
     """
     if ":" in spec.name:
-        return users_loss(spec.name)
-    definition = partial(definition_of(spec.kind, spec.kind.function), **spec.numbers)
+        return tried(spec.name, imported("--loss", spec.name), spec.numbers)
+    bare = definition_of(spec.kind, spec.kind.function)
+    definition = tried(spec.name, bare, spec.numbers) if spec.own_numbers else partial(bare, **spec.numbers)
     if spec.kind.twin == "gift" and well_posed(*spec.weights):
         soft_weight, hard_weight = spec.weights
         numbers = {"soft": soft_weight, "hard": hard_weight, "smoothing": spec.smoothing}
