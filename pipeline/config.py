@@ -12,11 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from labelstore.command.cache_options import StoreCacheOptions
 from labelstore.command.encoding_options import CodeOptions, EncodingName
-from labelstore.command.flags import Addressable, Group, Named, flags_of, values_of
+from labelstore.command.flags import Addressable, Group, Named, Positional, flags_of, values_of
 from labelstore.command.output import Output
 from labelstore.durable.places import is_store, require_apart, require_writable
 from labelstore.durable.removing import require_absent
@@ -110,12 +108,7 @@ class EngineOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """Make a label store: a teacher labels augmented crops of images.
-
-    The same command continues a stopped build; a larger --views extends a finished store. A view is one crop of every
-    image, so that --views is the number of labels of each image. The engine is what labels depend on in their last
-    bits (device, precision, batch, threads, compilation): it is recorded, and a store is continued on the same one.
-    """
+    """Flags of `build`."""
 
     store: Path
     """Folder of the store; made when absent, resumed or extended when present."""
@@ -191,10 +184,7 @@ class BuildConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Render stored crops again, run the teacher on them, and compare both with the store.
-
-    Takes one store; verify the stores of a training from several one by one.
-    """
+    """Flags of `verify`."""
 
     store: Annotated[Path, Addressable()]
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
@@ -233,12 +223,9 @@ class VerifyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig:
-    """Draw a contact sheet (PNG): stored crops with their class, the teacher's top 3 and its confidence; or images.
+    """Flags of `show`."""
 
-    Without a store, the images of a set are drawn, with their classes.
-    """
-
-    data: Annotated[tyro.conf.Positional[Path | None], Addressable()] = None
+    data: Annotated[Path | None, Positional(), Addressable()] = None
     """An image set or a store, instead of --images or --store. An address is taken for a store's, unless it names tar
     or Parquet files."""
     store: Annotated[Path | None, Addressable()] = None

@@ -6,9 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-
-from labelstore.command.flags import Named, meant
+from labelstore.command.flags import Named, Shown, meant
 from labelstore.errors import InputError
 from labelstore.spec import Json
 from pipeline.config import json_object
@@ -38,7 +36,7 @@ def check_numbers(form: str, gamma: float, smoothing: float, weight: float) -> N
 class LossSpec:
     """A loss and every number in it; each loss uses its own and ignores the others."""
 
-    name: Annotated[str, Named("loss"), tyro.conf.arg(metavar=f"{{{','.join(LOSSES)}}}|MODULE:ATTRIBUTE")] = "gift"
+    name: Annotated[str, Named("loss"), Shown(f"{{{','.join(LOSSES)}}}|MODULE:ATTRIBUTE")] = "gift"
     """Loss on raw logits (docs/GUIDE.md); or module:attribute, called as loss(student's logits, teacher's logits,
     target, mixed-in target, weight of the first)."""
     form: Annotated[GiftForm, Named("gift-form")] = "released"

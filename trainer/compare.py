@@ -12,10 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
 from labelstore.command.console import Console, byte_count
-from labelstore.command.flags import Group
+from labelstore.command.flags import Group, Positional
 from labelstore.command.output import Output
 from labelstore.durable.newfile import write_new
 from labelstore.durable.places import require_apart
@@ -29,12 +27,9 @@ DIGEST = re.compile(r"[0-9a-f]{32,}")
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Compare runs in a table: mean, standard deviation and count over seeds, and which options differ.
+    """Flags of `compare`."""
 
-    Runs that differ in seed alone are one row. Unfinished runs are listed and not averaged.
-    """
-
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], Positional()]
     """Folders of runs, folders that contain runs, or patterns such as 'runs/*'."""
     csv: Path | None = None
     """CSV file to write with all digits of the table; must not exist."""

@@ -10,10 +10,8 @@ from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from labelstore.command.cache_options import StoreCacheOptions
-from labelstore.command.flags import Addressable, First, Group, Named, Words, flags_of, values_of
+from labelstore.command.flags import Addressable, First, Group, Named, Positional, Words, flags_of, values_of
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
@@ -70,12 +68,7 @@ class ImageRunConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(ImageRunConfig):
-    """Train a student, from a label store or with labels made online; or train a teacher.
-
-    With --store, a student is trained on the stored crops and labels. Without it, crops are fresh: --labels online runs
-    a teacher on them, and --labels none trains on the classes, as a teacher is trained. The same command continues a
-    stopped run exactly, and only reports a finished one.
-    """
+    """Flags of `train`."""
 
     store: Annotated[Path | None, Addressable(), First()] = None
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, .... Left out, crops are fresh:
@@ -315,9 +308,9 @@ class TrainConfig(ImageRunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PlotConfig:
-    """Draw the curves of one or more runs on one picture (PNG, SVG or PDF); needs matplotlib (the extra `plot`)."""
+    """Flags of `plot`."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], Positional()]
     """Folders of runs, folders that contain runs, or patterns such as 'runs/*'."""
     out: Path = Path("curves.png")
     """Picture to write, .png, .svg or .pdf; must not exist."""

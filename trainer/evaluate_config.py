@@ -18,7 +18,7 @@ from pipeline.teacher.engine.spec import DTypeName
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Measure top-1, top-5 and loss of a student, or of any weights, on test images."""
+    """Flags of `evaluate`."""
 
     run: Annotated[Path | None, Named("run-folder")] = None
     """Folder of a run of `train`: test its last weights as the run did, on its test images."""

@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
 from labelstore.command.console import Console, duration, quantity
-from labelstore.command.flags import Group, Named
+from labelstore.command.flags import Group, Named, Positional
 from labelstore.command.output import Output
 from labelstore.command.stopping import StopSignals
 from labelstore.durable.newfile import write_over
@@ -41,12 +39,9 @@ INPUTS = (*PLACES, "weights", "student_weights")
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """Build stores and train students for every combination of the values in a TOML file, and compare the runs.
+    """Flags of `sweep`."""
 
-    The same command continues a stopped sweep, and skips what is done.
-    """
-
-    file: Annotated[Path, tyro.conf.Positional]
+    file: Annotated[Path, Positional()]
     """TOML file: flags in [build] and [train], lists of values for what varies, [[cell]] for what varies together."""
     run_folder: Annotated[Path, Named("run-folder")]
     """Folder of the sweep: stores/ and runs/, with a folder and a log file for each combination."""

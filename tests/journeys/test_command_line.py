@@ -20,8 +20,9 @@ from benchmarks.__main__ import COMMANDS as BENCHMARKS
 from giftwrap.__main__ import commands
 from labelstore import __version__
 from labelstore.__main__ import COMMANDS as LABELSTORE
+from labelstore.command.command_line import read_command
 from labelstore.command.flags import flags_of as fields_of
-from labelstore.command.program import Command, read_command
+from labelstore.command.program import Command
 from pipeline.__main__ import COMMANDS as PIPELINE
 from pipeline.networks.table import NETWORKS
 from tests.journeys.world import Ended, giftwrap

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from labelstore.command.command_line import read_command
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
-from labelstore.command.program import read_command
 from labelstore.errors import InputError
 from pipeline.__main__ import COMMANDS as PIPELINE
 from trainer.__main__ import COMMANDS as TRAINER
