@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from labelstore.command.console import Console, byte_count, quantity
 from labelstore.command.program import Command, run_program
-from labelstore.durable.places import require_apart
 from labelstore.errors import FormatError, InputError
 from labelstore.export_table import EXPORTS, Exported, ExportOptions
 
@@ -183,6 +182,7 @@ def convert_command(config: ConvertConfig, console: Console) -> int:
 
 def export_command(config: ExportConfig, console: Console) -> int:
     """Export labels and print what was written."""
+    from labelstore.durable.places import require_apart
     from labelstore.operations.opening import open_store
 
     require_apart({"--cache-dir": config.store_cache.cache_dir}, {})

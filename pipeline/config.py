@@ -16,8 +16,7 @@ from labelstore.command.cache_options import StoreCacheOptions
 from labelstore.command.encoding_options import CodeOptions, EncodingName
 from labelstore.command.flags import Addressable, Group, Named, Positional, flags_of, values_of
 from labelstore.command.output import Output
-from labelstore.durable.places import is_store, require_apart, require_writable
-from labelstore.durable.removing import require_absent
+from labelstore.durable.places import is_store, require_apart, require_new_file
 from labelstore.errors import InputError, reason
 from labelstore.storage_table import scheme_of
 from pipeline.images.opening import ImageOptions
@@ -267,7 +266,7 @@ class ShowConfig:
         self.store_cache.require_address(self.store)
         places = {"--out": self.out, "--cache-dir": self.store_cache.cache_dir}
         require_apart(places, {"--images": self.images, "--store": self.store})
-        require_place("--out", self.out)
+        require_new_file("--out", self.out)
 
 
 def require_one_labeller(config: Any) -> None:
@@ -331,11 +330,3 @@ def json_object(flag: str, text: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{flag}: expected a JSON object, found {text!r}")
     return value
-
-
-def require_place(flag: str, path: Path) -> None:
-    """Refuse a file that could not be written, or is there already, before the work that it is for."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"{flag}: expected the name of a file in a folder that is there, found {path}")
-    require_absent(path)
-    require_writable(path)

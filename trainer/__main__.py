@@ -21,13 +21,12 @@ from pipeline.launch.launching import launched
 from pipeline.launch.place import start_of
 
 if TYPE_CHECKING:
-    from trainer.compare import CompareConfig
-    from trainer.config import PlotConfig, TrainConfig
+    from trainer.config import TrainConfig
     from trainer.evaluate_config import EvaluateConfig
     from trainer.generator_config import GeneratorConfig
     from trainer.projector_config import ProjectorConfig
     from trainer.report.config import ReportConfig
-    from trainer.sweep import SweepConfig
+    from trainer.runs_config import CompareConfig, PlotConfig, SweepConfig
 
 MORE = {"--store": "--more-stores", "--images": "--more-images"}
 
@@ -206,14 +205,14 @@ COMMANDS = {
     ),
     "compare": Command(
         "Compare runs in a table: mean, standard deviation and count over seeds, and which options differ.",
-        "trainer.compare:CompareConfig",
+        "trainer.runs_config:CompareConfig",
         compare_command,
         more="Runs that differ in seed alone are one row. Unfinished runs are listed and not averaged.",
         examples=("three", "'runs/*' --markdown table.md"),
     ),
     "plot": Command(
         "Draw the curves of one or more runs on one picture (PNG, SVG or PDF); needs matplotlib (the extra `plot`).",
-        "trainer.config:PlotConfig",
+        "trainer.runs_config:PlotConfig",
         plot_command,
         examples=("run", "run again --out curves.pdf"),
     ),
@@ -227,7 +226,7 @@ COMMANDS = {
     ),
     "sweep": Command(
         "Build stores and train students for every combination of the values in a TOML file, and compare the runs.",
-        "trainer.sweep:SweepConfig",
+        "trainer.runs_config:SweepConfig",
         sweep_command,
         more="The same command continues a stopped sweep, and skips what is done.",
         resumes=True,

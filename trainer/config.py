@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from labelstore.command.cache_options import StoreCacheOptions
-from labelstore.command.flags import Addressable, First, Group, Named, Positional, Words, flags_of, values_of
-from labelstore.command.output import Output
+from labelstore.command.flags import Addressable, First, Group, Named, Words, flags_of, values_of
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
-from pipeline.config import EngineOptions, require_place
+from pipeline.config import EngineOptions
 from pipeline.images.opening import ImageOptions
 from pipeline.plan.spec import CropOptions, PlanSpec
 from pipeline.recipes import RecipeName
@@ -33,7 +32,6 @@ LABELS = {
     "image": "raw logits of the teacher for each image; of mixed crops the logarithm of mean probabilities",
     "none": "none: hard targets",
 }
-PICTURES = (".png", ".svg", ".pdf")
 # The flag of each number of a loss, by its field.
 LOSS_NUMBERS = {flag.path[-1]: flag.key for flag in flags_of(LossSpec).values() if flag.path != ("name",)}
 
@@ -304,23 +302,3 @@ class TrainConfig(ImageRunConfig):
         """Whether the student is evaluated after ``epoch`` (counted from 0)."""
         due = (epoch + 1) % self.evaluation_interval == 0 and epoch + 1 > self.eval_from * self.epochs
         return due or epoch + 1 == self.epochs
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlotConfig:
-    """Flags of `plot`."""
-
-    runs: Annotated[tuple[Path, ...], Positional()]
-    """Folders of runs, folders that contain runs, or patterns such as 'runs/*'."""
-    out: Path = Path("curves.png")
-    """Picture to write, .png, .svg or .pdf; must not exist."""
-    output: Annotated[Output, Group("running")] = field(default_factory=Output)
-
-    def __post_init__(self) -> None:
-        """Refuse no runs."""
-        if not self.runs:
-            raise InputError("plot: expected the folder of a run, found none")
-        require_apart({"--out": self.out}, {})
-        require_place("--out", self.out)
-        if self.out.suffix not in PICTURES:
-            raise InputError(f"--out: expected a name that ends in {', '.join(PICTURES)}, found {self.out}")

@@ -9,13 +9,10 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from labelstore.command.console import Console, duration, quantity
-from labelstore.command.flags import Group, Named, Positional
-from labelstore.command.output import Output
 from labelstore.command.stopping import StopSignals
 from labelstore.durable.newfile import write_over
 from labelstore.durable.removing import Proof
@@ -28,6 +25,7 @@ from trainer.file_names import CONFIG
 from trainer.grid import Task, read_grid, require_known
 from trainer.processes import Failed, Running, start
 from trainer.runs import find_runs, read_run
+from trainer.runs_config import SweepConfig
 
 POLL_SECONDS = 0.05
 LOCK = ".lock"
@@ -35,26 +33,6 @@ WORDS = {"build": "build", "train": "run"}
 # Flags whose value has to be there before the first command starts.
 PLACES = ("images", "more_images", "test_images", "store", "more_stores")  # flags of inputs, and all of their values
 INPUTS = (*PLACES, "weights", "student_weights")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """Flags of `sweep`."""
-
-    file: Annotated[Path, Positional()]
-    """TOML file: flags in [build] and [train], lists of values for what varies, [[cell]] for what varies together."""
-    run_folder: Annotated[Path, Named("run-folder")]
-    """Folder of the sweep: stores/ and runs/, with a folder and a log file for each combination."""
-    jobs: int = 1
-    """Commands that run at a time, as processes; if they share a CPU, set threads in the file."""
-    dry_run: bool = False
-    """Check the flags of all combinations, print their commands and the time that is left, and start nothing."""
-    output: Annotated[Output, Group("running")] = field(default_factory=Output)
-
-    def __post_init__(self) -> None:
-        """Refuse no process."""
-        if self.jobs < 1:
-            raise InputError(f"--jobs: expected at least 1, found {self.jobs}")
 
 
 def sweep(config: SweepConfig, console: Console) -> int:

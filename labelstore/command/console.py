@@ -17,12 +17,14 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from labelstore.command.names import printable
 from labelstore.errors import GiftwrapError, MismatchError, reason
-from labelstore.spec import Json
 from labelstore.storage_table import without_credentials
+
+if TYPE_CHECKING:
+    from labelstore.spec import Json
 
 PLAIN_INTERVAL_S = 10.0
 

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from labelstore.command.flags import Addressable, Group, Positional
 from labelstore.command.output import Output
+from labelstore.durable.places import require_new_file
 from labelstore.errors import InputError
-from pipeline.config import require_place
 from pipeline.images.opening import ImageOptions
 
 
@@ -89,7 +89,7 @@ class TextConfig:
             raise InputError("--template: expected at least one, found none")
         if self.out.suffix not in (".npy", ".safetensors"):
             raise InputError(f"--out: expected a name that ends in .npy or .safetensors, found {self.out}")
-        require_place("--out", self.out)
+        require_new_file("--out", self.out)
 
 
 def has_one_place(template: str) -> bool:

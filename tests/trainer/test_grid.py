@@ -18,7 +18,8 @@ from labelstore.errors import InputError
 from pipeline.__main__ import COMMANDS as PIPELINE
 from trainer.__main__ import COMMANDS as TRAINER
 from trainer.grid import MAX_NAME, Task, read_grid
-from trainer.sweep import SweepConfig, sweep
+from trainer.runs_config import SweepConfig
+from trainer.sweep import sweep
 
 PAPERS = Path(__file__).resolve().parents[2] / "examples" / "papers"
 

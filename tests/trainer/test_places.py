@@ -18,8 +18,8 @@ from labelstore.errors import InputError
 from labelstore.format.root import require_own
 from pipeline.config import ShowConfig, json_object
 from pipeline.networks.imported import imported
-from trainer.config import PlotConfig
 from trainer.plot import plot
+from trainer.runs_config import PlotConfig
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/x", "gs:/bucket", "file:///tmp/x", "hf+x://a"])
