@@ -8,22 +8,17 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends quietly until a command runs
 
 import sys
-from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol, cast
-
-import tyro
+from typing import TYPE_CHECKING, Protocol, cast
 
 from labelstore.command.console import Console
-from labelstore.command.flags import Group
-from labelstore.command.output import Output
 from labelstore.command.program import Command, run_program
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
 
 if TYPE_CHECKING:
+    from benchmarks.config import EvidenceConfig, GpuConfig, ListConfig, RunConfig
     from benchmarks.harness import Report
 
 
@@ -73,68 +68,6 @@ def claim(name: str) -> Claim:
     return cast("Claim", import_module(f"{folder}.{name.replace('-', '_')}"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ListConfig:
-    """Print the name of every claim that can be measured."""
-
-    output: Annotated[Output, Group("running")] = field(default_factory=Output)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Measure one claim, beside what a user would run instead."""
-
-    name: tyro.conf.Positional[str]
-    """Name of the claim, of those that `bench list` prints."""
-    out: Path | None = None
-    """Folder for NAME.jsonl, one line for each figure and the summary last, and for plots; nothing is written when left
-    out."""
-    quick: bool = False
-    """Try it out at toy size, in seconds."""
-    output: Annotated[Output, Group("running")] = field(default_factory=Output)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GpuConfig:
-    """Run every check and measurement that needs a GPU, in about 7 minutes; without a GPU, small ones on the CPU."""
-
-    out: Path | None = None
-    """Folder for gpu.jsonl, a line for each figure and for the end of each part, and the summary last. Parts that an
-    earlier call finished there are skipped. Nothing is written when left out."""
-    only: tuple[str, ...] = ()
-    """Run these parts only; all when left out."""
-    seconds: float = 420
-    """Seconds for all parts together; parts that do not begin in time are left to the next call."""
-    output: Annotated[Output, Group("running")] = field(default_factory=Output)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvidenceConfig:
-    """Make one page of all claims, each judged by a rule; run the cells of the studies that have no results yet.
-
-    A cell is one measured row of a study, such as a run of one loss and one seed. Cells and how long they take are
-    printed first. The same command continues.
-    """
-
-    out: Path
-    """Folder for evidence.html."""
-    suite: str = "quick"
-    """quick: what fits into 20 minutes; full: everything, at most 60 minutes a call; or the path of a TOML file like
-    those in benchmarks/evidence/."""
-    only: tuple[str, ...] = ()
-    """Run the cells of these parts only, in this order; the page has all parts."""
-    minutes: float | None = None
-    """Minutes for the cells of this call; the suite's when left out. A cell that would take longer than what is left is
-    not started."""
-    dry_run: bool = False
-    """Print all cells and how long they take, and run nothing."""
-    results: Path | None = None
-    """File with a line for each finished cell; benchmarks/results/evidence.jsonl when left out."""
-    folder: Path | None = None
-    """Folder for sets, stores and runs; runs/evidence when left out."""
-    output: Annotated[Output, Group("running")] = field(default_factory=Output)
-
-
 def list_command(_config: ListConfig, console: Console) -> int:
     """Name the claims."""
     claims: dict[str, Json] = {name: (claim(name).__doc__ or "").splitlines()[0] for name in CLAIMS}
@@ -182,10 +115,28 @@ def evidence_command(config: EvidenceConfig, console: Console) -> int:
 
 
 COMMANDS = {
-    "list": Command(ListConfig, list_command),
-    "run": Command(RunConfig, run_command),
-    "gpu": Command(GpuConfig, gpu_command),
-    "evidence": Command(EvidenceConfig, evidence_command),
+    "list": Command(
+        "Print the name of every claim that can be measured.",
+        "benchmarks.config:ListConfig",
+        list_command,
+    ),
+    "run": Command(
+        "Measure one claim, beside what a user would run instead.",
+        "benchmarks.config:RunConfig",
+        run_command,
+    ),
+    "gpu": Command(
+        "Run every check and measurement that needs a GPU, in about 7 minutes; without a GPU, small ones on the CPU.",
+        "benchmarks.config:GpuConfig",
+        gpu_command,
+    ),
+    "evidence": Command(
+        "Make one page of all claims, each judged by a rule; run the cells of the studies that have no results yet.",
+        "benchmarks.config:EvidenceConfig",
+        evidence_command,
+        more="A cell is one measured row of a study, such as a run of one loss and one seed. Cells and how long they "
+        "take are printed first. The same command continues.",
+    ),
 }
 
 

@@ -28,16 +28,11 @@ In the usual order: build labels images, train trains students from the labels, 
 `giftwrap COMMAND --help` lists flags, and docs/GUIDE.md explains them. In a checkout, `giftwrap {BENCH}` measures."""
 
 
-def commands(wanted: str = "") -> dict[str, Command]:
-    """The commands of all packages, by name; only those of its package where one of the name ``wanted`` is found."""
+def commands() -> dict[str, Command]:
+    """The commands of all packages, by name."""
     require_ours(*PACKAGES)
-    found: dict[str, Command] = {}
-    for package in PACKAGES:
-        table: dict[str, Command] = import_module(f"{package}.__main__").COMMANDS
-        if wanted in table:
-            return table
-        found |= table
-    return found
+    tables: list[dict[str, Command]] = [import_module(f"{package}.__main__").COMMANDS for package in PACKAGES]
+    return {name: command for table in tables for name, command in table.items()}
 
 
 def bench() -> int:
@@ -59,9 +54,10 @@ def main() -> int:
     """Run the command that the arguments name."""
     if sys.argv[1:2] == [BENCH]:
         return bench()
-    from pipeline import ranks
+    every = commands()
+    from pipeline.launch.place import start_of  # ours, as `commands` has made sure
 
-    return run_program("giftwrap", ABOUT, commands(*sys.argv[1:2]), start=ranks.started("giftwrap"))
+    return run_program("giftwrap", ABOUT, every, start=start_of("giftwrap"))
 
 
 if __name__ == "__main__":

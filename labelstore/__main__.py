@@ -8,120 +8,24 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends quietly until a command runs
 
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from labelstore.command.program import Command, require_ours, run_program
 
 require_ours("labelstore")
 
-import tyro
-
-from labelstore.command.cache_options import StoreCacheOptions
 from labelstore.command.console import Console, byte_count, quantity
-from labelstore.command.encoding_options import CodeOptions, EncodingName
-from labelstore.command.export_config import ExportConfig
-from labelstore.command.flags import Addressable, Group
-from labelstore.command.output import Output
-from labelstore.durable.places import require_apart
 from labelstore.errors import FormatError, InputError
 from labelstore.export_table import EXPORTS, Exported, ExportOptions
-from labelstore.spec import Json
 
 if TYPE_CHECKING:
+    from labelstore.command.export_config import ExportConfig
+    from labelstore.config import CheckConfig, ConvertConfig, InfoConfig, PullConfig, PushConfig
     from labelstore.operations.repair import RepairReport
     from labelstore.operations.transfer import Transfer
+    from labelstore.spec import Json
     from labelstore.store import LabelStore
-
-
-@dataclass(frozen=True, kw_only=True)
-class InfoConfig:
-    """Print the description and the size of a store, a projector, a generator or a synthesised image set."""
-
-    store: Annotated[tyro.conf.Positional[Path], Addressable()]
-    """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...; of a projector or a
-    generator; or of an image set of synthesize."""
-    weights: Path | None = None
-    """File of the teacher's weights, whose size is printed beside that of the labels."""
-    output: Annotated[Output, Group("running")] = field(default_factory=Output)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckConfig:
-    """Compare every byte of a store with its checksum; --repair mends what can be mended."""
-
-    store: Annotated[tyro.conf.Positional[Path], Addressable()]
-    """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
-    repair: bool = False
-    """Rebuild damaged seals, markers and metadata from the rest of the store, and remove damaged blocks; the command
-    that made the store then makes only these again."""
-    take_over: bool = False
-    """With --repair: take over the store from a build on another host that you know to be dead."""
-    output: Annotated[Output, Group("running")] = field(default_factory=Output)
-
-    def __post_init__(self) -> None:
-        """Refuse flags that do not go together."""
-        if self.take_over and not self.repair:
-            raise InputError("--take-over: belongs to --repair; a check without it takes no lease")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
-    """Make a store of another encoding from the labels of a store, without its teacher.
-
-    The same command continues a stopped conversion, and converts views that were added since.
-    """
-
-    source: Annotated[tyro.conf.Positional[Path], Addressable()]
-    """Folder of the store to read, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
-    destination: tyro.conf.Positional[Path]
-    """Folder of the store to make, resume or extend."""
-    encoding: EncodingName
-    """How labels are stored: float16, 2 bytes a logit; int8, 1 byte; transform, far smaller, with a small loss
-    (docs/ENCODINGS.md)."""
-    codes: CodeOptions = field(default_factory=CodeOptions)
-    views: int | None = None
-    """Convert the first views only, rounded up to whole blocks; all finished views when left out."""
-    take_over: bool = False
-    """Take over the new store from a conversion on another host that you know to be dead."""
-    store_cache: StoreCacheOptions = field(default_factory=StoreCacheOptions)
-    output: Annotated[Output, Group("running")] = field(default_factory=Output)
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that no conversion can have, and a cache of a folder."""
-        self.store_cache.require_address(self.source)
-        require_apart({"--cache-dir": self.store_cache.cache_dir}, {})
-        if self.views is not None and self.views < 1:
-            raise InputError(f"--views: expected at least 1, found {self.views}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PushConfig:
-    """Copy the finished views of a store to a bucket.
-
-    The same command continues a stopped copy, and adds views that were finished since. Nothing is deleted.
-    """
-
-    store: tyro.conf.Positional[Path]
-    """Folder of the store."""
-    address: Annotated[tyro.conf.Positional[Path], Addressable()]
-    """Folder in a bucket: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or az://CONTAINER/FOLDER."""
-    output: Annotated[Output, Group("running")] = field(default_factory=Output)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PullConfig:
-    """Copy the finished views of a store at an address to a folder.
-
-    The same command continues a stopped copy, and adds views that were finished since. Nothing is deleted.
-    """
-
-    address: Annotated[tyro.conf.Positional[Path], Addressable()]
-    """Address of the store: s3://BUCKET/FOLDER, hf://datasets/OWNER/NAME/FOLDER, https://HOST/FOLDER, ...."""
-    store: tyro.conf.Positional[Path]
-    """Folder of the copy; made, completed or brought up to date."""
-    output: Annotated[Output, Group("running")] = field(default_factory=Output)
 
 
 def info_command(config: InfoConfig, console: Console) -> int:
@@ -281,6 +185,7 @@ def convert_command(config: ConvertConfig, console: Console) -> int:
 
 def export_command(config: ExportConfig, console: Console) -> int:
     """Export labels and print what was written."""
+    from labelstore.durable.places import require_apart
     from labelstore.operations.opening import open_store
 
     require_apart({"--cache-dir": config.store_cache.cache_dir}, {})
@@ -359,25 +264,45 @@ def tell_copied(found: Transfer, place: Path, console: Console) -> None:
 
 
 COMMANDS = {
-    "info": Command(InfoConfig, info_command, examples=("labels", "labels --weights w.safetensors --json", "set")),
-    "check": Command(CheckConfig, check_command, examples=("labels", "labels --repair")),
+    "info": Command(
+        "Print the description and the size of a store, a projector, a generator or a synthesised image set.",
+        "labelstore.config:InfoConfig",
+        info_command,
+        examples=("labels", "labels --weights w.safetensors --json", "set"),
+    ),
+    "check": Command(
+        "Compare every byte of a store with its checksum; --repair mends what can be mended.",
+        "labelstore.config:CheckConfig",
+        check_command,
+        examples=("labels", "labels --repair"),
+    ),
     "convert": Command(
-        ConvertConfig,
+        "Make a store of another encoding from the labels of a store, without its teacher.",
+        "labelstore.config:ConvertConfig",
         convert_command,
+        more="The same command continues a stopped conversion, and converts views that were added since.",
         resumes=True,
         examples=("labels small --encoding transform", "labels small --encoding transform --fidelity 0.99"),
     ),
     "push": Command(
-        PushConfig, push_command, resumes=True, examples=("labels s3://bucket/labels", "labels gs://bucket/labels")
+        "Copy the finished views of a store to a bucket.",
+        "labelstore.config:PushConfig",
+        push_command,
+        more="The same command continues a stopped copy, and adds views that were finished since. Nothing is deleted.",
+        resumes=True,
+        examples=("labels s3://bucket/labels", "labels gs://bucket/labels"),
     ),
     "pull": Command(
-        PullConfig,
+        "Copy the finished views of a store at an address to a folder.",
+        "labelstore.config:PullConfig",
         pull_command,
+        more="The same command continues a stopped copy, and adds views that were finished since. Nothing is deleted.",
         resumes=True,
         examples=("s3://bucket/labels labels", "hf://datasets/owner/name/labels labels"),
     ),
     "export": Command(
-        ExportConfig,
+        "Write labels for other tools: one .npy file, a Parquet file with a row for each crop, or SRe2L's files.",
+        "labelstore.command.export_config:ExportConfig",
         export_command,
         examples=("labels logits.npy --view 0", "labels labels.parquet --format parquet --probabilities"),
     ),

@@ -8,29 +8,40 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends quietly until a command runs
 
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from labelstore.command.console import Console, byte_count, duration, quantity
 from labelstore.command.program import Command, require_ours, run_program
 from labelstore.errors import InputError
 from labelstore.export_table import EXPORTS
-from labelstore.storage_table import scheme_of
 
 require_ours("pipeline")
 EXPORTS["fkd"] = "pipeline.exporting.fkd:export_fkd"
 
-from pipeline import ranks
-from pipeline.adopt.config import AdoptConfig
-from pipeline.build import recipe
-from pipeline.config import BuildConfig, ShowConfig, VerifyConfig, require_labels
-from pipeline.importing.config import ImportConfig, TextConfig
 from pipeline.launch.launching import launched
-from pipeline.synthesis.config import SynthesizeConfig
+from pipeline.launch.place import start_of
+
+if TYPE_CHECKING:
+    from pipeline.adopt.config import AdoptConfig
+    from pipeline.config import BuildConfig, ShowConfig, VerifyConfig
+    from pipeline.importing.config import ImportConfig, TextConfig
+    from pipeline.synthesis.config import SynthesizeConfig
+
+
+def typed_build(words: Sequence[str]) -> Sequence[str]:
+    """The words of `build` with those of its recipe."""
+    if not any(word.startswith("--recipe") for word in words):
+        return words
+    from pipeline.build import recipe
+
+    return recipe.typed(words)
 
 
 def build_command(config: BuildConfig, console: Console) -> int:
     """Build a store and print what it holds."""
+    from pipeline.config import require_labels
+
     require_labels(config.teacher)
     from pipeline.build.build import build
 
@@ -101,6 +112,7 @@ def verdict(ok: bool, values: Mapping[str, Any]) -> str:
 
 def import_command(config: ImportConfig, console: Console) -> int:
     """Import images, and print how many; of a tensor file how much was rounded."""
+    from labelstore.storage_table import scheme_of
     from pipeline.images.opening import recognised
     from pipeline.images.source_table import CLASS_FOLDER
 
@@ -241,10 +253,15 @@ def text_command(config: TextConfig, console: Console) -> int:
 
 COMMANDS = {
     "build": Command(
-        BuildConfig,
+        "Make a label store: a teacher labels augmented crops of images.",
+        "pipeline.config:BuildConfig",
         launched(build_command),
+        more="The same command continues a stopped build; a larger --views extends a finished store. A view is one "
+        "crop of every image, so that --views is the number of labels of each image. The engine (device, precision, "
+        "batch, threads, compilation) affects the last bits of labels: it is recorded, and a store is continued on the "
+        "same engine.",
         resumes=True,
-        typed=recipe.typed,
+        typed=typed_build,
         short={"--log": "--progress-log"},
         examples=(
             "--images train --teacher convnet-d3 --weights w.safetensors --size 32 --views 300 --store labels",
@@ -252,8 +269,10 @@ COMMANDS = {
         ),
     ),
     "adopt": Command(
-        AdoptConfig,
+        "Make a label store of existing labels, in the files that SRe2L, G-VBSM, EDC, CV-DD or FKD write.",
+        "pipeline.adopt.config:AdoptConfig",
         adopt_command,
+        more="The same command continues a stopped one; a larger --views extends a finished store.",
         resumes=True,
         examples=(
             "FKD_soft_label --images train --size 224 --store labels",
@@ -261,16 +280,20 @@ COMMANDS = {
         ),
     ),
     "verify": Command(
-        VerifyConfig,
+        "Render stored crops again, run the teacher on them, and compare both with the store.",
+        "pipeline.config:VerifyConfig",
         verify_command,
+        more="Takes one store; verify the stores of a training from several one by one.",
         examples=(
             "--store labels --images train",
             "--store labels --images train --weights w.safetensors --device cuda",
         ),
     ),
     "show": Command(
-        ShowConfig,
+        "Draw a contact sheet (PNG): stored crops with their class, the teacher's top 3 and its confidence; or images.",
+        "pipeline.config:ShowConfig",
         show_command,
+        more="Without a store, the images of a set are drawn, with their classes.",
         examples=(
             "--store labels --images train --out sheet.png",
             "--store labels --images train --out sheet.png --view 3 --count 64",
@@ -278,8 +301,11 @@ COMMANDS = {
         ),
     ),
     "import": Command(
-        ImportConfig,
+        "Copy images from any container to a class folder or tar shards; write the images of a tensor file as 8-bit "
+        "PNG.",
+        "pipeline.importing.config:ImportConfig",
         import_command,
+        more="The same command continues a stopped one.",
         examples=(
             "data.pt --out train",
             "data.pt --out train --mean 0.4914 0.4822 0.4465 --std 0.2023 0.1994 0.201",
@@ -287,8 +313,11 @@ COMMANDS = {
         ),
     ),
     "synthesize": Command(
-        SynthesizeConfig,
+        "Make a small image set from a large one: a class folder with a record of the pieces of each image.",
+        "pipeline.synthesis.config:SynthesizeConfig",
         launched(synthesize_command),
+        more="The same command continues a stopped one, to the same files. Flags whose help begins with the name of a "
+        "method belong to that method only.",
         resumes=True,
         examples=(
             "random --images train --ipc 10 --out set",
@@ -297,8 +326,11 @@ COMMANDS = {
         ),
     ),
     "text-embeddings": Command(
-        TextConfig,
+        "Make text embeddings of class names [C, d], which the head of a projector can start from; needs the extra "
+        "`clip`.",
+        "pipeline.importing.config:TextConfig",
         text_command,
+        more="Prompts of several templates are averaged: of each the embedding has length 1, and so has the mean.",
         examples=(
             "--model open_clip:RN50/openai --classes train --out text.npy",
             "--model open_clip:RN50/openai --classes names.txt --template 'a {}.' 'one {}.' --out text.safetensors",
@@ -309,7 +341,7 @@ COMMANDS = {
 
 def main() -> int:
     """Run the command that the arguments name."""
-    return run_program("python -m pipeline", "Images in, labels out.", COMMANDS, start=ranks.started("pipeline"))
+    return run_program("python -m pipeline", "Images in, labels out.", COMMANDS, start=start_of("pipeline"))
 
 
 if __name__ == "__main__":

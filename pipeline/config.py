@@ -12,14 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from labelstore.command.cache_options import StoreCacheOptions
 from labelstore.command.encoding_options import CodeOptions, EncodingName
-from labelstore.command.flags import Addressable, Group, Named, Words, flags_of, values_of
+from labelstore.command.flags import Addressable, Group, Named, Positional, Words, flags_of, values_of
 from labelstore.command.output import Output
-from labelstore.durable.places import is_store, require_apart, require_writable
-from labelstore.durable.removing import require_absent
+from labelstore.durable.places import is_store, require_apart, require_new_file
 from labelstore.errors import InputError, reason
 from labelstore.storage_table import scheme_of
 from pipeline.images.patterns import names_files
@@ -112,12 +109,7 @@ class EngineOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """Make a label store: a teacher labels augmented crops of images.
-
-    The same command continues a stopped build; a larger --views extends a finished store. A view is one crop of every
-    image, so that --views is the number of labels of each image. The engine (device, precision, batch, threads,
-    compilation) affects the last bits of labels: it is recorded, and a store is continued on the same engine.
-    """
+    """Flags of `build`."""
 
     store: Path
     """Folder of the store; created if absent, else resumed or extended."""
@@ -193,10 +185,7 @@ class BuildConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Render stored crops again, run the teacher on them, and compare both with the store.
-
-    Takes one store; verify the stores of a training from several one by one.
-    """
+    """Flags of `verify`."""
 
     store: Annotated[Path, Addressable()]
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
@@ -235,12 +224,9 @@ class VerifyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig:
-    """Draw a contact sheet (PNG): stored crops with their class, the teacher's top 3 and its confidence; or images.
+    """Flags of `show`."""
 
-    Without a store, the images of a set are drawn, with their classes.
-    """
-
-    data: Annotated[tyro.conf.Positional[Path | None], Addressable()] = None
+    data: Annotated[Path | None, Positional(), Addressable()] = None
     """An image set or a store, instead of --images or --store. An address is taken for a store's, unless it names files
     of images."""
     store: Annotated[Path | None, Addressable()] = None
@@ -284,7 +270,7 @@ class ShowConfig:
         self.store_cache.require_address(self.store)
         places = {"--out": self.out, "--cache-dir": self.store_cache.cache_dir}
         require_apart(places, {"--images": self.images, "--store": self.store})
-        require_place("--out", self.out)
+        require_new_file("--out", self.out)
 
 
 def require_one_labeller(config: Any) -> None:
@@ -348,11 +334,3 @@ def json_object(flag: str, text: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{flag}: expected a JSON object, found {text!r}")
     return value
-
-
-def require_place(flag: str, path: Path) -> None:
-    """Refuse an output file that could not be written, or exists, before the work starts."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"{flag}: expected the name of a file in an existing folder, found {path}")
-    require_absent(path)
-    require_writable(path)

@@ -18,7 +18,6 @@ from labelstore.command.flags import changed
 from labelstore.durable import locking, removing
 from labelstore.errors import GiftwrapError, InputError, reason
 from labelstore.spec import Json
-from pipeline.launch import place as places
 from pipeline.launch.place import own_gpu, place_of
 
 if TYPE_CHECKING:
@@ -278,11 +277,3 @@ def join(work: str = "build") -> Iterator[Ranks]:
         yield Ranks(rank, world, place.local_rank, place.local_world, group, **known)
     finally:
         distributed.destroy_process_group()
-
-
-def started(package: str) -> list[str]:
-    """The words that start a package's program as this one was; none on ranks that do not print how to resume."""
-    try:
-        return places.started(package, place_of(os.environ), os.environ)
-    except InputError:  # the command refuses that environment
-        return []

@@ -9,6 +9,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from labelstore.command.console import Console, quantity
 from labelstore.command.program import Command, require_ours, run_program
@@ -16,16 +17,16 @@ from labelstore.errors import InputError
 
 require_ours("trainer", "pipeline")
 
-from pipeline import ranks
 from pipeline.launch.launching import launched
-from trainer import recipes
-from trainer.compare import CompareConfig, compare
-from trainer.config import PlotConfig, TrainConfig
-from trainer.evaluate_config import EvaluateConfig
-from trainer.generator_config import GeneratorConfig
-from trainer.projector_config import ProjectorConfig
-from trainer.report.config import ReportConfig
-from trainer.sweep import SweepConfig, sweep
+from pipeline.launch.place import start_of
+
+if TYPE_CHECKING:
+    from trainer.config import TrainConfig
+    from trainer.evaluate_config import EvaluateConfig
+    from trainer.generator_config import GeneratorConfig
+    from trainer.projector_config import ProjectorConfig
+    from trainer.report.config import ReportConfig
+    from trainer.runs_config import CompareConfig, PlotConfig, SweepConfig
 
 MORE = {"--store": "--more-stores", "--images": "--more-images"}
 
@@ -72,7 +73,12 @@ def typed_train(words: Sequence[str]) -> Sequence[str]:
     """
     if "--seed" in words and any(word.partition("=")[0] == "--seeds" for word in words):
         raise InputError("--seed, --seeds: expected one of them, found both; leave one of them out")
-    return recipes.typed(without_more(words))
+    every = without_more(words)
+    if not any(word.startswith("--recipe") for word in every):
+        return every
+    from trainer import recipes
+
+    return recipes.typed(every)
 
 
 def without_more(words: Sequence[str]) -> list[str]:
@@ -110,12 +116,16 @@ def evaluate_command(config: EvaluateConfig, console: Console) -> int:
 
 def compare_command(config: CompareConfig, console: Console) -> int:
     """Print a table of runs."""
+    from trainer.compare import compare
+
     compare(config, console)
     return 0
 
 
 def sweep_command(config: SweepConfig, console: Console) -> int:
     """Run a grid of builds and runs."""
+    from trainer.sweep import sweep
+
     return sweep(config, console)
 
 
@@ -137,8 +147,12 @@ def plot_command(config: PlotConfig, console: Console) -> int:
 
 COMMANDS = {
     "train": Command(
-        TrainConfig,
+        "Train a student, from a label store or with labels made online; or train a teacher.",
+        "trainer.config:TrainConfig",
         launched(train_command),
+        more="With --store, a student is trained on the stored crops and labels. Without it, crops are fresh: "
+        "--labels online runs a teacher on them, and --labels none trains on the classes, which is how teachers are "
+        "trained. The same command continues a stopped run exactly, and only prints the results of a finished one.",
         resumes=True,
         typed=typed_train,
         short={"--run": "--run-folder"},
@@ -149,8 +163,11 @@ COMMANDS = {
         ),
     ),
     "train-generator": Command(
-        GeneratorConfig,
+        "Train a model that generates images of the classes of a set: latent diffusion with a U-ViT (DEG).",
+        "trainer.generator_config:GeneratorConfig",
         launched(train_generator_command),
+        more="The same command continues a stopped run exactly. `synthesize diffusion --model` takes the folder of "
+        "the run.",
         resumes=True,
         short={"--run": "--run-folder"},
         examples=(
@@ -159,8 +176,12 @@ COMMANDS = {
         ),
     ),
     "train-projector": Command(
-        ProjectorConfig,
+        "Train a projector (HeLlO): a frozen encoder with low-rank matrices and a head, which replaces its teachers.",
+        "trainer.projector_config:ProjectorConfig",
         launched(projector_command),
+        more="It learns the mean logits of --teacher with --weights (several weights of one network are an ensemble) "
+        "on fresh crops. The same command continues a stopped run exactly, and only prints the results of a finished "
+        "one.",
         resumes=True,
         short={"--run": "--run-folder"},
         examples=(
@@ -172,7 +193,8 @@ COMMANDS = {
         ),
     ),
     "evaluate": Command(
-        EvaluateConfig,
+        "Measure top-1, top-5 and loss of a student, or of any weights, on test images.",
+        "trainer.evaluate_config:EvaluateConfig",
         evaluate_command,
         short={"--run": "--run-folder"},
         examples=(
@@ -181,16 +203,32 @@ COMMANDS = {
             "--weights 'teachers/d3/epoch-*.safetensors' --images test",
         ),
     ),
-    "compare": Command(CompareConfig, compare_command, examples=("three", "'runs/*' --markdown table.md")),
-    "plot": Command(PlotConfig, plot_command, examples=("run", "run again --out curves.pdf")),
+    "compare": Command(
+        "Compare runs in a table: mean, standard deviation and count over seeds, and which options differ.",
+        "trainer.runs_config:CompareConfig",
+        compare_command,
+        more="Runs that differ only in their seed are one row. Unfinished runs are listed but not averaged.",
+        examples=("three", "'runs/*' --markdown table.md"),
+    ),
+    "plot": Command(
+        "Draw the curves of one or more runs in one picture (PNG, SVG or PDF); needs matplotlib (the extra `plot`).",
+        "trainer.runs_config:PlotConfig",
+        plot_command,
+        examples=("run", "run again --out curves.pdf"),
+    ),
     "report": Command(
-        ReportConfig,
+        "Make one self-contained web page of runs, stores, image sets, projectors and generators.",
+        "trainer.report.config:ReportConfig",
         report_command,
+        more="It has a card for each store, set and model, with what it is made of, its size and pictures, and a "
+        "table with curves for the runs. The page contains its styles and pictures, and loads nothing.",
         examples=("runs --out page.html", "labels small 'runs/*' --out page.html --title 'Ten images a class'"),
     ),
     "sweep": Command(
-        SweepConfig,
+        "Build stores and train students for every combination of the values in a TOML file, and compare the runs.",
+        "trainer.runs_config:SweepConfig",
         sweep_command,
+        more="The same command continues a stopped sweep, and skips what is done.",
         resumes=True,
         short={"--run": "--run-folder"},
         examples=("grid.toml --run-folder grid --dry-run", "grid.toml --run-folder grid --jobs 2"),
@@ -200,7 +238,7 @@ COMMANDS = {
 
 def main() -> int:
     """Run the command that the arguments name."""
-    return run_program("python -m trainer", "Labels in, student out.", COMMANDS, start=ranks.started("trainer"))
+    return run_program("python -m trainer", "Labels in, student out.", COMMANDS, start=start_of("trainer"))
 
 
 if __name__ == "__main__":

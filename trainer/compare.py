@@ -8,53 +8,18 @@ import json
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from labelstore.command.console import Console, byte_count
-from labelstore.command.flags import Group
-from labelstore.command.output import Output
 from labelstore.durable.newfile import write_new
-from labelstore.durable.places import require_apart
-from labelstore.errors import GiftwrapError, InputError, MismatchError
+from labelstore.errors import GiftwrapError, MismatchError
 from labelstore.spec import Json
-from pipeline.config import require_place
 from trainer.runs import RunGroup, RunRecord, find_runs, grouped, read_run
+from trainer.runs_config import CompareConfig
 
 DIGEST = re.compile(r"[0-9a-f]{32,}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """Compare runs in a table: mean, standard deviation and count over seeds, and which options differ.
-
-    Runs that differ only in their seed are one row. Unfinished runs are listed but not averaged.
-    """
-
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of runs, folders that contain runs, or patterns such as 'runs/*'."""
-    csv: Path | None = None
-    """CSV file to write with all digits of the table; must not exist."""
-    markdown: Path | None = None
-    """Markdown file to write with the table; must not exist."""
-    unfinished: bool = False
-    """Average unfinished runs too, with the epochs that they have trained."""
-    anyway: bool = False
-    """Compare runs that were tested on different images; the table names the test images."""
-    output: Annotated[Output, Group("running")] = field(default_factory=Output)
-
-    def __post_init__(self) -> None:
-        """Refuse an empty list of runs, and files that could not be written."""
-        if not self.runs:
-            raise InputError("compare: expected the folder of a run, found none")
-        files = {"--csv": self.csv, "--markdown": self.markdown}
-        require_apart(files, {})
-        for flag, path in files.items():
-            if path:
-                require_place(flag, path)
 
 
 @dataclass(frozen=True, slots=True)

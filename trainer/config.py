@@ -10,15 +10,12 @@ from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from labelstore.command.cache_options import StoreCacheOptions
 from labelstore.command.flags import Addressable, First, Group, Named, Words, flags_of, values_of
-from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json
-from pipeline.config import EngineOptions, json_object, require_place
+from pipeline.config import EngineOptions, json_object
 from pipeline.images.source_table import ImageOptions
 from pipeline.networks.families import student_names
 from pipeline.plan.spec import CropOptions, PlanSpec
@@ -36,7 +33,6 @@ LABELS = {
     "image": "raw logits of the teacher for each image; for mixed crops the logarithm of mean probabilities",
     "none": "none: hard targets",
 }
-PICTURES = (".png", ".svg", ".pdf")
 # The flag key of each number of a loss, by field name.
 LOSS_NUMBERS = {flag.path[-1]: flag.key for flag in flags_of(LossSpec).values() if flag.path[-1] in NUMBERS}
 
@@ -71,12 +67,7 @@ class ImageRunConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(ImageRunConfig):
-    """Train a student, from a label store or with labels made online; or train a teacher.
-
-    With --store, a student is trained on the stored crops and labels. Without it, crops are fresh: --labels online runs
-    a teacher on them, and --labels none trains on the classes, which is how teachers are trained. The same command
-    continues a stopped run exactly, and only prints the results of a finished one.
-    """
+    """Flags of `train`."""
 
     store: Annotated[Path | None, Addressable(), First()] = None
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, .... Left out, crops are fresh:
@@ -320,23 +311,3 @@ class TrainConfig(ImageRunConfig):
         """Whether the student is evaluated after ``epoch`` (counted from 0)."""
         due = (epoch + 1) % self.evaluation_interval == 0 and epoch + 1 > self.eval_from * self.epochs
         return due or epoch + 1 == self.epochs
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlotConfig:
-    """Draw the curves of one or more runs in one picture (PNG, SVG or PDF); needs matplotlib (the extra `plot`)."""
-
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of runs, folders that contain runs, or patterns such as 'runs/*'."""
-    out: Path = Path("curves.png")
-    """Picture to write, .png, .svg or .pdf; must not exist."""
-    output: Annotated[Output, Group("running")] = field(default_factory=Output)
-
-    def __post_init__(self) -> None:
-        """Refuse an empty list of runs."""
-        if not self.runs:
-            raise InputError("plot: expected the folder of a run, found none")
-        require_apart({"--out": self.out}, {})
-        require_place("--out", self.out)
-        if self.out.suffix not in PICTURES:
-            raise InputError(f"--out: expected a name that ends in {', '.join(PICTURES)}, found {self.out}")

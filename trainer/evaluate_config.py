@@ -8,9 +8,8 @@ from typing import Annotated, Literal
 
 from labelstore.command.flags import Addressable, Group, Named
 from labelstore.command.output import Output
-from labelstore.durable.places import require_apart
+from labelstore.durable.places import require_apart, require_new_file
 from labelstore.errors import InputError
-from pipeline.config import require_place
 from pipeline.images.source_table import ImageOptions
 from pipeline.render.options import RenderOptions
 from pipeline.teacher.engine.spec import DTypeName
@@ -18,7 +17,7 @@ from pipeline.teacher.engine.spec import DTypeName
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Measure top-1, top-5 and loss of a student, or of any weights, on test images."""
+    """Flags of `evaluate`."""
 
     run: Annotated[Path | None, Named("run-folder")] = None
     """Folder of a run of `train`: test its last weights the way the run did, on its test images."""
@@ -76,7 +75,7 @@ class EvaluateConfig:
         require_apart({"--cache-dir": self.cache_dir}, {"--images": self.images})
         if self.csv:
             require_apart({"--csv": self.csv}, {"--images": self.images} if self.images else {})
-            require_place("--csv", self.csv)
+            require_new_file("--csv", self.csv)
 
     @property
     def several(self) -> bool:

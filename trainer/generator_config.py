@@ -48,10 +48,7 @@ class GeneratorSchedule(ScheduleSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig(RunConfig):
-    """Train a model that generates images of the classes of a set: latent diffusion with a U-ViT (DEG).
-
-    The same command continues a stopped run exactly. `synthesize diffusion --model` takes the folder of the run.
-    """
+    """Flags of `train-generator`."""
 
     images: Annotated[Path, Group("images"), Addressable(), First()]
     """The images to learn: a class folder, tar shards or other containers, as for build."""

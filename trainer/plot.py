@@ -16,8 +16,8 @@ from labelstore.command.console import Console, quantity
 from labelstore.durable.newfile import new_file
 from labelstore.errors import InputError
 from trainer.compare import shown
-from trainer.config import PlotConfig
 from trainer.runs import RunGroup, RunRecord, find_runs, grouped, read_log, read_run
+from trainer.runs_config import PlotConfig
 
 # Comparable between all runs; each definition of the training loss gets a separate panel.
 PANELS = {"lr": "learning rate", "test_top1": "test top-1, %", "test_loss": "test loss"}

@@ -79,11 +79,7 @@ class ProjectorOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectorConfig(ImageRunConfig):
-    """Train a projector (HeLlO): a frozen encoder with low-rank matrices and a head, which replaces its teachers.
-
-    It learns the mean logits of --teacher with --weights (several weights of one network are an ensemble) on fresh
-    crops. The same command continues a stopped run exactly, and only prints the results of a finished one.
-    """
+    """Flags of `train-projector`."""
 
     encoder: Annotated[EncoderOptions, Group("encoder"), First()]
     projector: Annotated[ProjectorOptions, Group("projector")] = field(default_factory=ProjectorOptions)

@@ -9,15 +9,10 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from labelstore.command.console import Console, duration, quantity
-from labelstore.command.flags import Group, Named
-from labelstore.command.output import Output
 from labelstore.command.stopping import StopSignals
 from labelstore.durable.newfile import write_over
 from labelstore.durable.removing import Proof
@@ -30,6 +25,7 @@ from trainer.file_names import CONFIG
 from trainer.grid import Task, read_grid, require_known
 from trainer.processes import Failed, Running, start
 from trainer.runs import find_runs, read_run
+from trainer.runs_config import SweepConfig
 
 POLL_SECONDS = 0.05
 LOCK = ".lock"
@@ -37,30 +33,6 @@ WORDS = {"build": "build", "train": "run"}
 # Flags whose paths must exist before the first command starts.
 PLACES = ("images", "more_images", "test_images", "store", "more_stores")  # all values of these flags are inputs
 INPUTS = (*PLACES, "weights", "student_weights")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """Build stores and train students for every combination of the values in a TOML file, and compare the runs.
-
-    The same command continues a stopped sweep, and skips what is done.
-    """
-
-    file: Annotated[Path, tyro.conf.Positional]
-    """TOML file: flags in [build] and [train], lists of values for what varies, [[cell]] for values that vary
-    together."""
-    run_folder: Annotated[Path, Named("run-folder")]
-    """Folder of the sweep: stores/ and runs/, with a folder and a log file for each combination."""
-    jobs: int = 1
-    """Number of commands that run at the same time, as processes; if they share a CPU, set threads in the file."""
-    dry_run: bool = False
-    """Check the flags of all combinations, print their commands and the remaining time, and start nothing."""
-    output: Annotated[Output, Group("running")] = field(default_factory=Output)
-
-    def __post_init__(self) -> None:
-        """Refuse fewer than one process."""
-        if self.jobs < 1:
-            raise InputError(f"--jobs: expected at least 1, found {self.jobs}")
 
 
 def sweep(config: SweepConfig, console: Console) -> int:

@@ -20,7 +20,7 @@ from benchmarks.evidence.lines import commit
 from benchmarks.evidence.peers import PEERS
 from benchmarks.evidence.suite import Part
 from benchmarks.studies.in_process import run_build, run_synthesize, run_train
-from labelstore.command.program import read_command
+from labelstore.command.command_line import read_command
 from labelstore.errors import GiftwrapError, InputError
 from pipeline.__main__ import COMMANDS as PIPELINE
 from pipeline.config import json_object

@@ -17,8 +17,8 @@ from benchmarks.studies import image_sets_run
 from benchmarks.studies.cifar_generator_cells import GENERATED, Cell, Model, Scale
 from benchmarks.studies.feature_distance import Seen, feature_distance, look
 from benchmarks.studies.image_sets_run import AROUND_S, CLASSES, Lab, seconds_of
+from labelstore.command.command_line import read_command
 from labelstore.command.console import Console
-from labelstore.command.program import read_command
 from labelstore.durable.newfile import write_over
 from pipeline.__main__ import COMMANDS as PIPELINE
 from pipeline.networks import build_network, load_network

@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 from benchmarks.harness import wait_for
 from benchmarks.studies.image_sets_cells import Cell, Data, Scale
 from benchmarks.studies.in_process import run_train
+from labelstore.command.command_line import read_command
 from labelstore.command.console import Console
-from labelstore.command.program import read_command
 from pipeline.__main__ import COMMANDS as PIPELINE
 from pipeline.build.build import build
 from pipeline.networks import build_network

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from labelstore import LabelStore
+from labelstore.command.command_line import read_command
 from labelstore.command.console import Console
-from labelstore.command.program import read_command
 from pipeline.__main__ import COMMANDS as PIPELINE
 from pipeline.build.build import build
 from pipeline.synthesis.synthesize import synthesize

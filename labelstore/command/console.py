@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from types import FrameType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from labelstore.command.names import printable
 from labelstore.errors import GiftwrapError, InputError, MismatchError, reason
-from labelstore.spec import Json
 from labelstore.storage_table import without_credentials
+
+if TYPE_CHECKING:
+    from labelstore.spec import Json
 
 PLAIN_INTERVAL_S = 10.0
 

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
 from labelstore.command.cache_options import StoreCacheOptions
-from labelstore.command.flags import Addressable, Choices, Group
+from labelstore.command.flags import Addressable, Choices, Group, Positional
 from labelstore.command.output import Output
 from labelstore.errors import InputError
 from labelstore.export_table import EXPORTS
@@ -17,11 +15,11 @@ from labelstore.export_table import EXPORTS
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write labels for other tools: one .npy file, a Parquet file with a row for each crop, or SRe2L's files."""
+    """Flags of `export`."""
 
-    store: Annotated[tyro.conf.Positional[Path], Addressable()]
+    store: Annotated[Path, Positional(), Addressable()]
     """Folder of the store, or its address: s3://BUCKET/FOLDER, https://HOST/FOLDER, ...."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[Path, Positional()]
     """File to write, or with --format fkd a folder; must not exist."""
     format: Annotated[str, Choices(EXPORTS)] = "npy"
     """npy: one float16 array, views x images x columns, or images x columns with --view; parquet: one row for each

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ast
 import inspect
-import textwrap
+import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
+from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -77,6 +78,18 @@ class First:
 
 
 @dataclass(frozen=True, slots=True)
+class Positional:
+    """Marks a field whose value is typed without the name of the flag."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Marks a field whose value the usage shows as these words: ``Shown("PATH [PATH ...]")``."""
+
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class Addressable:
     """Marks a field whose flag also takes the address of a store, of a scheme of `labelstore.storage_table`."""
 
@@ -124,7 +137,7 @@ def choices_of(kind: Any) -> tuple[str, ...]:
 
 def is_positional(flag: Flag) -> bool:
     """Whether the value is typed without the name of the flag."""
-    return any(str(mark).rpartition(".")[2] == "Positional" for mark in getattr(flag.kind, "__metadata__", ()))
+    return any(isinstance(mark, Positional) for mark in getattr(flag.kind, "__metadata__", ()))
 
 
 def flags_of(config: type[Any]) -> dict[str, Flag]:
@@ -219,16 +232,34 @@ def _docstrings(owner: type[Any]) -> dict[str, str]:
     """The string after each field of a dataclass and of those it inherits from, in one line."""
     found: dict[str, str] = {}
     for each in reversed(owner.__mro__):
-        if not is_dataclass(each):
-            continue
-        tree = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
-        assert isinstance(tree, ast.ClassDef)  # noqa: S101  what getsource gives for a class
-        for field, text in zip(tree.body, tree.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                match text:
-                    case ast.Expr(value=ast.Constant(value=str(words))):
-                        found[field.target.id] = " ".join(words.split())
+        if is_dataclass(each):
+            found |= _documented(each.__module__)[each.__qualname__]
     return found
+
+
+@cache
+def _documented(module: str) -> dict[str, dict[str, str]]:
+    """The strings after the fields of the classes of a module, by class: its source is parsed once for all of them."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {name: dict(_after_fields(each)) for name, each in _classes(tree.body)}
+
+
+def _classes(body: Sequence[ast.stmt], before: str = "") -> Iterator[tuple[str, ast.ClassDef]]:
+    """The classes among statements and in the classes and functions there, by their qualified names."""
+    for each in body:
+        if isinstance(each, ast.ClassDef):
+            yield before + each.name, each
+            yield from _classes(each.body, f"{before}{each.name}.")
+        elif isinstance(each, ast.FunctionDef):
+            yield from _classes(each.body, f"{before}{each.name}.<locals>.")
+
+
+def _after_fields(owner: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    """Fields of a class, each with the string after it."""
+    for pair in pairwise(owner.body):
+        match pair:
+            case (ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words)))):
+                yield name, " ".join(words.split())
 
 
 def from_flags(config: type[Config], /, **values: Any) -> Config:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from labelstore.command.config_file import kinds_of
-from labelstore.command.flags import Flag, choices_of, is_positional
+from labelstore.command.flags import Flag, Shown, choices_of, is_positional
 
 _PLACEHOLDERS = {str: "TEXT", Path: "PATH", int: "INT", float: "NUMBER"}
 
@@ -19,11 +19,12 @@ def placeholder(flag: Flag) -> str | None:
     ``None``, to undo a value of ``--config``, is stated once, in the help of ``--config``.
 
     Returns:
-        None for the parser's own: of switches, and of fields that define theirs.
+        None for the parser's own, of switches.
     """
+    own = [mark.words for mark in getattr(flag.kind, "__metadata__", ()) if isinstance(mark, Shown)]
+    if flag.kind is bool or own:
+        return own[0] if own else None
     kinds = kinds_of(flag)
-    if flag.kind is bool or any(getattr(mark, "metavar", None) for mark in getattr(flag.kind, "__metadata__", ())):
-        return None
     if is_positional(flag):
         name = flag.key.upper()
         several = any(get_origin(kind) is tuple for kind in kinds)

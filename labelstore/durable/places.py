@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from labelstore.durable.removing import require_absent
 from labelstore.errors import InputError, reason
 from labelstore.storage_table import Address, no_path, scheme_of
 
@@ -66,6 +67,18 @@ def require_writable(place: Path) -> None:
         raise InputError(
             f"{place}: cannot be written ({error.strerror or reason(error)}); give another place"
         ) from error
+
+
+def require_new_file(flag: str, path: Path) -> None:
+    """Refuse a file that could not be written, or is there already, before the work that it is for.
+
+    Raises:
+        InputError: names the place, or the system's reason.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"{flag}: expected the name of a file in a folder that is there, found {path}")
+    require_absent(path)
+    require_writable(path)
 
 
 def is_store(folder: Path) -> bool:

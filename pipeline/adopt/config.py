@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
 from labelstore.command.encoding_options import EncodingName
-from labelstore.command.flags import Addressable, Group
+from labelstore.command.flags import Addressable, Group, Positional
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
@@ -22,12 +20,9 @@ from pipeline.render.options import RenderOptions
 
 @dataclass(frozen=True, kw_only=True)
 class AdoptConfig:
-    """Make a label store of existing labels, in the files that SRe2L, G-VBSM, EDC, CV-DD or FKD write.
+    """Flags of `adopt`."""
 
-    The same command continues a stopped one; a larger --views extends a finished store.
-    """
-
-    labels: tyro.conf.Positional[Path]
+    labels: Annotated[Path, Positional()]
     """Folder of the labels: epoch_0/batch_0.tar and so on; or, of FKD, one .tar an image."""
     store: Path
     """Folder of the store; created if absent, else resumed or extended."""

@@ -6,23 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
-from labelstore.command.flags import Addressable, Group
+from labelstore.command.flags import Addressable, Group, Positional
 from labelstore.command.output import Output
+from labelstore.durable.places import require_new_file
 from labelstore.errors import InputError
-from pipeline.config import require_place
 from pipeline.images.source_table import ImageOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Copy images from any container to a class folder or tar shards; write the images of a tensor file as 8-bit PNG.
+    """Flags of `import`."""
 
-    The same command continues a stopped one.
-    """
-
-    data: Annotated[tyro.conf.Positional[Path], Addressable()]
+    data: Annotated[Path, Positional(), Addressable()]
     """A tensor file such as data.pt, as distillation repositories publish; or images in any container that --images of
     build takes, or their address."""
     out: Path
@@ -68,10 +63,7 @@ class ImportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Make text embeddings of class names [C, d], which the head of a projector can start from; needs the extra `clip`.
-
-    Prompts of several templates are averaged: of each the embedding has length 1, and so has the mean.
-    """
+    """Flags of `text-embeddings`."""
 
     model: str
     """open_clip:MODEL/WEIGHTS, such as open_clip:RN50/openai; downloaded if it is not in the cache."""
@@ -97,7 +89,7 @@ class TextConfig:
             raise InputError("--template: expected at least one, found none")
         if self.out.suffix not in (".npy", ".safetensors"):
             raise InputError(f"--out: expected a name that ends in .npy or .safetensors, found {self.out}")
-        require_place("--out", self.out)
+        require_new_file("--out", self.out)
 
 
 def has_one_place(template: str) -> bool:

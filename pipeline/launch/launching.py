@@ -9,7 +9,6 @@ from functools import wraps
 from typing import Any
 
 from labelstore.command.console import Console
-from labelstore.command.flags import changed
 from labelstore.errors import InputError
 from pipeline.launch.place import place_of, started
 
@@ -31,6 +30,8 @@ def launched(command: Callable[[Any, Console], int]) -> Callable[[Any, Console],
             return command(config, console)
         place = place_of(os.environ)
         if place.launcher == "ray":
+            from labelstore.command.flags import changed
+
             return command(changed(config, ray=None, workers=None, gpus_per_worker=None), console)
         if place.world > 1:
             raise InputError(f"--ray: starts the processes, found those of {place.launcher}; start one command")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -177,6 +178,14 @@ def started(package: str, place: Place, environment: Mapping[str, str]) -> list[
     # The rest is the cluster's.
     nodes = [] if place.local_world == place.world else [f"--nnodes={place.world // place.local_world}", "..."]
     return ["torchrun", *nodes, f"--nproc-per-node={place.local_world}", "-m", package]
+
+
+def start_of(package: str) -> list[str]:
+    """The same of this process; none in an environment that the command will refuse."""
+    try:
+        return started(package, place_of(os.environ), os.environ)
+    except InputError:
+        return []
 
 
 def own_gpu(place: Place, environment: Mapping[str, str]) -> int:

@@ -1,20 +1,21 @@
-"""The noise schedule of diffusion models. Does not import torch."""
+"""The noise schedule of diffusion models. Does not import torch or numpy."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal, TypeAlias, get_args
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from labelstore.errors import InputError
 from labelstore.spec import Json
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 Noise = Literal["scaled-linear", "linear"]
 Prediction = Literal["epsilon", "v"]
 Sampler = Literal["dpm", "ddim"]
-Floats: TypeAlias = npt.NDArray[np.float64]
+Floats: TypeAlias = "npt.NDArray[np.float64]"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +52,8 @@ class DiffusionSpec:
 
     def kept(self) -> Floats:
         """Share of the image's variance left after each step (alpha-bar), float64 ``[noise_steps]``."""
+        import numpy as np
+
         count = self.noise_steps
         if self.noise == "linear":
             betas = np.linspace(self.beta_start, self.beta_end, count)
@@ -60,6 +63,8 @@ class DiffusionSpec:
 
     def levels(self) -> tuple[Floats, Floats]:
         """Factors of the image and of the noise after each step (alpha, sigma), float64 ``[noise_steps]`` each."""
+        import numpy as np
+
         kept = self.kept()
         return np.sqrt(kept), np.sqrt(1 - kept)
 
@@ -76,5 +81,7 @@ class DiffusionSpec:
                 f"--steps: expected 1 to {self.noise_steps}, the steps of noise that the model was trained with, found "
                 f"{steps}"
             )
+        import numpy as np
+
         spaced = np.linspace(0, self.noise_steps - 1, steps + 1).round().astype(np.int64)
         return spaced[:0:-1]

@@ -1,4 +1,4 @@
-"""The numbers of a plan, and which of them go together; imported without torch."""
+"""The numbers of a plan, and which of them go together; imported without torch and numpy."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from labelstore.command.flags import Words
 from labelstore.errors import FormatError, InputError
-from labelstore.format.columns import IMAGE_COLUMNS
 from labelstore.spec import Json
-from pipeline.plan.augment import MIXES, CropName, MixName, columns_of, crop, flip, known_words, mix_columns, named
-from pipeline.plan.augment.crop import CROPS
+from pipeline.plan.augment import CROPS, MIXES, CropName, MixName, columns_of, known_words, mix_columns, named
 
 MAX_SIDE = 65_535  # columns are uint16
 DEFAULT_GROUP = 128
@@ -126,6 +124,9 @@ class PlanSpec(CropOptions):
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns of a crop row, in stored order."""
+        from labelstore.format.columns import IMAGE_COLUMNS  # takes numpy, as the files of augmentations do
+        from pipeline.plan.augment import crop, flip
+
         own = (*crop.columns, *flip.columns, *columns_of(self.augment))
         return (*IMAGE_COLUMNS, *own, *mix_columns(self.mix))
 

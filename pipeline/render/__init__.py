@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from labelstore.errors import InputError
-from labelstore.format.columns import CropRows
 from labelstore.spec import Json
 from pipeline.device.choosing import choose_device
 from pipeline.render.identity import DECODERS, AugmenterName, DecoderName, augmenter_of, decoder_of
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from labelstore.format.columns import CropRows
     from pipeline.images.manifest import Manifest
     from pipeline.plan.plan import PlanSpec
 

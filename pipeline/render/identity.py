@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Literal
 
 from labelstore.spec import Json
@@ -41,6 +40,8 @@ def renderer_id(
         columns: of the rows; operators on floats that they ask for are known by their fingerprints.
         augmenter: whose filter resizes: ``pillow`` or ``dali``.
     """
+    from importlib.metadata import PackageNotFoundError, version
+
     import torch  # commands read the names above and may not need torch
 
     from pipeline.plan.augment import fingerprints

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
-from labelstore.command.flags import Addressable, Choices, Group, Named, flags_of, values_of
+from labelstore.command.flags import Addressable, Choices, Group, Named, Positional, flags_of, values_of
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
@@ -197,13 +195,9 @@ class HelloUpdateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesizeConfig:
-    """Make a small image set from a large one: a class folder with a record of the pieces of each image.
+    """Flags of `synthesize`."""
 
-    The same command continues a stopped one, to the same files. Flags whose help begins with the name of a method
-    belong to that method only.
-    """
-
-    method: Annotated[tyro.conf.Positional[str], Choices(METHODS)] = None  # type: ignore[assignment]  # as `out` is
+    method: Annotated[str, Positional(), Choices(METHODS)] = None  # type: ignore[assignment]  # as `out` is
     """Method that makes the images:"""
     out: Path = None  # type: ignore[assignment]  # left out only with --check, which calls no method
     """Class folder to make; the same command continues a stopped one."""

@@ -19,7 +19,7 @@ from labelstore.spec import Json
 from pipeline.build.stages import Busy
 from pipeline.config import require_labels
 from pipeline.plan import draws
-from pipeline.plan.augment.crop import CROPS
+from pipeline.plan.augment import CROPS
 from pipeline.plan.plan import Plan, PlanSpec
 from pipeline.render import Renderer, make_renderer
 from pipeline.synthesis.config import SynthesizeConfig, require_size

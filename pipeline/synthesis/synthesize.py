@@ -18,13 +18,12 @@ from PIL import features
 from labelstore.command.console import Console, Progress, quantity
 from labelstore.command.flags import flags_of
 from labelstore.command.stopping import StopSignals
-from labelstore.durable.places import SYNTHESIS
+from labelstore.durable.places import SYNTHESIS, require_new_file
 from labelstore.errors import InputError, LeaseError
 from labelstore.spec import Json, first_difference, require_same
 from labelstore.version import __version__
 from pipeline.build.refusing import nothing_left
 from pipeline.config import manifest_cache, require_labels
-from pipeline.config import require_place as require_writable_file
 from pipeline.device.current import make_current
 from pipeline.device.faults import device_faults
 from pipeline.images.manifest import Manifest, scan
@@ -104,7 +103,7 @@ def synthesize(config: SynthesizeConfig, console: Console) -> Mapping[str, Json]
         require_place(config.out)
         sheet = config.sheet
         if sheet and not (sheet.exists() and record_of(config.out)):
-            require_writable_file("--sheet", sheet)
+            require_new_file("--sheet", sheet)
         cache = {manifest_cache(config.out): CACHE}
         with nothing_left(cache, lambda: (config.out / SYNTHESIS).exists() or Partial.of(config.out).begun.exists()):
             setting = prepare(config, console, ranks)

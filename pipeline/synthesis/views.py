@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.plan import draws
-from pipeline.plan.augment.crop import CROPS
+from pipeline.plan.augment import CROPS
 
 RATIO = (3 / 4, 4 / 3)  # range of a box's width over its height, as of torchvision's RandomResizedCrop
 

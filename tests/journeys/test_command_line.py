@@ -21,8 +21,9 @@ from benchmarks.__main__ import COMMANDS as BENCHMARKS
 from giftwrap.__main__ import commands
 from labelstore import __version__
 from labelstore.__main__ import COMMANDS as LABELSTORE
+from labelstore.command.command_line import read_command
 from labelstore.command.flags import flags_of as fields_of
-from labelstore.command.program import Command, read_command
+from labelstore.command.program import Command
 from pipeline.__main__ import COMMANDS as PIPELINE
 from pipeline.networks.families import FAMILIES, network_names
 from tests.journeys.world import Ended, giftwrap
@@ -36,9 +37,7 @@ PROGRAMS: dict[str, dict[str, Command]] = {
 }
 GIFTWRAP = commands()
 # What takes longest to import; none of it is needed to read a command line.
-HEAVY = ("torch", "torchvision", "zarr", "numcodecs", "PIL", "nvidia.dali", "timm", "matplotlib", "hypothesis")
-# The flags of the others need the tables of augmentations, whose files draw with numpy.
-WITHOUT_NUMPY = ("labelstore", "benchmarks")
+HEAVY = ("numpy", "torch", "torchvision", "zarr", "numcodecs", "PIL", "nvidia.dali", "timm", "matplotlib", "hypothesis")
 SCRIPT = "import giftwrap.__main__ as m; m.main()"  # what the installed script does
 PRINTS_OUTCOMES = """
 import contextlib, io, json, runpy, sys
@@ -59,7 +58,7 @@ print(json.dumps(found))
 
 def outcomes_of(program: str, *lines: list[str]) -> list[tuple[str, str, list[str], int]]:
     """Of command lines, one after the other: what is printed, the errors, the heavy modules imported, the exit code."""
-    asked = json.dumps([program, lines, (*HEAVY, "numpy") if program in WITHOUT_NUMPY else HEAVY])
+    asked = json.dumps([program, lines, HEAVY])
     ended = subprocess.run([sys.executable, "-c", PRINTS_OUTCOMES, asked], capture_output=True, text=True, check=True)
     return [(out, err, imported, code) for out, err, imported, code in json.loads(ended.stdout)]
 
@@ -72,6 +71,45 @@ def test_help_imports_nothing_that_takes_long(program: str) -> None:
         assert (imported, code, err) == ([], 0, "")
         assert f"usage: python -m {program}" in out
     assert all(name in found[0][0] for name in names)
+
+
+CONFIGS = {name: command.flags.partition(":")[0] for name, command in GIFTWRAP.items()}
+PRINTS_IMPORTED = """
+import contextlib, io, json, sys
+from giftwrap.__main__ import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), \
+    contextlib.suppress(SystemExit):
+    main()
+print(json.dumps([*sys.modules]))
+"""
+
+
+def imported_by(*words: str) -> set[str]:
+    """The modules that a command line imports."""
+    start = [sys.executable, "-c", PRINTS_IMPORTED, *words]
+    return {*json.loads(subprocess.run(start, capture_output=True, text=True, check=True).stdout)}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["bogus"]])
+def test_a_list_of_commands_imports_no_flags_of_any(words: list[str]) -> None:
+    found = imported_by(*words)
+    assert found & {*HEAVY, *CONFIGS.values(), "tyro", "labelstore.command.flags", "pipeline.plan.spec"} == set()
+
+
+@pytest.mark.parametrize("name", ["info", "train", "build", "sweep"])
+def test_a_mistake_in_flags_imports_those_of_its_command(name: str) -> None:
+    found = imported_by(name, "--no-such-flag")
+    assert CONFIGS[name] in found
+    assert found & {*HEAVY, "tyro"} == set()
+    packages = ("pipeline.", "trainer.") if name == "info" else ("trainer.",) if name == "build" else ()
+    beside = [each for each in found if each.startswith(packages) and not each.endswith("__main__")]
+    assert {*beside} <= {"pipeline.launch", "pipeline.launch.launching", "pipeline.launch.place"}
+
+
+@pytest.mark.parametrize("name", GIFTWRAP)
+def test_what_a_command_does_is_written_in_its_table_alone(name: str) -> None:
+    assert GIFTWRAP[name].config.__doc__ == f"Flags of `{name}`."
+    assert GIFTWRAP[name].about.endswith(".")
 
 
 def test_one_command_has_those_of_all_packages() -> None:
@@ -240,12 +278,12 @@ def test_defaults_and_types_of_flags_are_the_fields() -> None:
 @pytest.mark.parametrize(
     ("module", "code", "words"),
     [
-        ("tyro", -signal.SIGINT, ["labelstore", "info", "x"]),
-        ("numpy", -signal.SIGINT, ["pipeline", "build"]),
-        ("tyro", -signal.SIGINT, ["benchmarks", "list"]),
+        ("tomllib", -signal.SIGINT, ["labelstore", "info", "x"]),
+        ("tomllib", -signal.SIGINT, ["pipeline", "build"]),
+        ("tyro", 130, ["labelstore", "info", "x"]),
         ("torch", 130, ["pipeline", "verify", "--store", "x", "--images", "y"]),
         ("torch", 130, ["benchmarks", "list"]),
-        ("numpy", -signal.SIGINT, ["trainer", "train"]),
+        ("tomllib", -signal.SIGINT, ["trainer", "train"]),
         ("torch", 130, ["trainer", "evaluate", "--weights", "x", "--images", "y"]),
     ],
 )

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from giftwrap.__main__ import commands
+from labelstore.command.command_line import read_command
 from labelstore.command.config_file import kinds_of, read_config, to_toml
 from labelstore.command.flags import Flag, flags_of, from_flags, values_of
-from labelstore.command.program import read_command
 from labelstore.errors import InputError
 
 COMMANDS = commands()

@@ -29,8 +29,8 @@ import pytest
 import torch
 
 from giftwrap.__main__ import commands
+from labelstore.command.command_line import EVERYWHERE
 from labelstore.command.flags import choices_of, flags_of, is_positional
-from labelstore.command.program import EVERYWHERE
 from labelstore.encoding_table import ENCODINGS
 from labelstore.tables import Table
 from pipeline.images.source_table import SOURCES

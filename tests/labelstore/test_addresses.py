@@ -18,8 +18,8 @@ import pytest
 
 from labelstore import LabelStore, check
 from labelstore.__main__ import COMMANDS, main
+from labelstore.command.command_line import read_command
 from labelstore.command.flags import flags_of
-from labelstore.command.program import read_command
 from labelstore.durable import connections, http
 from labelstore.durable.storage import LocalStorage, storage_at
 from labelstore.errors import AddressError, GiftwrapError, InputError

@@ -7,9 +7,9 @@ from typing import Any, get_args
 
 import pytest
 
-from labelstore.__main__ import CheckConfig, ConvertConfig
 from labelstore.command.encoding_options import encoding_parameters
 from labelstore.command.flags import flags_of
+from labelstore.config import CheckConfig, ConvertConfig
 from labelstore.encodings import ENCODINGS, make_encoding
 from labelstore.errors import InputError
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from labelstore import LabelStore
-from labelstore.__main__ import InfoConfig, info_command
+from labelstore.__main__ import info_command
 from labelstore.command.console import Console
+from labelstore.config import InfoConfig
 from labelstore.durable.places import require_apart
 from labelstore.errors import FormatError, InputError
 from labelstore.operations.convert import convert

@@ -13,7 +13,8 @@ from labelstore.command.flags import from_flags
 from labelstore.durable import locking
 from labelstore.errors import InputError
 from pipeline.config import BuildConfig
-from pipeline.ranks import Ranks, join, started
+from pipeline.launch.place import start_of
+from pipeline.ranks import Ranks, join
 from tests.journeys.world import SERVER
 
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -82,14 +83,14 @@ def test_what_is_no_place_is_refused(place: pytest.MonkeyPatch) -> None:
 
 
 def test_the_way_to_resume_is_said_once(place: pytest.MonkeyPatch) -> None:
-    assert started("pipeline") == [sys.executable, "-m", "pipeline"]
+    assert start_of("pipeline") == [sys.executable, "-m", "pipeline"]
     place.setattr(sys, "argv", ["/usr/bin/giftwrap", "build"])  # the installed script
-    assert started("giftwrap") == ["giftwrap"]
+    assert start_of("giftwrap") == ["giftwrap"]
     place.setenv("WORLD_SIZE", "3")
     place.setenv("RANK", "0")
-    assert started("pipeline") == ["torchrun", "--nproc-per-node=3", "-m", "pipeline"]
+    assert start_of("pipeline") == ["torchrun", "--nproc-per-node=3", "-m", "pipeline"]
     place.setenv("RANK", "1")
-    assert started("pipeline") == []
+    assert start_of("pipeline") == []
 
 
 def be_host(rank: int, port: int, place: Path, fault: str, told: Any) -> None:

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
 from labelstore.errors import InputError, MismatchError
-from trainer.compare import CompareConfig, Row, Statistic, as_markdown, compare, table
+from trainer.compare import Row, Statistic, as_markdown, compare, table
 from trainer.runs import find_runs, grouped, read_run
+from trainer.runs_config import CompareConfig
 
 MADE: dict[str, Any] = {
     "format": 2,

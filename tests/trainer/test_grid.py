@@ -11,14 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from labelstore.command.command_line import read_command
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
-from labelstore.command.program import read_command
 from labelstore.errors import InputError
 from pipeline.__main__ import COMMANDS as PIPELINE
 from trainer.__main__ import COMMANDS as TRAINER
 from trainer.grid import MAX_NAME, Task, read_grid
-from trainer.sweep import SweepConfig, sweep
+from trainer.runs_config import SweepConfig
+from trainer.sweep import sweep
 
 PAPERS = Path(__file__).resolve().parents[2] / "examples" / "papers"
 

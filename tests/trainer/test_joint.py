@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from labelstore import LabelStore
+from labelstore.command.command_line import read_command
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
-from labelstore.command.program import read_command
 from labelstore.errors import GiftwrapError
 from pipeline.build.build import build
 from pipeline.config import BuildConfig

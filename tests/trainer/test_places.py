@@ -18,8 +18,8 @@ from labelstore.errors import InputError
 from labelstore.format.root import require_own
 from pipeline.config import ShowConfig, json_object
 from pipeline.networks.imported import imported
-from trainer.config import PlotConfig
 from trainer.plot import plot
+from trainer.runs_config import PlotConfig
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/x", "gs:/bucket", "file:///tmp/x", "hf+x://a"])
@@ -91,6 +91,6 @@ def test_what_a_module_prints_is_no_summary(
         return 0
 
     monkeypatch.setattr(sys, "argv", ["x", "act", "--json"])
-    assert run_program("x", "", {"act": Command(Config, act)}) == 0
+    assert run_program("x", "", {"act": Command("", f"{__name__}:Config", act)}) == 0
     said = capsys.readouterr()
     assert (said.out, said.err) == ('{"a": 1}\n', "of the user's code\n")

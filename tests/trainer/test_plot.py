@@ -11,10 +11,10 @@ from PIL import Image
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
 from labelstore.errors import InputError
-from trainer.config import PlotConfig
 from trainer.plot import plot
 from trainer.run_log import open_log
 from trainer.runs import read_log
+from trainer.runs_config import PlotConfig
 
 
 def entry(epoch: int, **more: float | None) -> dict[str, float | None]:

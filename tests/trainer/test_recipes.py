@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from labelstore import Identity, LabelStore
+from labelstore.command.command_line import read_command
 from labelstore.command.flags import flags_of
-from labelstore.command.program import read_command
 from labelstore.errors import InputError, MismatchError
 from pipeline.__main__ import COMMANDS as PIPELINE
 from pipeline.build import recipe as stores

@@ -17,7 +17,8 @@ from labelstore.command.flags import from_flags
 from labelstore.errors import InputError, LeaseError
 from trainer import processes
 from trainer.grid import Task, read_grid
-from trainer.sweep import SweepConfig, eta, held, sweep, write_done
+from trainer.runs_config import SweepConfig
+from trainer.sweep import eta, held, sweep, write_done
 
 PROGRAM = """
 import sys

@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from labelstore.command.flags import Addressable, Group
+from labelstore.command.flags import Addressable, Group, Positional, Shown
 from labelstore.command.output import Output
 from labelstore.durable.places import require_apart, require_writable
 from labelstore.errors import InputError
@@ -18,13 +16,9 @@ SUFFIXES = (".html", ".htm")
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Make one self-contained web page of runs, stores, image sets, projectors and generators.
+    """Flags of `report`."""
 
-    It has a card for each store, set and model, with what it is made of, its size and pictures, and a table with curves
-    for the runs. The page contains its styles and pictures, and loads nothing.
-    """
-
-    things: Annotated[tuple[Path, ...], tyro.conf.Positional, Addressable(), tyro.conf.arg(metavar="PATH [PATH ...]")]
+    things: Annotated[tuple[Path, ...], Positional(), Addressable(), Shown("PATH [PATH ...]")]
     """Folders of runs, stores, image sets, projectors and generators, folders that contain some, or patterns such as
     'runs/*'."""
     out: Path

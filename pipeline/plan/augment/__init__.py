@@ -5,7 +5,8 @@ and flipped; `PIXELS` work on its pixels; `MIXES` mix it with its partner; `INPU
 an operator needs is stored in the crop's row. A plan's ``mix`` names one of `MIXES`, and its ``augment`` names any of
 the other three tables, with numbers where they take some: ``("patch-shuffle=2", "rand-augment=2,9", "dsa")``.
 
-Draws take numbers, and nothing here imports torch before an operator runs: plans and command lines need none.
+Draws take numbers, and nothing here imports torch before an operator runs, or numpy before rows are drawn: plans need
+no torch, and command lines neither.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
 from labelstore.command.flags import Choices
 from labelstore.errors import InputError
-from labelstore.format.columns import CropRows
 from labelstore.tables import Table
-from pipeline.plan.augment.crop import CROPS
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
     from torch import Tensor
+
+    from labelstore.format.columns import CropRows
+    from pipeline.plan.augment.crop import Crop
 
 
 class Mix(Protocol):
@@ -122,6 +123,14 @@ class Input(Protocol):
         """The operator on float32 ``[n, 3, S, S]``, contiguous, of rows drawn for side ``size``."""
 
 
+CROPS: Table[Crop] = Table(
+    {
+        "resized": "pipeline.plan.augment.crop:RESIZED",
+        "center": "pipeline.plan.augment.crop:CENTER",
+        "padded": "pipeline.plan.augment.crop:PADDED",
+        "factor": "pipeline.plan.augment.crop:FACTOR",
+    }
+)
 REARRANGEMENTS: Table[Rearrangement] = Table(
     {
         "patch-shuffle": "pipeline.plan.augment.patch_shuffle",
@@ -224,6 +233,8 @@ def strips_of(
     rows: CropRows, sides: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
     """What `arrange` does for all rows, as tables of strips (see `Rearrangement`); None if nothing is rearranged."""
+    import numpy as np
+
     for each in REARRANGEMENTS.values():
         if each.columns[0] in rows:
             return each.strips_of(np.stack([rows.column(name) for name in each.columns]).astype(np.int64), sides)
@@ -251,6 +262,10 @@ def drawn_inputs(names: Sequence[str], size: int, count: int) -> CropRows | None
     inputs = inputs_of(names)
     if not inputs:
         return None
+    import numpy as np
+
+    from labelstore.format.columns import CropRows
+
     images = np.arange(count, dtype=np.uint32)
     values = np.concatenate([each.draw(size, 0, 0, images) for each in inputs])
     return CropRows(tuple(name for each in inputs for name in each.columns), values.astype(np.uint16))
@@ -261,7 +276,10 @@ def fingerprints(names: Sequence[str], device: torch.device) -> dict[str, list[f
 
     They work on floats, so that two devices or libraries agree only to within rounding: a store keeps these numbers.
     """
+    import numpy as np
     import torch
+
+    from labelstore.format.columns import CropRows
 
     made: dict[str, list[float]] = {}
     for name, each in INPUTS.items():

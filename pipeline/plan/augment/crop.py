@@ -12,6 +12,7 @@ import numpy.typing as npt
 from labelstore.errors import InputError
 from labelstore.format.columns import BOX_COLUMNS
 from pipeline.plan import draws
+from pipeline.plan.augment import CROPS
 
 columns = BOX_COLUMNS
 ATTEMPTS = 10
@@ -23,7 +24,7 @@ Boxes = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """One way to choose boxes: an entry of `CROPS`.
+    """One way to choose boxes: an entry of `pipeline.plan.augment.CROPS`.
 
     Attributes:
         boxes: called with a key, image indexes ``[n]``, their heights and widths in pixels ``[n]``, and the parameters
@@ -156,9 +157,7 @@ def _padded(key: draws.Key, images: Images, heights: Sides, widths: Sides, *, pa
     return np.stack([top, left, heights, widths]).astype(np.int64)
 
 
-CROPS: dict[str, Crop] = {
-    "resized": Crop(_resized, ("scale", "ratio")),
-    "center": Crop(_center, ("size", "resize")),
-    "padded": Crop(_padded, ("size", "pad"), _require_size),
-    "factor": Crop(_factor, ("factor",), _require_factor),
-}
+RESIZED = Crop(_resized, ("scale", "ratio"))
+CENTER = Crop(_center, ("size", "resize"))
+PADDED = Crop(_padded, ("size", "pad"), _require_size)
+FACTOR = Crop(_factor, ("factor",), _require_factor)
