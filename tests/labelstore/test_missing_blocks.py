@@ -143,7 +143,7 @@ def test_other_images_do_not_fill_a_sealed_block(tmp_path: Path, content: Conten
     rows[0, 0] = np.setdiff1d(np.arange(10), content.order[2, 4:8])[:4]
     with store.lease() as writer:
         writer.write(block, replace(data, rows=rows))
-        with pytest.raises(InputError, match=r"block 1\.1 was made of other images than before"):
+        with pytest.raises(InputError, match=r"block 1\.1 has other images than before"):
             writer.seal()
 
 
