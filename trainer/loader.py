@@ -36,7 +36,8 @@ class Span:
         end: end of its slice.
         total: number of crops in the whole batch.
         share: as in `TrainBatch`.
-        reused: rows from ``low`` on that were rendered for the span before.
+        reused: rows from ``low`` on that were rendered for the spans before.
+        played: whether its slice is yielded; not if only its crops are needed, for a later span.
     """
 
     low: int
@@ -46,6 +47,7 @@ class Span:
     total: int
     share: float
     reused: int
+    played: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,15 +269,18 @@ class Loader(IterableDataset[TrainBatch]):
         held: TrainBatch | None = None
         for play in plays:
             span = play.span
-            parts = [held[len(held) - span.reused :]] if held and span.reused else []
+            kept = held[max(len(held) - span.reused, 0) :] if held and span.reused else None
+            first_row = span.low + span.reused - (len(kept) if kept else 0)
+            parts = [kept] if kept else []
             if len(play.positions):
                 made = next(pixels)
                 crops = Crops(play.view, play.positions, next(rows), made)
                 parts.append(self._paired(crops, label(crops)))
             joined = concatenate(parts)
-            own = joined[span.begin - span.low : span.end - span.low]
-            yield replace(own, total=span.total, share=span.share)
-            held = joined[span.end // self.crops.group * self.crops.group - span.low :]
+            if span.played:
+                own = joined[span.begin - first_row : span.end - first_row]
+                yield replace(own, total=span.total, share=span.share)
+            held = joined[max(span.end // self.crops.group * self.crops.group - first_row, 0) :]
 
     def _plays(self, first: int, start: int, stop: int) -> Iterator[Play]:
         """The spans of epochs ``first`` to ``stop``, the first one from an offset on."""
@@ -285,16 +290,23 @@ class Loader(IterableDataset[TrainBatch]):
                 yield Play(span, view, self.order.positions(epoch, span.low + span.reused, span.high))
 
     def _spans(self, start: int) -> Iterator[Span]:
-        """This process's part of each batch of an epoch from ``start`` on; mixed crops need their whole groups."""
+        """This process's part of each batch of an epoch from ``start`` on; mixed crops need their whole groups.
+
+        Crops are rendered and labelled in the same parts wherever an epoch is continued, since the last bits of a
+        matrix product depend on its number of rows. A group that begins before ``start`` may need an earlier part.
+        """
         group, images, rendered = self.crops.group, self.crops.images, 0
-        for first in range(start, images, self.batch_size):
+        grid = start if start % self.batch_size else 0  # a position of a run with another batch size has no parts here
+        for first in range(grid, images, self.batch_size):
             total = min(self.batch_size, images - first)
             own = slices(total, self._world)[self._rank]
             count = own.stop - own.start
             begin = first + own.start if count else first
             end = begin + max(count, 1)
             low, high = begin // group * group, min(-(-end // group) * group, images)
-            yield Span(low, high, begin, end, total, count * self._world / total, max(rendered - low, 0))
+            reused, played = max(rendered - low, 0), first >= start
+            if played or high > start // group * group:
+                yield Span(low, high, begin, end, total, count * self._world / total, reused, played)
             rendered = high
 
     def _paired(self, crops: Crops, logits: torch.Tensor | None) -> TrainBatch:

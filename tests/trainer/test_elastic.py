@@ -120,6 +120,23 @@ def test_going_on_costs_the_same_anywhere(
         assert sum(rendered) <= -(-3 // group) * group + group
 
 
+@given(st.integers(1, 9), st.integers(1, 3), st.data())
+def test_crops_are_labelled_in_the_same_parts_wherever_an_epoch_is_continued(
+    replays: dict[tuple[int, int], Replay], batch: int, world: int, data: st.DataObject
+) -> None:
+    """The last bits of labels may depend on how many are decoded, or made by a teacher, at a time."""
+    replay = replays[data.draw(st.integers(0, world - 1)), world]
+    replay.batch_size = batch
+    start = batch * data.draw(st.integers(0, (IMAGES - 1) // batch))
+
+    def parts(start: int) -> list[list[int]]:
+        plays = replay._plays(0, start, 1)
+        return [play.positions.tolist() for play in plays if len(play.positions)]
+
+    every, rest = parts(0), parts(start)
+    assert rest == every[len(every) - len(rest) :]
+
+
 @given(st.integers(0, 100), st.integers(1, 20))
 def test_slices_are_whole_and_alike(count: int, parts: int) -> None:
     found = slices(count, parts)
