@@ -11,8 +11,9 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
+from labelstore.command.commands import Command
 from labelstore.command.console import Console
-from labelstore.command.program import Command, run_program
+from labelstore.command.program import run_program
 from labelstore.durable.places import require_apart
 from labelstore.errors import InputError
 from labelstore.spec import Json

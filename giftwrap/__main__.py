@@ -17,7 +17,8 @@ sys.path[:] = [*(folder for folder in sys.path if folder not in ("", HERE)), HER
 from importlib import import_module
 from importlib.util import find_spec
 
-from labelstore.command.program import Command, require_ours, run_program
+from labelstore.command.commands import Command
+from labelstore.command.program import require_ours, run_program
 from labelstore.errors import InputError
 
 PACKAGES = ("pipeline", "trainer", "labelstore")

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labelstore.command.program import Command, require_ours, run_program
+from labelstore.command.commands import Command
+from labelstore.command.program import require_ours, run_program
 
 require_ours("labelstore")
 

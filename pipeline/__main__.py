@@ -11,8 +11,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from labelstore.command.commands import Command
 from labelstore.command.console import Console, byte_count, duration, quantity
-from labelstore.command.program import Command, require_ours, run_program
+from labelstore.command.program import require_ours, run_program
 from labelstore.errors import InputError
 from labelstore.export_table import EXPORTS
 

@@ -251,15 +251,16 @@ class ShowConfig:
 
     def __post_init__(self) -> None:
         """Refuse invalid flags, and files that could not be written, before anything is drawn."""
-        if self.data is not None:
-            stored = not names_files(self.data) if scheme_of(self.data) else is_store(self.data)
+        data = self.data
+        if data is not None:
+            stored = not names_files(data) if scheme_of(data) else is_store(data)
             name = "store" if stored else "images"
             if getattr(self, name) is not None:
-                raise InputError(f"{self.data} and --{name} {getattr(self, name)}: expected one of them, found both")
-            object.__setattr__(self, name, self.data)
+                raise InputError(f"{data} and --{name} {getattr(self, name)}: expected one of them, found both")
+            object.__setattr__(self, name, data)
             object.__setattr__(self, "data", None)  # so that --print-config writes one of them
         if self.images is None:
-            where = f"; of images at {self.data}: --images {self.data}" if self.store is self.data is not None else ""
+            where = f"; of images at {data}: --images {data}" if self.store is data is not None else ""
             raise InputError(f"--images: missing; give the images that the store was made of{where}")
         if self.store is None and self.view:
             raise InputError(f"--view {self.view}: has an effect only with --store, found none")

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from labelstore.command.commands import Command
 from labelstore.command.console import Console, quantity
-from labelstore.command.program import Command, require_ours, run_program
+from labelstore.command.program import require_ours, run_program
 from labelstore.errors import InputError
 
 require_ours("trainer", "pipeline")

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from labelstore.command.commands import Command
 from labelstore.command.config_file import read_config, words_of
 from labelstore.command.flags import OPTIONS, Flag, choices_of, flags_of, from_flags, is_positional
 from labelstore.command.help_words import default_hint, placeholder
 from labelstore.command.mistakes import key_of, require_flags, require_single_values
-from labelstore.command.program import Command
 from labelstore.errors import InputError
 from labelstore.storage_table import STORAGES, as_typed, meant_address, no_path, scheme_of, without_credentials
 

@@ -177,9 +177,7 @@ def _with_choices(kind: Any) -> Any:
         return kind
     names = (*marks[0].others, *marks[0].table)
     if marks[0].places:
-        import tyro  # takes long
-
-        return Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(names)}}}|MODULE:ATTRIBUTE")]
+        return Annotated[str, Shown(f"{{{','.join(names)}}}|MODULE:ATTRIBUTE")]
     chosen: Any = Literal[names]
     if NoneType in get_args(kind.__origin__):
         chosen = chosen | None

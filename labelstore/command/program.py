@@ -6,53 +6,20 @@ import atexit
 import gc
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from labelstore.command.commands import Command
 from labelstore.command.console import Console, not_installed, run_command
 from labelstore.errors import InputError, reason
 from labelstore.version import __version__
 
 MODULES = "GIFTWRAP_MODULES"  # of the environment: modules that are imported before a command line is read
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """One command of a program, as a line of its table: nothing of the command is imported for it.
-
-    Attributes:
-        about: what the command does, for the list of commands and for its help.
-        flags: where the flags are, as ``module:attribute``: a frozen dataclass, as `labelstore.command.flags` reads it,
-            with an ``output``.
-        run: gets the flags and the console; returns the exit code. Imports what takes long to import.
-        more: what its help has after that.
-        resumes: whether typing the same command again continues stopped work.
-        typed: turns the words of the command line into the words that are parsed: a recipe into its flags.
-        short: shorter spellings of flags, for commands that torchrun does not start: it takes them for its own flags.
-        examples: what can be typed after the name of the command, for the help.
-    """
-
-    about: str
-    flags: str
-    run: Callable[[Any, Console], int]
-    more: str = ""
-    resumes: bool = False
-    typed: Callable[[Sequence[str]], Sequence[str]] = lambda words: words
-    short: Mapping[str, str] = field(default_factory=dict)
-    examples: Sequence[str] = ()
-
-    @property
-    def config(self) -> type[Any]:
-        """The dataclass of the flags."""
-        module, _, name = self.flags.partition(":")
-        found: type[Any] = getattr(import_module(module), name)
-        return found
 
 
 def run_program(

@@ -22,8 +22,8 @@ from giftwrap.__main__ import commands
 from labelstore import __version__
 from labelstore.__main__ import COMMANDS as LABELSTORE
 from labelstore.command.command_line import read_command
+from labelstore.command.commands import Command
 from labelstore.command.flags import flags_of as fields_of
-from labelstore.command.program import Command
 from pipeline.__main__ import COMMANDS as PIPELINE
 from pipeline.networks.families import FAMILIES, network_names
 from tests.journeys.world import Ended, giftwrap
@@ -183,7 +183,7 @@ def test_the_home_folder_is_written_as_a_shell_has_it(tmp_path: Path, monkeypatc
     monkeypatch.setenv("HOME", str(tmp_path))
     words = ["show", "~/set-{0..1}.tar", "--out", "~/sheet.png"]
     config: Any = read_command(PIPELINE["show"], "show", words).config
-    assert (config.data, config.out) == (tmp_path / "set-{0..1}.tar", tmp_path / "sheet.png")
+    assert (config.images, config.out) == (tmp_path / "set-{0..1}.tar", tmp_path / "sheet.png")
 
 
 def test_none_undoes_a_value_of_a_file(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks.__main__ import COMMANDS as BENCHMARKS
 from giftwrap.__main__ import commands
+from labelstore.command.commands import Command
 from labelstore.command.flags import Flag, Words, flags_of
-from labelstore.command.program import Command
 
 COMMANDS: dict[str, Command] = commands() | {f"bench {name}": command for name, command in BENCHMARKS.items()}
 PLACE = Path(__file__).parent / "golden" / "flags.json"

@@ -30,18 +30,23 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> LabelStore:
     return build(tmp_path / "s", Content(make_identity(**KINDS[request.param]), V), V)
 
 
+def close(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether labels agree; the last bits of a matrix product depend, on some CPUs, on its number of rows."""
+    return np.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_an_image_is_what_reading_each_view_gives(store: LabelStore) -> None:
     for image in (0, 7, 9, 7):
         found = store.image(image)
         each = [store.read_images(view, [image]) for view in range(V)]
-        assert np.array_equal(found.logits, np.concatenate([batch.logits for batch in each]))
+        assert close(found.logits, np.concatenate([batch.logits for batch in each]))
         assert np.array_equal(found.positions, np.concatenate([batch.positions for batch in each]))
         assert np.array_equal(found.rows.values, np.concatenate([batch.rows.values for batch in each], axis=1))
         assert (found.image, found.target, len(found)) == (image, each[0].targets[0], V)
         assert found.views.tolist() == [*range(V)]
     some = store.image(3, [5, 0, 0])
-    assert np.array_equal(some.logits, store.image(3).logits[[5, 0, 0]])
-    assert np.array_equal(store.image(3, slice(None, None, -2)).logits, store.image(3).logits[::-2])
+    assert close(some.logits, store.image(3).logits[[5, 0, 0]])
+    assert close(store.image(3, slice(None, None, -2)).logits, store.image(3).logits[::-2])
     assert len(store.image(3, [])) == 0
 
 

@@ -154,7 +154,9 @@ def test_codes_of_a_transform_are_those_of_numpy_and_labels_agree(
         assert np.array_equal(ours[name][0], codes)
     labels = twin.decode(expected, pairs)
     assert labels.dtype == torch.float32
-    assert np.allclose(labels.cpu(), encoding.decode(expected, pairs), rtol=1e-5, atol=1e-5)
+    theirs = encoding.decode(expected, pairs)
+    largest = np.abs(theirs[:, kept]).max(1, keepdims=True)  # components cancel, in another order
+    assert (np.abs(labels.numpy(force=True) - theirs) <= 1e-5 * (1 + largest)).all()
     assert np.array_equal(labels.cpu()[:, ~kept], x[:, ~kept])
     far, limit = np.zeros((3, C), np.float32), 2**22 * encoding.calibration.unit
     far[:, ~kept] = -1e4

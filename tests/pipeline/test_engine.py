@@ -447,14 +447,14 @@ def test_a_compiled_network_that_lies_is_not_used(weights: list[str], monkeypatc
     def wrong(function: Callable[[Tensor], Tensor], example: Tensor, *, name: str) -> Callable[[Tensor], Tensor]:
         return (lambda images: 1.01 * function(images)) if "network" in name else function
 
-    monkeypatch.setattr(running, "compiled", wrong)
+    monkeypatch.setattr(running, "compile_function", wrong)
     with pytest.raises(CompileError, match="the compiled network gives other logits: they differ by"):
         teacher_of(weights[:1], compile="require")
 
     def other(function: Callable[[Tensor], Tensor], example: Tensor, *, name: str) -> Callable[[Tensor], Tensor]:
         return lambda images: function(images) + 1
 
-    monkeypatch.setattr(running, "compiled", other)
+    monkeypatch.setattr(running, "compile_function", other)
     (warning,) = teacher_of(weights[:1], compile="on").warnings
     assert "the compiled normalisation of crops gives other images" in warning
 

@@ -165,8 +165,11 @@ def make_projector(folder: Path) -> Path:
         "weights": "/models/tiny.safetensors",
         "sha256": "0" * 64,
         "bytes": 1000,
+        "features": "penultimate",
+        "width": 8,
     }
-    record = {"format": 1, "encoder": encoder, "rank": 2, "head": "zero", "head_rank": 2, "lora_on": None,
+    record = {"format": 1, "encoder": encoder, "rank": 2, "alpha": 2.0, "head": "zero",
+              "head_rank": 2, "lora_on": None, "adapt_norms": False,
               "trained": {"columns": 3, "size": 16}}  # fmt: skip
     (folder / "projector.json").write_text(json.dumps(record))
     tensors = {"head.weight": {"dtype": "F32", "shape": [10], "data_offsets": [0, 40]}}

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from labelstore.command.commands import Command
 from labelstore.command.console import Console
 from labelstore.command.flags import from_flags
 from labelstore.command.output import Output
-from labelstore.command.program import Command, run_program
+from labelstore.command.program import run_program
 from labelstore.durable.newfile import write_new
 from labelstore.durable.places import require_apart, require_writable
 from labelstore.errors import InputError

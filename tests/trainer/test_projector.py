@@ -226,7 +226,7 @@ def test_a_projector_is_loaded_from_another_place_and_refuses_another_encoder(
     other = saved_encoder("Cnn", tmp_path / "other.safetensors", seed=5)
     with pytest.raises(InputError, match=r"expected those that the projector .* was trained with"):
         logits_of(moved, IMAGES, encoder_weights=str(other))
-    with pytest.raises(InputError, match="takes encoder_weights alone, found width"):
+    with pytest.raises(InputError, match="takes only encoder_weights, found width"):
         logits_of(moved, IMAGES, width=3)
     with pytest.raises(InputError, match=r"expected the folder of a projector, found no projector\.json"):
         logits_of(tmp_path, IMAGES)

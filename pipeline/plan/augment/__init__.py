@@ -11,7 +11,8 @@ no torch, and command lines neither.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Protocol, TypeAlias
 
 from labelstore.command.flags import Choices
@@ -25,7 +26,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from labelstore.format.columns import CropRows
-    from pipeline.plan.augment.crop import Crop
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """One way to choose boxes: an entry of `CROPS`.
+
+    Attributes:
+        boxes: called with a key, image indexes ``[n]``, their heights and widths in pixels ``[n]``, and the parameters
+            by name; returns int64 ``[4, n]`` in the order of `labelstore.format.columns.BOX_COLUMNS`.
+        parameters: the fields of the plan that it reads. Those other than ``size`` have an effect only with the crops
+            that name them.
+        require_sides: called with the heights and widths of all images, and the parameters by name; raises InputError
+            for an image that this crop cannot use. None: it can use any.
+    """
+
+    boxes: Callable[..., npt.NDArray[np.int64]]
+    parameters: tuple[str, ...]
+    require_sides: Callable[..., None] | None = None
 
 
 class Mix(Protocol):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from labelstore.errors import InputError
 from labelstore.format.columns import BOX_COLUMNS
 from pipeline.plan import draws
-from pipeline.plan.augment import CROPS
+from pipeline.plan.augment import CROPS, Crop
 
 columns = BOX_COLUMNS
 ATTEMPTS = 10
@@ -20,24 +19,6 @@ ATTEMPTS = 10
 Images = npt.NDArray[np.uint32]
 Sides = npt.NDArray[np.int32]
 Boxes = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Crop:
-    """One way to choose boxes: an entry of `pipeline.plan.augment.CROPS`.
-
-    Attributes:
-        boxes: called with a key, image indexes ``[n]``, their heights and widths in pixels ``[n]``, and the parameters
-            by name; returns int64 ``[4, n]`` in the order of `columns`.
-        parameters: the fields of the plan that it reads. Those other than ``size`` have an effect only with the crops
-            that name them.
-        require_sides: called with the heights and widths of all images, and the parameters by name; raises InputError
-            for an image that this crop cannot use. None: it can use any.
-    """
-
-    boxes: Callable[..., Boxes]
-    parameters: tuple[str, ...]
-    require_sides: Callable[..., None] | None = None
 
 
 def draw(

@@ -158,7 +158,7 @@ class FakeRay(SimpleNamespace):
         ended = subprocess.run(words, preexec_fn=lambda: None, capture_output=True, text=True, check=True)
         self.child = ended.stdout
         if self.signalled:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)  # for this thread, which blocks it
         os.write(2, b"as Ray's C++ prints")
         if self.error:
             raise self.error
