@@ -1,7 +1,7 @@
 """The table of losses: a declaration of each, with the place of its function. Does not import torch.
 
 A new loss is one file in `trainer/losses/` and one line in `LOSSES`, which names its numbers: those that have a flag,
-the fields of `LossSpec`, and those of its own, which ``--loss-args`` gives.
+the fields of `LossSpec`, and its `own_numbers`, which are set by ``--loss-args``.
 """
 
 from __future__ import annotations

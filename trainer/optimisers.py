@@ -184,7 +184,7 @@ def optimiser_of(options: OptimiserOptions) -> OptimiserSpec:
     """The optimiser of its flags, with every number.
 
     Raises:
-        InputError: when it has no learning rate of its own, and none is given, or does not take what is given.
+        InputError: when it has no default learning rate and none is given, or rejects an argument.
     """
     own = defaults_of(options.name)
     given = json_object("--optimizer-args", options.args)
@@ -201,7 +201,7 @@ def first_rate(options: OptimiserOptions) -> float:
     """The learning rate before the schedule changes it.
 
     Raises:
-        InputError: when the optimiser has none of its own, and none is given.
+        InputError: when the optimiser has no default and none is given.
     """
     rate = defaults_of(options.name).lr if options.lr is None else options.lr
     if rate is None:

@@ -6,6 +6,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
 from labelstore.command.names import printable
@@ -49,10 +50,10 @@ def entries(tar: str, open_tar: Callable[[], BinaryIO] | None = None) -> Iterato
     """
     shown = printable(tar)
     try:
-        with open_tar() if open_tar else open(tar, "rb") as file:  # noqa: PTH123
+        with open_tar() if open_tar else Path(tar).open("rb") as file:
             yield from _entries(file, shown)
     except tarfile.TarError as error:
-        with suppress(OSError), open_tar() if open_tar else open(tar, "rb") as file:  # noqa: PTH123
+        with suppress(OSError), open_tar() if open_tar else Path(tar).open("rb") as file:
             if file.read(6).startswith(COMPRESSED):
                 raise compressed(tar) from error
         raise InputError(

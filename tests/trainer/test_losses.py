@@ -322,7 +322,7 @@ def test_every_pair_of_losses_differs() -> None:
 
 
 def huber(x: torch.Tensor, t: torch.Tensor, *, temperature: float, width: float = 1.0) -> torch.Tensor:
-    """A loss that this file and one line in the table add, with a number of its own."""
+    """A loss that this file and one line in the table add, with a parameter that has no flag."""
     return torch.nn.functional.huber_loss(x / temperature, t / temperature, delta=width)
 
 
